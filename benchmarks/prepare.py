@@ -1,0 +1,255 @@
+"""The preparation against the guide's way: CPU of one mask, and archives to dataset.
+
+examples:
+  python benchmarks/prepare.py                full size: 11,355 annotations, the real lists, 9 GB of scratch
+  python benchmarks/prepare.py --n 300        small, to see that it runs; records nothing
+  python benchmarks/prepare.py --scratch /fast/dir
+
+The guide's way: md5sum of both archives, `tar x` of both, mmsegmentation's voc_aug.py with as many processes
+as there are cores. Stand-ins of the real sizes are made on demand in the scratch folder and stay there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+from benchmarks import harness  # noqa: E402
+from jobs.errors import UserError, run_command  # noqa: E402
+from jobs.prepare import sources, verify, workers  # noqa: E402
+from jobs.prepare.build import write_masks  # noqa: E402
+from jobs.prepare.others import converters  # noqa: E402
+from jobs.prepare.synthetic import Lists, make_lists, read_lists, write_archives  # noqa: E402
+
+REAL_LISTS = ROOT / "tests/data/voc"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--n", type=int, metavar="IMAGES", help="that many training images; nothing is recorded"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "baton-bench-prepare")
+    args = parser.parse_args()
+    if "voc_aug" not in converters():
+        raise UserError("the installed mmsegmentation has no voc_aug.py to compare with")
+    if args.n:
+        # Small runs say nothing about the ratios, so they leave the recorded ones alone.
+        harness.RESULTS = args.scratch / "results"
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    archives, lists = stand_ins(args.scratch, args.n)
+    masks(args.scratch, archives, lists, args.rounds)
+    datasets(args.scratch, archives, lists, args.rounds)
+    return 0
+
+
+def stand_ins(scratch: Path, n: int | None) -> tuple[Path, Lists]:
+    """(folder with both archives, their lists); made once."""
+    lists = make_lists(n, max(2, n // 7)) if n else read_lists(REAL_LISTS)
+    folder = scratch / f"archives-{n or 'full'}"
+    if not (folder / "SHA256SUMS").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_archives(folder, lists, classes=20, pool=64, full=not n)
+    # The guide's checksum is md5; both ways read both archives once for it.
+    names = [sources.VOC.name, sources.SBD.name]
+    if not (folder / "MD5SUMS").exists():
+        sums = subprocess.run(["md5sum", *names], cwd=folder, check=True, capture_output=True, text=True)
+        (folder / "MD5SUMS").write_text(sums.stdout)
+    return folder, lists
+
+
+# --- one mask ---
+
+
+def masks(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
+    """CPU of one .mat file, from file to file, each way in a process of its own; then every pixel."""
+    folder = Path(shutil.copytree(extracted(scratch, archives), memory(scratch) / "cls"))
+    names = lists.sbd[:: max(1, len(lists.sbd) // 1500)]
+    theirs, ours = folder.parent / "theirs", folder.parent / "ours"
+
+    def cpu(work: Callable[..., float], target: Path) -> Callable[[], float]:
+        def measure() -> float:
+            shutil.rmtree(target, ignore_errors=True)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                return process.submit(work, folder, names, target).result()
+
+        return measure
+
+    try:
+        harness.compare(
+            "prepare-mask",
+            f"mask conversion, CPU per mask ({len(names):,} masks, pixel-equal)",
+            cpu(convert_ours, ours),
+            cpu(convert_theirs, theirs),
+            against="mmseg voc_aug.py",
+            goal=0.1,
+            unit="µs",
+            better="lower",
+            rounds=rounds,
+        )
+        for name in names:
+            with (
+                Image.open(ours / f"VOC2012/SegmentationClassAug/{name}.png") as one,
+                Image.open(theirs / f"{name}.png") as other,
+            ):
+                if not np.array_equal(np.asarray(one), np.asarray(other)):
+                    raise AssertionError(f"{name}: the masks differ")
+    finally:
+        shutil.rmtree(folder.parent)
+
+
+def convert_ours(folder: Path, names: list[str], target: Path) -> float:
+    (target / "VOC2012/SegmentationClassAug").mkdir(parents=True)
+    workers.keep_memory()
+    begin = time.process_time()
+    for name in names:
+        write_masks(folder, target, [(name, (folder / f"{name}.mat").read_bytes())])
+    return (time.process_time() - begin) / len(names) * 1e6
+
+
+def convert_theirs(folder: Path, names: list[str], target: Path) -> float:
+    target.mkdir()
+    voc_aug = load(converters()["voc_aug"])
+    begin = time.process_time()
+    for name in names:
+        voc_aug.convert_mat(f"{name}.mat", str(folder), str(target))
+    return (time.process_time() - begin) / len(names) * 1e6
+
+
+def memory(scratch: Path) -> Path:
+    """A folder in memory where there is one, so that the disk is not measured."""
+    shared = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(dir=shared if os.access(shared, os.W_OK) else scratch))
+
+
+def extracted(scratch: Path, archives: Path) -> Path:
+    """SBD's annotations as files."""
+    target = scratch / f"{archives.name}-cls"
+    folder = target / "benchmark_RELEASE/dataset/cls"
+    if not folder.exists():
+        target.mkdir(exist_ok=True)
+        pattern = "benchmark_RELEASE/dataset/cls"
+        subprocess.run(["tar", "xzf", archives / sources.SBD.name, "-C", target, pattern], check=True)
+    return folder
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- archives to dataset ---
+
+
+def datasets(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
+    ours, theirs = scratch / "ours", scratch / "theirs"
+    files: dict[str, int] = {}
+
+    def run_ours() -> float:
+        shutil.rmtree(ours, ignore_errors=True)
+        command = [sys.executable, "-m", "jobs.prepare", "--data-root", ours, "--archives", archives]
+        seconds = harness.timed(lambda: subprocess.run(list(map(str, command)), cwd=ROOT, check=True))
+        files["ours"] = count(ours)
+        return seconds
+
+    def run_theirs() -> float:
+        shutil.rmtree(theirs, ignore_errors=True)
+        theirs.mkdir()
+        seconds = harness.timed(lambda: guide(archives, theirs, len(lists.trainaug)))
+        files["peer"] = count(theirs)
+        return seconds
+
+    harness.compare(
+        "prepare-dataset",
+        f"two archives to verified dataset, wall ({len(lists.sbd):,} annotations, {workers.cores()} cores)",
+        run_ours,
+        run_theirs,
+        against="md5sum, 2 × tar x, voc_aug.py",
+        goal=0.25,
+        unit="s",
+        better="lower",
+        rounds=rounds,
+    )
+    harness.record(
+        "prepare-files",
+        "files that it leaves on disk",
+        files["ours"] / files["peer"],
+        against="the guide's way",
+        goal=0.3,
+        better="lower",
+        raw=dict(files),
+    )
+    check_equal(ours, theirs, lists)
+    begin = time.perf_counter()
+    problems = verify.quick(ours / "VOCdevkit")
+    harness.record(
+        "prepare-verify",
+        "prepare --verify of the whole dataset",
+        time.perf_counter() - begin,
+        against="",
+        goal=5,
+        unit="s",
+        better="lower",
+    )
+    if problems:
+        raise AssertionError(problems[0])
+
+
+def guide(archives: Path, target: Path, trainaug: int) -> None:
+    """The guide's steps. voc_aug.py insists on 10,582 ids, which is changed for smaller stand-ins only."""
+    subprocess.run(["md5sum", "--quiet", "-c", "MD5SUMS"], cwd=archives, check=True)
+    subprocess.run(["tar", "xf", archives / sources.VOC.name, "-C", target], check=True)
+    subprocess.run(["tar", "xzf", archives / sources.SBD.name, "-C", target], check=True)
+    program = f"import voc_aug; voc_aug.AUG_LEN = {trainaug}; voc_aug.main()"
+    subprocess.run(
+        [sys.executable, "-c", program, "VOCdevkit", "benchmark_RELEASE", "--nproc", str(workers.cores())],
+        cwd=target,
+        env={**os.environ, "PYTHONPATH": str(converters()["voc_aug"].parent)},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def count(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
+def check_equal(ours: Path, theirs: Path, lists: Lists) -> None:
+    """Both ways give the same ids and, where the guide's makes a mask from SBD, the same pixels."""
+    segmentation, aug = "VOCdevkit/VOC2012/ImageSets/Segmentation", "VOCdevkit/VOC2012/SegmentationClassAug"
+    for name in ("trainaug.txt", "aug.txt"):
+        one, other = ((root / segmentation / name).read_text().split() for root in (ours, theirs))
+        if sorted(one) != sorted(other):
+            raise AssertionError(f"{name} differs")
+    for name in sorted(set(lists.sbd) - set(lists.voc))[::20]:
+        with Image.open(ours / aug / f"{name}.png") as a, Image.open(theirs / aug / f"{name}.png") as b:
+            if not np.array_equal(np.asarray(a), np.asarray(b)):
+                raise AssertionError(f"{name}: the masks differ")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,1 @@
+"""What a machine needs: dependencies, set-up, the Slurm test cluster."""

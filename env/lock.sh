@@ -1,0 +1,14 @@
+#!/bin/sh
+# Resolves env/requirements-{a,b}.in into env/lock-{a,b}.txt. Run it after editing those, commit the result.
+set -eu
+cd "$(dirname "$0")"
+uv=../.venv/bin/uv
+for set in a b; do
+    # torch and torchvision are installed first, by pip (requirements-torch.txt). opencv-python needs libGL,
+    # the headless build with the same module does not: it stands in. `typing` is for Python 2.
+    "$uv" pip compile "requirements-$set.in" -c requirements-torch.txt --universal --python-version 3.10 \
+        ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} \
+        --no-emit-package torch --no-emit-package torchvision --no-emit-package opencv-python --no-emit-package typing \
+        --no-emit-find-links --no-annotate --quiet --custom-compile-command 'env/lock.sh' \
+        --output-file "lock-$set.txt"
+done

@@ -1,0 +1,1 @@
+"""What runs on compute nodes: prepare, train, evaluate, infer."""

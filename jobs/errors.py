@@ -1,0 +1,30 @@
+"""A mistake of the user's, and how every command ends on one: one line on stderr, exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """What is wrong, where, and the mend, in one line. Commands print it without a traceback."""
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Runs a command's `main` and ends the process with a stable exit code.
+
+    0: done (`main` returned None or 0). 2: the user's mistake, one line on stderr. 130: Ctrl-C. Any other
+    code is the one `main` returned. Everything else is a defect of ours and keeps its traceback.
+    """
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; what is still buffered has nowhere to go either.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code or 0)

@@ -1,0 +1,197 @@
+"""`python -m jobs.evaluate RUN`: mIoU, mAcc, aAcc, the per-class table and pictures of a run's checkpoint.
+
+One process a rank; each takes every N-th image. Results go to RUN/eval/CHECKPOINT-DIGEST/. A checkpoint that
+has been evaluated is not evaluated again, unless asked to: a job that is requeued after its end does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs import compat, events, notify
+from jobs import model as models
+from jobs.errors import UserError, run_command
+from jobs.evaluate import figures, ranks, report, results
+from jobs.prepare import progress
+from jobs.run_directory import Run
+from jobs.train import checkpoints
+
+
+def main() -> int:
+    arguments = parse()
+    run = Run(arguments.run.resolve())
+    began = time.monotonic()
+    checkpoint = models.chosen_checkpoint(run, arguments.checkpoint)
+    digest = checkpoints.digest(checkpoint)
+    where = arguments.out.resolve() if arguments.out else results.folder(run, checkpoint, digest)
+    done = None if arguments.again else results.finished(where)
+
+    # Only now what takes seconds to import.
+    compat.prepare()
+    from jobs.evaluate import labels
+
+    us = ranks.join(run)
+    if done is not None:
+        # Every rank has seen the same folder, so all of them end here.
+        if us.rank == 0:
+            print(f"{checkpoint.name} has been evaluated already (--again does it once more): {where}")
+            results.show(done)
+        ranks.gather(us, b"")
+        return 0
+    cfg = models.config(run)
+    model = models.load(cfg, checkpoint, us.device)
+    labels.use_fast_labels(model)
+    dataset = test_dataset(cfg)
+    names, ignore = model.dataset_meta["classes"], ignored(cfg)
+    pictured = pictures_of(dataset, arguments.pictures)
+    mine = list(range(us.rank, len(dataset), us.size))
+
+    matrix = np.zeros((len(names), len(names)), np.int64)
+    spent = {"loading": 0.0, "model": 0.0, "counting": 0.0, "pictures": 0.0}
+    with progress.task(f"evaluating {checkpoint.name}", len(mine)) as advance:
+        for index, sample in zip(mine, loaded(cfg, dataset, mine, spent), strict=True):
+            prediction = timed(spent, "model", lambda sample=sample: predict(model, sample))
+            truth = sample["data_samples"].gt_sem_seg.data.squeeze(0).numpy()
+            matrix += timed(
+                spent,
+                "counting",
+                lambda truth=truth, p=prediction: figures.confusion(truth, p, len(names), ignore),
+            )
+            if index in pictured:
+                timed(
+                    spent,
+                    "pictures",
+                    lambda s=sample, t=truth, p=prediction: draw(where, s, t, p, model.dataset_meta),
+                )
+            advance(1)
+
+    parts = ranks.gather(us, matrix.tobytes())
+    if parts is None:
+        return 0
+    matrix = np.sum([np.frombuffer(part, np.int64).reshape(matrix.shape) for part in parts], axis=0)
+    seconds = round(time.monotonic() - began, 3)
+    found = figures.figures(matrix, names) | {
+        "checkpoint": checkpoint.name,
+        "digest": digest,
+        "images": len(dataset),
+        "processes": us.size,
+        "seconds": seconds,
+        "seconds_rank_0": {key: round(value, 3) for key, value in spent.items()},
+    }
+    results.write(where, found, matrix)
+    results.show(found)
+    print(f"figures and pictures: {where}", flush=True)
+    events.append(
+        run.events, "evaluated", stage="evaluate", job=us.job, checkpoint=checkpoint.name, seconds=seconds,
+        metrics={key: found[key] for key in ("mIoU", "mAcc", "aAcc")}, path=str(where),
+    )  # fmt: skip
+    report.write(run)
+    notify.about(run, "evaluated", f"mIoU {results.percent(found['mIoU'])} of {checkpoint.name}")
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run directory")
+    parser.add_argument("--checkpoint", default="best", help="best by mIoU (default), last, or a path")
+    parser.add_argument(
+        "--pictures",
+        nargs="+",
+        default=["20"],
+        metavar="WHICH",
+        help="all, a number of them spread over the dataset (default 20), or image ids",
+    )
+    parser.add_argument("--out", type=Path, help="result folder (default RUN/eval/CHECKPOINT-DIGEST)")
+    parser.add_argument("--again", action="store_true", help="also if there is a result for this checkpoint")
+    return parser.parse_args()
+
+
+def test_dataset(cfg: Any) -> Any:
+    """The config's test dataset (for VOC: its val list). Raises UserError if its files are missing."""
+    from mmseg.registry import DATASETS
+
+    from jobs.train.transforms import use_fast_transforms
+
+    description = copy.deepcopy(dict(cfg.test_dataloader.dataset))
+    use_fast_transforms(description)
+    try:
+        return DATASETS.build(description)
+    except FileNotFoundError as error:
+        raise UserError(f"the dataset to evaluate on is not there: {error}") from None
+
+
+def ignored(cfg: Any) -> int:
+    """The label that does not count; 255 unless the config's evaluator says otherwise."""
+    evaluator = cfg.test_evaluator[0] if isinstance(cfg.test_evaluator, (list, tuple)) else cfg.test_evaluator
+    return int(evaluator.get("ignore_index", 255))
+
+
+def pictures_of(dataset: Any, asked: list[str]) -> set[int]:
+    """Indices of the images to draw. Raises UserError for an id that the dataset does not have."""
+    count = len(dataset)
+    if asked == ["all"]:
+        return set(range(count))
+    if len(asked) == 1 and asked[0].isdecimal() and int(asked[0]) <= count:
+        return {round(position) for position in np.linspace(0, count - 1, int(asked[0]))}
+    if len(asked) == 1 and asked[0].isdecimal() and len(asked[0]) < 5:
+        return set(range(count))
+    ids = {Path(dataset.get_data_info(index)["img_path"]).stem: index for index in range(count)}
+    if unknown := [name for name in asked if name not in ids]:
+        raise UserError(f"--pictures: the dataset has no image {', '.join(unknown)}")
+    return {ids[name] for name in asked}
+
+
+def loaded(cfg: Any, dataset: Any, indices: list[int], spent: dict[str, float]) -> Iterator[Any]:
+    """The samples, in order, made ready by the config's number of workers."""
+    from torch.utils.data import DataLoader, Subset
+
+    workers = int(cfg.test_dataloader.get("num_workers", 0))
+    workers = min(workers, len(os.sched_getaffinity(0)))
+    loader = iter(
+        DataLoader(Subset(dataset, indices), batch_size=None, num_workers=workers, collate_fn=as_it_is)
+    )
+    for _ in indices:
+        yield timed(spent, "loading", lambda: next(loader))
+
+
+def as_it_is(sample: Any) -> Any:
+    return sample
+
+
+def predict(model: Any, sample: Any) -> np.ndarray:
+    """Class numbers (H × W) in the size of the original image."""
+    import torch
+
+    with torch.no_grad():
+        (result,) = model.test_step({"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]})
+    return np.asarray(result.pred_sem_seg.data.squeeze(0).cpu().numpy())
+
+
+def draw(where: Path, sample: Any, truth: np.ndarray, prediction: np.ndarray, meta: Any) -> None:
+    from jobs.infer import images
+
+    path = Path(sample["data_samples"].img_path)
+    image = images.read(path)
+    results.picture(
+        where, path.stem, image, truth.astype(np.uint8), prediction.astype(np.uint8), meta["palette"]
+    )
+
+
+def timed(spent: dict[str, float], what: str, work: Any) -> Any:
+    begin = time.perf_counter()
+    try:
+        return work()
+    finally:
+        spent[what] += time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    run_command(main)

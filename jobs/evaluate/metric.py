@@ -1,0 +1,53 @@
+"""The metric of the validation inside a training: mmseg's IoUMetric, counted as in figures.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmseg.evaluation import IoUMetric
+from mmseg.registry import METRICS
+
+from jobs.evaluate.figures import histogram
+
+
+@METRICS.register_module()
+class FastIoUMetric(IoUMetric):
+    """mmseg's IoUMetric; counts in a tenth of the time, and adds up exactly.
+
+    IoUMetric's sums are float32, which is inexact from 16 million pixels of a class on (some 90 images);
+    these are float64, exact up to 9e15.
+    """
+
+    @staticmethod
+    def intersect_and_union(
+        pred_label: torch.Tensor, label: torch.Tensor, num_classes: int, ignore_index: int
+    ) -> tuple[torch.Tensor, ...]:
+        """Pixels by class (float64, classes) of one image: intersection, union, prediction, truth."""
+        truth, prediction = label.cpu().numpy(), pred_label.cpu().numpy()
+        matrix = histogram(truth, prediction, num_classes, ignore_index)
+        if matrix is None:
+            # Labels that are no class, for example: mmseg has its own rules for them.
+            areas = IoUMetric.intersect_and_union(pred_label, label, num_classes, ignore_index)
+            return tuple(area.double() for area in areas)
+        counts = torch.from_numpy(matrix).double()
+        right, predicted, there = counts.diagonal(), counts.sum(0), counts.sum(1)
+        return right.clone(), predicted + there - right, predicted, there
+
+
+def use_fast_metric(evaluator: Any) -> int:
+    """Puts FastIoUMetric in the place of IoUMetric in a config's evaluator (one or a list), in place.
+
+    Returns how many were swapped; classes of the user's own stay.
+    """
+    if isinstance(evaluator, (list, tuple)):
+        return sum(map(use_fast_metric, evaluator))
+    if not isinstance(evaluator, dict):
+        return 0
+    kind = evaluator.get("type")
+    if isinstance(kind, str) and kind.rpartition(".")[2] == "IoUMetric":
+        kind = METRICS.get(kind)
+    if kind is not IoUMetric:
+        return 0
+    evaluator["type"] = "FastIoUMetric"
+    return 1

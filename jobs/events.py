@@ -1,0 +1,127 @@
+"""`events.jsonl`: what happened to a run, one JSON object a line, appended by launchers and jobs.
+
+Every line has `time` (UTC, RFC 3339, milliseconds), `event` and, when a job wrote it, `stage`
+(prepare, train, evaluate, infer), `job` (the job id; an array element's as 12_3) and, in training, `start`:
+the 1-based number of this start of the run, which also counts successor jobs (SLURM_RESTART_COUNT begins
+anew with those; it is the field `restart` of `started`). `EVENTS` names the fields of each event.
+docs/run-directory.md explains them; status, report and the efficiency figures are computed from nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+COMMON = {"time", "event", "stage", "job", "start"}
+
+# event -> (required fields, optional fields), beside COMMON.
+EVENTS: dict[str, tuple[set[str], set[str]]] = {
+    # the launcher
+    "submitted": ({"executor"}, {"after", "nodes", "ranks", "element"}),
+    "cancelled": (set(), {"by"}),
+    # a start of a job
+    "started": ({"hosts", "world_size"}, {"restart", "device", "pid", "ranks_per_node"}),
+    "resumed": ({"step", "epoch", "checkpoint"}, {"world_size_before", "accumulate"}),
+    "first_step": ({"step", "seconds"}, set()),
+    # progress; `epoch` counts finished epochs, `step` finished optimizer iterations
+    "epoch": ({"epoch", "step", "seconds"}, {"loss", "lr"}),
+    "validated": ({"epoch", "step", "seconds", "metrics"}, set()),
+    "checkpoint": (
+        {"step", "epoch", "path", "bytes", "seconds", "why"},
+        {"stall_seconds"},
+    ),
+    "checkpoint_damaged": ({"path", "reason"}, set()),
+    "checkpoint_failed": ({"step", "reason"}, set()),
+    # endings
+    "signal": ({"signal", "rank", "host"}, set()),
+    "preempted": ({"step", "epoch"}, set()),
+    "hang": ({"seconds", "stacks"}, {"rank"}),
+    "failed": ({"reason"}, {"rank", "host", "error", "exit_code", "log", "step"}),
+    "requeued": ({"how"}, {"successor", "exclude"}),
+    "stopped": ({"reason"}, set()),
+    "finished": (set(), {"step", "epoch"}),
+    # the other stages
+    "evaluated": ({"checkpoint", "metrics", "path"}, {"seconds"}),
+    "prepared": ({"data_root"}, {"seconds", "images"}),
+}
+
+
+class EventError(ValueError):
+    """An event that the schema does not know, or one with missing or unknown fields."""
+
+
+def check(record: dict[str, Any]) -> None:
+    """Raises EventError, saying which field of which event, if `record` breaks the schema."""
+    name = record.get("event")
+    if name not in EVENTS:
+        raise EventError(f"unknown event {name!r}")
+    required, optional = EVENTS[name]
+    fields = set(record) - COMMON
+    if missing := required - fields:
+        raise EventError(f"event {name!r} lacks {', '.join(sorted(missing))}")
+    if unknown := fields - required - optional:
+        raise EventError(f"event {name!r} has unknown fields {', '.join(sorted(unknown))}")
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def seconds_of(time: str) -> float:
+    """Seconds since the epoch of an event's `time`."""
+    # Python 3.10's fromisoformat does not know the Z.
+    return datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp()
+
+
+def append(path: Path, event: str, /, **fields: Any) -> dict[str, Any]:
+    """Appends one event to the file `path`; fields that are None are left out. Returns the record.
+
+    One `write` of one line on an O_APPEND descriptor: lines of several processes do not mix. If the last
+    line is torn (a node died while writing it), a newline first keeps the new one readable.
+
+    Raises EventError for an event outside the schema, OSError as `open` and `write` do.
+    """
+    record = {"time": now(), "event": event} | {k: v for k, v in fields.items() if v is not None}
+    check(record)
+    append_line(path, json.dumps(record, separators=(",", ":"), default=str))
+    return record
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends a line to a file of lines, as `append` does. Raises OSError; what has been written of the line
+    by then stays behind as a torn one."""
+    data = line.encode() + b"\n"
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        if os.write(fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(fd)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All events of a file in the order written; [] if there is no file. Torn lines are passed over."""
+    return list(iterate(path))
+
+
+def iterate(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "event" in record:
+                yield record

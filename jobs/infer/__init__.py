@@ -1,0 +1,1 @@
+"""Segmenting any image with a run's model."""

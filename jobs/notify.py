@@ -1,0 +1,59 @@
+"""Tells the user that a run has finished, failed or stopped: by a webhook or a mail command of the profile.
+
+    notify:
+      webhook: https://chat.example/hooks/abc       gets a JSON object by POST; its `text` is what chats show
+      mail: [mail, -s, "{subject}", me@example.org] a command; the text comes on its standard input
+      on: [finished, failed, stopped, evaluated]    default: the first three
+
+Whatever goes wrong here is said in the job's log and nothing else: no notification is worth a job.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import urllib.request
+from typing import Any
+
+from jobs.run_directory import Run
+
+SECONDS = 15.0
+DEFAULT_EVENTS = ("finished", "failed", "stopped")
+
+
+def about(run: Run, event: str, words: str) -> None:
+    """Sends what the run's profile asks for about `event`. Never raises, never takes long."""
+    try:
+        wish = run.request().cluster.get("notify") or {}
+    except Exception as error:
+        print(f"baton: no notification: {error}", file=sys.stderr, flush=True)
+        return
+    if not wish or event not in (wish.get("on") or DEFAULT_EVENTS):
+        return
+    subject = f"{run.name}: {event}"
+    text = f"{subject}\n{words}\n{run.path}\nstatus: python launch/status.py {run.name}\n"
+    for send, target in ((_post, wish.get("webhook")), (_mail, wish.get("mail"))):
+        if not target:
+            continue
+        try:
+            send(target, subject, text, {"run": run.name, "event": event, "path": str(run.path)})
+        except Exception as error:  # by design: see above
+            print(f"baton: notification failed: {error}", file=sys.stderr, flush=True)
+
+
+def _post(url: str, subject: str, text: str, facts: dict[str, Any]) -> None:
+    if not url.startswith(("https://", "http://")):
+        raise ValueError(f"{url!r} is no web address")
+    body = json.dumps({"text": text, "subject": subject, "host": socket.gethostname()} | facts).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        answer.read(1)
+
+
+def _mail(command: list[str], subject: str, text: str, _: dict[str, Any]) -> None:
+    words = [word.replace("{subject}", subject) for word in command]
+    done = subprocess.run(words, input=text, text=True, capture_output=True, timeout=SECONDS, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{words[0]} ended with {done.returncode}: {' '.join(done.stderr.split())}")

@@ -1,0 +1,49 @@
+"""Label maps as pictures: palette masks that any viewer shows in colour, and overlays on the image."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jobs.run_directory import write_atomically
+
+IGNORED = (224, 224, 192)
+"""What PASCAL VOC paints label 255 with."""
+
+
+def table(palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """256 × 3 RGB colours (uint8): those of the classes, then black; 255 is VOC's border colour."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = np.asarray(palette, np.uint8)[:256]
+    colours[255] = IGNORED
+    return colours
+
+
+def mask(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """A label map (H × W, uint8) as a palette image: its pixel values are the labels."""
+    image = Image.fromarray(np.ascontiguousarray(labels, np.uint8), mode=None).convert("L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette(table(palette).reshape(-1).tolist())
+    return image
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5
+) -> Image.Image:
+    """The labels' colours over an RGB image (H × W × 3, uint8) of the same size; class 0 keeps the image
+    where the palette paints it black (VOC's background)."""
+    colours = table(palette)[labels]
+    mixed = image * (1 - opacity) + colours * opacity
+    shown = np.where((colours.sum(axis=2) == 0)[..., None], image, mixed.round()).astype(np.uint8)
+    return Image.fromarray(shown)
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Writes a picture whole or not at all, in the format of its ending."""
+    buffer = io.BytesIO()
+    image.save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[path.suffix], quality=92)
+    write_atomically(path, buffer.getvalue())

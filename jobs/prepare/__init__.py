@@ -1,0 +1,1 @@
+"""The dataset job: download, archives, convert, verify."""

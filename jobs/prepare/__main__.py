@@ -1,0 +1,164 @@
+"""`python -m jobs.prepare`: the prepare job's command, for a batch script as for a terminal.
+
+Exit codes: 0 the dataset is there and sound; 2 the user's mistake, or `--verify` found something wrong;
+85 the job was asked to leave (preemption): the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jobs import events, exit_codes
+from jobs.errors import UserError, run_command
+from jobs.prepare.progress import say
+
+SHOWN = 20
+"""Problems that --verify prints; the rest is counted."""
+
+
+class Preempted(BaseException):
+    """USR2 or TERM arrived. Everything on disk is restartable at any moment, so leaving at once is right."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number).name
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m jobs.prepare",
+        description="Downloads, converts and verifies a dataset. May be killed and started again.",
+    )
+    add = result.add_argument
+    add(
+        "--data-root",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="where datasets lie (default data)",
+    )
+    add("--archives", type=Path, metavar="DIR", help="take the archives from there; nothing is downloaded")
+    add("--dataset", default="voc", metavar="NAME", help="voc (default), or a converter of mmsegmentation's")
+    add(
+        "--verify",
+        nargs="?",
+        const="quick",
+        choices=["quick", "deep"],
+        help="only look whether what is there is sound; deep: every byte and pixel",
+    )
+    add(
+        "--no-checksum", action="store_true", help="take archives that are not the release without a checksum"
+    )
+    add("--partial", action="store_true", help="other datasets: take fewer files than the release has")
+    add(
+        "--converter-args",
+        metavar="ARGS",
+        help="other datasets: the converter's arguments; {archives}, {out}, {processes} are filled in",
+    )
+    add("--no-wait", action="store_true", help="end at once if another process prepares the same data root")
+    add("--processes", type=int, metavar="N", help="worker processes (default: all cores of the job)")
+    add("--run", type=Path, metavar="DIR", help="run directory that gets the events")
+    return result
+
+
+def main() -> int:
+    args = parser().parse_args()
+    if args.processes is not None and args.processes < 1:
+        raise UserError(f"--processes {args.processes}: at least 1")
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, leave)
+    begun = time.monotonic()
+    record(
+        args.run, "started", hosts=[socket.gethostname()], world_size=1, pid=os.getpid(), restart=restart()
+    )
+    try:
+        code = run(args, begun)
+    except Preempted as preempted:
+        record(args.run, "signal", signal=preempted.signal, rank=0, host=socket.gethostname())
+        say(f"{preempted.signal}: leaving; the same command goes on from here")
+        return exit_codes.RESUME
+    except OSError as error:
+        mended = explain(error)
+        record(args.run, "failed", reason=str(mended or error), exit_code=2 if mended else 1)
+        if mended:
+            raise mended from None
+        raise
+    except Exception as error:
+        code = exit_codes.USER_ERROR if isinstance(error, UserError) else exit_codes.FAILED
+        record(args.run, "failed", reason=" ".join(str(error).split()) or repr(error), exit_code=code)
+        raise
+    return code
+
+
+def run(args: argparse.Namespace, begun: float) -> int:
+    # Imported here: numpy and PIL are not needed to answer --help.
+    from jobs.prepare import others, prepare, verify
+
+    order = None if args.dataset.lower() in ("voc", "voc_aug") else others.order_of(args)
+    root = args.data_root / (order.recipe.folder if order else prepare.FOLDER)
+    if args.verify:
+        problems = verify.deep(root, args.processes) if args.verify == "deep" else verify.quick(root)
+        for problem in problems[:SHOWN]:
+            print(problem, file=sys.stderr)
+        if problems:
+            raise UserError(f"{len(problems):,} problem(s) in {root}: prepare it again")
+        say(f"{root} is sound ({args.verify} check, {time.monotonic() - begun:.1f} s)")
+        return 0
+    if order:
+        result = others.prepare_other(order)
+    else:
+        result = prepare.prepare(
+            args.data_root, args.archives, not args.no_checksum, not args.no_wait, args.processes
+        )
+    lists = result.manifest.lists
+    counts = ", ".join(f"{name} {values['count']:,}" for name, values in lists.items())
+    say(f"{root} {'was ready' if result.done_before else 'is ready'}: {counts} ({result.seconds:.1f} s)")
+    # Of other datasets only the files are counted.
+    images = result.manifest.files if order else int(lists["trainaug"]["count"]) + int(lists["val"]["count"])
+    record(
+        args.run, "prepared", data_root=str(args.data_root), seconds=round(result.seconds, 3), images=images
+    )
+    return 0
+
+
+def leave(number: int, _: object) -> None:
+    # Only the first counts; the way out must not be interrupted by the second.
+    for other in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    raise Preempted(number)
+
+
+def record(run_directory: Path | None, event: str, **fields: Any) -> None:
+    if run_directory is not None:
+        job = os.environ.get("BATON_JOB") or os.environ.get("SLURM_JOB_ID") or f"local-{os.getpid()}"
+        events.append(run_directory / "events.jsonl", event, stage="prepare", job=job, **fields)
+
+
+def restart() -> int | None:
+    count = os.environ.get("SLURM_RESTART_COUNT")
+    return int(count) if count else None
+
+
+def explain(error: OSError) -> UserError | None:
+    """The one line for what a file system can refuse; None for what is our defect."""
+    where = error.filename or "the data root"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"no space left at {where} (bytes, inodes or quota): make room and start again, it goes on there"
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(f"{where} cannot be written or read ({error.strerror}): choose another --data-root")
+    if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTDIR):
+        return UserError(f"{where}: {error.strerror}")
+    return None
+
+
+if __name__ == "__main__":
+    run_command(main)

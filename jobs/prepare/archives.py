@@ -1,0 +1,201 @@
+"""Thin, strict readers for the archives: every damage that Python's tarfile and GNU tar let pass is an error.
+
+Both accept a plain tar that was cut at a member boundary; tarfile accepts flipped bits and a missing end of
+a gzip stream. Here the gzip checksum and length, every header's checksum and the two closing zero blocks
+are required. Nothing is extracted by name: `walk` yields members, the caller asks for whole, known names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from jobs.errors import UserError
+from jobs.prepare.deflate import open_gzip
+
+BLOCK = 512
+CHUNK = 1 << 20
+
+
+class DamagedArchive(UserError):
+    """The archive is cut off, altered, or not what its name says."""
+
+
+@dataclass(frozen=True)
+class Member:
+    name: str
+    """Whole path inside the archive, a leading ./ removed."""
+    regular: bool
+    """A plain file; folders, links and devices are not."""
+    offset: int
+    """Where the content begins, in bytes of the (inflated) archive."""
+    size: int
+
+
+class Stream:
+    """A tar archive read front to back, plain or gzip, decided by its first bytes.
+
+    Use as a context manager. Raises DamagedArchive when it is neither.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+        self.plain = io.BufferedReader(io.FileIO(path), CHUNK)
+        start = self.plain.peek(BLOCK)[:BLOCK]
+        self.size: int | None = None
+        if start[:2] == b"\x1f\x8b":
+            self.file: IO[bytes] = open_gzip(path)
+        elif start[257:262] == b"ustar":
+            self.file = self.plain
+            self.size = os.fstat(self.plain.fileno()).st_size
+        else:
+            self.plain.close()
+            what = "an HTML page" if looks_like_html(start) else "no tar archive"
+            raise DamagedArchive(f"{path} is {what}: download it again")
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not self.plain:
+            self.file.close()
+        self.plain.close()
+
+    def read(self, count: int) -> bytes:
+        """Exactly `count` bytes, fewer only at the end of the archive."""
+        try:
+            content = self.file.read(count)
+        except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise DamagedArchive(
+                f"{self.path} is damaged after {self.position:,} inflated bytes ({error}): download it again"
+            ) from None
+        self.position += len(content)
+        return content
+
+    def skip_to(self, position: int) -> None:
+        """Goes forward; raises DamagedArchive if the archive ends before."""
+        if self.size is not None:
+            if position > self.size:
+                raise self.cut_off()
+            self.file.seek(position)
+            self.position = position
+        while self.position < position:
+            if not self.read(min(CHUNK, position - self.position)):
+                raise self.cut_off()
+
+    def plain_position(self) -> int:
+        """Bytes of the file on disk that were read so far, for progress."""
+        if self.file is self.plain:
+            return self.position
+        # The inflating thread has a file of its own; its position is not told, the share is estimated.
+        return min(self.position, os.fstat(self.plain.fileno()).st_size)
+
+    def cut_off(self) -> DamagedArchive:
+        return DamagedArchive(f"{self.path} is cut off after {self.position:,} bytes: download it again")
+
+
+def walk(stream: Stream) -> Iterator[Member]:
+    """Every member in the archive's order; `stream.read(member.size)` before the next one gives its content.
+
+    Understands ustar prefixes, GNU long names and pax paths. Raises DamagedArchive for a cut or altered
+    archive and for a member that would leave the folder (`..`, an absolute path), as tarfile's
+    filter="data" does.
+    """
+    long_name: str | None = None
+    while True:
+        block = stream.read(BLOCK)
+        if len(block) < BLOCK:
+            raise stream.cut_off()
+        if not block.strip(b"\0"):
+            second = stream.read(BLOCK)
+            if len(second) < BLOCK:
+                raise stream.cut_off()
+            if second.strip(b"\0"):
+                raise DamagedArchive(f"{stream.path} is damaged: data after its end: download it again")
+            return drain(stream)
+        name, kind, size = parse_header(block, stream)
+        content_at, after = stream.position, stream.position + (size + BLOCK - 1) // BLOCK * BLOCK
+        if kind in b"Lxg":
+            content = stream.read(size)
+            if len(content) < size:
+                raise stream.cut_off()
+            if kind == b"L":
+                long_name = content.rstrip(b"\0").decode("utf-8", "replace")
+            elif kind == b"x":
+                long_name = pax_path(content, stream) or long_name
+        else:
+            name, long_name = (long_name or name).removeprefix("./"), None
+            if name.startswith("/") or ".." in name.split("/"):
+                raise DamagedArchive(f"{stream.path}: member {name!r} would leave the folder")
+            yield Member(name, kind in b"0\0" + b"7" and not name.endswith("/"), content_at, size)
+        stream.skip_to(after)
+
+
+def parse_header(block: bytes, stream: Stream) -> tuple[str, bytes, int]:
+    """(name, type byte, size) of a 512-byte header. Raises DamagedArchive if its checksum is wrong."""
+    try:
+        expected = int(block[148:156].rstrip(b" \0") or b"-1", 8)
+        size = octal(block[124:136])
+    except ValueError:
+        expected, size = -1, 0
+    # The checksum counts its own field as eight spaces.
+    if sum(block) - sum(block[148:156]) + 8 * 32 != expected:
+        at = stream.position - BLOCK
+        raise DamagedArchive(f"{stream.path} is damaged: no valid header at byte {at:,}: download it again")
+    name = block[:100].split(b"\0", 1)[0]
+    if block[257:263] == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
+        name = prefix + b"/" + name
+    return name.decode("utf-8", "replace"), block[156:157], size
+
+
+def octal(field: bytes) -> int:
+    if field[0] & 0x80:  # GNU's base-256 for sizes of 8 GiB and more
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+    return int(field.strip(b" \0") or b"0", 8)
+
+
+def pax_path(content: bytes, stream: Stream) -> str | None:
+    """The `path` record of a pax header; a `size` record is beyond these archives and refused."""
+    path = None
+    while content:
+        length = int(content.split(b" ", 1)[0])
+        key, _, value = content[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+        if key == b"path":
+            path = value.decode("utf-8", "replace")
+        elif key == b"size":
+            raise DamagedArchive(f"{stream.path}: a member of more than 8 GiB; this is not the release")
+        content = content[length:]
+    return path
+
+
+def drain(stream: Stream) -> None:
+    """Reads to the end, so that a gzip stream's checksum and length are checked."""
+    while stream.read(CHUNK):
+        pass
+
+
+def looks_like_html(start: bytes) -> bool:
+    head = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body"))
+
+
+def digest(path: Path, algorithm: str, advance: Callable[[int], object] = lambda _: None) -> str:
+    """The file's hex digest by hashlib's `algorithm`; `advance` is told the bytes of each block read."""
+    state: Any = hashlib.new(algorithm)
+    buffer = bytearray(CHUNK)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            state.update(view[:count])
+            advance(count)
+    return cast(str, state.hexdigest())

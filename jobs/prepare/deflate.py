@@ -1,0 +1,50 @@
+"""Inflate and deflate by the fastest library at hand; the standard library's where none is installed.
+
+Per SBD mask, inflating takes zlib-ng a quarter of zlib's time, and packing a PNG's rows takes isal a twelfth
+of PIL's. All of them check the stream's checksum.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from pathlib import Path
+from typing import IO, Any, cast
+
+inflater: Any
+packer: Any
+gunzipper: Any
+try:
+    from zlib_ng import zlib_ng as inflater
+except ImportError:
+    inflater = zlib
+try:
+    from isal import igzip_threaded as gunzipper
+    from isal import isal_zlib as packer
+except ImportError:
+    gunzipper, packer = None, zlib
+
+InflateError: type[Exception] = inflater.error
+
+
+def inflate(packed: bytes | memoryview) -> bytes:
+    """Raises InflateError for a damaged or incomplete zlib stream."""
+    return cast(bytes, inflater.decompress(packed, bufsize=1 << 18))
+
+
+def deflate(content: Any) -> bytes:
+    """A zlib stream, level 1, of any contiguous buffer."""
+    return cast(bytes, packer.compress(content, 1))
+
+
+def crc32(content: bytes) -> int:
+    return cast(int, packer.crc32(content))
+
+
+def open_gzip(path: Path) -> IO[bytes]:
+    """The inflated content; reading raises EOFError or gzip.BadGzipFile where it is cut off or altered."""
+    if gunzipper is None:
+        return cast(IO[bytes], io.BufferedReader(gzip.GzipFile(path, "rb"), 1 << 20))
+    # Inflates in a second thread.
+    return cast(IO[bytes], gunzipper.open(str(path), "rb"))

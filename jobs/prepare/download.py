@@ -1,0 +1,215 @@
+"""Downloads that survive a bad network: resumed where they broke, mirrors in order, nothing wrong kept.
+
+What has arrived stays in `NAME.part`; only a file of the right size and digest gets its name. Proxies are
+taken from the environment (`https_proxy`, …), as requests does.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import requests
+
+from jobs.errors import UserError
+from jobs.prepare.archives import DamagedArchive, looks_like_html
+from jobs.prepare.given import check_archive
+from jobs.prepare.progress import say, task
+from jobs.prepare.sources import Source
+
+BLOCK = 1 << 16
+"""A break loses what has arrived of one block; small enough to matter little."""
+
+
+class Broken(Exception):
+    """The transfer stopped; trying again may help."""
+
+
+class Unusable(Exception):
+    """This mirror does not have the file; another may."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    attempts: int = 6
+    """Tries in a row, on one mirror, that bring no new byte."""
+    backoff: float = 2.0
+    """Seconds before the second try; doubled for each further one, up to a minute."""
+    connect: float = 15.0
+    stall: float = 60.0
+    """Seconds without a byte after which a transfer counts as broken."""
+
+
+def fetch(source: Source, folder: Path, patience: Patience = Patience(), room: int = 0) -> Path:
+    """The archive in `folder`, downloaded and checked; goes on with what an earlier call left there.
+
+    `room`: bytes that will be needed beside it. Raises UserError if the disk is too small or no mirror has
+    it (with every mirror's reason), OSError if the disk refuses.
+    """
+    target = folder / source.name
+    if target.exists():
+        check_archive(source, target, None, True, folder)
+        return target
+    if not source.size:
+        source = with_size(source, patience)
+    part = folder / f"{source.name}.part"
+    check_room(folder, source.size - size_of(part) + room)
+    reasons = []
+    for url in source.urls:
+        try:
+            insist(url, source, part, patience)
+            check_archive(source, part, None, True, folder)
+        except (Unusable, Broken) as error:
+            reasons.append(f"{url}: {error}")
+        except DamagedArchive as error:
+            part.unlink()
+            reasons.append(f"{url}: {error}")
+        else:
+            os.replace(part, target)
+            return target
+        say(f"{reasons[-1]}; trying the next mirror" if url != source.urls[-1] else reasons[-1])
+    raise no_mirror(source, reasons)
+
+
+def with_size(source: Source, patience: Patience) -> Source:
+    """The source with the size that the first mirror to answer tells; it has published none."""
+    reasons = []
+    for url in source.urls:
+        try:
+            timeouts = (patience.connect, patience.stall)
+            response = requests.head(url, allow_redirects=True, timeout=timeouts)
+            length = response.headers.get("Content-Length", "")
+            if response.ok and length.isdecimal() and int(length):
+                return replace(source, size=int(length))
+            reasons.append(f"{url}: HTTP {response.status_code}")
+        except requests.RequestException as error:
+            reasons.append(f"{url}: {short(error)}")
+    raise no_mirror(source, reasons)
+
+
+def no_mirror(source: Source, reasons: list[str]) -> UserError:
+    return UserError(
+        f"{source.name} could not be downloaded ({'; '.join(reasons)}): "
+        "download it elsewhere and give its folder with --archives"
+    )
+
+
+def check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e6:,.0f} MB free and the download needs {needed / 1e6:,.0f} MB: "
+            "make room or choose another --data-root"
+        )
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def insist(url: str, source: Source, part: Path, patience: Patience) -> None:
+    """Transfers until `part` has its whole size. Raises Unusable, or Broken when patience ends."""
+    fruitless = 0
+    while True:
+        before = size_of(part)
+        try:
+            with task(f"download {source.name}", source.size, "B", done=before) as advance:
+                for count in transfer(url, source, part, patience):
+                    advance(count)
+            return
+        except Broken as error:
+            fruitless = 1 if size_of(part) > before else fruitless + 1
+            if fruitless >= patience.attempts:
+                raise
+            pause = min(60.0, patience.backoff * 2 ** (fruitless - 1)) * random.uniform(0.5, 1.0)
+            say(f"{url}: {error}; again in {pause:.0f} s from {size_of(part):,} bytes")
+            time.sleep(pause)
+
+
+def transfer(url: str, source: Source, part: Path, patience: Patience) -> Iterator[int]:
+    """One request, from where `part` ends; yields the bytes of each block written."""
+    have = size_of(part)
+    if have == source.size:
+        return
+    if have > source.size:
+        part.unlink()
+        have = 0
+    headers = {"Accept-Encoding": "identity", "User-Agent": "baton-prepare"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    timeouts = (patience.connect, patience.stall)
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=timeouts) as response:
+            begins = check_response(response, source, have)
+            with open(part, "r+b" if begins else "wb") as file:
+                file.seek(begins)
+                file.truncate()
+                for block in response.iter_content(BLOCK):
+                    if begins == 0 and file.tell() == 0 and looks_like_html(block[:512]):
+                        raise Unusable("sent an HTML page instead of the file")
+                    file.write(block)
+                    yield len(block)
+    except requests.exceptions.SSLError as error:
+        raise Unusable(f"has no valid certificate ({short(error)})") from None
+    except requests.RequestException as error:
+        raise Broken(short(error)) from None
+    arrived = size_of(part)
+    if arrived > source.size:
+        part.unlink()
+        raise Unusable(f"sent {arrived:,} bytes, the release has {source.size:,}")
+    if arrived < source.size:
+        raise Broken(f"ended after {arrived:,} of {source.size:,} bytes")
+
+
+def check_response(response: requests.Response, source: Source, have: int) -> int:
+    """The offset at which the body begins. Raises Unusable or Broken for anything that is not the file."""
+    status = response.status_code
+    if status in (408, 425, 429) or status >= 500:
+        raise Broken(f"HTTP {status}")
+    if status == 416:
+        # The file there is shorter than what we have.
+        raise Unusable(f"has not the release's {source.size:,} bytes (HTTP 416)")
+    if status not in (200, 206):
+        raise Unusable(f"HTTP {status}")
+    if "text/html" in response.headers.get("Content-Type", ""):
+        raise Unusable("sent an HTML page instead of the file")
+    begins = 0
+    if status == 206:
+        begins, total = content_range(response.headers.get("Content-Range", ""))
+        if begins != have:
+            raise Unusable(f"sent a part from byte {begins:,}, asked for {have:,}")
+    else:
+        # A server that knows no ranges sends everything again.
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+    if total is not None and total != source.size:
+        raise Unusable(f"has {total:,} bytes, the release {source.size:,}")
+    return begins
+
+
+def content_range(value: str) -> tuple[int, int | None]:
+    """(first byte, total or None) of a Content-Range header."""
+    unit, _, span = value.partition(" ")
+    first, _, rest = span.partition("-")
+    total = rest.rpartition("/")[2]
+    if unit != "bytes" or not first.isdecimal():
+        raise Unusable(f"answered with the range {value!r}")
+    return int(first), int(total) if total.isdecimal() else None
+
+
+def short(error: Exception) -> str:
+    """A requests error in a few words: its innermost cause, without object addresses."""
+    cause: BaseException = error
+    while cause.args and isinstance(cause.args[-1], BaseException):
+        cause = cause.args[-1]
+    reason = getattr(cause, "reason", cause)
+    text = " ".join(str(reason).split())
+    return text.rpartition(">: ")[2][:160] or type(error).__name__

@@ -1,0 +1,235 @@
+"""One preparation at a time in a data root, across processes and nodes, and none held up by a dead one.
+
+`.prepare.lock` names its owner: job, host, process. It is created exclusively, which is atomic on NFS too,
+and its modification time is the owner's heartbeat. A lock is left over if its owner is a process of this
+machine that has gone, an earlier start of this very Slurm job, or if its heartbeat stands still for a minute
+by the watcher's own clock: no two nodes' clocks are compared. Taking over is guarded by a kernel lock; where
+the file system has none, `Lock.check` before publishing still tells an owner that it was superseded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jobs.errors import UserError
+
+NAME = ".prepare.lock"
+BEAT = 5.0
+STALE = 60.0
+POLL = 0.5
+
+
+@dataclass(frozen=True)
+class Owner:
+    host: str
+    pid: int
+    process_start: int
+    """From /proc, so that a reused process id is not taken for the owner."""
+    namespace: str
+    """Process ids mean something only within one."""
+    job: str
+    """Slurm job id, or empty."""
+    restart: int
+    token: str
+
+    def __str__(self) -> str:
+        return f"{f'job {self.job}' if self.job else f'process {self.pid}'} on {self.host}"
+
+
+def myself() -> Owner:
+    return Owner(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process_start=process_start(os.getpid()) or 0,
+        namespace=namespace(),
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        token=uuid.uuid4().hex,
+    )
+
+
+def process_start(pid: int) -> int | None:
+    """Clock ticks since boot at which the process started; None if there is no such (living) process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else int(fields[18])
+
+
+def namespace() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def read(data_root: Path) -> tuple[Owner, float] | None:
+    """(owner, time of the last heartbeat) of the lock; None if nobody holds it.
+
+    A lock that was just created may still be empty: its owner is then unknown (`token` is empty).
+    """
+    try:
+        # Opened, not stat'ed: NFS looks at the server again then.
+        with open(data_root / NAME, encoding="utf-8") as file:
+            beat = os.fstat(file.fileno()).st_mtime
+            content = file.read()
+    except FileNotFoundError:
+        return None
+    try:
+        return Owner(**json.loads(content)), beat
+    except (ValueError, TypeError):
+        return Owner("an unknown host", 0, 0, "", "", 0, ""), beat
+
+
+def is_dead(owner: Owner) -> bool:
+    """Whether the owner has certainly gone. False: it lives, or cannot be seen from here."""
+    same_job = owner.job != "" and owner.job == os.environ.get("SLURM_JOB_ID")
+    if same_job and owner.restart < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        # Slurm starts a job again only when its earlier start is over.
+        return True
+    here = owner.namespace and owner.namespace == namespace() and owner.host == socket.gethostname()
+    return bool(here) and process_start(owner.pid) != owner.process_start
+
+
+class Lock:
+    """The lock while it is held; its heartbeat runs in a thread."""
+
+    def __init__(self, path: Path, owner: Owner) -> None:
+        self.path = path
+        self.owner = owner
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.beat, daemon=True)
+        self.thread.start()
+
+    def beat(self) -> None:
+        while not self.stopped.wait(BEAT):
+            if not self.is_ours():
+                return
+            with contextlib.suppress(OSError):  # check() before publishing decides
+                os.utime(self.path)
+
+    def is_ours(self) -> bool:
+        try:
+            return bool(json.loads(self.path.read_text(encoding="utf-8"))["token"] == self.owner.token)
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def check(self) -> None:
+        """Raises UserError if another process has taken the lock over, as after a long suspension."""
+        if not self.is_ours():
+            holder = read(self.path.parent)
+            who = holder[0] if holder else "another process"
+            raise UserError(
+                f"{self.path} was taken over by {who} while this process stood still; it goes on there"
+            )
+
+    def release(self) -> None:
+        self.stopped.set()
+        self.thread.join()
+        if self.is_ours():
+            self.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hold(
+    data_root: Path,
+    wait: bool = True,
+    on_wait: Callable[[Owner], object] = lambda _: None,
+    done: Callable[[], bool] = lambda: False,
+    stale: float = STALE,
+) -> Iterator[Lock | None]:
+    """Holds the data root's lock; waits for its owner, who is reported to `on_wait` once.
+
+    Yields None if `done()` became true while waiting: the owner did the work. Raises UserError if another
+    process holds the lock and `wait` is false, or if the folder cannot be written.
+    """
+    lock = acquire(data_root, wait, on_wait, done, stale)
+    try:
+        yield lock
+    finally:
+        if lock:
+            lock.release()
+
+
+def acquire(
+    data_root: Path,
+    wait: bool,
+    on_wait: Callable[[Owner], object],
+    done: Callable[[], bool],
+    stale: float,
+) -> Lock | None:
+    path = data_root / NAME
+    owner = myself()
+    seen: tuple[str, float] | None = None
+    since = time.monotonic()
+    told = ""
+    while True:
+        with guard(data_root):
+            if create(path, owner):
+                return Lock(path, owner)
+            held = read(data_root)
+            silent = (
+                held is not None and seen == (held[0].token, held[1]) and time.monotonic() - since > stale
+            )
+            if held and (silent or is_dead(held[0])):
+                path.unlink(missing_ok=True)
+                continue
+        if held is None:
+            continue
+        if (held[0].token, held[1]) != seen:
+            seen, since = (held[0].token, held[1]), time.monotonic()
+        if not wait:
+            raise UserError(f"{data_root} is being prepared by {held[0]} (lock {path}): wait for it")
+        if held[0].token != told:
+            told = held[0].token
+            on_wait(held[0])
+        # The owner may be on another node: there is no event to wait for, only its file to look at.
+        time.sleep(POLL)
+        if done():
+            return None
+
+
+def create(path: Path, owner: Owner) -> bool:
+    """Whether the lock could be created. Raises OSError if the folder cannot be written."""
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        os.write(fd, json.dumps(asdict(owner)).encode())
+    except OSError:
+        # A full disk: an empty lock would hold up everybody.
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return True
+
+
+@contextlib.contextmanager
+def guard(data_root: Path) -> Iterator[None]:
+    """A kernel lock on the folder, so that two processes do not take over one left-over lock at once."""
+    fd = os.open(data_root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,93 @@
+"""`manifest.json` and `files.tsv`: the mark that a dataset is whole, and what each of its files must be.
+
+VOCdevkit/manifest.json   written last; without it there is no dataset. Small, read at every launch
+VOCdevkit/files.tsv       path, bytes and crc32 of every other file, a line each, sorted by path
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from jobs.errors import UserError
+from jobs.prepare.deflate import crc32
+
+MANIFEST = "manifest.json"
+FILES = "files.tsv"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    dataset: str
+    created: str
+    """UTC."""
+    files: int
+    bytes: int
+    files_digest: str
+    """blake2b of files.tsv."""
+    lists: dict[str, dict[str, int | str]] = field(default_factory=dict)
+    """name -> count and md5 of the sorted ids."""
+    archives: dict[str, dict[str, int | str]] = field(default_factory=dict)
+    """file name -> bytes and the digest it was verified by."""
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Entry:
+    path: str
+    """Relative to the folder that holds the manifest, with forward slashes."""
+    size: int
+    digest: str
+
+
+def content_digest(content: bytes) -> str:
+    """crc32 of a dataset's file: it finds damage, and costs nothing beside reading the file."""
+    return f"{crc32(content):08x}"
+
+
+def table_digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def files_text(entries: Iterable[Entry]) -> bytes:
+    lines = (f"{e.path}\t{e.size}\t{e.digest}\n" for e in sorted(entries, key=lambda e: e.path))
+    return "".join(lines).encode()
+
+
+def read(root: Path) -> Manifest | None:
+    """The manifest of a dataset; None if there is none. Raises UserError if it is damaged."""
+    path = root / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest(**values)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it and prepare again") from None
+    if manifest.version != VERSION:
+        raise UserError(f"{path} has version {manifest.version}, not {VERSION}: remove it and prepare again")
+    return manifest
+
+
+def read_files(root: Path, manifest: Manifest) -> list[Entry]:
+    """The file table. Raises UserError if it is missing or not the one the manifest belongs to."""
+    path = root / FILES
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: prepare again") from None
+    if table_digest(content) != manifest.files_digest:
+        raise UserError(f"{path} was altered: prepare again")
+    entries = []
+    for line in content.decode().splitlines():
+        name, size, digest = line.split("\t")
+        entries.append(Entry(name, int(size), digest))
+    return entries
+
+
+def to_json(manifest: Manifest) -> bytes:
+    return (json.dumps(asdict(manifest), indent=1) + "\n").encode()

@@ -1,0 +1,180 @@
+"""VOC 2012 + SBD, from wherever the archives are to a dataset in the data root; nothing in between counts.
+
+DATA/.prepare.lock     who prepares it
+DATA/.prepare/         downloads and the staging folder: a later start goes on with them
+DATA/VOCdevkit/        appears whole, by one rename, manifest included
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from jobs.errors import UserError
+from jobs.prepare import build, manifest, sources, verify, voc, workers
+from jobs.prepare.given import Checked, check_archive, find_given
+from jobs.prepare.lock import Lock, Owner, hold
+from jobs.prepare.manifest import Manifest
+from jobs.prepare.progress import say
+from jobs.prepare.sources import Source
+
+FOLDER = "VOCdevkit"
+WORK = ".prepare"
+DATASET_BYTES = 1_500_000_000
+"""What the real dataset takes, beside its archives."""
+
+PARALLEL_FROM = 32 << 20
+"""Archive bytes from which starting worker processes pays."""
+
+
+@dataclass(frozen=True)
+class Result:
+    manifest: Manifest
+    seconds: float
+    done_before: bool
+
+
+def prepare(
+    data_root: Path,
+    archives: Path | None = None,
+    checksum: bool = True,
+    wait: bool = True,
+    processes: int | None = None,
+) -> Result:
+    """Makes DATA/VOCdevkit, unless it is there and sound. Idempotent; may be killed at any moment.
+
+    `archives`: a folder with the two archives; without it they are downloaded. `processes`: workers, by
+    default all cores of the job. Raises UserError for whatever the user can mend.
+    """
+    begun = time.monotonic()
+    if found := present(data_root):
+        return Result(found, time.monotonic() - begun, True)
+    data_root.mkdir(parents=True, exist_ok=True)
+
+    def wait_for(owner: Owner) -> None:
+        say(f"{data_root} is being prepared by {owner}; waiting for it")
+
+    with hold(data_root, wait, wait_for, done=lambda: present(data_root) is not None) as lock:
+        # While waiting, or between the first look and the lock, another process may have finished it.
+        found = present(data_root)
+        if found or lock is None:
+            assert found is not None
+            return Result(found, time.monotonic() - begun, True)
+        refuse_foreign(data_root)
+        made = make(data_root, archives, checksum, processes, lock)
+    return Result(made, time.monotonic() - begun, False)
+
+
+def present(data_root: Path, folder: str = FOLDER) -> Manifest | None:
+    """The dataset's manifest if it is there and passes the quick check; says what is wrong otherwise."""
+    root = data_root / folder
+    found = manifest.read(root)
+    if found is None:
+        return None
+    problems = verify.quick(root)
+    if not problems:
+        return found
+    say(f"{root} is damaged and will be made anew: {problems[0]}")
+    return None
+
+
+def refuse_foreign(data_root: Path, folder: str = FOLDER) -> None:
+    """Raises UserError if the place is taken by something that prepare did not make."""
+    root = data_root / folder
+    if root.exists() and manifest.read(root) is None:
+        raise UserError(
+            f"{root} was not made by prepare (it has no {manifest.MANIFEST}): move it away, "
+            "or choose another --data-root"
+        )
+
+
+def make(
+    data_root: Path, archives: Path | None, checksum: bool, processes: int | None, lock: Lock
+) -> Manifest:
+    work = data_root / WORK
+    work.mkdir(exist_ok=True)
+    both = (sources.VOC, sources.SBD)
+    paths = obtain(data_root, both, work) if archives is None else find_given(archives, both)
+    checked = check_all(paths, archives, checksum, work)
+
+    staging = work / FOLDER
+    staging.mkdir(exist_ok=True)
+    count = processes or workers.cores()
+    if processes is None and sum(path.stat().st_size for path in paths.values()) < PARALLEL_FROM:
+        count = 1
+    say(f"preparing {data_root / FOLDER} with {count} process{'es' if count > 1 else ''}")
+    with workers.start(count) as pool:
+        splits, entries = build.build(paths[sources.VOC.name], paths[sources.SBD.name], staging, pool)
+    if any(c.real for c in checked.values()):
+        voc.check_real(splits)
+
+    table = manifest.files_text(entries)
+    build.put(staging, manifest.FILES, table)
+    made = Manifest(
+        dataset=verify.VOC,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        files=len(entries),
+        bytes=sum(entry.size for entry in entries),
+        files_digest=manifest.table_digest(table),
+        lists={name: {"count": len(ids), "md5": voc.md5(ids)} for name, ids in splits.by_name().items()},
+        archives={
+            name: {"bytes": c.size, c.algorithm or "unchecked": c.digest} for name, c in checked.items()
+        },
+    )
+    build.put(staging, manifest.MANIFEST, manifest.to_json(made))
+    sync(staging)
+    lock.check()
+    publish(staging, data_root / FOLDER)
+    shutil.rmtree(work)
+    return made
+
+
+def obtain(data_root: Path, wanted: tuple[Source, ...], work: Path) -> dict[str, Path]:
+    """The archives: those that the user placed in the data root, the others downloaded."""
+    from jobs.prepare.download import fetch  # a node without network need not import requests
+
+    paths = {}
+    room = DATASET_BYTES + sum(source.size for source in wanted)
+    for source in wanted:
+        room -= source.size
+        placed = data_root / source.name
+        paths[source.name] = placed if placed.is_file() else fetch(source, work, room=room)
+    return paths
+
+
+def check_all(
+    paths: dict[str, Path], archives: Path | None, checksum: bool, work: Path
+) -> dict[str, Checked]:
+    """Every archive's checksum, at the same time: reading and hashing both leave Python's lock."""
+    with ThreadPoolExecutor(min(len(paths), workers.cores())) as threads:
+        futures = {
+            source.name: threads.submit(check_archive, source, paths[source.name], archives, checksum, work)
+            for source in (sources.VOC, sources.SBD)
+        }
+    return {name: future.result() for name, future in futures.items()}
+
+
+def sync(folder: Path) -> None:
+    """The file system to its disk, so that a power cut cannot leave a marker without its data."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd):
+            raise OSError(ctypes.get_errno(), "syncfs failed", str(folder))
+    finally:
+        os.close(fd)
+
+
+def publish(staging: Path, target: Path) -> None:
+    """One rename; a damaged earlier dataset steps aside before it."""
+    old = staging.with_name("old")
+    if old.exists():
+        shutil.rmtree(old)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(staging, target)

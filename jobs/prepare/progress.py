@@ -1,0 +1,45 @@
+"""Progress for whoever watches: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+INTERVAL = 15.0
+"""Seconds between two lines of one task in a log."""
+
+Advance = Callable[[int], None]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+@contextmanager
+def task(name: str, total: int, unit: str = "", done: int = 0) -> Iterator[Advance]:
+    """Yields a function that is told how much more is done. `unit` "B" shows bytes."""
+    if sys.stdout.isatty():
+        from rich import progress
+
+        columns = [progress.TextColumn("{task.description}"), progress.BarColumn()]
+        figures = progress.DownloadColumn() if unit == "B" else progress.MofNCompleteColumn()
+        with progress.Progress(*columns, figures, progress.TimeRemainingColumn()) as bars:
+            bar = bars.add_task(name, total=total, completed=done)
+            yield lambda count: bars.advance(bar, count)
+        return
+    reached, begun, last = done, time.monotonic(), time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal reached, last
+        reached += count
+        now = time.monotonic()
+        if now - last >= INTERVAL:
+            last = now
+            share = f"{reached / total:.0%}" if total else ""
+            rate = (reached - done) / (now - begun)
+            how = f"{rate / 1e6:,.1f} MB/s" if unit == "B" else f"{rate:,.0f}/s"
+            say(f"{name}: {share} ({how})")
+
+    yield advance

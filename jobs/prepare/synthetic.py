@@ -1,0 +1,420 @@
+"""A small (or full-size) stand-in for PASCAL VOC 2012 + SBD: two archives in the formats of the real ones.
+
+    python -m jobs.prepare.synthetic OUT --train 60 --val 20 --size 128
+    python -m jobs.prepare.synthetic OUT --full --lists DIR
+
+OUT gets `VOCtrainval_11-May-2012.tar`, `benchmark.tgz` and `SHA256SUMS`, which `python -m jobs.prepare
+--archives OUT` verifies them by. Everything that makes the real archives awkward is there: palette masks with
+255 around every object, GTcls as struct with sparse boundaries before the mask, validation images that are
+in SBD too, VOC training images that are not, and the decoy dataset below `benchmark_code_RELEASE/demo`.
+Every class has its own colour and stripes, so that a small network learns them within minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import gzip
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+Mask = NDArray[np.uint8]
+
+VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
+SBD_ARCHIVE = "benchmark.tgz"
+
+# (width, height) of the real masks at 500 px, with how many of 12,031 have it.
+SHAPES = [((500, 375), 5025), ((500, 333), 1559), ((375, 500), 1042), ((333, 500), 378), ((500, 334), 289)]
+REAL_IMAGES = 17_125
+"""JPEGs (and Annotations) of the real VOC archive, most of them without a mask."""
+JPEG_BYTES = 110_000
+"""A typical JPEG of the real archive."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The four id lists that the real archives carry."""
+
+    voc_train: list[str]
+    voc_val: list[str]
+    sbd_train: list[str]
+    sbd_val: list[str]
+
+    @property
+    def voc(self) -> list[str]:
+        return sorted({*self.voc_train, *self.voc_val})
+
+    @property
+    def sbd(self) -> list[str]:
+        return sorted({*self.sbd_train, *self.sbd_val})
+
+    @property
+    def trainaug(self) -> list[str]:
+        return sorted(({*self.voc_train, *self.sbd}) - {*self.voc_val})
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image with its labels; shared by many ids when pooled."""
+
+    jpeg: bytes
+    mask: Mask
+    cls_mat: bytes
+    inst_mat: bytes
+    class_png: bytes
+    object_png: bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.prepare.synthetic",
+        description="Writes stand-ins for the VOC 2012 and SBD archives, in the real formats.",
+    )
+    parser.add_argument("out", type=Path, help="folder that gets the two archives and SHA256SUMS")
+    parser.add_argument("--train", type=int, default=60, metavar="N", help="images in trainaug (default 60)")
+    parser.add_argument("--val", type=int, default=20, metavar="N", help="images in val (default 20)")
+    parser.add_argument("--size", type=int, default=500, metavar="PX", help="longer side (default 500)")
+    parser.add_argument(
+        "--classes", type=int, default=4, metavar="N", help="classes drawn, 1 to 20 (default 4)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--full", action="store_true", help="as many files and bytes as the real archives")
+    parser.add_argument(
+        "--lists", type=Path, metavar="DIR", help="ids from real lists (voc12_seg_train.txt …)"
+    )
+    parser.add_argument("--pool", type=int, default=0, metavar="K", help="draw only K scenes and repeat them")
+    args = parser.parse_args()
+    lists = read_lists(args.lists) if args.lists else make_lists(args.train, args.val)
+    write_archives(
+        args.out,
+        lists,
+        size=args.size,
+        classes=20 if args.full else args.classes,
+        seed=args.seed,
+        pool=args.pool or (64 if args.full else 0),
+        full=args.full,
+    )
+    print(
+        f"{args.out}: {len(lists.voc) + len(set(lists.sbd) - set(lists.voc))} images, "
+        f"{len(lists.trainaug)} in trainaug, {len(lists.voc_val)} in val"
+    )
+
+
+def make_lists(train: int, val: int) -> Lists:
+    """Ids in every combination that the real lists have, for `train` trainaug and `val` validation images.
+
+    A third of trainaug is VOC's own training set (a quarter of that without an SBD mask); three quarters of
+    VOC val are in SBD too, half in its train list: the leak to guard against.
+    """
+    if train < 4 or val < 2:
+        raise ValueError("at least 4 training and 2 validation images are needed")
+    ids = [f"{2007 + i % 5}_{i:06d}" for i in range(train + val)]
+    in_train, in_val = ids[:train], ids[train:]
+    voc_train = in_train[: max(2, train // 3)]
+    only_voc = voc_train[: max(1, len(voc_train) // 4)]
+    sbd_train = [i for i in in_train if i not in only_voc]
+    sbd_val = [sbd_train.pop()]
+    in_sbd = in_val[: max(1, 3 * val // 4)]
+    return Lists(
+        voc_train=sorted(voc_train),
+        voc_val=sorted(in_val),
+        sbd_train=sorted(sbd_train + in_sbd[::2]),
+        sbd_val=sorted(sbd_val + in_sbd[1::2]),
+    )
+
+
+def read_lists(folder: Path) -> Lists:
+    def read(name: str) -> list[str]:
+        return (folder / name).read_text(encoding="ascii").split()
+
+    return Lists(
+        read("voc12_seg_train.txt"), read("voc12_seg_val.txt"), read("sbd_train.txt"), read("sbd_val.txt")
+    )
+
+
+def write_archives(
+    out: Path,
+    lists: Lists,
+    *,
+    size: int = 500,
+    classes: int = 4,
+    seed: int = 0,
+    pool: int = 0,
+    full: bool = False,
+) -> None:
+    """Writes both archives and SHA256SUMS into `out`.
+
+    `full` adds what the pipeline never reads but an extraction has to write: JPEGs to 110 kB, images without
+    masks, XML annotations.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    jpeg_bytes = JPEG_BYTES if full else 0
+    pooled = [make_scene(seed, k, size, classes, jpeg_bytes) for k in range(pool)]
+
+    def scene(number: int) -> Scene:
+        return pooled[number % pool] if pool else make_scene(seed, number, size, classes, jpeg_bytes)
+
+    ids = sorted({*lists.voc, *lists.sbd})
+    numbers = {name: number for number, name in enumerate(ids)}
+    with (out / VOC_ARCHIVE).open("wb") as file:
+        write_tar(file, voc_members(lists, ids, numbers, scene, full), tarfile.USTAR_FORMAT)
+    with gzip_writer(out / SBD_ARCHIVE) as stream:
+        write_tar(stream, sbd_members(lists, numbers, scene), tarfile.GNU_FORMAT)
+    lines = [f"{sha256(out / name)}  {name}\n" for name in (VOC_ARCHIVE, SBD_ARCHIVE)]
+    (out / "SHA256SUMS").write_text("".join(lines), encoding="ascii")
+
+
+# --- members, in the order of the real archives ---
+
+Members = Iterator[tuple[str, bytes]]
+Scenes = Callable[[int], Scene]
+
+
+def voc_members(lists: Lists, ids: list[str], numbers: dict[str, int], scene: Scenes, full: bool) -> Members:
+    root = "VOCdevkit/VOC2012"
+    extra = [f"2012_{900_000 + i:06d}" for i in range(REAL_IMAGES - len(ids))] if full else []
+    if full:
+        for name in ids + extra:
+            yield f"{root}/Annotations/{name}.xml", annotation(name)
+    segmentation = f"{root}/ImageSets/Segmentation"
+    yield f"{segmentation}/train.txt", lines_of(lists.voc_train)
+    yield f"{segmentation}/trainval.txt", lines_of(lists.voc)
+    yield f"{segmentation}/val.txt", lines_of(lists.voc_val)
+    for number, name in enumerate(ids + extra):
+        yield f"{root}/JPEGImages/{name}.jpg", scene(numbers.get(name, number)).jpeg
+    for name in lists.voc:
+        yield f"{root}/SegmentationClass/{name}.png", scene(numbers[name]).class_png
+    for name in lists.voc:
+        yield f"{root}/SegmentationObject/{name}.png", scene(numbers[name]).object_png
+
+
+def sbd_members(lists: Lists, numbers: dict[str, int], scene: Scenes) -> Members:
+    root = "benchmark_RELEASE"
+    yield f"{root}/README", b"Synthetic stand-in for the Semantic Boundaries Dataset.\n"
+    # The decoy: a second dataset with its own lists, its ids among the real ones but its labels wrong.
+    decoys = lists.sbd[:2] + lists.voc_val[:1]
+    demo = f"{root}/benchmark_code_RELEASE/demo/datadir"
+    for name in decoys:
+        wrong = np.full_like(scene(numbers[name]).mask, 20)
+        yield f"{demo}/cls/{name}.mat", cls_mat(wrong)
+        yield f"{demo}/inst/{name}.mat", inst_mat(np.ones_like(wrong), [20])
+    yield f"{demo}/train.txt", lines_of(decoys[:1])
+    yield f"{demo}/val.txt", lines_of(decoys[1:])
+    for name in lists.sbd:
+        yield f"{root}/dataset/cls/{name}.mat", scene(numbers[name]).cls_mat
+    for name in lists.sbd:
+        yield f"{root}/dataset/img/{name}.jpg", scene(numbers[name]).jpeg
+    for name in lists.sbd:
+        yield f"{root}/dataset/inst/{name}.mat", scene(numbers[name]).inst_mat
+    yield f"{root}/dataset/train.txt", lines_of(lists.sbd_train)
+    yield f"{root}/dataset/val.txt", lines_of(lists.sbd_val)
+
+
+def lines_of(ids: list[str]) -> bytes:
+    return "".join(f"{name}\n" for name in ids).encode()
+
+
+def annotation(name: str) -> bytes:
+    return (
+        f"<annotation>\n\t<folder>VOC2012</folder>\n\t<filename>{name}.jpg</filename>\n"
+        "\t<segmented>1</segmented>\n</annotation>\n"
+    ).encode()
+
+
+# --- one scene ---
+
+
+def make_scene(seed: int, number: int, size: int, classes: int, jpeg_bytes: int = 0) -> Scene:
+    """Draws scene `number`: one to three objects of `classes` classes on a grey ground.
+
+    `jpeg_bytes` > 0 adds noise until the JPEG is about as large as that.
+    """
+    rng = np.random.default_rng([seed, number])
+    weights = np.array([count for _, count in SHAPES], float)
+    width, height = SHAPES[rng.choice(len(SHAPES), p=weights / weights.sum())][0]
+    width, height = max(16, round(width * size / 500)), max(16, round(height * size / 500))
+
+    instances = Image.new("L", (width, height))
+    labels = []
+    wanted = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))
+    for index in range(wanted):
+        # The first object's class goes round, so that every class occurs in any handful of images.
+        label = 1 + (number % classes if index == 0 else int(rng.integers(classes)))
+        ImageDraw.Draw(instances).polygon(outline(rng, width, height), fill=index + 1)
+        labels.append(label)
+    instance = np.asarray(instances, np.uint8)
+    if instance.max() == 0:
+        instance = instance.copy()
+        instance[: height // 2, : width // 2] = 1
+    seen = [i for i in range(1, wanted + 1) if (instance == i).any()]
+    instance = np.searchsorted([0, *seen], instance).astype(np.uint8)
+    labels = [labels[i - 1] for i in seen]
+    mask = np.array([0, *labels], np.uint8)[instance]
+
+    return Scene(
+        jpeg=jpeg_of(rng, mask, instance, jpeg_bytes),
+        mask=mask,
+        cls_mat=cls_mat(mask),
+        inst_mat=inst_mat(instance, labels),
+        class_png=palette_png(mask),
+        object_png=palette_png(instance),
+    )
+
+
+def outline(rng: np.random.Generator, width: int, height: int) -> list[tuple[float, float]]:
+    """A closed shape with limbs and wiggles, like a hand-drawn outline."""
+    angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
+    radius = np.ones_like(angle)
+    for k in range(2, 9):
+        radius += rng.normal(0, 0.25 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
+    radius = radius.clip(0.4, 2) * min(width, height) * rng.uniform(0.18, 0.38)
+    stretch = rng.uniform(0.75, 1.3)
+    x = rng.uniform(0.2, 0.8) * width + radius * np.cos(angle) * stretch
+    y = rng.uniform(0.2, 0.8) * height + radius * np.sin(angle) / stretch
+    return list(zip(x.tolist(), y.tolist(), strict=True))
+
+
+def jpeg_of(rng: np.random.Generator, mask: Mask, instance: Mask, jpeg_bytes: int) -> bytes:
+    height, width = mask.shape
+    y, x = np.mgrid[:height, :width]
+    ground = rng.uniform(90, 160) + 25 * np.sin(x / rng.uniform(9, 25) + y / rng.uniform(9, 25))
+    image = np.repeat(ground[..., None], 3, axis=2)
+    for index in range(1, int(instance.max()) + 1):
+        here = instance == index
+        label = int(mask[here][0])
+        # Hues by the golden angle: far from each other for neighbouring labels; two stripe directions.
+        colour = 255 * np.array(colorsys.hsv_to_rgb((label - 1) * 0.381966 % 1, 0.9, 0.9))
+        phase = (x + y) if label % 2 else (x - y)
+        stripes = 0.82 + 0.18 * np.sin(2 * np.pi * phase / (4 + label % 5 * 2))
+        image[here] = colour * rng.uniform(0.85, 1.1) * stripes[here][:, None]
+    quality, noise = 90, 8.0
+    while True:
+        noisy = image + rng.normal(0, noise, image.shape)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
+        if buffer.tell() >= jpeg_bytes or noise > 200:
+            return buffer.getvalue()
+        noise *= 1.3
+
+
+def cls_mat(mask: Mask) -> bytes:
+    """A GTcls file: Boundaries (20×1 cell of sparse logical), Segmentation (uint8), CategoriesPresent."""
+    from scipy.io import savemat
+    from scipy.sparse import csc_matrix
+
+    boundaries = np.empty((20, 1), object)
+    for label in range(1, 21):
+        boundaries[label - 1, 0] = csc_matrix(edge(mask == label))
+    present = np.unique(mask)
+    present = present[(present > 0) & (present < 21)].astype(np.uint8).reshape(-1, 1)
+    buffer = io.BytesIO()
+    struct = {"Boundaries": boundaries, "Segmentation": np.asfortranarray(mask), "CategoriesPresent": present}
+    savemat(buffer, {"GTcls": struct}, do_compression=True)
+    return buffer.getvalue()
+
+
+def inst_mat(instance: Mask, labels: list[int]) -> bytes:
+    from scipy.io import savemat
+    from scipy.sparse import csc_matrix
+
+    count = int(instance.max())
+    boundaries = np.empty((count, 1), object)
+    for index in range(count):
+        boundaries[index, 0] = csc_matrix(edge(instance == index + 1))
+    buffer = io.BytesIO()
+    struct = {
+        "Segmentation": instance.astype(float),
+        "Boundaries": boundaries,
+        "Categories": np.array(labels, float).reshape(-1, 1),
+    }
+    savemat(buffer, {"GTinst": struct}, do_compression=True)
+    return buffer.getvalue()
+
+
+def edge(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The 4-connected inner boundary; the image's border is none."""
+    padded = np.pad(area, 1, constant_values=True)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return area & ~inner
+
+
+def palette_png(mask: Mask) -> bytes:
+    """As VOC's own masks: palette PNG, a border of 255 around every object (5 px on a 500 px image)."""
+    border = np.zeros(mask.shape, bool)
+    border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    border[1:] |= mask[1:] != mask[:-1]
+    for _ in range(2 if max(mask.shape) > 250 else 0):
+        grown = border.copy()
+        grown[1:] |= border[:-1]
+        grown[:-1] |= border[1:]
+        grown[:, 1:] |= border[:, :-1]
+        grown[:, :-1] |= border[:, 1:]
+        border = grown
+    labels = np.where(border, np.uint8(255), mask)
+    image = Image.frombytes("P", (mask.shape[1], mask.shape[0]), labels.tobytes())
+    image.putpalette(voc_palette())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def voc_palette() -> list[int]:
+    """VOC's 256 colours: the bits of the index spread over the high bits of red, green and blue."""
+    colours = []
+    for index in range(256):
+        colour = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                colour[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+        colours += colour
+    return colours
+
+
+# --- archives ---
+
+
+def write_tar(file: IO[bytes], members: Members, tar_format: int) -> None:
+    """Regular files with their folders before them, owner and times fixed: equal seeds, equal bytes."""
+    folders: set[str] = set()
+    with tarfile.open(fileobj=file, mode="w|", format=tar_format, bufsize=1 << 20) as tar:
+        for name, content in members:
+            for depth in range(1, name.count("/") + 1):
+                folder = "/".join(name.split("/")[:depth])
+                if folder not in folders:
+                    folders.add(folder)
+                    entry = tarfile.TarInfo(folder)
+                    entry.type, entry.mode, entry.mtime = tarfile.DIRTYPE, 0o755, 1_336_000_000
+                    tar.addfile(entry)
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode, entry.mtime = len(content), 0o644, 1_336_000_000
+            tar.addfile(entry, io.BytesIO(content))
+
+
+def gzip_writer(path: Path) -> IO[bytes]:
+    # isal packs the full-size stand-in several times faster; a gzip stream without name and time either way.
+    try:
+        from isal import igzip
+    except ImportError:
+        return cast(IO[bytes], gzip.GzipFile(path, "wb", compresslevel=6, mtime=0))
+    return cast(IO[bytes], igzip.IGzipFile(str(path), "wb", compresslevel=2, mtime=0))
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()

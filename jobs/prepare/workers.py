@@ -1,0 +1,96 @@
+"""All the cores the job was given, for work that comes in batches."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+PENDING = 4
+"""Batches a worker may have waiting: enough to keep it busy, few enough to bound the memory."""
+
+Submit = Callable[..., None]
+
+
+def cores() -> int:
+    """The cores this process may use: Slurm's figure where it is smaller than the affinity."""
+    count = len(os.sched_getaffinity(0))
+    return max(1, min(count, int(os.environ.get("SLURM_CPUS_PER_TASK") or count)))
+
+
+class Workers:
+    """`submit` work, then `results`; with one worker everything happens at once in this process."""
+
+    def __init__(self, count: int) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+        self.pending: deque[Future[Any]] = deque()
+        self.collected: list[Any] = []
+        self.limit = PENDING * count
+        keep_memory()
+        if count > 1:
+            # Spawned, not forked: the heartbeat and the inflating thread are running.
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(count, context, initializer=begin, initargs=(os.getpid(),))
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Runs `work`; blocks while too much is waiting. Raises what earlier work raised."""
+        if self.pool is None:
+            self.collected.append(work(*arguments))
+            return
+        self.pending.append(self.pool.submit(work, *arguments))
+        while len(self.pending) > self.limit:
+            self.collected.append(self.pending.popleft().result())
+
+    def results(self) -> list[Any]:
+        """What all work submitted so far returned, in order. Raises what it raised."""
+        while self.pending:
+            self.collected.append(self.pending.popleft().result())
+        collected, self.collected = self.collected, []
+        return collected
+
+    def end(self, kill: bool) -> None:
+        if self.pool is None:
+            return
+        if kill:
+            # They ignore signals; nothing of theirs is wanted any more.
+            for process in multiprocessing.active_children():
+                process.kill()
+        self.pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def start(count: int) -> Iterator[Workers]:
+    workers = Workers(count)
+    try:
+        yield workers
+    except BaseException:
+        workers.end(kill=True)
+        raise
+    workers.end(kill=False)
+
+
+def keep_memory() -> None:
+    """Has malloc keep freed blocks of a mask's size: fetching them anew costs more than converting one."""
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    with contextlib.suppress(AttributeError):  # musl has no mallopt, and does not need it
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, 64 << 20)
+        libc.mallopt(m_trim_threshold, 64 << 20)
+
+
+def begin(parent: int) -> None:
+    """A worker's first act: outlive no parent, leave signals to it."""
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    keep_memory()
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it had gone before
+        os._exit(1)

@@ -1,0 +1,1 @@
+"""The training job: start at `__main__` (one task) and read downwards."""

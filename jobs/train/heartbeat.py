@@ -1,0 +1,35 @@
+"""Tells the supervisor that this rank is alive, and what it is doing: JSON lines on BATON_HEARTBEAT_FD."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+
+INTERVAL = 0.5
+"""Seconds between two beats of the same phase, at least."""
+
+
+class Heartbeat:
+    def __init__(self) -> None:
+        fd = os.environ.get("BATON_HEARTBEAT_FD")
+        self.fd = int(fd) if fd else None
+        self.phase, self.time = "", 0.0
+        if self.fd is not None:
+            # A supervisor that does not read must not stop the training.
+            os.set_blocking(self.fd, False)
+            os.set_inheritable(self.fd, False)
+
+    def beat(self, phase: str, step: int) -> None:
+        """`phase`: start, train, validate, save or end."""
+        if self.fd is None:
+            return
+        now = time.monotonic()
+        if phase == self.phase and now - self.time < INTERVAL:
+            return
+        self.phase, self.time = phase, now
+        line = json.dumps({"phase": phase, "step": step}) + "\n"
+        # A full pipe, or a supervisor that is gone: nobody is listening, which is not for this rank to judge.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self.fd, line.encode())

@@ -1,0 +1,47 @@
+"""How often to save: the Young/Daly optimum, from what a save costs and how often the run is interrupted.
+
+Saving every sqrt(2 C M) seconds loses the least time, where C is the time that a save takes from training and
+M the mean time between interruptions (J. W. Young, 1974; see also Benoit et al., hal-02514107).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from jobs.events import seconds_of
+
+PRIOR = 2 * 3600.0
+"""Seconds between interruptions, to begin with: a busy preemptible partition's. Outweighed with time."""
+
+SHORTEST, LONGEST = 30.0, 3600.0
+
+
+def optimum(cost: float, between: float) -> float:
+    """Seconds between two saves, for a save that costs `cost` seconds and interruptions `between` seconds
+    apart, within SHORTEST and LONGEST."""
+    return min(LONGEST, max(SHORTEST, math.sqrt(2 * max(cost, 0.0) * between)))
+
+
+def between_interruptions(events: Iterable[dict[str, Any]]) -> float:
+    """Mean seconds between interruptions of a run, from its events; with one interruption in PRIOR seconds
+    that were never observed, so that a run without any has an answer, too.
+
+    The time of a start lasts from `first_step` to the last event that it wrote. Every start after the first
+    means one interruption, whatever ended the one before.
+    """
+    began: dict[int, float] = {}
+    ended: dict[int, float] = {}
+    starts: set[int] = set()
+    for event in events:
+        start = event.get("start")
+        if event.get("stage") != "train" or start is None:
+            continue
+        time = seconds_of(event["time"])
+        starts.add(start)
+        if event["event"] == "first_step":
+            began[start] = time
+        ended[start] = max(time, ended.get(start, time))
+    up = sum(max(0.0, ended[start] - time) for start, time in began.items())
+    return (PRIOR + up) / (1 + max(0, len(starts) - 1))

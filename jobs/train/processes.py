@@ -1,0 +1,173 @@
+"""Starting a process that cannot outlive its parent, and ending it with everything it has started.
+
+Linux only (prctl, /proc), like Slurm. No torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+# Loaded before any fork: looking a library up between fork and exec is not safe.
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# What a job sends to every process of a step; whoever has no handler yet must not die of it.
+CATCHABLE = (signal.SIGTERM, signal.SIGUSR2)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the new parent of descendants whose own parent dies, so that it can end them.
+
+    Raises OSError if the kernel refuses.
+    """
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def start(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    pass_fds: Sequence[int] = (),
+    output: IO[bytes] | None = None,
+    cwd: Path | None = None,
+    deaf: bool = True,
+) -> int:
+    """Starts `command` in a process group of its own and returns its pid.
+
+    It is killed when this process dies, however that happens. If `deaf`, it starts with SIGTERM and SIGUSR2
+    ignored: a preemption that comes before its handlers stand must not kill it. The caller reaps it (`reap`).
+
+    Raises OSError if the program cannot be started.
+    """
+    parent = os.getpid()
+
+    def in_child() -> None:
+        os.setpgid(0, 0)
+        for number in CATCHABLE:
+            signal.signal(number, signal.SIG_IGN if deaf else signal.SIG_DFL)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # the parent died before the line above
+            os._exit(1)
+
+    process = subprocess.Popen(
+        list(command),
+        env=dict(env),
+        pass_fds=tuple(pass_fds),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        preexec_fn=in_child,
+        cwd=cwd,
+    )
+    # `reap` waits for any child, so Popen must not wait for this one (nor warn about it when collected).
+    process.returncode = 0
+    return process.pid
+
+
+def reap() -> dict[int, int]:
+    """Collects all children that have ended, without waiting: pid -> wait status."""
+    ended: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended[pid] = status
+
+
+def descendants(root: int) -> list[int]:
+    """Pids of all living (not zombie) processes below `root`, parents before children."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        state, parent = _state_and_parent(int(entry))
+        if state not in ("Z", "X", ""):
+            children.setdefault(parent, []).append(int(entry))
+    found: list[int] = []
+    front = [root]
+    while front:
+        front = [child for pid in front for child in children.get(pid, [])]
+        found += front
+    return found
+
+
+def end_all(seconds: float = 10.0) -> dict[int, int]:
+    """Kills every descendant of this process, however deep, and collects the ended: pid -> wait status.
+
+    Needs `adopt_orphans`: a child of a killed process becomes ours, and is found in the next round. Gives up
+    after `seconds` (a process in uninterruptible sleep on a dead file system cannot be killed).
+    """
+    ended: dict[int, int] = {}
+    deadline = time.monotonic() + seconds
+    while True:
+        living = descendants(os.getpid())
+        for pid in living:
+            send(pid, signal.SIGKILL)
+        ended |= reap()
+        if not living or time.monotonic() > deadline:
+            return ended
+        time.sleep(0.005)
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Sends a signal to a process; False if it is gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for this signal, so that sending it does not kill."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; with the pid it names a process for good.
+
+    None if there is no such process.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def wake_on_signals(handle: Callable[[signal.Signals], None], *numbers: signal.Signals) -> int:
+    """Calls `handle` for each of these signals and makes the returned descriptor readable by it, so that a
+    `select` returns. SIGCHLD only wakes."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in numbers:
+        signal.signal(number, lambda n, _frame: handle(signal.Signals(n)))
+    return read_end
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "", 0
+    # The command name in brackets may hold spaces and brackets itself.
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[1])

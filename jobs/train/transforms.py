@@ -1,0 +1,241 @@
+"""The recipe's training transforms, faster and equal to mmseg's bit for bit.
+
+Each class here takes the place of one of mmseg's: same arguments, same results, and the same
+draws from numpy's global generator in the same order, so that swapping them changes no sample.
+`use_fast_transforms` swaps them in a config; `baton = dict(fast_transforms=False)` there keeps mmseg's own.
+
+Where the time of the stock pipeline goes, and what is done about it:
+RandomCrop counts the labels of up to ten crops by sorting them (np.unique), here by comparison;
+PhotoMetricDistortion computes in float32, here through tables of 256 entries, several steps folded into one;
+PackSegInputs and RandomFlip leave the channel shuffling to strided copies, here OpenCV's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from mmcv.transforms import Pad
+from mmcv.transforms.utils import cache_randomness
+from mmseg.datasets.transforms import PackSegInputs, PhotoMetricDistortion, RandomCrop, RandomFlip
+from mmseg.registry import TRANSFORMS
+
+Image = npt.NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+
+LEVELS = np.arange(256, dtype=np.uint8)
+
+
+@TRANSFORMS.register_module()
+class FastRandomCrop(RandomCrop):
+    """mmseg's RandomCrop; crops are tested against `cat_max_ratio` by counting instead of sorting."""
+
+    @cache_randomness
+    def crop_bbox(self, results: dict[str, Any]) -> Box:
+        """The crop's (top, bottom, left, right) in pixels; bottom and right may lie beyond the image."""
+        box = self._draw(results["img"].shape)
+        if self.cat_max_ratio >= 1.0:
+            return box
+        labels = results["gt_seg_map"]
+        counter: Callable[[Any], dict[int, int]] = _sorted_counts
+        if _is_plain(labels) and labels.ndim == 2:
+            counter = _LabelCounter(labels)
+        # An image that fits into the crop has one crop only, drawn again and again.
+        tested: dict[Box, bool] = {}
+        for _ in range(10):
+            if box not in tested:
+                tested[box] = self._is_mixed(counter(self.crop(labels, box)))
+            if tested[box]:
+                break
+            box = self._draw(results["img"].shape)
+        return box
+
+    def _draw(self, shape: tuple[int, ...]) -> Box:
+        height, width = self.crop_size
+        top = np.random.randint(0, max(shape[0] - height, 0) + 1)
+        left = np.random.randint(0, max(shape[1] - width, 0) + 1)
+        return top, top + height, left, left + width
+
+    def _is_mixed(self, counts: dict[int, int]) -> bool:
+        valid = [count for label, count in counts.items() if label != self.ignore_index]
+        return len(valid) > 1 and max(valid) / sum(valid) < self.cat_max_ratio
+
+
+class _LabelCounter:
+    """Counts the labels of crops of one mask (uint8).
+
+    A mask has few labels, and comparing a crop with one value takes a small part of a histogram's time. So
+    the labels met so far (at first those of every eighth pixel) are counted one by one; where they do not
+    add up to the crop's area, a histogram finds the rest.
+    """
+
+    def __init__(self, mask: Image) -> None:
+        self.labels = set(np.flatnonzero(np.bincount(mask[::8, ::8].ravel())).tolist())
+
+    def __call__(self, crop: Image) -> dict[int, int]:
+        counts = {label: int(np.count_nonzero(crop == label)) for label in self.labels}
+        if sum(counts.values()) != crop.size:
+            histogram = np.bincount(crop.ravel())
+            counts = {int(label): int(histogram[label]) for label in np.flatnonzero(histogram)}
+            self.labels |= counts.keys()
+        return {label: count for label, count in counts.items() if count}
+
+
+def _sorted_counts(crop: npt.NDArray[Any]) -> dict[int, int]:
+    labels, counts = np.unique(crop, return_counts=True)
+    return dict(zip(labels.tolist(), counts.tolist(), strict=True))
+
+
+@TRANSFORMS.register_module()
+class FastPhotoMetricDistortion(PhotoMetricDistortion):
+    """mmseg's PhotoMetricDistortion; each step on 8-bit images is a table, made by mmseg's arithmetic."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        image = results["img"]
+        if not _is_plain(image) or image.ndim != 3:
+            return super().transform(results)
+        # The draws, in mmseg's order.
+        table = self._brightness()
+        contrast_first = np.random.randint(2) == 1
+        if contrast_first:
+            table = _then(table, self._contrast())
+        saturation = self._saturation()
+        hue = self._hue()
+        last = None if contrast_first else self._contrast()
+
+        image = _through(image, table)
+        # Two conversions there and back, as in mmseg: each rounds.
+        image = _through_hsv(image, 1, saturation)
+        image = _through_hsv(image, 0, hue)
+        results["img"] = _through(image, last)
+        return results
+
+    def _brightness(self) -> Image | None:
+        if not np.random.randint(2):
+            return None
+        return self.convert(LEVELS, beta=np.random.uniform(-self.brightness_delta, self.brightness_delta))
+
+    def _contrast(self) -> Image | None:
+        if not np.random.randint(2):
+            return None
+        return self.convert(LEVELS, alpha=np.random.uniform(self.contrast_lower, self.contrast_upper))
+
+    def _saturation(self) -> Image | None:
+        if not np.random.randint(2):
+            return None
+        return self.convert(LEVELS, alpha=np.random.uniform(self.saturation_lower, self.saturation_upper))
+
+    def _hue(self) -> Image | None:
+        if not np.random.randint(2):
+            return None
+        shift = np.random.randint(-self.hue_delta, self.hue_delta)
+        return ((LEVELS.astype(int) + shift) % 180).astype(np.uint8)
+
+
+def _then(first: Image | None, second: Image | None) -> Image | None:
+    """The table that does what `first` and then `second` do; None changes nothing."""
+    if first is None or second is None:
+        return second if first is None else first
+    return second[first]
+
+
+def _through(image: Image, table: Image | None) -> Image:
+    return image if table is None else np.asarray(cv2.LUT(image, table), np.uint8)
+
+
+def _through_hsv(image: Image, channel: int, table: Image | None) -> Image:
+    if table is None:
+        return image
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), np.uint8)
+
+
+@TRANSFORMS.register_module()
+class FastRandomFlip(RandomFlip):
+    """mmseg's RandomFlip; flips 8-bit images and masks into new arrays, not views for later steps to copy."""
+
+    AXES = {"horizontal": 1, "vertical": 0, "diagonal": -1}  # noqa: RUF012
+
+    def _flip(self, results: dict[str, Any]) -> None:
+        axis = self.AXES[results["flip_direction"]]
+        keys = ["img", *(key for key in results.get("seg_fields", []) if results.get(key) is not None)]
+        plain = all(_is_plain(results[key]) for key in keys)
+        if not plain or self.swap_seg_labels is not None or results.get("gt_bboxes") is not None:
+            super()._flip(results)
+            return
+        for key in keys:
+            results[key] = cv2.flip(results[key], axis)
+            if key != "img":
+                results["swap_seg_labels"] = None
+
+
+@TRANSFORMS.register_module()
+class FastPad(Pad):
+    """mmcv's Pad; what has the padded size already is not copied."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        image, labels = results["img"], results.get("gt_seg_map")
+        size = self.size and self.size[::-1]
+        arrays = [image] if labels is None else [image, labels]
+        if not all(_is_plain(array) and array.shape[:2] == size for array in arrays):
+            return super().transform(results)
+        results["pad_shape"] = image.shape
+        results["pad_fixed_size"] = self.size
+        results["pad_size_divisor"] = self.size_divisor
+        results["img_shape"] = size
+        return results
+
+
+@TRANSFORMS.register_module()
+class FastPackSegInputs(PackSegInputs):
+    """mmseg's PackSegInputs; 8-bit colour images are split into planes by OpenCV."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        image = results["img"]
+        if not _is_plain(image) or image.ndim != 3:
+            return super().transform(results)
+        planes = np.empty((3, *image.shape[:2]), np.uint8)
+        cv2.split(image, list(planes))
+        packed = super().transform({key: value for key, value in results.items() if key != "img"})
+        return {"inputs": torch.from_numpy(planes), **packed}
+
+
+def _is_plain(array: npt.NDArray[Any]) -> bool:
+    """An 8-bit mask or colour image. (OpenCV would drop a third axis of length 1.)"""
+    return array.dtype == np.uint8 and (array.ndim == 2 or array.shape[2:] == (3,))
+
+
+FAST: dict[type, type] = {
+    RandomCrop: FastRandomCrop,
+    RandomFlip: FastRandomFlip,
+    Pad: FastPad,
+    PhotoMetricDistortion: FastPhotoMetricDistortion,
+    PackSegInputs: FastPackSegInputs,
+}
+
+
+def use_fast_transforms(node: Any) -> int:
+    """Puts the fast transforms into a (part of a) config with the default scope mmseg, in place; how many.
+
+    A `type` is swapped where it means exactly one of the stock classes, by whichever name or as a class, at
+    any depth (dataset wrappers, RandomChoice); a user's own class, even one registered under a stock name,
+    stays.
+    """
+    if isinstance(node, (list, tuple)):
+        return sum(map(use_fast_transforms, node))
+    if not isinstance(node, dict):
+        return 0
+    swapped = sum(map(use_fast_transforms, list(node.values())))
+    kind = node.get("type")
+    # Only names that end like a stock class are looked up: a lookup of an unknown name searches far.
+    if isinstance(kind, str) and kind.rpartition(".")[2] in {stock.__name__ for stock in FAST}:
+        kind = TRANSFORMS.get(kind)
+    if isinstance(kind, type) and kind in FAST:
+        node["type"] = FAST[kind].__name__
+        swapped += 1
+    return swapped

@@ -1,0 +1,41 @@
+"""Whether a job of a run is queued or running: asked before another is submitted for the same directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs import events
+from jobs.run_directory import Run
+from launch import slurm_queries, states
+
+
+def is_alive(run: Run, job: str) -> bool:
+    """True if `job` (an id as in events) may still run. Slurm's silence counts as alive."""
+    if not job:
+        return False
+    if not job.startswith("local-"):
+        answer = slurm_queries.ask([job], patience=30)
+        return answer.job(job).alive or any(problem.startswith("squeue") for problem in answer.problems)
+    return states.local_chain(run) is not None or _is_starting(run, job)
+
+
+def _is_starting(run: Run, job: str) -> bool:
+    """Whether submitit's controller of a local job is there: the chain itself may not have begun yet."""
+    try:
+        command = Path(f"/proc/{job.removeprefix('local-')}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return str(run.job).encode() in command
+
+
+def newest_job(run: Run, stage: str) -> str:
+    """The id of the newest job of that stage, successors included; "" without one."""
+    job = ""
+    for event in events.iterate(run.events):
+        if event.get("stage", stage) != stage:
+            continue
+        if event["event"] == "submitted":
+            job = event["job"]
+        elif event["event"] == "requeued" and event.get("successor"):
+            job = event["successor"]
+    return job

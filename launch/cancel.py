@@ -1,0 +1,137 @@
+"""Ends a run: its training, the successors of it, its evaluation; also while it is being requeued.
+
+The training is told to save and leave; what is left can be resumed: python launch/train.py --resume RUN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from jobs import events  # noqa: E402
+from jobs.errors import UserError, run_command  # noqa: E402
+from jobs.run_directory import Run, write_atomically  # noqa: E402
+from launch import history, runs, slurm, slurm_queries, states  # noqa: E402
+
+EXAMPLES = """examples:
+  python launch/cancel.py first
+  python launch/cancel.py first second --now     without waiting until the jobs are gone
+"""
+PATIENCE = 180.0
+"""Seconds to wait for the jobs to be gone: KillWait, plus a requeue that was on its way."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name or path")
+    parser.add_argument("--now", action="store_true", help="do not wait until its jobs are gone")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    arguments = parser.parse_args()
+    found = [runs.find(name) for name in arguments.runs]
+    code = 0
+    for run in found:
+        jobs, left = cancel(run, wait=not arguments.now)
+        if arguments.json:
+            print(json.dumps({"run": run.name, "jobs": jobs, "left": left}))
+        elif not jobs:
+            print(f"{run.name}: nothing of it was queued or running")
+        else:
+            print(f"{run.name}: cancelled {', '.join(jobs)}")
+        if left and not arguments.json:
+            print(
+                f"error: still there: {', '.join(left)}; python launch/status.py {run.name}", file=sys.stderr
+            )
+        elif jobs and not arguments.json:
+            print(f"to go on with it: python launch/train.py --resume {run.name}")
+        code = code or (1 if left else 0)
+    return code
+
+
+def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
+    """Cancels a run; returns the jobs that were ended and those that would not end.
+
+    The mark comes first: a job that is leaving at this moment sees it and submits no successor. Then, until
+    none is left: the run's jobs are read from its events anew (there may be a successor since) and cancelled
+    again (a requeue may have brought one back).
+
+    Raises UserError if Slurm cannot be asked, SlurmError if it refuses.
+    """
+    past = history.read(run)
+    chain = states.local_chain(run)
+    ids = _slurm_ids(run, past)
+    answer = slurm_queries.ask(ids, patience=60)
+    for problem in answer.problems:
+        if problem.startswith("squeue"):
+            raise UserError(
+                f"cannot see whether the jobs of {run.name} live: {problem}; try again where Slurm is"
+            )
+    alive = sorted(id for id in ids if answer.job(id).alive)
+    if not alive and chain is None:
+        return [], []
+    by = getpass.getuser()
+    mark = json.dumps({"time": events.now(), "by": by}).encode()
+    run.job.mkdir(exist_ok=True)
+    write_atomically(run.job / "cancelled", mark)
+    if past.cancelled is None:
+        events.append(run.events, "cancelled", by=by)
+    ended = dict.fromkeys(alive)
+    if chain is not None:
+        ended[f"local-{chain}"] = None
+        os.kill(chain, signal.SIGTERM)
+    if alive:
+        _scancel(alive)
+    if not wait:
+        return list(ended), []
+    give_up = time.monotonic() + PATIENCE
+    pause = 0.2
+    while True:
+        ids = _slurm_ids(run, history.read(run))
+        answer = slurm_queries.ask(ids, patience=60)
+        left = sorted(id for id in ids if answer.job(id).alive)
+        again = [id for id in left if answer.job(id).state != "COMPLETING"]
+        ended |= dict.fromkeys(again)
+        here = states.local_chain(run)
+        if not left and here is None:
+            return list(ended), []
+        if time.monotonic() > give_up:
+            return list(ended), left + ([f"local-{here}"] if here else [])
+        # A job that is running yet has its signal; one that came back by a requeue has not.
+        waiting = [id for id in again if answer.job(id).pending]
+        if waiting:
+            _scancel(waiting)
+        time.sleep(pause)
+        pause = min(2.0, pause * 1.5)
+
+
+def _slurm_ids(run: Run, past: history.History) -> set[str]:
+    """Every Slurm job of the run that may live, also successors submitted in advance."""
+    over = {job.id for job in past.jobs.values() if job.state == "finished"}
+    ids = {job.id for job in past.jobs.values()} | {one.job for one in past.incarnations}
+    ids = {id for id in ids - over if slurm_queries.is_slurm(id)}
+    for path in run.job.glob("presubmitted-*"):
+        ids.add(path.read_text().strip())
+    return ids
+
+
+def _scancel(ids: list[str]) -> None:
+    """scancel; a job that has ended meanwhile is no error."""
+    try:
+        slurm.call("scancel", *ids)
+    except slurm.SlurmError as error:
+        text = str(error).lower()
+        if not any(known in text for known in ("already completing", "invalid job id", "completed")):
+            raise
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,104 @@
+"""Prints shell completion for all commands: options, run names, partitions of choices; for bash and zsh.
+
+examples:
+  source <(python launch/completion.py)          in ~/.bashrc or ~/.zshrc
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from jobs.errors import run_command  # noqa: E402
+from launch import runs  # noqa: E402
+
+COMMANDS = (
+    *("prepare", "train", "evaluate", "infer"),
+    *("status", "logs", "cancel", "report", "clean", "doctor"),
+)
+
+# `python launch/X.py` is completed as an argument of python: only where the script is one of ours, and with
+# bash's own file completion for everything else.
+SCRIPT = """\
+# Completion of Baton's commands. zsh runs bash's completions after this line:
+[ -n "${{ZSH_VERSION:-}}" ] && autoload -Uz bashcompinit && bashcompinit
+_baton() {{
+  local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} script= words=
+  local i
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    case ${{COMP_WORDS[i]}} in launch/*.py | */launch/*.py) script=${{COMP_WORDS[i]##*/}} ;; esac
+  done
+  local runs=${{BATON_RUNS:-{runs}}}
+  case $script,$before in
+{choices}
+  *)
+    case $script in
+{options}
+    *) return ;;
+    esac
+    case $word in -*) ;; *) words= ;; esac
+    case $script,$word in
+    status.py,-* | logs.py,-* | cancel.py,-* | report.py,-* | clean.py,-* | evaluate.py,-* | infer.py,-*) ;;
+    status.py,* | logs.py,* | cancel.py,* | report.py,* | clean.py,* | evaluate.py,* | infer.py,*)
+      words=$(cd "$runs" 2>/dev/null && for d in */run.yaml; do echo "${{d%/run.yaml}}"; done) ;;
+    esac
+    case $before in --resume | --compare) words=$(cd "$runs" 2>/dev/null && ls) ;; esac
+    ;;
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+}}
+complete -o default -F _baton python python3
+"""
+
+
+class _Captured(Exception):
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    print(script(), end="")
+
+
+def script() -> str:
+    """The completion script, made from the commands' own parsers."""
+    options, choices = [], []
+    for command in COMMANDS:
+        parser = parser_of(command)
+        named = [action for action in parser._actions if action.option_strings]
+        words = " ".join(string for action in named for string in action.option_strings)
+        options.append(f'    {command}.py) words="{words}" ;;')
+        for action in named:
+            if action.choices:
+                pattern = " | ".join(f"{command}.py,{string}" for string in action.option_strings)
+                choices.append(f'  {pattern}) words="{" ".join(map(str, action.choices))}" ;;')
+    return SCRIPT.format(runs=runs.runs_root(), options="\n".join(options), choices="\n".join(choices))
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser that a command's `main` makes, caught at the moment when it would parse."""
+    module = importlib.import_module(f"launch.{command}")
+    before = argparse.ArgumentParser.parse_args
+
+    def caught(self: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        raise _Captured(self)
+
+    argparse.ArgumentParser.parse_args = caught  # type: ignore[method-assign,assignment]
+    try:
+        module.main()
+    except _Captured as found:
+        return found.parser
+    finally:
+        argparse.ArgumentParser.parse_args = before  # type: ignore[method-assign]
+    raise AssertionError(f"launch/{command}.py parses no arguments")
+
+
+if __name__ == "__main__":
+    run_command(main)

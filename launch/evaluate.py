@@ -1,0 +1,57 @@
+"""Submits an evaluation of a run on its own: mIoU, mAcc, aAcc, the table by class, and pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from jobs.errors import UserError, run_command  # noqa: E402
+from launch import options, runs, single  # noqa: E402
+
+EXAMPLES = """\
+  python launch/evaluate.py first
+  python launch/evaluate.py first --checkpoint last --gpus 2 --wait
+  python launch/evaluate.py first --pictures all
+  python launch/evaluate.py first --cluster mine --dry-run
+"""
+
+
+def main() -> int:
+    parser = options.parser(__doc__ or "", EXAMPLES)
+    parser.add_argument("run", metavar="RUN", help="a run's name or path")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="WHICH", help="best (default), last, or the path of a file"
+    )
+    parser.add_argument(
+        "--pictures", nargs="+", metavar="WHICH", help="all, a number of them (default 20), or image ids"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
+    options.add_common(parser)
+    arguments = parser.parse_args()
+
+    run = runs.find(arguments.run)
+    checkpoint = arguments.checkpoint
+    if checkpoint not in ("best", "last"):
+        file = Path(checkpoint).expanduser().absolute()
+        if not file.is_file():
+            raise UserError(f"--checkpoint {checkpoint}: there is no such file; best and last are names too")
+        checkpoint = str(file)
+    elif not any(run.checkpoints.glob("*.pth.json")):
+        raise UserError(
+            f"{run.name} has no checkpoint yet: python launch/status.py {run.name} shows how far it is"
+        )
+    pictures = ["--pictures", *arguments.pictures] if arguments.pictures else []
+    resolved = options.settings(arguments, options.profile(arguments), "evaluate")
+    batch = single.batch(
+        run, resolved, ["--checkpoint", checkpoint, "--again", *pictures], f"{run.name}-evaluate"
+    )
+    if arguments.dry_run:
+        return single.show(batch)
+    job, process = single.submit(run, batch)
+    return single.tell(arguments, run, "evaluate", job, process)
+
+
+if __name__ == "__main__":
+    run_command(main)

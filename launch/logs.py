@@ -1,0 +1,146 @@
+"""Prints a run's logs, the first error on top; with -f follows it across requeues, ranks and jobs.
+
+Following ends with the run; Ctrl-C ends the following, never the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from jobs.errors import UserError, run_command  # noqa: E402
+from jobs.run_directory import Run  # noqa: E402
+from launch import history, log_files, runs, slurm_queries, states  # noqa: E402
+from launch.log_files import Growing, LogFile  # noqa: E402
+
+EXAMPLES = """examples:
+  python launch/logs.py first                    the last lines of its newest job
+  python launch/logs.py first -f                 follow it to its end
+  python launch/logs.py first --rank 3 -n 200
+  python launch/logs.py first --job evaluate
+"""
+LOOK = 0.3
+"""Seconds between two looks at the files."""
+ASK = 15.0
+"""Seconds between two questions to Slurm."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's name or path")
+    parser.add_argument("-f", "--follow", action="store_true", help="follow it to its end")
+    parser.add_argument("-n", "--lines", type=int, default=40, help="lines of each file (default 40; 0: all)")
+    parser.add_argument("--rank", type=int, help="only this rank (default: all)")
+    parser.add_argument(
+        "--job", choices=("prepare", "train", "evaluate", "infer"), help="only this job (default: the newest)"
+    )
+    arguments = parser.parse_args()
+    if arguments.lines < 0:
+        raise UserError(f"--lines {arguments.lines} must be 0 or more")
+    run = runs.find(arguments.run)
+    past = history.read(run)
+    for line in log_files.first_error(run, past):
+        print(line)
+    if arguments.follow:
+        return follow(run, arguments)
+    files = log_files.find(run, past, arguments.job or "", arguments.rank)
+    if not arguments.job and files:
+        files = [file for file in files if file.job == files[-1].job and file.stage == files[-1].stage]
+    files = [file for file in files if file.path.stat().st_size]
+    if not files:
+        print(f"no log yet; python launch/status.py {run.name} says where it stands")
+        return 0
+    for file in files:
+        print(f"==> {file.label} ({file.path})")
+        print("\n".join(log_files.tail(file.path, arguments.lines)))
+    print(f"next: python launch/logs.py {run.name} -f follows it; python launch/status.py {run.name}")
+    return 0
+
+
+def follow(run: Run, arguments: argparse.Namespace) -> int:
+    """Prints what there is, then what comes, until the run has ended. Returns 0 if it ended well, else 1."""
+    seen: dict[Path, Growing] = {}
+    events = Growing(run.events)
+    begun = time.monotonic()
+    asked, state = -ASK, None
+    while True:
+        past = history.read(run)
+        if time.monotonic() - asked > ASK or _settled(past):
+            answer = slurm_queries.ask(states.jobs_to_ask(past))
+            asked = time.monotonic()
+            state = states.judge(run, past, answer, history.progress(run), time.time())
+        # Judged before the last look, so that the last lines are not missed.
+        ended = state is not None and not state.lives and state.code != "stuck"
+        files = log_files.find(run, past, arguments.job or "", arguments.rank)
+        for file in files:
+            if file.path not in seen:
+                first = time.monotonic() - begun < LOOK / 2 or not seen
+                seen[file.path] = _begin(file, arguments.lines if first else 0, len(files) > 1)
+        for file in files:
+            for line in seen[file.path].lines(last=ended):
+                print(_prefix(file, len(files) > 1) + line, flush=True)
+        for line in events.lines():
+            if text := _told(line):
+                print(text, flush=True)
+        if ended and state is not None:
+            print(f"-- {state.words}; next: python launch/status.py {run.name}")
+            return 0 if state.code in ("finished", "prepared") else 1
+        time.sleep(LOOK)
+
+
+def _settled(past: history.History) -> bool:
+    """The events alone say that it is over: no need to wait for the next question to Slurm."""
+    evaluating = any(job.stage == "evaluate" and job.state == "submitted" for job in past.jobs.values())
+    over = past.cancelled or past.stopped or past.evaluations or past.prepared
+    return bool(over or (past.finished and not evaluating))
+
+
+def _begin(file: LogFile, lines: int, several: bool) -> Growing:
+    """Prints the file's last lines (all if `lines` is 0) and returns the reader of what follows."""
+    growing = Growing(file.path)
+    text = growing.lines()
+    for line in text[-lines:] if lines else text:
+        print(_prefix(file, several) + line, flush=True)
+    return growing
+
+
+def _prefix(file: LogFile, several: bool) -> str:
+    if not several:
+        return ""
+    return f"[{file.stage or file.job} {'batch' if file.rank is None else file.rank}] "
+
+
+WORDS = {
+    "started": "start {start} on {hosts}",
+    "resumed": "goes on from step {step}",
+    "preempted": "preempted, saved at step {step}",
+    "hang": "stood still for {seconds} s",
+    "failed": "failed: {reason}",
+    "requeued": "requeued ({how})",
+    "stopped": "stopped: {reason}",
+    "cancelled": "cancelled",
+    "finished": "training finished",
+    "evaluated": "evaluated: {metrics}",
+}
+
+
+def _told(line: str) -> str:
+    """An event that changes how the run stands, as a line between those of the logs."""
+    try:
+        event: Any = json.loads(line)
+        words = WORDS[event["event"]].format(**event)
+        return f"-- {event['time'][:19]} {event.get('stage', '')} {words}"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,40 @@
+"""What this machine has: GPUs, and whether Slurm can be reached from here. No driver library is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+SLURM_CONFIGS = (
+    "/etc/slurm/slurm.conf",
+    "/etc/slurm-llnl/slurm.conf",
+    "/run/slurm/conf/slurm.conf",
+    "/usr/local/etc/slurm.conf",
+)
+
+
+def local_gpus(dev: Path = Path("/dev")) -> int:
+    """GPUs that a process started here would see: NVIDIA device files within CUDA_VISIBLE_DEVICES."""
+    present = sum(1 for entry in os.listdir(dev) if re.fullmatch(r"nvidia\d+", entry))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    chosen = [part for part in visible.split(",") if part.strip() and part.strip() != "-1"]
+    return min(present, len(chosen))
+
+
+def has_slurm() -> bool:
+    """True where `sbatch` is on PATH and knows a cluster.
+
+    Debian's slurm-client without a cluster counts as no Slurm. A "configless" site has no file to look at;
+    there Slurm itself is asked, which needs no controller to answer.
+    """
+    if shutil.which("sbatch") is None:
+        return False
+    if os.environ.get("SLURM_CONF") or any(os.path.exists(path) for path in SLURM_CONFIGS):
+        return True
+    asked = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False)
+    return "configuration source" not in asked.stderr

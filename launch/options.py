@@ -1,0 +1,161 @@
+"""Options that all submitters share, and what they amount to: the profile, the settings of each job."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UserError
+from launch import machine, profiles
+from launch.runs import CHECKOUT, check_path
+
+# option -> (setting, help)
+SETTINGS = {
+    "--partition": ("partition", "sbatch's --partition"),
+    "--account": ("account", "sbatch's --account"),
+    "--qos": ("qos", "sbatch's --qos"),
+    "--reservation": ("reservation", "sbatch's --reservation"),
+    "--constraint": ("constraint", "sbatch's --constraint"),
+    "--time": ("time", "time limit of the job, as HH:MM:SS or D-HH:MM:SS"),
+    "--memory": ("memory", "memory of each node, as 64G"),
+    "--cpus-per-gpu": ("cpus_per_gpu", "CPUs of each rank"),
+    "--gres": ("gres", "how GPUs are asked for: gpus-per-node, gres or none"),
+    "--gpu-type": ("gpu_type", "type of GPU, as in --gpus-per-node=TYPE:N"),
+    "--signal-delay": ("signal_delay", "seconds before the time limit at which the job saves and leaves"),
+}
+# What a dependent job of the same command takes over too; a time limit or a size is one job's own.
+COMMON = ("partition", "account", "qos", "reservation", "constraint", "gres", "gpu_type", "exclude", "sbatch")
+
+
+def parser(description: str, examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
+    """Adds the options of every submitter."""
+    to.add_argument(
+        "--cluster", default="", metavar="NAME", help="profile configs/clusters/NAME.yaml, `slurm` or `local`"
+    )
+    to.add_argument("--wait", action="store_true", help="wait for the end; the exit code tells how it went")
+    to.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    group = to.add_argument_group("the job (the command line wins over the profile)")
+    if gpus:
+        group.add_argument(
+            "--nodes", metavar="N", help="nodes, or a range such as 1-2: start with what is free"
+        )
+        group.add_argument(
+            "--gpus",
+            type=int,
+            metavar="N",
+            help="GPUs of each node, one rank each (processes where there are none)",
+        )
+    for option, (setting, help) in SETTINGS.items():
+        group.add_argument(option, dest=f"job_{setting}", metavar="X", help=help)
+    group.add_argument(
+        "--exclude", action="append", metavar="NODES", help="nodes to keep off (can be repeated)"
+    )
+    group.add_argument(
+        "--sbatch", action="append", metavar="KEY=VALUE", help="any further sbatch option, without its dashes"
+    )
+
+
+def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the command line sets."""
+    values: dict[str, Any] = {}
+    for setting, _ in SETTINGS.values():
+        if (value := getattr(arguments, f"job_{setting}")) is not None:
+            values[setting] = value
+    if getattr(arguments, "nodes", None) is not None:
+        values["nodes"] = arguments.nodes
+    if getattr(arguments, "gpus", None) is not None:
+        values["gpus"] = arguments.gpus
+    if arguments.exclude:
+        values["exclude"] = arguments.exclude
+    if arguments.sbatch:
+        pairs = (pair.lstrip("-").partition("=") for pair in arguments.sbatch)
+        values["sbatch"] = {key: value for key, _, value in pairs}
+    return values
+
+
+def profile(arguments: argparse.Namespace) -> profiles.Profile:
+    """The profile asked for; without one Slurm where it can be reached, else this machine."""
+    if arguments.cluster:
+        return profiles.load(arguments.cluster)
+    return profiles.load("", "slurm" if machine.has_slurm() else "local")
+
+
+def settings(
+    arguments: argparse.Namespace, profile: profiles.Profile, stage: str, first: bool = True
+) -> profiles.Resolved:
+    """The settings of the command's own job (`first`), or of one that depends on it.
+
+    Raises UserError for what this machine cannot give to a local job.
+    """
+    given = chosen(arguments)
+    if first:
+        resolved = profiles.resolve(profile, stage, given)
+    else:
+        common = {key: value for key, value in given.items() if key in COMMON}
+        resolved = profiles.resolve(profile, stage, {}, common)
+    if profile.executor == "local":
+        _check_local(resolved)
+    return resolved
+
+
+def _check_local(resolved: profiles.Resolved) -> None:
+    settings = resolved.settings
+    if resolved.nodes[0] > 1:
+        raise UserError(
+            f"--nodes {settings.nodes} needs Slurm, and this run is local: use --nodes 1, or --cluster NAME"
+        )
+    for key in ("setup", "container"):
+        if getattr(settings, key):
+            raise UserError(
+                f"{resolved.sources[key]}: `{key}` is for Slurm jobs; a local run takes this environment"
+            )
+    gpus = machine.local_gpus()
+    if settings.gres != "none" and 0 < gpus < settings.gpus:
+        raise UserError(f"--gpus {settings.gpus}, but this machine has {gpus}: use --gpus {gpus}")
+    if gpus == 0 and resolved.stage == "train":
+        resolved.hints.append(
+            f"no GPU here: --gpus {settings.gpus} means {settings.gpus} "
+            f"CPU process{'es over gloo' if settings.gpus > 1 else ''}"
+        )
+
+
+def data_root(arguments: argparse.Namespace) -> Path:
+    """The data root as an absolute path; default: data/ of the checkout."""
+    path = Path(arguments.data_root).expanduser().absolute() if arguments.data_root else CHECKOUT / "data"
+    path = Path(os.path.normpath(path))
+    check_path(path, "--data-root")
+    return path
+
+
+def overrides(pairs: list[str]) -> dict[str, Any]:
+    """`--set` pairs as dotted key -> value; a value is Python's where it reads as such, else a string."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not all(part for part in key.split(".")):
+            raise UserError(f"--set {pair!r}: write KEY=VALUE, such as train_dataloader.batch_size=4")
+        values[key] = literal(value)
+    return values
+
+
+def literal(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return list(value) if isinstance(value, tuple) else value

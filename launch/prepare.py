@@ -1,0 +1,91 @@
+"""Submits the preparation of the dataset: download, convert, verify PASCAL VOC 2012 with SBD, a CPU job.
+
+It can be run again at any time: what is ready is only checked, what was interrupted goes on. A training
+submitted meanwhile waits for it in the queue.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from jobs import events  # noqa: E402
+from jobs.errors import UserError, run_command  # noqa: E402
+from jobs.run_directory import Request, Run  # noqa: E402
+from launch import data_ready, options, requests, runs, single, snapshot  # noqa: E402
+
+EXAMPLES = """\
+  python launch/prepare.py
+  python launch/prepare.py --archives /scratch/archives    nothing is downloaded
+  python launch/prepare.py --verify deep --wait            looks at every byte of what is there
+  python launch/prepare.py --cluster mine --time 02:00:00
+"""
+
+
+def main() -> int:
+    parser = options.parser(__doc__ or "", EXAMPLES)
+    parser.add_argument("--data-root", metavar="DIR", help="where datasets lie (default data/)")
+    parser.add_argument("--archives", metavar="DIR", help="take the archives from this folder")
+    parser.add_argument("--dataset", metavar="NAME", help="voc (default), or a converter of mmsegmentation's")
+    parser.add_argument(
+        "--verify",
+        nargs="?",
+        const="quick",
+        choices=("quick", "deep"),
+        help="only look whether what is there is sound",
+    )
+    parser.add_argument(
+        "--no-checksum",
+        action="store_true",
+        help="take archives that are not the release, without a checksum",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
+    options.add_common(parser, gpus=False)
+    arguments = parser.parse_args()
+
+    resolved = options.settings(arguments, options.profile(arguments), "prepare")
+    data_root = options.data_root(arguments)
+    runs.check_root(runs.prepare_root())
+    job_arguments = ["--data-root", str(data_root)]
+    if arguments.archives:
+        archives = Path(arguments.archives).expanduser().absolute()
+        if not archives.is_dir():
+            raise UserError(f"--archives {arguments.archives}: there is no such folder")
+        job_arguments += ["--archives", str(archives)]
+    if arguments.dataset:
+        job_arguments += ["--dataset", arguments.dataset]
+    if arguments.verify:
+        job_arguments.append(f"--verify={arguments.verify}")
+    if arguments.no_checksum:
+        job_arguments.append("--no-checksum")
+
+    name = runs.free_name("prepare", runs.prepare_root())
+    future = Run(runs.prepare_root() / name)
+    if arguments.dry_run:
+        return single.show(single.batch(future, resolved, job_arguments, name))
+    if (busy := data_ready.preparing(data_root)) is not None:
+        raise UserError(f"{data_root} is being prepared by {busy.name}: python launch/status.py {busy.name}")
+    with runs.new_run(name, runs.prepare_root()) as run:
+        config = snapshot.take(run.code, data_root)
+        run.write_request(
+            Request(
+                name=name,
+                config=config,
+                data_root=str(data_root),
+                created=events.now(),
+                executor=resolved.executor,
+                cluster=requests.cluster(resolved),
+                python=resolved.settings.python or sys.executable,
+                command=sys.argv,
+                versions=requests.versions(),
+            )
+        )
+        batch = single.batch(run, resolved, [*job_arguments, "--run", str(run.path)], name)
+        job, process = single.submit(run, batch)
+    return single.tell(arguments, run, "prepare", job, process)
+
+
+if __name__ == "__main__":
+    run_command(main)

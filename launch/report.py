@@ -1,0 +1,56 @@
+"""Writes a run's report: one HTML file with curves, starts, where the time went, the evaluation and pictures.
+
+The file needs no network and no other file. Every evaluation writes it; this command writes it anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from jobs.errors import UserError, run_command  # noqa: E402
+from jobs.run_directory import write_atomically  # noqa: E402
+from launch import report_data, report_page, runs, words  # noqa: E402
+
+EXAMPLES = """examples:
+  python launch/report.py first                                writes RUN/report.html
+  python launch/report.py first --out /tmp/first.html
+  python launch/report.py --compare first second third         several runs on one page
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="runs to show side by side")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default RUN/report.html)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    arguments = parser.parse_args()
+    names = list(dict.fromkeys([*([arguments.run] if arguments.run else []), *arguments.compare]))
+    if not names:
+        parser.error("name a run, or several with --compare")
+    if arguments.compare and len(names) < 2:
+        raise UserError("--compare needs two runs or more")
+    found = [report_data.gather(runs.find(name)) for name in names]
+    if arguments.compare:
+        html, out = report_page.comparison(found), arguments.out or runs.runs_root() / "comparison.html"
+    else:
+        html, out = report_page.page(found[0]), arguments.out or found[0].run.report
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no directory {out.parent}")
+    write_atomically(out.absolute(), html.encode())
+    if arguments.json:
+        print(json.dumps({"report": str(out.absolute()), "bytes": len(html.encode())}))
+    else:
+        print(f"wrote {out.absolute()} ({words.size(len(html.encode()))}); open it in any browser")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,102 @@
+"""From the command line to a run directory: the request, the code snapshot, the batch scripts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs import events
+from jobs.run_directory import Request, Run, write_atomically
+from launch import profiles, script, snapshot
+from launch.configs import Chain
+from launch.runs import CHECKOUT
+
+PACKAGES = ("torch", "mmsegmentation", "mmengine", "mmcv-lite", "mmcv", "numpy", "submitit")
+
+
+class Wish(msgspec.Struct, kw_only=True):
+    """What a training command asks for, checked; still without a name on disk."""
+
+    train: profiles.Resolved
+    evaluate: profiles.Resolved
+    config: Path
+    chain: Chain
+    data_root: Path
+    seed: int = 0
+    checkpoint: str = "best"
+    overrides: dict[str, Any] = {}
+
+
+def request(wish: Wish, name: str, config: str, versions: dict[str, str]) -> Request:
+    settings = wish.train.settings
+    return Request(
+        name=name,
+        config=config,
+        data_root=str(wish.data_root),
+        created=events.now(),
+        set=wish.overrides,
+        seed=wish.seed,
+        nodes=wish.train.nodes[1],
+        gpus=settings.gpus,
+        executor=wish.train.executor,
+        checkpoint=wish.checkpoint,
+        cluster=cluster(wish.train, wish.evaluate),
+        python=settings.python or sys.executable,
+        command=sys.argv,
+        versions=versions,
+    )
+
+
+def cluster(resolved: profiles.Resolved, evaluate: profiles.Resolved | None = None) -> dict[str, Any]:
+    """The profile as it was resolved, for run.yaml."""
+    told = {
+        "profile": resolved.profile,
+        **msgspec.to_builtins(resolved.settings),
+        "sources": resolved.sources,
+    }
+    if evaluate is not None:
+        told["evaluate"] = msgspec.to_builtins(evaluate.settings)
+    return told
+
+
+def versions() -> dict[str, str]:
+    """What the run is made of: Python, the packages of this environment, the checkout's commit."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if commit := _git("rev-parse", "HEAD"):
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        found["git"] = commit + (" with changes" if changed else "")
+    return found
+
+
+def _git(*arguments: str) -> str:
+    """git's answer, "" where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def fill(run: Run, wish: Wish, versions: dict[str, str]) -> None:
+    """Writes code/ and run.yaml into a new run directory."""
+    config = snapshot.take(run.code, wish.data_root, wish.chain)
+    run.write_request(request(wish, run.name, config, versions))
+
+
+def write_scripts(run: Run, *batches: script.Batch) -> None:
+    """Writes `job/STAGE.sbatch` for each batch."""
+    for batch in batches:
+        write_atomically(run.job / f"{batch.resolved.stage}.sbatch", script.text(batch).encode())

@@ -1,0 +1,121 @@
+"""Runs by name: where they lie, how one is found, how a new one gets its name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs.errors import UserError
+from jobs.run_directory import Run
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+# Names go into paths, Slurm's job names and --output patterns, and commands that people copy.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,99}")
+RESERVED = {"prepare", "slurm"}
+
+
+def runs_root() -> Path:
+    """The directory of all runs: $BATON_RUNS, or logs/runs in the checkout."""
+    if chosen := os.environ.get("BATON_RUNS"):
+        return Path(chosen).expanduser().absolute()
+    return CHECKOUT / "logs" / "runs"
+
+
+def prepare_root() -> Path:
+    """The directory of the runs of prepare.py: logs/prepare, or $BATON_RUNS/prepare."""
+    return runs_root() / "prepare" if os.environ.get("BATON_RUNS") else CHECKOUT / "logs" / "prepare"
+
+
+def all_runs(root: Path | None = None) -> list[Run]:
+    """Every run directory below `root` (default: runs_root()), by name."""
+    root = root or runs_root()
+    if not root.is_dir():
+        return []
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    return [Run(root / name) for name in names if (root / name / "run.yaml").is_file()]
+
+
+def find(name: str) -> Run:
+    """The run of that name, or at that path. Raises UserError with the closest names."""
+    for path in (runs_root() / name, prepare_root() / name, Path(name).expanduser().absolute()):
+        if (path / "run.yaml").is_file():
+            return Run(path)
+    names = [run.name for run in all_runs()]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`python launch/status.py` lists all"
+    raise UserError(f"there is no run {name!r} in {runs_root()}: {hint}")
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name that a path, a job name or a shell could misread."""
+    if not NAME.fullmatch(name) or name in RESERVED:
+        raise UserError(
+            f"--run {name!r} cannot be a run's name: use letters, digits and . _ + = @ - "
+            f"(100 at most, a letter or digit first; not {' or '.join(sorted(RESERVED))})"
+        )
+
+
+def check_path(path: Path, what: str) -> None:
+    """Raises UserError for a path that Slurm cannot carry in an --output pattern or a directive.
+
+    Spaces, quotes, `;`, `$` and `%` are quoted where they go; a line break would end a directive and a
+    backslash switches off Slurm's own patterns.
+    """
+    text = str(path)
+    if "\\" in text or any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise UserError(f"{what} {text!r} has a backslash or a control character: Slurm cannot carry it")
+
+
+def check_root(root: Path) -> None:
+    """Raises UserError if no run can lie below `root`."""
+    check_path(root, "the place of the runs")
+    if tags := [tag for tag in ("%j", "%t", "%A", "%a") if tag in str(root)]:
+        raise UserError(f"the place of the runs {str(root)!r} has {tags[0]}, which submitit would replace")
+
+
+def is_taken(name: str, root: Path | None = None) -> bool:
+    return os.path.lexists((root or runs_root()) / name)
+
+
+def free_name(stem: str, root: Path | None = None) -> str:
+    """`stem-N` with the first free N; `stem` is a config's file name, made fit for a name."""
+    stem = re.sub(r"[^A-Za-z0-9._+=@-]+", "-", stem).lstrip("._+=@-")[:80] or "run"
+    root = root or runs_root()
+    number = 1
+    while is_taken(f"{stem}-{number}", root):
+        number += 1
+    return f"{stem}-{number}"
+
+
+@contextmanager
+def new_run(name: str, root: Path | None = None) -> Iterator[Run]:
+    """Makes the directory of a new run; if the body raises, nothing of it is left behind.
+
+    Raises UserError if the name is taken, also by a launcher that took it this moment.
+    """
+    root = root or runs_root()
+    run = Run(root / name)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        run.path.mkdir()
+    except FileExistsError:
+        raise UserError(
+            f"the run name {name!r} is taken ({run.path}): choose another, or go on with it: --resume {name}"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot make {run.path}: {error.strerror}; set BATON_RUNS to a place you own"
+        ) from None
+    try:
+        run.job.mkdir()
+        yield run
+    except BaseException:
+        shutil.rmtree(run.path)
+        raise

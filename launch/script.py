@@ -1,0 +1,271 @@
+"""The batch script of a job, as text: what a launcher submits, `--dry-run` prints and `jobs/*.sbatch` hold.
+
+One text for all of them, so that plain `sbatch` does what the launcher does. Everything that comes from a
+user is quoted with shlex; the only lines a shell is meant to run as written are the profile's `setup` lines.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import msgspec
+
+from launch import profiles
+from launch.profiles import Container, Resolved
+
+
+class Batch(msgspec.Struct, kw_only=True):
+    """One job to be written as a batch script."""
+
+    resolved: Resolved
+    name: str
+    """Slurm's job name."""
+    run: Path | None = None
+    """The run directory; None in a tracked script, which takes it as its first argument."""
+    made: bool = True
+    """The run directory exists; if not, the script makes it by `make`."""
+    make: list[str] = []
+    """Arguments of launch/train.py that make the run directory."""
+    arguments: list[str] = []
+    """Further arguments of the job's command, after RUN."""
+    elements: int = 0
+    """Size of the job array (a sweep), 0 for a plain job; `run` then ends where the element's number goes."""
+    checkout: Path | None = None
+
+
+def text(batch: Batch) -> str:
+    """The whole script."""
+    parts = [_header(batch), _where(batch), _setup(batch), _command(batch)]
+    return "\n".join(["#!/bin/bash", *(part for part in parts if part)])
+
+
+def tracked(stage: str) -> str:
+    """The text of `jobs/STAGE.sbatch`: a job without a launcher, with the default settings."""
+    profile = profiles.load("slurm")
+    resolved = profiles.resolve(profile, stage, {})
+    resolved.sources.clear()  # nothing but defaults, which a user edits above
+    return text(Batch(resolved=resolved, name=f"baton-{stage}", made=stage != "train"))
+
+
+def directives(batch: Batch) -> dict[str, str | None]:
+    """sbatch options of a job, in the order of the header; None for one that takes no value."""
+    settings = batch.resolved.settings
+    low, high = batch.resolved.nodes
+    options: dict[str, str | None] = {
+        "job-name": batch.name,
+        "output": _output(batch),
+        "open-mode": "append",
+        "requeue": None,
+        "nodes": str(low) if low == high else f"{low}-{high}",
+        "ntasks-per-node": str(settings.gpus),
+        "cpus-per-task": str(settings.cpus_per_gpu),
+    }
+    if batch.resolved.stage == "train" and settings.signal_delay:
+        options["signal"] = f"USR2@{settings.signal_delay}"
+    gpus = f"{settings.gpu_type}:{settings.gpus}" if settings.gpu_type else str(settings.gpus)
+    if settings.gres == "gpus-per-node":
+        options["gpus-per-node"] = gpus
+    elif settings.gres == "gres":
+        options["gres"] = f"gpu:{gpus}"
+    if settings.memory:
+        options["mem"] = settings.memory
+    for key in ("partition", "account", "qos", "reservation", "constraint", "time"):
+        if value := getattr(settings, key):
+            options[key] = value
+    if settings.exclude:
+        options["exclude"] = ",".join(settings.exclude)
+    if batch.elements:
+        options["array"] = f"0-{batch.elements - 1}"
+    for key, value in settings.sbatch.items():
+        options[key] = None if value in ("", "true") else value
+    return options
+
+
+def _output(batch: Batch) -> str:
+    """Where the batch shell's own words go, as a Slurm pattern (in which % is written %%)."""
+    id = "%A_%a" if batch.elements else "%j"
+    if batch.run is None:
+        return f"logs/slurm-{id}.out"
+    if not batch.made:
+        return f"{_no_pattern(batch.run.parent.parent)}/slurm-{id}.out"
+    element = "%a" if batch.elements else ""
+    return f"{_no_pattern(batch.run)}{element}/job/{id}_log.out"
+
+
+def _no_pattern(path: Path) -> str:
+    return str(path).replace("%", "%%")
+
+
+def _header(batch: Batch) -> str:
+    lines = []
+    for key, value in directives(batch).items():
+        lines.append(f"#SBATCH --{key}" if value is None else f"#SBATCH --{key}={_directive(value)}")
+    sources = batch.resolved.sources
+    values = msgspec.to_builtins(batch.resolved.settings)
+    if sources:
+        lines.append("# Where these come from:")
+        lines += [f"#   {key}: {values[key]!r} ({source})" for key, source in sorted(sources.items())]
+    if batch.run is None:
+        lines += ["#", *(f"# {line}" for line in USAGE[batch.resolved.stage].splitlines())]
+    return "\n".join(lines) + "\n"
+
+
+def _directive(value: str) -> str:
+    """Quoted as sbatch reads its directives: like a shell, but a quote ends with the next of its kind."""
+    return shlex.quote(value)
+
+
+USAGE = {
+    "train": """Trains a run; submit it from the checkout:
+  sbatch jobs/train.sbatch RUN [options of launch/train.py]
+RUN is a run's name. If there is none of that name yet, it is made with the options, such as
+--config configs/demo.py. Edit the #SBATCH lines above to your cluster's needs.""",
+    "evaluate": """Evaluates a run; submit it from the checkout:
+  sbatch jobs/evaluate.sbatch RUN [options of python -m jobs.evaluate]
+Behind its training: sbatch --dependency=afterok:JOB --kill-on-invalid-dep=yes jobs/evaluate.sbatch RUN""",
+    "infer": """Segments images with a run's model; submit it from the checkout:
+  sbatch jobs/infer.sbatch RUN [options of python -m jobs.infer] -- IMAGE... (absolute paths)""",
+    "prepare": """Prepares the dataset; submit it from the checkout:
+  sbatch jobs/prepare.sbatch [options of python -m jobs.prepare]""",
+}
+
+
+def _where(batch: Batch) -> str:
+    """Which run, which interpreters; and, under plain sbatch, the run directory if it is not there yet."""
+    stage, settings = batch.resolved.stage, batch.resolved.settings
+    lines = [
+        "# The shell outlives the signals that a preemption sends to all of the job. A handler that does",
+        '# nothing, not "ignore": bash runs it when a command has ended, and keeps the exit code.',
+        "trap : USR2 TERM",
+        "",
+    ]
+    if batch.run is None:
+        lines.append("checkout=$PWD python=${BATON_PYTHON:-$PWD/.venv/bin/python} host_python=$python")
+        if stage == "prepare":
+            lines.append("run=$checkout")
+        else:
+            lines.append(f"name=${{1:?usage: sbatch jobs/{stage}.sbatch RUN}}")
+            lines.append("shift")
+            lines.append("run=${BATON_RUNS:-$checkout/logs/runs}/${name##*/}")
+        make = '"$host_python" "$checkout/launch/train.py" --no-submit --run "${name##*/}" "$@" || exit'
+    else:
+        element = '"$SLURM_ARRAY_TASK_ID"' if batch.elements else ""
+        lines.append(f"run={_quote(batch.run)}{element}")
+        host = _quote(sys.executable)
+        lines.append(f"python={_quote(settings.python or sys.executable)} host_python={host}")
+        make = (
+            f'"$host_python" {_quote(str(batch.checkout) + "/launch/train.py")} {_join(batch.make)} || exit'
+        )
+    if stage == "train" and not batch.made:
+        lines.append("# The run directory: request, snapshot of the code, scripts.")
+        lines.append(f'[ -e "$run/run.yaml" ] || {make}')
+    if batch.elements:
+        lines.append("job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID")
+        lines.append(f"export BATON_SCRIPT={_quote(str(batch.run) + '0')}/job/{stage}.sbatch")
+    else:
+        lines.append("job=$SLURM_JOB_ID")
+    lines.append("# Slurm reads % in a log's path as a pattern.")
+    logs = '"$checkout/logs"' if batch.run is None and stage == "prepare" else '"$run/job"'
+    lines.append(f"logs={logs}; logs=${{logs//%/%%}}/$job")
+    lines += [f"export {key}={_quote(value)}" for key, value in settings.env.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _setup(batch: Batch) -> str:
+    if not batch.resolved.settings.setup:
+        return ""
+    lines = ["# Set-up lines of the cluster profile: the first that fails ends the job."]
+    for line in batch.resolved.settings.setup:
+        told = _quote(f"set-up line failed: {' '.join(line.split())}")
+        lines += [
+            "{",
+            line,
+            "} || { code=$?; echo error: " + told + ' "(exit code $code)" >&2; exit "$code"; }',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+# srun takes the CPUs of a task from the job only when told (Slurm 22.05 and later).
+SRUN = (
+    'srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --open-mode=append \\\n    '
+    '--output="${logs}_%t_log.out" --error="${logs}_%t_log.out"'
+)
+
+
+def _command(batch: Batch) -> str:
+    stage, settings = batch.resolved.stage, batch.resolved.settings
+    srun = [SRUN, *(_quote(option) for option in settings.srun)]
+    python = '"$python"'
+    if settings.container is not None:
+        flags, prefix = _container(settings.container)
+        srun += flags
+        python = " ".join([*prefix, python])
+    given = " ".join(
+        filter(None, [_join(batch.arguments), '"$@"' if batch.run is None and stage != "train" else ""])
+    )
+    cd = (
+        'cd "$run/code" || exit 2'
+        if batch.run is not None or stage != "prepare"
+        else 'cd "$checkout" || exit 2'
+    )
+    start = " ".join(srun)
+    if stage == "train":
+        return TRAIN.format(cd=cd, srun=start, python=python)
+    target = "" if stage == "prepare" else ' "$run"'
+    command = f"{python} -u -m jobs.{stage}{target} {given}".rstrip()
+    return OTHER.format(cd=cd, srun=start, command=command)
+
+
+OTHER = """\
+{cd}
+# Ignored, so that a warning ends nothing: a job that ended within its grace time would not be run again.
+{srun} \\
+  sh -c 'trap "" USR2 TERM; exec "$@"' baton {command}
+code=$?
+# 85: it was told to leave and goes on in another start, unless the job is being cancelled.
+if [ "$code" -eq 85 ] && [ "$(squeue --noheader --job="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
+"""
+
+TRAIN = """\
+{cd}
+while :; do
+  # Ignored from the first instruction until the handlers stand, so that an early signal ends nothing.
+  {srun} \\
+    sh -c 'trap "" USR2 TERM; exec "$@"' baton {python} -u -m jobs.train "$run"
+  code=$?
+  (trap "" USR2 TERM; exec "$host_python" -m jobs.train.afterwards "$run" --exit-code "$code")
+  next=$?
+  # 75: start again here. All else is the job's end; 0 only when training is finished.
+  [ "$next" -eq 75 ] || exit "$next"
+done
+"""
+
+
+def _container(container: Container) -> tuple[list[str], list[str]]:
+    """(flags of srun, what goes before the interpreter). The run directory and the data root are mounted."""
+    own = ['"$run"', '"$(readlink -f "$run/code/data")"']
+    if container.kind == "pyxis":
+        mounts = ",".join([f"{path}:{path}" for path in own] + [_quote(mount) for mount in container.mounts])
+        flags = [
+            f"--container-image={_quote(container.image)}",
+            f"--container-mounts={mounts}",
+            '--container-workdir="$run/code"',
+        ]
+        return flags + [_quote(option) for option in container.options], []
+    binds = [f"--bind {mount}" for mount in [*own, *(_quote(mount) for mount in container.mounts)]]
+    options = [_quote(option) for option in container.options]
+    command = [container.kind, "exec", "--nv", *binds, '--pwd "$run/code"', *options, _quote(container.image)]
+    return [], command
+
+
+def _quote(value: object) -> str:
+    return shlex.quote(str(value))
+
+
+def _join(arguments: list[str]) -> str:
+    return " ".join(shlex.quote(argument) for argument in arguments)

@@ -1,0 +1,74 @@
+"""Submission of a job that stands alone: a preparation, an evaluation by hand, an inference."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from jobs import events
+from jobs.run_directory import Run, write_atomically
+from launch import runs, script
+from launch.profiles import Resolved
+
+
+def batch(run: Run, resolved: Resolved, arguments: list[str], name: str) -> script.Batch:
+    return script.Batch(
+        resolved=resolved, name=name, run=run.path, arguments=arguments, checkout=runs.CHECKOUT
+    )
+
+
+def show(batch: script.Batch) -> int:
+    """--dry-run: prints the batch script, or the command of a local job."""
+    if batch.resolved.executor == "slurm":
+        print(script.text(batch), end="")
+        print("nothing submitted", file=sys.stderr)
+    else:
+        from launch import submission
+
+        print(submission.shown([stage(batch)]))
+    return 0
+
+
+def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
+    """Submits the job; returns its id and, if it is a local one, its process."""
+    from launch import submission
+
+    resolved = batch.resolved
+    process: Any = None
+    if resolved.executor == "slurm":
+        file = run.job / f"{resolved.stage}.sbatch"
+        write_atomically(file, script.text(batch).encode())
+        job = submission.submit_script(file, batch.name)
+    else:
+        job, process = submission.submit_chain(run.path, [stage(batch)], resolved.settings.env)
+    events.append(run.events, "submitted", stage=resolved.stage, job=job, executor=resolved.executor)
+    return job, process
+
+
+def stage(batch: script.Batch) -> Any:
+    """The job as a stage of a local chain."""
+    from jobs.local import Stage
+
+    resolved = batch.resolved
+    python = resolved.settings.python or sys.executable
+    target = [] if resolved.stage == "prepare" else [str(batch.run)]
+    command = [python, "-u", "-m", f"jobs.{resolved.stage}", *target, *batch.arguments]
+    return Stage(name=resolved.stage, command=command, tasks=resolved.settings.gpus)
+
+
+def tell(arguments: argparse.Namespace, run: Run, stage: str, job: str, process: Any) -> int:
+    """Prints where the job lies and how to watch it; with --wait follows it to its end."""
+    if arguments.json:
+        print(json.dumps({"run": run.name, "path": str(run.path), "jobs": {stage: job}}), flush=True)
+    else:
+        print(f"run      {run.path}")
+        print(f"job      {job}")
+        print(f"status   python launch/status.py {run.name}")
+        print(f"logs     python launch/logs.py {run.name} -f", flush=True)
+    if not arguments.wait:
+        return 0
+    from launch import waiting
+
+    return waiting.wait(run, stage, job, process)

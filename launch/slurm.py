@@ -1,0 +1,79 @@
+"""Calls of Slurm's commands: argument lists, never a shell; patient with a controller that is away."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+PATIENCE = 90.0
+"""Seconds that a call goes on trying while the controller does not answer."""
+
+# The controller never got the request, so asking again is safe whatever the command.
+NOT_REACHED = ("Unable to contact slurm controller", "Connection refused", "connect failure")
+# The request may have arrived; only a command that changes nothing may be asked again blindly.
+NO_ANSWER = ("Socket timed out", "Zero Bytes were transmitted", "Unexpected message received")
+
+
+class SlurmError(Exception):
+    """A Slurm command failed; the text is Slurm's own message, in one line."""
+
+    def __init__(self, message: str, unanswered: bool = False) -> None:
+        super().__init__(message)
+        self.unanswered = unanswered
+        """The controller may have done what was asked, without saying so."""
+
+
+def call(*command: str, patience: float = PATIENCE, changes: bool = False) -> str:
+    """Runs a Slurm command and returns its standard output.
+
+    While the controller is away the call is repeated for `patience` seconds, and stderr says so once.
+    `changes`: the command changes something, so it is not repeated when the answer got lost.
+
+    Raises SlurmError with Slurm's message; also if the command is missing.
+    """
+    give_up = time.monotonic() + patience
+    pause, told = 0.5, False
+    while True:
+        try:
+            done = subprocess.run(
+                command,
+                env=clean_environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=max(patience, 60),
+                check=False,
+            )
+        except FileNotFoundError:
+            raise SlurmError(f"{command[0]} is not on PATH") from None
+        except subprocess.TimeoutExpired:
+            raise SlurmError(f"{command[0]} gave no answer in {max(patience, 60):.0f} s", True) from None
+        if done.returncode == 0:
+            return done.stdout
+        message = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        unanswered = any(sign in message for sign in NO_ANSWER)
+        away = any(sign in message for sign in NOT_REACHED) or (unanswered and not changes)
+        if not away or time.monotonic() + pause > give_up:
+            raise SlurmError(message, unanswered)
+        if not told:
+            print(f"Slurm's controller does not answer; trying for {patience:.0f} s …", file=sys.stderr)
+            told = True
+        time.sleep(pause)  # the only sign of its return is an answer
+        pause = min(pause * 1.5, 5.0)
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what a surrounding job put there.
+
+    Inside an `salloc` shell the variables of that allocation (SLURM_MEM_PER_CPU and so on) would become
+    options of the new job and contradict its own.
+    """
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key in kept or not key.startswith(("SLURM_", "SLURMD_", "SUBMITIT_", "PMI_"))
+    }

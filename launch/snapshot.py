@@ -1,0 +1,52 @@
+"""A run's `code/`: what its jobs import, copied at submission, so that later edits change nothing.
+
+code/jobs/  launch/  configs/    as in the checkout at that moment
+code/data                    link to the data root
+code/…                       configs from elsewhere in the checkout, at the same place
+code/config_files/…          configs from outside the checkout, in the same layout, so `_base_` still holds
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from jobs.errors import UserError
+from launch.configs import Chain
+from launch.runs import CHECKOUT
+
+
+def take(code: Path, data_root: Path, chain: Chain | None = None) -> str:
+    """Fills `code` (made here) and returns the config's path below it ("" without a config).
+
+    Raises UserError if a config cannot be placed without losing its bases.
+    """
+    code.mkdir()
+    skip = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    for folder in ("jobs", "launch", "configs"):  # launch/ for the report after an evaluation
+        # copyfile: the jobs need content, not times and modes; a read-only checkout stays deletable.
+        shutil.copytree(CHECKOUT / folder, code / folder, ignore=skip, copy_function=shutil.copyfile)
+    (code / "data").symlink_to(data_root)
+    if chain is None:
+        return ""
+    targets = _targets(chain.files)
+    for source, target in targets.items():
+        place = code / target
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, place)
+    return str(targets[chain.files[0]])
+
+
+def _targets(files: list[Path]) -> dict[Path, Path]:
+    """Where each file of a chain goes below code/; their places relative to each other stay."""
+    if all(file.is_relative_to(CHECKOUT) for file in files):
+        targets = {file: file.relative_to(CHECKOUT) for file in files}
+    else:
+        top = Path(os.path.commonpath([file.parent for file in files]))
+        targets = {file: Path("config_files") / file.relative_to(top) for file in files}
+    for file, target in targets.items():
+        if target.parts[0] == "data":
+            raise UserError(f"{file}: a config cannot lie in data/, which stands for the data root in a run")
+    return targets

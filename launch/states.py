@@ -1,0 +1,268 @@
+"""Where a run stands, in plain words: from its events, from Slurm, from the local chain's process.
+
+What nobody can tell is `unknown`, never a success.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.run_directory import Run
+from launch import efficiency, history, words
+from launch.history import History, StageJob
+from launch.slurm_queries import UNKNOWN, Answer, Job, is_slurm
+
+SILENT = 600.0
+"""Seconds without progress after which a running training is said to be silent."""
+
+
+class State(msgspec.Struct, frozen=True):
+    code: str
+    """queued, waiting, starting, running, requeueing, finished, evaluating, prepared, cancelled, stopped,
+    failed, stuck, unknown."""
+    words: str
+
+    @property
+    def lives(self) -> bool:
+        """Something of it is queued or running, as far as is known."""
+        return self.code in {
+            "queued",
+            "waiting",
+            "starting",
+            "running",
+            "requeueing",
+            "evaluating",
+            "unknown",
+        }
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """One run, as the table and `--json` show it."""
+
+    name: str
+    state: str
+    words: str
+    job: str = ""
+    epoch: int | None = None
+    max_epochs: int | None = None
+    step: int | None = None
+    max_steps: int | None = None
+    seconds_per_step: float | None = None
+    loss: float | None = None
+    best_mIoU: float | None = None
+    mIoU: float | None = None
+    """Of the newest evaluation."""
+    preemptions: int = 0
+    interruptions: int = 0
+    starts: int = 0
+    lost_steps: int = 0
+    efficiency: float | None = None
+    """ETTR, queue included."""
+    eta_seconds: float | None = None
+    updated: float | None = None
+    """The newest word of it, seconds since the epoch."""
+
+
+def jobs_to_ask(past: History) -> list[str]:
+    """The Slurm jobs whose state the events leave open."""
+    if past.cancelled is not None:
+        return []
+    over = ("finished", "failed", "stopped", "cancelled")
+    open_jobs = [job for job in past.jobs.values() if job.state not in over and is_slurm(job.id)]
+    if past.finished is not None or past.stopped:
+        open_jobs = [job for job in open_jobs if job.stage != "train"]
+    newest = {job.stage: job.id for job in open_jobs}
+    failed = _newest(past, "train")
+    if failed and failed.state == "failed" and is_slurm(failed.id):
+        newest["train"] = failed.id
+    return list(newest.values())
+
+
+def status(run: Run, past: History, answer: Answer, now: float) -> Status:
+    """Everything the table shows of a run; `past` has progress.json in it already."""
+    progress = history.progress(run)
+    state = judge(run, past, answer, progress, now)
+    shares = efficiency.shares(past, now if state.lives else past.last)
+    job = _newest(past, "train") or next(reversed(list(past.jobs.values())), None)
+    last = past.incarnations[-1] if past.incarnations else None
+    step = last.step if last is not None and last.step is not None else progress.get("step")
+    found = Status(
+        name=run.name,
+        state=state.code,
+        words=state.words,
+        job=job.id if job else "",
+        step=step,
+        epoch=last.epoch if last and last.epoch is not None else progress.get("epoch"),
+        max_epochs=progress.get("max_epochs"),
+        max_steps=progress.get("max_steps"),
+        seconds_per_step=progress.get("seconds_per_step"),
+        loss=progress.get("loss"),
+        best_mIoU=past.best[0] if past.best else (progress.get("best") or {}).get("mIoU"),
+        mIoU=_miou(past.evaluations[-1]) if past.evaluations else None,
+        preemptions=past.preemptions,
+        interruptions=past.interruptions,
+        starts=len(past.incarnations),
+        lost_steps=efficiency.lost_steps(past),
+        efficiency=shares.ettr,
+        updated=max(past.last, progress.get("time") or 0.0) or None,
+    )
+    if state.code in ("running", "starting", "requeueing") and found.step and found.max_steps:
+        found.eta_seconds = efficiency.eta(past, now, found.step, found.max_steps, found.seconds_per_step)
+    return found
+
+
+def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
+    if past.finished is not None:
+        return _after_training(run, past, answer)
+    if past.cancelled is not None:
+        return State("cancelled", "cancelled")
+    if past.stopped:
+        return State("stopped", f"stopped: {past.stopped}")
+    job = _newest(past, "train")
+    if job is None:
+        return _other_stage(run, past, answer)
+    if not is_slurm(job.id):
+        if not local_chain(run):
+            return _gone(past, "its local process is gone")
+        return _running(past, progress, now, preparing=_is_preparing(past))
+    seen = answer.job(job.id)
+    if seen.pending:
+        return _pending(past, job, seen, now)
+    if seen.alive:
+        last = past.incarnations[-1] if past.incarnations else None
+        if last is not None and last.job == job.id and last.ended is not None:
+            if last.ending in ("failed", "hang", "killed") and seen.state == "RUNNING":
+                return State("starting", f"starting again after: {last.why}")
+            return State("requeueing", f"{last.why}; leaving the nodes")
+        return _running(past, progress, now)
+    if seen.state == UNKNOWN:
+        age = words.span(now - past.last) if past.last else "never"
+        error = f"; its last error: {_error(past)}" if past.failed else ""
+        return State("unknown", f"Slurm says nothing of job {job.id}; last word {age} ago{error}")
+    return _gone(past, f"job {job.id} ended as {seen.state}{f' ({seen.reason})' if seen.reason else ''}")
+
+
+def local_chain(run: Run) -> int | None:
+    """The pid of the run's local chain, if that lives; a process with a reused pid is not taken for it."""
+    chain = history.read_json(run.job / "local.json")
+    try:
+        stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
+    except (KeyError, TypeError, ValueError, OSError):
+        return None
+    # After the command's name, which may hold anything: the state is field 3, the start time field 22.
+    fields = stat.rpartition(")")[2].split()
+    alive = fields[0] not in "ZX" and str(fields[19]) == str(chain.get("start_time"))
+    return int(chain["pid"]) if alive else None
+
+
+def _newest(past: History, stage: str) -> StageJob | None:
+    return next((job for job in reversed(list(past.jobs.values())) if job.stage == stage), None)
+
+
+def _is_preparing(past: History) -> bool:
+    job = _newest(past, "prepare")
+    return job is not None and job.state in ("submitted", "started") and not past.incarnations
+
+
+def _running(past: History, progress: dict[str, Any], now: float, preparing: bool = False) -> State:
+    if preparing:
+        return State("waiting", "preparing the dataset")
+    last = past.incarnations[-1] if past.incarnations else None
+    if last is None or last.ended is not None:
+        return State("starting", "starting" + (" again" if last else ""))
+    if last.first_step is None:
+        step = last.resumed_step
+        return State("starting", f"starting, goes on from step {step:,}" if step else "starting")
+    phase = progress.get("phase")
+    doing = {"validate": "running, validating", "save": "running, saving"}.get(str(phase), "running")
+    quiet = now - max(last.last_seen, progress.get("time") or 0.0)
+    if quiet > SILENT:
+        doing = f"{doing}, but silent for {words.span(quiet)}"
+    return State("running", doing)
+
+
+def _pending(past: History, job: StageJob, seen: Job, now: float) -> State:
+    when = f", expected start {words.clock(seen.start, now)}" if seen.start and seen.start > now else ""
+    if seen.reason.startswith("DependencyNeverSatisfied"):
+        waited = f"job {job.after}" if job.after else "the job it waits for"
+        return State("stuck", f"will never start: {waited} did not succeed; cancel it and submit it again")
+    if seen.reason.startswith("Dependency"):
+        return State("waiting", f"waits for job {job.after or seen.dependency}{when}")
+    if "held" in seen.reason.lower() or seen.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"):
+        return State("stuck", f"held ({seen.reason}); scontrol release {job.id} lets it go on")
+    behind = f"queued behind {words.plural(seen.ahead, 'job')}" if seen.ahead else "queued, next in line"
+    if past.incarnations:
+        if seen.reason in ("BeginTime", "") or seen.state == "REQUEUED":
+            return State("requeueing", f"waiting for requeue{when}")
+        return State("requeueing", f"waiting for requeue, {behind}{when}")
+    odd = seen.reason not in ("", "Priority", "Resources", "BeginTime")
+    return State("queued", f"{behind}{when}" + (f" ({seen.reason})" if odd else ""))
+
+
+def _gone(past: History, how: str) -> State:
+    if past.failed:
+        return State("failed", f"failed: {_error(past)}")
+    return State(
+        "failed", f"{how}, without a word about why" if past.incarnations else f"{how} before it began"
+    )
+
+
+def _error(past: History) -> str:
+    return str(past.failed.get("error") or past.failed.get("reason") or "")
+
+
+def _after_training(run: Run, past: History, answer: Answer) -> State:
+    job = _newest(past, "evaluate")
+    if job is None or job.state == "finished" or past.evaluations:
+        return State("finished", "finished, evaluated" if past.evaluations else "finished")
+    if job.state == "failed":
+        return State("failed", f"trained; the evaluation failed: {job.why}")
+    seen = answer.job(job.id)
+    if not is_slurm(job.id):
+        if local_chain(run):
+            return State("evaluating", "trained, being evaluated")
+        return State("failed", f"trained, not evaluated; python launch/evaluate.py {run.name}")
+    if seen.pending:
+        ahead = f" behind {words.plural(seen.ahead, 'job')}" if seen.ahead else ""
+        return State("evaluating", f"trained, evaluation queued{ahead}")
+    if seen.alive:
+        return State("evaluating", "trained, being evaluated")
+    if seen.state == UNKNOWN:
+        return State("finished", f"trained; of the evaluation (job {job.id}) Slurm says nothing")
+    return State("failed", f"trained; the evaluation's job {job.id} ended as {seen.state}")
+
+
+def _other_stage(run: Run, past: History, answer: Answer) -> State:
+    """A run without a training: a preparation, an evaluation of its own, or one never submitted."""
+    job = next(reversed(list(past.jobs.values())), None)
+    if job is None:
+        return State(
+            "prepared" if past.prepared else "queued", "prepared" if past.prepared else "not submitted"
+        )
+    if job.state == "finished":
+        return State("finished", "prepared" if job.stage == "prepare" else "finished")
+    if job.state in ("failed", "stopped"):
+        return State("failed", f"{job.stage} failed: {job.why}")
+    doing = {"prepare": "preparing", "evaluate": "evaluating", "infer": "segmenting"}.get(
+        job.stage, job.stage
+    )
+    if not is_slurm(job.id):
+        if local_chain(run):
+            return State("running", doing)
+        return State("failed", f"{job.stage}: its local process is gone")
+    seen = answer.job(job.id)
+    if seen.pending:
+        return State("queued", f"queued behind {words.plural(seen.ahead, 'job')}" if seen.ahead else "queued")
+    if seen.alive:
+        return State("running", doing)
+    if seen.state == UNKNOWN:
+        return State("unknown", f"Slurm says nothing of job {job.id}")
+    return State("failed", f"{job.stage}: job {job.id} ended as {seen.state}")
+
+
+def _miou(event: dict[str, Any]) -> float | None:
+    value = (event.get("metrics") or {}).get("mIoU")
+    return float(value) if isinstance(value, int | float) else None

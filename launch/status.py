@@ -1,0 +1,251 @@
+"""Shows where all runs stand, or one run's timeline: each start, why it ended, its jobs.
+
+Slurm is asked at most twice, however many runs there are. A run without Slurm, or with one that does not
+answer, is shown from its own events; what nobody can tell is called unknown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import msgspec  # noqa: E402
+
+from jobs.errors import UserError, run_command  # noqa: E402
+from jobs.run_directory import Run  # noqa: E402
+from launch import efficiency, history, runs, slurm_queries, states, tables, words  # noqa: E402
+from launch.history import History  # noqa: E402
+from launch.slurm_queries import Answer  # noqa: E402
+
+EXAMPLES = """examples:
+  python launch/status.py                 all runs
+  python launch/status.py --watch         again and again, until Ctrl-C
+  python launch/status.py first           one run: its starts, jobs and where the time went
+  python launch/status.py --json | jq '.runs[] | select(.state == "failed") | .name'
+"""
+
+COLUMNS = (
+    *("run", "state", ">epoch", ">step", ">s/it", ">best mIoU", ">mIoU"),
+    *(">preempted", ">efficiency", ">left", "job"),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path (default: all runs)")
+    parser.add_argument(
+        "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="refresh until Ctrl-C"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    arguments = parser.parse_args()
+    gc.disable()  # thousands of events, and the process ends when they are shown
+    if arguments.watch is not None:
+        if arguments.watch <= 0:
+            raise UserError(f"--watch {arguments.watch:g} must be more than 0 seconds")
+        return watch(arguments)
+    show(arguments)
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> None:
+    now = time.time()
+    if arguments.run:
+        run = runs.find(arguments.run)
+        print_one(run, now, arguments.json)
+        return
+    found, answer = all_statuses(now)
+    if arguments.json:
+        print(json.dumps({"runs": msgspec.to_builtins(found), "problems": answer.problems}))
+        return
+    if not found:
+        print(f"no runs in {runs.runs_root()}; to begin one: python launch/train.py --help")
+        return
+    tables.show(COLUMNS, [cells(one) for one in found], [one.state for one in found])
+    for problem in answer.problems:
+        print(f"note: {problem}")
+    print("one run: python launch/status.py RUN · its log: python launch/logs.py RUN -f")
+
+
+def watch(arguments: argparse.Namespace) -> int:
+    """Shows it again and again; on a terminal in place, elsewhere only when something changed."""
+    import contextlib
+    import io
+
+    before = ""
+    while True:
+        gc.collect()
+        text = io.StringIO()
+        if sys.stdout.isatty():
+            print("\033[2J\033[H", end="")
+            show(arguments)
+        else:
+            with contextlib.redirect_stdout(text):
+                show(arguments)
+            if text.getvalue() != before:
+                before = text.getvalue()
+                print(before, end="", flush=True)
+        time.sleep(arguments.watch)
+
+
+def all_statuses(now: float) -> tuple[list[states.Status], Answer]:
+    """Every run and preparation, newest first, and what Slurm said (at most two calls)."""
+    everything = [*runs.all_runs(runs.prepare_root()), *runs.all_runs()]
+    pasts = [history.read(run) for run in everything]
+    answer = slurm_queries.ask(id for past in pasts for id in states.jobs_to_ask(past))
+    found = [
+        (past.submitted or past.last, states.status(run, past, answer, now))
+        for run, past in zip(everything, pasts, strict=True)
+    ]
+    found.sort(key=lambda pair: pair[0], reverse=True)
+    return [one for _, one in found], answer
+
+
+def cells(one: states.Status) -> list[str]:
+    """A row of the table."""
+    return [
+        one.name,
+        one.words,
+        _of(one.epoch, one.max_epochs),
+        _of(one.step, one.max_steps),
+        f"{one.seconds_per_step:.2f}" if one.seconds_per_step else "",
+        f"{one.best_mIoU:.2f}" if one.best_mIoU is not None else "",
+        f"{one.mIoU:.2f}" if one.mIoU is not None else "",
+        f"{one.preemptions}×" if one.preemptions else "",
+        f"{one.efficiency:.2f}" if one.efficiency is not None else "",
+        words.span(one.eta_seconds) if one.eta_seconds else "",
+        one.job,
+    ]
+
+
+def _of(done: int | None, total: int | None) -> str:
+    if done is None:
+        return ""
+    return f"{done}/{total}" if total else str(done)
+
+
+def print_one(run: Run, now: float, as_json: bool) -> None:
+    past = history.read(run)
+    answer = slurm_queries.ask(past.job_ids())
+    history.add_accounting(past, slurm_queries.incarnations(past.job_ids()))
+    one = states.status(run, past, answer, now)
+    lives = one.state in ("running", "starting", "requeueing")
+    shares = efficiency.shares(past, now if lives else past.last)
+    if as_json:
+        data: dict[str, Any] = msgspec.to_builtins(one)
+        data["starts"] = [
+            {key: value for key, value in msgspec.to_builtins(start).items() if key != "marks"}
+            for start in past.incarnations
+        ]
+        data["jobs"] = [_job(job, answer) for job in past.jobs.values()]
+        data["seconds"] = msgspec.to_builtins(shares)
+        data["problems"] = answer.problems
+        print(json.dumps(data))
+        return
+    print(f"{run.name}: {one.words}\n{run.path}")
+    facts = [
+        ("epoch", _of(one.epoch, one.max_epochs)),
+        ("step", _of(one.step, one.max_steps)),
+        ("s/it", f"{one.seconds_per_step:.2f}" if one.seconds_per_step else ""),
+        ("loss", f"{one.loss:.4g}" if one.loss is not None else ""),
+        ("best mIoU", f"{one.best_mIoU:.2f}" if one.best_mIoU is not None else ""),
+        ("mIoU", f"{one.mIoU:.2f}" if one.mIoU is not None else ""),
+        ("left", words.span(one.eta_seconds) if one.eta_seconds else ""),
+    ]
+    print("  ".join(f"{name} {value}" for name, value in facts if value))
+    if past.incarnations:
+        print()
+        tables.show(
+            (">start", "how it ended", "began", ">lasted", ">from", ">to step", "on", "job"),
+            [_start(start, now) for start in past.incarnations],
+            [{"finished": "finished", "": "running"}.get(s.ending, "queued") for s in past.incarnations],
+        )
+    if past.jobs:
+        print()
+        rows = [_job(job, answer) for job in past.jobs.values()]
+        tables.show(
+            ("stage", "state", "job", "submitted", "after"),
+            [
+                [row["stage"], row["words"], row["job"], words.moment(row["submitted"]), row["after"]]
+                for row in rows
+            ],
+            [row["state"] for row in rows],
+        )
+    _time_spent(past, shares)
+    for problem in answer.problems:
+        print(f"note: {problem}")
+    print(f"\n{next_command(run, one)}")
+
+
+def _start(one: history.Incarnation, now: float) -> list[str]:
+    return [
+        str(one.start),
+        one.why or ("running" if one.first_step else "starting"),
+        words.moment(one.began),
+        words.span((one.ended or now) - one.began),
+        "" if one.resumed_step is None else str(one.resumed_step),
+        "" if one.step is None else str(one.step),
+        f"{','.join(one.hosts)} ({words.plural(one.world_size, 'rank')})",
+        one.job,
+    ]
+
+
+def _job(job: history.StageJob, answer: Answer) -> dict[str, Any]:
+    seen = answer.job(job.id)
+    text, code = (
+        job.state,
+        {"started": "running", "submitted": "queued", "requeued": "requeueing"}.get(job.state),
+    )
+    if slurm_queries.is_slurm(job.id):
+        why = f" ({seen.reason})" if seen.pending and seen.reason else ""
+        text = f"{job.state}; Slurm: {seen.state}{why}"
+    if job.why:
+        text = f"{text}: {job.why}"
+    return {
+        "job": job.id,
+        "stage": job.stage,
+        "state": code or job.state,
+        "slurm": seen.state,
+        "words": text,
+        "submitted": job.submitted,
+        "after": job.after,
+    }
+
+
+def _time_spent(past: History, shares: efficiency.Shares) -> None:
+    if shares.ettr is None:
+        return
+    parts = [
+        f"{name} {words.span(getattr(shares, name))} ({100 * getattr(shares, name) / shares.wall:.0f}%)"
+        for name in efficiency.NAMES
+        if getattr(shares, name) > 0
+    ]
+    print(f"\n{words.span(shares.wall)} in all: {', '.join(parts)}")
+    print(
+        f"efficiency (ETTR) {shares.ettr:.3f}; {words.plural(past.interruptions, 'interruption')}, ", end=""
+    )
+    print(f"{words.plural(efficiency.lost_steps(past), 'step')} done again")
+
+
+def next_command(run: Run, one: states.Status) -> str:
+    """What to type next, as the state suggests."""
+    name = run.name
+    if one.state == "finished":
+        return f"next: python launch/report.py {name}"
+    if one.state in ("failed", "stopped"):
+        return f"next: python launch/logs.py {name}, mend it, then python launch/train.py --resume {name}"
+    if one.state == "cancelled":
+        return f"next: python launch/train.py --resume {name}"
+    return f"next: python launch/logs.py {name} -f · to end it: python launch/cancel.py {name}"
+
+
+if __name__ == "__main__":
+    run_command(main)

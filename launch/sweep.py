@@ -1,0 +1,164 @@
+"""`train.py --sweep KEY=A,B,C`: one run for each value, as one job array, each with its own evaluation.
+
+The runs are NAME-0, NAME-1, …, so that an element's number finds its run directory. Element i of the
+evaluation's array waits for element i of the training's (aftercorr).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from typing import Any
+
+import msgspec
+
+from jobs import events
+from jobs.errors import UserError
+from jobs.run_directory import Run
+from launch import data_ready, options, requests, runs, script
+
+
+def parse(text: str) -> tuple[str, list[Any]]:
+    """KEY=A,B,C as (key, values). Commas within brackets or quotes belong to a value."""
+    key, equals, values = text.partition("=")
+    if not equals or not all(key.split(".")) or not values:
+        raise UserError(f"--sweep {text!r}: write KEY=A,B,C, such as optim_wrapper.optimizer.lr=0.01,0.02")
+    parts, depth, quote = [""], 0, ""
+    for character in values:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        if character == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if any(not part.strip() for part in parts):
+        raise UserError(f"--sweep {text!r}: a value is empty")
+    return key, [options.literal(part.strip()) for part in parts]
+
+
+def main(arguments: argparse.Namespace, wish: requests.Wish) -> int:
+    from launch import train
+
+    key, values = parse(arguments.sweep)
+    name = arguments.run or _free(wish.config.stem)
+    taken = [f"{name}-{number}" for number in range(len(values)) if runs.is_taken(f"{name}-{number}")]
+    if taken:
+        raise UserError(f"the run name {taken[0]!r} is taken: choose another --run for the sweep")
+    prefix = runs.runs_root() / f"{name}-"
+    both = train.batches(prefix, wish, elements=len(values))
+    if arguments.dry_run:
+        print(script.text(both[arguments.dry_run == "evaluate"]), end="")
+        return 0
+    after = data_ready.wait_for(wish.data_root, wish.train.executor)
+    made: list[Run] = []
+    try:
+        versions = requests.versions()
+        for number, value in enumerate(values):
+            one = msgspec.structs.replace(wish, overrides={**wish.overrides, key: value})
+            with runs.new_run(f"{name}-{number}") as run:
+                made.append(run)
+                requests.fill(run, one, versions)
+                requests.write_scripts(run, *both)
+        jobs, processes = _submit(made, wish, both, after, not arguments.no_evaluation)
+    except BaseException:
+        for run in made:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    return _tell(arguments, made, values, key, jobs, processes)
+
+
+def _free(stem: str) -> str:
+    stem = runs.free_name(f"{stem}-sweep").rpartition("-")[0]
+    number = 1
+    while runs.is_taken(f"{stem}-{number}-0"):
+        number += 1
+    return f"{stem}-{number}"
+
+
+def _submit(
+    made: list[Run],
+    wish: requests.Wish,
+    both: tuple[script.Batch, script.Batch],
+    after: str | None,
+    evaluate: bool,
+) -> tuple[list[dict[str, str]], list[Any]]:
+    if wish.train.executor == "local":
+        return _submit_locally(made, wish, after, evaluate)
+    from launch import slurm, submission
+
+    training = submission.submit_script(made[0].job / "train.sbatch", both[0].name, after=after or "")
+    arrays = {"train": training}
+    try:
+        if evaluate:
+            arrays["evaluate"] = submission.submit_script(
+                made[0].job / "evaluate.sbatch", both[1].name, after=training, how="aftercorr"
+            )
+    except BaseException:
+        slurm.call("scancel", training)
+        raise
+    jobs = []
+    ranks = wish.train.nodes[1] * wish.train.settings.gpus
+    for number, run in enumerate(made):
+        ids = {stage: f"{array}_{number}" for stage, array in arrays.items()}
+        for stage, id in ids.items():
+            events.append(
+                run.events,
+                "submitted",
+                stage=stage,
+                job=id,
+                executor="slurm",
+                element=number,
+                after=after if stage == "train" else ids["train"],
+                ranks=ranks if stage == "train" else None,
+            )
+        jobs.append(ids)
+    return jobs, [None] * len(made)
+
+
+def _submit_locally(
+    made: list[Run], wish: requests.Wish, after: str | None, evaluate: bool
+) -> tuple[list[dict[str, str]], list[Any]]:
+    """One chain a run. Chains on one machine share its GPUs; without GPUs they run side by side."""
+    from launch import train
+
+    both = [train.submit_locally(run, wish, after, evaluate) for run in made]
+    return [jobs for jobs, _ in both], [process for _, process in both]
+
+
+def _tell(
+    arguments: argparse.Namespace,
+    made: list[Run],
+    values: list[Any],
+    key: str,
+    jobs: list[dict[str, str]],
+    processes: list[Any],
+) -> int:
+    if arguments.json:
+        told = [
+            {"run": run.name, "path": str(run.path), "jobs": ids, key: value}
+            for run, ids, value in zip(made, jobs, values, strict=True)
+        ]
+        print(json.dumps(told), flush=True)
+    else:
+        for run, ids, value in zip(made, jobs, values, strict=True):
+            print(f"{run.name}  {key}={value}  {'  '.join(f'{stage} {id}' for stage, id in ids.items())}")
+        print("status   python launch/status.py", flush=True)
+    if not arguments.wait:
+        return 0
+    from launch import waiting
+
+    codes = []
+    for run, ids, process in zip(made, jobs, processes, strict=True):
+        last = list(ids)[-1]
+        codes.append(waiting.wait(run, last, ids[last], process))
+    if any(codes):
+        print(f"{sum(map(bool, codes))} of {len(codes)} runs did not end well", file=sys.stderr)
+    return max(codes)

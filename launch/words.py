@@ -1,0 +1,52 @@
+"""Numbers and times as people read them."""
+
+from __future__ import annotations
+
+import time
+
+
+def span(seconds: float | None) -> str:
+    """A span: 0.31 s, 42 s, 12 min, 3 h 05 min, 2 d 4 h; "" for None."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def moment(seconds: float | None) -> str:
+    """A moment in local time, to the second; "" for None."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds is not None else ""
+
+
+def clock(seconds: float | None, now: float) -> str:
+    """A moment near `now`, as short as is clear: 14:05, tomorrow's as Tue 14:05, later with the date."""
+    if seconds is None:
+        return ""
+    local = time.localtime(seconds)
+    if abs(seconds - now) < 20 * 3600:
+        return time.strftime("%H:%M", local)
+    if abs(seconds - now) < 6 * 86400:
+        return time.strftime("%a %H:%M", local)
+    return time.strftime("%Y-%m-%d %H:%M", local)
+
+
+def size(count: float) -> str:
+    """Bytes: 512 B, 1.3 MB, 532 MB, 1.2 TB (powers of 1,000)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.1f} {unit}" if unit != "B" and count < 9.95 else f"{count:.0f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,33 @@
+"""What several of the local tests need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from jobs.run_directory import Run
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def random_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of the tiny config with random weights as its checkpoint."""
+    folder = tmp_path_factory.mktemp("infer run; 'quoted'")
+    run = tiny.make_run(folder / "run", tiny.make_data(folder / "data"))
+    script = (
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from jobs import compat; compat.prepare()\n"
+        "from mmengine.config import Config\n"
+        "from mmengine.registry import init_default_scope\n"
+        "from mmseg.registry import MODELS\n"
+        "import mmseg.models\n"
+        "cfg = Config.fromfile('tests/configs/tiny.py'); cfg.dump(sys.argv[1])\n"
+        "init_default_scope('mmseg'); torch.manual_seed(0)\n"
+        "torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, sys.argv[2])\n"
+    )
+    arguments = [str(run.config), str(run.path / "weights.pth")]
+    subprocess.run([sys.executable, "-c", script, *arguments], cwd=run.code, check=True, timeout=120)
+    return run

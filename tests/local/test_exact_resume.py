@@ -1,0 +1,134 @@
+"""A run that was interrupted ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from jobs import events
+from jobs.exit_codes import RESUME
+from jobs.run_directory import Run
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+
+HARD = "tests/configs/tiny_iters.py"
+INTERRUPTIBLE = {
+    "custom_imports": {"imports": ["tests.interrupting"], "allow_failed_imports": False},
+    "log_level": "WARNING",
+}
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+def make(path: Path, data: Path, config: str, ranks: int = 1, **settings: object) -> Run:
+    settings["train_dataloader__batch_size"] = 4 // ranks
+    hooks = [{"type": "Interrupt"}]
+    if config == HARD:
+        hooks.append({"type": "EMAHook", "momentum": 0.1})
+    return tiny.make_run(path, data, config, custom_hooks=hooks, **INTERRUPTIBLE, **settings)
+
+
+def finish(run: Run, ranks: int = 1, starts: int = 12) -> None:
+    for _ in range(starts):
+        codes = tiny.start(run, ranks)
+        if codes == [0] * ranks:
+            return
+        assert codes == [RESUME] * ranks, tiny.log_of(run, len(list(run.job.glob("start-*"))))
+    raise AssertionError("the run did not finish")
+
+
+def interrupt(run: Run, ranks: int, at: str, step: int, signal: str, rank: int | None) -> list[int]:
+    return tiny.start(run, ranks, {"at": at, "step": step, "signal": signal, "rank": rank})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The final state of an uninterrupted run, by (config, ranks); each is trained once."""
+    known = {}
+
+    def state(config: str, ranks: int) -> dict:
+        if (config, ranks) not in known:
+            run = make(tmp_path_factory.mktemp("runs") / "whole", data, config, ranks)
+            finish(run, ranks, starts=1)
+            known[config, ranks] = tiny.final_state(run)
+        return known[config, ranks]
+
+    return state
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks", "workers"),
+    [("tests/configs/tiny.py", 1, 0), ("tests/configs/tiny.py", 2, 2), (HARD, 1, 1), (HARD, 2, 0)],
+)
+def test_any_interruption(
+    config: str, ranks: int, workers: int, data: Path, uninterrupted, tmp_path: Path
+) -> None:
+    persistent = {"train_dataloader__persistent_workers": workers > 0 and config == HARD}
+    run = make(tmp_path / "run", data, config, ranks, train_dataloader__num_workers=workers, **persistent)
+    # 18 steps; validations after 6, 12 and 18, or 7, 14 and 18.
+    validated = 7 if config == HARD else 6
+    unlucky = random.Random(f"{config} {ranks}").randint(16, 18)
+    assert interrupt(run, ranks, "step", 2, "SIGUSR2", 0) == [RESUME] * ranks
+    assert KILLED in interrupt(run, ranks, "validate", validated, "SIGKILL", ranks - 1)
+    assert interrupt(run, ranks, "validate", validated, "SIGUSR2", 0) == [RESUME] * ranks
+    # The last step of an epoch.
+    assert interrupt(run, ranks, "step", 12, "SIGTERM", ranks - 1) == [RESUME] * ranks
+    assert KILLED in interrupt(run, ranks, "step", unlucky, "SIGKILL", 0)
+    finish(run, ranks)
+    assert tiny.differences(tiny.final_state(run), uninterrupted(config, ranks)) == []
+
+
+def test_with_warning_no_finished_step_is_lost(data: Path, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", data, "tests/configs/tiny.py")
+    for step in (2, 4, 9, 13):
+        assert interrupt(run, 1, "step", step, "SIGUSR2", None) == [RESUME]
+    finish(run)
+    log = [event for event in events.read(run.events) if event["event"] in ("preempted", "resumed")]
+    steps = [(event["event"], event["step"]) for event in log]
+    left = [step for name, step in steps if name == "preempted"]
+    assert [step for name, step in steps if name == "resumed"] == left
+    assert all(left[i] >= step for i, step in enumerate((2, 4, 9, 13)))
+
+
+def test_without_warning_the_first_step_is_reached_again(data: Path, uninterrupted, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", data, "tests/configs/tiny.py")
+    for _ in range(2):
+        assert interrupt(run, 1, "step", 1, "SIGKILL", None) == [KILLED]
+    finish(run)
+    assert tiny.differences(tiny.final_state(run), uninterrupted("tests/configs/tiny.py", 1)) == []
+
+
+def test_other_number_of_ranks_keeps_the_global_batch(data: Path, uninterrupted, tmp_path: Path) -> None:
+    """Two ranks, one, two again: the same slots, so, but for running statistics, even the same bits."""
+    run = make(tmp_path / "run", data, "tests/configs/tiny.py", 2)
+    assert interrupt(run, 2, "step", 2, "SIGUSR2", 0) == [RESUME] * 2
+    assert interrupt(run, 1, "step", 8, "SIGUSR2", 0) == [RESUME]
+    finish(run, 2)
+    state, whole = tiny.final_state(run), uninterrupted("tests/configs/tiny.py", 2)
+    assert state["step"] == whole["step"]
+    weights = {key: value for key, value in state["state_dict"].items() if "running" not in key}
+    expected = {key: whole["state_dict"][key] for key in weights}
+    assert [d for d in tiny.differences(weights, expected) if "num_batches" not in d] == []
+
+
+def test_four_ranks(data: Path, uninterrupted, tmp_path: Path) -> None:
+    """Sums of more than two parts depend on their order, which a fresh DistributedDataParallel changes."""
+    run = make(tmp_path / "run", data, "tests/configs/tiny.py", 4)
+    assert interrupt(run, 4, "step", 2, "SIGUSR2", 3) == [RESUME] * 4
+    finish(run, 4)
+    assert tiny.differences(tiny.final_state(run), uninterrupted("tests/configs/tiny.py", 4)) == []
+
+
+def test_a_later_start_fences_off_an_earlier_one(data: Path, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", data, "tests/configs/tiny.py")
+    (run.job / "start-7").touch()  # the next one is number 2
+    assert tiny.start(run) == [1]
+    assert list(run.checkpoints.glob("*.pth")) == []
+    assert "start 7" in tiny.log_of(run, 2)

@@ -1,0 +1,81 @@
+"""`python -m jobs.infer`: any image in, masks and overlays of its size out; a bad one is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.run_directory import Run
+
+
+def infer(run: Run, *arguments: str) -> subprocess.CompletedProcess[str]:
+    checkpoint = str(run.path / "weights.pth")
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.infer", str(run.path), "--checkpoint", checkpoint, *arguments],
+        cwd=run.code,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_files_folders_and_globs_of_every_kind(random_run: Run, tmp_path: Path) -> None:
+    inputs, out = tmp_path / "in put", tmp_path / "out"
+    (inputs / "a").mkdir(parents=True)
+    (inputs / "b").mkdir()
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (50, 70, 3)).astype(np.uint8)
+    Image.fromarray(colours).save(inputs / "a" / "same.png")
+    Image.fromarray(colours[:31, :47]).save(inputs / "b" / "same.jpg")
+    Image.fromarray(colours[..., 0]).save(inputs / "b" / "grey.png")
+    Image.fromarray(np.dstack([colours, colours[..., :1]])).save(inputs / "b" / "alpha.png")
+    Image.fromarray(colours[..., 0].astype(np.uint16) << 8).save(inputs / "deep.png")
+    rotated = Image.fromarray(colours)
+    exif = rotated.getexif()
+    exif[0x0112] = 6  # the camera lay on its side
+    rotated.save(inputs / "turned.jpg", exif=exif)
+    (inputs / "broken.jpg").write_bytes(b"<html>not found</html>")
+
+    done = infer(
+        random_run,
+        *("--out", str(out), "--"),
+        *(str(inputs / "a"), str(inputs / "b" / "*.jpg"), str(inputs / "b" / "grey.png")),
+        *(str(inputs / "b" / "alpha.png"), str(inputs / "*.png"), str(inputs / "turned.jpg")),
+        str(inputs / "broken.jpg"),
+    )
+    assert done.returncode == 2, done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "broken.jpg cannot be read as an image" in error
+    assert "Traceback" not in done.stderr
+
+    sizes = {"a/same": (70, 50), "b/same": (47, 31), "b/grey": (70, 50), "b/alpha": (70, 50)}
+    sizes |= {"deep": (70, 50), "turned": (50, 70)}
+    for name, size in sizes.items():
+        mask = Image.open(out / f"{name}.png")
+        assert mask.mode == "P"
+        assert mask.size == size
+        assert np.asarray(mask).max() < 21
+        assert Image.open(out / f"{name}_overlay.jpg").size == size
+    assert len(list(out.rglob("*.*"))) == 2 * len(sizes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--", "/nowhere/*.jpg"), "no image at /nowhere/*.jpg"),
+        (("--checkpoint", "none.pth", "--", __file__), "there is no checkpoint none.pth"),
+        (("--checkpoint", "best", "--", __file__), "has no checkpoint yet"),
+    ],
+)
+def test_a_mistake_is_one_line(random_run: Run, arguments: tuple[str, ...], message: str) -> None:
+    done = infer(random_run, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,72 @@
+"""The operating commands on a real local run: seen running, cancelled, resumed, evaluated, reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs import events
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def call(runs: Path, script: str, *arguments: object) -> str:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "BATON"))}
+    done = subprocess.run(
+        [sys.executable, f"launch/{script}.py", *map(str, arguments)],
+        cwd=ROOT, env=kept | {"BATON_RUNS": str(runs), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def test_a_run_is_cancelled_resumed_evaluated_and_reported(tmp_path: Path, voc_small: Path) -> None:
+    runs, run = tmp_path / "runs", tmp_path / "runs" / "mine"
+
+    def status() -> dict[str, Any]:
+        return dict(json.loads(call(runs, "status", "mine", "--json")))
+
+    def named(name: str) -> list[dict[str, Any]]:
+        return [event for event in events.read(run / "events.jsonl") if event["event"] == name]
+
+    call(
+        runs, "train", "--cluster", "local", "--config", "tests/configs/tiny.py", "--gpus", 1,
+        "--run", "mine", "--data-root", voc_small, "--set", "train_cfg.max_epochs=40",
+    )  # fmt: skip
+    wait_for(lambda: named("epoch"), "it trains")
+    assert status()["state"] == "running"
+    chain = json.loads((run / "job/local.json").read_text())["pid"]
+    assert f"cancelled local-{chain}" in call(runs, "cancel", "mine")
+    assert not Path(f"/proc/{chain}").exists()
+    cancelled = status()
+    assert cancelled["state"] == "cancelled"
+    assert not named("finished"), "it was too quick to be cancelled"
+    assert "nothing of it was queued or running" in call(runs, "cancel", "mine")
+
+    call(runs, "train", "--resume", "mine", "--cluster", "local", "--wait")
+    assert not (run / "job/cancelled").exists()
+    assert named("resumed")[-1]["step"] >= 6
+    after = status()
+    assert after["state"] == "finished"
+    assert after["epoch"] == 40
+    assert after["lost_steps"] == 0
+    assert after["mIoU"] is not None
+    page = (run / "report.html").read_text()
+    for part in ("cancelled", "Confusion matrix", "data:image/jpeg;base64,", "ETTR"):
+        assert part in page
+    assert "train local-" in call(runs, "logs", "mine", "--job", "train", "--rank", 0)
+    assert "mIoU" in call(runs, "logs", "mine", "--job", "evaluate")

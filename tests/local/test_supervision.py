@@ -1,0 +1,125 @@
+"""Real supervisors with stand-in workers: who failed first, nobody left behind, signals, hangs."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.exit_codes import FAILED, RESUME, USER_ERROR
+from tests.stages import end_of, make_run, of, processes_of, start_ranks, wait_until
+
+
+def fault(do: str, rank: int | str, step: int, start: int | str = 1) -> dict[str, Any]:
+    return {"start": start, "rank": rank, "step": step, "do": do}
+
+
+def test_all_ranks_finish(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert end_of(start_ranks(run, 3)) == [0, 0, 0]
+    (started,) = of(run, "started")
+    assert (started["world_size"], started["ranks_per_node"], started["start"]) == (3, 3, 1)
+    assert len(of(run, "finished")) == 1
+    assert json.loads((run.job / "start-1").read_text())["job"] == "local-1"
+    assert not processes_of(run)
+
+
+@pytest.mark.parametrize(
+    ("do", "code", "error"),
+    [
+        ("raise", FAILED, "ValueError: a bad batch in rank 2"),
+        ("exit 0", FAILED, "exit code 0 before the training was finished"),
+        ("exit 3", 3, "exit code 3"),
+        ("kill", 137, "SIGKILL, probably for want of memory"),
+        ("segv", 139, "segmentation fault"),
+    ],
+)
+def test_a_dead_rank_ends_all_and_leaves_nothing(tmp_path: Path, do: str, code: int, error: str) -> None:
+    """With children and grandchildren, in sessions of their own, on every rank."""
+    run = make_run(tmp_path / "run", steps=1000, faults=[fault("fork", "*", 1), fault(do, 2, 4)])
+    assert end_of(start_ranks(run, 4)) == [FAILED] * 4
+    (failed,) = of(run, "failed")
+    assert (failed["rank"], failed["exit_code"]) == (2, code)
+    assert error in failed["error"]
+    assert failed["log"] == "job/local-1-train_2_log.out"
+    assert len(list(run.job.glob("child-1-*"))) == 4
+    assert not processes_of(run)
+
+
+def test_the_users_mistake_has_its_own_exit_code(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", faults=[fault("exit 2", 0, 0)])
+    assert end_of(start_ranks(run, 2)) == [USER_ERROR] * 2
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_killed_supervisor_takes_all_with_it(tmp_path: Path, victim: int) -> None:
+    run = make_run(tmp_path / "run", steps=100000)
+    ranks = start_ranks(run, 3)
+    wait_until(lambda: of(run, "checkpoint"))
+    ranks[victim].kill()
+    codes = end_of(ranks)
+    assert codes == [-signal.SIGKILL if rank == victim else FAILED for rank in range(3)]
+    (failed,) = of(run, "failed")
+    assert failed["rank"] == victim
+    assert "supervisor" in failed["error"]
+    wait_until(lambda: not processes_of(run))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_reaches_the_worker_which_saves_and_leaves(tmp_path: Path, number: signal.Signals) -> None:
+    run = make_run(tmp_path / "run", steps=100000)
+    ranks = start_ranks(run, 2)
+    wait_until(lambda: of(run, "checkpoint"))
+    for rank in ranks:
+        rank.send_signal(number)
+    assert end_of(ranks) == [RESUME] * 2
+    (event,) = of(run, "signal")
+    assert event["signal"] == number.name
+    assert of(run, "checkpoint")[-1]["why"] == "preempted"
+    assert not of(run, "failed")
+
+
+def test_a_signal_before_the_first_step_does_not_wait_for_the_workers(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", start_seconds=600)
+    ranks = start_ranks(run, 2)
+    wait_until(lambda: of(run, "started"))
+    ranks[1].send_signal(signal.SIGTERM)
+    assert end_of(ranks) == [RESUME] * 2
+    assert len(of(run, "preempted")) == 1
+    assert not processes_of(run)
+
+
+def test_a_hang_is_found_and_every_rank_tells_where_it_stands(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", faults=[fault("hang", 1, 7)])
+    assert end_of(start_ranks(run, 3, BATON_HANG_SECONDS="3")) == [FAILED] * 3
+    (hang,) = of(run, "hang")
+    assert hang["rank"] == 1
+    stacks = [(run.job / f"stacks-1-{rank}.txt").read_text() for rank in range(3)]
+    assert "in misbehave" in stacks[1]
+    assert "in all_agree" in stacks[0]
+    assert "in all_agree" in stacks[2]
+    assert "no progress" in of(run, "failed")[0]["error"]
+    assert not processes_of(run)
+
+
+def test_a_start_over_the_budget_ends_at_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", faults=[fault("kill", 0, 0, "*")])
+    for _ in range(3):
+        assert end_of(start_ranks(run, 2)) == [FAILED] * 2
+    assert not of(run, "stopped")
+    assert end_of(start_ranks(run, 2)) == [FAILED] * 2
+    (stopped,) = of(run, "stopped")
+    assert "3 starts in a row" in stopped["reason"]
+    assert len(of(run, "started")) == 3
+
+
+def test_ranks_that_never_meet_are_a_failure_in_words(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    first, second = start_ranks(run, 2, BATON_RENDEZVOUS_SECONDS="2")
+    second.kill()
+    second.wait()
+    assert first.wait(timeout=60) == FAILED
+    assert "for rank 1 of 2" in of(run, "failed")[0]["reason"]

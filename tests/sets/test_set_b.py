@@ -1,0 +1,49 @@
+"""The maintained forks (set B) train, are interrupted and resume as set A does. Also passes with set A."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.exit_codes import RESUME
+from jobs.run_directory import Run
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = {
+    "train_cfg__max_epochs": 2,
+    "param_scheduler": [{"type": "PolyLR", "eta_min": 1e-4, "begin": 0, "end": 2, "by_epoch": True}],
+    "train_dataloader__batch_size": 2,
+    "train_dataloader__num_workers": 1,
+    "custom_imports": {"imports": ["tests.interrupting"], "allow_failed_imports": False},
+    "custom_hooks": [{"type": "Interrupt"}, {"type": "EMAHook", "momentum": 0.1}],
+}
+TRAIN, VAL = 14, 3  # 4 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_data(tmp_path_factory.mktemp("data"), TRAIN, VAL)
+
+
+def run_to_end(run: Run, plan: dict | None = None) -> None:
+    if plan:
+        assert tiny.start_commands(run, 2, plan) == [RESUME] * 2, tiny.log_of(run, 1)
+    codes = tiny.start_commands(run, 2)
+    assert codes == [0, 0], tiny.log_of(run, len(list(run.job.glob("start-*"))))
+
+
+def test_two_ranks_resume_exactly(data: Path, tmp_path: Path) -> None:
+    whole = tiny.make_run(tmp_path / "whole", data, **SETTINGS)
+    run_to_end(whole)
+    interrupted = tiny.make_run(tmp_path / "interrupted", data, **SETTINGS)
+    run_to_end(interrupted, {"at": "step", "step": 5, "signal": "SIGUSR2", "rank": 1})
+
+    expected = tiny.final_state(whole)
+    assert expected["step"][:2] == (8, 2)
+    assert expected["metrics"]["val", 8]["mIoU"] > 0
+    assert tiny.differences(tiny.final_state(interrupted), expected) == []
+    for run in (whole, interrupted):
+        assert {path.name for path in run.checkpoints.glob("*.pth")} >= {"epoch_1.pth", "epoch_2.pth"}

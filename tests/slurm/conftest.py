@@ -1,0 +1,85 @@
+"""A real Slurm for the tests: one cluster for most, and variants of it, started when first asked for."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from clusters import Slurm
+
+from env.cluster import config, packages
+from env.cluster.config import Layout
+from env.cluster.down import stop
+from jobs.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slurm)
+
+
+def up(state: Path, *options: str) -> Slurm:
+    """Starts a cluster by the command that users give."""
+    command = [sys.executable, str(ROOT / "env/cluster/up.py"), str(state), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return Slurm(config.load(state))
+
+
+@pytest.fixture(scope="session")
+def guard() -> Iterator[Callable[[Path], None]]:
+    """Given a state directory, sees to it that its cluster is stopped when the tests end, even if killed."""
+    command = [sys.executable, str(ROOT / "env/cluster/guard.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdin
+
+        def watch(state: Path) -> None:
+            print(state, file=process.stdin, flush=True)
+
+        yield watch
+        process.stdin.close()
+        assert process.wait(120) == 0
+
+
+@pytest.fixture(scope="session")
+def variant(tmp_path_factory: pytest.TempPathFactory, guard: Callable[[Path], None]) -> Callable[..., Slurm]:
+    """Gives the cluster with the options of up.py asked for: the same one for the same options."""
+    try:
+        packages.require()
+    except UserError as error:
+        pytest.skip(f"no Slurm: {error}")
+    clusters: dict[tuple[str, ...], Slurm] = {}
+
+    def get(*options: str) -> Slurm:
+        if options not in clusters:
+            name = re.sub(r"\W+", "-", " ".join(options)) or "plain"
+            state = tmp_path_factory.mktemp("slurm") / name.strip("-")[:20]
+            guard(state)  # which stops it but wipes nothing: its logs may tell why a test failed
+            clusters[options] = up(state, *options)
+        return clusters[options]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def cluster(variant: Callable[..., Slurm]) -> Slurm:
+    """The cluster of most tests: a preempted job gets its own signal, and half a minute of grace."""
+    return variant("--user-signal", "--grace", "30")
+
+
+@pytest.fixture
+def state(tmp_path: Path, guard: Callable[[Path], None]) -> Iterator[Path]:
+    """A state directory for one test's own cluster, stopped whatever the test did."""
+    path = tmp_path / "c"
+    guard(path)
+    yield path
+    if Layout(path).lock.exists():
+        stop(path, wipe=True)

@@ -1,0 +1,178 @@
+"""The test cluster itself: that it is a Slurm like any other, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from clusters import Slurm, wait_for
+from conftest import ROOT, up
+
+from env.cluster import config, daemons, processes
+from env.cluster.config import Layout
+from env.cluster.down import stop
+from env.cluster.up import start
+from jobs.errors import UserError
+
+# Deaf to what ends an ordinary process, out of its process group, and without Slurm's variables.
+STUBBORN = """#!/bin/bash
+srun --overlap bash -c 'trap : TERM; echo $$ >>pids; env -i setsid bash -c "trap : TERM; echo \\$\\$ >>pids;
+while :; do sleep 60; done" & while :; do sleep 60; done'
+"""
+
+
+def everything(state: Path) -> list[processes.Process]:
+    layout = Layout(state)
+    return processes.daemons(layout) + processes.jobs(layout)
+
+
+def mounts(state: Path) -> list[str]:
+    """Mounts below `state` that any process of the machine sees."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/mountinfo"):
+        try:
+            found |= {line for line in file.read_text().splitlines() if str(state) in line}
+        except OSError:
+            continue  # gone meanwhile
+    return sorted(found)
+
+
+def test_nodes_are_hosts_of_their_own(cluster: Slurm, tmp_path: Path) -> None:
+    if cluster.cluster.namespaces == "none":
+        pytest.skip("this user may not make namespaces: all nodes have the machine's hostname")
+    script = "hostname; getent hosts n3 | cut -d' ' -f1"
+    out = cluster.run("srun", "-N4", "--ntasks-per-node=1", "sh", "-c", script, cwd=tmp_path).split()
+    assert sorted(out) == ["127.0.0.1"] * 4 + ["n1", "n2", "n3", "n4"]
+
+
+def test_fake_gpus_are_given_out(cluster: Slurm, tmp_path: Path) -> None:
+    show = ["sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]
+    both = cluster.run(
+        "srun", "-pgpu", "-N2", "--ntasks-per-node=1", "--gpus-per-node=2", *show, cwd=tmp_path
+    )
+    assert both.split() == ["0,1", "0,1"]
+    assert cluster.run("srun", "-pgpu", "--gres=gpu:1", *show, cwd=tmp_path).strip() in ("0", "1")
+    assert cluster.run("srun", "-pcpu", *show, cwd=tmp_path).strip() == ""
+
+
+def test_accounting(cluster: Slurm, tmp_path: Path) -> None:
+    job = cluster.submit("#!/bin/sh\nexit 3\n", "-J", "three", cwd=tmp_path)
+    assert cluster.wait_ended(job) == "FAILED"
+    # It lags: for a moment the job is unknown, or known without its name.
+    sacct = ("sacct", "-nPXj", job, "-o", "JobName,ExitCode")
+    wait_for(lambda: cluster.run(*sacct).strip() == "three|3:0", "sacct knows the job")
+
+
+def test_preemption_requeues_and_the_job_goes_on(cluster: Slurm, tmp_path: Path) -> None:
+    script = "#!/bin/sh\n[ -z $SLURM_RESTART_COUNT ] || exit 0\nsleep 600\n"
+    job = cluster.submit(script, "-pgpu", "--requeue", cwd=tmp_path)
+    cluster.wait_state(job, "RUNNING")
+    cluster.preempt(job)
+    assert cluster.wait_ended(job) == "COMPLETED"
+    assert cluster.job(job)["Restarts"] == "1"
+
+
+def test_a_killed_node_counts_as_dead_and_can_come_back(cluster: Slurm, tmp_path: Path) -> None:
+    job = cluster.submit("#!/bin/sh\nsleep 600\n", "--nodelist=n4", "--no-requeue", cwd=tmp_path)
+    cluster.wait_state(job, "RUNNING")
+    wait_for(lambda: cluster.processes_of(job, "n4"), "the job has processes")
+    cluster.kill_node("n4")
+    assert cluster.processes_of(job) == []
+    assert cluster.wait_ended(job) == "NODE_FAIL"
+    cluster.revive_node("n4")
+    assert "n4" in cluster.run("srun", "--nodelist=n4", "hostname", cwd=tmp_path) or (
+        cluster.cluster.namespaces == "none"
+    )
+
+
+def test_stopping_leaves_nothing_though_jobs_resist(state: Path, tmp_path: Path) -> None:
+    slurm = up(state, "--no-accounting", "--nodes", "2")
+    slurm.submit(STUBBORN, "-N2", "--ntasks-per-node=1", cwd=tmp_path)
+    pids = tmp_path / "pids"
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 4, "both tasks have their children")
+    stubborn = [p for pid in pids.read_text().split() if (p := processes.identify(int(pid)))]
+    assert len(stubborn) == 4
+    stop(state, wipe=True)
+    assert not any(processes.alive(p) for p in stubborn)
+    assert everything(state) == []
+    assert mounts(state) == []
+    assert not state.exists()
+
+
+def test_stopping_after_the_daemons_were_killed(state: Path, tmp_path: Path) -> None:
+    slurm = up(state, "--nodes", "2")
+    slurm.submit(STUBBORN, "-N2", "--ntasks-per-node=1", cwd=tmp_path)
+    pids = tmp_path / "pids"
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 4, "both tasks have their children")
+    stubborn = [p for pid in pids.read_text().split() if (p := processes.identify(int(pid)))]
+    processes.kill(processes.daemons(slurm.layout))
+    stop(state)
+    assert not any(processes.alive(p) for p in stubborn)
+    assert everything(state) == []
+    assert mounts(state) == []
+    # What is left can be started again: the accounting goes on.
+    again = up(state, "--nodes", "2")
+    assert again.cluster.name == slurm.cluster.name
+    assert "n1" in again.run("sinfo", "-hN", "-o", "%N")
+
+
+def test_stopping_after_the_start_was_killed_half_way(state: Path) -> None:
+    command = [sys.executable, str(ROOT / "env/cluster/up.py"), str(state)]
+    starting = subprocess.Popen(command, start_new_session=True)
+    wait_for(lambda: processes.daemons(Layout(state)) if state.exists() else None, "the first daemon runs")
+    os.kill(starting.pid, signal.SIGKILL)
+    starting.wait()
+    stop(state)
+    assert everything(state) == []
+
+
+def test_clusters_start_side_by_side(tmp_path: Path) -> None:
+    states = [tmp_path / name for name in ("a", "b", "c")]
+    try:
+        with ThreadPoolExecutor() as pool:
+            slurms = list(pool.map(lambda s: up(s, "--no-accounting", "--nodes", "2"), states))
+        names = [f"only-{i}" for i in range(3)]
+        for slurm, name in zip(slurms, names, strict=True):
+            slurm.submit("#!/bin/sh\nsleep 600\n", "-J", name, cwd=tmp_path)
+        for slurm, name in zip(slurms, names, strict=True):
+            assert slurm.run("squeue", "-h", "-o", "%j").split() == [name]
+        stop(states[0])
+        assert everything(states[0]) == []
+        for slurm in slurms[1:]:
+            assert "is UP" in slurm.run("scontrol", "ping")
+            assert slurm.run("squeue", "-h", "-o", "%j").split() != []
+    finally:
+        for state in states:
+            if Layout(state).lock.exists():
+                stop(state, wipe=True)
+
+
+def test_without_accounting(variant: Callable[..., Slurm]) -> None:
+    slurm = variant("--no-accounting", "--no-requeue")
+    done = subprocess.run(["sacct"], env=slurm.environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "disabled" in done.stderr
+    assert daemons.running(slurm.layout, "mariadbd") is None
+
+
+def test_where_requeueing_is_forbidden(variant: Callable[..., Slurm], tmp_path: Path) -> None:
+    slurm = variant("--no-accounting", "--no-requeue")
+    job = slurm.submit("#!/bin/sh\nsleep 600\n", "-pgpu", "--requeue", cwd=tmp_path)
+    slurm.wait_state(job, "RUNNING")
+    slurm.preempt(job)
+    assert slurm.wait_ended(job) in ("PREEMPTED", "CANCELLED")
+
+
+def test_mistakes_are_told_in_one_line(cluster: Slurm, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a cluster runs in"):
+        start(cluster.layout.state)
+    with pytest.raises(UserError, match="no test cluster"):
+        stop(tmp_path / "nothing")
+    with pytest.raises(UserError, match="has no way to quote"):
+        config.check(tmp_path / "two words", config.Options())

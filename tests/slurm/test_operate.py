@@ -1,0 +1,194 @@
+"""The operating commands on a real Slurm: doctor in many settings, status, logs, cancel while requeueing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters import Slurm, wait_event, wait_for
+
+from jobs import events
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def call(slurm: Slurm, runs: Path, script: str, *arguments: str, code: int = 0) -> str:
+    environment = slurm.environment | {"BATON_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, f"launch/{script}.py", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == code, f"{script} ended with {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def doctor(slurm: Slurm, runs: Path, *arguments: str) -> list[dict[str, Any]]:
+    return list(json.loads(call(slurm, runs, "doctor", "--json", *arguments))["findings"])
+
+
+# options of the cluster -> (topic, level, part of what was found or means), and one that must not be there
+SETTINGS: dict[tuple[str, ...], list[tuple[str, str, str]]] = {
+    ("--user-signal", "--grace", "30"): [
+        ("signal at preemption", "good", "USR2"),
+        ("partition low", "good", "33 s from the warning"),
+        ("partition lowcan", "warning", "cancelled, after 30 s"),
+        ("GPUs", "good", "low: 2 a node fake"),
+        ("accounting", "good", "sacct answers"),
+        ("memory", "note", "512 MB a CPU"),
+        ("partition gpu", "note", "without --time a job gets 10 min"),
+    ],
+    ("--grace", "10", "--nodes", "6", "--no-accounting"): [
+        ("signal at preemption", "note", "only TERM"),
+        ("accounting", "note", "disabled"),
+        ("partition low", "warning", "13 s from the warning"),
+    ],
+    ("--no-requeue", "--no-accounting"): [("requeue", "warning", "JobRequeue=0")],
+    ("--preempt-mode", "CANCEL", "--no-accounting"): [
+        ("partition gpu", "warning", "cancelled, after 0 s"),
+        ("partition low", "warning", "cancelled, after 30 s"),
+    ],
+    ("--grace", "0", "--no-accounting"): [("partition low", "warning", "3 s from the warning")],
+    ("--kill-wait", "60", "--no-accounting"): [
+        ("KillWait", "good", "60 s from TERM"),
+        ("partition gpu", "good", "60 s from the warning"),
+    ],
+    ("--nodes", "1", "--cpus", "2", "--no-accounting"): [("KillWait", "note", "3 s from TERM")],
+    ("--grace", "120", "--no-accounting", "--user-signal"): [
+        ("partition low", "good", "123 s from the warning")
+    ],
+}
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=" ".join)
+def test_doctor_finds_what_is_special_about_a_cluster(
+    options: tuple[str, ...], variant: Callable[..., Slurm], tmp_path: Path
+) -> None:
+    found = doctor(variant(*options), tmp_path)
+    for topic, level, words in SETTINGS[options]:
+        there = [one for one in found if one["topic"] == topic]
+        assert any(one["level"] == level and words in one["found"] for one in there), (topic, words, there)
+    assert all(one["means"] for one in found)
+    assert all(one["mend"] for one in found if one["level"] == "bad")
+    others = [case for other, cases in SETTINGS.items() if other != options for case in cases]
+    assert not all(any(o["topic"] == t and w in o["found"] for o in found) for t, _, w in others)
+
+
+def test_doctor_where_the_controller_is_away(cluster: Slurm, tmp_path: Path) -> None:
+    config = tmp_path / "slurm.conf"
+    text = cluster.layout.slurm_conf.read_text()
+    config.write_text(text.replace(f"SlurmctldPort={cluster.cluster.ports.ctld}", "SlurmctldPort=1"))
+    environment = cluster.environment | {"SLURM_CONF": str(config), "BATON_RUNS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "launch/doctor.py"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "its controller does not answer" in done.stdout
+
+
+def test_the_probe_and_a_profile_that_works(cluster: Slurm, tmp_path: Path) -> None:
+    name = f"test-{os.getpid()}"
+    path = ROOT / "configs/clusters" / f"{name}.yaml"
+    try:
+        found = doctor(
+            cluster, tmp_path / "runs", "--submit-probe", "--write-profile", name, "--partition", "gpu"
+        )
+        levels = {one["topic"]: one["level"] for one in found}
+        for topic in ("shared files", "environment", "rendezvous", "gloo and NCCL"):
+            assert levels[topic] == "good", [one for one in found if one["topic"] == topic]
+        assert any("--requeue is honoured" in one["found"] for one in found)
+        script = call(
+            cluster, tmp_path / "runs", "train", "--cluster", name, "--run", "x", "--gpus", "2",
+            "--config", "tests/configs/tiny.py", "--dry-run",
+        )  # fmt: skip
+        assert "--partition=gpu" in script
+        assert "--gpus-per-node=2" in script
+        cluster.run("sbatch", "--test-only", input=script, cwd=tmp_path)
+        call(cluster, tmp_path / "runs", "doctor", "--write-profile", name, code=2)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def train(slurm: Slurm, runs: Path, data: Path, name: str, *arguments: str) -> tuple[Path, dict[str, str]]:
+    """Submits a tiny training that would take long."""
+    out = call(
+        slurm, runs, "train", "--config", "tests/configs/tiny.py", "--cluster", "slurm",
+        "--cpus-per-gpu", "1", "--data-root", str(data), "--run", name, "--json", *arguments,
+        "--set", "train_cfg.max_epochs=2000",
+    )  # fmt: skip
+    return runs / name, json.loads(out.splitlines()[0])["jobs"]
+
+
+def status(slurm: Slurm, runs: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads(call(slurm, runs, "status", name, "--json")))
+
+
+def test_a_run_from_queue_to_cancelled_to_resumed(cluster: Slurm, runs: Path, voc_small: Path) -> None:
+    blocker = cluster.submit(
+        "#!/bin/bash\nsleep 600\n",
+        "-p",
+        "high",
+        "--nodes=4",
+        "--exclusive",
+        "--output=/dev/null",
+        cwd=runs.parent,
+    )
+    cluster.wait_state(blocker, "RUNNING")
+    run, jobs = train(cluster, runs, voc_small, "first", "--partition", "low")
+    second, later = train(cluster, runs, voc_small, "second", "--partition", "low", "--no-evaluation")
+    seen: list[str] = []
+
+    def behind() -> bool:
+        seen.append(status(cluster, runs, "second")["words"])
+        return seen[-1].startswith("queued behind 1 job")
+
+    wait_for(behind, f"it is queued behind the first; status said {seen}")
+    assert call(cluster, runs, "cancel", "second").startswith(f"second: cancelled {later['train']}")
+    assert cluster.wait_ended(later["train"]) == "CANCELLED"
+    assert status(cluster, runs, "second")["state"] == "cancelled"
+    assert second.exists()
+
+    cluster.run("scancel", blocker)
+    wait_event(run, "epoch", epoch=1)
+    here = status(cluster, runs, "first")
+    assert here["state"] == "running", here
+    table = call(cluster, runs, "status")
+    assert "/2000" in table
+    assert "second  cancelled" in table
+    logs = call(cluster, runs, "logs", "first")
+    assert f"train {jobs['train']}, rank 0" in logs
+
+    # Requeued this moment: first the job is leaving, then it waits, then it is cancelled for good.
+    cluster.run("scontrol", "requeue", jobs["train"])
+    wait_event(run, "preempted")
+    out = call(cluster, runs, "cancel", "first")
+    assert jobs["evaluate"] in out
+    assert cluster.wait_ended(jobs["train"]) == "CANCELLED"
+    assert cluster.wait_ended(jobs["evaluate"]) == "CANCELLED"
+    cluster.wait_no_processes(jobs["train"])
+    before = [e for e in events.read(run / "events.jsonl") if e["event"] == "started"]
+    saved = [e["step"] for e in events.read(run / "events.jsonl") if e["event"] == "preempted"][-1]
+
+    call(
+        cluster, runs, "train", "--resume", "first", "--cluster", "slurm", "--partition", "low",
+        "--gpus", "1", "--cpus-per-gpu", "1",
+    )  # fmt: skip
+    assert not (run / "job/cancelled").exists()
+    resumed = wait_event(run, "resumed", start=len(before) + 1)
+    assert resumed["step"] == saved
+    words = status(cluster, runs, "first")
+    assert words["state"] in ("starting", "running")
+    assert any("preempted" in one["why"] for one in words["starts"])
+    call(cluster, runs, "cancel", "first")
+    wait_for(lambda: not cluster.run("squeue", "--noheader", "--name=first"), "no job of it is left")

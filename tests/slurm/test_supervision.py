@@ -1,0 +1,212 @@
+"""Supervision on the real cluster, with the batch script that users get and a stand-in for the training.
+
+What becomes of weights is test_acceptance.py's subject; here it is jobs: which come back, as which, who
+follows them, and what is left on the nodes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters import Slurm, wait_event, wait_for
+
+from jobs import events
+from jobs.run_directory import Run
+from launch import script
+from tests.stages import ROOT, make_run, of
+
+HEADER = """#!/bin/bash
+#SBATCH --job-name=train
+#SBATCH --open-mode=append
+#SBATCH --output={job}/%j_log.out
+#SBATCH --time=10
+#SBATCH --cpus-per-task=1
+{options}
+run={run}
+python={python} host_python=$python
+job=$SLURM_JOB_ID
+logs="$run/job/$job"
+"""
+
+
+def make(path: Path, *options: str, presubmit: bool = False, **plan: Any) -> Run:
+    """A run whose snapshot trains with the stand-in, and its batch script."""
+    run = make_run(path, **{"steps": 400, "seconds": 0.05, "save_every": 10} | plan)
+    shutil.copytree(ROOT / "jobs", run.code / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tests/stand_in_worker.py", run.code / "jobs/train/rank.py")
+    head = HEADER.format(
+        job=run.job,
+        run=run.path,
+        python=ROOT / ".venv/bin/python",
+        options="\n".join(f"#SBATCH {option}" for option in options),
+    )
+    body = script.TRAIN.format(cd='cd "$run/code" || exit 2', srun=script.SRUN, python='"$python"')
+    if presubmit:
+        body = 'cd "$run/code" && "$python" -m jobs.train.afterwards "$run" --presubmit\n' + body
+    (run.job / "train.sbatch").write_text(head + body)
+    return run
+
+
+def submit(slurm: Slurm, run: Run, *options: str) -> str:
+    job = slurm.run("sbatch", "--parsable", *options, str(run.job / "train.sbatch")).strip()
+    events.append(run.events, "submitted", stage="train", job=job, executor="slurm")
+    return job
+
+
+def follow(slurm: Slurm, run: Run, job: str) -> str:
+    """A job that depends on the training as its evaluation does."""
+    options = [f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes", "--output=/dev/null", "-N1"]
+    return slurm.run("sbatch", "--parsable", *options, "--wrap", f"date >>{run.path}/evaluated").strip()
+
+
+def at_work(run: Run) -> None:
+    wait_event(run.path, "checkpoint")
+
+
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=2")
+
+
+@pytest.mark.parametrize(("do", "code"), [("kill", 137), ("raise", 1), ("segv", 139), ("exit 0", 1)])
+def test_a_dead_rank_ends_all_and_the_training_goes_on_here(
+    cluster: Slurm, tmp_path: Path, do: str, code: int
+) -> None:
+    faults = [
+        {"start": 1, "rank": "*", "step": 2, "do": "fork"},
+        {"start": 1, "rank": 3, "step": 12, "do": do},
+    ]
+    run = make(tmp_path / "run", *TWO_NODES, steps=30, faults=faults)
+    job = submit(cluster, run)
+    assert cluster.wait_ended(job) == "COMPLETED"
+    (failed,) = of(run, "failed")
+    assert (failed["rank"], failed["exit_code"], failed["log"]) == (3, code, f"job/{job}_3_log.out")
+    assert failed["host"] == of(run, "started")[0]["hosts"][1]
+    assert [e["step"] for e in of(run, "resumed")] == [10]
+    assert cluster.job(job)["Restarts"] == "0"
+    cluster.wait_no_processes(job)
+
+
+def test_an_evaluation_follows_the_successor(variant: Callable[..., Slurm], tmp_path: Path) -> None:
+    """Where requeueing is forbidden; the job itself waited for another that is long forgotten."""
+    slurm = variant("--user-signal", "--grace", "30")
+    run = make(tmp_path / "run", "--partition=low", "--no-requeue", *TWO_NODES)
+    job = submit(slurm, run)
+    after = follow(slurm, run, job)
+    at_work(run)
+    slurm.run("scancel", "--signal=USR2", job)
+    requeued = wait_event(run.path, "requeued")
+    assert (requeued["how"], requeued["job"]) == ("successor", job)
+    assert slurm.wait_ended(job) == "FAILED"
+    successor = requeued["successor"]
+    assert slurm.wait_ended(successor) == "COMPLETED"
+    assert slurm.wait_ended(after) == "COMPLETED"
+    assert len((run.path / "evaluated").read_text().splitlines()) == 1
+    assert [e["step"] for e in of(run, "resumed")] == [e["step"] for e in of(run, "preempted")]
+    assert of(run, "started")[-1]["job"] == successor
+    assert of(run, "started")[-1]["restart"] == 0
+
+
+def test_a_partition_that_cancels(cluster: Slurm, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", "--partition=lowcan", "--requeue")
+    job = submit(cluster, run)
+    after = follow(cluster, run, job)
+    at_work(run)
+    cluster.preempt(job)
+    requeued = wait_event(run.path, "requeued")
+    assert requeued["how"] in ("successor", "scontrol")
+    assert cluster.wait_ended(after, seconds=240) == "COMPLETED"
+    assert [e["step"] for e in of(run, "resumed")] == [e["step"] for e in of(run, "preempted")]
+
+
+def test_a_job_killed_without_any_notice_has_a_successor_waiting(cluster: Slurm, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", "--partition=lowcan", "--no-requeue", presubmit=True)
+    job = submit(cluster, run)
+    after = follow(cluster, run, job)
+    at_work(run)
+
+    cluster.run("scancel", "--signal=KILL", "--full", job)
+    assert cluster.wait_ended(job) in ("FAILED", "CANCELLED")
+    wait_event(run.path, "finished")
+    (last,) = {e["job"] for e in of(run, "finished")}
+    assert last != job
+    assert cluster.wait_ended(last) == "COMPLETED"
+    assert cluster.wait_ended(after) == "COMPLETED"
+    # The successor's own successor is not wanted any more.
+    wait_for(lambda: not cluster.run("squeue", "-h", "-n", "train", "-o", "%i").split(), "no job is left")
+    assert len(of(run, "started")) == 2
+
+
+@pytest.mark.parametrize("how", ["scancel", "event"])
+def test_a_cancelled_job_does_not_come_back(cluster: Slurm, tmp_path: Path, how: str) -> None:
+    run = make(tmp_path / "run", "--partition=low", "--requeue", *TWO_NODES)
+    job = submit(cluster, run)
+    at_work(run)
+    if how == "event":
+        events.append(run.events, "cancelled", by="a test")
+        cluster.run("scancel", "--signal=TERM", job)
+    else:
+        cluster.run("scancel", job)
+    assert cluster.wait_ended(job) == ("FAILED" if how == "event" else "CANCELLED")
+    cluster.wait_no_processes(job)
+    assert not of(run, "requeued")
+    assert cluster.run("squeue", "-h", "-n", "train", "-o", "%i") == ""
+
+
+def test_only_the_element_of_an_array_comes_back(cluster: Slurm, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", "--partition=low", "--requeue")
+    other = make(tmp_path / "other", steps=5)
+    text = (run.job / "train.sbatch").read_text()
+    text = text.replace(
+        f"run={run.path}\n", f"run={tmp_path}/$([ $SLURM_ARRAY_TASK_ID = 1 ] && echo run || echo other)\n"
+    )
+    text = text.replace("job=$SLURM_JOB_ID\n", "job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID\n")
+    (run.job / "train.sbatch").write_text(text)
+    job = submit(cluster, run, "--array=0-1")
+    at_work(run)
+    wait_event(other.path, "finished")
+    cluster.run("scancel", "--signal=USR2", f"{job}_1")
+    requeued = wait_event(run.path, "requeued")
+    assert (requeued["job"], requeued["how"]) == (f"{job}_1", "scontrol")
+    wait_event(run.path, "finished")
+    assert of(run, "started")[-1]["restart"] == 1
+    assert len(of(other, "started")) == 1
+
+
+def test_a_node_that_fails_twice_is_left(cluster: Slurm, tmp_path: Path) -> None:
+    faults = [{"start": start, "rank": 1, "step": step, "do": "kill"} for start, step in ((1, 3), (2, 4))]
+    run = make(tmp_path / "run", "--nodes=2", "--ntasks-per-node=1", "--requeue", steps=40, faults=faults)
+    job = submit(cluster, run)
+    requeued = wait_event(run.path, "requeued")
+    bad = of(run, "failed")[-1]["host"]
+    assert requeued["exclude"] == [bad]
+    assert cluster.wait_ended(job) == "COMPLETED"
+    assert bad not in of(run, "started")[-1]["hosts"]
+    assert of(run, "started")[-1]["restart"] == 1
+
+
+def test_a_hopeless_training_ends_and_its_evaluation_is_withdrawn(cluster: Slurm, tmp_path: Path) -> None:
+    faults = [{"start": "*", "rank": 1, "step": 2, "do": "raise"}]
+    run = make(tmp_path / "run", *TWO_NODES, faults=faults)
+    job = submit(cluster, run)
+    after = follow(cluster, run, job)
+    assert cluster.wait_ended(job) == "FAILED"
+    assert "same error twice" in of(run, "stopped")[0]["reason"]
+    assert cluster.wait_ended(after) == "CANCELLED"
+    assert len(of(run, "started")) == 2
+
+
+def test_a_killed_supervisor_leaves_nothing_behind(cluster: Slurm, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", *TWO_NODES, "--requeue", steps=60)
+    job = submit(cluster, run)
+    at_work(run)
+    victim = int(of(run, "started")[0]["pid"])
+    os.kill(victim, signal.SIGKILL)
+    assert cluster.wait_ended(job) == "COMPLETED"
+    assert "supervisor was killed" in of(run, "failed")[0]["error"]
+    assert len(of(run, "started")) == 2
+    cluster.wait_no_processes(job)

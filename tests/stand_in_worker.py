@@ -1,0 +1,132 @@
+"""A worker without torch for the tests of what is around it: does as told, and else behaves as rank.py.
+
+    python stand_in_worker.py PLAN
+
+PLAN is a JSON file (or a run directory with plan.json in it)
+{"steps": 30, "seconds": 0.05, "save_every": 10, "faults": [...]}; a fault is
+{"start": 1, "rank": 2, "step": 5, "do": "raise" | "exit N" | "kill" | "segv" | "hang" | "fork" | "deaf"}.
+It "trains" by counting, saves RUN/checkpoints/count on rank 0, and on USR2 or TERM saves and leaves with 85.
+With several ranks they agree through files on whether to leave, as the real ones do by a reduction.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs import events
+from jobs.run_directory import Run, write_atomically
+
+rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+start = int(os.environ["BATON_START"])
+run = Run(os.environ["BATON_RUN"])
+given = Path(sys.argv[1])
+plan = json.loads((given / "plan.json" if given.is_dir() else given).read_text())
+asked: list[int] = []
+
+
+def beat(phase: str, step: int) -> None:
+    line = json.dumps({"phase": phase, "step": step}) + "\n"
+    os.write(int(os.environ["BATON_HEARTBEAT_FD"]), line.encode())
+
+
+def event(name: str, **fields: object) -> None:
+    if rank == 0:
+        events.append(run.events, name, stage="train", job=os.environ["BATON_JOB"], start=start, **fields)
+
+
+def count_file() -> Path:
+    return run.checkpoints / "count"
+
+
+def save(step: int, why: str) -> None:
+    if rank == 0:
+        beat("save", step)
+        write_atomically(count_file(), str(step).encode())
+        event("checkpoint", step=step, epoch=0, path="checkpoints/count", bytes=1, seconds=0.0, why=why)
+
+
+def all_agree(step: int) -> bool:
+    """Whether any rank was asked to leave; every rank gives the same answer. A lost peer raises."""
+    mine = run.job / f"vote-{start}-{step}-{rank}"
+    write_atomically(mine, str(len(asked)).encode())
+    votes = []
+    deadline = time.monotonic() + 60
+    for other in range(world):
+        path = run.job / f"vote-{start}-{step}-{other}"
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise ConnectionError(f"gloo: rank {other} did not vote: Connection closed by peer")
+            time.sleep(0.005)
+        votes.append(int(path.read_text()))
+    return any(votes)
+
+
+def misbehave(what: str) -> None:
+    if what == "raise":
+        raise ValueError(f"a bad batch in rank {rank}")
+    if what.startswith("exit"):
+        sys.exit(int(what.split()[1]))
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "segv":
+        ctypes.string_at(0)
+    if what == "hang":
+        while True:
+            time.sleep(1)
+    if what == "fork":
+        # A child and a grandchild that hear no signal and have left the session, as bad as it gets.
+        sleep = "[sys.executable, '-c', 'import time; time.sleep(600)']"
+        code = f"import subprocess as s, sys, time; s.Popen({sleep}, start_new_session=True); time.sleep(600)"
+        child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        (run.job / f"child-{start}-{rank}").write_text(str(child.pid))
+    if what == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda n, _: asked.append(n))
+    stacks = (run.job / f"stacks-{start}-{rank}.txt").open("w")
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    beat("start", 0)
+    time.sleep(plan.get("start_seconds", 0))
+    run.checkpoints.mkdir(exist_ok=True)
+    step = int(count_file().read_text()) if count_file().exists() else 0
+    if step:
+        event("resumed", step=step, epoch=0, checkpoint="checkpoints/count")
+    faults = [f for f in plan.get("faults", []) if f["start"] in (start, "*") and f["rank"] in (rank, "*")]
+    while step < plan["steps"]:
+        for fault in faults:
+            if fault["step"] == step:
+                misbehave(fault["do"])
+        time.sleep(plan["seconds"])
+        step += 1
+        beat("train", step)
+        if all_agree(step):
+            save(step, "preempted")
+            event("preempted", step=step, epoch=0)
+            sys.exit(85)
+        if step % plan["save_every"] == 0:
+            save(step, "interval")
+    event("finished", step=step, epoch=0)
+    beat("end", step)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as error:
+        record = {"error": f"{type(error).__name__}: {error}", "traceback": ""}
+        write_atomically(run.job / f"error-{start}-{rank}.json", json.dumps(record).encode())
+        raise

@@ -1,0 +1,218 @@
+"""Small data in the layout of VOC 2012, a run on it, and starts of its ranks: for tests that train."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from jobs.run_directory import Request, Run
+
+ROOT = Path(__file__).parent.parent
+
+# Importing torch and mmseg takes seconds; every start is forked from a server that has done so once.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "mmengine.runner", "tests.preload"])
+
+
+def make_data(root: Path, train: int = 22, val: int = 6) -> Path:
+    """Writes `train` + `val` pictures of coloured squares with their masks below `root`. Returns `root`."""
+    base = root / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (base / folder).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    names = [f"2008_{number:06d}" for number in range(train + val)]
+    for name in names:
+        image = random.integers(0, 60, (60, 80, 3)).astype(np.uint8)
+        mask = np.zeros((60, 80), np.uint8)
+        for label in random.integers(1, 5, 3):
+            y, x = random.integers(0, 40), random.integers(0, 60)
+            mask[y : y + 20, x : x + 20] = label
+            image[y : y + 20, x : x + 20] = (label * 50, 255 - label * 50, label * 30)
+        cv2.imwrite(str(base / "JPEGImages" / f"{name}.jpg"), image)
+        for folder in ("SegmentationClass", "SegmentationClassAug"):
+            cv2.imwrite(str(base / folder / f"{name}.png"), mask)
+    lists = base / "ImageSets" / "Segmentation"
+    (lists / "trainaug.txt").write_text("\n".join(names[:train]) + "\n")
+    (lists / "val.txt").write_text("\n".join(names[train:]) + "\n")
+    return root
+
+
+def make_run(path: Path, data: Path, config: str = "tests/configs/tiny.py", **settings: Any) -> Run:
+    """A run directory whose code is this checkout. `settings` are overrides, with __ for dots."""
+    run = Run(path)
+    run.code.mkdir(parents=True)
+    run.job.mkdir()
+    for name in ("jobs", "configs", "tests"):
+        (run.code / name).symlink_to(ROOT / name)
+    (run.code / "data").symlink_to(data)
+    overrides = {key.replace("__", "."): value for key, value in settings.items()}
+    run.write_request(
+        Request(
+            name=path.name, config=config, data_root=str(data), created="2026-01-01T00:00:00Z", set=overrides
+        )
+    )
+    return run
+
+
+def start(run: Run, ranks: int = 1, plan: dict[str, Any] | None = None, timeout: float = 180) -> list[int]:
+    """Starts all ranks of `run` once and waits for them. Returns their exit codes; -9 for SIGKILL.
+
+    `plan` interrupts this start: see tests/interrupting.py. Once a rank has died of an error or a signal,
+    the others are killed, as their supervisors would do.
+    """
+    number = claim(run)
+    processes = []
+    for rank, environment in enumerate(environments(ranks, number, plan)):
+        log = run.job / f"{number}_{rank}_log.out"
+        process = _context.Process(target=_rank, args=(str(run.path), environment, str(log)))
+        process.start()
+        processes.append(process)
+    waiting = {process.sentinel: process for process in processes}
+    while waiting:
+        ready = multiprocessing.connection.wait(list(waiting), timeout)
+        assert ready, f"ranks still run after {timeout} s: {log_of(run, number)}"
+        for sentinel in ready:
+            process = waiting.pop(sentinel)  # type: ignore[arg-type]
+            process.join()
+            if process.exitcode not in (0, 85):
+                for other in waiting.values():
+                    other.kill()
+    return [process.exitcode for process in processes]  # type: ignore[misc]
+
+
+def start_commands(
+    run: Run, ranks: int = 1, plan: dict[str, Any] | None = None, timeout: float = 180
+) -> list[int]:
+    """As `start`, with real `python -m jobs.train.rank RUN` commands: slower, nothing inherited."""
+    number = claim(run)
+    processes = []
+    for rank, environment in enumerate(environments(ranks, number, plan)):
+        with (run.job / f"{number}_{rank}_log.out").open("wb") as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-u", "-m", "jobs.train.rank", str(run.path)],
+                    cwd=run.code,
+                    env=os.environ | environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    try:
+        return [process.wait(timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def claim(run: Run) -> int:
+    """The number of the next start."""
+    number = len(list(run.job.glob("start-*"))) + 1
+    (run.job / f"start-{number}").touch(exist_ok=False)
+    return number
+
+
+def environments(ranks: int, number: int, plan: dict[str, Any] | None) -> list[dict[str, str]]:
+    """What a supervisor tells each of `ranks` ranks of start `number`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "BATON_START": str(number),
+            "OMP_NUM_THREADS": "1",
+            "INTERRUPT": json.dumps(plan or {}),
+        }
+        for rank in range(ranks)
+    ]
+
+
+def log_of(run: Run, number: int) -> str:
+    return "\n".join(path.read_text()[-3000:] for path in sorted(run.job.glob(f"{number}_*_log.out")))
+
+
+def _rank(run: str, environment: dict[str, str], log: str) -> None:
+    """What `python -m jobs.train.rank RUN` does in RUN/code, in a process that has torch already."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    os.chdir(Path(run) / "code")
+    sys.argv = ["rank", run]
+    from jobs.train import rank
+
+    rank.PREEMPTED.listen()
+    sys.exit(rank.main())
+
+
+def final_state(run: Run) -> dict[str, Any]:
+    """All of a finished run that must not depend on its interruptions: its last checkpoint without times, and
+    the metrics by step."""
+    from jobs import compat
+    from jobs.train import checkpoints
+
+    newest = checkpoints.newest(run.checkpoints)
+    assert newest is not None
+    content = compat.load(newest.path)
+    own = content["baton"]
+    history = {key: value for key, value in own["history"].items() if not key.endswith("time")}
+    state = {
+        key: content[key]
+        for key in ("state_dict", "optimizer", "param_schedulers", "ema_state_dict")
+        if key in content
+    }
+    return state | {
+        "step": (own["step"], own["epoch"], own["position"]),
+        "ranks": own["ranks"],
+        "history": history,
+        "metrics": metrics(run),
+        "best": json.loads((run.checkpoints / "best.json").read_text()),
+    }
+
+
+def metrics(run: Run) -> dict[tuple[str, int], dict[str, float]]:
+    """metrics.jsonl by (kind, step), the newest start's line winning, without times."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for line in run.metrics.read_text().splitlines():
+        record = json.loads(line)
+        for key in ("time", "data_time", "start"):
+            record.pop(key, None)
+        found[record.pop("kind"), record["step"]] = record
+    return found
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two states differ in any bit; [] if nowhere."""
+    import torch
+
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape
+        # As bytes, so that NaN equals itself and -0 does not equal 0.
+        same = same and a.numpy().tobytes() == b.numpy().tobytes()
+        return [] if same else [where]
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = [f"{where}.{key}: only in one" for key in a.keys() ^ b.keys()]
+        return found + [
+            d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{where}.{key}")
+        ]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{where}: {len(a)} and {len(b)} long"]
+        return [
+            d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}[{i}]")
+        ]
+    return [] if repr(a) == repr(b) else [f"{where}: {a!r} != {b!r}"]

@@ -1,0 +1,147 @@
+"""When a run is given up, from events alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.train import budget
+
+
+class Story:
+    """Builds the events of a run."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = [{"event": "submitted", "stage": "train", "executor": "slurm"}]
+        self.number = 0
+
+    def say(self, event: str, **fields: Any) -> Story:
+        self.events.append({"event": event, "stage": "train", "start": self.number, **fields})
+        return self
+
+    def start(self) -> Story:
+        self.number += 1
+        return self.say("started", hosts=["n1", "n2"], world_size=2)
+
+    def fail(self, error: str = "ValueError: x", step: int = 5, host: str = "n1", code: int = 1) -> Story:
+        return self.say(
+            "failed", reason=f"rank 0: {error}", error=error, step=step, host=host, exit_code=code, rank=0
+        )
+
+    def save(self, step: int) -> Story:
+        return self.say("checkpoint", step=step)
+
+    @property
+    def verdict(self) -> budget.Verdict:
+        return budget.verdict(self.events)
+
+
+def test_a_first_failure_may_start_again() -> None:
+    assert Story().start().fail().verdict == budget.Verdict()
+
+
+def test_three_starts_without_a_checkpoint_stop() -> None:
+    story = Story()
+    for step in (1, 2):
+        story.start().fail(step=step)
+    assert story.verdict.stop is None
+    stop = story.start().fail(step=3).verdict.stop
+    assert stop is not None
+    assert "3 starts in a row" in stop
+    assert "ValueError: x" in stop
+
+
+def test_a_checkpoint_between_them_is_a_fresh_chance_but_an_old_step_is_none() -> None:
+    story = Story().start().fail(step=1).start().fail(step=2).start().save(10).fail(step=11)
+    assert story.verdict.stop is None
+    # These only save again what was there.
+    story.start().save(10).fail(step=12).start().save(10).fail(step=13).start().save(10).fail(step=14)
+    assert story.verdict.stop is not None
+
+
+def test_an_epoch_is_progress() -> None:
+    story = Story()
+    for step in range(1, 6):
+        story.start().say("epoch", epoch=step, step=10 * step).fail(step=step)
+    assert story.verdict.stop is None
+
+
+def test_preemptions_exhaust_nothing() -> None:
+    story = Story()
+    for _ in range(20):
+        story.start().say("signal", signal="SIGTERM").say("preempted", step=0, epoch=0)
+    assert story.verdict == budget.Verdict()
+
+
+def test_preemptions_between_failures_do_not_hide_them() -> None:
+    story = Story()
+    for step in (1, 2, 3):
+        story.start().fail(step=step)
+        story.start().say("preempted", step=0, epoch=0)
+    assert story.verdict.stop is not None
+
+
+def test_starts_that_end_without_a_word_count() -> None:
+    story = Story().start().start()
+    assert story.verdict.stop is None
+    assert "without a word" in str(story.start().verdict.stop)
+
+
+def test_the_same_error_at_the_same_step_stops_at_once() -> None:
+    story = Story().start().fail("ValueError: tensor at 0x7f01 is bad", step=7)
+    story.start().fail("ValueError: tensor at 0x7f99 is bad", step=7)
+    assert "same error twice in a row at step 7" in str(story.verdict.stop)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("killed by SIGKILL", 137), ("RuntimeError: CUDA error: uncorrectable ECC error", 1)],
+)
+def test_what_may_pass_is_tried_again(error: str, code: int) -> None:
+    story = Story()
+    for host in ("n1", "n2"):
+        story.start().fail(error, step=7, host=host, code=code)
+    assert story.verdict == budget.Verdict()
+
+
+def test_a_node_that_fails_twice_is_excluded() -> None:
+    story = Story().start().fail("killed by SIGKILL", step=7, host="n2", code=137)
+    assert story.verdict.exclude == ()
+    story.start().fail("killed by SIGKILL", step=9, host="n2", code=137)
+    assert story.verdict == budget.Verdict(exclude=("n2",))
+
+
+def test_the_users_mistake_stops_at_once() -> None:
+    assert Story().start().fail("no such model", code=2).verdict.stop == "no such model"
+
+
+def test_submitting_again_is_a_fresh_chance() -> None:
+    story = Story()
+    for step in (1, 2, 3):
+        story.start().fail(step=step)
+    assert story.verdict.stop is not None
+    story.say("submitted", executor="slurm")
+    assert story.verdict == budget.Verdict()
+
+
+def test_a_start_that_never_came_to_be_counts() -> None:
+    story = Story()
+    for number in (1, 2, 3):
+        story.number = number
+        story.say("failed", reason=f"rank 0 waited for rank {number}", error=f"waited for rank {number}")
+    assert story.verdict.stop is not None
+
+
+def test_failures_of_the_evaluation_are_not_the_trainings() -> None:
+    story = Story().start().save(5)
+    for _ in range(5):
+        story.events.append({"event": "failed", "stage": "evaluate", "reason": "x"})
+    assert story.verdict == budget.Verdict()
+
+
+def test_unreadable_is_unknown_and_not_none(tmp_path: Path) -> None:
+    assert budget.read(tmp_path / "absent.jsonl") == []
+    assert budget.read(tmp_path) is None
+    assert budget.verdict(None) == budget.Verdict(known=False)

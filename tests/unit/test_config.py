@@ -1,0 +1,115 @@
+"""The shipped configs, and what becomes of a config before it trains."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs import compat
+from jobs.errors import UserError
+from jobs.run_directory import Request, Run
+from jobs.train.session import Session
+
+compat.prepare()
+
+from jobs.train import config  # noqa: E402
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPE = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
+ZOO = "configs/upernet_r50_voc-aug_512x512_20k-by-epoch.py"
+
+
+def session(tmp_path: Path, path: str = RECIPE, ranks: int = 2, **overrides: object) -> Session:
+    run = Run(tmp_path)
+    if not run.code.exists():
+        run.code.symlink_to(ROOT)
+    settings = {key.replace("__", "."): value for key, value in overrides.items()}
+    request = Request(name="x", config=path, data_root="/data", created="", seed=5, set=settings)
+    return Session(run, request, rank=1, ranks=ranks, local_rank=1, local_ranks=ranks, start=1, job=None)
+
+
+@pytest.mark.parametrize("path", [RECIPE, ZOO, "configs/demo.py"])
+def test_shipped_configs_have_none_of_the_guides_defects(path: str, tmp_path: Path) -> None:
+    cfg = config.resolve(session(tmp_path, path))
+    assert cfg.log_processor.by_epoch
+    assert cfg.train_cfg.type == "EpochBasedTrainLoop"
+    assert cfg.train_dataloader.dataset.ann_file.endswith("trainaug.txt")
+    assert cfg.train_dataloader.sampler.type == "DefaultSampler"
+    assert cfg.param_scheduler[0].end == cfg.train_cfg.max_epochs
+    assert cfg.auto_scale_lr.enable
+    assert cfg.randomness.seed == 5
+    assert cfg.default_hooks.checkpoint.save_best == "mIoU"
+    assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == 21
+    assert {"type": "TensorboardVisBackend"} in cfg.visualizer.vis_backends
+
+
+def test_the_recipe_starts_from_the_weights_of_its_own_backbone(tmp_path: Path) -> None:
+    cfg = config.resolve(session(tmp_path))
+    assert (cfg.model.pretrained, cfg.model.backbone.type) == ("open-mmlab://resnet50_v1c", "ResNetV1c")
+
+
+def test_exactness_is_put_into_a_copy(tmp_path: Path) -> None:
+    two = session(tmp_path)
+    cfg = config.resolve(two)
+    prepared = config.prepare(cfg, two, global_batch=8)
+    assert prepared.train_cfg.type == "ExactEpochLoop"
+    assert prepared.train_dataloader.sampler.seed == 5
+    assert prepared.train_dataloader.sampler.rounds == 1
+    assert prepared.model_wrapper_cfg.device_ids is None
+    kinds = [step["type"] for step in prepared.train_dataloader.dataset.dataset.pipeline]
+    assert "FastRandomCrop" in kinds
+    assert cfg.train_dataloader.sampler.type == "DefaultSampler"
+    # Half the ranks: twice the rounds.
+    one = session(tmp_path, ranks=1)
+    assert config.prepare(cfg, one, global_batch=8).train_dataloader.sampler.rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"baton__save_second": 3}, "did you mean save_seconds"),
+        ({"resume": True}, "remove it"),
+        ({"train_cfg__type": "MyLoop"}, "MyLoop"),
+        ({"train_dataloader__sampler__type": "MySampler"}, "MySampler .* use sampler=dict"),
+        ({"train_dataloader__sampler__weights": [1, 2]}, "takes no weights"),
+        ({"default_hooks__checkpoint__type": "MyCheckpointHook"}, "MyCheckpointHook"),
+        ({"default_hooks__checkpoint__out_dir": "/elsewhere"}, "out_dir .* run's own directory"),
+        ({"default_hooks__checkpoint__filename_tmpl": "x_{}.pth"}, "filename_tmpl .* epoch_N.pth"),
+        ({"default_hooks__checkpoint__published_keys": ["state_dict"]}, "published_keys"),
+        ({"default_hooks__checkpoint__save_optimizer": False}, "save_optimizer"),
+        ({"default_hooks__checkpoint__save_best": ["mIoU", "aAcc"]}, "name one"),
+        ({"default_hooks__checkpoint__rule": "more"}, "'greater' or 'less'"),
+        ({"default_hooks__checkpoint__keep": 3}, "unknown default_hooks.checkpoint.keep"),
+    ],
+)
+def test_what_cannot_work_is_said(overrides: dict, words: str, tmp_path: Path) -> None:
+    here = session(tmp_path, **overrides)
+    with pytest.raises(UserError, match=words):
+        everything(here)
+
+
+def test_the_checkpoint_hooks_options_are_honoured(tmp_path: Path) -> None:
+    options = {"interval": 7, "by_epoch": False, "save_begin": 3, "max_keep_ckpts": 2, "save_best": ["aAcc"]}
+    options |= {"rule": ["less"], "save_optimizer": True, "out_dir": None, "save_last": True}
+    here = session(tmp_path, **{f"default_hooks__checkpoint__{key}": value for key, value in options.items()})
+    found = config.saving(config.resolve(here))
+    assert (found.interval, found.by_epoch, found.save_begin, found.max_keep_ckpts) == (7, False, 3, 2)
+    assert (found.save_best, found.rule) == ("aAcc", "less")
+
+
+def everything(here: Session) -> None:
+    cfg = config.resolve(here)
+    config.saving(cfg)
+    config.prepare(cfg, here, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("model = dict(", "cannot be read"), ("x = 1 / 0", "cannot be read"), ("x = 1", "no model")],
+)
+def test_files_that_are_no_training_config(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=words):
+        config.resolve(session(tmp_path, "mine.py"))
+    with pytest.raises(UserError, match="there is no config"):
+        config.resolve(session(tmp_path, "none.py"))

@@ -1,0 +1,85 @@
+"""Where the time went, and the formulas."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from launch import efficiency, history
+from tests.unit.made_runs import T0, common, interrupted_run, made_run, started, submitted, write
+
+
+def test_every_second_is_accounted_for_once(tmp_path: Path) -> None:
+    past = history.read(interrupted_run(tmp_path / "run"))
+    found = efficiency.shares(past, now=T0 + 9999)
+    assert found.wall == pytest.approx(582)
+    assert found.queue == pytest.approx(20 + 30 + 40)
+    assert found.startup == pytest.approx(30)
+    assert found.validation == pytest.approx(10)
+    assert found.saving == pytest.approx(3)
+    assert found.lost == pytest.approx(332 - 282)  # steps 201 to 250 of the second start
+    total = sum(getattr(found, name) for name in efficiency.NAMES)
+    assert total == pytest.approx(found.wall)
+    assert found.ettr == pytest.approx((found.training + 10) / 582)
+    assert efficiency.lost_steps(past) == 50
+
+
+def test_a_start_from_scratch_loses_all_before_it(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 0, 1)
+    write(run, 110, "epoch", epoch=1, step=100, seconds=100.0, **common(1))
+    started(run, 120, 2)
+    write(run, 230, "epoch", epoch=1, step=100, seconds=100.0, **common(2))
+    write(run, 230, "finished", step=100, epoch=1, **common(2))
+    found = efficiency.shares(history.read(run), now=T0 + 230)
+    assert found.lost == pytest.approx(100)
+    assert found.training == pytest.approx(100)
+
+
+def test_the_published_example() -> None:
+    """facts of arXiv 2410.21680's kind: an interruption every 2 h, a save of 2 s, restart 60 s or 600 s."""
+    assert efficiency.young(2, 7200) == pytest.approx(169.7, abs=0.1)
+    assert efficiency.first_order_ettr(170, 2, 60, 7200) == pytest.approx(0.968, abs=1e-3)
+    assert efficiency.first_order_ettr(3600, 2, 60, 7200) == pytest.approx(0.741, abs=1e-3)
+    assert efficiency.first_order_ettr(170, 2, 600, 7200) == pytest.approx(0.894, abs=1e-3)
+
+
+def test_the_best_interval_is_near_youngs_and_better_than_its_neighbours() -> None:
+    best = efficiency.best_interval(2, 7200, restart=60, queue=300)
+    assert best == pytest.approx(efficiency.young(2, 7200), rel=0.02)
+    top = efficiency.expected_ettr(best, 2, 60, 7200, 300)
+    for other in (best / 1.5, best * 1.5):
+        assert efficiency.expected_ettr(other, 2, 60, 7200, 300) < top
+
+
+def test_the_closed_formula_agrees_with_an_independent_walk() -> None:
+    dice = random.Random(5)
+    interval, save, restart, mtbi, queue = 100.0, 5.0, 20.0, 400.0, 50.0
+    wall = 0.0
+    for _ in range(20_000):
+        left = dice.expovariate(1 / mtbi)
+        need = interval + save
+        while left < need:
+            wall += left + queue
+            left = dice.expovariate(1 / mtbi)
+            need = restart + interval + save
+        wall += need
+    assert 20_000 * interval / wall == pytest.approx(
+        efficiency.expected_ettr(interval, save, restart, mtbi, queue), rel=0.02
+    )
+
+
+def test_what_never_gets_through_is_nought_and_no_overflow() -> None:
+    assert efficiency.expected_ettr(1e9, 1, 1, 10) == 0.0
+
+
+def test_left_counts_the_interruptions_so_far(tmp_path: Path) -> None:
+    past = history.read(interrupted_run(tmp_path / "run"))
+    # 562 s since the first start for 400 steps: 1.405 s a step, though a step takes one.
+    assert efficiency.eta(past, T0 + 582, 400, 800, 1.0) == pytest.approx(562)
+    smooth = history.History()
+    assert efficiency.eta(smooth, T0, 100, 200, 0.5) == 50
+    assert efficiency.eta(smooth, T0, 100, 200, None) is None

@@ -1,0 +1,71 @@
+"""events.jsonl: lines of many writers stay whole, torn lines cost only themselves, the schema is kept."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from jobs import events
+
+
+def test_a_record_comes_back_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    written = events.append(path, "resumed", stage="train", start=2, step=7, epoch=1, checkpoint="iter_7.pth")
+    assert events.read(path) == [written]
+    assert written["time"].endswith("Z")
+    assert events.seconds_of(written["time"]) > 1.7e9
+
+
+def test_fields_that_are_none_are_left_out(tmp_path: Path) -> None:
+    record = events.append(tmp_path / "e", "requeued", how="scontrol", successor=None)
+    assert "successor" not in record
+
+
+@pytest.mark.parametrize(
+    ("event", "fields", "message"),
+    [
+        ("launched", {}, "unknown event 'launched'"),
+        ("resumed", {"step": 1}, "lacks checkpoint, epoch"),
+        ("finished", {"steps": 1}, "unknown fields steps"),
+    ],
+)
+def test_the_schema_is_kept(tmp_path: Path, event: str, fields: dict[str, int], message: str) -> None:
+    path = tmp_path / "events.jsonl"
+    with pytest.raises(events.EventError, match=message):
+        events.append(path, event, **fields)
+    assert not path.exists()
+
+
+def test_no_file_means_no_events(tmp_path: Path) -> None:
+    assert events.read(tmp_path / "none") == []
+
+
+def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    events.append(path, "finished", step=1)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: len(whole) // 2])
+    events.append(path, "finished", step=2)
+    assert [record["step"] for record in events.read(path)] == [1, 2]
+
+
+def _append_many(path: Path, writer: int) -> None:
+    for number in range(200):
+        events.append(path, "failed", reason="x" * 500, rank=writer, exit_code=number)
+
+
+def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    writers = [multiprocessing.Process(target=_append_many, args=(path, n)) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    records = [json.loads(line) for line in path.read_text().splitlines() if line]
+    assert len(records) == 800
+    for writer_number in range(4):
+        numbers = [r["exit_code"] for r in records if r["rank"] == writer_number]
+        assert numbers == list(range(200))

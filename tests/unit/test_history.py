@@ -1,0 +1,110 @@
+"""The history that events tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch import history
+from launch.slurm_queries import parse_sacct
+from tests.unit.made_runs import (
+    T0,
+    common,
+    interrupted_run,
+    made_run,
+    started,
+    submitted,
+    write,
+    write_progress,
+)
+
+
+def test_starts_end_for_the_reason_that_the_events_give(tmp_path: Path) -> None:
+    past = history.read(interrupted_run(tmp_path / "run"))
+    assert [one.ending for one in past.incarnations] == ["preempted", "killed", "finished"]
+    assert "saved at step 150" in past.incarnations[0].why
+    assert "without a word" in past.incarnations[1].why
+    assert [one.resumed_step for one in past.incarnations] == [0, 150, 200]
+    assert past.finished == T0 + 582
+    assert past.best == (55.25, 400)
+    assert (past.preemptions, past.interruptions) == (1, 2)
+
+
+def test_a_torn_line_hides_nothing_else(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    with run.events.open("a") as file:
+        file.write('{"time": "2026-09-21T13:33:21Z", "event": "sta\n')
+    started(run, 5, 1)
+    with run.events.open("a") as file:
+        file.write('{"time": "20')
+    past = history.read(run)
+    assert past.incarnations[0].first_step == T0 + 15
+
+
+def test_a_start_that_another_followed_has_ended(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 0, 1)
+    write(run, 50, "signal", signal="TERM", rank=0, host="n1", **common(1))
+    started(run, 100, 2)
+    first = history.read(run).incarnations[0]
+    assert first.ended == T0 + 50
+    assert "TERM" in first.why
+
+
+def test_progress_tells_how_far_a_killed_start_came(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 0, 1)
+    write_progress(run, 60, start=1, step=51, epoch=0)
+    last = history.read(run).incarnations[0]
+    assert (last.step, last.last_seen, last.ended) == (51, T0 + 60, None)
+
+
+def test_accounting_says_why_a_start_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    run = interrupted_run(tmp_path / "run")
+    past = history.read(run)
+    rows = parse_sacct(
+        "12|PREEMPTED|0:0|2026-09-21T14:13:40|2026-09-21T14:16:30|2026-09-21T14:13:20|0|n1|None\n"
+        "12|NODE_FAIL|0:0|2026-09-21T14:16:51|2026-09-21T14:19:02|2026-09-21T14:13:20|1|n2|None\n"
+    )
+    # Slurm's times are local; whatever the zone of this machine, they shall be those of the run.
+    shift = T0 + 20 - (rows[0].start or 0)
+    moved = [_moved(row, shift) for row in rows]
+    history.add_accounting(past, {"12": moved})
+    assert past.incarnations[1].why == "the node failed on n2"
+    assert past.incarnations[1].ended == pytest.approx(T0 + 342)
+
+
+def _moved(row, by):  # type: ignore[no-untyped-def]
+    import msgspec
+
+    return msgspec.structs.replace(row, start=row.start + by, end=row.end + by)
+
+
+def test_resuming_a_cancelled_run_takes_the_rest_out_of_its_time(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 10, 1)
+    write(run, 100, "cancelled", by="me")
+    assert history.read(run).cancelled == T0 + 100
+    submitted(run, 1100, job="13")
+    past = history.read(run)
+    assert past.cancelled is None
+    assert past.paused == 1000
+
+
+def test_the_first_error_is_the_one_shown(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 0, 1)
+    write(
+        run, 30, "failed", reason="rank 1 died", error="ZeroDivisionError: x", rank=1, host="n2", **common(1)
+    )
+    write(run, 31, "failed", reason="srun ended with 1", **common(1))
+    past = history.read(run)
+    assert past.failed["error"] == "ZeroDivisionError: x"
+    assert past.incarnations[0].why == "rank 1 on n2: ZeroDivisionError: x"

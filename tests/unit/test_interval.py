@@ -1,0 +1,32 @@
+import pytest
+
+from jobs.train import interval
+
+
+def event(name: str, start: int, second: int) -> dict:
+    time = f"2026-01-01T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}.000Z"
+    return {"time": time, "event": name, "stage": "train", "start": start}
+
+
+def test_the_optimum_is_young_and_dalys() -> None:
+    # facts: an interruption every 2 h, a save of 2 s: 170 s
+    assert interval.optimum(2.0, 7200.0) == pytest.approx(169.7, abs=0.1)
+
+
+def test_the_optimum_stays_within_bounds() -> None:
+    assert interval.optimum(0.0, 7200.0) == interval.SHORTEST
+    assert interval.optimum(1e6, 1e6) == interval.LONGEST
+
+
+def test_without_interruptions_the_mean_time_grows_with_the_time_run() -> None:
+    quiet = [event("first_step", 1, 0), event("epoch", 1, 3600)]
+    assert interval.between_interruptions([]) == interval.PRIOR
+    assert interval.between_interruptions(quiet) == interval.PRIOR + 3600
+
+
+def test_interruptions_shorten_it() -> None:
+    events = []
+    for start in range(1, 12):
+        events += [event("first_step", start, start * 700), event("epoch", start, start * 700 + 600)]
+    # 11 starts of 600 s, 10 interruptions
+    assert interval.between_interruptions(events) == pytest.approx((interval.PRIOR + 6600) / 11)

@@ -1,0 +1,77 @@
+"""Configs seen from the login node, and the snapshot that a run takes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import UserError
+from launch import configs, snapshot
+
+SEG = (
+    "model = dict(type='EncoderDecoder', decode_head=dict())\ntrain_dataloader = dict()\ntrain_cfg = dict()\n"
+)
+
+
+@pytest.mark.parametrize("config", sorted((configs.CHECKOUT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_the_configs_of_the_checkout_pass(config: Path) -> None:
+    chain = configs.check(config)
+    assert chain.complete
+    assert chain.scope == "mmseg"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\n", "set `model`"),
+        ("model = dict(type='FasterRCNN')\ntrain_dataloader = 1\ntrain_cfg = 1\n", "has no decode_head"),
+        ("default_scope = 'mmdet'\n" + SEG, "its default_scope is 'mmdet'"),
+        ("model = dict(decode_head=dict())\n", "set train_dataloader and train_cfg"),
+        ("model = (\n", "line 1: not Python"),
+        ("_base_ = './gone.py'\n", "which"),
+        ("_base_ = '/etc/base.py'\n", "make it relative"),
+        ("_base_ = './bad.py'\n", "inherits from itself"),
+        ("_base_ = [name for name in ()]\n", "must be written out"),
+    ],
+)
+def test_what_is_no_mmsegmentation_config_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        configs.check(file)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_of_a_config_is_run(tmp_path: Path) -> None:
+    file = tmp_path / "side_effect.py"
+    file.write_text(SEG + f"open({str(tmp_path / 'touched')!r}, 'w')\n")
+    configs.check(file)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_snapshot_holds_the_jobs_and_the_whole_chain_of_a_config_from_outside(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "exp").mkdir(parents=True)
+    (home / "base.py").write_text(SEG)
+    (home / "exp" / "mine.py").write_text("_base_ = '../base.py'\n")
+    data = tmp_path / "data"
+
+    chain = configs.check(home / "exp" / "mine.py")
+    config = snapshot.take(tmp_path / "code", data, chain)
+
+    copied = tmp_path / "code" / config
+    assert copied.read_text() == "_base_ = '../base.py'\n"
+    assert (copied.parent / "../base.py").read_text() == SEG
+    assert (tmp_path / "code" / "data").readlink() == data
+    assert (tmp_path / "code" / "jobs" / "train" / "rank.py").is_file()
+    assert not list((tmp_path / "code").rglob("__pycache__"))
+    (home / "base.py").write_text("changed = 1\n")
+    assert (copied.parent / "../base.py").read_text() == SEG
+
+
+def test_a_config_of_the_checkout_keeps_its_path(tmp_path: Path) -> None:
+    chain = configs.check(configs.CHECKOUT / "tests" / "configs" / "tiny.py")
+    assert snapshot.take(tmp_path / "code", tmp_path, chain) == "tests/configs/tiny.py"
+    assert (tmp_path / "code" / "tests" / "configs" / "tiny.py").is_file()

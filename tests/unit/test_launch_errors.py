@@ -1,0 +1,93 @@
+"""A mistake of the user's: one line with what, where and the mend; exit code 2; nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = ("--config", "tests/configs/tiny.py")
+LOCAL = ("--cluster", "local")
+
+
+def launch(script: str, *arguments: str, runs: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    return subprocess.run(
+        [sys.executable, f"launch/{script}.py", *arguments],
+        cwd=ROOT,
+        env=environment | {"BATON_RUNS": str(runs)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+CASES = {
+    "missing dataset": ("train", [*LOCAL, *TINY, "--data-root", "/nowhere"], "python launch/prepare.py"),
+    "unknown config": ("train", [*LOCAL, "--config", "configs/upernett.py"], "configs/demo.py"),
+    "no gpus": ("train", [*LOCAL, *TINY, "--gpus", "0"], "`gpus` must be 1 or more"),
+    "no nodes": ("train", [*LOCAL, *TINY, "--nodes", "0"], "`nodes` must be 1 or more"),
+    "two nodes without Slurm": ("train", [*LOCAL, *TINY, "--nodes", "2"], "use --nodes 1, or --cluster"),
+    "a bad name": ("train", [*LOCAL, *TINY, "--run", "a; rm -rf b"], "cannot be a run's name"),
+    "a line break in a name": ("train", [*LOCAL, *TINY, "--run", "a\nb"], "cannot be a run's name"),
+    "a line break in a path": ("train", [*LOCAL, *TINY, "--data-root", "/a\nb"], "control character"),
+    "a bad override": ("train", [*LOCAL, *TINY, "--set", "lr"], "write KEY=VALUE"),
+    "a bad sweep": ("train", [*LOCAL, *TINY, "--sweep", "lr="], "write KEY=A,B,C"),
+    "unknown profile": ("train", ["--cluster", "locl", *TINY], "did you mean 'local'?"),
+    "a bad time": ("train", ["--cluster", "slurm", *TINY, "--time", "tomorrow"], "write HH:MM:SS"),
+    "an own option": (
+        "train",
+        ["--cluster", "slurm", *TINY, "--sbatch", "output=x"],
+        "must not set 'output'",
+    ),
+    "unknown run": ("evaluate", [*LOCAL, "nobody"], "there is no run 'nobody'"),
+    "nothing to resume": ("train", [*LOCAL, "--resume", "nobody"], "there is no run 'nobody'"),
+    "no archives": ("prepare", [*LOCAL, "--archives", "/nowhere"], "there is no such folder"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_one_line_and_code_2(case: str, tmp_path: Path) -> None:
+    script, arguments, said = CASES[case]
+    done = launch(script, *arguments, runs=tmp_path / "runs")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("no GPU here")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_a_taken_name_is_refused_and_the_run_left_alone(tmp_path: Path, voc_small: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "run.yaml").write_text("name: mine\n")
+    arguments = [*LOCAL, *TINY, "--run", "mine", "--data-root", str(voc_small)]
+    done = launch("train", *arguments, runs=tmp_path / "runs")
+    assert done.returncode == 2
+    assert "'mine' is taken" in done.stderr
+    assert "--resume mine" in done.stderr
+    assert [path.name for path in run.iterdir()] == ["run.yaml"]
+
+
+def test_an_unknown_run_gets_a_suggestion(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    (run / "run.yaml").write_text("name: first\n")
+    done = launch("infer", *LOCAL, "frist", "x.jpg", runs=tmp_path / "runs")
+    assert done.returncode == 2
+    assert "did you mean first?" in done.stderr
+
+
+def test_an_unknown_profile_key_gets_a_suggestion(tmp_path: Path) -> None:
+    profile = tmp_path / "site.yaml"
+    profile.write_text("train:\n  partiton: gpu\n")
+    done = launch("train", "--cluster", str(profile), *TINY, "--dry-run", runs=tmp_path / "runs")
+    assert done.returncode == 2
+    expected = f"error: {profile}: unknown key 'partiton' in `train`; did you mean 'partition'?\n"
+    assert done.stderr == expected

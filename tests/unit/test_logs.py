@@ -1,0 +1,176 @@
+"""Logs: whose file is whose, following across requeues, the first error; what clean may delete."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jobs.run_directory import Run
+from launch import clean, history, log_files
+from tests.unit.made_runs import common, interrupted_run, made_run, started, submitted, write
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(root: Path) -> dict[str, str]:
+    return {"PATH": "/nonexistent", "BATON_RUNS": str(root), "HOME": str(root), "PYTHONUNBUFFERED": "1"}
+
+
+def command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch" / arguments[0]), *arguments[1:]],
+        capture_output=True, text=True, timeout=60, env=environment(root),
+    )  # fmt: skip
+
+
+def test_whose_log_a_file_is(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run, job="12")
+    write(run, 1, "submitted", stage="train", job="30_3", executor="slurm")
+    write(run, 1, "submitted", stage="evaluate", job="13", executor="slurm")
+    for name in (
+        "12_log.out",
+        "12_0_log.out",
+        "12_10_log.out",
+        "30_3_log.out",
+        "30_3_1_log.out",
+        "13_0_log.out",
+    ):
+        (run.job / name).write_text("x\n")
+    (run.job / "local-77-train_1_log.out").write_text("x\n")
+    (run.job / "train.sbatch").write_text("x\n")
+    write(run, 2, "submitted", stage="train", job="local-78", executor="local")
+    (run.job / "78_0_log.out").write_text("x\n")
+    found = log_files.find(run, history.read(run))
+    assert [(file.job, file.stage, file.rank) for file in found] == [
+        ("12", "train", None), ("12", "train", 0), ("12", "train", 10),
+        ("30_3", "train", None), ("30_3", "train", 1), ("13", "evaluate", 0), ("local-78", "train", None),
+        ("local-77", "train", 1),
+    ]  # fmt: skip
+    assert [file.job for file in log_files.find(run, history.read(run), "train", 1)] == ["30_3", "local-77"]
+
+
+def test_the_first_error_comes_first(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 1, 1)
+    (run.job / "12_0_log.out").write_text("peer closed\n")
+    (run.job / "12_1_log.out").write_text("Traceback …\n")
+    trace = {"error": "KeyError: 'a'", "traceback": "Traceback\n  File x\nKeyError: 'a'"}
+    (run.job / "error-1-1.json").write_text(json.dumps(trace))
+    write(run, 9, "failed", reason="rank 1 died", error="KeyError: 'a'", rank=1, host="n2",
+          log="job/12_1_log.out", **common(1))  # fmt: skip
+    shown = command(tmp_path, "logs.py", "run").stdout.splitlines()
+    assert shown[0] == "first error (start 1, rank 1, on n2): KeyError: 'a'"
+    assert "  File x" in shown[2]
+    assert any(line.startswith("==> train 12, rank 0") for line in shown)
+    assert "peer closed" not in command(tmp_path, "logs.py", "run", "--rank", "1").stdout
+
+
+def test_the_tail_of_a_long_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("".join(f"line {i}\n" for i in range(300_000)))
+    assert log_files.tail(path, 2) == ["line 299998", "line 299999"]
+    assert log_files.tail(tmp_path / "none", 2) == []
+
+
+def test_a_growing_file_is_read_line_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("one\ntw")
+    growing = log_files.Growing(path)
+    assert growing.lines() == ["one"]
+    with path.open("a") as file:
+        file.write("o\nthr")
+    assert growing.lines() == ["two"]
+    assert growing.lines(last=True) == ["thr"]
+
+
+def test_following_goes_on_over_a_requeue_to_the_end(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run, job=f"local-{os.getpid()}", executor="local")
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    (run.job / "local.json").write_text(json.dumps({"pid": os.getpid(), "start_time": fields[19]}))
+    job = f"local-{os.getpid()}"
+    log = run.job / f"{job}-train_0_log.out"
+    log.write_text("before\n")
+    started(run, 1, 1, job=job)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "launch/logs.py"), "run", "-f"],
+        stdout=subprocess.PIPE, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    assert process.stdout
+    assert _until(process, "before")
+    with log.open("a") as file:
+        file.write("more\n")
+    assert _until(process, "more")
+    write(run, 9, "preempted", step=3, epoch=0, **common(1, job))
+    started(run, 20, 2, job="77")
+    (run.job / "77_0_log.out").write_text("after the requeue\n")
+    assert _until(process, "after the requeue")
+    write(run, 30, "finished", step=9, epoch=1, **common(2, "77"))
+    (run.job / "local.json").unlink()
+    rest = process.communicate(timeout=60)[0]
+    assert "finished" in rest
+    assert process.returncode == 0
+
+
+def _until(process: subprocess.Popen[str], text: str) -> bool:
+    assert process.stdout
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up:
+        line = process.stdout.readline()
+        if text in line or not line:
+            return text in line
+    return False
+
+
+def _checkpoint(run: Run, name: str, step: int, manifest: bool = True) -> None:
+    path = run.checkpoints / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x" * 1000)
+    if manifest:
+        from jobs.train import checkpoints
+
+        record = {"step": step, "epoch": step, "bytes": 1000, "digest": checkpoints.digest(path), "start": 1}
+        (run.checkpoints / f"{name}.json").write_text(json.dumps(record))
+
+
+def test_clean_is_dry_and_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    run = interrupted_run(tmp_path / "run")
+    for step in (1, 2, 3, 4, 5):
+        _checkpoint(run, f"epoch_{step}.pth", step)
+    (run.checkpoints / "best.json").write_text(json.dumps({"path": "epoch_2.pth", "mIoU": 50, "step": 2}))
+    _checkpoint(run, "epoch_6.pth", 6, manifest=False)
+    (run.checkpoints / ".epoch_7.pth.1.99.tmp").write_text("x")
+    (run.checkpoints / "epoch_3.pth.damaged").write_text("x")
+    (run.checkpoints / "notes.txt").write_text("mine")
+    before = sorted(run.checkpoints.iterdir())
+    dry = command(tmp_path, "clean.py")
+    assert dry.returncode == 0, dry.stderr
+    assert "nothing deleted" in dry.stdout
+    assert sorted(run.checkpoints.iterdir()) == before
+    assert command(tmp_path, "clean.py", "--yes").returncode == 0
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [
+        "best.json", "epoch_2.pth", "epoch_2.pth.json", "epoch_4.pth", "epoch_4.pth.json", "epoch_5.pth",
+        "epoch_5.pth.json", "notes.txt",
+    ]  # fmt: skip
+
+
+def test_clean_leaves_a_run_alone_of_which_nobody_knows(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 1, 1)
+    for step in (1, 2, 3):
+        _checkpoint(run, f"epoch_{step}.pth", step)
+    assert "left alone: run" in command(tmp_path, "clean.py", "--yes").stdout
+    assert len(list(run.checkpoints.iterdir())) == 6
+
+
+def test_without_a_whole_checkpoint_a_doubtful_one_stays(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    _checkpoint(run, "epoch_1.pth", 1, manifest=False)
+    assert clean.removable(run, 1) == []

@@ -1,0 +1,83 @@
+"""Notifications reach a real web server and a real command, and harm nothing when they fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import notify
+from jobs.run_directory import Run
+from launch import profiles
+from tests.unit.made_runs import made_run
+
+
+@pytest.fixture
+def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    got: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200 if self.path == "/ok" else 500)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keeps the test's output clean."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", got
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def run_with(path: Path, **wish: Any) -> Run:
+    return made_run(path, cluster={"notify": wish})
+
+
+def test_a_webhook_gets_what_happened(tmp_path: Path, hook: tuple[str, list[dict[str, Any]]]) -> None:
+    url, got = hook
+    run = run_with(tmp_path / "first", webhook=f"{url}/ok")
+    notify.about(run, "finished", "training is finished")
+    assert got[0]["run"] == "first"
+    assert got[0]["event"] == "finished"
+    assert "training is finished" in got[0]["text"]
+    notify.about(run, "evaluated", "mIoU 50")  # not asked for
+    assert len(got) == 1
+
+
+def test_a_mail_command_gets_subject_and_text(tmp_path: Path) -> None:
+    out = tmp_path / "mail.txt"
+    program = "import sys; open(sys.argv[1], 'w').write(sys.argv[2] + '\\n' + sys.stdin.read())"
+    run = run_with(tmp_path / "it's", mail=[sys.executable, "-c", program, str(out), "{subject}; touch x"])
+    notify.about(run, "stopped", "3 starts in a row")
+    assert out.read_text().startswith("it's: stopped; touch x\nit's: stopped\n3 starts in a row\n")
+
+
+def test_whatever_fails_is_only_said(
+    tmp_path: Path, hook: tuple[str, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, _ = hook
+    notify.about(run_with(tmp_path / "a", webhook=f"{url}/broken", mail=["/nonexistent"]), "failed", "x")
+    notify.about(run_with(tmp_path / "b", webhook="file:///etc/passwd", mail=["false"]), "failed", "x")
+    notify.about(Run(tmp_path / "none"), "failed", "x")
+    said = capsys.readouterr().err
+    assert said.count("notification") == 5
+
+
+def test_the_profile_knows_it() -> None:
+    raw = {"notify": {"webhook": "https://a.example/b", "on": ["finished"]}}
+    settings = profiles.resolve(profiles.parse(raw, "x.yaml", "x"), "train", {}).settings
+    assert settings.notify is not None
+    assert settings.notify.on == ["finished"]
+    with pytest.raises(Exception, match="webhok"):
+        profiles.parse({"notify": {"webhok": "https://a.example/b"}}, "x.yaml", "x")

@@ -1,0 +1,124 @@
+"""The batch script: the tracked ones are what is rendered, and nothing of a user's text becomes shell."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch import profiles, script
+
+ROOT = Path(__file__).resolve().parents[2]
+NASTY = ["a b", "a'b", 'a"b', "a;touch x", "$(touch x)", "`touch x`", "a&b", "-x", "%j", "a#b", "é"]
+
+
+def resolved(text: str = "", stage: str = "train", **chosen: object) -> profiles.Resolved:
+    raw = yaml.load(text, yaml.BaseLoader) if text else {}
+    return profiles.resolve(profiles.parse(raw, "site.yaml", "site"), stage, dict(chosen))
+
+
+def batch(run: Path, text: str = "", stage: str = "train", **options: object) -> script.Batch:
+    return script.Batch(resolved=resolved(text, stage), name="x", run=run, checkout=ROOT, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stage", profiles.STAGES)
+def test_the_tracked_scripts_are_what_the_launchers_render(stage: str) -> None:
+    assert (ROOT / "jobs" / f"{stage}.sbatch").read_text() == script.tracked(stage)
+
+
+def fake_commands(folder: Path) -> Path:
+    """`srun` and `python` that write down their arguments, one a line, in place of running anything."""
+    bin = folder / "bin"
+    bin.mkdir()
+    for name in ("srun", "scontrol", "squeue"):
+        (bin / name).write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {shlex.quote(str(folder))}/{name}.args\n')
+        (bin / name).chmod(0o755)
+    return bin
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_nasty_paths_and_values_arrive_as_they_are(nasty: str, tmp_path: Path) -> None:
+    run = tmp_path / nasty / "run"
+    (run / "code").mkdir(parents=True)
+    (run / "job").mkdir()
+    one = batch(run, "gres: none", "infer", arguments=["--", nasty])
+    one.resolved.settings.env["VALUE"] = nasty
+    bin = fake_commands(tmp_path)
+    environment = {"PATH": f"{bin}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    subprocess.run(
+        ["bash", "-s"], input=script.text(one), text=True, env=environment, cwd=tmp_path, check=True
+    )
+    arguments = (tmp_path / "srun.args").read_text().splitlines()
+    assert arguments[-1] == nasty
+    assert str(run) in arguments
+    assert f"--output={str(run).replace('%', '%%')}/job/7_%t_log.out" in arguments
+    assert not list(tmp_path.rglob("x"))
+    assert subprocess.run(["bash", "-n"], input=script.text(one), text=True, check=False).returncode == 0
+
+
+def test_directives_say_what_was_asked_for() -> None:
+    text = """
+partition: gpu
+gres: gres
+gpu_type: a100
+memory: 64G
+exclude: [n1, n2]
+sbatch: {mail-type: END, exclusive: true}
+"""
+    one = script.Batch(
+        resolved=resolved(text, gpus=4, nodes="1-2"), name="x", run=Path("/r/x"), checkout=ROOT
+    )
+    lines = script.text(one).splitlines()
+    for line in (
+        "--nodes=1-2",
+        "--ntasks-per-node=4",
+        "--gres=gpu:a100:4",
+        "--mem=64G",
+        "--exclude=n1,n2",
+        "--mail-type=END",
+        "--exclusive",
+        "--signal=USR2@120",
+        "--requeue",
+        "--output=/r/x/job/%j_log.out",
+    ):
+        assert f"#SBATCH {line}" in lines
+    assert "#   gpus: 4 (command line)" in lines
+    assert "#   partition: 'gpu' (site.yaml)" in lines
+
+
+def test_a_cpu_job_asks_for_no_gpu() -> None:
+    assert "gpu" not in "\n".join(
+        line for line in script.text(batch(Path("/r/x"), stage="prepare")).splitlines() if "#SBATCH" in line
+    )
+
+
+def test_a_setup_line_that_fails_ends_the_job_with_its_error(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    one = batch(tmp_path, "setup: ['true', 'ls /nowhere', 'touch reached']", "evaluate")
+    bin = fake_commands(tmp_path)
+    done = subprocess.run(
+        ["bash", "-s"],
+        input=script.text(one),
+        text=True,
+        env={"PATH": f"{bin}:/usr/bin:/bin", "SLURM_JOB_ID": "7"},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2  # ls's own
+    assert "error: set-up line failed: ls /nowhere (exit code 2)" in done.stderr
+    assert not (tmp_path / "reached").exists()
+    assert not (tmp_path / "srun.args").exists()
+
+
+def test_a_container_is_put_before_the_interpreter_and_not_before_the_requeueing() -> None:
+    apptainer = "container: {kind: apptainer, image: /i/a b.sif, mounts: ['/scratch']}"
+    text = script.text(batch(Path("/r/x"), apptainer))
+    assert "apptainer exec --nv --bind" in text
+    assert "'/i/a b.sif' \"$python\" -u -m jobs.train" in text
+    assert '\n  (trap "" USR2 TERM; exec "$host_python" -m jobs.train.afterwards' in text
+    pyxis = script.text(batch(Path("/r/x"), "container: {kind: pyxis, image: 'nvcr.io#x'}"))
+    assert "--container-image='nvcr.io#x'" in pyxis

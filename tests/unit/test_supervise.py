@@ -1,0 +1,84 @@
+"""What rank 0's supervisor decides, without processes: see tests/local/test_supervision.py for those."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.exit_codes import FAILED
+from jobs.train.coordinate import SILENT_SECONDS, Coordinator, Rank
+
+
+def coordinator(ranks: int = 3) -> tuple[Coordinator, list[dict[str, Any]], list[dict[str, Any]]]:
+    orders: list[dict[str, Any]] = []
+    written: list[dict[str, Any]] = []
+    made = Coordinator(
+        ranks=[Rank(f"n{number}", 0.0, 0.0) for number in range(ranks)],
+        order=orders.append,
+        write=lambda event, **fields: written.append({"event": event, **fields}),
+        hang_seconds=600.0,
+    )
+    return made, orders, written
+
+
+def test_the_cause_comes_after_its_echo() -> None:
+    """Rank 0 notices a lost connection before the exit of the rank that broke it is seen."""
+    made, orders, written = coordinator()
+    made.handle(0, {"exit": {"code": 1, "error": "RuntimeError: [gloo] Connection closed by peer"}}, 1.0)
+    assert not orders
+    made.handle(2, {"exit": {"code": 1, "error": "ValueError: the real one"}}, 1.5)
+    assert orders == [{"do": "kill"}]
+    made.handle(1, {"exit": {"code": 137, "signal": "SIGKILL", "error": "killed"}}, 1.6)
+    made.tick(1.7)
+    assert made.code == FAILED
+    assert [(e["event"], e["rank"], e["error"]) for e in written] == [
+        ("failed", 2, "ValueError: the real one")
+    ]
+
+
+def test_an_echo_without_a_cause_is_reported_itself() -> None:
+    made, orders, written = coordinator(2)
+    made.handle(0, {"exit": {"code": 1, "error": "NCCL error"}}, 1.0)
+    made.tick(1.5)
+    assert not orders
+    made.tick(3.5)
+    assert orders == [{"do": "kill"}]
+    made.handle(1, {"exit": {"code": 137, "error": "killed"}}, 3.6)
+    made.tick(3.7)
+    assert written[-1]["error"] == "NCCL error"
+
+
+def test_a_validation_may_take_longer_and_its_patience_counts_for_all() -> None:
+    made, _, written = coordinator(2)
+    made.handle(0, {"phase": "validate", "step": 9}, 0.0)
+    made.handle(1, {"phase": "train", "step": 9}, 0.0)
+    for now in range(0, 1500, 5):
+        for rank in (0, 1):
+            made.handle(rank, {"alive": True}, float(now))
+        made.tick(float(now))
+    assert not written
+    made.handle(0, {"phase": "train", "step": 10}, 1500.0)
+    made.handle(1, {"alive": True}, 1500.0)
+    made.tick(1500.0)
+    assert [event["event"] for event in written] == ["hang"]
+    assert written[0]["rank"] == 1
+
+
+def test_a_suspended_job_has_not_hung() -> None:
+    made, _, written = coordinator(2)
+    for rank in (0, 1):
+        made.handle(rank, {"phase": "train", "step": 1}, 0.0)
+    made.tick(0.0)
+    made.tick(100000.0)
+    assert not written
+
+
+def test_a_silent_supervisor_is_lost() -> None:
+    made, _, _ = coordinator(2)
+    made.handle(0, {"alive": True}, 0.0)
+    now = 0.0
+    while now < SILENT_SECONDS + 5:
+        now += 5
+        made.handle(0, {"phase": "train", "step": int(now)}, now)
+        made.tick(now)
+    assert made.failures[0]["rank"] == 1
+    assert "not heard of" in made.failures[0]["error"]
