@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import time
@@ -81,8 +82,10 @@ def stop_all(layout: Layout) -> None:
     processes.kill(processes.jobs(layout))
     for name in ("slurmdbd", "mariadbd", "munged"):
         stop(layout, name)
-    # What no pid file tells of: a start that was killed between fork and write.
-    processes.kill(processes.daemons(layout))
+    # What no pid file tells of: a start that was killed between fork and write, or while it made the
+    # database. That is made by a shell script, which may have started its next program meanwhile: look again.
+    while unrecorded := processes.daemons(layout):
+        processes.kill(unrecorded)
     processes.kill(processes.jobs(layout))
     for file in layout.pids.glob("*.start"):
         file.unlink(missing_ok=True)
@@ -242,18 +245,23 @@ def _make_key(layout: Layout) -> None:
 
 def _make_database(cluster: Cluster) -> None:
     place = cluster.layout.database
-    if not (place / "data" / "mysql").is_dir():
+    if not (place / "data").is_dir():
+        # Under another name until it is whole: a start that is killed here must not leave half a database.
+        unfinished = place / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
         install = [
             program("mariadb-install-db"),
             "--no-defaults",
             f"--user={getpass.getuser()}",
-            f"--datadir={place / 'data'}",
+            f"--datadir={unfinished}",
             "--skip-test-db",
             "--auth-root-authentication-method=normal",
         ]
-        done = subprocess.run(install, capture_output=True, text=True, env=os.environ | {"PATH": PATH})
+        environment = os.environ | {"PATH": PATH, processes.DAEMON_VARIABLE: str(cluster.layout.state)}
+        done = subprocess.run(install, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise StartError(f"mariadb-install-db failed: {(done.stdout + done.stderr)[-500:]}")
+        unfinished.rename(place / "data")
     (place / "init.sql").write_text(
         "CREATE DATABASE IF NOT EXISTS slurm_acct_db;\n"
         "CREATE USER IF NOT EXISTS 'slurm'@'127.0.0.1' IDENTIFIED BY 'slurm';\n"

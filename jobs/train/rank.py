@@ -83,7 +83,8 @@ def train(session: Session) -> None:
     settings = config.saving(cfg)
     found = checkpoints.newest(session.run.checkpoints, session.report) if session.main else None
     checkpoint: checkpoints.Checkpoint | None = distributed.everywhere(session, found)
-    global_batch = distributed.everywhere(session, keep_global_batch(session, cfg, checkpoint))
+    batch = keep_global_batch(session, cfg, checkpoint) if session.main else None
+    global_batch: int = distributed.everywhere(session, batch)
     config.write(cfg, session)
     weights = pretrained.localise(cfg.model) if checkpoint is None else pretrained.forget(cfg.model)
     config.check_data(cfg, session)
@@ -112,16 +113,15 @@ def train(session: Session) -> None:
 
 
 def keep_global_batch(session: Session, cfg: Any, checkpoint: checkpoints.Checkpoint | None) -> int:
-    """Samples an iteration: what the run began with, whatever number of ranks it has now (rank 0's answer
-    counts)."""
+    """Samples an iteration: what the run began with, whatever number of ranks it has now. Rank 0 alone asks,
+    for it also writes."""
     if checkpoint:
         return int(checkpoint.manifest["global_batch"])
     path = session.run.job / "global-batch"
     if path.is_file():
         return int(path.read_text())
     batch = session.ranks * int(cfg.train_dataloader.get("batch_size", 1))
-    if session.main:
-        path.write_text(f"{batch}\n")
+    write_atomically(path, f"{batch}\n".encode())
     return batch
 
 

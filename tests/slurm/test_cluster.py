@@ -122,14 +122,19 @@ def test_stopping_after_the_daemons_were_killed(state: Path, tmp_path: Path) -> 
     assert "n1" in again.run("sinfo", "-hN", "-o", "%N")
 
 
-def test_stopping_after_the_start_was_killed_half_way(state: Path) -> None:
+@pytest.mark.parametrize("moment", ["pid/munged.start", "mysql/unfinished/mysql"])
+def test_stopping_after_the_start_was_killed_half_way(state: Path, moment: str) -> None:
     command = [sys.executable, str(ROOT / "env/cluster/up.py"), str(state)]
     starting = subprocess.Popen(command, start_new_session=True)
-    wait_for(lambda: processes.daemons(Layout(state)) if state.exists() else None, "the first daemon runs")
+    wait_for((state / moment).exists, f"{moment} is there")
     os.kill(starting.pid, signal.SIGKILL)
     starting.wait()
     stop(state)
     assert everything(state) == []
+    left = sorted(state.rglob("*"))
+    # A database that was half made is not taken for one, and nobody goes on making it.
+    assert "n1" in up(state, "--nodes", "1").run("sinfo", "-hN", "-o", "%N")
+    assert Layout(state).database / "data" / "mysql" not in left
 
 
 def test_clusters_start_side_by_side(tmp_path: Path) -> None:
