@@ -172,7 +172,10 @@ class Coordinator:
             # Stable: among equals the first reported.
             first = min(self.failures, key=_is_lost_peer)
             number, host = first["rank"], first["host"]
-            step = max((rank.step for rank in self.ranks if rank.step is not None), default=None)
+            # Its own step: how far the others had come when it failed differs from time to time.
+            step = first.get("step")
+            if step is None:
+                step = max((rank.step for rank in self.ranks if rank.step is not None), default=None)
             self.write(
                 "failed",
                 reason=f"rank {number} on {host}: {first.get('error')}",

@@ -82,3 +82,13 @@ def test_a_silent_supervisor_is_lost() -> None:
         made.tick(now)
     assert made.failures[0]["rank"] == 1
     assert "not heard of" in made.failures[0]["error"]
+
+
+def test_a_failure_is_at_the_step_of_the_rank_that_failed() -> None:
+    """The others may or may not have begun the next: the same failure must look the same each time."""
+    made, _, written = coordinator(2)
+    made.handle(0, {"phase": "train", "step": 3}, 0.5)
+    made.handle(1, {"exit": {"code": 1, "error": "ValueError: a bad batch", "step": 2}}, 1.0)
+    made.handle(0, {"exit": {"code": 137, "signal": "SIGKILL", "error": "killed", "step": 3}}, 1.1)
+    made.tick(1.2)
+    assert (written[-1]["rank"], written[-1]["step"]) == (1, 2)
