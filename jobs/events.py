@@ -43,6 +43,7 @@ EVENTS: dict[str, tuple[set[str], set[str]]] = {
     "hang": ({"seconds", "stacks"}, {"rank"}),
     "failed": ({"reason"}, {"rank", "host", "error", "exit_code", "log", "step"}),
     "requeued": ({"how"}, {"successor", "exclude"}),
+    "superseded": ({"by"}, set()),
     "stopped": ({"reason"}, set()),
     "finished": (set(), {"step", "epoch"}),
     # the other stages

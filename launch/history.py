@@ -57,7 +57,8 @@ class Incarnation(msgspec.Struct, kw_only=True):
     ended: float | None = None
     """When it ended, as far as anything says; None while nothing has followed it."""
     ending: str = ""
-    """finished, preempted, timeout, failed, hang, cancelled, killed (no word of its own); "" if it lives."""
+    """finished, preempted, timeout, failed, hang, cancelled, superseded, killed (no word of its own); "": it
+    lives."""
     why: str = ""
     """How it ended, in words."""
     step: int | None = None
@@ -123,7 +124,7 @@ class StageJob(msgspec.Struct, kw_only=True):
     started: float | None = None
     ended: float | None = None
     state: str = "submitted"
-    """submitted, started, finished, failed, requeued, stopped, cancelled."""
+    """submitted, started, finished, failed, requeued, superseded, stopped, cancelled."""
     why: str = ""
 
 
@@ -371,6 +372,8 @@ def _jobs(history: History, event: dict[str, Any], name: Any, stage: str, time: 
         job.state, job.ended = "finished", time
     elif name in ("failed", "stopped"):
         job.state, job.ended, job.why = name, time, str(event.get("reason", ""))
+    elif name == "superseded":
+        job.state, job.ended = name, time
     elif name == "requeued":
         job.state, job.ended = "requeued", time
     if name == "requeued" and event.get("successor"):
@@ -440,6 +443,12 @@ def _requeued(
         _end(one, time, "killed", "ended without a word")
 
 
+def _superseded(
+    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+) -> None:
+    _end(one, time, "superseded", f"start {event['by']} of the run goes on instead")
+
+
 def _stopped(
     history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
 ) -> None:
@@ -490,6 +499,7 @@ _ENDINGS = {
     "hang": _hang,
     "failed": _failure,
     "requeued": _requeued,
+    "superseded": _superseded,
     "stopped": _stopped,
     "cancelled": _cancelled,
     "finished": _finished,

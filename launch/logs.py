@@ -125,6 +125,7 @@ WORDS = {
     "hang": "stood still for {seconds} s",
     "failed": "failed: {reason}",
     "requeued": "requeued ({how})",
+    "superseded": "ended: start {by} of the run goes on instead",
     "stopped": "stopped: {reason}",
     "cancelled": "cancelled",
     "finished": "training finished",

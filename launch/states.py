@@ -70,7 +70,7 @@ def jobs_to_ask(past: History) -> list[str]:
     """The Slurm jobs whose state the events leave open."""
     if past.cancelled is not None:
         return []
-    over = ("finished", "failed", "stopped", "cancelled")
+    over = ("finished", "failed", "superseded", "stopped", "cancelled")
     open_jobs = [job for job in past.jobs.values() if job.state not in over and is_slurm(job.id)]
     if past.finished is not None or past.stopped:
         open_jobs = [job for job in open_jobs if job.stage != "train"]

@@ -5,7 +5,8 @@
 PLAN is a JSON file (or a run directory with plan.json in it)
 {"steps": 30, "seconds": 0.05, "save_every": 10, "faults": [...]}; a fault is
 {"start": 1, "rank": 2, "step": 5, "do": "raise" | "exit N" | "kill" | "segv" | "hang" | "fork" | "deaf"}.
-It "trains" by counting, saves RUN/checkpoints/count on rank 0, and on USR2 or TERM saves and leaves with 85.
+It "trains" by counting, saves RUN/checkpoints/count on rank 0 (unless fenced off), and on USR2 or TERM saves
+and leaves with 85.
 With several ranks they agree through files on whether to leave, as the real ones do by a reduction.
 """
 
@@ -24,7 +25,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs import events
+from jobs.exit_codes import SUPERSEDED
 from jobs.run_directory import Run, write_atomically
+from jobs.train.checkpoints import newest_start
 
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 start = int(os.environ["BATON_START"])
@@ -50,6 +53,8 @@ def count_file() -> Path:
 
 def save(step: int, why: str) -> None:
     if rank == 0:
+        if newest_start(run.job) > start:
+            sys.exit(SUPERSEDED)
         beat("save", step)
         write_atomically(count_file(), str(step).encode())
         event("checkpoint", step=step, epoch=0, path="checkpoints/count", bytes=1, seconds=0.0, why=why)

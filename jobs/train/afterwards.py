@@ -12,6 +12,7 @@ lives, for a dependency that can never be fulfilled would be cancelled at its en
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -19,11 +20,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs import events, exit_codes, notify
 from jobs.errors import run_command
 from jobs.run_directory import Run
 from jobs.train import budget
+from jobs.train.checkpoints import newest_start
 from jobs.train.task import job_id
 
 AGAIN_HERE = 75
@@ -90,6 +93,8 @@ def _after_srun(run: Run, code: int) -> Outcome:
     if by := _cancelled(run, job):
         _withdraw_presubmitted(run)
         return Outcome(code, f"cancelled by {by}: not started again")
+    if code == exit_codes.SUPERSEDED or _later_start(run, job):
+        return _give_way(run, job, code)
     if code == exit_codes.RESUME:
         return _come_back(run, job, code, exclude=())
     state = job_state()
@@ -124,7 +129,36 @@ def _after_failure(run: Run, job: str, code: int) -> Outcome:
     return Outcome(AGAIN_HERE, f"a rank failed (exit code {code}): starting again in this allocation")
 
 
-# How to come back
+# How to give way, and how to come back
+
+
+def _give_way(run: Run, job: str, code: int) -> Outcome:
+    """A later start of the run is under way, in another job or in this one after a requeue that it missed.
+    Coming back would fence that one off in turn."""
+    _withdraw_presubmitted(run)
+    owner = str((_later_start(run, job) or {}).get("job") or "")
+    moved: list[str] = []
+    if owner not in ("", job) and os.environ.get("SLURM_JOB_ID"):
+        # What waits for the training waits for the job that goes on with it.
+        moved = _move_dependents(job, lambda text: _rename(text, job, owner), but=owner)
+    words = f"a later start of the run{f' (job {owner})' if owner else ''} goes on: this one ends"
+    followers = f"; {', '.join(moved)} now wait{'s' * (len(moved) == 1)} for it" if moved else ""
+    return Outcome(code if code != exit_codes.RESUME else exit_codes.SUPERSEDED, words + followers)
+
+
+def _later_start(run: Run, job: str) -> dict[str, Any] | None:
+    """Who holds the run's newest start (`claim_start` in __main__.py), if that came after this job's own."""
+    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    newer = None
+    for number in range(newest_start(run.job), 0, -1):
+        try:
+            owner = json.loads((run.job / f"start-{number}").read_bytes())
+            if owner["job"] == job and (owner["restart"] <= restart or not os.environ.get("SLURM_JOB_ID")):
+                return newer
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # torn, on a full disk: it says nothing
+        newer = newer or owner
+    return None
 
 
 def _come_back(run: Run, job: str, code: int, exclude: Sequence[str]) -> Outcome:

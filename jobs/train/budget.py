@@ -38,6 +38,7 @@ class Start:
     progress: bool = False
     preempted: bool = False
     finished: bool = False
+    superseded: bool = False
     failures: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -93,22 +94,23 @@ def starts(records: Sequence[dict[str, Any]]) -> list[Start]:
         name = record["event"]
         if record.get("stage", "train") != "train":
             continue
+        # A start that a later one has fenced off may still speak.
+        number = record.get("start")
+        named = next((one for one in reversed(found) if one.number == number), None)
         if name == "submitted":
             found = []
         elif name == "started":
-            found.append(Start(record.get("start"), hosts=list(record.get("hosts", []))))
-        elif name == "failed" and (
-            not found
-            or found[-1].number != record.get("start")
-            or (found[-1].failures and "rank" not in record)
-        ):
+            named = Start(number, hosts=list(record.get("hosts", [])))
+            found.append(named)
+        elif name == "failed" and (named is None or (named.failures and "rank" not in record)):
             # It never came to `started`: the ranks did not meet, or srun itself failed.
-            found.append(Start(record.get("start"), failures=[record]))
+            named = Start(number, failures=[record])
+            found.append(named)
         if not found:
             if name in ("checkpoint", "epoch"):
                 best = max(best, record["step"])
             continue
-        current = found[-1]
+        current = named or found[-1]
         if name in ("checkpoint", "epoch"):
             # An epoch done again after a resume is no progress.
             current.progress |= record["step"] > best
@@ -117,18 +119,21 @@ def starts(records: Sequence[dict[str, Any]]) -> list[Start]:
             current.preempted = True
         elif name == "finished":
             current.finished = True
+        elif name == "superseded":
+            current.superseded = True
         elif name == "failed" and record not in current.failures:
             current.failures.append(record)
     return found
 
 
 def _barren(all_starts: Sequence[Start]) -> list[Start]:
-    """The starts without progress at the end of the row. A preempted one neither counts nor ends the row."""
+    """The starts without progress at the end of the row. One that was preempted, or gave way to a later one,
+    neither counts nor ends the row."""
     row: list[Start] = []
     for one in reversed(all_starts):
         if one.progress or one.finished:
             break
-        if one.failures or not one.preempted:
+        if one.failures or not (one.preempted or one.superseded):
             row.insert(0, one)
     return row
 

@@ -65,6 +65,8 @@ class Coordinator:
     failures: list[dict[str, Any]] = field(default_factory=list)
     signals: set[str] = field(default_factory=set)
     leaving: bool = False
+    superseded: int | None = None
+    """Number of the later start that has fenced this one off."""
     last_tick: float | None = None
 
     # Reports
@@ -83,7 +85,11 @@ class Coordinator:
         elif "exit" in message and rank.exit is None:
             rank.exit = message["exit"]
             rank.step = message["exit"].get("step", rank.step)
-            if rank.exit["code"] not in (exit_codes.FINISHED, exit_codes.RESUME):
+            if rank.exit["code"] == exit_codes.SUPERSEDED:
+                # A rank's own failure does not matter any more, nor does the echo of this on the others.
+                self.superseded = int(rank.exit["by"])
+                self._kill(now)
+            elif rank.exit["code"] not in (exit_codes.FINISHED, exit_codes.RESUME):
                 self._failed(number, rank.exit, now)
 
     def lost(self, number: int, why: str, now: float) -> None:
@@ -168,7 +174,10 @@ class Coordinator:
 
     def _conclude(self) -> None:
         codes = {rank.exit["code"] for rank in self.ranks if rank.exit is not None}
-        if self.failures:
+        if self.superseded is not None:
+            self.write("superseded", by=self.superseded)
+            self.code = exit_codes.SUPERSEDED
+        elif self.failures:
             # Stable: among equals the first reported.
             first = min(self.failures, key=_is_lost_peer)
             number, host = first["rank"], first["host"]

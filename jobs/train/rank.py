@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 from jobs import compat  # noqa: E402
 from jobs.errors import UserError  # noqa: E402
-from jobs.exit_codes import FAILED, FINISHED, USER_ERROR  # noqa: E402
+from jobs.exit_codes import FAILED, FINISHED, SUPERSEDED, USER_ERROR  # noqa: E402
 from jobs.run_directory import Run, write_atomically  # noqa: E402
 from jobs.train import checkpoints  # noqa: E402
 from jobs.train.heartbeat import Heartbeat  # noqa: E402
@@ -51,6 +51,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         record(run, session, str(error), "")
         leave(USER_ERROR)
+    except checkpoints.FencedOff as error:
+        print(error, file=sys.stderr, flush=True)
+        leave(SUPERSEDED)
     except BaseException as error:
         if PREEMPTED.leaving:
             # The other ranks have left a collective; this one's listening thread is about to follow them.

@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs import events, exit_codes
 from jobs.run_directory import Run
-from jobs.train import processes
+from jobs.train import checkpoints, processes
 from jobs.train.coordinate import DUMP_SECONDS, SILENT_SECONDS, Coordinator, Rank
 from jobs.train.rendezvous import Meeting
 from jobs.train.task import Task
@@ -247,6 +247,8 @@ class _Supervisor:
         if code == exit_codes.FINISHED and self.phase != "end":
             code, words = exit_codes.FAILED, "ended with exit code 0 before the training was finished"
         end: dict[str, Any] = {"code": code, "signal": by_signal, "step": self.step}
+        if code == exit_codes.SUPERSEDED:
+            return end | {"by": checkpoints.newest_start(self.run.job)}
         if code in (exit_codes.FINISHED, exit_codes.RESUME):
             return end
         recorded = self.run.job / f"error-{self.meeting.start}-{self.task.rank}.json"

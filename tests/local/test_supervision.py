@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.exit_codes import FAILED, RESUME, USER_ERROR
+from jobs.exit_codes import FAILED, FINISHED, RESUME, SUPERSEDED, USER_ERROR
+from tests import tiny
 from tests.stages import end_of, make_run, of, processes_of, start_ranks, wait_until
 
 
@@ -66,6 +68,37 @@ def test_a_killed_supervisor_takes_all_with_it(tmp_path: Path, victim: int) -> N
     assert failed["rank"] == victim
     assert "supervisor" in failed["error"]
     wait_until(lambda: not processes_of(run))
+
+
+def test_submitted_twice_the_later_start_goes_on_and_the_earlier_ends_for_good(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=300)
+    first = start_ranks(run, 2)
+    wait_until(lambda: of(run, "checkpoint"))
+    second = start_ranks(run, 2, SUBMITIT_LOCAL_JOB_ID="2")
+    assert end_of(first) == [SUPERSEDED] * 2
+    assert end_of(second) == [FINISHED] * 2
+    assert [(e["start"], e["by"]) for e in of(run, "superseded")] == [(1, 2)]
+    assert not of(run, "failed")
+    assert not processes_of(run)
+
+
+def test_the_real_worker_that_is_fenced_off_says_so_by_its_exit_code(tmp_path: Path) -> None:
+    data = tiny.make_data(tmp_path / "data")
+    run = tiny.make_run(
+        tmp_path / "run",
+        data,
+        custom_imports={"imports": ["tests.interrupting"], "allow_failed_imports": False},
+        custom_hooks=[{"type": "Interrupt"}],
+    )
+    here = tmp_path / "here"
+    with ThreadPoolExecutor(1) as thread:
+        # An epoch, and so the next save, ends after 6 steps.
+        started = thread.submit(tiny.start, run, 1, {"at": "step", "step": 4, "pause": str(here)})
+        wait_until(lambda: here.exists() or started.done(), 60)
+        tiny.claim(run)
+        here.unlink()
+        assert started.result() == [SUPERSEDED]
+    assert not list(run.checkpoints.glob("*.pth"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])

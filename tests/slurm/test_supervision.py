@@ -141,6 +141,20 @@ def test_a_job_killed_without_any_notice_has_a_successor_waiting(cluster: Slurm,
     assert len(of(run, "started")) == 2
 
 
+def test_submitted_twice_the_evaluation_follows_the_job_that_goes_on(cluster: Slurm, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", "--partition=low", "--requeue")
+    first = submit(cluster, run)
+    after = follow(cluster, run, first)
+    at_work(run)
+    second = cluster.run("sbatch", "--parsable", str(run.job / "train.sbatch")).strip()
+    assert cluster.wait_ended(first) == "FAILED"
+    assert cluster.wait_ended(second) == "COMPLETED"
+    assert cluster.wait_ended(after) == "COMPLETED"
+    assert [(e["start"], e["by"]) for e in of(run, "superseded")] == [(1, 2)]
+    assert [e["job"] for e in of(run, "started")] == [first, second]
+    assert not of(run, "failed")
+
+
 @pytest.mark.parametrize("how", ["scancel", "event"])
 def test_a_cancelled_job_does_not_come_back(cluster: Slurm, tmp_path: Path, how: str) -> None:
     run = make(tmp_path / "run", "--partition=low", "--requeue", *TWO_NODES)

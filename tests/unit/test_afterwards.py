@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from jobs import events
-from jobs.exit_codes import FAILED, RESUME, USER_ERROR
+from jobs.exit_codes import FAILED, RESUME, SUPERSEDED, USER_ERROR
 from jobs.run_directory import Run
 from jobs.train import afterwards
 from jobs.train.afterwards import AGAIN_HERE, after_srun
@@ -94,6 +95,42 @@ def test_a_cancelled_run_is_left_alone(run: Run, how: str, code: int) -> None:
         (run.job / "cancelled").touch()
     assert after_srun(run, code).code == code
     assert "requeued" not in names(run)
+
+
+def mark(run: Run, number: int, job: str, restart: int = 0) -> None:
+    (run.job / f"start-{number}").write_text(json.dumps({"job": job, "restart": restart}))
+
+
+@pytest.mark.parametrize(
+    ("code", "end"), [(SUPERSEDED, SUPERSEDED), (RESUME, SUPERSEDED), (FAILED, FAILED), (0, 0)]
+)
+def test_a_start_that_another_job_has_superseded_is_not_repeated(run: Run, code: int, end: int) -> None:
+    start(run, 1)
+    mark(run, 1, "local-1")
+    mark(run, 2, "local-2")
+    mark(run, 3, "local-2", restart=1)
+    outcome = after_srun(run, code)
+    assert outcome.code == end
+    assert ("(job local-2) goes on" in outcome.words) == (code != 0)
+    assert names(run) == ["submitted", "started"]
+
+
+def test_only_a_start_that_came_later_supersedes(run: Run) -> None:
+    mark(run, 1, "local-9")  # of another job, long ago; this one's srun never came so far
+    assert after_srun(run, FAILED).code == AGAIN_HERE
+    mark(run, 2, "local-1")
+    (run.job / "start-3").touch()  # torn on a full disk
+    assert after_srun(run, FAILED).code == AGAIN_HERE
+
+
+def test_a_job_that_missed_its_own_requeue_is_superseded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    mark(run, 1, "local-1")
+    mark(run, 2, "local-1", restart=1)
+    assert afterwards._later_start(run, "local-1") is None
+    mark(run, 3, "local-1", restart=2)
+    assert afterwards._later_start(run, "local-1") is not None
 
 
 def test_submitting_again_takes_a_cancellation_back(run: Run) -> None:

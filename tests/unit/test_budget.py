@@ -83,6 +83,21 @@ def test_preemptions_between_failures_do_not_hide_them() -> None:
     assert story.verdict.stop is not None
 
 
+def test_a_start_that_gave_way_to_a_later_one_is_no_failure_nor_is_it_the_later_ones() -> None:
+    story = Story().start().start()
+    for _ in range(3):
+        story.start()
+        story.number -= 1
+        story.say("superseded", by=story.number + 1)
+        story.number += 1
+    story.fail()
+    (first, *given_way, last) = budget.starts(story.events)
+    assert [one.superseded for one in given_way] == [True] * 3
+    assert not first.superseded
+    assert last.failures
+    assert story.verdict == budget.Verdict()
+
+
 def test_starts_that_end_without_a_word_count() -> None:
     story = Story().start().start()
     assert story.verdict.stop is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.exit_codes import FAILED
+from jobs.exit_codes import FAILED, SUPERSEDED
 from jobs.train.coordinate import SILENT_SECONDS, Coordinator, Rank
 
 
@@ -45,6 +45,18 @@ def test_an_echo_without_a_cause_is_reported_itself() -> None:
     made.handle(1, {"exit": {"code": 137, "error": "killed"}}, 3.6)
     made.tick(3.7)
     assert written[-1]["error"] == "NCCL error"
+
+
+def test_a_start_that_was_fenced_off_is_no_failure() -> None:
+    """Whatever the other ranks die of meanwhile."""
+    made, orders, written = coordinator()
+    made.handle(1, {"exit": {"code": 1, "error": "RuntimeError: [gloo] Connection closed by peer"}}, 1.0)
+    made.handle(0, {"exit": {"code": SUPERSEDED, "by": 7}}, 1.5)
+    assert orders == [{"do": "kill"}]
+    made.handle(2, {"exit": {"code": 137, "signal": "SIGKILL", "error": "killed"}}, 1.6)
+    made.tick(1.7)
+    assert made.code == SUPERSEDED
+    assert written == [{"event": "superseded", "by": 7}]
 
 
 def test_a_validation_may_take_longer_and_its_patience_counts_for_all() -> None:
