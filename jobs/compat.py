@@ -85,6 +85,7 @@ def load_weights_only() -> None:
     from mmengine.runner import CheckpointLoader
 
     CheckpointLoader.register_scheme(prefixes="", loader=load, force=True)
+    CheckpointLoader.register_scheme(prefixes="mmcls://", loader=load_backbone, force=True)
 
 
 def load(filename: str | os.PathLike[str], map_location: Any = "cpu", **_: Any) -> Any:
@@ -103,6 +104,15 @@ def load(filename: str | os.PathLike[str], map_location: Any = "cpu", **_: Any) 
         # The format before torch 1.6 (many published weights have it) cannot be mapped.
         mapped = _is_zip(path)
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped or None)
+
+
+def load_backbone(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
+    """`mmcls://PATH`: what a classifier's local file has of its backbone, as mmengine does after it has
+    downloaded the file."""
+    content = load(filename.removeprefix("mmcls://"), map_location)
+    weights = content.get("state_dict", content)
+    mine = {name: value for name, value in weights.items() if name.startswith("backbone.")}
+    return {"state_dict": {name.removeprefix("backbone."): value for name, value in mine.items()}}
 
 
 def _is_zip(path: str) -> bool:

@@ -8,6 +8,7 @@ resnet50 in a ResNetV1c, for one, trains with a random stem. Here that is an err
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ TORCHVISION = {
 UNUSED = ("fc.", "head.", "classifier.")
 """A classifier's last layer, which a segmentation backbone does not have."""
 
+CLASSIFIER = "mmcls://"
+"""Of a file from there, only the backbone's weights are loaded (jobs/compat.py)."""
+
 
 def localise(config: Any) -> list[str]:
     """Replaces every reference to pretrained weights in a model config (nested dicts, changed in place) by
@@ -39,9 +43,10 @@ def localise(config: Any) -> list[str]:
     Raises UserError, naming the file and where to get it, if one is missing.
     """
     found = []
-    for holder, key in _references(config):
-        holder[key] = str(_local(holder[key]))
-        found.append(holder[key])
+    for holder, key in references(config):
+        path = str(placed(holder[key], PLACE))
+        found.append(path)
+        holder[key] = CLASSIFIER + path if holder[key].startswith(CLASSIFIER) else path
     return found
 
 
@@ -51,108 +56,183 @@ def forget(config: Any) -> list[str]:
     if isinstance(config, dict):
         if "pretrained" in config:
             config["pretrained"] = None
-        if isinstance(config.get("init_cfg"), dict) and config["init_cfg"].get("type") == "Pretrained":
+        if _is_reference(config.get("init_cfg")):
             config["init_cfg"] = None
+        elif isinstance(config.get("init_cfg"), (list, tuple)):
+            config["init_cfg"] = [one for one in config["init_cfg"] if not _is_reference(one)]
     for value in config.values() if isinstance(config, dict) else config:
         if isinstance(value, (dict, list, tuple)):
             forget(value)
     return []
 
 
-def _references(node: Any) -> Iterator[tuple[Any, str]]:
+def references(node: Any) -> Iterator[tuple[Any, str]]:
+    """Where a model config (nested dicts and lists) refers to pretrained weights: (dict, key)."""
     if isinstance(node, dict):
         if isinstance(node.get("pretrained"), str):
             yield node, "pretrained"
-        if node.get("type") == "Pretrained" and isinstance(node.get("checkpoint"), str):
+        if _is_reference(node):
             yield node, "checkpoint"
         for value in node.values():
-            yield from _references(value)
+            yield from references(value)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            yield from _references(value)
+            yield from references(value)
 
 
-def _local(reference: str) -> Path:
-    """The file for a reference: a path, an http(s) address, open-mmlab://NAME or torchvision://NAME."""
-    source = _address(reference)
-    if source is None:
-        path = Path(reference).expanduser()
-        if not path.is_file():
-            raise UserError(f"pretrained weights are missing: {reference} (from {Path.cwd()})")
-        return path
-    name = source.rsplit("/", 1)[-1]
-    short = reference.rsplit("/", 1)[-1]
-    for candidate in (PLACE / name, PLACE / f"{short}.pth"):
-        if candidate.is_file():
-            return candidate
-    raise UserError(
-        f"pretrained weights are missing: get {source} and place it as {PLACE.resolve() / name} "
-        "(or train from scratch: --set model.pretrained=None)"
+def _is_reference(init_cfg: Any) -> bool:
+    return (
+        isinstance(init_cfg, dict)
+        and init_cfg.get("type") in ("Pretrained", "Pretrained_Part")
+        and isinstance(init_cfg.get("checkpoint"), str)
     )
 
 
-def _address(reference: str) -> str | None:
+def placed(reference: str, place: Path) -> Path:
+    """The file for a reference: a path (`data/…` means beside `place`), an http(s) address,
+    open-mmlab://NAME, torchvision://NAME or mmcls://NAME.
+
+    Raises UserError if it is not there, with where to get it and where to place it.
+    """
+    source = address(reference)
+    if source is None:
+        path = Path(reference).expanduser()
+        if path.parts[:1] == ("data",):
+            path = place.parent.joinpath(*path.parts[1:])
+        if not path.is_file():
+            raise UserError(
+                f"pretrained weights are missing: {reference} ({path.absolute()}); place them there, "
+                "or below data/ of the data root"
+            )
+        return path
+    name = source.rsplit("/", 1)[-1]
+    short = reference.rsplit("/", 1)[-1]
+    for candidate in (place / name, place / f"{short}.pth"):
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"pretrained weights are missing: python launch/prepare.py --weights {reference} fetches them; or get "
+        f"{source} and place it as {place.resolve() / name} (from scratch: --set model.pretrained=None)"
+    )
+
+
+def address(reference: str) -> str | None:
+    """The address of published weights; None for a path. mmengine's tables are read without importing it.
+
+    Raises UserError for a name that they do not have.
+    """
     if reference.startswith(("http://", "https://")):
         return reference
     scheme, _, name = reference.partition("://")
     if scheme == "torchvision" and name in TORCHVISION:
         return TORCHVISION[name]
-    if scheme in ("open-mmlab", "openmmlab"):
-        import mmengine
-
-        table = Path(mmengine.__file__).parent / "hub" / "openmmlab.json"
-        for source in (table, table.with_name("mmcls.json")):
-            address = json.loads(source.read_text()).get(name) if source.is_file() else None
-            if address:
-                return str(address)
+    tables = {"open-mmlab": "openmmlab.json", "openmmlab": "openmmlab.json", "mmcls": "mmcls.json"}
+    spec = importlib.util.find_spec("mmengine") if scheme in tables else None
+    if spec and spec.origin:
+        table = Path(spec.origin).parent / "hub" / tables[scheme]
+        if found := json.loads(table.read_text(encoding="utf-8")).get(name):
+            return str(found)
     if "://" in reference:
         raise UserError(f"unknown pretrained weights {reference}: place a file and give its path")
     return None
 
 
 @contextlib.contextmanager
-def every_weight_loaded(backbone: Any, source: str) -> Iterator[None]:
-    """Around a model's `init_weights`: afterwards, every weight of `backbone` must come from `source`.
+def every_weight_loaded(backbone: Any) -> Iterator[None]:
+    """Around a model's `init_weights`: every weight of `backbone` must then come from the file that its own
+    config names; a part of it that has a file of its own is judged by that. Without either nothing is done.
 
-    All its parameters and running statistics are made NaN before; what still is NaN was not in the file.
-    That of a layer norm that the segmentation model has added (one dimension, no running statistics) gets
-    its initial value back. Anything else raises UserError with the names on both sides.
+    All its parameters and running statistics are made NaN, at first (some backbones load for themselves) and
+    again when mmengine loads the file (its ConvModule, for one, has given values by then); what still is NaN
+    was not in the file. That of a layer norm that the segmentation model has added (one dimension, no running
+    statistics) gets its initial value back. Anything else raises UserError with the names on both sides.
     """
-    import torch
+    from mmengine.model.weight_init import PretrainedInit
 
-    watched = dict(backbone.named_parameters())
-    watched |= {k: v for k, v in backbone.named_buffers() if k.endswith(("running_mean", "running_var"))}
-    before = {name: tensor.detach().clone() for name, tensor in watched.items()}
-    with torch.no_grad():
-        for tensor in watched.values():
-            tensor.fill_(math.nan)
-    yield
-    missing = [name for name, tensor in watched.items() if torch.isnan(tensor).any()]
-    added = [name for name in missing if before[name].ndim == 1 and _is_layer_norm(backbone, name)]
-    with torch.no_grad():
-        for name in added:
-            watched[name].copy_(before[name])
-    missing = [name for name in missing if name not in added]
-    if missing:
-        unused = [name for name in _names(source) if name not in watched and not name.startswith(UNUSED)]
+    watched = {module: _Watched(module, source) for module in backbone.modules() if (source := _file(module))}
+
+    def load(init: Any, module: Any) -> None:
+        if module in watched:
+            watched[module].blank()
+        original(init, module)
+
+    original = PretrainedInit.__call__
+    PretrainedInit.__call__ = load
+    try:
+        for one in watched.values():
+            one.blank()
+        yield
+    finally:
+        PretrainedInit.__call__ = original
+    for one in watched.values():
+        one.check()
+
+
+def _file(module: Any) -> str | None:
+    """The file that a module's own config says it is loaded from."""
+    init_cfg = getattr(module, "init_cfg", None)
+    for one in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+        if isinstance(one, dict) and one.get("type") == "Pretrained":
+            return str(one["checkpoint"])
+    return None
+
+
+class _Watched:
+    """A module whose weights must all come from one file."""
+
+    def __init__(self, module: Any, source: str) -> None:
+        self.module, self.source = module, source
+        self.tensors: dict[str, Any] = dict(module.named_parameters())
+        for name, buffer in module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                self.tensors[name] = buffer
+        self.before = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
+    def blank(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            for tensor in self.tensors.values():
+                tensor.fill_(math.nan)
+
+    def check(self) -> None:
+        """Gives added layer norms their initial values back. Raises UserError for anything else missing."""
+        import torch
+
+        missing = []
+        for name, tensor in self.tensors.items():
+            if torch.isnan(tensor).any():
+                if self.before[name].ndim == 1 and self.is_layer_norm(name):
+                    with torch.no_grad():
+                        tensor.copy_(self.before[name])
+                else:
+                    missing.append(name)
+        if not missing:
+            return
+        unused = [n for n in _names(self.source) if n not in self.tensors and not n.startswith(UNUSED)]
         unused = [name for name in unused if not name.endswith("num_batches_tracked")]
+        kind = type(self.module).__name__
+        hint = ""
+        if kind.startswith("ResNet"):
+            hint = (
+                "; ResNetV1c needs open-mmlab://resnet50_v1c; torchvision://resnet50 needs type='ResNet'"
+            )
         raise UserError(
-            f"{source} does not fit the backbone {type(backbone).__name__}: {len(missing)} weights "
-            f"would stay random ({_some(missing)}); the file has {_some(unused) or 'nothing else'} instead. "
-            "ResNetV1c needs open-mmlab://resnet50_v1c; torchvision://resnet50 needs type='ResNet'"
+            f"{self.source} does not fit the backbone {kind}: {len(missing)} weights would stay random "
+            f"({_some(missing)}); the file has {_some(unused) or 'nothing else'} instead{hint} "
+            "(meant to be so: --set baton.partly_pretrained=True)"
         )
 
+    def is_layer_norm(self, name: str) -> bool:
+        import torch
 
-def _is_layer_norm(backbone: Any, name: str) -> bool:
-    import torch
-
-    return isinstance(backbone.get_submodule(name.rpartition(".")[0]), torch.nn.LayerNorm)
+        return isinstance(self.module.get_submodule(name.rpartition(".")[0]), torch.nn.LayerNorm)
 
 
 def _names(source: str) -> list[str]:
-    from jobs import compat
+    from mmengine.runner import CheckpointLoader
 
-    content = compat.load(source)
+    content = CheckpointLoader.load_checkpoint(source, map_location="cpu")
     content = content.get("state_dict", content.get("model", content))
     return [str(name).removeprefix("module.").removeprefix("backbone.") for name in content]
 

@@ -89,10 +89,11 @@ class TrainingRunner(Runner):
         if self.resume_from is not None:
             return
         backbone = getattr(state.bare(self.model), "backbone", None)
+        partly = (self.cfg.get("baton") or {}).get("partly_pretrained")
         sampling.seed_everything(sampling.mix(self.seed, 0))
         with ExitStack() as stack:
-            if self.weights and backbone is not None:
-                stack.enter_context(pretrained.every_weight_loaded(backbone, self.weights[0]))
+            if self.weights and backbone is not None and not partly:
+                stack.enter_context(pretrained.every_weight_loaded(backbone))
             super()._init_model_weights()
 
     def load_or_resume(self) -> None:

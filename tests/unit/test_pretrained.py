@@ -11,7 +11,8 @@ from jobs.train import pretrained
 
 compat.prepare()
 
-from mmseg.models.backbones import ResNet, ResNetV1c  # noqa: E402
+from mmengine.model import BaseModule, ModuleList  # noqa: E402
+from mmseg.models.backbones import MobileNetV2, ResNet, ResNetV1c, STDCNet  # noqa: E402
 
 SMALL = {"depth": 18, "base_channels": 8, "norm_cfg": {"type": "BN"}}
 
@@ -33,7 +34,7 @@ def test_every_weight_comes_from_the_file(kind: type, more: dict, tmp_path: Path
     path = tmp_path / "weights.pth"
     state = weights_of(kind, path, **more)
     model = backbone(kind, path, **more)
-    with pretrained.every_weight_loaded(model, str(path)):
+    with pretrained.every_weight_loaded(model):
         model.init_weights()
     for name, value in model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
@@ -46,8 +47,85 @@ def test_a_random_stem_is_impossible(tmp_path: Path) -> None:
     weights_of(ResNet, path)
     model = backbone(ResNetV1c, path, stem_channels=8)
     with pytest.raises(UserError, match=r"stem\.0\.weight.*conv1\.weight"):  # noqa: SIM117
-        with pretrained.every_weight_loaded(model, str(path)):
+        with pretrained.every_weight_loaded(model):
             model.init_weights()
+
+
+STDC = {"stdc_type": "STDCNet1", "in_channels": 3, "channels": (4, 8, 16, 16, 16), "num_convs": 4}
+STDC |= {"bottleneck_type": "cat", "norm_cfg": {"type": "BN"}, "act_cfg": {"type": "ReLU"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [(MobileNetV2, {"widen_factor": 0.25}), (STDCNet, STDC), (ResNet, SMALL), (ResNetV1c, SMALL)],
+)
+@pytest.mark.parametrize("kaiming", [False, True])
+def test_a_file_that_matches_nothing_is_refused(
+    kind: type, more: dict, kaiming: bool, tmp_path: Path
+) -> None:
+    """Also where the parts of the backbone have given themselves values before the file is loaded."""
+    path = tmp_path / "other.pth"
+    torch.save({"conv1.other": torch.ones(1)}, path)
+    init = [{"type": "Pretrained", "checkpoint": str(path)}]
+    init = [{"type": "Kaiming", "layer": "Conv2d"}, *init] if kaiming else init
+    model = kind(**more, init_cfg=init)
+    with pytest.raises(UserError, match=rf"does not fit the backbone {kind.__name__}.*conv1\.other"):  # noqa: SIM117
+        with pretrained.every_weight_loaded(model):
+            model.init_weights()
+
+
+@pytest.mark.parametrize(("kind", "more"), [(MobileNetV2, {"widen_factor": 0.25}), (STDCNet, STDC)])
+def test_other_families_are_loaded_whole(kind: type, more: dict, tmp_path: Path) -> None:
+    state = {key: torch.rand_like(value.float()) for key, value in kind(**more).state_dict().items()}
+    torch.save({"state_dict": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "w.pth")
+    model = kind(**more, init_cfg={"type": "Pretrained", "checkpoint": f"mmcls://{tmp_path / 'w.pth'}"})
+    with pretrained.every_weight_loaded(model):
+        model.init_weights()
+    for name, value in model.state_dict().items():
+        assert name.endswith("num_batches_tracked") or torch.equal(value, state[name]), name
+
+
+class Holder(BaseModule):
+    """A backbone around another that has a file, and a part that has none."""
+
+    def __init__(self, inner: BaseModule) -> None:
+        super().__init__()
+        self.parts = ModuleList([inner, MobileNetV2(widen_factor=0.25)])
+
+
+def test_only_what_has_a_file_is_judged_by_it(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    state = weights_of(ResNet, path)
+    model = Holder(backbone(ResNet, path))
+    with pretrained.every_weight_loaded(model):
+        model.init_weights()
+    assert torch.equal(model.parts[0].conv1.weight, state["conv1.weight"])
+    assert not any(torch.isnan(value).any() for value in model.state_dict().values())
+
+
+def test_a_backbone_without_a_file_is_left_alone() -> None:
+    """A decode head may have the only one."""
+    model = ResNet(**SMALL)
+    with pretrained.every_weight_loaded(model):
+        model.init_weights()
+    assert not torch.isnan(model.conv1.weight).any()
+
+
+def test_a_classifiers_file_stands_for_its_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth"
+    model = {"backbone": {"init_cfg": [{"type": "Pretrained", "checkpoint": "mmcls://mobilenet_v2"}]}}
+    with pytest.raises(UserError, match=name):
+        pretrained.localise(model)
+    place = tmp_path / "data" / "pretrained" / name
+    place.parent.mkdir(parents=True)
+    place.touch()
+    assert pretrained.localise(model) == [f"data/pretrained/{name}"]
+    assert model["backbone"]["init_cfg"][0]["checkpoint"] == f"mmcls://data/pretrained/{name}"
+    assert pretrained.forget(model) == []
+    assert model["backbone"]["init_cfg"] == []
 
 
 def test_a_missing_file_is_named_with_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
