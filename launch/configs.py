@@ -6,6 +6,7 @@ Only the syntax tree is read; nothing is imported or run, so a wrong config is f
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import msgspec
 
 from jobs.errors import UserError
+from jobs.train import pretrained
+from launch import literals
+from launch.literals import UNKNOWN
 from launch.runs import CHECKOUT
 
 
@@ -21,8 +25,12 @@ class Chain(msgspec.Struct, kw_only=True):
 
     files: list[Path]
     """The config first, then its bases that are files of the user's or ours."""
-    names: set[str] = set()
-    """Top-level names that any of them sets."""
+    modules: list[Path] = []
+    """The user's own Python that `custom_imports` names: files and package folders, found beside the config
+    or in the checkout."""
+    values: dict[str, Any] = {}
+    """Top-level names that any of them sets, and the values where they are written out (launch/literals.py);
+    the nearest to the config wins, and `--set` over all."""
     scope: str = ""
     """`default_scope`, the nearest one to the config wins."""
     segments: bool = False
@@ -41,27 +49,82 @@ def locate(config: str) -> Path:
     raise UserError(f"there is no config {config!r}; the checkout has {', '.join(known) or 'none'}")
 
 
-def check(config: Path) -> Chain:
-    """Reads the config's chain. Raises UserError unless it is an MMSegmentation config that can be read."""
+def check(config: Path, overrides: dict[str, Any] | None = None, evaluated: bool = True) -> Chain:
+    """Reads the config's chain; `overrides` are those of `--set`.
+
+    Raises UserError unless it is an MMSegmentation config that can be read, trained and, if it is to be
+    `evaluated`, tested.
+    """
     if config.suffix != ".py":
         raise UserError(f"{config} is not an MMSegmentation config: its name does not end in .py")
     chain = Chain(files=[])
-    _read(config, chain, [])
+    chain.values = literals.overridden(_read(config, chain, []), overrides or {})
+    chain.modules = _modules(config, chain.values.get("custom_imports"))
     if not chain.complete:
         return chain
-    if "model" not in chain.names:
+    names = {name for name, value in chain.values.items() if value is not None}
+    if "model" not in names:
         raise UserError(f"{config} is not an MMSegmentation config: neither it nor its bases set `model`")
     if chain.scope not in ("", "mmseg"):
         raise UserError(f"{config} is not an MMSegmentation config: its default_scope is {chain.scope!r}")
     if not chain.scope and not chain.segments:
         raise UserError(f"{config} is not an MMSegmentation config: its model has no decode_head")
-    missing = [name for name in ("train_dataloader", "train_cfg") if name not in chain.names]
-    if missing:
-        raise UserError(f"{config} cannot be trained: neither it nor its bases set {' and '.join(missing)}")
+    if missing := {"train_dataloader", "train_cfg"} - names:
+        missed = " and ".join(sorted(missing, reverse=True))
+        raise UserError(f"{config} cannot be trained: neither it nor its bases set {missed}")
+    for what in ("dataloader", "evaluator"):
+        # jobs/model.py takes the validation's where there is none for the test.
+        if evaluated and not {f"test_{what}", f"val_{what}"} & names:
+            raise UserError(
+                f"{config} cannot be evaluated: neither it nor its bases set test_{what} or val_{what}; "
+                "add it, or train with --no-evaluation"
+            )
     return chain
 
 
-def _read(path: Path, chain: Chain, above: list[Path], own: bool = True) -> None:
+def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
+    """Raises UserError if a file of pretrained weights that the model names is not in its place; those that a
+    preparation on its way will fetch are `coming` (as configs refer to them)."""
+    if not chain.complete:
+        return
+    for holder, key in pretrained.references(chain.values.get("model")):
+        if holder[key] not in coming:
+            pretrained.placed(holder[key], data_root / "pretrained")
+
+
+def dataset_folder(chain: Chain) -> str:
+    """The folder below the data root that the training reads, as the config writes it (`data/FOLDER/…`); ""
+    for one elsewhere, or computed."""
+    node = chain.values.get("train_dataloader")
+    while isinstance(node, dict) and "data_root" not in node:
+        node = node.get("dataset", node.get("datasets"))
+        node = node[0] if isinstance(node, list) and node else node
+    root = node.get("data_root") if isinstance(node, dict) else None
+    parts = Path(root).parts if isinstance(root, str) else ()
+    return parts[1] if len(parts) > 1 and parts[0] == "data" else ""
+
+
+def _modules(config: Path, imports: Any) -> list[Path]:
+    """Where the modules of `custom_imports` lie: their file, or their top-level package's folder."""
+    named = imports.get("imports") if isinstance(imports, dict) else None
+    found: list[Path] = []
+    for name in [named] if isinstance(named, str) else named if isinstance(named, list) else []:
+        parts = str(name).split(".")
+        for place in (config.parent, CHECKOUT):
+            inner = place.joinpath(*parts)
+            if inner.with_suffix(".py").is_file() or (inner.is_dir() and len(parts) > 1):
+                top = place / parts[0]
+                found.append(top if len(parts) > 1 else inner.with_suffix(".py"))
+            elif (inner / "__init__.py").is_file():
+                found.append(place / parts[0])
+            else:
+                continue
+            break
+    return list(dict.fromkeys(found))
+
+
+def _read(path: Path, chain: Chain, above: list[Path], own: bool = True) -> dict[str, Any]:
+    """Adds a config and its bases to the chain; returns their values, merged."""
     if path in above:
         raise UserError(f"{path} inherits from itself, through {above[-1]}")
     try:
@@ -75,26 +138,22 @@ def _read(path: Path, chain: Chain, above: list[Path], own: bool = True) -> None
         raise UserError(f"{path} cannot be read as a config: {error}") from None
     if own and path not in chain.files:
         chain.files.append(path)
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            _assigned(node.targets[0].id, node.value, chain)
-    # Names of the config itself stand first, so that the nearest default_scope wins.
+    mine = literals.values(tree)
+    inherited: dict[str, Any] = {}
+    # Values of the config itself come first, so that the nearest default_scope wins.
+    if not chain.scope and isinstance(scope := mine.get("default_scope"), str):
+        chain.scope = scope
     for base in _bases(tree, path):
         if base is None:
             chain.complete = False
         else:
-            _read(base, chain, [*above, path], own and _is_own(base))
-
-
-def _assigned(name: str, value: ast.expr, chain: Chain) -> None:
-    chain.names.add(name)
-    if name == "default_scope" and not chain.scope and isinstance(value, ast.Constant):
-        chain.scope = str(value.value or "")
-    if name == "model":
-        keys = [keyword.arg for keyword in value.keywords] if isinstance(value, ast.Call) else []
-        if isinstance(value, ast.Dict):
-            keys = [key.value for key in value.keys if isinstance(key, ast.Constant)]  # type: ignore[misc]
-        chain.segments = chain.segments or "decode_head" in keys
+            inherited = literals.merged(_read(base, chain, [*above, path], own and _is_own(base)), inherited)
+    if any(isinstance(node, ast.With) for node in tree.body):
+        # A config in pure Python goes on with its bases' names as a program, not by merging.
+        inherited = dict.fromkeys(inherited, UNKNOWN)
+    model = mine.get("model")
+    chain.segments |= model is UNKNOWN or (isinstance(model, dict) and "decode_head" in model)
+    return literals.merged(mine, inherited)
 
 
 def _bases(tree: ast.Module, path: Path) -> list[Path | None]:
@@ -123,12 +182,16 @@ def _bases(tree: ast.Module, path: Path) -> list[Path | None]:
 def _base(base: str, path: Path, line: int) -> Path | None:
     if "::" in base:
         package, _, inside = base.partition("::")
-        module = {"mmseg": "mmseg"}.get(package, package)
-        spec = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
             return None
-        file = Path(next(iter(spec.submodule_search_locations))) / ".mim" / "configs" / inside
-        return file if file.is_file() else None
+        folder = Path(next(iter(spec.submodule_search_locations))) / ".mim" / "configs"
+        if not (folder / inside).is_file():
+            known = [str(file.relative_to(folder)) for file in folder.rglob("*.py")]
+            near = difflib.get_close_matches(inside, known, 1)
+            hint = f": did you mean {package}::{near[0]}?" if near else f" (its configs: {folder})"
+            raise UserError(f"{path}, line {line}: {package} has no config {inside}{hint}")
+        return folder / inside
     if Path(base).is_absolute():
         raise UserError(
             f"{path}, line {line}: `_base_` is an absolute path, which no snapshot holds; make it relative"

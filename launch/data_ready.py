@@ -6,20 +6,36 @@ from pathlib import Path
 
 from jobs import events
 from jobs.errors import UserError
-from jobs.prepare import state
+from jobs.prepare import state, weights
 from jobs.run_directory import Run
-from launch import runs
+from launch import configs, runs
+
+VOC = "VOCdevkit"
 
 ENDS = {"prepared", "failed", "cancelled", "stopped"}
 
 
-def wait_for(data_root: Path, executor: str) -> str | None:
-    """None if the dataset is ready, else the job to wait for (the local chain waits by the data root's lock).
+def wait_for(data_root: Path, executor: str, chain: configs.Chain | None = None) -> str | None:
+    """None if what the config `chain` reads is ready (without one: VOC), else the job to wait for (the local
+    chain waits by the data root's lock).
 
-    Raises UserError, with the mend, if the dataset is neither ready nor on its way.
+    Raises UserError, with the mend, if the dataset or the pretrained weights are neither there nor on their
+    way.
     """
-    found = state.state(data_root)
-    if found.ready:
+    job = _job_of_dataset(data_root, executor, configs.dataset_folder(chain) if chain else "")
+    if chain:
+        on_its_way = preparing(data_root) if job else None
+        asked = on_its_way.request().command if on_its_way else []
+        coming = {weights.DEFAULT, *asked} if job and "--no-weights" not in asked else set()
+        configs.check_weights(chain, data_root, coming)
+    return job
+
+
+def _job_of_dataset(data_root: Path, executor: str, folder: str) -> str | None:
+    found = state.state(data_root, folder or VOC)
+    # Other datasets may have been laid there by hand: the job looks for the config's lists of images.
+    by_hand = folder not in ("", VOC) and found.kind == "missing" and (data_root / folder).is_dir()
+    if found.ready or by_hand:
         return None
     from launch import alive  # with all that reads histories; not needed where the dataset is ready
 
@@ -37,6 +53,11 @@ def wait_for(data_root: Path, executor: str) -> str | None:
             "submit when it has ended (python launch/status.py shows it)"
         )
     why = f" ({found.reason})" if found.reason else ""
+    if folder not in ("", VOC):
+        raise UserError(
+            f"there is no {data_root / folder}, which the config reads: place it there "
+            "(python launch/prepare.py --dataset NAME makes those that MMSegmentation has a converter for)"
+        )
     raise UserError(
         f"there is no prepared dataset in {data_root}{why}: "
         f"python launch/prepare.py --data-root {data_root} makes it"

@@ -43,7 +43,7 @@ def main() -> int:
         )
     step(
         "Prepare it: read both archives once, convert, verify",
-        [*local("launch/prepare.py", data), "--archives", str(archives)],
+        [*local("launch/prepare.py", data), "--archives", str(archives), "--no-weights"],
     )
     step(
         "Train a small UPerNet, then evaluate it in the dependent job",

@@ -1,4 +1,5 @@
-"""Submits the preparation of the dataset: download, convert, verify PASCAL VOC 2012 with SBD, a CPU job.
+"""Submits the preparation, a CPU job: download, convert, verify PASCAL VOC 2012 with SBD; and fetch the
+pretrained weights that the recipe begins with.
 
 It can be run again at any time: what is ready is only checked, what was interrupted goes on. A training
 submitted meanwhile waits for it in the queue.
@@ -13,12 +14,14 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
+from jobs.prepare import weights  # noqa: E402
 from jobs.run_directory import Request, Run  # noqa: E402
 from launch import data_ready, options, requests, runs, single, snapshot  # noqa: E402
 
 EXAMPLES = """\
   python launch/prepare.py
   python launch/prepare.py --archives /scratch/archives    nothing is downloaded
+  python launch/prepare.py --weights open-mmlab://resnet101_v1c     for a config of your own
   python launch/prepare.py --verify deep --wait            looks at every byte of what is there
   python launch/prepare.py --cluster mine --time 02:00:00
 """
@@ -41,6 +44,13 @@ def main() -> int:
         action="store_true",
         help="take archives that are not the release, without a checksum",
     )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="REFERENCE",
+        help=f"pretrained weights to fetch, as configs name them (default the recipe's, {weights.DEFAULT})",
+    )
+    parser.add_argument("--no-weights", action="store_true", help="no pretrained weights")
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
     options.add_common(parser, gpus=False)
     arguments = parser.parse_args()
@@ -60,6 +70,12 @@ def main() -> int:
         job_arguments.append(f"--verify={arguments.verify}")
     if arguments.no_checksum:
         job_arguments.append("--no-checksum")
+    if arguments.no_weights:
+        job_arguments.append("--no-weights")
+    elif arguments.weights:
+        for reference in arguments.weights:
+            weights.name_of(reference)
+        job_arguments += ["--weights", *arguments.weights]
 
     name = runs.free_name("prepare", runs.prepare_root())
     future = Run(runs.prepare_root() / name)

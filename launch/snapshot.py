@@ -2,6 +2,7 @@
 
 code/jobs/  launch/  configs/    as in the checkout at that moment
 code/data                    link to the data root
+code/MODULE                  the user's modules that the config's custom_imports names
 code/…                       configs from elsewhere in the checkout, at the same place
 code/config_files/…          configs from outside the checkout, in the same layout, so `_base_` still holds
 """
@@ -36,6 +37,12 @@ def take(code: Path, data_root: Path, chain: Chain | None = None) -> str:
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, place)
+    for module in chain.modules:
+        place = code / module.name
+        if module.is_dir() and not place.exists():
+            shutil.copytree(module, place, ignore=skip, copy_function=shutil.copyfile)
+        elif not place.exists():
+            shutil.copyfile(module, place)
     return str(targets[chain.files[0]])
 
 

@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace, wish: requests.Wish) -> int:
     if arguments.dry_run:
         print(script.text(both[arguments.dry_run == "evaluate"]), end="")
         return 0
-    after = data_ready.wait_for(wish.data_root, wish.train.executor)
+    after = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
     made: list[Run] = []
     try:
         versions = requests.versions()

@@ -82,15 +82,16 @@ def read_wish(arguments: argparse.Namespace, profile: Profile) -> requests.Wish:
     if arguments.seed < 0:
         raise UserError(f"--seed must be 0 or more, not {arguments.seed}")
     config = configs.locate(arguments.config)
+    overrides = options.overrides(arguments.set)
     wish = requests.Wish(
         train=options.settings(arguments, profile, "train"),
         evaluate=options.settings(arguments, profile, "evaluate", first=False),
         config=config,
-        chain=configs.check(config),
+        chain=configs.check(config, overrides, not arguments.no_evaluation),
         data_root=options.data_root(arguments),
         seed=arguments.seed,
         checkpoint=arguments.checkpoint,
-        overrides=options.overrides(arguments.set),
+        overrides=overrides,
     )
     for hint in wish.train.hints:
         print(hint, file=sys.stderr)
@@ -117,7 +118,9 @@ def batches(
 
 def submit_new(arguments: argparse.Namespace, wish: requests.Wish) -> int:
     name = arguments.run or runs.free_name(wish.config.stem)
-    after = None if arguments.no_submit else data_ready.wait_for(wish.data_root, wish.train.executor)
+    after = None
+    if not arguments.no_submit:
+        after = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
     with runs.new_run(name) as run:
         requests.fill(run, wish, requests.versions())
         requests.write_scripts(run, *batches(run.path, wish))

@@ -18,6 +18,7 @@ from typing import Any
 
 from jobs import events, exit_codes
 from jobs.errors import UserError, run_command
+from jobs.prepare import weights
 from jobs.prepare.progress import say
 
 SHOWN = 20
@@ -64,6 +65,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--no-wait", action="store_true", help="end at once if another process prepares the same data root")
     add("--processes", type=int, metavar="N", help="worker processes (default: all cores of the job)")
+    add(
+        "--weights",
+        nargs="+",
+        default=[weights.DEFAULT],
+        metavar="REFERENCE",
+        help="pretrained weights to fetch, as configs refer to them, or addresses (default the recipe's, "
+        f"{weights.DEFAULT}); with --archives they are taken from there, nothing is downloaded",
+    )
+    add("--no-weights", action="store_const", dest="weights", const=[], help="no pretrained weights")
     add("--run", type=Path, metavar="DIR", help="run directory that gets the events")
     return result
 
@@ -120,6 +130,8 @@ def run(args: argparse.Namespace, begun: float) -> int:
     lists = result.manifest.lists
     counts = ", ".join(f"{name} {values['count']:,}" for name, values in lists.items())
     say(f"{root} {'was ready' if result.done_before else 'is ready'}: {counts} ({result.seconds:.1f} s)")
+    for reference in [] if order and args.weights == [weights.DEFAULT] else args.weights:
+        weights.fetch(reference, args.data_root, args.archives)
     # Of other datasets only the files are counted.
     images = result.manifest.files if order else int(lists["trainaug"]["count"]) + int(lists["val"]["count"])
     record(

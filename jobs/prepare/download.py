@@ -81,15 +81,23 @@ def with_size(source: Source, patience: Patience) -> Source:
     reasons = []
     for url in source.urls:
         try:
-            timeouts = (patience.connect, patience.stall)
-            response = requests.head(url, allow_redirects=True, timeout=timeouts)
-            length = response.headers.get("Content-Length", "")
-            if response.ok and length.isdecimal() and int(length):
-                return replace(source, size=int(length))
-            reasons.append(f"{url}: HTTP {response.status_code}")
-        except requests.RequestException as error:
-            reasons.append(f"{url}: {short(error)}")
+            return replace(source, size=length_of(url, patience))
+        except Unusable as error:
+            reasons.append(f"{url}: {error}")
     raise no_mirror(source, reasons)
+
+
+def length_of(url: str, patience: Patience) -> int:
+    """Bytes that the server has there. Raises Unusable if it does not tell."""
+    try:
+        timeouts = (patience.connect, patience.stall)
+        response = requests.head(url, allow_redirects=True, timeout=timeouts)
+    except requests.RequestException as error:
+        raise Unusable(short(error)) from None
+    length = response.headers.get("Content-Length", "")
+    if response.ok and length.isdecimal() and int(length):
+        return int(length)
+    raise Unusable(f"HTTP {response.status_code}" if not response.ok else "tells no size")
 
 
 def no_mirror(source: Source, reasons: list[str]) -> UserError:

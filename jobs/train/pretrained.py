@@ -111,8 +111,9 @@ def placed(reference: str, place: Path) -> Path:
         if candidate.is_file():
             return candidate
     raise UserError(
-        f"pretrained weights are missing: python launch/prepare.py --weights {reference} fetches them; or get "
-        f"{source} and place it as {place.resolve() / name} (from scratch: --set model.pretrained=None)"
+        f"pretrained weights are missing: python launch/prepare.py --weights {reference} fetches them; "
+        f"or get {source} and place it as {place.resolve() / name} "
+        f"(from scratch: --set model.pretrained=None)"
     )
 
 
@@ -214,9 +215,7 @@ class _Watched:
         kind = type(self.module).__name__
         hint = ""
         if kind.startswith("ResNet"):
-            hint = (
-                "; ResNetV1c needs open-mmlab://resnet50_v1c; torchvision://resnet50 needs type='ResNet'"
-            )
+            hint = "; ResNetV1c needs open-mmlab://resnet50_v1c; torchvision://resnet50 needs type='ResNet'"
         raise UserError(
             f"{self.source} does not fit the backbone {kind}: {len(missing)} weights would stay random "
             f"({_some(missing)}); the file has {_some(unused) or 'nothing else'} instead{hint} "

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import UserError
-from launch import configs, snapshot
+from launch import configs, data_ready, snapshot
 
 SEG = (
     "model = dict(type='EncoderDecoder', decode_head=dict())\ntrain_dataloader = dict()\ntrain_cfg = dict()\n"
+    "val_dataloader = dict()\nval_evaluator = dict()\n"
 )
 
 
@@ -32,6 +35,13 @@ def test_the_configs_of_the_checkout_pass(config: Path) -> None:
         ("_base_ = './gone.py'\n", "which"),
         ("_base_ = '/etc/base.py'\n", "make it relative"),
         ("_base_ = './bad.py'\n", "inherits from itself"),
+        (
+            "_base_ = 'mmseg::upernet/upernet_r50_4xb4-20k_voc12aug-512x51.py'\n",
+            "did you mean mmseg::upernet",
+        ),
+        ("_base_ = 'mmseg::upernett'\n", "line 1: mmseg has no config upernett"),
+        (SEG + "val_dataloader = None\n", "set test_dataloader or val_dataloader; add it, or train with"),
+        (SEG.replace("val_evaluator", "x"), "set test_evaluator or val_evaluator"),
         ("_base_ = [name for name in ()]\n", "must be written out"),
     ],
 )
@@ -75,3 +85,47 @@ def test_a_config_of_the_checkout_keeps_its_path(tmp_path: Path) -> None:
     chain = configs.check(configs.CHECKOUT / "tests" / "configs" / "tiny.py")
     assert snapshot.take(tmp_path / "code", tmp_path, chain) == "tests/configs/tiny.py"
     assert (tmp_path / "code" / "tests" / "configs" / "tiny.py").is_file()
+
+
+def test_an_evaluation_is_asked_for_only_where_one_follows(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(SEG + "val_dataloader = val_evaluator = None\n")
+    configs.check(file, evaluated=False)
+    configs.check(file, {"test_dataloader.batch_size": 1, "test_evaluator.type": "IoUMetric"})
+
+
+@pytest.mark.parametrize(
+    "name", ["mine_net", "parts", "parts.net", "parts.deep.net"], ids=lambda name: name.replace(".", "-")
+)
+def test_a_module_beside_the_config_comes_along(name: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "parts" / "deep").mkdir(parents=True)
+    for path in ("mine_net.py", "parts/__init__.py", "parts/net.py", "parts/deep/net.py"):
+        (home / path).write_text("here = True\n")
+    (home / "mine.py").write_text(SEG + f"custom_imports = dict(imports=['{name}', 'json'])\n")
+    snapshot.take(tmp_path / "code", tmp_path, configs.check(home / "mine.py"))
+    # As a job imports it: its working directory is the snapshot.
+    command = [sys.executable, "-c", f"import {name} as m; print(m.__file__, m.here)"]
+    done = subprocess.run(command, cwd=tmp_path / "code", capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(tmp_path / "code"))
+
+
+@pytest.mark.parametrize(
+    ("root", "folder"),
+    [("data/cityscapes/", "cityscapes"), ("data/VOCdevkit/VOC2012", "VOCdevkit"), ("/scratch/x", "")],
+)
+def test_the_dataset_that_a_config_reads(root: str, folder: str, tmp_path: Path) -> None:
+    (tmp_path / "base.py").write_text(
+        SEG + f"root = '{root}'\ntrain_dataloader = dict(dataset=dict(dataset=dict(data_root=root)))\n"
+    )
+    (tmp_path / "mine.py").write_text("_base_ = './base.py'\n")
+    assert configs.dataset_folder(configs.check(tmp_path / "mine.py")) == folder
+
+
+def test_a_dataset_of_the_users_own_is_not_asked_for_a_preparation(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SEG + "train_dataloader = dict(dataset=dict(data_root='data/own'))\n")
+    chain = configs.check(tmp_path / "mine.py")
+    with pytest.raises(UserError, match=r"there is no .*/own, which the config reads"):
+        data_ready.wait_for(tmp_path, "slurm", chain)
+    (tmp_path / "own").mkdir()
+    assert data_ready.wait_for(tmp_path, "slurm", chain) is None

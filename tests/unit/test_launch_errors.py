@@ -75,6 +75,16 @@ def test_a_taken_name_is_refused_and_the_run_left_alone(tmp_path: Path, voc_smal
     assert [path.name for path in run.iterdir()] == ["run.yaml"]
 
 
+def test_missing_weights_are_named_before_anything_is_submitted(tmp_path: Path, voc_small: Path) -> None:
+    """With the file's place and its address; the default config is the one that asks for them."""
+    done = launch("train", "--cluster", "slurm", "--data-root", str(voc_small), runs=tmp_path / "runs")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert str(voc_small / "pretrained" / "resnet50_v1c-2cccc1ad.pth") in line
+    assert "https://download.openmmlab.com/pretrain/third_party/resnet50_v1c-2cccc1ad.pth" in line
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_unknown_run_gets_a_suggestion(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "first"
     run.mkdir(parents=True)

@@ -51,6 +51,10 @@ class Handler(BaseHTTPRequestHandler):
         # As a proxy it is asked for whole URLs.
         getattr(self, re.sub(r"http://[^/]*", "", self.path).strip("/").replace("-", "_"))(wanted)
 
+    def do_HEAD(self) -> None:
+        self.close_connection = True
+        self.head(*((404, 0) if self.path == "/absent" else (200, len(CONTENT))))
+
     def head(self, status: int, length: int, **fields: str) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(length))

@@ -111,9 +111,7 @@ def test_a_backbone_without_a_file_is_left_alone() -> None:
     assert not torch.isnan(model.conv1.weight).any()
 
 
-def test_a_classifiers_file_stands_for_its_backbone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_classifiers_file_stands_for_its_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     name = "mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth"
     model = {"backbone": {"init_cfg": [{"type": "Pretrained", "checkpoint": "mmcls://mobilenet_v2"}]}}
