@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # (`make acceptance`); `make test` plays those that wait least, and two of the 2x2.
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
-.PHONY: help setup setup-b slurm demo lint unit local slurm-tests acceptance set-b test bench clean
+.PHONY: help setup setup-b slurm browser demo lint unit local slurm-tests acceptance set-b test bench clean
 
 help:
 	@echo "make demo    set up, then generate data, prepare, train and evaluate on this machine"
@@ -23,6 +23,9 @@ setup-b:
 slurm:
 	@env/cluster/install.sh
 
+browser:
+	@env/browser.sh
+
 demo: setup
 	@$(PYTHON_A) launch/demo.py
 
@@ -34,7 +37,7 @@ lint: setup
 unit: setup
 	$(PYTHON_A) -m pytest tests/unit -q -n 2
 
-local: setup
+local: setup browser
 	$(PYTHON_A) -m pytest tests/local -q
 
 slurm-tests: setup slurm

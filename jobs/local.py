@@ -7,7 +7,7 @@ terminal reaches it; several chains share the machine's GPUs; and however it end
 
 Signals: TERM or INT cancels (the ranks save and leave, and the run can be resumed), a second one kills at
 once; USR2 is a preemption (the ranks save, leave, and are started again). The process is named in
-RUN/job/local.json.
+RUN/job/local.json (an evaluation or inference by hand in RUN/job/local-PID.json, while it lives).
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class _Chain:
             wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
             self.wakeup = processes.wake_on_signals(self.signals.append, *wanted)
             me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "job": self.job}
-            if owner:
-                write_atomically(run.job / "local.json", json.dumps(me).encode())
+            name = run.job / ("local.json" if owner else f"{self.job}.json")
+            write_atomically(name, json.dumps(me).encode())
             try:
                 for stage in stages:
                     code = self.run_stage(stage)
@@ -99,6 +99,8 @@ class _Chain:
                 return 0
             finally:
                 processes.end_all()
+                if not owner:
+                    name.unlink(missing_ok=True)
 
     def run_stage(self, stage: Stage) -> int:
         if stage.name == "train":

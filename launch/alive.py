@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jobs import events
 from jobs.run_directory import Run
 from launch import slurm_queries, states
@@ -16,16 +14,7 @@ def is_alive(run: Run, job: str) -> bool:
     if not job.startswith("local-"):
         answer = slurm_queries.ask([job], patience=30)
         return answer.job(job).alive or any(problem.startswith("squeue") for problem in answer.problems)
-    return states.local_chain(run) is not None or _is_starting(run, job)
-
-
-def _is_starting(run: Run, job: str) -> bool:
-    """Whether submitit's controller of a local job is there: the chain itself may not have begun yet."""
-    try:
-        command = Path(f"/proc/{job.removeprefix('local-')}/cmdline").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return str(run.job).encode() in command
+    return states.local_job(run, job)
 
 
 def newest_job(run: Run, stage: str) -> str:

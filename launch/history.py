@@ -7,7 +7,10 @@ passed over, a missing file is an empty one.
 # ruff: noqa: ARG001 -- the handlers of events share one shape
 from __future__ import annotations
 
+import json
+import math
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,25 @@ from jobs.events import seconds_of
 from jobs.run_directory import Run
 from launch.slurm_queries import Job
 
-_decode = msgspec.json.Decoder().decode
+_decode_strictly = msgspec.json.Decoder().decode
 _decode_lines = msgspec.json.Decoder().decode_lines
+
+
+def _decode(text: bytes) -> Any:
+    """A JSON value; also one with NaN or Infinity, which Python's json writes and msgspec refuses.
+
+    Raises ValueError (msgspec.DecodeError is one).
+    """
+    try:
+        return _decode_strictly(text)
+    except msgspec.DecodeError:
+        return json.loads(text)
+
+
+def number(value: Any) -> float | int | None:
+    """`value` if it is a finite number, else None."""
+    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if right else None
 
 
 class Mark(msgspec.Struct, gc=False):
@@ -36,7 +56,17 @@ class Mark(msgspec.Struct, gc=False):
 
 
 _decode_marks = msgspec.json.Decoder(Mark).decode_lines
-_decode_mark = msgspec.json.Decoder(Mark).decode
+
+
+_decode_mark_strictly = msgspec.json.Decoder(Mark).decode
+
+
+def _decode_mark(line: bytes) -> Mark:
+    """Raises ValueError."""
+    try:
+        return _decode_mark_strictly(line)
+    except msgspec.DecodeError:
+        return msgspec.convert(json.loads(line), Mark)
 
 
 class Incarnation(msgspec.Struct, kw_only=True):
@@ -69,6 +99,10 @@ class Incarnation(msgspec.Struct, kw_only=True):
     seen_at: tuple[float, int] | None = None
     """(when, step) of the last word in progress.json, where that is later."""
     signals: list[tuple[float, str]] = []
+
+    @property
+    def interrupted(self) -> bool:
+        return self.ending not in ("", "finished", "cancelled")
 
     @property
     def validations(self) -> list[tuple[int, float]]:
@@ -157,8 +191,8 @@ class History(msgspec.Struct, kw_only=True):
 
     @property
     def interruptions(self) -> int:
-        """Endings of a start that were not its own doing: everything but the end of the training."""
-        return sum(1 for one in self.incarnations if one.ending not in ("", "finished", "cancelled"))
+        """Starts that ended before the training did, except by the user's own wish."""
+        return sum(1 for one in self.incarnations if one.interrupted)
 
     @property
     def preemptions(self) -> int:
@@ -181,7 +215,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         for line in content.splitlines():
             try:
                 records.append(_decode(line))
-            except msgspec.DecodeError:
+            except ValueError:
                 continue
     return [record for record in records if isinstance(record, dict)]
 
@@ -190,7 +224,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file's object; {} if it is missing or damaged."""
     try:
         value = _decode(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -205,10 +239,26 @@ def read(run: Run, slurm: dict[str, list[Job]] | None = None) -> History:
 
 
 def progress(run: Run) -> dict[str, Any]:
-    """`progress.json`, with `time` as seconds since the epoch; {} if there is none yet."""
+    """`progress.json`, with `time` as seconds since the epoch; {} if there is none yet.
+
+    Where a field holds no finite number although it should, it is None.
+    """
     found = read_json(run.path / "progress.json")
-    if isinstance(found.get("time"), str):
+    try:
         found["time"] = seconds_of(found["time"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        found["time"] = None
+    for key in ("start", "step", "epoch", "max_steps", "max_epochs"):
+        found[key] = found.get(key) if isinstance(found.get(key), int) else None
+    # The loss of a step that was done is a number, unless it is none (NaN, infinite; or null, as those are
+    # written where JSON must have no NaN).
+    found["diverged"] = (
+        number(found.get("seconds_per_step")) is not None and number(found.get("loss")) is None
+    )
+    for key in ("seconds_per_step", "loss", "lr"):
+        found[key] = number(found.get(key))
+    best = found.get("best")
+    found["best"] = number(best.get("mIoU")) if isinstance(best, dict) else None
     return found
 
 
@@ -226,7 +276,7 @@ def read_events(path: Path) -> list[tuple[Mark, bytes]]:
         for line in lines:
             try:
                 found.append((_decode_mark(line), line))
-            except msgspec.DecodeError:
+            except ValueError:
                 continue
         return found
 
@@ -345,8 +395,8 @@ def _started(history: History, starts: dict[int, Incarnation], event: dict[str, 
 
 def _validated(history: History, event: dict[str, Any]) -> None:
     history.validations.append(event)
-    miou = (event.get("metrics") or {}).get("mIoU")
-    if isinstance(miou, int | float) and (history.best is None or miou > history.best[0]):
+    miou = number((event.get("metrics") or {}).get("mIoU"))
+    if miou is not None and (history.best is None or miou > history.best[0]):
         history.best = (float(miou), event["step"])
 
 
@@ -356,6 +406,7 @@ def _jobs(history: History, event: dict[str, Any], name: Any, stage: str, time: 
     if name == "submitted":
         new = StageJob(id=id, stage=stage, submitted=time, executor=str(event.get("executor", "")))
         new.after = _after(event.get("after"))
+        history.jobs.pop(f"{stage} {id}", None)  # the newest submission comes last
         history.jobs[f"{stage} {id}"] = new
         if stage == "train":
             _resubmitted(history, time)
@@ -463,7 +514,9 @@ def _stopped(
 def _cancelled(
     history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
 ) -> None:
-    history.cancelled = time
+    # A training that is finished stays so: what was cancelled is its evaluation.
+    if history.finished is None and history.cancelled is None:
+        history.cancelled = time
     if history.incarnations:
         last = history.incarnations[-1]
         _end(last, time, "cancelled", "cancelled" + (f" by {event['by']}" if event.get("by") else ""))
@@ -531,7 +584,7 @@ def add_progress(history: History, progress: dict[str, Any]) -> None:
             step = progress.get("step")
             if isinstance(step, int) and (one.step is None or step > one.step):
                 one.step, one.seen_at = step, (time, step)
-                one.epoch = progress.get("epoch", one.epoch)
+                one.epoch = progress.get("epoch") or one.epoch
             return
 
 
@@ -545,14 +598,21 @@ _ACCOUNTED = {
 }
 
 
+def _start(row: Job) -> float:
+    return row.start or 0.0
+
+
 def add_accounting(history: History, slurm: dict[str, list[Job]]) -> None:
     """Says more about endings that the events leave open, from accounting's rows of each incarnation."""
+    rows_of: dict[str, deque[Job]] = {}
     for one in history.incarnations:
-        rows = slurm.get(one.job, [])
-        row = next(
-            (row for row in rows if row.start and row.start - 2 <= one.began <= (row.end or 4e9)), None
+        rows = rows_of.setdefault(
+            one.job, deque(sorted((row for row in slurm.get(one.job, []) if row.start), key=_start))
         )
-        if row is None or row.end is None or one.ended is None:
+        while rows and rows[0].end is not None and rows[0].end < one.began:
+            rows.popleft()
+        row = next(iter(rows), None)
+        if row is None or (row.start or 0.0) - 2 > one.began or row.end is None or one.ended is None:
             continue
         if one.ending == "killed":
             one.ended = max(one.ended, row.end)

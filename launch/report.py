@@ -49,6 +49,8 @@ def main() -> int:
         print(json.dumps({"report": str(out.absolute()), "bytes": len(html.encode())}))
     else:
         print(f"wrote {out.absolute()} ({words.size(len(html.encode()))}); open it in any browser")
+        if not arguments.compare:
+            print(f"next: python launch/report.py --compare {names[0]} RUN shows it beside another")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Charts as inline SVG: no library, no script, colours from the page's CSS so that light and dark both work.
 
-Every function returns one <svg> element as text. What a user wrote (names, hosts, reasons) is escaped here.
+Every chart is one <svg> element as text, in a <div> that scrolls. What a user wrote (names, hosts, reasons)
+is escaped here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import msgspec
 
 WIDTH, HEIGHT = 860, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 38
+CHARACTER, LONGEST = 7, 28
+"""Pixels that a character of a label takes at most on average, and the most characters of a label."""
 MOST_POINTS = 600
 """Points drawn of a line; more would be closer together than a pixel."""
 
@@ -29,6 +32,8 @@ class Mark(msgspec.Struct, frozen=True):
 
     x: float
     text: str
+    series: int | None = None
+    """The curve it belongs to, where several share the chart: it takes that one's colour."""
 
 
 class Bar(msgspec.Struct, frozen=True):
@@ -61,7 +66,7 @@ def lines(
     low_y, high_y = min(low_y, y_ticks[0]), max(high_y, y_ticks[-1])
     place_x = _scale(low_x, high_x, LEFT, WIDTH - RIGHT)
     place_y = _scale(scale_y(low_y), scale_y(high_y), HEIGHT - BOTTOM, TOP)
-    parts = [_open(title, HEIGHT)]
+    parts = [_open(title, WIDTH, HEIGHT)]
     for tick in y_ticks:
         y = place_y(scale_y(tick))
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -72,7 +77,8 @@ def lines(
     for mark in marks:
         x = place_x(mark.x)
         parts.append(
-            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
+            f'<line class="mark{f" s{mark.series % 8}" if mark.series is not None else ""}" '
+            f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
             f"<title>{escape(mark.text)}</title></line>"
         )
     for index, one in enumerate(series):
@@ -89,7 +95,7 @@ def lines(
                     f'<circle class="dot s{index % 8}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
                     f"<title>{escape(text)}</title></circle>"
                 )
-    return "".join([*parts, "</svg>", legend([one.name for one in series]) if len(series) > 1 else ""])
+    return _close(parts) + (legend([one.name for one in series]) if len(series) > 1 else "")
 
 
 def legend(names: Sequence[str]) -> str:
@@ -103,15 +109,17 @@ def timeline(title: str, bars: Sequence[Bar], begin: float, end: float, unit: fl
     rows = list(dict.fromkeys(bar.row for bar in bars))
     if not rows or end <= begin:
         return ""
-    left, high = 110, 24
+    labels = short_names(rows)
+    left, high = 30 + CHARACTER * max(map(len, labels)), 24
     height = TOP + high * len(rows) + BOTTOM
     place = _scale(0, (end - begin) / unit, left, WIDTH - RIGHT)
-    parts = [_open(title, height)]
+    parts = [_open(title, WIDTH, height)]
     parts += _x_axis(0, (end - begin) / unit, place, height, unit_name)
     for index, row in enumerate(rows):
         y = TOP + high * index
         parts.append(
-            f'<text class="tick" x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(row[:16])}</text>'
+            f'<text class="tick" x="{left - 8}" y="{y + 15}" text-anchor="end">{escape(labels[index])}'
+            f"<title>{escape(row)}</title></text>"
         )
         for bar in bars:
             if bar.row != row:
@@ -123,7 +131,20 @@ def timeline(title: str, bars: Sequence[Bar], begin: float, end: float, unit: fl
                 f'height="{high - 6}" rx="2">'
                 f"<title>{escape(bar.text)}</title></rect>"
             )
-    return "".join([*parts, "</svg>"])
+    return _close(parts)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Host names as short as they stay clear: without a domain that all share, then their last characters."""
+    heads = [name.partition(".")[0] for name in names]
+    if len({name.partition(".")[2] for name in names}) == 1 and len(set(heads)) == len(names):
+        names = heads
+    return [_tail(name) for name in names]
+
+
+def _tail(name: str) -> str:
+    """The end of a long name: what tells node0001 from node0002 comes last."""
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
 
 
 def shares(title: str, parts: Sequence[tuple[str, str, float, str]]) -> str:
@@ -131,35 +152,37 @@ def shares(title: str, parts: Sequence[tuple[str, str, float, str]]) -> str:
     whole = sum(amount for _, _, amount, _ in parts)
     if whole <= 0:
         return ""
-    drawn, x = [_open(title, 46)], float(LEFT)
+    drawn, x = [_open(title, WIDTH, 46, "shares")], 0.0
     for name, kind, amount, text in parts:
-        width = (WIDTH - LEFT - RIGHT) * amount / whole
+        width = WIDTH * amount / whole
         if width > 0:
             drawn.append(
                 f'<rect class="bar {kind}" x="{x:.1f}" y="8" width="{width:.2f}" height="30">'
                 f"<title>{escape(name)}: {escape(text)}</title></rect>"
             )
         x += width
-    return "".join([*drawn, "</svg>"])
+    return _close(drawn)
 
 
 def heatmap(title: str, names: Sequence[str], matrix: Sequence[Sequence[float]]) -> str:
     """A confusion matrix: each row (true class) in shares of its sum."""
-    cell, left, top = (30 if len(names) <= 24 else 14), 110, 100
+    cell = 30 if len(names) <= 24 else 14
+    labels = [_tail(name) for name in names]
+    longest = CHARACTER * max(map(len, labels))
+    # A label above leans 60° to the right, so the last one reaches beyond the last column.
+    left, top, right = 14 + longest, 14 + round(0.87 * longest), 10 + round(0.5 * longest)
     size = cell * len(names)
-    parts = [
-        f'<svg class="heatmap" viewBox="0 0 {left + size + 10} {top + size + 10}" role="img" '
-        f'aria-label="{escape(title)}" style="max-width:{left + size + 10}px">'
-    ]
+    parts = [_open(title, left + size + right, top + size + 10, "heatmap")]
     for row, name in enumerate(names):
         y = top + cell * row
         parts.append(
             f'<text class="tick" x="{left - 6}" y="{y + cell * 0.65:.0f}" text-anchor="end">'
-            f"{escape(name)}</text>"
+            f"{escape(labels[row])}</text>"
         )
         x = left + cell * row + cell * 0.65
         parts.append(
-            f'<text class="tick" transform="translate({x:.0f},{top - 6}) rotate(-60)">{escape(name)}</text>'
+            f'<text class="tick" transform="translate({x:.0f},{top - 6}) rotate(-60)">'
+            f"{escape(labels[row])}</text>"
         )
         whole = sum(matrix[row])
         for column, count in enumerate(matrix[row]):
@@ -172,11 +195,13 @@ def heatmap(title: str, names: Sequence[str], matrix: Sequence[Sequence[float]])
                 f'fill-opacity="{max(0.04, share**0.6):.3f}"><title>{escape(text)}</title></rect>'
             )
             if cell >= 30 and share >= 0.005:
+                kind = "value strong" if share >= 0.5 else "value"
+                middle = left + cell * column + cell / 2 - 0.5
                 parts.append(
-                    f'<text class="value" x="{left + cell * column + cell / 2 - 0.5:.1f}" y="{y + 19}" '
+                    f'<text class="{kind}" x="{middle:.1f}" y="{y + 19}" '
                     f'text-anchor="middle">{100 * share:.0f}</text>'
                 )
-    return "".join([*parts, "</svg>"])
+    return _close(parts)
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -232,8 +257,17 @@ def _x_axis(low, high, place, height: float, name: str) -> list[str]:  # type: i
     return parts
 
 
-def _open(title: str, height: float) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
+def _open(title: str, width: float, height: float, kind: str = "chart") -> str:
+    """The beginning of a chart. Where the page is narrower than is legible, a chart scrolls."""
+    size = f' style="max-width:{width:.0f}px;min-width:min(480px,{width:.0f}px)"' if kind == "heatmap" else ""
+    return (
+        f'<div class="wide"><svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'aria-label="{escape(title)}"{size}>'
+    )
+
+
+def _close(parts: Sequence[str]) -> str:
+    return "".join([*parts, "</svg></div>"])
 
 
 def _number(value: float) -> str:

@@ -76,6 +76,25 @@ def gather(run: Run) -> Data:
     )
 
 
+def repeat_command(request: Request) -> list[str]:
+    """The command that makes the same run under a name that is free; [] if none was recorded.
+
+    `--run` is left out: its name is taken. Of a sweep it makes the one element.
+    """
+    given, kept = list(request.command), ["python"]
+    while given:
+        argument = given.pop(0)
+        option, equals, value = argument.partition("=")
+        if option in ("--run", "--sweep"):
+            value = value if equals else given.pop(0) if given else ""
+            key = value.partition("=")[0]
+            if option == "--sweep" and key in request.set:
+                kept += ["--set", f"{key}={request.set[key]}"]
+        elif option not in ("--wait", "--json", "--no-submit"):
+            kept.append(argument)
+    return kept if request.command else []
+
+
 def kept_rows(rows: list[dict[str, Any]], past: History) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(training, validation) rows by step. A start that went on from step s voids older rows beyond s."""
     resumed = {one.start: one.resumed_step for one in past.incarnations}

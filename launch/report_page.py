@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from launch import efficiency, report_charts, words
+from launch import efficiency, history, report_charts, report_data, words
 from launch.report_charts import Bar, Mark, Series
 from launch.report_data import Data, Evaluation
 
@@ -62,12 +62,16 @@ def comparison(all_data: Sequence[Data]) -> str:
         ">time",
     )
     parts = [f"<h1>{escape(' · '.join(d.run.name for d in all_data))}</h1>", table(head, rows)]
+    marked = False
     for title, key, kind, logarithmic in CURVES:
-        series = [
-            Series(data.run.name, _points(getattr(data, kind), key), kind == "val") for data in all_data
-        ]
-        if chart := report_charts.lines(title, series, "step", (), logarithmic):
+        shown = [(data, points) for data in all_data if (points := _points(getattr(data, kind), key))]
+        series = [Series(data.run.name, points, kind == "val") for data, points in shown]
+        marks = [mark for index, (data, _) in enumerate(shown) for mark in interruptions(data, index)]
+        if chart := report_charts.lines(title, series, "step", marks, logarithmic):
             parts.append(f"<h2>{escape(title)}</h2>{chart}")
+            marked = marked or bool(marks)
+    if marked:
+        parts.append('<p class="soft">Dashed: interruptions, each in the colour of its run.</p>')
     parts.append(_class_comparison(all_data))
     parts.append(_differences(all_data))
     return document("Comparison · Baton", "\n".join(parts))
@@ -115,11 +119,7 @@ def _head(data: Data) -> str:
 
 
 def _curves(data: Data) -> str:
-    marks = [
-        Mark(one.step if one.step is not None else one.resumed_step or 0, f"start {one.start}: {one.why}")
-        for one in data.past.incarnations
-        if one.ending not in ("", "finished")
-    ]
+    marks = interruptions(data)
     parts = []
     for title, key, kind, logarithmic in CURVES:
         series = [Series(title.split(",")[0], _points(getattr(data, kind), key), kind == "val")]
@@ -132,8 +132,22 @@ def _curves(data: Data) -> str:
     return "".join(parts)
 
 
+def interruptions(data: Data, series: int | None = None) -> list[Mark]:
+    """A mark for each ending of a start that was not the end of the training, at the last step it did."""
+    whose = "" if series is None else f"{data.run.name}, "
+    return [
+        Mark(
+            one.step if one.step is not None else one.resumed_step or 0,
+            f"{whose}start {one.start}: {one.why}",
+            series,
+        )
+        for one in data.past.incarnations
+        if one.ending not in ("", "finished")
+    ]
+
+
 def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+    return [(row["step"], row[key]) for row in rows if history.number(row.get(key)) is not None]
 
 
 def _timeline(data: Data) -> str:
@@ -252,8 +266,10 @@ def _evaluation(found: Evaluation) -> str:
     ]
     rows = []
     for one in found.classes:
-        iou = one.get("IoU")
+        iou = history.number(one.get("IoU"))
         width = f'<i style="width:{max(0.0, min(100.0, iou)):.1f}%"></i>' if iou is not None else ""
+        if iou is None:
+            width = '<span class="soft">not in the images</span>'
         rows.append(
             f'<tr><td>{escape(str(one.get("name")))}</td><td class="n">{_percent(iou)}</td>'
             f'<td class="meter">{width}</td><td class="n">{_percent(one.get("Acc"))}</td></tr>'
@@ -310,12 +326,14 @@ def _environment(data: Data) -> str:
     devices = sorted({one.device for one in data.past.incarnations if one.device})
     if devices:
         rows.insert(5, ["device", ", ".join(devices)])
-    command = shlex.join(["python", *request.command]) if request.command else ""
-    repeat = (
-        f"<p>The command that made it; with the same seed it gives the same run:</p><pre>{escape(command)}"
-    )
     shown = table(("what", "value"), [row for row in rows if row[1]])
-    return f"<h2>Environment</h2>{shown}{repeat + '</pre>' if command else ''}"
+    repeat = ""
+    if command := report_data.repeat_command(request):
+        repeat = (
+            "<p>The command that makes it once more, under a new name; with the same data it gives the same "
+            f"weights:</p><pre>{escape(shlex.join(command))}</pre>"
+        )
+    return f"<h2>Environment</h2>{shown}{repeat}"
 
 
 def _class_comparison(all_data: Sequence[Data]) -> str:
@@ -365,7 +383,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f"<td{' class=n' if n else ''}>{escape(cell)}</td>" for cell, n in zip(row, numbers, strict=True)
+            f"<td{' class=n' if n else _one_line(cell)}>{escape(cell)}</td>"
+            for cell, n in zip(row, numbers, strict=True)
         )
         + "</tr>"
         for row in rows
@@ -373,5 +392,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
+def _one_line(cell: str) -> str:
+    """Short cells (a moment, a job, a host) are not broken; long ones (an error, a path) may be."""
+    return " class=one" if len(cell) <= 24 else ""
+
+
 def _percent(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, int | float) else ""
+    number = history.number(value)
+    return "" if number is None else f"{number:.2f}"

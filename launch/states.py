@@ -24,6 +24,8 @@ class State(msgspec.Struct, frozen=True):
     """queued, waiting, starting, running, requeueing, finished, evaluating, prepared, cancelled, stopped,
     failed, stuck, unknown."""
     words: str
+    stage: str = "train"
+    """Whose state it is: prepare, train, evaluate or infer."""
 
     @property
     def lives(self) -> bool:
@@ -45,6 +47,8 @@ class Status(msgspec.Struct, kw_only=True):
     name: str
     state: str
     words: str
+    stage: str = "train"
+    """Whose state it is: prepare, train, evaluate or infer."""
     job: str = ""
     epoch: int | None = None
     max_epochs: int | None = None
@@ -67,16 +71,14 @@ class Status(msgspec.Struct, kw_only=True):
 
 
 def jobs_to_ask(past: History) -> list[str]:
-    """The Slurm jobs whose state the events leave open."""
-    if past.cancelled is not None:
-        return []
+    """The Slurm jobs whose state the events leave open: the newest of each stage."""
     over = ("finished", "failed", "superseded", "stopped", "cancelled")
     open_jobs = [job for job in past.jobs.values() if job.state not in over and is_slurm(job.id)]
     if past.finished is not None or past.stopped:
         open_jobs = [job for job in open_jobs if job.stage != "train"]
     newest = {job.stage: job.id for job in open_jobs}
-    failed = _newest(past, "train")
-    if failed and failed.state == "failed" and is_slurm(failed.id):
+    failed = newest_job(past, "train")
+    if failed and failed.state == "failed" and past.cancelled is None and is_slurm(failed.id):
         newest["train"] = failed.id
     return list(newest.values())
 
@@ -86,13 +88,14 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
     progress = history.progress(run)
     state = judge(run, past, answer, progress, now)
     shares = efficiency.shares(past, now if state.lives else past.last)
-    job = _newest(past, "train") or next(reversed(list(past.jobs.values())), None)
+    job = newest_job(past, "train") or next(reversed(list(past.jobs.values())), None)
     last = past.incarnations[-1] if past.incarnations else None
     step = last.step if last is not None and last.step is not None else progress.get("step")
     found = Status(
         name=run.name,
         state=state.code,
         words=state.words,
+        stage=state.stage,
         job=job.id if job else "",
         step=step,
         epoch=last.epoch if last and last.epoch is not None else progress.get("epoch"),
@@ -100,7 +103,7 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
         max_steps=progress.get("max_steps"),
         seconds_per_step=progress.get("seconds_per_step"),
         loss=progress.get("loss"),
-        best_mIoU=past.best[0] if past.best else (progress.get("best") or {}).get("mIoU"),
+        best_mIoU=past.best[0] if past.best else progress.get("best"),
         mIoU=_miou(past.evaluations[-1]) if past.evaluations else None,
         preemptions=past.preemptions,
         interruptions=past.interruptions,
@@ -118,14 +121,17 @@ def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now
     if past.finished is not None:
         return _after_training(run, past, answer)
     if past.cancelled is not None:
-        return State("cancelled", "cancelled")
+        cancelled = State("cancelled", "cancelled", _main_stage(past))
+        return _beside(run, past, answer, cancelled, past.cancelled)
     if past.stopped:
-        return State("stopped", f"stopped: {past.stopped}")
-    job = _newest(past, "train")
+        return _beside(
+            run, past, answer, State("stopped", f"stopped: {past.stopped}"), past.stopped_at or past.last
+        )
+    job = newest_job(past, "train")
     if job is None:
         return _other_stage(run, past, answer)
     if not is_slurm(job.id):
-        if not local_chain(run):
+        if not local_job(run, job.id):
             return _gone(past, "its local process is gone")
         return _running(past, progress, now, preparing=_is_preparing(past))
     seen = answer.job(job.id)
@@ -147,7 +153,27 @@ def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now
 
 def local_chain(run: Run) -> int | None:
     """The pid of the run's local chain, if that lives; a process with a reused pid is not taken for it."""
+    return _living(run.job / "local.json")
+
+
+def local_chains(run: Run) -> dict[str, int]:
+    """Every local chain of the run that lives, its own and those of evaluations and inferences by hand:
+    job id -> pid."""
+    found = {path.stem: _living(path) for path in sorted(run.job.glob("local-*.json"))}
     chain = history.read_json(run.job / "local.json")
+    if (pid := local_chain(run)) is not None:
+        found[str(chain.get("job") or f"local-{pid}")] = pid
+    return {job: pid for job, pid in found.items() if pid is not None}
+
+
+def local_job(run: Run, job: str) -> bool:
+    """Whether a local job (`local-PID`) lives, or is just being started."""
+    return job in local_chains(run) or _is_starting(run, job)
+
+
+def _living(file: Path) -> int | None:
+    """The pid of the process that a chain's file names, if that process lives; not another with its pid."""
+    chain = history.read_json(file)
     try:
         stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
     except (KeyError, TypeError, ValueError, OSError):
@@ -158,12 +184,27 @@ def local_chain(run: Run) -> int | None:
     return int(chain["pid"]) if alive else None
 
 
-def _newest(past: History, stage: str) -> StageJob | None:
+def _is_starting(run: Run, job: str) -> bool:
+    """Whether submitit's controller of a local job is there: the chain itself may not have begun yet."""
+    try:
+        command = Path(f"/proc/{job.removeprefix('local-')}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return str(run.job).encode() in command
+
+
+def newest_job(past: History, stage: str) -> StageJob | None:
     return next((job for job in reversed(list(past.jobs.values())) if job.stage == stage), None)
 
 
+def _main_stage(past: History) -> str:
+    """What the run is there for: a training, or else what it did last."""
+    stages = [job.stage for job in past.jobs.values()]
+    return "train" if past.incarnations or "train" in stages or not stages else stages[-1]
+
+
 def _is_preparing(past: History) -> bool:
-    job = _newest(past, "prepare")
+    job = newest_job(past, "prepare")
     return job is not None and job.state in ("submitted", "started") and not past.incarnations
 
 
@@ -178,6 +219,8 @@ def _running(past: History, progress: dict[str, Any], now: float, preparing: boo
         return State("starting", f"starting, goes on from step {step:,}" if step else "starting")
     phase = progress.get("phase")
     doing = {"validate": "running, validating", "save": "running, saving"}.get(str(phase), "running")
+    if progress.get("diverged"):
+        doing = f"{doing}, but the loss is nan"
     quiet = now - max(last.last_seen, progress.get("time") or 0.0)
     if quiet > SILENT:
         doing = f"{doing}, but silent for {words.span(quiet)}"
@@ -193,13 +236,23 @@ def _pending(past: History, job: StageJob, seen: Job, now: float) -> State:
         return State("waiting", f"waits for job {job.after or seen.dependency}{when}")
     if "held" in seen.reason.lower() or seen.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"):
         return State("stuck", f"held ({seen.reason}); scontrol release {job.id} lets it go on")
-    behind = f"queued behind {words.plural(seen.ahead, 'job')}" if seen.ahead else "queued, next in line"
+    behind = _behind(seen)
     if past.incarnations:
         if seen.reason in ("BeginTime", "") or seen.state == "REQUEUED":
             return State("requeueing", f"waiting for requeue{when}")
         return State("requeueing", f"waiting for requeue, {behind}{when}")
     odd = seen.reason not in ("", "Priority", "Resources", "BeginTime")
     return State("queued", f"{behind}{when}" + (f" ({seen.reason})" if odd else ""))
+
+
+def _behind(seen: Job) -> str:
+    """Only a job that Slurm holds for its resources comes next; one held for its priority waits for jobs
+    that the counting within its partition does not see."""
+    if seen.ahead:
+        return f"queued behind {words.plural(seen.ahead, 'job')}"
+    if seen.reason == "Resources":
+        return "queued, next in line"
+    return "queued, others go first" if seen.reason == "Priority" else "queued"
 
 
 def _gone(past: History, how: str) -> State:
@@ -215,54 +268,74 @@ def _error(past: History) -> str:
 
 
 def _after_training(run: Run, past: History, answer: Answer) -> State:
-    job = _newest(past, "evaluate")
-    if job is None or job.state == "finished" or past.evaluations:
-        return State("finished", "finished, evaluated" if past.evaluations else "finished")
+    """The training is finished: what became of its newest evaluation, and of an inference under way."""
+    job = newest_job(past, "evaluate")
+    evaluated = "finished, evaluated" if past.evaluations else "finished"
+    if job is None or job.state == "finished":
+        return _beside(run, past, answer, State("finished", evaluated), past.finished or 0.0)
     if job.state == "failed":
-        return State("failed", f"trained; the evaluation failed: {job.why}")
+        return State("failed", f"trained; the evaluation failed: {job.why}", "evaluate")
+    if job.state == "cancelled":
+        return _beside(
+            run,
+            past,
+            answer,
+            State("finished", f"{evaluated}; an evaluation was cancelled"),
+            job.ended or 0.0,
+        )
     seen = answer.job(job.id)
     if not is_slurm(job.id):
-        if local_chain(run):
-            return State("evaluating", "trained, being evaluated")
-        return State("failed", f"trained, not evaluated; python launch/evaluate.py {run.name}")
+        if local_job(run, job.id):
+            return State("evaluating", "trained, being evaluated", "evaluate")
+        return State("failed", "trained; its evaluation's local process is gone", "evaluate")
     if seen.pending:
-        ahead = f" behind {words.plural(seen.ahead, 'job')}" if seen.ahead else ""
-        return State("evaluating", f"trained, evaluation queued{ahead}")
+        return State("evaluating", f"trained, evaluation {_behind(seen)}", "evaluate")
     if seen.alive:
-        return State("evaluating", "trained, being evaluated")
+        return State("evaluating", "trained, being evaluated", "evaluate")
     if seen.state == UNKNOWN:
-        return State("finished", f"trained; of the evaluation (job {job.id}) Slurm says nothing")
-    return State("failed", f"trained; the evaluation's job {job.id} ended as {seen.state}")
+        return State("finished", f"trained; of the evaluation (job {job.id}) Slurm says nothing", "evaluate")
+    return State("failed", f"trained; the evaluation's job {job.id} ended as {seen.state}", "evaluate")
+
+
+def _beside(run: Run, past: History, answer: Answer, state: State, since: float) -> State:
+    """`state`, and what was submitted by hand after it and is on its way: an evaluation, an inference."""
+    doing = {"evaluate": "being evaluated", "infer": "segmenting images"}
+    for job in reversed(list(past.jobs.values())):
+        if job.stage not in doing or job.submitted < since or job.state not in ("submitted", "started"):
+            continue
+        seen = answer.job(job.id)
+        if seen.pending:
+            return State("evaluating", f"{state.words}; {job.stage} {_behind(seen)}", job.stage)
+        if seen.alive if is_slurm(job.id) else local_job(run, job.id):
+            return State("evaluating", f"{state.words}; {doing[job.stage]}", job.stage)
+    return state
 
 
 def _other_stage(run: Run, past: History, answer: Answer) -> State:
     """A run without a training: a preparation, an evaluation of its own, or one never submitted."""
     job = next(reversed(list(past.jobs.values())), None)
     if job is None:
-        return State(
-            "prepared" if past.prepared else "queued", "prepared" if past.prepared else "not submitted"
-        )
+        return State("finished", "prepared", "prepare") if past.prepared else State("queued", "not submitted")
     if job.state == "finished":
-        return State("finished", "prepared" if job.stage == "prepare" else "finished")
+        return State("finished", "prepared" if job.stage == "prepare" else "finished", job.stage)
     if job.state in ("failed", "stopped"):
-        return State("failed", f"{job.stage} failed: {job.why}")
+        return State("failed", f"{job.stage} failed: {job.why}", job.stage)
     doing = {"prepare": "preparing", "evaluate": "evaluating", "infer": "segmenting"}.get(
         job.stage, job.stage
     )
     if not is_slurm(job.id):
-        if local_chain(run):
-            return State("running", doing)
-        return State("failed", f"{job.stage}: its local process is gone")
+        if local_job(run, job.id):
+            return State("running", doing, job.stage)
+        return State("failed", f"{job.stage}: its local process is gone", job.stage)
     seen = answer.job(job.id)
     if seen.pending:
-        return State("queued", f"queued behind {words.plural(seen.ahead, 'job')}" if seen.ahead else "queued")
+        return State("queued", _behind(seen), job.stage)
     if seen.alive:
-        return State("running", doing)
+        return State("running", doing, job.stage)
     if seen.state == UNKNOWN:
-        return State("unknown", f"Slurm says nothing of job {job.id}")
-    return State("failed", f"{job.stage}: job {job.id} ended as {seen.state}")
+        return State("unknown", f"Slurm says nothing of job {job.id}", job.stage)
+    return State("failed", f"{job.stage}: job {job.id} ended as {seen.state}", job.stage)
 
 
 def _miou(event: dict[str, Any]) -> float | None:
-    value = (event.get("metrics") or {}).get("mIoU")
-    return float(value) if isinstance(value, int | float) else None
+    return history.number((event.get("metrics") or {}).get("mIoU"))

@@ -9,8 +9,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shlex
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
 from launch import efficiency, history, runs, slurm_queries, states, tables, words  # noqa: E402
 from launch.history import History  # noqa: E402
-from launch.slurm_queries import Answer  # noqa: E402
+from launch.slurm_queries import Answer, Job  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/status.py                 all runs
@@ -33,8 +36,14 @@ EXAMPLES = """examples:
 
 COLUMNS = (
     *("run", "state", ">epoch", ">step", ">s/it", ">best mIoU", ">mIoU"),
-    *(">preempted", ">efficiency", ">left", "job"),
+    *(">interrupted", ">efficiency", ">left", "job"),
 )
+# What a narrow terminal does without, the least needed first; `status.py RUN` and --json have it all.
+SPARE = ("job", ">step", ">mIoU", ">efficiency", ">s/it", ">interrupted", ">best mIoU", ">left", ">epoch")
+STARTS = (">start", "how it ended", "began", ">lasted", ">from", ">to step", "on", "job")
+
+ASK = 10.0
+"""Seconds between two questions to Slurm of --watch, however often it looks at the runs."""
 
 
 def main() -> int:
@@ -52,24 +61,27 @@ def main() -> int:
         if arguments.watch <= 0:
             raise UserError(f"--watch {arguments.watch:g} must be more than 0 seconds")
         return watch(arguments)
-    show(arguments)
+    show(arguments, slurm_queries.ask)
     return 0
 
 
-def show(arguments: argparse.Namespace) -> None:
+Ask = Callable[[Iterable[str]], Answer]
+
+
+def show(arguments: argparse.Namespace, ask: Ask) -> None:
     now = time.time()
     if arguments.run:
         run = runs.find(arguments.run)
-        print_one(run, now, arguments.json)
+        print_one(run, now, arguments.json, ask)
         return
-    found, answer = all_statuses(now)
+    found, answer = all_statuses(now, ask)
     if arguments.json:
         print(json.dumps({"runs": msgspec.to_builtins(found), "problems": answer.problems}))
         return
     if not found:
         print(f"no runs in {runs.runs_root()}; to begin one: python launch/train.py --help")
         return
-    tables.show(COLUMNS, [cells(one) for one in found], [one.state for one in found])
+    tables.show(COLUMNS, [cells(one) for one in found], [one.state for one in found], SPARE)
     for problem in answer.problems:
         print(f"note: {problem}")
     print("one run: python launch/status.py RUN · its log: python launch/logs.py RUN -f")
@@ -80,27 +92,50 @@ def watch(arguments: argparse.Namespace) -> int:
     import contextlib
     import io
 
-    before = ""
+    before, ask = "", patient()
     while True:
         gc.collect()
-        text = io.StringIO()
         if sys.stdout.isatty():
             print("\033[2J\033[H", end="")
-            show(arguments)
+            show(arguments, ask)
         else:
+            text = io.StringIO()
             with contextlib.redirect_stdout(text):
-                show(arguments)
+                show(arguments, ask)
             if text.getvalue() != before:
                 before = text.getvalue()
                 print(before, end="", flush=True)
         time.sleep(arguments.watch)
 
 
-def all_statuses(now: float) -> tuple[list[states.Status], Answer]:
+def patient() -> Ask:
+    """slurm_queries.ask for one who looks again and again: Slurm is asked every ASK seconds at most (of jobs
+    that are new to it, at once), and how a job ended is not asked twice."""
+    ended: dict[str, Job] = {}
+    asked_of: set[str] = set()
+    answer, asked = Answer(), -ASK
+
+    def ask(ids: Iterable[str]) -> Answer:
+        nonlocal answer, asked, asked_of
+        wanted = set(ids)
+        if wanted <= asked_of and time.monotonic() - asked < ASK:
+            return answer
+        answer = slurm_queries.ask(wanted - ended.keys())
+        asked, asked_of = time.monotonic(), wanted
+        for job in answer.jobs.values():
+            if not job.alive and job.state != slurm_queries.UNKNOWN:
+                ended[job.id] = job
+        answer.jobs = ended | answer.jobs
+        return answer
+
+    return ask
+
+
+def all_statuses(now: float, ask: Ask) -> tuple[list[states.Status], Answer]:
     """Every run and preparation, newest first, and what Slurm said (at most two calls)."""
     everything = [*runs.all_runs(runs.prepare_root()), *runs.all_runs()]
     pasts = [history.read(run) for run in everything]
-    answer = slurm_queries.ask(id for past in pasts for id in states.jobs_to_ask(past))
+    answer = ask(id for past in pasts for id in states.jobs_to_ask(past))
     found = [
         (past.submitted or past.last, states.status(run, past, answer, now))
         for run, past in zip(everything, pasts, strict=True)
@@ -119,7 +154,7 @@ def cells(one: states.Status) -> list[str]:
         f"{one.seconds_per_step:.2f}" if one.seconds_per_step else "",
         f"{one.best_mIoU:.2f}" if one.best_mIoU is not None else "",
         f"{one.mIoU:.2f}" if one.mIoU is not None else "",
-        f"{one.preemptions}×" if one.preemptions else "",
+        f"{one.interruptions}×" if one.interruptions else "",
         f"{one.efficiency:.2f}" if one.efficiency is not None else "",
         words.span(one.eta_seconds) if one.eta_seconds else "",
         one.job,
@@ -132,12 +167,13 @@ def _of(done: int | None, total: int | None) -> str:
     return f"{done}/{total}" if total else str(done)
 
 
-def print_one(run: Run, now: float, as_json: bool) -> None:
+def print_one(run: Run, now: float, as_json: bool, ask: Ask) -> None:
     past = history.read(run)
-    answer = slurm_queries.ask(past.job_ids())
+    answer = ask(past.job_ids())
     history.add_accounting(past, slurm_queries.incarnations(past.job_ids()))
     one = states.status(run, past, answer, now)
     lives = one.state in ("running", "starting", "requeueing")
+    command = next_command(run, one)
     shares = efficiency.shares(past, now if lives else past.last)
     if as_json:
         data: dict[str, Any] = msgspec.to_builtins(one)
@@ -148,6 +184,7 @@ def print_one(run: Run, now: float, as_json: bool) -> None:
         data["jobs"] = [_job(job, answer) for job in past.jobs.values()]
         data["seconds"] = msgspec.to_builtins(shares)
         data["problems"] = answer.problems
+        data["next"] = command
         print(json.dumps(data))
         return
     print(f"{run.name}: {one.words}\n{run.path}")
@@ -164,9 +201,10 @@ def print_one(run: Run, now: float, as_json: bool) -> None:
     if past.incarnations:
         print()
         tables.show(
-            (">start", "how it ended", "began", ">lasted", ">from", ">to step", "on", "job"),
+            STARTS,
             [_start(start, now) for start in past.incarnations],
             [{"finished": "finished", "": "running"}.get(s.ending, "queued") for s in past.incarnations],
+            ("job", "on", "began", ">from"),
         )
     if past.jobs:
         print()
@@ -178,11 +216,12 @@ def print_one(run: Run, now: float, as_json: bool) -> None:
                 for row in rows
             ],
             [row["state"] for row in rows],
+            ("submitted", "after"),
         )
     _time_spent(past, shares)
     for problem in answer.problems:
         print(f"note: {problem}")
-    print(f"\n{next_command(run, one)}")
+    print(f"\nnext: {command}")
 
 
 def _start(one: history.Incarnation, now: float) -> list[str]:
@@ -229,22 +268,60 @@ def _time_spent(past: History, shares: efficiency.Shares) -> None:
         if getattr(shares, name) > 0
     ]
     print(f"\n{words.span(shares.wall)} in all: {', '.join(parts)}")
+    kinds = Counter(one.ending for one in past.incarnations if one.interrupted)
+    told = ", ".join(f"{count} {ENDINGS.get(ending, ending)}" for ending, count in kinds.items())
     print(
-        f"efficiency (ETTR) {shares.ettr:.3f}; {words.plural(past.interruptions, 'interruption')}, ", end=""
+        f"efficiency (ETTR) {shares.ettr:.3f}; {words.plural(past.interruptions, 'interruption')}"
+        f"{f' ({told})' if told else ''}, {words.plural(efficiency.lost_steps(past), 'step')} done again"
     )
-    print(f"{words.plural(efficiency.lost_steps(past), 'step')} done again")
+
+
+# How an interruption is called where they are counted.
+ENDINGS = {"timeout": "at the time limit", "hang": "hanging"}
 
 
 def next_command(run: Run, one: states.Status) -> str:
-    """What to type next, as the state suggests."""
-    name = run.name
+    """What to type next, as the state and whose it is suggest."""
+    name, stage = run.name, one.stage
+    look = f"python launch/logs.py {name}"
+    again = {
+        "prepare": _typed(run) if stage == "prepare" else "",
+        "train": f"python launch/train.py --resume {name}",
+        "evaluate": f"python launch/evaluate.py {name}",
+        "infer": f"python launch/infer.py {name} IMAGE",
+    }
+    if one.state == "finished" and stage == "prepare":
+        return f"python launch/train.py{_data_root(run)}"
     if one.state == "finished":
-        return f"next: python launch/report.py {name}"
+        return f"python launch/report.py {name}" + (f" · {again['evaluate']}" if one.mIoU is None else "")
     if one.state in ("failed", "stopped"):
-        return f"next: python launch/logs.py {name}, mend it, then python launch/train.py --resume {name}"
+        of = "" if stage == "train" else f" --job {stage}"
+        return f"{look}{of}, mend it, then {again[stage]}"
     if one.state == "cancelled":
-        return f"next: python launch/train.py --resume {name}"
-    return f"next: python launch/logs.py {name} -f · to end it: python launch/cancel.py {name}"
+        return again[stage]
+    if one.state == "stuck":
+        return f"python launch/cancel.py {name}, then {again[stage]}"
+    if one.state == "queued" and not one.job:
+        return f"sbatch {shlex.quote(str(run.job / 'train.sbatch'))}"
+    return f"{look} -f · to end it: python launch/cancel.py {name}"
+
+
+def _typed(run: Run) -> str:
+    """The command line that made a run, to be typed once more."""
+    try:
+        command = run.request().command
+    except UserError:
+        command = []
+    return shlex.join(["python", *(command or ["launch/prepare.py"])])
+
+
+def _data_root(run: Run) -> str:
+    """The option that a training on a prepared data root needs; "" for the default one."""
+    try:
+        root = run.request().data_root
+    except UserError:
+        return ""
+    return "" if root == str(runs.CHECKOUT / "data") else f" --data-root {shlex.quote(root)}"
 
 
 if __name__ == "__main__":

@@ -1,64 +1,106 @@
-"""Tables for people: rich on a terminal, plain columns in a pipe."""
+"""Tables for people: coloured and no wider than the terminal, or plain columns in a pipe."""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import sys
-from collections.abc import Sequence
-from typing import Any
+import textwrap
+from collections.abc import Collection, Sequence
 
+GREEN, YELLOW, CYAN, MAGENTA, DIM, BOLD_GREEN, BOLD_RED = "32", "33", "36", "35", "2", "1;32", "1;31"
 COLOURS = {
-    "running": "green",
-    "starting": "cyan",
-    "queued": "yellow",
-    "waiting": "yellow",
-    "requeueing": "yellow",
-    "evaluating": "cyan",
-    "finished": "bold green",
-    "prepared": "bold green",
-    "cancelled": "dim",
-    "stopped": "bold red",
-    "failed": "bold red",
-    "stuck": "bold red",
-    "unknown": "magenta",
+    "running": GREEN,
+    "starting": CYAN,
+    "queued": YELLOW,
+    "waiting": YELLOW,
+    "requeueing": YELLOW,
+    "evaluating": CYAN,
+    "finished": BOLD_GREEN,
+    "cancelled": DIM,
+    "stopped": BOLD_RED,
+    "failed": BOLD_RED,
+    "stuck": BOLD_RED,
+    "unknown": MAGENTA,
 }
+"""State -> the parameters of the terminal's colour sequence."""
+
+GAP = "  "
+NARROWEST = 24
+"""Characters that the second column, the one with words, is never made narrower than."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[str]], states: Sequence[str] = ()) -> None:
-    """Prints a table. `states` colours each row's second column; columns that begin with > are numbers."""
+def show(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    states: Sequence[str] = (),
+    spare: Collection[str] = (),
+) -> None:
+    """Prints a table. `states` colours each row's second column; columns that begin with > are numbers.
+
+    On a terminal empty columns are left out, then those in `spare` (the first is the first to go) until the
+    rest fits, and the second column is broken into lines.
+    """
+    rows = [[_CONTROL.sub(" ", cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        from rich.console import Console
-
-        Console(highlight=False).print(table(columns, rows, states))
+        print(terminal(columns, rows, states, spare, shutil.get_terminal_size().columns))
     else:
         print(plain(columns, rows))
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], states: Sequence[str] = ()) -> Any:
-    """The same as a rich Table."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+def terminal(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    states: Sequence[str],
+    spare: Collection[str],
+    width: int,
+) -> str:
+    """The table for a terminal of `width` characters."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else [0] * len(columns)
+    kept = [at for at in range(len(columns)) if widths[at] or at < 2]
+    widths = [max(known, len(_head(columns[at]))) for at, known in enumerate(widths)]
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        number = column.startswith(">")
-        made.add_column(column.lstrip(">"), justify="right" if number else "left", overflow="fold")
+    def room() -> int:
+        """What is left for the second column."""
+        return width - sum(widths[at] for at in kept if at != 1) - len(GAP) * (len(kept) - 1)
+
+    for name in spare:
+        if room() >= min(widths[1], NARROWEST):
+            break
+        kept = [at for at in kept if columns[at] != name]
+    widths[1] = min(widths[1], max(NARROWEST, room()))
+    coloured = not os.environ.get("NO_COLOR")
+    lines = [GAP.join(_fit(_head(columns[at]), columns[at], widths[at]) for at in kept)]
+    lines[0] = _paint(lines[0].rstrip(), "1", coloured)
     for index, row in enumerate(rows):
+        words = [row[1]] if len(row[1]) <= widths[1] else textwrap.wrap(row[1], widths[1])
         colour = COLOURS.get(states[index], "") if states else ""
-        made.add_row(*(Text(cell, style=colour if at == 1 else "") for at, cell in enumerate(row)))
-    return made
+        for number, part in enumerate(words):
+            cells = []
+            for at in kept:
+                text = part if at == 1 else "" if number else row[at]
+                cell = _fit(text, columns[at], widths[at])
+                cells.append(_paint(cell, colour, coloured) if at == 1 else cell)
+            lines.append(GAP.join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same as text: columns padded with spaces, no line longer than it must be."""
-    heads = [column.lstrip(">").upper() for column in columns]
-    lines = [heads, *rows]
+    lines = [[_head(column) for column in columns], *rows]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
-    text = []
-    for line in lines:
-        cells = [
-            cell.rjust(width) if column.startswith(">") else cell.ljust(width)
-            for cell, width, column in zip(line, widths, columns, strict=True)
-        ]
-        text.append("  ".join(cells).rstrip())
-    return "\n".join(text)
+    return "\n".join(GAP.join(map(_fit, line, columns, widths)).rstrip() for line in lines)
+
+
+def _head(column: str) -> str:
+    return column.removeprefix(">").upper()
+
+
+def _fit(cell: str, column: str, width: int) -> str:
+    return cell.rjust(width) if column.startswith(">") else cell.ljust(width)
+
+
+def _paint(text: str, colour: str, coloured: bool) -> str:
+    return f"\033[{colour}m{text}\033[0m" if colour and coloured else text

@@ -6,9 +6,11 @@ import time
 
 
 def span(seconds: float | None) -> str:
-    """A span: 0.31 s, 42 s, 12 min, 3 h 05 min, 2 d 4 h; "" for None."""
+    """A span: 34 ms, 3.1 s, 42 s, 12 min, 3 h 05 min, 2 d 4 h; "" for None."""
     if seconds is None:
         return ""
+    if 0 < seconds < 0.095:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 90:

@@ -82,3 +82,32 @@ def interrupted_run(path: Path) -> Run:
     write(run, 581, "validated", epoch=4, step=400, seconds=0.0, metrics={"mIoU": 55.25}, **common(3))
     write(run, 582, "finished", step=400, epoch=4, **common(3))
     return run
+
+
+def with_everything(path: Path) -> Run:
+    """An interrupted, evaluated run with curves, a confusion matrix, a picture and a hostile name."""
+    run = interrupted_run(path)
+    with run.metrics.open("a") as file:
+        for start, begin, end in ((1, 1, 150), (2, 151, 250), (3, 201, 400)):
+            for step in range(begin, end + 1, 2):
+                row = {"step": step, "epoch": step // 100, "start": start, "kind": "train"}
+                file.write(json.dumps(row | {"loss": 3.0 / step**0.5, "lr": 0.01 * (1 - step / 500)}) + "\n")
+            row = {"step": end, "epoch": end // 100, "start": start, "kind": "val", "mIoU": end / 7}
+            file.write(json.dumps(row) + "\n")
+        file.write('{"step": 40')
+    where = run.eval / "epoch_4-abcdef12"
+    (where / "pictures").mkdir(parents=True)
+    names = ["background", "<b>cat</b>", "dog"]
+    classes = [{"name": name, "IoU": 50.0 + i, "Acc": 60.0, "pixels": 100} for i, name in enumerate(names)]
+    metrics = {"mIoU": 51.0, "mAcc": 60.0, "aAcc": 70.0, "checkpoint": "epoch_4.pth", "images": 8}
+    (where / "confusion.csv").write_text(
+        "truth," + ",".join(names) + "\n" + "\n".join(f"{name},80,15,5" for name in names) + "\n"
+    )
+    from PIL import Image
+
+    Image.new("RGB", (120, 40), (200, 30, 30)).save(where / "pictures" / "2007_000033.jpg")
+    (where / "metrics.json").write_text(json.dumps(metrics | {"classes": classes}))
+    write(
+        run, 700, "evaluated", stage="evaluate", job="14", checkpoint="epoch_4.pth", metrics=metrics, path="x"
+    )
+    return run

@@ -1,53 +1,23 @@
-"""The report: what it holds, and that a real browser shows it without asking anybody for anything."""
+"""The report: what it holds. tests/local/test_report_browser.py looks at it in a real browser."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pytest
+import msgspec
 
 from jobs.run_directory import Run
 from launch import report_charts, report_data, report_page
 from launch.history import read
-from tests.unit.made_runs import interrupted_run, write
+from tests.unit.made_runs import interrupted_run, made_run, with_everything
 
 ROOT = Path(__file__).resolve().parents[2]
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def with_everything(path: Path) -> Run:
-    """An interrupted, evaluated run with curves, a confusion matrix, a picture and a hostile name."""
-    run = interrupted_run(path)
-    with run.metrics.open("a") as file:
-        for start, begin, end in ((1, 1, 150), (2, 151, 250), (3, 201, 400)):
-            for step in range(begin, end + 1, 2):
-                row = {"step": step, "epoch": step // 100, "start": start, "kind": "train"}
-                file.write(json.dumps(row | {"loss": 3.0 / step**0.5, "lr": 0.01 * (1 - step / 500)}) + "\n")
-            row = {"step": end, "epoch": end // 100, "start": start, "kind": "val", "mIoU": end / 7}
-            file.write(json.dumps(row) + "\n")
-        file.write('{"step": 40')
-    where = run.eval / "epoch_4-abcdef12"
-    (where / "pictures").mkdir(parents=True)
-    names = ["background", "<b>cat</b>", "dog"]
-    classes = [{"name": name, "IoU": 50.0 + i, "Acc": 60.0, "pixels": 100} for i, name in enumerate(names)]
-    metrics = {"mIoU": 51.0, "mAcc": 60.0, "aAcc": 70.0, "checkpoint": "epoch_4.pth", "images": 8}
-    (where / "confusion.csv").write_text(
-        "truth," + ",".join(names) + "\n" + "\n".join(f"{name},80,15,5" for name in names) + "\n"
-    )
-    from PIL import Image
-
-    Image.new("RGB", (120, 40), (200, 30, 30)).save(where / "pictures" / "2007_000033.jpg")
-    (where / "metrics.json").write_text(json.dumps(metrics | {"classes": classes}))
-    write(
-        run, 700, "evaluated", stage="evaluate", job="14", checkpoint="epoch_4.pth", metrics=metrics, path="x"
-    )
-    return run
 
 
 def test_rows_that_a_later_start_did_again_count_once(tmp_path: Path) -> None:
@@ -121,13 +91,84 @@ def test_comparison(tmp_path: Path) -> None:
     second.write_request(_changed(second))
     page = report_page.comparison([report_data.gather(first), report_data.gather(second)])
     assert "IoU by class" in page
-    assert re.search(r"<td>seed</td><td>0</td><td>7</td>", page)
+    assert re.search(r"<td[^>]*>seed</td><td[^>]*>0</td><td[^>]*>7</td>", page)
+    assert "colour of its run" in page
+    for index in (0, 1):  # two interruptions of each run on each of the three charts
+        assert page.count(f'class="mark s{index}"') == 2 * 3
 
 
 def _changed(run: Run):  # type: ignore[no-untyped-def]
-    import msgspec
-
     return msgspec.structs.replace(run.request(), seed=7)
+
+
+def test_interruptions_are_marked_where_they_happened(tmp_path: Path) -> None:
+    data = report_data.gather(with_everything(tmp_path / "run"))
+    assert [mark.x for mark in report_page.interruptions(data)] == [150, 250]
+    page = report_page.page(data)
+    assert page.count('class="mark"') == 2 * 3
+    assert page.count("<title>start 1: preempted (USR2), saved at step 150</title>") == 3
+
+
+def test_figures_that_are_none_break_nothing(tmp_path: Path) -> None:
+    run = with_everything(tmp_path / "run")
+    with run.metrics.open("a") as file:
+        file.write('\n{"step": 301, "epoch": 3, "start": 3, "kind": "train", "loss": NaN, "lr": null}\n')
+    metrics = run.eval / "epoch_4-abcdef12" / "metrics.json"
+    metrics.write_text(metrics.read_text().replace("51.0", "NaN", 1))
+    page = report_page.page(report_data.gather(run))
+    assert not re.search(r"\b(nan|NaN|None)\b", re.sub(r"base64,[^\"]+", "", page))
+    assert "Confusion matrix" in page
+
+
+def test_names_of_hosts_keep_what_tells_them_apart() -> None:
+    domain = "rack17.machines.example.org"
+    assert report_charts.short_names([f"node{n}.{domain}" for n in (1, 2)]) == ["node1", "node2"]
+    apart = [f"node1.{place}.a-cluster-of-some.example.org" for place in ("north", "south")]
+    assert len(set(report_charts.short_names(apart))) == 1, "equal ends: the tooltip has the whole name"
+    long = [f"machine-of-the-institute-in-hall-0{n}-blade-{n:04}" for n in (1, 2)]
+    assert [name[-4:] for name in report_charts.short_names(long)] == ["0001", "0002"]
+    bars = [report_charts.Bar(name, 0.0, 5.0, "training", "x") for name in long]
+    chart = report_charts.timeline("t", bars, 0.0, 10.0, 1.0, "s")
+    assert f"<title>{long[0]}</title>" in chart
+
+
+def test_the_command_that_repeats_a_run_is_accepted_as_it_stands(tmp_path: Path) -> None:
+    """Typed from the page while the run is there, whose name is taken."""
+    command = [
+        "launch/train.py",
+        "--config",
+        "configs/demo.py",
+        "--run",
+        "one",
+        "--cluster",
+        "local",
+        "--wait",
+    ]
+    run = made_run(tmp_path / "one", command=[*command, "--set", "randomness.seed=1"])
+    page = report_page.page(report_data.gather(run))
+    shown = re.findall(r"<pre>(.*)</pre>", page)
+    assert len(shown) == 1
+    typed = shlex.split(shown[0].replace("&#x27;", "'"))
+    assert typed == [
+        *("python", "launch/train.py", "--config", "configs/demo.py", "--cluster", "local"),
+        *("--set", "randomness.seed=1"),
+    ]
+    environment = os.environ | {"BATON_RUNS": str(tmp_path)}
+    for given, code in ((typed[1:], 0), (command, 2)):
+        done = subprocess.run(
+            [sys.executable, *given, "--dry-run"],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+
+
+def test_of_a_sweep_one_element_is_repeated(tmp_path: Path) -> None:
+    command = ["launch/train.py", "--sweep=optim_wrapper.optimizer.lr=0.1,0.2", "--run=x", "--set", "a=1"]
+    overrides = {"a": 1, "optim_wrapper.optimizer.lr": 0.2}
+    run = made_run(tmp_path / "x-1", command=command, set=overrides)
+    assert report_data.repeat_command(run.request()) == [
+        *("python", "launch/train.py", "--set", "optim_wrapper.optimizer.lr=0.2", "--set", "a=1"),
+    ]
 
 
 def test_ticks_enclose_and_are_round() -> None:
@@ -147,36 +188,16 @@ def test_the_command(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "one/report.html").stat().st_size > 10_000
+    assert "next: python launch/report.py --compare one RUN" in done.stdout
     assert read(Run(tmp_path / "one")).finished
 
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt-get install chromium")
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_browser_shows_it(tmp_path: Path, dark: bool) -> None:
-    run = with_everything(tmp_path / "run")
-    run.report.write_text(report_page.page(report_data.gather(run)))
-    picture, log = tmp_path / "page.png", tmp_path / "net.json"
-    done = subprocess.run(
-        [
-            BROWSER or "", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr", "--v=0",
-            f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--window-size=1000,3400",
-            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-            f"--screenshot={picture}", run.report.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert picture.exists(), done.stderr[-2000:]
-    assert "CONSOLE" not in done.stderr, done.stderr
-    asked = set(re.findall(r'"url":"(https?:[^"]+)"', log.read_text())) if log.exists() else set()
-    ours = {url for url in asked if "google" not in url and "gvt1" not in url}
-    assert not ours, ours
-    from PIL import Image
-
-    shown = Image.open(picture).convert("RGB")
-    background = shown.getpixel((5, 5))
-    assert background == ((13, 17, 23) if dark else (255, 255, 255))
-    colours = {colour for _, colour in shown.getcolors(1 << 24) or []}
-    line = (88, 166, 255) if dark else (31, 111, 235)
-    assert line in colours, "the loss curve is not drawn"
+    with_everything(tmp_path / "two")
+    compare = [*command[:2], "--compare", "one", "two"]
+    done = subprocess.run(compare, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "comparison.html").read_text()
+    assert page.count('class="mark s1"') == 6
+    assert "<h1>one · two</h1>" in page
+    wrong = subprocess.run(compare[:-1], capture_output=True, text=True, timeout=60, env=environment)
+    assert wrong.returncode == 2
+    assert "two runs or more" in wrong.stderr

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from jobs.run_directory import Run
-from launch import history, slurm_queries, states
+from launch import history, slurm_queries, states, status, tables
 from launch.slurm_queries import Answer, Job
+from tests.unit import terminal
 from tests.unit.made_runs import (
     T0,
     common,
@@ -40,6 +41,9 @@ def test_queued(tmp_path: Path) -> None:
     state = judge(run, pending)
     assert state.code == "queued"
     assert state.words.startswith("queued behind 3 jobs, expected start ")
+    assert judge(run, Job(id="12", state="PENDING", reason="Resources")).words == "queued, next in line"
+    # Held for its priority: not the next one, although no job of its own partition stands before it.
+    assert judge(run, Job(id="12", state="PENDING", reason="Priority")).words == "queued, others go first"
 
 
 def test_waiting_for_the_preparation(tmp_path: Path) -> None:
@@ -106,6 +110,153 @@ def test_ended(tmp_path: Path) -> None:
     assert judge(run).words == "finished, evaluated"
 
 
+def evaluated_run(path: Path) -> Run:
+    run = interrupted_run(path)
+    write(run, 582, "submitted", stage="evaluate", job="14", executor="slurm", after="12")
+    write(
+        run, 600, "evaluated", stage="evaluate", job="14", checkpoint="x", metrics={"mIoU": 56}, path="eval/1"
+    )
+    return run
+
+
+def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
+    run = evaluated_run(tmp_path / "run")
+    write(run, 700, "submitted", stage="evaluate", job="15", executor="slurm")
+    assert states.jobs_to_ask(history.read(run)) == ["15"]
+    assert (
+        judge(run, Job(id="15", state="PENDING", ahead=1)).words == "trained, evaluation queued behind 1 job"
+    )
+    assert judge(run, Job(id="15", state="RUNNING")).code == "evaluating"
+    assert judge(run, Job(id="15", state="FAILED")).code == "failed"
+
+
+def test_an_inference_under_way_is_seen(tmp_path: Path) -> None:
+    run = evaluated_run(tmp_path / "run")
+    write(run, 700, "submitted", stage="infer", job="16", executor="slurm")
+    assert states.jobs_to_ask(history.read(run)) == ["16"]
+    seen = judge(run, Job(id="16", state="RUNNING"))
+    assert (seen.words, seen.lives, seen.stage) == ("finished, evaluated; segmenting images", True, "infer")
+    write(run, 710, "finished", stage="infer", job="16")
+    assert judge(run).words == "finished, evaluated"
+
+
+def test_an_evaluation_that_was_cancelled_and_the_one_after_it(tmp_path: Path) -> None:
+    run = interrupted_run(tmp_path / "run")
+    write(run, 582, "submitted", stage="evaluate", job="14", executor="slurm", after="12")
+    write(run, 590, "cancelled", by="me")
+    assert judge(run).words == "finished; an evaluation was cancelled"
+    assert judge(run, Job(id="14", state="CANCELLED")).words == "finished; an evaluation was cancelled"
+    write(run, 700, "submitted", stage="evaluate", job="15", executor="slurm")
+    assert states.jobs_to_ask(history.read(run)) == ["15"]
+    assert judge(run, Job(id="15", state="RUNNING")).code == "evaluating"
+    write(run, 710, "cancelled", by="me")
+    assert history.read(run).jobs["evaluate 15"].state == "cancelled"
+
+
+def test_a_cancelled_run_that_is_evaluated(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 10, 1)
+    write(run, 100, "cancelled", by="me")
+    write(run, 200, "submitted", stage="evaluate", job="15", executor="slurm")
+    assert states.jobs_to_ask(history.read(run)) == ["15"]
+    seen = judge(run, Job(id="15", state="RUNNING"))
+    assert (seen.words, seen.lives) == ("cancelled; being evaluated", True)
+    assert judge(run, Job(id="15", state="COMPLETED")).code == "cancelled"
+
+
+def test_a_local_evaluation_by_hand_is_seen(tmp_path: Path) -> None:
+    run = evaluated_run(tmp_path / "run")
+    write(run, 700, "submitted", stage="evaluate", job="local-1", executor="local")
+    assert judge(run).code == "failed"
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    chain = {"pid": os.getpid(), "start_time": fields[19], "job": "local-1"}
+    (run.job / "local-1.json").write_text(json.dumps(chain))
+    assert judge(run).words == "trained, being evaluated"
+    assert states.local_chains(run) == {"local-1": os.getpid()}
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), None])
+def test_a_loss_that_is_none(tmp_path: Path, loss: float | None) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 10, 1)
+    lr = float("nan") if loss is not None else None
+    write(run, 90, "epoch", epoch=1, step=70, seconds=70.0, loss=loss, lr=lr, **common(1))
+    write_progress(
+        run, 100, start=1, step=80, epoch=1, phase="train", max_steps=100, seconds_per_step=1.0, loss=loss
+    )
+    running = Job(id="12", state="RUNNING")
+    assert judge(run, running, now=110).words == "running, but the loss is nan"
+    past = history.read(run)
+    assert (past.incarnations[0].epoch, past.incarnations[0].step) == (1, 80)
+    shown = states.status(run, past, Answer(jobs={"12": running}), T0 + 110)
+    assert (shown.loss, shown.step, shown.max_steps) == (None, 80, 100)
+
+
+def test_before_the_first_step_there_is_no_loss_yet(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 10, 1)
+    write_progress(run, 30, start=1, step=1, epoch=0, phase="train", seconds_per_step=None, loss=None)
+    assert judge(run, Job(id="12", state="RUNNING"), now=40).words == "running"
+
+
+# (events after the submission, what Slurm says of job 12 or 14) -> the command that goes on from there
+FINISHED = [("started", "train"), ("finished", "train")]
+NEXT = [
+    ([], "PENDING", "logs.py run -f · to end it: python launch/cancel.py run"),
+    (FINISHED, "", "report.py run · python launch/evaluate.py run"),
+    ([*FINISHED, ("evaluated", "evaluate")], "", "report.py run"),
+    ([*FINISHED, ("submitted", "evaluate")], "RUNNING", "logs.py run -f · to end it"),
+    (
+        [*FINISHED, ("submitted", "evaluate"), ("failed", "evaluate")],
+        "FAILED",
+        "logs.py run --job evaluate, mend it, then python launch/evaluate.py run",
+    ),
+    ([("started", "train"), ("failed", "train")], "FAILED", "train.py --resume run"),
+    ([("stopped", "train")], "", "train.py --resume run"),
+    ([("cancelled", "train")], "", "train.py --resume run"),
+]
+FIELDS = {
+    "started": {"hosts": ["n1"], "world_size": 1, "start": 1},
+    "failed": {"reason": "x"},
+    "stopped": {"reason": "x"},
+    "submitted": {"executor": "slurm"},
+    "evaluated": {"checkpoint": "x", "metrics": {"mIoU": 5.0}, "path": "x"},
+}
+
+
+@pytest.mark.parametrize(("told", "slurm", "command"), NEXT)
+def test_the_next_command(tmp_path: Path, told: list[tuple[str, str]], slurm: str, command: str) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    for at, (event, stage) in enumerate(told):
+        job = "12" if stage == "train" else "14"
+        write(run, at + 1, event, stage=stage, job=job, **FIELDS.get(event, {}))
+    answer = Answer(jobs={id: Job(id=id, state=slurm) for id in ("12", "14")} if slurm else {})
+    shown = states.status(run, history.read(run), answer, T0 + 100)
+    assert command in status.next_command(run, shown), shown
+    assert ("--resume" in status.next_command(run, shown)) == ("--resume" in command)
+
+
+@pytest.mark.parametrize(
+    ("event", "command"),
+    [
+        ("prepared", "python launch/train.py --data-root /data"),
+        ("failed", "then python launch/prepare.py --archives '/a b'"),
+        ("cancelled", "python launch/prepare.py --archives '/a b'"),
+    ],
+)
+def test_the_next_command_after_a_preparation(tmp_path: Path, event: str, command: str) -> None:
+    run = made_run(tmp_path / "run", command=["launch/prepare.py", "--archives", "/a b"])
+    write(run, 0, "submitted", stage="prepare", job="12", executor="slurm")
+    fields = {"prepared": {"data_root": "/data"}, "failed": {"reason": "no space"}}.get(event, {})
+    write(run, 1, event, stage="prepare", job="12", **fields)
+    shown = states.status(run, history.read(run), Answer(), T0 + 100)
+    assert status.next_command(run, shown).endswith(command)
+
+
 def test_stopped_failed_and_cancelled(tmp_path: Path) -> None:
     stopped = made_run(tmp_path / "stopped")
     submitted(stopped)
@@ -127,9 +278,10 @@ def test_a_reused_pid_is_not_the_chain(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     submitted(run, job="local-1", executor="local")
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    (run.job / "local.json").write_text(json.dumps({"pid": os.getpid(), "start_time": int(fields[19])}))
+    chain = {"pid": os.getpid(), "start_time": int(fields[19]), "job": "local-1"}
+    (run.job / "local.json").write_text(json.dumps(chain))
     assert judge(run).code == "starting"
-    (run.job / "local.json").write_text(json.dumps({"pid": os.getpid(), "start_time": int(fields[19]) + 1}))
+    (run.job / "local.json").write_text(json.dumps(chain | {"start_time": int(fields[19]) + 1}))
     assert judge(run).code == "failed"
 
 
@@ -195,3 +347,94 @@ def test_the_command(tmp_path: Path, command) -> None:  # type: ignore[no-untype
     assert wrong.returncode == 2
     assert "did you mean one" in wrong.stderr
     assert command("cancel.py", "one").stdout == "one: nothing of it was queued or running\n"
+
+
+SLURM = """#!/bin/sh
+echo "$0" >> "$BATON_CALLS"
+case $0 in
+*squeue) echo "12|12|N/A|RUNNING|gpu|10|me|2026-01-01T00:00:00|2026-01-01T00:00:00|n1|(null)|None" ;;
+*sacct) echo "13|TIMEOUT|0:0|2026-01-01T00:00:00|2026-01-01T00:00:09|2026-01-01T00:00:00|0|n1|x" ;;
+esac
+"""
+
+
+@pytest.fixture
+def with_slurm(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Runs of Slurm: one that runs, one that squeue no longer lists; stand-ins answer and note calls."""
+    for name, job in (("alive", "12"), ("gone", "13")):
+        run = made_run(tmp_path / "runs" / name)
+        submitted(run, job=job)
+        started(run, 10, 1, job=job)
+    (tmp_path / "bin").mkdir()
+
+    def environment(*programs: str) -> dict[str, str]:
+        for program in programs:
+            (tmp_path / "bin" / program).write_text(SLURM)
+            (tmp_path / "bin" / program).chmod(0o755)
+        return {
+            "PATH": str(tmp_path / "bin"), "BATON_RUNS": str(tmp_path / "runs"),
+            "HOME": str(tmp_path), "BATON_CALLS": str(tmp_path / "calls"), "TERM": "xterm",
+        }  # fmt: skip
+
+    return environment
+
+
+STATUS = [sys.executable, str(ROOT / "launch/status.py")]
+
+
+def test_slurm_is_called_twice_at_most(tmp_path: Path, with_slurm) -> None:  # type: ignore[no-untyped-def]
+    for number in range(20):
+        submitted(made_run(tmp_path / "runs" / f"more-{number}"), job=str(100 + number))
+    environment = with_slurm("squeue", "sacct")
+    done = subprocess.run([*STATUS, "--json"], env=environment, capture_output=True, text=True, timeout=60)
+    words = {one["name"]: one["words"] for one in json.loads(done.stdout)["runs"]}
+    assert words["alive"].startswith("running")
+    assert words["gone"].startswith("job 13 ended as TIMEOUT")
+    calls = (tmp_path / "calls").read_text().split()
+    assert [Path(call).name for call in calls] == ["squeue", "sacct"]
+
+
+def test_without_sacct_what_left_the_queue_is_unknown(with_slurm) -> None:  # type: ignore[no-untyped-def]
+    done = subprocess.run(STATUS, env=with_slurm("squeue"), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert "running" in lines["alive"]
+    assert "Slurm says nothing of job 13" in lines["gone"]
+    assert "sacct is not on PATH" in lines["note:"]
+
+
+def test_on_a_terminal_it_is_coloured_and_fits(with_slurm) -> None:  # type: ignore[no-untyped-def]
+    text = terminal.run(STATUS, with_slurm("squeue", "sacct"), columns=80)
+    assert "\033[32mrunning" in text
+    lines = terminal.plain(text).splitlines()
+    assert max(map(len, lines)) <= 80, lines
+    assert any(line.startswith("alive  running") for line in lines)
+    assert "MIOU" not in lines[0], "an empty column is shown"
+
+
+def test_watch_looks_again_and_asks_slurm_seldom(tmp_path: Path, with_slurm) -> None:  # type: ignore[no-untyped-def]
+    with terminal.Terminal([*STATUS, "--watch", "0.1"], with_slurm("squeue", "sacct"), columns=100) as shown:
+        shown.until("alive")
+        write(Run(tmp_path / "runs/alive"), 50, "epoch", epoch=7, step=7, seconds=1.0, **common(1))
+        shown.until(r"\b7\b")
+        shown.interrupt()
+        assert shown.code() == 130
+    assert shown.text.count("\033[2J") > 1
+    assert len((tmp_path / "calls").read_text().split()) == 2
+
+
+def test_a_table_gives_up_columns_before_it_breaks_words() -> None:
+    columns, row = (
+        ("run", "state", ">step", "job"),
+        ["a" * 20, "running, validating", "100/200", "local-4711"],
+    )
+    wide = tables.terminal(columns, [row], ["running"], ("job", ">step"), 100)
+    assert "local-4711" in wide
+    narrow = tables.terminal(columns, [row], ["running"], ("job", ">step"), 52).splitlines()
+    assert "JOB" not in narrow[0]
+    assert "100/200" in narrow[1]
+    error = "failed: " + "RuntimeError: a long story " * 5
+    broken = terminal.plain(tables.terminal(columns, [[row[0], error, "1", ""]], ["failed"], (), 70))
+    assert max(map(len, broken.splitlines())) <= 70
+    assert " ".join(broken.split()).count("RuntimeError") == 5
+    assert "\033[31m" not in tables.terminal(columns, [row], [""], (), 100)
