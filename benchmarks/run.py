@@ -9,9 +9,11 @@ examples:
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,44 +36,82 @@ def main() -> int:
     parser.add_argument("--render", action="store_true", help="run nothing, only write the README's table")
     arguments = parser.parse_args()
 
-    there = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in NOT_BENCHMARKS)
+    there = scripts()
     if unknown := set(arguments.names) - set(there):
         raise UserError(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(there)}")
     failed = []
     if not arguments.render:
         for name in arguments.names or there:
             print(f"== {name}", flush=True)
+            began = time.monotonic()
             if subprocess.run([sys.executable, f"benchmarks/{name}.py"], cwd=ROOT, check=False).returncode:
                 failed.append(name)
+            print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
     readme = ROOT / "README.md"
-    write_atomically(readme, render(readme.read_text(), results()).encode())
+    write_atomically(readme, render(readme.read_text(), results(), names()).encode())
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def scripts() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NOT_BENCHMARKS)
+
+
+def names() -> set[str]:
+    """The results that there are benchmarks for: what the scripts hand to `compare` and `record` as name."""
+    found = set()
+    for script in scripts():
+        for node in ast.walk(ast.parse((ROOT / f"benchmarks/{script}.py").read_text())):
+            if not (isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)):
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("compare", "record") and isinstance(node.args[0].value, str):
+                found.add(node.args[0].value)
+    return found
 
 
 def results() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
 
 
-def render(readme: str, records: list[dict[str, Any]]) -> str:
-    """The README with the table between its two markers made anew. Raises UserError without the markers."""
+def render(readme: str, records: list[dict[str, Any]], expected: set[str] = frozenset()) -> str:  # type: ignore[assignment]
+    """The README with the table between its two markers made anew, and the names of results in `expected`
+    that are still to be measured below it. Raises UserError without the markers."""
     head, begin, rest = readme.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end):
         raise UserError(f"README.md has no {BEGIN} … {END}: put the two markers back")
     lines = ["| what | against | measured | goal | command |", "|---|---|---|---|---|"]
-    for record in records:
-        sign = "≤" if record["better"] == "lower" else "≥"
-        unit = "×" if record["against"] and "×" not in record["unit"] else f" {record['unit']}"
-        measured = f"{record['value']:.3g}{unit}"
-        if not record["reached"]:
-            measured += " (not reached)"
-        lines.append(
-            f"| {record['what']} | {record['against'] or '–'} | {measured} | {sign} {record['goal']:g}{unit} "
-            f"| `{record['command']}` |"
-        )
+    lines += [row(record) for record in records]
+    machines = sorted({found for record in records if (found := machine(record))})
+    if machines:
+        lines += ["", f"Measured on {'; '.join(machines)}."]
+    if missing := sorted(expected - {record["name"] for record in records}):
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}"
+
+
+def row(record: dict[str, Any]) -> str:
+    sign = "≤" if record["better"] == "lower" else "≥"
+    unit = "×" if record["against"] and "×" not in record["unit"] else f" {record['unit']}"
+    measured = f"{record['value']:.3g}{unit}"
+    if not record["reached"]:
+        measured += " (not reached)"
+    what = record["what"] + (f" ({record['note']})" if record["note"] else "")
+    return (
+        f"| {what} | {record['against'] or '–'} | {measured} | {sign} {record['goal']:g}{unit} "
+        f"| `{record['command']}` |"
+    )
+
+
+def machine(record: dict[str, Any]) -> str | None:
+    """The machine and the library that count most, of a record that names them."""
+    found = record["machine"]
+    if "cpu" not in found:
+        return None
+    torch = found["versions"].get("torch", "not installed")
+    return f"{found['cpu']}, {found['cpus']} CPUs, torch {torch}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The maintained forks (set B) train, are interrupted and resume as set A does. Also passes with set A."""
+"""The maintained forks (set B) train, are interrupted and resume as set A does, and their transforms have the
+same fast stand-ins. Also passes with set A."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import pytest
 from jobs.exit_codes import RESUME
 from jobs.run_directory import Run
 from tests import tiny
+from tests.unit.test_transforms import assert_equal_samples
 
 pytestmark = pytest.mark.slow
 
@@ -47,3 +49,7 @@ def test_two_ranks_resume_exactly(data: Path, tmp_path: Path) -> None:
     assert tiny.differences(tiny.final_state(interrupted), expected) == []
     for run in (whole, interrupted):
         assert {path.name for path in run.checkpoints.glob("*.pth")} >= {"epoch_1.pth", "epoch_2.pth"}
+
+
+def test_the_fast_transforms_make_the_same_samples() -> None:
+    assert_equal_samples(range(150))

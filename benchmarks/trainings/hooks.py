@@ -1,0 +1,148 @@
+"""Hooks (custom_hooks of a config) that measure a training from within, the same on both sides."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+
+from jobs.exit_codes import RESUME
+
+
+@HOOKS.register_module()
+class FirstStep(Hook):
+    """Writes the seconds from BEGAN (in the environment) to the end of the first step, and ends the process:
+    what is measured is over."""
+
+    priority = "LOWEST"
+
+    def __init__(self, result: str) -> None:
+        self.result = Path(result)
+
+    def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        seconds = time.time() - float(os.environ["BEGAN"])
+        self.result.write_text(json.dumps({"seconds": seconds, "step": runner.iter + 1}))
+        # As after a preemption: an end that supervisors take for one.
+        os._exit(RESUME)
+
+
+@HOOKS.register_module()
+class Steps(Hook):
+    """Writes when each step began, and what each save kept the training's thread waiting for (`saves`:
+    [step, seconds]). mmengine's save is made as durable as ours: an fsync of file and directory."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, result: str) -> None:
+        self.result = Path(result)
+        self.times: list[float] = []
+        self.saves: list[tuple[int, float]] = []
+        self.bytes: list[int] = []
+
+    def before_train(self, runner: Any) -> None:
+        survival = getattr(runner, "survival", None)
+        if survival is None:
+            self.watch_plain(runner)
+        else:
+            self.watch(survival.saver)
+
+    def watch(self, saver: Any) -> None:
+        save = saver.save
+
+        def timed(runner: Any, why: str, **options: Any) -> None:
+            begin = time.perf_counter()
+            save(runner, why, **options)
+            if not options.get("wait"):
+                self.saves.append((runner.iter, time.perf_counter() - begin))
+
+        saver.save = timed
+
+    def watch_plain(self, runner: Any) -> None:
+        save = runner.save_checkpoint
+
+        def timed(out_dir: str, filename: str, *arguments: Any, **options: Any) -> None:
+            begin = time.perf_counter()
+            save(out_dir, filename, *arguments, **options)
+            path = os.path.join(out_dir, filename)
+            for place in (path, out_dir):
+                descriptor = os.open(place, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+            self.saves.append((runner.iter + 1, time.perf_counter() - begin))
+            self.bytes.append(os.path.getsize(path))
+
+        runner.save_checkpoint = timed
+
+    def before_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
+        self.times.append(time.perf_counter())
+
+    def after_train(self, runner: Any) -> None:  # noqa: ARG002
+        content = {"times": self.times, "saves": self.saves, "bytes": self.bytes}
+        self.result.write_text(json.dumps(content))
+
+
+@HOOKS.register_module()
+class Turns(Hook):
+    """Trains a block of steps whenever it is this training's turn, and waits in between (`turns.py`): several
+    trainings that are up at once take turns on a machine, each alone while it is measured.
+
+    The first `warm_up` steps are free. Of each block the first `untimed` steps are not counted: the other
+    training's data loaders still fill up in them, and this one's are drained to where they usually are.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, address: str, warm_up: int, untimed: int, timed: int) -> None:
+        self.address, self.warm_up, self.untimed, self.timed = address, warm_up, untimed, timed
+        self.parent: Any = None
+        self.began = 0.0
+
+    def before_train(self, runner: Any) -> None:
+        self.first = runner.iter
+        if runner.rank == 0:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(self.address)
+            self.parent = connection.makefile("rw")
+
+    def before_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        # The other ranks wait in the next step's reduction.
+        if self.parent is None:
+            return
+        done = runner.iter - self.first - self.warm_up
+        place = done % (self.untimed + self.timed)
+        if done >= 0 and place == 0:
+            self.parent.write(f"{(time.perf_counter() - self.began) / self.timed}\n")
+            self.parent.flush()
+            if not self.parent.readline():
+                raise RuntimeError("the benchmark has ended")
+        elif done >= 0 and place == self.untimed:
+            self.began = time.perf_counter()
+
+
+@HOOKS.register_module()
+class Preload(Hook):
+    """Fills the message hub's histories as if `values` iterations had been logged, right after the second
+    step (by then all of them exist)."""
+
+    priority = "LOWEST"
+
+    def __init__(self, values: int) -> None:
+        self.values = values
+        self.steps = 0
+
+    def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        self.steps += 1
+        if self.steps != 2:
+            return
+        hub = runner.message_hub
+        for key, buffer in hub.log_scalars.items():
+            values = np.full(self.values, float(buffer.current()))
+            hub.log_scalars[key] = HistoryBuffer(values, np.ones(self.values), max_length=buffer.max_length)

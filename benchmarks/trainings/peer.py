@@ -1,0 +1,60 @@
+"""One rank of a training by mmengine's own runner, as mmsegmentation's tools/train.py uses it:
+`python -m benchmarks.trainings.peer RUN`.
+
+Nothing of Baton is in it but what the official packages need to work at all with the torch that is installed:
+importing mmseg without mmcv's compiled part, and reading checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs import compat
+from jobs.run_directory import Run
+
+
+def main() -> None:
+    run = Run(Path(sys.argv[1]).resolve())
+    compat.stub_compiled_mmcv()
+    compat.find_packages_without_pkg_resources()
+    # mmengine looks at its version, and dies of one that does not fit torch; without any it goes on.
+    sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
+    import torch.distributed as dist
+    from mmengine.config import Config
+    from mmengine.runner import CheckpointLoader, Runner
+
+    # Registers them; custom_imports that are merged into a config come too late for mmengine.
+    from benchmarks.trainings import hooks  # noqa: F401
+
+    CheckpointLoader.register_scheme(prefixes="", loader=load, force=True)
+    request = run.request()
+    cfg = Config.fromfile(request.config)
+    cfg.merge_from_dict(request.set)
+    cfg.work_dir = str(run.path / "mmengine")
+    cfg.resume = (run.path / "mmengine" / "last_checkpoint").exists()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # mmengine's own launcher asks for a GPU, and so does its DistributedDataParallel.
+        dist.init_process_group("gloo")
+        cfg.launcher = "pytorch"
+        cfg.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel",
+            "device_ids": None,
+            "broadcast_buffers": False,
+            "find_unused_parameters": False,
+        }
+    Runner.from_cfg(cfg).train()
+
+
+def load(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
+    """torch.load, with the harmless classes allowed that mmengine's own checkpoints hold."""
+    import torch
+
+    with torch.serialization.safe_globals(compat._allowed()):
+        return torch.load(filename, map_location=map_location, weights_only=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Runs of either side, and their starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jobs.exit_codes import FINISHED, RESUME
+from jobs.run_directory import Run
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "benchmarks/trainings/recipe.py"
+SIDES = {
+    # The whole command of a job's task: supervisor, rendezvous, and the worker that trains.
+    "ours": [sys.executable, "-u", "-m", "jobs.train"],
+    "peer": [sys.executable, "-u", "-m", "benchmarks.trainings.peer"],
+}
+
+
+def make_run(path: Path, data: Path, config: str, hook: dict[str, Any], **settings: Any) -> Run:
+    """A run directory for either side; `hook` (hooks.py) measures it. `settings`: overrides, __ for dots."""
+    run = tiny.make_run(path, data, config, custom_hooks=[hook], **settings)
+    (run.code / "benchmarks").symlink_to(ROOT / "benchmarks")
+    request = run.request()
+    request.set["custom_imports"] = {"imports": ["benchmarks.trainings.hooks"], "allow_failed_imports": False}
+    request.set.setdefault("baton.save_seconds", 0)
+    run.write_request(request)
+    return run
+
+
+def endless_list(data: Path, length: int = 10_582) -> Path:
+    """Makes the training list of `data` as long as the recipe's, from the pictures there are. Returns it."""
+    path = data / "VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt"
+    names = path.read_text().split()
+    path.write_text("".join(f"{names[number % len(names)]}\n" for number in range(length)))
+    return data
+
+
+def start(side: str, run: Run, ranks: int = 1) -> list[subprocess.Popen[bytes]]:
+    """Starts all ranks of one side; BEGAN in their environment is the time."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    number = len(list(run.path.glob("log-*-0.out")))
+    base = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "BEGAN": repr(time.time())}
+    started = []
+    for rank in range(ranks):
+        ours = {"JOB_ID": f"{os.getpid()}-{number}", "NTASKS": ranks, "GLOBALID": rank, "LOCALID": rank}
+        peer = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
+        peer |= {"MASTER_ADDR": "127.0.0.1"}
+        place = {f"SUBMITIT_LOCAL_{key}": value for key, value in ours.items()} if side == "ours" else peer
+        with (run.path / f"log-{number}-{rank}.out").open("wb") as log:
+            started.append(
+                subprocess.Popen(
+                    [*SIDES[side], str(run.path)],
+                    cwd=run.code,
+                    env=base | {key: str(value) for key, value in place.items()},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return started
+
+
+def wait(run: Run, started: list[subprocess.Popen[bytes]]) -> None:
+    """Waits for all ranks. Raises RuntimeError with the end of their logs if one fails."""
+    codes = [process.wait() for process in started]
+    if any(code not in (FINISHED, RESUME) for code in codes):
+        logs = sorted(run.path.glob("log-*.out"), key=lambda path: path.stat().st_mtime)[-len(started) :]
+        text = "\n".join(path.read_text()[-3000:] for path in logs)
+        raise RuntimeError(f"{run.path} ended with {codes}: {text}")
+
+
+def result(side: str, run: Run, ranks: int = 1) -> Any:
+    """Trains one side to its end; what its hook has written to RUN/result.json."""
+    path = run.path / "result.json"
+    path.unlink(missing_ok=True)
+    wait(run, start(side, run, ranks))
+    return json.loads(path.read_text())
+
+
+def delete(run: Run) -> None:
+    shutil.rmtree(run.path)
