@@ -4,7 +4,8 @@ its checkpoints, for 100 to 10,000 epochs and 10 to 1,000 interruptions.
 Expected of everything that reads the past: time in proportion to its length, so that ten times the past takes
 at most ten times as long (1×; a quadratic part would make it up to 10×). Expected of the directory of
 checkpoints: pruning keeps as many as the config asks for, so a save meets the same few files after 10,000
-epochs as after 100; where the config keeps all, in proportion to their number.
+epochs as after 100; where the config keeps all, in proportion to their number. Timed is CPU time, in one
+process: the start of an interpreter is left out.
 
 examples:
   python benchmarks/growth.py
@@ -14,6 +15,7 @@ examples:
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -80,7 +82,7 @@ def main() -> int:
 
     def raw(times: dict[Any, float]) -> dict[str, Any]:
         return {
-            "seconds": {f"{e} epochs, {i} interruptions": times[e, i] for e, i in times},
+            "cpu_seconds": {f"{e} epochs, {i} interruptions": times[e, i] for e, i in times},
             "events": {f"{e} epochs, {i} interruptions": sizes[e, i] for e, i in times},
         }
 
@@ -123,8 +125,15 @@ def measure(
 
 
 def fastest(work: Callable[[], Any], rounds: int) -> float:
-    """Seconds of the fastest call: what else runs on a machine only makes it slower."""
-    return min(harness.timed(work) for _ in range(rounds))
+    """CPU seconds of the fastest call: what else runs on a machine only makes it slower."""
+    return min(cpu_seconds(work) for _ in range(rounds))
+
+
+def cpu_seconds(work: Callable[[], Any]) -> float:
+    gc.collect()
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
 
 
 # ----------------------------------------------------------------------------------------------- the past
@@ -175,9 +184,15 @@ def read_events(run: Run) -> None:
 
 
 def show_status(run: Run) -> None:
+    """`python launch/status.py RUN --json`, without the start of the interpreter."""
     os.environ["BATON_ROWS"] = str(run.path / "sacct")
-    with contextlib.redirect_stdout(io.StringIO()) as shown:
-        status.print_one(run, time.time(), True)
+    given, sys.argv = sys.argv, ["status.py", str(run.path), "--json"]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as shown:
+            status.main()
+    finally:
+        sys.argv = given
+        gc.enable()
     starts = json.loads(shown.getvalue())["starts"]
     assert len(starts) == len(list(run.job.glob("start-*"))), "not every start is shown"
 
@@ -231,7 +246,7 @@ def prune(run: Run, most: int) -> list[Path]:
 
 def save_after(path: Path, epochs: int, rounds: int) -> dict[str, float]:
     """Trains no network, but saves and prunes after each of so many epochs; then the files that are there and
-    the seconds of the pruning behind one save more."""
+    the CPU seconds of the pruning behind one save more."""
     run = directory_of(path, 0)
     for epoch in range(1, epochs + 1):
         save(run, epoch)
@@ -239,7 +254,7 @@ def save_after(path: Path, epochs: int, rounds: int) -> dict[str, float]:
     times = []
     for more in range(1, 20 * rounds + 1):
         save(run, epochs + more)
-        times.append(harness.timed(lambda: prune(run, 3)))
+        times.append(cpu_seconds(lambda: prune(run, 3)))
     return {"files": len(list(run.checkpoints.iterdir())), "seconds": min(times)}
 
 
