@@ -14,7 +14,3 @@ SUPERSEDED = 87
 
 FAILED = 1
 """A rank failed or stood still: start again, within the budget of starts without a new checkpoint."""
-
-SUPERSEDED = 87
-"""A later start of the run is alive, and this one has noticed: it leaves everything to that, which is no
-failure of the run."""
