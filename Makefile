@@ -7,7 +7,8 @@ export OMP_NUM_THREADS ?= 1
 # (`make acceptance`); `make test` plays those that wait least, and two of the 2x2.
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
-.PHONY: help setup setup-b slurm browser demo lint unit local slurm-tests acceptance set-b test bench clean
+.PHONY: help setup setup-b slurm slurm-if-possible browser demo lint unit local slurm-tests acceptance set-b \
+	test bench clean
 
 help:
 	@echo "make demo    set up, then generate data, prepare, train and evaluate on this machine"
@@ -26,6 +27,10 @@ slurm:
 browser:
 	@env/browser.sh
 
+# 3: not on this machine, or not as this user; the tests on Slurm then skip and say why.
+slurm-if-possible:
+	@env/cluster/install.sh || [ $$? -eq 3 ]
+
 demo: setup
 	@$(PYTHON_A) launch/demo.py
 
@@ -40,7 +45,7 @@ unit: setup
 local: setup browser
 	$(PYTHON_A) -m pytest tests/local -q
 
-slurm-tests: setup slurm
+slurm-tests: setup slurm-if-possible
 	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow"
 	$(PYTHON_A) -m pytest tests/slurm -q -m slow -k "$(ACCEPTANCE)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,32 @@ def test_where_requeueing_is_forbidden(variant: Callable[..., Slurm], tmp_path: 
     slurm.wait_state(job, "RUNNING")
     slurm.preempt(job)
     assert slurm.wait_ended(job) in ("PREEMPTED", "CANCELLED")
+
+
+@pytest.mark.parametrize(
+    ("user", "apt", "target", "code"),
+    [
+        ("1000", 0, "slurm-if-possible", 0),
+        ("1000", 0, "slurm", 2),
+        ("0", 100, "slurm-if-possible", 2),
+    ],
+    ids=["the tests go on without root", "what needs Slurm does not", "a failed installation is loud"],
+)
+def test_where_slurm_is_not_installed(user: str, apt: int, target: str, code: int, tmp_path: Path) -> None:
+    sbatch = shutil.which("sbatch")
+    if os.getuid() != 0 or sbatch is None or subprocess.run(["unshare", "--mount", "true"]).returncode:
+        pytest.skip("only root can hide a program")
+    for name, body in (("id", f"echo {user}"), ("apt-get", f"exit {apt}")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    hidden = 'mount --bind /dev/null "$1" && exec make --no-print-directory "$2"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", hidden, "sh", sbatch, target],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert ("as root: sh env/cluster/install.sh" in done.stderr) == (user == "1000")
 
 
 def test_mistakes_are_told_in_one_line(cluster: Slurm, tmp_path: Path) -> None:
