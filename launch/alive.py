@@ -18,13 +18,14 @@ def is_alive(run: Run, job: str) -> bool:
 
 
 def newest_job(run: Run, stage: str) -> str:
-    """The id of the newest job of that stage, successors included; "" without one."""
+    """The id of the newest job of that stage, successors and those of plain sbatch included; "" without
+    one."""
     job = ""
     for event in events.iterate(run.events):
         if event.get("stage", stage) != stage:
             continue
-        if event["event"] == "submitted":
-            job = event["job"]
+        if event["event"] in ("submitted", "started"):  # plain sbatch of a script says only that it started
+            job = event.get("job", job)
         elif event["event"] == "requeued" and event.get("successor"):
             job = event["successor"]
     return job

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from jobs.errors import UserError, run_command  # noqa: E402
+from jobs.errors import run_command  # noqa: E402
 from launch import options, runs, single  # noqa: E402
 
 EXAMPLES = """\
@@ -32,20 +32,11 @@ def main() -> int:
     arguments = parser.parse_args()
 
     run = runs.find(arguments.run)
-    checkpoint = arguments.checkpoint
-    if checkpoint not in ("best", "last"):
-        file = Path(checkpoint).expanduser().absolute()
-        if not file.is_file():
-            raise UserError(f"--checkpoint {checkpoint}: there is no such file; best and last are names too")
-        checkpoint = str(file)
-    elif not any(run.checkpoints.glob("*.pth.json")):
-        raise UserError(
-            f"{run.name} has no checkpoint yet: python launch/status.py {run.name} shows how far it is"
-        )
+    checkpoint = options.checkpoint(arguments.checkpoint, run)
     pictures = ["--pictures", *arguments.pictures] if arguments.pictures else []
-    resolved = options.settings(arguments, options.profile(arguments), "evaluate")
+    resolved = options.settings(arguments, options.profile_of(arguments, run, "evaluate"), "evaluate")
     batch = single.batch(
-        run, resolved, ["--checkpoint", checkpoint, "--again", *pictures], f"{run.name}-evaluate"
+        run.path, resolved, ["--checkpoint", checkpoint, "--again", *pictures], f"{run.name}-evaluate"
     )
     if arguments.dry_run:
         return single.show(batch)

@@ -34,12 +34,10 @@ def main() -> int:
     run = runs.find(arguments.run)
     images = [str(path) for given in arguments.images for path in places(given)]
     out = Path(arguments.out).expanduser().absolute() if arguments.out else fresh(run.path / "infer")
-    checkpoint = arguments.checkpoint
-    if checkpoint not in ("best", "last"):
-        checkpoint = str(Path(checkpoint).expanduser().absolute())
-    resolved = options.settings(arguments, options.profile(arguments), "infer")
+    checkpoint = options.checkpoint(arguments.checkpoint, run)
+    resolved = options.settings(arguments, options.profile_of(arguments, run, "infer"), "infer")
     job_arguments = ["--out", str(out), "--checkpoint", checkpoint, "--", *images]
-    batch = single.batch(run, resolved, job_arguments, f"{run.name}-infer")
+    batch = single.batch(run.path, resolved, job_arguments, f"{run.name}-infer")
     if arguments.dry_run:
         return single.show(batch)
     job, process = single.submit(run, batch)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
+from jobs.run_directory import Request, Run
 from launch import machine, profiles
 from launch.runs import CHECKOUT, check_path
 
@@ -91,6 +94,40 @@ def profile(arguments: argparse.Namespace) -> profiles.Profile:
     return profiles.load("", "slurm" if machine.has_slurm() else "local")
 
 
+def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.Profile:
+    """The profile for a further job of a run: the one asked for, else what the run was submitted with.
+
+    The run remembers the settings of its training, its evaluation and inferences. A run of Slurm's that is
+    looked at where there is no Slurm counts as local.
+    """
+    request = run.request()
+    if not remembers(arguments, request):
+        return profile(arguments)
+    kept = request.cluster if stage == "train" else request.cluster.get(stage, {})
+    top: dict[str, Any] = {}
+    section: dict[str, Any] = {}
+    for key, source in kept.get("sources", {}).items():
+        setting, _, name = key.partition(".")
+        # What came from the section of this job alone still wins over what the command says of another.
+        layer = section if source.endswith(f"({stage})") else top
+        if name:
+            layer.setdefault(setting, {})[name] = kept[setting][name]
+        else:
+            layer[setting] = kept[setting]
+    return profiles.Profile(
+        name=str(request.cluster.get("profile", request.executor)),
+        executor="slurm" if request.executor == "slurm" else "local",
+        source=f"run.yaml of {run.name}",
+        top=top,
+        stages={stage: section},
+    )
+
+
+def remembers(arguments: argparse.Namespace, request: Request) -> bool:
+    """Whether `profile_of` goes by the run's own settings."""
+    return not arguments.cluster and (request.executor == "local" or machine.has_slurm())
+
+
 def settings(
     arguments: argparse.Namespace, profile: profiles.Profile, stage: str, first: bool = True
 ) -> profiles.Resolved:
@@ -128,6 +165,47 @@ def _check_local(resolved: profiles.Resolved) -> None:
             f"no GPU here: --gpus {settings.gpus} means {settings.gpus} "
             f"CPU process{'es over gloo' if settings.gpus > 1 else ''}"
         )
+
+
+def as_given(arguments: argparse.Namespace) -> list[str]:
+    """The options of `add_common` that say what the job is like, as they would be typed again elsewhere."""
+    cluster = arguments.cluster or "slurm"
+    if cluster.endswith((".yaml", ".yml")):
+        cluster = str(Path(cluster).expanduser().absolute())
+    words = [f"--cluster={cluster}"]
+    for option, (setting, _) in SETTINGS.items():
+        if (value := getattr(arguments, f"job_{setting}")) is not None:
+            words.append(f"{option}={value}")
+    for name in ("nodes", "gpus"):
+        if (value := getattr(arguments, name, None)) is not None:
+            words.append(f"--{name}={value}")
+    for name in ("exclude", "sbatch"):
+        words += [f"--{name}={value}" for value in getattr(arguments, name) or []]
+    return words
+
+
+def checkpoint(which: str, run: Run | None = None) -> str:
+    """What --checkpoint means: best, last, or the absolute path of a file.
+
+    A bare name is looked for among the checkpoints of `run` too; of a run that is still to be trained
+    (None), the name of a checkpoint that it will write will do. Raises UserError for anything else.
+    """
+    if which in ("best", "last"):
+        if run is not None and not any(run.checkpoints.glob("*.pth.json")):
+            raise UserError(
+                f"{run.name} has no checkpoint yet: python launch/status.py {run.name} shows how far it is"
+            )
+        return which
+    file = Path(which).expanduser().absolute()
+    if file.is_file():
+        check_path(file, "--checkpoint")
+        return str(file)
+    own = file.name == which and re.fullmatch(r"(epoch|iter)_\d+\.pth", which)
+    if own and (run is None or (run.checkpoints / which).is_file()):
+        return which
+    close = difflib.get_close_matches(which, ["best", "last"], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "best and last are names too"
+    raise UserError(f"--checkpoint {which}: there is no such file; {hint}")
 
 
 def data_root(arguments: argparse.Namespace) -> Path:

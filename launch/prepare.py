@@ -7,6 +7,7 @@ submitted meanwhile waits for it in the queue.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def main() -> int:
     )
     parser.add_argument("--no-weights", action="store_true", help="no pretrained weights")
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
+    # The script of a dry run makes its run directory by these.
+    parser.add_argument("--no-submit", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
     options.add_common(parser, gpus=False)
     arguments = parser.parse_args()
 
@@ -77,15 +81,21 @@ def main() -> int:
             weights.name_of(reference)
         job_arguments += ["--weights", *arguments.weights]
 
-    name = runs.free_name("prepare", runs.prepare_root())
-    future = Run(runs.prepare_root() / name)
+    name = arguments.run or runs.free_name("prepare", runs.prepare_root())
+    runs.check_name(name)
+    path = runs.prepare_root() / name
+    script_arguments = [*job_arguments, "--run", str(path)]
     if arguments.dry_run:
-        return single.show(single.batch(future, resolved, job_arguments, name))
-    if (busy := data_ready.preparing(data_root)) is not None:
+        make = ["prepare", "--no-submit", "--run", name, *job_arguments, *options.as_given(arguments)]
+        return single.show(single.batch(path, resolved, script_arguments, name, make))
+    busy = None if arguments.no_submit else data_ready.preparing(data_root)
+    if busy is not None:
         raise UserError(f"{data_root} is being prepared by {busy.name}: python launch/status.py {busy.name}")
-    with runs.new_run(name, runs.prepare_root()) as run:
-        config = snapshot.take(run.code, data_root)
-        run.write_request(
+    batch = single.batch(path, resolved, script_arguments, name)
+
+    def fill(place: Run) -> None:
+        config = snapshot.take(place.code, data_root)
+        place.write_request(
             Request(
                 name=name,
                 config=config,
@@ -98,7 +108,11 @@ def main() -> int:
                 versions=requests.versions(),
             )
         )
-        batch = single.batch(run, resolved, [*job_arguments, "--run", str(run.path)], name)
+
+    with runs.new_run(name, fill, runs.prepare_root()) as run:
+        if arguments.no_submit:
+            print(f"made {run.path}", file=sys.stderr)
+            return 0
         job, process = single.submit(run, batch)
     return single.tell(arguments, run, "prepare", job, process)
 

@@ -98,27 +98,49 @@ NOT_FROM_TOP = {
     "infer": {"gpus", "nodes"},
 }
 
-# Set by the launcher or fatal to what it promises, and where the wish belongs instead.
+# Set by the launcher or fatal to what it promises, and where the wish belongs instead. sbatch takes any
+# unique beginning of an option's name, so a beginning of one of these is refused too.
 OWN_OPTIONS = {
+    "account": "`account`",
     "array": "--sweep",
     "chdir": "nothing: a job runs in its run directory",
+    "constraint": "`constraint`",
+    "container": "`container`",
+    "cpus-per-gpu": "`cpus_per_gpu`",
+    "cpus-per-task": "`cpus_per_gpu`",
     "dependency": "nothing: the launcher sets it",
     "error": "nothing: logs lie in the run directory",
+    "exclude": "`exclude`",
     "export": "`env`",
+    "export-file": "`env`",
+    "gpus": "`gpus`",
     "gpus-per-node": "`gpus`",
+    "gpus-per-task": "`gpus`",
+    "help": "nothing: with it nothing is submitted",
     "job-name": "--run",
-    "nodes": "`nodes`",
+    "kill-on-invalid-dep": "nothing: the launcher sets it",
+    "mem": "`memory`",
     "no-requeue": "nothing: a successor job is submitted where requeueing is not allowed",
+    "nodes": "`nodes`",
     "ntasks": "`nodes` and `gpus`",
     "ntasks-per-node": "`gpus`",
-    "cpus-per-task": "`cpus_per_gpu`",
     "open-mode": "nothing: logs are appended to",
     "output": "nothing: logs lie in the run directory",
+    "parsable": "--json",
+    "partition": "`partition`",
+    "qos": "`qos`",
+    "quiet": "nothing: sbatch's answer names the job",
     "requeue": "nothing: it is always set",
+    "reservation": "`reservation`",
     "signal": "`signal_delay`",
+    "tasks-per-node": "`gpus`",
+    "test-only": "--dry-run",
+    "time": "`time`",
+    "usage": "nothing: with it nothing is submitted",
+    "version": "nothing: with it nothing is submitted",
+    "wait": "--wait",
     "wrap": "`setup`",
 }
-
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE")
 _MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 _NODES = re.compile(r"([1-9]\d*)(?:-([1-9]\d*))?")
@@ -223,9 +245,11 @@ def resolve(
         for key, value in layer.items():
             if key in ("env", "sbatch"):
                 _check_mapping(value, key, source)
+                sources |= {f"{key}.{name}": source for name in value}
                 value = {**merged.get(key, {}), **value}
+            else:
+                sources[key] = source
             merged[key] = value
-            sources[key] = source
             _convert({key: value}, source)
     settings = _convert(merged, profile.source)
     _check_values(settings, sources)
@@ -248,12 +272,12 @@ def _check_keys(section: dict[str, Any], source: str, where: str, extra: tuple[s
         if key not in known:
             hint = _suggest(str(key), known) or "; an sbatch option goes below `sbatch:`"
             raise UserError(f"{source}: unknown key {key!r}{where}{hint}")
-    container = section.get("container")
-    if isinstance(container, dict):
-        for key in container:
-            if key not in Container.__struct_fields__:
-                hint = _suggest(str(key), list(Container.__struct_fields__))
-                raise UserError(f"{source}: unknown key {key!r} in `container`{where}{hint}")
+    for name, type in (("container", Container), ("notify", Notify)):
+        inner = section.get(name)
+        for key in inner if isinstance(inner, dict) else ():
+            if key not in type.__struct_fields__:
+                hint = _suggest(str(key), list(type.__struct_fields__))
+                raise UserError(f"{source}: unknown key {key!r} in `{name}`{where}{hint}")
 
 
 def _check_mapping(value: Any, key: str, source: str) -> None:
@@ -271,7 +295,10 @@ def _convert(values: dict[str, Any], source: str) -> Settings:
 
 def _check_values(settings: Settings, sources: dict[str, str]) -> None:
     def wrong(key: str, why: str) -> UserError:
-        return UserError(f"{sources.get(key, 'default')}: `{key}` {why}")
+        """`key` is a setting, or a name in one of its mappings as env.NAME."""
+        own = [source for name, source in sources.items() if name.startswith(f"{key}.")]
+        source = sources.get(key) or (own[-1] if own else "default")
+        return UserError(f"{source}: `{key.partition('.')[0]}` {why}")
 
     if settings.time and not _TIME.fullmatch(settings.time):
         raise wrong(
@@ -289,21 +316,35 @@ def _check_values(settings: Settings, sources: dict[str, str]) -> None:
         raise wrong("signal_delay", f"must be 0 to 65535 seconds, not {settings.signal_delay}")
     for key in settings.env:
         if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):
-            raise wrong("env", f"has a name that no shell takes: {key!r}")
+            raise wrong(f"env.{key}", f"has a name that no shell takes: {key!r}")
     for key in settings.sbatch:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
-            hint = _suggest(key.lower().strip("-").replace("_", "-"), [])
-            raise wrong("sbatch", f"has {key!r}: write sbatch's long option without its dashes{hint}")
-        if key in OWN_OPTIONS:
-            raise wrong("sbatch", f"must not set {key!r}: use {OWN_OPTIONS[key]}")
+            raise wrong(f"sbatch.{key}", f"has {key!r}: write sbatch's long option without its dashes")
+        if instead := _own_option(key, settings):
+            raise wrong(f"sbatch.{key}", f"must not set {key!r}: use {instead}")
     for field in settings.__struct_fields__:
-        if field != "setup" and (bad := _with_control(getattr(settings, field))):
-            raise wrong(field, f"holds a line break or control character: {bad!r}")
+        value = getattr(settings, field)
+        if field == "setup":  # a shell's own lines may have tabs
+            value = [line.replace("\t", " ") for line in value]
+        if (bad := _with_control(value)) is None:
+            continue
+        # Of several commands in one item only the last one's failure would count.
+        one_each = "; give each line an item of its own" if field == "setup" else ""
+        raise wrong(field, f"holds a line break or control character: {bad!r}{one_each}")
+
+
+def _own_option(key: str, settings: Settings) -> str | None:
+    """What to use instead of sbatch's option `key`, if the launcher sets that one itself."""
+    if key == "gres" and settings.gres == "gres":
+        return "`gpus` and `gpu_type`, or `gres: gpus-per-node` to have --gres for something else"
+    if key in OWN_OPTIONS:
+        return OWN_OPTIONS[key]
+    return next((instead for own, instead in OWN_OPTIONS.items() if own.startswith(key)), None)
 
 
 def _with_control(value: Any) -> str | None:
     if isinstance(value, str):
-        return value if any(ord(character) < 32 for character in value) else None
+        return value if has_control(value) else None
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, list):
@@ -311,6 +352,11 @@ def _with_control(value: Any) -> str | None:
     if isinstance(value, Container):
         return _with_control([value.image, *value.mounts, *value.options])
     return None
+
+
+def has_control(text: str) -> bool:
+    """Whether it holds a line break or another control character, which no line of a script survives."""
+    return any(ord(character) < 32 or ord(character) == 127 for character in text)
 
 
 def _suggest(word: str, known: list[str]) -> str:

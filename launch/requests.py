@@ -6,6 +6,8 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from jobs.run_directory import Request, Run, write_atomically
 from launch import profiles, script, snapshot
 from launch.configs import Chain
 from launch.runs import CHECKOUT
+from launch.slurm import SlurmError
 
 PACKAGES = ("torch", "mmsegmentation", "mmengine", "mmcv-lite", "mmcv", "numpy", "submitit")
 
@@ -25,6 +28,8 @@ class Wish(msgspec.Struct, kw_only=True):
 
     train: profiles.Resolved
     evaluate: profiles.Resolved
+    infer: profiles.Resolved
+    """Only remembered, for launch/infer.py."""
     config: Path
     chain: Chain
     data_root: Path
@@ -46,23 +51,25 @@ def request(wish: Wish, name: str, config: str, versions: dict[str, str]) -> Req
         gpus=settings.gpus,
         executor=wish.train.executor,
         checkpoint=wish.checkpoint,
-        cluster=cluster(wish.train, wish.evaluate),
+        cluster=cluster(wish.train, wish.evaluate, wish.infer),
         python=settings.python or sys.executable,
         command=sys.argv,
         versions=versions,
     )
 
 
-def cluster(resolved: profiles.Resolved, evaluate: profiles.Resolved | None = None) -> dict[str, Any]:
-    """The profile as it was resolved, for run.yaml."""
-    told = {
+def cluster(resolved: profiles.Resolved, *others: profiles.Resolved) -> dict[str, Any]:
+    """The profile as it was resolved, for run.yaml: the settings of the command's own job at the top, those
+    of the run's other jobs by their stage. `options.profile_of` reads it back."""
+
+    def told(one: profiles.Resolved) -> dict[str, Any]:
+        return {**msgspec.to_builtins(one.settings), "sources": one.sources}
+
+    return {
         "profile": resolved.profile,
-        **msgspec.to_builtins(resolved.settings),
-        "sources": resolved.sources,
+        **told(resolved),
+        **{other.stage: told(other) for other in others},
     }
-    if evaluate is not None:
-        told["evaluate"] = msgspec.to_builtins(evaluate.settings)
-    return told
 
 
 def versions() -> dict[str, str]:
@@ -90,13 +97,30 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def fill(run: Run, wish: Wish, versions: dict[str, str]) -> None:
-    """Writes code/ and run.yaml into a new run directory."""
+def fill(run: Run, name: str, wish: Wish, versions: dict[str, str]) -> None:
+    """Writes code/ and run.yaml into the directory of a new run, which will be called `name`."""
     config = snapshot.take(run.code, wish.data_root, wish.chain)
-    run.write_request(request(wish, run.name, config, versions))
+    run.write_request(request(wish, name, config, versions))
 
 
 def write_scripts(run: Run, *batches: script.Batch) -> None:
     """Writes `job/STAGE.sbatch` for each batch."""
     for batch in batches:
         write_atomically(run.job / f"{batch.resolved.stage}.sbatch", script.text(batch).encode())
+
+
+@contextmanager
+def restored_on_error(*files: Path) -> Iterator[None]:
+    """Gives the files back their content (or absence) if the body raises, so that a refused submission
+    changes nothing. Not after a submission that may have arrived: its job reads the new ones."""
+    before = {file: file.read_bytes() if file.exists() else None for file in files}
+    try:
+        yield
+    except BaseException as error:
+        if not (isinstance(error, SlurmError) and error.unanswered):
+            for file, content in before.items():
+                if content is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    write_atomically(file, content)
+        raise

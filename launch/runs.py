@@ -6,12 +6,14 @@ import difflib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.errors import UserError
 from jobs.run_directory import Run
+from launch.slurm import SlurmError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -95,27 +97,56 @@ def free_name(stem: str, root: Path | None = None) -> str:
 
 
 @contextmanager
-def new_run(name: str, root: Path | None = None) -> Iterator[Run]:
-    """Makes the directory of a new run; if the body raises, nothing of it is left behind.
+def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) -> Iterator[Run]:
+    """Makes the directory of a new run, and deletes it if the body (which submits it) raises.
+
+    `fill` writes its content, into a directory beside it (a Run of another name, with an empty `job/`) that
+    then gets the run's name: whoever sees the run sees all of it, and a launcher that is killed, as in a job
+    that makes its own run, leaves the name free. Only after a submission of which nobody knows whether it
+    arrived (SlurmError.unanswered) is the run kept: a job may need it.
 
     Raises UserError if the name is taken, also by a launcher that took it this moment.
     """
     root = root or runs_root()
     run = Run(root / name)
+    if is_taken(name, root):
+        raise _taken(run)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        run.path.mkdir()
-    except FileExistsError:
-        raise UserError(
-            f"the run name {name!r} is taken ({run.path}): choose another, or go on with it: --resume {name}"
-        ) from None
+        # No name of a run has a comma. A leading dot: no command takes it for a run.
+        unfinished = Run(tempfile.mkdtemp(prefix=f".{name},", dir=root))
     except OSError as error:
         raise UserError(
             f"cannot make {run.path}: {error.strerror}; set BATON_RUNS to a place you own"
         ) from None
     try:
-        run.job.mkdir()
-        yield run
-    except BaseException:
-        shutil.rmtree(run.path)
+        unfinished.path.chmod(0o777 & ~_umask())
+        unfinished.job.mkdir()
+        fill(unfinished)
+        os.rename(unfinished.path, run.path)
+    except BaseException as error:
+        shutil.rmtree(unfinished.path, ignore_errors=True)
+        if isinstance(error, OSError) and is_taken(name, root):
+            raise _taken(run) from None
         raise
+    for left in root.glob(f".{name},*"):  # of launchers that were killed, or come too late
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        yield run
+    except BaseException as error:
+        if not (isinstance(error, SlurmError) and error.unanswered):
+            shutil.rmtree(run.path)
+        raise
+
+
+def _taken(run: Run) -> UserError:
+    return UserError(
+        f"the run name {run.name!r} is taken ({run.path}): choose another, or go on with it: "
+        f"--resume {run.name}"
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -6,13 +6,15 @@ user is quoted with shlex; the only lines a shell is meant to run as written are
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
 
 import msgspec
 
-from launch import profiles
+from jobs.errors import UserError
+from launch import profiles, runs
 from launch.profiles import Container, Resolved
 
 
@@ -27,7 +29,7 @@ class Batch(msgspec.Struct, kw_only=True):
     made: bool = True
     """The run directory exists; if not, the script makes it by `make`."""
     make: list[str] = []
-    """Arguments of launch/train.py that make the run directory."""
+    """A launcher's name (train, prepare) and the arguments with which it makes the run directory."""
     arguments: list[str] = []
     """Further arguments of the job's command, after RUN."""
     elements: int = 0
@@ -36,7 +38,7 @@ class Batch(msgspec.Struct, kw_only=True):
 
 
 def text(batch: Batch) -> str:
-    """The whole script."""
+    """The whole script. Raises UserError for what no directive or comment can carry."""
     parts = [_header(batch), _where(batch), _setup(batch), _command(batch)]
     return "\n".join(["#!/bin/bash", *(part for part in parts if part)])
 
@@ -84,7 +86,12 @@ def directives(batch: Batch) -> dict[str, str | None]:
 
 
 def _output(batch: Batch) -> str:
-    """Where the batch shell's own words go, as a Slurm pattern (in which % is written %%)."""
+    """Where the batch shell's own words go, as a Slurm pattern (in which % is written %%).
+
+    Raises UserError for a run at a path that no pattern can carry.
+    """
+    if batch.run is not None:
+        runs.check_path(batch.run, "the path of the run")
     id = "%A_%a" if batch.elements else "%j"
     if batch.run is None:
         return f"logs/slurm-{id}.out"
@@ -92,6 +99,13 @@ def _output(batch: Batch) -> str:
         return f"{_no_pattern(batch.run.parent.parent)}/slurm-{id}.out"
     element = "%a" if batch.elements else ""
     return f"{_no_pattern(batch.run)}{element}/job/{id}_log.out"
+
+
+def make_log_folder(batch: Batch) -> None:
+    """Makes the folder of the batch shell's log where the run is still to come: Slurm makes none, and ends a
+    job without one before its first line."""
+    if batch.run is not None and not batch.made:
+        batch.run.parent.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _no_pattern(path: Path) -> str:
@@ -106,7 +120,12 @@ def _header(batch: Batch) -> str:
     values = msgspec.to_builtins(batch.resolved.settings)
     if sources:
         lines.append("# Where these come from:")
-        lines += [f"#   {key}: {values[key]!r} ({source})" for key, source in sorted(sources.items())]
+    for key, source in sorted(sources.items()):
+        setting, _, name = key.partition(".")
+        lines.append(f"#   {key}: {(values[setting][name] if name else values[setting])!r} ({source})")
+    if bad := next((line for line in lines if profiles.has_control(line)), None):
+        # Behind a line break the rest of a path or a name would be a command.
+        raise UserError(f"a line break or control character cannot stand in a batch script: {bad!r}")
     if batch.run is None:
         lines += ["#", *(f"# {line}" for line in USAGE[batch.resolved.stage].splitlines())]
     return "\n".join(lines) + "\n"
@@ -149,21 +168,20 @@ def _where(batch: Batch) -> str:
             lines.append(f"name=${{1:?usage: sbatch jobs/{stage}.sbatch RUN}}")
             lines.append("shift")
             lines.append("run=${BATON_RUNS:-$checkout/logs/runs}/${name##*/}")
-        make = '"$host_python" "$checkout/launch/train.py" --no-submit --run "${name##*/}" "$@" || exit'
+        make = '"$host_python" "$checkout/launch/train.py" --no-submit --run "${name##*/}" "$@"'
     else:
         element = '"$SLURM_ARRAY_TASK_ID"' if batch.elements else ""
         lines.append(f"run={_quote(batch.run)}{element}")
         host = _quote(sys.executable)
         lines.append(f"python={_quote(settings.python or sys.executable)} host_python={host}")
-        make = (
-            f'"$host_python" {_quote(str(batch.checkout) + "/launch/train.py")} {_join(batch.make)} || exit'
+        make = _make(batch)
+    if not batch.made and stage in ("train", "prepare"):
+        lines.append(
+            "# The run directory: request, snapshot of the code, scripts. A signal does not stop that."
         )
-    if stage == "train" and not batch.made:
-        lines.append("# The run directory: request, snapshot of the code, scripts.")
-        lines.append(f'[ -e "$run/run.yaml" ] || {make}')
+        lines.append(f'[ -e "$run/run.yaml" ] || (trap "" USR2 TERM; exec {make}) || exit')
     if batch.elements:
         lines.append("job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID")
-        lines.append(f"export BATON_SCRIPT={_quote(str(batch.run) + '0')}/job/{stage}.sbatch")
     else:
         lines.append("job=$SLURM_JOB_ID")
     lines.append("# Slurm reads % in a log's path as a pattern.")
@@ -171,6 +189,25 @@ def _where(batch: Batch) -> str:
     lines.append(f"logs={logs}; logs=${{logs//%/%%}}/$job")
     lines += [f"export {key}={_quote(value)}" for key, value in settings.env.items()]
     return "\n".join(lines) + "\n"
+
+
+def _make(batch: Batch) -> str:
+    """The command by which a batch script makes its run directory, in the same place whatever its shell's
+    BATON_RUNS is."""
+    if not batch.make:
+        return ""
+    launcher, *arguments = batch.make
+    place = os.environ.get("BATON_RUNS") and runs.runs_root()
+    command = [
+        "env",
+        f"BATON_RUNS={_quote(place or '')}",
+        '"$host_python"',
+        _quote(f"{batch.checkout}/launch/{launcher}.py"),
+        _join(arguments),
+    ]
+    if batch.elements:
+        command.append('--element "$SLURM_ARRAY_TASK_ID"')
+    return " ".join(command)
 
 
 def _setup(batch: Batch) -> str:
@@ -184,6 +221,10 @@ def _setup(batch: Batch) -> str:
             line,
             "} || { code=$?; echo error: " + told + ' "(exit code $code)" >&2; exit "$code"; }',
         ]
+    lines.append(
+        "# What a line may have set for the shell itself must not end the job before it has come back."
+    )
+    lines.append("set +eu +o pipefail; trap - ERR; trap : USR2 TERM")
     return "\n".join(lines) + "\n"
 
 

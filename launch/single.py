@@ -5,17 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from jobs import events
-from jobs.run_directory import Run, write_atomically
-from launch import runs, script
+from jobs.run_directory import Run
+from launch import requests, runs, script
 from launch.profiles import Resolved
 
 
-def batch(run: Run, resolved: Resolved, arguments: list[str], name: str) -> script.Batch:
+def batch(
+    run: Path, resolved: Resolved, arguments: list[str], name: str, make: list[str] | None = None
+) -> script.Batch:
+    """`make`: the script makes the run directory itself, see script.Batch."""
     return script.Batch(
-        resolved=resolved, name=name, run=run.path, arguments=arguments, checkout=runs.CHECKOUT
+        resolved=resolved,
+        name=name,
+        run=run,
+        made=make is None,
+        make=make or [],
+        arguments=arguments,
+        checkout=runs.CHECKOUT,
     )
 
 
@@ -23,6 +33,7 @@ def show(batch: script.Batch) -> int:
     """--dry-run: prints the batch script, or the command of a local job."""
     if batch.resolved.executor == "slurm":
         print(script.text(batch), end="")
+        script.make_log_folder(batch)
         print("nothing submitted", file=sys.stderr)
     else:
         from launch import submission
@@ -32,15 +43,17 @@ def show(batch: script.Batch) -> int:
 
 
 def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
-    """Submits the job; returns its id and, if it is a local one, its process."""
+    """Submits the job; returns its id and, if it is a local one, its process. If Slurm refuses it, the
+    run's script is what it was."""
     from launch import submission
 
     resolved = batch.resolved
     process: Any = None
     if resolved.executor == "slurm":
         file = run.job / f"{resolved.stage}.sbatch"
-        write_atomically(file, script.text(batch).encode())
-        job = submission.submit_script(file, batch.name)
+        with requests.restored_on_error(file):
+            requests.write_scripts(run, batch)
+            job = submission.submit_script(file)
     else:
         job, process = submission.submit_chain(run.path, [stage(batch)], resolved.settings.env)
     events.append(run.events, "submitted", stage=resolved.stage, job=job, executor=resolved.executor)
@@ -71,4 +84,4 @@ def tell(arguments: argparse.Namespace, run: Run, stage: str, job: str, process:
         return 0
     from launch import waiting
 
-    return waiting.wait(run, stage, job, process)
+    return waiting.wait(run, {stage: job}, process)

@@ -6,9 +6,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
+
+from jobs.errors import UserError
 
 PATIENCE = 90.0
 """Seconds that a call goes on trying while the controller does not answer."""
+
+SAY_SECONDS = 15.0
+"""How often it says that it is trying yet."""
 
 # The controller never got the request, so asking again is safe whatever the command.
 NOT_REACHED = ("Unable to contact slurm controller", "Connection refused", "connect failure")
@@ -16,7 +22,7 @@ NOT_REACHED = ("Unable to contact slurm controller", "Connection refused", "conn
 NO_ANSWER = ("Socket timed out", "Zero Bytes were transmitted", "Unexpected message received")
 
 
-class SlurmError(Exception):
+class SlurmError(UserError):
     """A Slurm command failed; the text is Slurm's own message, in one line."""
 
     def __init__(self, message: str, unanswered: bool = False) -> None:
@@ -25,21 +31,25 @@ class SlurmError(Exception):
         """The controller may have done what was asked, without saying so."""
 
 
-def call(*command: str, patience: float = PATIENCE, changes: bool = False) -> str:
+def call(
+    *command: str, patience: float = PATIENCE, changes: bool = False, without: Collection[str] = ()
+) -> str:
     """Runs a Slurm command and returns its standard output.
 
-    While the controller is away the call is repeated for `patience` seconds, and stderr says so once.
+    While the controller is away the call is repeated for `patience` seconds, and stderr says so.
     `changes`: the command changes something, so it is not repeated when the answer got lost.
+    `without`: variables that the command must not see.
 
     Raises SlurmError with Slurm's message; also if the command is missing.
     """
-    give_up = time.monotonic() + patience
-    pause, told = 0.5, False
+    begin = time.monotonic()
+    give_up = begin + patience
+    pause, tell = 0.5, begin
     while True:
         try:
             done = subprocess.run(
                 command,
-                env=clean_environment(),
+                env={key: value for key, value in clean_environment().items() if key not in without},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -58,9 +68,12 @@ def call(*command: str, patience: float = PATIENCE, changes: bool = False) -> st
         away = any(sign in message for sign in NOT_REACHED) or (unanswered and not changes)
         if not away or time.monotonic() + pause > give_up:
             raise SlurmError(message, unanswered)
-        if not told:
-            print(f"Slurm's controller does not answer; trying for {patience:.0f} s …", file=sys.stderr)
-            told = True
+        if time.monotonic() >= tell:
+            since = f" since {tell - begin:.0f} s" if tell > begin else ""
+            print(
+                f"Slurm's controller does not answer{since}; trying for {patience:.0f} s …", file=sys.stderr
+            )
+            tell += SAY_SECONDS
         time.sleep(pause)  # the only sign of its return is an answer
         pause = min(pause * 1.5, 5.0)
 

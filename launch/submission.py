@@ -12,16 +12,22 @@ import re
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedSubmissionError
 from submitit.local import local
 from submitit.slurm import slurm as submitit_slurm
 
-from jobs.errors import UserError
-from launch import slurm
+from jobs import events
+from launch import profiles, slurm
 
+LATE_SECONDS = 2.0
+"""How long a job is looked for in the queue when sbatch's answer got lost."""
 YEARS = 60 * 24 * 365 * 10  # minutes; submitit's local executor wants a time limit
 
 
@@ -33,37 +39,126 @@ class SlurmExecutor(submitit.SlurmExecutor):
         self.script = script
         self.options = options
 
-    def submit_script(self, job_name: str) -> submitit_slurm.SlurmJob[Any]:
-        """Calls sbatch once. Raises UserError with Slurm's own message; then nothing was submitted."""
+    def submit_script(self) -> submitit_slurm.SlurmJob[Any]:
+        """Calls sbatch once. Raises SlurmError with Slurm's own message; unless the error is `unanswered`,
+        nothing was submitted then."""
         command = self._make_submission_command(self.script)
+        hidden = overridden(self.script.read_text(encoding="utf-8"))
         try:
-            answer = slurm.call(*command, changes=True)
+            answer = slurm.call(*command, changes=True, without=hidden)
+            id = self._get_job_id_from_submission_command(answer)
         except slurm.SlurmError as error:
-            # The answer got lost on the way; the job may be in the queue all the same.
-            found = _queued(job_name) if error.unanswered else None
-            if found is None:
-                raise UserError(f"sbatch refused {self.script.name}: {error}") from None
-            answer = f"Submitted batch job {found}"
-        id = self._get_job_id_from_submission_command(answer)
+            if not error.unanswered:
+                raise slurm.SlurmError(f"sbatch refused {self.script.name}: {error}") from None
+            id = arrived(self.script, str(error))
+        except FailedSubmissionError:
+            id = arrived(self.script, f"sbatch's answer names no job: {' '.join(answer.split())!r}")
+        except KeyboardInterrupt:
+            # The request may be on its way, and the run directory is about to be deleted.
+            withdraw(*_queued(self.script))
+            raise
         return submitit_slurm.SlurmJob(folder=self.folder, job_id=id)
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         return ["sbatch", *self.options, "--", str(submission_file_path)]
 
 
-def _queued(job_name: str) -> str | None:
-    listed = slurm.call("squeue", "--me", "--noheader", "--format=%A", f"--name={job_name}")
-    ids = re.findall(r"\d+", listed)
-    return max(ids, key=int) if ids else None
-
-
-def submit_script(script: Path, job_name: str, *, after: str = "", how: str = "afterok") -> str:
+def submit_script(script: Path, *, after: str = "", how: str = "afterok") -> str:
     """Submits a batch script, behind job `after` if given, and returns the job id.
 
     A job whose dependency can never be satisfied is cancelled by Slurm instead of waiting for ever.
     """
     options = (f"--dependency={how}:{after}", "--kill-on-invalid-dep=yes") if after else ()
-    return SlurmExecutor(script, options).submit_script(job_name).job_id
+    return SlurmExecutor(script, options).submit_script().job_id
+
+
+def overridden(script: str) -> set[str]:
+    """Variables by which sbatch would take an option from the environment that the script sets itself.
+
+    sbatch reads the command line, then SBATCH_…, then the script; the settings of the launcher's command line
+    and of the profile stand in the script, and win over what a shell's start-up file may hold.
+    """
+    # Named otherwise than their option, or contradicting it.
+    more = {
+        "array": ("SBATCH_ARRAY_INX",),
+        "time": ("SBATCH_TIMELIMIT",),
+        "requeue": ("SBATCH_NO_REQUEUE",),
+        "mem": ("SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"),
+        "gpus-per-node": ("SBATCH_GPUS", "SBATCH_GPUS_PER_TASK"),
+        "cpus-per-task": ("SBATCH_CPUS_PER_GPU",),
+    }
+    written = set(re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE))
+    # Of what a user may leave to Slurm, the environment's word counts until a setting says otherwise.
+    options = written | (profiles.OWN_OPTIONS.keys() - profiles.Settings.__struct_fields__ - {"mem"})
+    plain = {f"SBATCH_{option.upper().replace('-', '_')}" for option in options}
+    return plain | {name for option in options for name in more.get(option, ())}
+
+
+def arrived(script: Path, problem: str) -> str:
+    """The id of the job that was submitted though sbatch's answer got lost.
+
+    Raises SlurmError (`unanswered`) if it is not in the queue, or the queue cannot be seen: the job may still
+    come, so its run directory must stay.
+    """
+    deadline = time.monotonic() + LATE_SECONDS
+    try:
+        while not (found := _queued(script)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.3)  # nothing but squeue tells when it comes
+    except slurm.SlurmError as error:
+        problem += f"; squeue: {error}"
+    else:
+        if found:
+            return max(found, key=int)
+    raise slurm.SlurmError(
+        f"whether {script} was submitted is not known ({problem}), so its run is kept; `squeue --me` tells; "
+        f"if it is not there: sbatch {shlex.quote(str(script))}",
+        unanswered=True,
+    )
+
+
+def _queued(script: Path) -> list[str]:
+    """Ids of the jobs in the queue that were made from this very script and that no event names yet.
+
+    By the script's path: names repeat, in another checkout and among the jobs of another run.
+    """
+    known = set()
+    for event in events.iterate(script.parent.parent / "events.jsonl"):
+        known |= {str(event.get(key, "")).partition("_")[0] for key in ("job", "successor")}
+    known |= {path.read_text().partition("_")[0].strip() for path in script.parent.glob("presubmitted-*")}
+    listed = slurm.call("squeue", "--me", "--noheader", "--states=all", "--format=%F|%o")
+    rows = [line.partition("|") for line in listed.splitlines()]
+    return sorted({id for id, _, command in rows if command == str(script) and id not in known})
+
+
+def withdraw(*jobs: str) -> None:
+    """Cancels jobs that were submitted a moment ago, since what should have followed was not.
+
+    Raises SlurmError (`unanswered`, for their run directory must stay) if Slurm does not do it.
+    """
+    try:
+        if jobs:
+            slurm.call("scancel", *jobs)
+    except slurm.SlurmError as error:
+        raise slurm.SlurmError(
+            f"job {' '.join(jobs)} was submitted and could not be cancelled ({error}); "
+            f"to do that: scancel {' '.join(jobs)}",
+            unanswered=True,
+        ) from None
+
+
+@contextmanager
+def withdrawn_on_error(job: str) -> Iterator[None]:
+    """Cancels `job` if the body raises; the error then says so, and both if that fails too."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            withdraw(job)
+        except slurm.SlurmError as left:
+            raise slurm.SlurmError(f"{error or 'interrupted'}; and {left}", unanswered=True) from None
+        raise
 
 
 class LocalExecutor(submitit.LocalExecutor):

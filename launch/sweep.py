@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ import msgspec
 from jobs import events
 from jobs.errors import UserError
 from jobs.run_directory import Run
-from launch import data_ready, options, requests, runs, script
+from launch import data_ready, options, requests, runs
 
 
 def parse(text: str) -> tuple[str, list[Any]]:
@@ -50,28 +51,41 @@ def main(arguments: argparse.Namespace, wish: requests.Wish) -> int:
     key, values = parse(arguments.sweep)
     name = arguments.run or _free(wish.config.stem)
     taken = [f"{name}-{number}" for number in range(len(values)) if runs.is_taken(f"{name}-{number}")]
-    if taken:
+    if taken and arguments.element is None:
         raise UserError(f"the run name {taken[0]!r} is taken: choose another --run for the sweep")
+    runs.check_name(f"{name}-{len(values) - 1}")
     prefix = runs.runs_root() / f"{name}-"
-    both = train.batches(prefix, wish, elements=len(values))
     if arguments.dry_run:
-        print(script.text(both[arguments.dry_run == "evaluate"]), end="")
+        if wish.train.executor == "local":
+            raise UserError("--dry-run of a sweep shows a batch script, and this sweep is local")
+        make = train.make_command(arguments, wish, name)
+        train.show(arguments, *train.batches(prefix, wish, make, elements=len(values)), name)
         return 0
-    after = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
-    made: list[Run] = []
-    try:
-        versions = requests.versions()
-        for number, value in enumerate(values):
-            one = msgspec.structs.replace(wish, overrides={**wish.overrides, key: value})
-            with runs.new_run(f"{name}-{number}") as run:
-                made.append(run)
-                requests.fill(run, one, versions)
-                requests.write_scripts(run, *both)
-        jobs, processes = _submit(made, wish, both, after, not arguments.no_evaluation)
-    except BaseException:
-        for run in made:
-            shutil.rmtree(run.path, ignore_errors=True)
-        raise
+    both = train.batches(prefix, wish, elements=len(values))
+    after = None
+    if not arguments.no_submit:
+        after = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
+    versions = requests.versions()
+
+    def fill(place: Run, number: int) -> None:
+        one = msgspec.structs.replace(wish, overrides={**wish.overrides, key: values[number]})
+        requests.fill(place, f"{name}-{number}", one, versions)
+        requests.write_scripts(place, *both)
+
+    wanted = range(len(values)) if arguments.element is None else [arguments.element]
+    with ExitStack() as stack:
+        made = [
+            stack.enter_context(runs.new_run(f"{name}-{number}", partial(fill, number=number)))
+            for number in wanted
+        ]
+        if arguments.no_submit:
+            print(
+                f"made {', '.join(run.name for run in made)} in {runs.runs_root()}; to submit all: "
+                f"sbatch {made[0].job / 'train.sbatch'}",
+                file=sys.stderr,
+            )
+            return 0
+        jobs, processes = _submit(made, wish, after, not arguments.no_evaluation)
     return _tell(arguments, made, values, key, jobs, processes)
 
 
@@ -86,24 +100,20 @@ def _free(stem: str) -> str:
 def _submit(
     made: list[Run],
     wish: requests.Wish,
-    both: tuple[script.Batch, script.Batch],
     after: str | None,
     evaluate: bool,
 ) -> tuple[list[dict[str, str]], list[Any]]:
     if wish.train.executor == "local":
         return _submit_locally(made, wish, after, evaluate)
-    from launch import slurm, submission
+    from launch import submission
 
-    training = submission.submit_script(made[0].job / "train.sbatch", both[0].name, after=after or "")
+    training = submission.submit_script(made[0].job / "train.sbatch", after=after or "")
     arrays = {"train": training}
-    try:
-        if evaluate:
+    if evaluate:
+        with submission.withdrawn_on_error(training):
             arrays["evaluate"] = submission.submit_script(
-                made[0].job / "evaluate.sbatch", both[1].name, after=training, how="aftercorr"
+                made[0].job / "evaluate.sbatch", after=training, how="aftercorr"
             )
-    except BaseException:
-        slurm.call("scancel", training)
-        raise
     jobs = []
     ranks = wish.train.nodes[1] * wish.train.settings.gpus
     for number, run in enumerate(made):
@@ -157,8 +167,7 @@ def _tell(
 
     codes = []
     for run, ids, process in zip(made, jobs, processes, strict=True):
-        last = list(ids)[-1]
-        codes.append(waiting.wait(run, last, ids[last], process))
+        codes.append(waiting.wait(run, ids, process))
     if any(codes):
         print(f"{sum(map(bool, codes))} of {len(codes)} runs did not end well", file=sys.stderr)
     return max(codes)

@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
-from launch import configs, data_ready, options, requests, runs, script, sweep  # noqa: E402
+from launch import configs, data_ready, options, profiles, requests, runs, script, sweep  # noqa: E402
 from launch.profiles import Profile  # noqa: E402
 
 DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
@@ -35,22 +35,19 @@ EXAMPLES = """\
 
 def main() -> int:
     parser = options.parser(__doc__ or "", EXAMPLES)
-    parser.add_argument(
-        "--config", default=DEFAULT_CONFIG, help=f"an MMSegmentation config (default {DEFAULT_CONFIG})"
-    )
+    parser.add_argument("--config", help=f"an MMSegmentation config (default {DEFAULT_CONFIG})")
     parser.add_argument("--run", metavar="NAME", help="the run's name (default: made from the config's)")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run instead of making a new one")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of the config"
     )
     parser.add_argument("--sweep", metavar="KEY=A,B,C", help="one run for each value, as one job array")
-    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default 0)")
+    parser.add_argument("--seed", type=int, help="of all randomness (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where the dataset lies (default data/)")
     parser.add_argument(
         "--checkpoint",
-        default="best",
         metavar="WHICH",
-        help="what is evaluated: best (default), last, or a path",
+        help="what is evaluated: best (default), last, a path, or a name such as epoch_50.pth",
     )
     parser.add_argument("--no-evaluation", action="store_true", help="only train")
     parser.add_argument(
@@ -61,12 +58,13 @@ def main() -> int:
         help="print the batch script (of the training, or of its evaluation), submit nothing",
     )
     parser.add_argument("--no-submit", action="store_true", help="make the run directory, submit nothing")
+    # With --no-submit: of a sweep only this run, for the script of a dry run.
+    parser.add_argument("--element", type=int, help=argparse.SUPPRESS)
     options.add_common(parser)
     arguments = parser.parse_args()
-    profile = options.profile(arguments)
     if arguments.resume:
-        return resume(arguments, profile)
-    wish = read_wish(arguments, profile)
+        return resume(arguments)
+    wish = read_wish(arguments, options.profile(arguments))
     if arguments.run:
         runs.check_name(arguments.run)
     runs.check_root(runs.runs_root())
@@ -79,18 +77,20 @@ def main() -> int:
 
 def read_wish(arguments: argparse.Namespace, profile: Profile) -> requests.Wish:
     """Checks everything that can be checked before anything is made. Raises UserError."""
-    if arguments.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {arguments.seed}")
-    config = configs.locate(arguments.config)
+    seed = arguments.seed or 0
+    if seed < 0:
+        raise UserError(f"--seed must be 0 or more, not {seed}")
+    config = configs.locate(arguments.config or DEFAULT_CONFIG)
     overrides = options.overrides(arguments.set)
     wish = requests.Wish(
         train=options.settings(arguments, profile, "train"),
         evaluate=options.settings(arguments, profile, "evaluate", first=False),
+        infer=options.settings(arguments, profile, "infer", first=False),
         config=config,
         chain=configs.check(config, overrides, not arguments.no_evaluation),
         data_root=options.data_root(arguments),
-        seed=arguments.seed,
-        checkpoint=arguments.checkpoint,
+        seed=seed,
+        checkpoint=options.checkpoint(arguments.checkpoint or "best"),
         overrides=overrides,
     )
     for hint in wish.train.hints:
@@ -99,17 +99,21 @@ def read_wish(arguments: argparse.Namespace, profile: Profile) -> requests.Wish:
 
 
 def batches(
-    run: Path, wish: requests.Wish, made: bool = True, make: list[str] | None = None, elements: int = 0
+    run: Path, wish: requests.Wish, make: list[str] | None = None, elements: int = 0
 ) -> tuple[script.Batch, script.Batch]:
-    """The two batch scripts of a run: training and evaluation."""
+    """The two batch scripts of a run: training and evaluation. `make`: see script.Batch."""
     name = run.name.rstrip("-") if elements else run.name
-    common: dict[str, Any] = {"run": run, "checkout": runs.CHECKOUT, "elements": elements}
+    common: dict[str, Any] = {
+        "run": run,
+        "checkout": runs.CHECKOUT,
+        "elements": elements,
+        "made": make is None,
+    }
     return (
-        script.Batch(resolved=wish.train, name=name, made=made, make=make or [], **common),
+        script.Batch(resolved=wish.train, name=name, make=make or [], **common),
         script.Batch(
             resolved=wish.evaluate,
             name=f"{name}-evaluate",
-            made=made,
             arguments=["--checkpoint", wish.checkpoint],
             **common,
         ),
@@ -121,11 +125,17 @@ def submit_new(arguments: argparse.Namespace, wish: requests.Wish) -> int:
     after = None
     if not arguments.no_submit:
         after = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
-    with runs.new_run(name) as run:
-        requests.fill(run, wish, requests.versions())
-        requests.write_scripts(run, *batches(run.path, wish))
+    versions = requests.versions()
+
+    def fill(place: Run) -> None:
+        requests.fill(place, name, wish, versions)
+        requests.write_scripts(place, *batches(runs.runs_root() / name, wish))
+
+    with runs.new_run(name, fill) as run:
         if arguments.no_submit:
-            print(f"made {run.path}; to submit it: sbatch {run.job / 'train.sbatch'}", file=sys.stderr)
+            local = wish.train.executor == "local"
+            how = f"python launch/train.py --resume {name}" if local else f"sbatch {run.job / 'train.sbatch'}"
+            print(f"made {run.path}; to submit it: {how}", file=sys.stderr)
             return 0
         jobs, process = submit(run, wish, after, not arguments.no_evaluation)
     return tell(arguments, run, jobs, process)
@@ -141,18 +151,11 @@ def submit(run: Run, wish: requests.Wish, after: str | None, evaluate: bool) -> 
     from launch import submission
 
     ranks = wish.train.nodes[1] * wish.train.settings.gpus
-    train = submission.submit_script(run.job / "train.sbatch", run.name, after=after or "")
+    train = submission.submit_script(run.job / "train.sbatch", after=after or "")
     jobs = {"train": train}
-    try:
-        if evaluate:
-            jobs["evaluate"] = submission.submit_script(
-                run.job / "evaluate.sbatch", f"{run.name}-evaluate", after=train
-            )
-    except BaseException:
-        from launch import slurm
-
-        slurm.call("scancel", train)
-        raise
+    if evaluate:
+        with submission.withdrawn_on_error(train):
+            jobs["evaluate"] = submission.submit_script(run.job / "evaluate.sbatch", after=train)
     noted = {"executor": "slurm", "nodes": wish.train.nodes[1]}
     events.append(run.events, "submitted", stage="train", job=train, ranks=ranks, after=after, **noted)
     if evaluate:
@@ -197,40 +200,51 @@ def stages_of(run: Path, wish: requests.Wish, prepare: bool, evaluate: bool) -> 
     return stages
 
 
-def resume(arguments: argparse.Namespace, profile: Profile) -> int:
+def resume(arguments: argparse.Namespace) -> int:
     """Submits an existing run again: same directory, same code and config, other resources if asked."""
-    if arguments.run or arguments.set or arguments.sweep:
-        raise UserError("--resume goes on with a run as it is: it takes no --run, --set or --sweep")
+    fixed = ("run", "set", "sweep", "config", "seed", "data_root", "checkpoint", "no_submit")
+    values = {name: getattr(arguments, name) for name in fixed}
+    if given := [name for name, value in values.items() if value or type(value) is int]:
+        option = given[0].replace("_", "-")
+        raise UserError(f"--resume goes on with a run as it is: it takes no --{option}")
     run = runs.find(arguments.resume)
     old = run.request()
-    if not arguments.cluster and old.executor != profile.executor:
-        profile = options.profiles.load(old.executor)
-    if arguments.nodes is None:
-        arguments.nodes = str(old.cluster.get("nodes", old.nodes))
-    if arguments.gpus is None:
-        arguments.gpus = old.gpus
+    if not options.remembers(arguments, old):  # another profile, but the same size
+        if arguments.nodes is None:
+            arguments.nodes = str(old.cluster.get("nodes", old.nodes))
+        if arguments.gpus is None:
+            arguments.gpus = old.gpus
+
+    def settings(stage: str) -> profiles.Resolved:
+        profile = options.profile_of(arguments, run, stage)
+        return options.settings(arguments, profile, stage, first=stage == "train")
+
     wish = requests.Wish(
-        train=options.settings(arguments, profile, "train"),
-        evaluate=options.settings(arguments, profile, "evaluate", first=False),
+        train=settings("train"),
+        evaluate=settings("evaluate"),
+        infer=settings("infer"),
         config=run.code / old.config,
-        chain=configs.Chain(files=[]),
+        chain=configs.check(run.code / old.config, old.set, not arguments.no_evaluation),
         data_root=Path(old.data_root),
         seed=old.seed,
         checkpoint=old.checkpoint,
         overrides=old.set,
     )
     check_resumable(run)
-    train, evaluate = batches(run.path, wish)
+    scripts = batches(run.path, wish)
     if arguments.dry_run:
-        print(script.text(evaluate if arguments.dry_run == "evaluate" else train), end="")
+        print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
         return 0
-    after = data_ready.wait_for(wish.data_root, wish.train.executor)
+    after = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
     old.nodes, old.gpus, old.executor = wish.train.nodes[1], wish.train.settings.gpus, wish.train.executor
-    old.cluster = requests.cluster(wish.train, wish.evaluate)
-    run.write_request(old)
-    requests.write_scripts(run, train, evaluate)
-    (run.job / "cancelled").unlink(missing_ok=True)
-    jobs, process = submit(run, wish, after, not arguments.no_evaluation)
+    old.cluster = requests.cluster(wish.train, wish.evaluate, wish.infer)
+    mark = run.job / "cancelled"
+    written = [run.job / f"{batch.resolved.stage}.sbatch" for batch in scripts]
+    with requests.restored_on_error(run.request_file, mark, *written):
+        run.write_request(old)
+        requests.write_scripts(run, *scripts)
+        mark.unlink(missing_ok=True)
+        jobs, process = submit(run, wish, after, not arguments.no_evaluation)
     return tell(arguments, run, jobs, process)
 
 
@@ -260,43 +274,41 @@ def dry_run(arguments: argparse.Namespace, wish: requests.Wish) -> int:
         print(f"# in {path / 'code'}, one after the other:")
         print(submission.shown(stages_of(path, wish, False, not arguments.no_evaluation)))
         return 0
-    make = make_arguments(arguments, name)
-    train, evaluate = batches(path, wish, made=False, make=make)
+    train, evaluate = batches(path, wish, make=make_command(arguments, wish, name))
     if arguments.json:
         print(json.dumps({"run": str(path), "train": script.text(train), "evaluate": script.text(evaluate)}))
         return 0
-    path.parent.parent.mkdir(parents=True, exist_ok=True)  # Slurm makes no directory for its log
-    print(script.text(evaluate if arguments.dry_run == "evaluate" else train), end="")
-    print(
-        f"nothing submitted. By hand: … --run {name} --dry-run | sbatch, then "
-        f"… --run {name} --dry-run=evaluate | sbatch --dependency=afterok:JOB --kill-on-invalid-dep=yes",
-        file=sys.stderr,
-    )
+    show(arguments, train, evaluate, name)
     return 0
 
 
-def make_arguments(arguments: argparse.Namespace, name: str) -> list[str]:
-    """The options with which the batch script of a dry run makes its run directory."""
-    dropped = {"--run": 1, "--config": 1, "--data-root": 1, "--dry-run": 0, "--wait": 0, "--json": 0}
-    given, kept = sys.argv[1:], []
-    while given:
-        argument = given.pop(0)
-        option, _, value = argument.partition("=")
-        if option not in dropped:
-            kept.append(argument)
-        elif (dropped[option] and not value) or (
-            option == "--dry-run" and not value and given and given[0] in ("train", "evaluate")
-        ):
-            given.pop(0)
-    places = [
-        "--config",
-        str(configs.locate(arguments.config)),
-        "--data-root",
-        str(options.data_root(arguments)),
+def show(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Batch, name: str) -> None:
+    """Prints the script that --dry-run asks for."""
+    print(script.text(evaluate if arguments.dry_run == "evaluate" else train), end="")
+    script.make_log_folder(train)
+    how = "aftercorr" if train.elements else "afterok"
+    print(
+        f"nothing submitted. By hand: … --run {name} --dry-run | sbatch, then "
+        f"… --run {name} --dry-run=evaluate | sbatch --dependency={how}:JOB --kill-on-invalid-dep=yes",
+        file=sys.stderr,
+    )
+
+
+def make_command(arguments: argparse.Namespace, wish: requests.Wish, name: str) -> list[str]:
+    """This launcher and the options with which the batch script of a dry run makes its run directory."""
+    words = [
+        "train",
+        "--no-submit",
+        "--run",
+        name,
+        f"--config={wish.config}",
+        f"--data-root={wish.data_root}",
     ]
-    if not arguments.cluster:
-        places += ["--cluster", "slurm"]
-    return ["--no-submit", "--run", name, *places, *kept]
+    words += [f"--seed={wish.seed}", f"--checkpoint={wish.checkpoint}", *options.as_given(arguments)]
+    words += [f"--set={pair}" for pair in arguments.set]
+    if arguments.sweep:
+        words.append(f"--sweep={arguments.sweep}")
+    return words
 
 
 def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process: Any) -> int:
@@ -312,8 +324,7 @@ def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process:
         return 0
     from launch import waiting
 
-    last = list(jobs)[-1]
-    return waiting.wait(run, last, jobs[last], process)
+    return waiting.wait(run, jobs, process)
 
 
 if __name__ == "__main__":

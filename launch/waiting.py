@@ -6,10 +6,10 @@ It only reads the run directory and asks Slurm, so Ctrl-C ends the waiting and n
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from jobs import events
@@ -20,14 +20,15 @@ ASK_SECONDS = 10.0
 """How often Slurm is asked; events are read more often, they cost nothing."""
 
 
-def wait(run: Run, last_stage: str, job: str, process: subprocess.Popen[bytes] | None = None) -> int:
-    """Waits until `last_stage`, run as `job`, has ended; prints events as they come.
+def wait(run: Run, jobs: dict[str, str], process: subprocess.Popen[bytes] | None = None) -> int:
+    """Waits until the last of `jobs` (stage -> job id, as submitted) has ended; prints events as they come.
 
-    Returns 0 if it ended well, 1 if not. A job that has left without a word is a failure.
+    Returns 0 if it ended well, 1 if not, 2 for a mistake of the user's. A job that has left without a word is
+    a failure. What other jobs of the run write (an evaluation or inference by hand, an earlier one) is not
+    taken for its end.
     """
-    begun = sum(1 for event in events.iterate(run.events) if event["event"] == "submitted")
     try:
-        return _follow(run, last_stage, job, process, begun)
+        return _follow(run, _Own(run, jobs), process)
     except KeyboardInterrupt:
         print(
             f"\nThe run goes on without this command. How it stands: python launch/status.py {run.name}; "
@@ -37,34 +38,72 @@ def wait(run: Run, last_stage: str, job: str, process: subprocess.Popen[bytes] |
         raise
 
 
-def _follow(run: Run, last_stage: str, job: str, process: subprocess.Popen[bytes] | None, begun: int) -> int:
-    seen, submitted, asked = 0, 0, time.monotonic()
-    line = _ProgressLine(run.path / "progress.json")
-    jobs: dict[str, str] = {}
+class _Own:
+    """The jobs that are waited for: those submitted, and the successors that went on in their place."""
+
+    def __init__(self, run: Run, jobs: dict[str, str]) -> None:
+        self.run = run
+        self.current = dict(jobs)
+        self.last_stage = list(jobs)[-1]
+        self.ids = set(jobs.values())
+        self.submitted = False
+
+    def takes(self, event: dict[str, Any]) -> bool:
+        """Whether an event is about these jobs, since they were submitted; notes a successor."""
+        job = event.get("job")
+        if job is None:  # of the whole run, such as `cancelled`
+            return self.submitted
+        if job not in self.ids and self.submitted:
+            self._add_submitted_in_advance()
+        if job not in self.ids:
+            return False
+        self.submitted = True
+        if event["event"] == "requeued" and (successor := event.get("successor")):
+            self._add(event.get("stage", "train"), successor)
+        return True
+
+    def last(self) -> str:
+        """The id of the job that ends it all."""
+        self._add_submitted_in_advance()
+        return self.current[self.last_stage]
+
+    def _add(self, stage: str, successor: str) -> None:
+        self.ids.add(successor)
+        self.current[stage] = successor
+
+    def _add_submitted_in_advance(self) -> None:
+        """A job that was killed without notice could not say who goes on: a file does."""
+        while "train" in self.current:
+            file = self.run.job / f"presubmitted-{self.current['train']}"
+            if not file.exists():
+                return
+            self._add("train", file.read_text().strip())
+
+
+def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:
+    seen, asked = 0, time.monotonic()
+    line = _ProgressLine(run)
     while True:
         # Whether it lives is asked before its last words are read, so that none is missed.
+        last = own.last()
         gone = process is not None and process.poll() is not None
         if process is None and time.monotonic() - asked > ASK_SECONDS:
-            gone, asked = _left_the_queue(jobs.get(last_stage, job)), time.monotonic()
+            gone, asked = _left_the_queue(last), time.monotonic()
         records = events.read(run.events)
         for event in records[seen:]:
-            if event["event"] == "submitted":
-                submitted += 1
-                jobs[event.get("stage", last_stage)] = event["job"]
-            if event["event"] == "requeued" and event.get("successor"):
-                jobs[event.get("stage", "train")] = event["successor"]
-            if submitted < begun:
+            if not own.takes(event):
                 continue
             line.clear()
             if text := _told(event):
                 print(text, flush=True)
-            code = _outcome(event, last_stage)
+            code = _outcome(event, own.last_stage)
             if code is not None:
                 return code
+            line.stage, line.job = event.get("stage", line.stage), event.get("job", line.job)
         seen = len(records)
-        if gone:
+        if gone and own.last() == last:  # else it had a successor to name
             line.clear()
-            return _after_it_has_gone(run, last_stage, jobs or {last_stage: job}, process)
+            return _after_it_has_gone(run, own, process)
         line.show()
         time.sleep(0.3)  # the pace of the display
 
@@ -104,58 +143,77 @@ def _short(value: Any) -> str:
 
 
 def _left_the_queue(job: str) -> bool:
-    """Whether the last job of all has gone. A dependent one stays as long as it can still run."""
+    """Whether the last job of all has gone. A dependent one stays as long as it can still run.
+
+    squeue alone decides: a job that it does not name any more has gone, whether or not sacct can tell how.
+    """
     answer = slurm_queries.ask([job], patience=60)
-    if answer.problems and not answer.jobs:
-        return False  # Slurm said nothing: no reason to give up
+    if any(problem.startswith("squeue") for problem in answer.problems):
+        return False  # no answer: no reason to give up
     return not answer.job(job).alive
 
 
-def _after_it_has_gone(
-    run: Run, last_stage: str, jobs: dict[str, str], process: subprocess.Popen[bytes] | None
-) -> int:
+def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:
     """The exit code of a run that has ended without an event that says how. UNKNOWN is no success."""
-    if last_stage == "infer" and any(
-        event["event"] == "finished" and event.get("stage") == "infer" for event in events.iterate(run.events)
+    last = own.last()
+    if own.last_stage == "infer" and any(
+        event["event"] == "finished" and event.get("job") == last for event in events.iterate(run.events)
     ):
-        job = None if process is not None else _slurm(jobs).job(jobs["infer"])
+        job = None if process is not None else _slurm(own).job(last)
         if job is None or job.state == "COMPLETED":
             return 0
         if job.exit_code.partition(":")[0] == "2":
             return 2
     how = "the run has ended unfinished"
     if process is None:
-        answer = _slurm(jobs)
-        states = ", ".join(f"{stage} job {id} {answer.job(id).state}" for stage, id in jobs.items())
+        answer = _slurm(own)
+        states = ", ".join(f"{stage} job {id} {answer.job(id).state}" for stage, id in own.current.items())
         how = f"the run has left the queue unfinished: {states}"
     print(f"error: {how}; python launch/logs.py {run.name} tells why", file=sys.stderr)
     return 1
 
 
-def _slurm(jobs: dict[str, str]) -> slurm_queries.Answer:
-    return slurm_queries.ask(jobs.values(), patience=60)
+def _slurm(own: _Own) -> slurm_queries.Answer:
+    return slurm_queries.ask(own.current.values(), patience=60)
 
 
 class _ProgressLine:
     """The last line of a terminal, rewritten in place; nothing where there is no terminal."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.stage = self.job = ""
+        """Whose event came last."""
         self.shown = ""
         self.active = sys.stdout.isatty()
 
     def show(self) -> None:
         if not self.active:
             return
-        try:
-            now = json.loads(self.file.read_text())
-        except (FileNotFoundError, ValueError):
-            return
-        total = f"/{now['max_steps']}" if now.get("max_steps") else ""
-        text = f"{now.get('phase', '')} step {now.get('step')}{total}  loss {_short(now.get('loss'))}"
-        if text != self.shown:
+        text = self._training() if self.stage == "train" else self._last_words()
+        text = text[: shutil.get_terminal_size().columns - 1]
+        if text and text != self.shown:
             print(f"\r\033[K{text}", end="", flush=True)
             self.shown = text
+
+    def _training(self) -> str:
+        try:
+            now = json.loads((self.run.path / "progress.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return ""
+        total = f"/{now['max_steps']}" if now.get("max_steps") else ""
+        return f"{now.get('phase', '')} step {now.get('step')}{total}  loss {_short(now.get('loss'))}"
+
+    def _last_words(self) -> str:
+        """What the first rank of any other job wrote last: its log has a line every few seconds."""
+        names = (f"{self.job}_0_log.out", f"{self.job}-{self.stage}_0_log.out")
+        for file in (self.run.job / name for name in names):
+            if self.job and file.is_file():
+                with file.open("rb") as log:
+                    log.seek(max(0, file.stat().st_size - 1000))
+                    lines = log.read().decode(errors="replace").split("\n")
+                return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return ""
 
     def clear(self) -> None:
         if self.active and self.shown:

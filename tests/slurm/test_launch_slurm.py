@@ -102,7 +102,8 @@ def test_a_training_waits_for_the_preparation_and_is_not_left_behind_by_its_fail
 
     out, _ = launch("prepare", *prepare)
     preparation = json.loads(out)["jobs"]["prepare"]
-    jobs = launch.train("--resume", "behind")
+    out, _ = launch("train", "--resume", "behind", "--json")
+    jobs = json.loads(out)["jobs"]
     cluster.run("scontrol", "release", preparation)
     cluster.wait_state(jobs["train"], "RUNNING", "COMPLETED")
     assert cluster.state(preparation) == "COMPLETED"

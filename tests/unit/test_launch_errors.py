@@ -47,6 +47,12 @@ CASES = {
     ),
     "unknown run": ("evaluate", [*LOCAL, "nobody"], "there is no run 'nobody'"),
     "nothing to resume": ("train", [*LOCAL, "--resume", "nobody"], "there is no run 'nobody'"),
+    "a resume with another seed": ("train", ["--resume", "x", "--seed", "0"], "it takes no --seed"),
+    "a resume with another config": ("train", ["--resume", "x", *TINY], "it takes no --config"),
+    "a resume with other data": ("train", ["--resume", "x", "--data-root", "/x"], "it takes no --data-root"),
+    "a resume not submitted": ("train", ["--resume", "x", "--no-submit"], "it takes no --no-submit"),
+    "a bad checkpoint": ("train", [*LOCAL, *TINY, "--checkpoint", "bset"], "did you mean 'best'?"),
+    "a line break in a run's path": ("infer", [*LOCAL, "/x\nrm/y", "x.jpg"], "there is no run"),
     "no archives": ("prepare", [*LOCAL, "--archives", "/nowhere"], "there is no such folder"),
 }
 

@@ -40,7 +40,14 @@ def test_command_line_over_section_over_top_over_default() -> None:
     assert settings.cpus_per_gpu == 4
     assert "cpus_per_gpu" not in sources
     assert settings.env == {"OMP_NUM_THREADS": "4", "A": "train"}
+    assert (sources["env.OMP_NUM_THREADS"], sources["env.A"]) == ("site.yaml", "site.yaml (train)")
     assert settings.sbatch == {"mail-type": "END", "exclusive": "true"}
+
+
+def test_options_of_sbatch_that_are_none_of_ours_are_taken() -> None:
+    names = ("mem-per-cpu", "nodelist", "time-min", "exclusive", "wait-all-nodes", "gres", "hold", "nice")
+    text = f"sbatch: {{{', '.join(f'{name}: x' for name in names)}}}"
+    assert sorted(profiles.resolve(site(text), "train", {}).settings.sbatch) == sorted(names)
 
 
 def test_a_time_stays_as_it_was_typed() -> None:
@@ -68,6 +75,18 @@ def test_the_section_of_the_evaluation_wins_over_what_the_training_was_told() ->
         ("memory: lots", "`memory` is not an amount of memory"),
         ("sbatch: {--nice: 1}", "write sbatch's long option without its dashes"),
         ("sbatch: {output: x}", "must not set 'output'"),
+        ("sbatch: {quiet: true}", "must not set 'quiet': use nothing: sbatch's answer names the job"),
+        ("sbatch: {partition: gpu}", "must not set 'partition': use `partition`"),
+        ("sbatch: {parti: gpu}", "must not set 'parti': use `partition`"),
+        ("sbatch: {test-only: true}", "must not set 'test-only': use --dry-run"),
+        ("sbatch: {wait: true}", "must not set 'wait': use --wait"),
+        ("{gres: gres, sbatch: {gres: 'disk:1'}}", "must not set 'gres'"),
+        ("train: {sbatch: {mem: 1G}}", "must not set 'mem': use `memory`"),
+        ("notify: {webook: x}", "unknown key 'webook' in `notify`; did you mean 'webhook'?"),
+        (
+            'setup: ["false\\ntrue"]',
+            "`setup` holds a line break or control character: 'false\\ntrue'; give each",
+        ),
         ("sbatch: [nice]", "`sbatch` must hold pairs"),
         ('partition: "a\\nb"', "`partition` holds a line break"),
         ("env: {A-B: 1}", "`env` has a name that no shell takes: 'A-B'"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import UserError
+from jobs.run_directory import Run
 from launch import runs
+from launch.slurm import SlurmError
 
 
 @pytest.fixture(autouse=True)
@@ -45,28 +49,60 @@ def test_a_generated_name_is_the_next_free_one(root: Path) -> None:
     runs.check_name(runs.free_name("-my config; v2"))
 
 
-def test_a_run_that_could_not_be_made_leaves_nothing(root: Path) -> None:
-    def fail() -> None:
-        with runs.new_run("a") as run:
-            (run.path / "code").mkdir()
-            raise UserError("sbatch refused")
+def fill(place: Run) -> None:
+    (place.path / "run.yaml").write_text("")
 
-    with pytest.raises(UserError, match="sbatch refused"):
-        fail()
+
+def test_a_run_that_could_not_be_submitted_leaves_nothing(root: Path) -> None:
+    with pytest.raises(UserError, match="refused a, which has job"), runs.new_run("a", fill) as run:
+        raise UserError(
+            f"refused {run.name}, which has {' '.join(path.name for path in run.path.glob('j*'))}"
+        )
     assert list(root.iterdir()) == []
 
 
+def test_a_run_whose_job_may_be_on_its_way_is_kept() -> None:
+    with pytest.raises(UserError, match="timed out"), runs.new_run("a", fill):
+        raise SlurmError("Socket timed out", unanswered=True)
+    assert [run.name for run in runs.all_runs()] == ["a"]
+
+
+def test_a_launcher_that_is_killed_leaves_the_name_free(root: Path) -> None:
+    """As in a job that makes its own run and is preempted meanwhile: its next start makes it anew."""
+
+    def die(place: Run) -> None:
+        fill(place)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        with runs.new_run("a", die):
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not runs.is_taken("a")
+    assert runs.all_runs() == []
+    with runs.new_run("a", fill) as run:
+        assert run.path.stat().st_mode & 0o777 == 0o777 & ~runs._umask()
+    assert [path.name for path in root.iterdir()] == ["a"]
+
+
 def test_a_taken_name_is_refused_and_what_is_there_stays(root: Path) -> None:
-    with runs.new_run("a") as run:
-        (run.path / "run.yaml").write_text("")
-    with pytest.raises(UserError, match="'a' is taken"), runs.new_run("a"):
+    def too_late(place: Run) -> None:
+        with runs.new_run("a", fill):
+            pass
+        (place.path / "mine").touch()
+
+    with pytest.raises(UserError, match="'a' is taken"), runs.new_run("a", too_late):
         raise AssertionError("was made twice")
-    assert (root / "a" / "run.yaml").exists()
+    with pytest.raises(UserError, match="'a' is taken"), runs.new_run("a", fill):
+        raise AssertionError("was made twice")
+    assert [path.name for path in root.iterdir()] == ["a"]
+    assert sorted(path.name for path in (root / "a").iterdir()) == ["job", "run.yaml"]
 
 
 def test_a_run_is_found_by_name_and_by_path(root: Path) -> None:
-    with runs.new_run("first") as run:
-        (run.path / "run.yaml").write_text("")
+    with runs.new_run("first", fill):
+        pass
     assert runs.find("first").path == root / "first"
     assert runs.find(str(root / "first")).path == root / "first"
     with pytest.raises(UserError, match=r"did you mean first\?"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from jobs.errors import UserError
 from launch import profiles, script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +89,7 @@ sbatch: {mail-type: END, exclusive: true}
         assert f"#SBATCH {line}" in lines
     assert "#   gpus: 4 (command line)" in lines
     assert "#   partition: 'gpu' (site.yaml)" in lines
+    assert "#   sbatch.mail-type: 'END' (site.yaml)" in lines
 
 
 def test_a_cpu_job_asks_for_no_gpu() -> None:
@@ -95,23 +98,69 @@ def test_a_cpu_job_asks_for_no_gpu() -> None:
     )
 
 
+def run_script(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    bin = fake_commands(folder)
+    environment = {"PATH": f"{bin}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    return subprocess.run(
+        ["bash", "-s"], input=text, text=True, env=environment, cwd=folder, capture_output=True, check=False
+    )
+
+
 def test_a_setup_line_that_fails_ends_the_job_with_its_error(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     one = batch(tmp_path, "setup: ['true', 'ls /nowhere', 'touch reached']", "evaluate")
-    bin = fake_commands(tmp_path)
-    done = subprocess.run(
-        ["bash", "-s"],
-        input=script.text(one),
-        text=True,
-        env={"PATH": f"{bin}:/usr/bin:/bin", "SLURM_JOB_ID": "7"},
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-    )
+    done = run_script(script.text(one), tmp_path)
     assert done.returncode == 2  # ls's own
     assert "error: set-up line failed: ls /nowhere (exit code 2)" in done.stderr
     assert not (tmp_path / "reached").exists()
     assert not (tmp_path / "srun.args").exists()
+
+
+@pytest.mark.parametrize("line", ["set -e", "set -euo pipefail", "trap 'exit 1' ERR", "trap - USR2 TERM"])
+def test_no_setup_line_keeps_a_preempted_training_from_coming_back(line: str, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    bin = fake_commands(tmp_path)
+    (bin / "srun").write_text("#!/bin/sh\nkill -TERM $PPID\nexit 85\n")  # saved and left
+    text = script.text(batch(tmp_path, f'setup: ["{line}"]'))
+    host = shlex.quote(sys.executable)
+    assert f"host_python={host}" in text
+    (bin / "python").write_text(f'#!/bin/sh\necho "$@" > {shlex.quote(str(tmp_path))}/afterwards\nexit 85\n')
+    (bin / "python").chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-s"],
+        input=text.replace(f"host_python={host}", f"host_python={shlex.quote(str(bin / 'python'))}"),
+        text=True,
+        env={"PATH": f"{bin}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 85
+    told = (tmp_path / "afterwards").read_text()
+    assert told == f"-m jobs.train.afterwards {tmp_path} --exit-code 85\n"
+
+
+@pytest.mark.parametrize("place", ["/x/n\ntouch PWN;#/r", "/x/back\\slash"])
+@pytest.mark.parametrize("stage", ["train", "infer"])
+def test_a_path_that_no_directive_can_carry_is_refused(place: str, stage: str) -> None:
+    with pytest.raises(UserError, match="control character"):
+        script.text(batch(Path(place), stage=stage))
+
+
+def test_a_profile_whose_file_name_would_be_a_command_is_refused() -> None:
+    profile = profiles.parse({"partition": "gpu"}, "a\ntouch PWN\n.yaml", "a")
+    one = script.Batch(resolved=profiles.resolve(profile, "train", {}), name="x", run=Path("/r/x"))
+    with pytest.raises(UserError, match="cannot stand in a batch script"):
+        script.text(one)
+
+
+def test_a_script_that_makes_its_run_does_so_in_the_place_it_was_printed_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATON_RUNS", str(tmp_path / "two words"))
+    one = batch(tmp_path / "two words" / "x", made=False, make=["train", "--run", "x"])
+    assert f"exec env BATON_RUNS='{tmp_path}/two words' \"$host_python\" {ROOT}/launch/train.py --run x)" in (
+        script.text(one)
+    )
 
 
 def test_a_container_is_put_before_the_interpreter_and_not_before_the_requeueing() -> None:

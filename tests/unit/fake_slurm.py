@@ -1,0 +1,56 @@
+"""A login node whose Slurm is made of scripts, for what no real Slurm can be made to answer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Site:
+    """A login node whose Slurm commands are shell scripts of ours; `calls` is what was asked of them."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.runs = folder / "runs"
+        self.log = folder / "calls"
+        self.data = data
+        self.command("scontrol", "exit 0")
+        self.command("scancel", "exit 0")
+        self.command("squeue", "exit 0")
+        self.command("sacct", "exit 0")
+
+    def command(self, name: str, body: str) -> None:
+        file = self.bin / name
+        file.write_text(f'#!/bin/sh\necho {name} "$@" >> "{self.log}"\n{body}\n')
+        file.chmod(0o755)
+
+    def calls(self, name: str) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if line.split()[0] == name]
+
+    def __call__(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("S")} | variables
+        environment |= {"PATH": f"{self.bin}:/usr/bin:/bin", "BATON_RUNS": str(self.runs), "SLURM_CONF": "x"}
+        return subprocess.run(
+            [sys.executable, f"launch/{script}.py", *arguments],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    def train(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        common = ["--config", "tests/configs/tiny.py", "--data-root", str(self.data), "--run", "mine"]
+        return self("train", *common, *arguments, **variables)
+
+    def contents(self) -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in self.runs.rglob("*") if path.is_file()}
+
+
+def one_line(done: subprocess.CompletedProcess[str], *said: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for words in said:
+        assert words in done.stderr

@@ -1,0 +1,143 @@
+"""Further jobs of a run (--resume, evaluate.py, infer.py) are what the run was submitted as."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.fake_slurm import ROOT, Site, one_line
+
+PROFILE = """
+account: us
+partition: big
+setup: [module load cuda]
+env: {A: "1", B: top}
+python: /opt/python
+sbatch: {nice: "5"}
+train: {env: {B: train}, time: "9:00:00"}
+evaluate: {partition: small, memory: 3G}
+infer: {time: "0:05:00"}
+"""
+
+
+@pytest.fixture
+def made(site: Site) -> Site:
+    """A run `mine` of a profile that is gone since, with a checkpoint."""
+    profile = site.runs.parent / "site.yaml"
+    profile.write_text(PROFILE)
+    site.command("sbatch", "echo Submitted batch job 5")
+    done = site.train("--cluster", str(profile), "--gpus", "2", "--qos", "low", "--no-evaluation")
+    assert done.returncode == 0, done.stderr
+    profile.unlink()
+    checkpoints = site.runs / "mine" / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "epoch_1.pth").touch()
+    (checkpoints / "epoch_1.pth.json").touch()
+    return site
+
+
+def shown(done: object) -> list[str]:
+    assert done.returncode == 0, done.stderr  # type: ignore[attr-defined]
+    return list(done.stdout.splitlines())  # type: ignore[attr-defined]
+
+
+def test_what_follows_a_run_takes_its_profile(made: Site) -> None:
+    photo = made.runs.parent / "photo.jpg"
+    photo.touch()
+    common = ["#SBATCH --account=us", "#SBATCH --qos=low", "#SBATCH --nice=5", "module load cuda"]
+    common += ["export A=1", "python=/opt/python host_python"]
+    commands = {
+        "train": ["train", "--resume", "mine", "--dry-run"],
+        "evaluation": ["train", "--resume", "mine", "--dry-run=evaluate"],
+        "evaluate": ["evaluate", "mine", "--dry-run"],
+        "infer": ["infer", "mine", str(photo), "--dry-run"],
+    }
+    evaluation = ["#SBATCH --partition=small", "#SBATCH --mem=3G", "export B=top"]
+    own = {
+        "train": [
+            *("#SBATCH --partition=big", "#SBATCH --time=9:00:00", "#SBATCH --gpus-per-node=2"),
+            *("export B=train", "#   time: '9:00:00' (run.yaml of mine (train))"),
+        ],
+        "evaluation": evaluation,
+        "evaluate": evaluation,
+        "infer": ["#SBATCH --partition=big", "#SBATCH --time=0:05:00", "#SBATCH --gpus-per-node=1"],
+    }
+    for name, command in commands.items():
+        lines = shown(made(*command))
+        for line in [*common, *own[name]]:
+            assert any(one.startswith(line) for one in lines), (name, line, lines)
+
+
+def test_the_command_line_wins_over_the_runs_profile(made: Site) -> None:
+    given = ["--partition", "new", "--qos", "high", "--nodes", "2"]
+    lines = shown(made("train", "--resume", "mine", "--dry-run", *given))
+    for line in ("--partition=new", "--qos=high", "--nodes=2", "--account=us", "--gpus-per-node=2"):
+        assert f"#SBATCH {line}" in lines
+    lines = shown(made("train", "--resume", "mine", "--dry-run=evaluate", *given))
+    for line in ("--partition=small", "--qos=high", "--nodes=1", "--account=us"):  # its own section stays
+        assert f"#SBATCH {line}" in lines
+    lines = shown(made("train", "--resume", "mine", "--dry-run", "--cluster", "slurm"))
+    assert "#SBATCH --gpus-per-node=2" in lines  # another profile, the same size
+    assert not any("account" in line for line in lines)
+
+
+def test_a_resumed_run_keeps_its_profile(made: Site) -> None:
+    before = (made.runs / "mine" / "run.yaml").read_text()
+    done = made("train", "--resume", "mine", "--json")
+    assert json.loads(done.stdout)["jobs"] == {"train": "5", "evaluate": "5"}
+    after = (made.runs / "mine" / "run.yaml").read_text()
+    for words in ("account: us", "- module load cuda", "nice: '5'", "(train)", "(evaluate)"):
+        assert words in before
+        assert words in after
+
+
+def test_a_checkpoint_is_looked_for_before_anything_is_submitted(made: Site) -> None:
+    photo = made.runs.parent / "photo.jpg"
+    photo.touch()
+    for command in (["evaluate", "mine"], ["infer", "mine", str(photo)]):
+        one_line(made(*command, "--checkpoint", "lst"), "did you mean 'last'?")
+        one_line(made(*command, "--checkpoint", "epoch_7.pth"), "there is no such file")
+        lines = shown(made(*command, "--checkpoint", "epoch_1.pth", "--dry-run"))
+        assert any("--checkpoint epoch_1.pth" in line for line in lines)
+    assert len(made.calls("sbatch")) == 1
+
+
+@pytest.mark.parametrize("script", ["evaluate", "infer", "train"])
+def test_a_run_at_a_path_with_a_line_break_is_refused(script: str, made: Site) -> None:
+    place = made.runs / "n\ntouch PWN;#"
+    place.mkdir()
+    (made.runs / "mine").rename(place / "mine")
+    photo = made.runs.parent / "photo.jpg"
+    photo.touch()
+    run = str(place / "mine")
+    more = {"evaluate": [run], "infer": [run, str(photo)], "train": ["--resume", run]}[script]
+    one_line(made(script, *more, "--dry-run"), "control character")
+
+
+def test_a_dry_run_leaves_nothing_to_the_shell_it_is_piped_from(site: Site, tmp_path: Path) -> None:
+    """Places are absolute, and a run's place is written into the script."""
+    site.command("sbatch", "exit 1")
+    lines = shown(
+        site.train("--dry-run", "--set", "a.b=c d", "--exclude", "n1", "--checkpoint", "epoch_3.pth")
+    )
+    (make,) = (line for line in lines if line.startswith('[ -e "$run/run.yaml" ]'))
+    for words in (
+        f"BATON_RUNS={tmp_path}/runs ",
+        f"--config={ROOT}/tests/configs/tiny.py",
+        f"--data-root={site.data}",
+        "'--set=a.b=c d'",
+        "--exclude=n1",
+        "--cluster=slurm",
+        "--checkpoint=epoch_3.pth",
+    ):
+        assert words in make
+    profile = tmp_path / "x.yaml"
+    profile.write_text("account: us\n")
+    relative = os.path.relpath(profile, ROOT)
+    lines = shown(site("prepare", "--cluster", relative, "--data-root", str(site.data), "--dry-run"))
+    (make,) = (line for line in lines if line.startswith('[ -e "$run/run.yaml" ]'))
+    assert "launch/prepare.py --no-submit --run prepare-1 " in make
+    assert f"--cluster={ROOT}/{relative}" in make

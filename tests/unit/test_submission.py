@@ -1,0 +1,93 @@
+"""Submitting to a Slurm that answers badly: stand-ins of its commands, the launchers as users call them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.run_directory import Run
+from launch import submission
+from tests.unit.fake_slurm import Site, one_line
+from tests.unit.made_runs import made_run, submitted, write
+
+LOST = (
+    'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
+)
+REFUSED = 'echo "sbatch: error: invalid partition specified: nowhere" >&2; exit 1'
+
+
+def test_a_job_whose_answer_got_lost_is_found_by_its_script(site: Site) -> None:
+    site.command("sbatch", LOST)
+    # A job of that name in another checkout, of a higher number, and the job that is meant.
+    mine, other = f"7|{site.runs}/mine/job/train.sbatch", "9|/other/logs/runs/mine/job/train.sbatch"
+    site.command("squeue", f'printf "%s\\n" "{mine}" "{other}"')
+    done = site.train("--no-evaluation")
+    assert done.returncode == 0, done.stderr
+    assert "train 7" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "queue"),
+    [
+        (LOST, 'echo "9|/other/logs/runs/mine/job/train.sbatch"'),
+        (LOST, 'echo "slurm_load_jobs error: Access denied" >&2; exit 1'),
+        ("exit 0", "exit 0"),
+    ],
+    ids=["not in the queue", "squeue fails", "an answer without a job"],
+)
+def test_a_run_whose_job_may_still_come_is_kept(answer: str, queue: str, site: Site) -> None:
+    site.command("sbatch", answer)
+    site.command("squeue", queue)
+    one_line(site.train(), "is not known", f"sbatch {site.runs}/mine/job/train.sbatch")
+    assert (site.runs / "mine" / "run.yaml").exists()
+    assert not list(site.runs.glob(".*"))
+
+
+def test_a_training_whose_evaluation_is_refused_is_withdrawn(site: Site) -> None:
+    site.command("sbatch", f'case "$*" in *evaluate*) {REFUSED};; esac\necho Submitted batch job 5')
+    one_line(site.train(), "sbatch refused evaluate.sbatch: ", "nowhere")
+    assert site.calls("scancel") == ["scancel 5"]
+    assert list(site.runs.iterdir()) == []
+    # It cannot be withdrawn: its run must stay, and the user is told what to type.
+    site.command("scancel", 'echo "scancel: error: Kill job error on job id 5: Access denied" >&2; exit 1')
+    one_line(site.train(), "nowhere", "Access denied", "scancel 5")
+    assert (site.runs / "mine" / "run.yaml").exists()
+
+
+def test_a_refused_resume_or_evaluation_changes_nothing(site: Site) -> None:
+    site.command("sbatch", "echo Submitted batch job 5")
+    assert site.train("--partition", "good").returncode == 0
+    run = Run(site.runs / "mine")
+    (run.job / "cancelled").write_text("{}")
+    checkpoint = run.path / "checkpoints" / "epoch_1.pth"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    before = site.contents()
+    site.command("sbatch", REFUSED)
+    one_line(site("train", "--resume", "mine", "--partition", "nowhere", "--gpus", "3"), "sbatch refused")
+    one_line(site("evaluate", "mine", "--checkpoint", str(checkpoint)), "sbatch refused evaluate.sbatch")
+    assert site.contents() == before
+
+
+def test_what_the_user_asked_for_wins_over_the_shells_variables(site: Site) -> None:
+    site.command("sbatch", f'env > "{site.runs}/../environment"; echo Submitted batch job 5')
+    given = {"SBATCH_PARTITION": "old", "SBATCH_QUIET": "1", "SBATCH_TIMELIMIT": "1", "SBATCH_ACCOUNT": "me"}
+    assert site.train("--partition", "new", "--time", "60", "--no-evaluation", **given).returncode == 0
+    seen = (site.runs.parent / "environment").read_text()
+    assert "SBATCH_ACCOUNT=me" in seen  # nothing else says what it should be
+    for name in ("SBATCH_PARTITION", "SBATCH_QUIET", "SBATCH_TIMELIMIT"):
+        assert name not in seen
+
+
+def test_jobs_that_events_name_are_not_taken_for_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made_run(tmp_path / "mine")
+    submitted(run, 0, "12")
+    write(run, 1, "requeued", stage="train", job="12", how="successor", successor="13")
+    (run.job / "presubmitted-13").write_text("14")
+    script = run.job / "train.sbatch"
+    rows = "".join(f"{id}|{script}\n" for id in (12, 13, 14, 15))
+    monkeypatch.setattr(submission.slurm, "call", lambda *_, **__: rows)
+    assert submission._queued(script) == ["15"]
