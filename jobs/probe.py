@@ -1,7 +1,8 @@
 """What a node can do for a run: one process of a probe job. `python -m jobs.probe FOLDER`, as one srun task.
 
-Looks whether FOLDER is shared with the login node, whether the environment imports, whether the tasks meet by
-TCP and compute together (gloo; NCCL where there are GPUs). Each task writes FOLDER/answer-RANK.json.
+Looks whether FOLDER is shared with the login node, whether the environment imports, whether it can compute on
+the GPUs that Slurm gave, whether the tasks meet by TCP and compute together (gloo; NCCL where each rank has a
+GPU). Each task writes FOLDER/answer-RANK.json.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> None:
         # There is no place to answer but the log.
         sys.exit(f"error: {me.host} does not see {folder}: {error}")
     answer["token"] = token
+    answer["interpreter"] = sys.executable
     answer["environment"] = tried(imports)
     meeting: Any = None
 
@@ -44,10 +46,13 @@ def main() -> None:
         return ", ".join(meeting.hosts)
 
     answer["meeting"] = tried(meet)
+    if answer["environment"]["ok"]:
+        answer["gpus"] = gpus()
+        if answer["gpus"]["usable"]:
+            answer["compute"] = tried(lambda: compute(me))
     if answer["meeting"]["ok"] and answer["environment"]["ok"]:
-        address = (meeting.master_address, meeting.master_port)
-        answer["gloo"] = tried(lambda: reduce_together("gloo", me, address))
-    answer["gpus"] = gpus() if answer["environment"]["ok"] else 0
+        store = (meeting.master_address, meeting.master_port)
+        answer |= together(me, store, bool(answer["gpus"]["usable"]))
     write_atomically(folder / f"answer-{me.rank}.json", json.dumps(answer).encode())
 
 
@@ -72,33 +77,74 @@ def imports() -> str:
     return f"torch {torch.__version__}, mmseg {mmseg.__version__}, mmengine {mmengine.__version__}"
 
 
-def reduce_together(backend: str, me: Any, address: tuple[str, int]) -> str:
+def gpus() -> dict[str, Any]:
+    """What Slurm gave this task, and what torch makes of it.
+
+    `given`: devices in CUDA_VISIBLE_DEVICES; `cuda`: the CUDA version that torch was built for, or None;
+    `usable`: GPUs that torch sees; `names`: theirs.
+    """
+    import torch
+
+    given = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    usable = torch.cuda.device_count()
+    names = sorted({torch.cuda.get_device_name(index) for index in range(usable)})
+    return {"given": len(given), "cuda": torch.version.cuda, "usable": usable, "names": names}
+
+
+def device(me: task.Task) -> Any:
+    """The rank's GPU, as a training takes it."""
+    import torch
+
+    return torch.device("cuda", me.local_rank % torch.cuda.device_count())
+
+
+def compute(me: task.Task) -> str:
+    """A product on the GPU, against the same on the CPU."""
+    import torch
+
+    left = torch.arange(64.0).reshape(8, 8)
+    if not torch.equal((left.to(device(me)) @ left.to(device(me))).cpu(), left @ left):
+        raise RuntimeError("the GPU and the CPU disagree about a product of small whole numbers")
+    return torch.cuda.get_device_name(device(me))
+
+
+def together(me: task.Task, address: tuple[str, int], on_gpu: bool) -> dict[str, Any]:
+    """What the ranks reach together: {"gloo": …}, and {"nccl": …} where each has a GPU of its own."""
     import torch
     import torch.distributed as dist
 
-    store = dist.TCPStore(*address, me.world_size, me.rank == 0, timeout=timedelta(seconds=SECONDS))
-    dist.init_process_group(
-        backend, store=store, rank=me.rank, world_size=me.world_size, timeout=timedelta(seconds=SECONDS)
-    )
-    value = torch.ones(1)
-    if torch.cuda.is_available() and dist.is_nccl_available():
-        # Both at once: NCCL over the same store, as a training does it.
-        group = dist.new_group(backend="nccl")
-        device = torch.device("cuda", me.local_rank % torch.cuda.device_count())
-        dist.all_reduce(value.to(device), group=group)
-    dist.all_reduce(value)
-    dist.destroy_process_group()
-    if int(value) != me.world_size:
-        raise RuntimeError(f"the sum over {me.world_size} ranks is {value.item()}")
-    return f"{me.world_size} ranks"
+    store: Any = None
+
+    def gloo() -> str:
+        nonlocal store
+        wait = timedelta(seconds=SECONDS)
+        store = dist.TCPStore(*address, me.world_size, me.rank == 0, timeout=wait)
+        dist.init_process_group("gloo", store=store, rank=me.rank, world_size=me.world_size, timeout=wait)
+        return summed(me, torch.tensor([me.rank + 1.0]), None)
+
+    found = {"gloo": tried(gloo)}
+    if on_gpu and found["gloo"]["ok"] and torch.cuda.device_count() >= me.local_world_size:
+
+        def nccl() -> str:
+            # Both at once: NCCL over the same store, as a training does it.
+            group = dist.new_group(backend="nccl", timeout=timedelta(seconds=SECONDS))
+            return summed(me, torch.tensor([me.rank + 1.0], device=device(me)), group)
+
+        found["nccl"] = tried(nccl)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return found
 
 
-def gpus() -> int:
-    import torch
+def summed(me: task.Task, value: Any, group: Any) -> str:
+    """Each rank gives another number, so that a sum of the right size is a right sum."""
+    import torch.distributed as dist
 
-    return torch.cuda.device_count() or len(
-        [x for x in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if x]
-    )
+    dist.all_reduce(value, group=group)
+    right = me.world_size * (me.world_size + 1) / 2
+    if value.item() != right:
+        raise RuntimeError(f"the sum over {me.world_size} ranks is {value.item()} instead of {right}")
+    return f"{me.world_size} rank{'s' if me.world_size > 1 else ''}"
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import time
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
 from launch import slurm
+
+Style = Literal["gpus-per-node", "gres", "none"]
 
 
 class Partition(msgspec.Struct, kw_only=True):
@@ -36,9 +39,9 @@ class Partition(msgspec.Struct, kw_only=True):
     preemptible: bool = False
     """Something may take its nodes away from a running job."""
     start: float | None = None
-    """Seconds until a small job would start, as Slurm estimates it."""
+    """Seconds until a small job (with a GPU, where there are any) would start, as Slurm estimates it."""
     refused: str = ""
-    """Why Slurm would not take a small job of ours there."""
+    """Why Slurm would not take such a job of ours there."""
 
 
 class Facts(msgspec.Struct, kw_only=True):
@@ -72,8 +75,10 @@ class Facts(msgspec.Struct, kw_only=True):
         return next((one for one in self.partitions if one.name == name), None)
 
 
-def gather(patience: float = 20.0) -> Facts:
+def gather(charge: dict[str, str] | None = None, patience: float = 20.0) -> Facts:
     """Asks scontrol, sinfo, sacct, sacctmgr and `sbatch --test-only`, which submits nothing.
+
+    `charge`: sbatch options (account, qos) for that.
 
     Raises SlurmError if the controller does not answer at all.
     """
@@ -89,8 +94,21 @@ def gather(patience: float = 20.0) -> Facts:
     _ask_accounting(facts, patience)
     for one in facts.partitions:
         if one.up:
-            _test_start(one, patience)
+            _test_start(facts, one, charge or {}, patience)
     return facts
+
+
+def gres_style(facts: Facts) -> Style:
+    """How GPUs are asked for: --gpus-per-node needs select/cons_tres, anything older takes --gres."""
+    if not any(one.gpus for one in facts.partitions):
+        return "none"
+    return "gpus-per-node" if "cons_tres" in facts.config.get("SelectType", "") else "gres"
+
+
+def one_gpu(facts: Facts, where: Partition) -> dict[str, str]:
+    """The sbatch option that asks for one GPU a node there; none where there is none."""
+    style = gres_style(facts) if where.gpus else "none"
+    return {"none": {}, "gres": {"gres": "gpu:1"}, "gpus-per-node": {"gpus-per-node": "1"}}[style]
 
 
 def parse_config(text: str) -> dict[str, str]:
@@ -195,17 +213,11 @@ def _ask_accounting(facts: Facts, patience: float) -> None:
         facts.problems.append(f"sacctmgr: {error}")
 
 
-def _test_start(one: Partition, patience: float) -> None:
+def _test_start(facts: Facts, one: Partition, charge: dict[str, str], patience: float) -> None:
     """When a job of one small task would start. `--test-only` answers on standard error."""
-    command = [
-        "sbatch",
-        "--test-only",
-        "--partition",
-        one.name,
-        "--time=10",
-        "--ntasks=1",
-        "--output=/dev/null",
-    ]
+    options = {"partition": one.name, "time": "10", "ntasks": "1", "output": "/dev/null"}
+    options |= one_gpu(facts, one) | {key: value for key, value in charge.items() if value}
+    command = ["sbatch", "--test-only", *(f"--{key}={value}" for key, value in options.items())]
     try:
         done = subprocess.run(
             [*command, "--wrap", "true"], env=slurm.clean_environment(), stdin=subprocess.DEVNULL,

@@ -16,17 +16,18 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import msgspec  # noqa: E402
 
+from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import write_atomically  # noqa: E402
 from launch import cluster_facts, efficiency, findings, history, machine, probe_job, profiles, runs, slurm  # noqa: E402
 from launch.cluster_facts import Facts, Partition  # noqa: E402
-from launch.efficiency import Costs  # noqa: E402
-from launch.findings import Finding  # noqa: E402
+from launch.findings import Finding, Measured  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/doctor.py
   python launch/doctor.py --submit-probe --partition gpu
   python launch/doctor.py --write-profile mine && python launch/train.py --cluster mine --dry-run
+  python launch/doctor.py --cluster mine --submit-probe     with its interpreter, set-up lines and account
 """
 RUNS_LOOKED_AT = 30
 
@@ -37,6 +38,15 @@ def main() -> int:
     )
     parser.add_argument(
         "--partition", metavar="NAME", help="for probe and profile (default: the best there is)"
+    )
+    parser.add_argument("--account", default="", metavar="NAME", help="charge it for test start and probe")
+    parser.add_argument("--qos", default="", metavar="NAME", help="quality of service for both")
+    parser.add_argument(
+        "--cluster",
+        default="",
+        metavar="NAME",
+        help="a profile: its partition, account and QOS for both, "
+        "and its interpreter, set-up lines, environment and container for the probe",
     )
     parser.add_argument("--submit-probe", action="store_true", help="try it on the nodes, with one small job")
     parser.add_argument(
@@ -50,26 +60,47 @@ def main() -> int:
         if arguments.submit_probe or arguments.write_profile:
             raise UserError("there is no Slurm here: neither a probe nor a profile can be made")
         return show(local_findings(), arguments.json)
+    if arguments.write_profile:
+        check_profile_name(arguments.write_profile, arguments.force)
+    profile = profiles.load(arguments.cluster, "slurm")
+    if profile.executor != "slurm":
+        raise UserError(f"--cluster {arguments.cluster} is not a profile for Slurm")
+    asked = {key: value for key in ("account", "qos") if (value := getattr(arguments, key))}
+    wanted = profiles.resolve(profile, "train", asked).settings
+    charge = {"account": wanted.account, "qos": wanted.qos}
     try:
-        facts = cluster_facts.gather()
+        facts = cluster_facts.gather(charge)
     except slurm.SlurmError as error:
         away = Finding(
             "Slurm", "bad", f"its controller does not answer: {error}", "nothing can be submitted now",
             "try again later; submitted jobs go on meanwhile",
         )  # fmt: skip
         return show([away], arguments.json)
-    measured = measured_costs()
+    measured = measured_save()
     found = findings.all_findings(facts, measured)
-    found += [Finding("Slurm", "note", problem, "that is unknown") for problem in facts.problems]
-    where = choose(facts, arguments.partition)
+    found += [
+        Finding("Slurm", "note", problem, "that is unknown", "nothing to do, if the rest is good")
+        for problem in facts.problems
+    ]
+    if not (arguments.submit_probe or arguments.write_profile):
+        return show(found, arguments.json)
+    try:
+        where = choose(facts, arguments.partition or wanted.partition.partition(",")[0])
+    except UserError:
+        show(found, arguments.json)  # which say why
+        raise
     if arguments.submit_probe:
         try:
-            found += probe_job.run(facts, where, arguments.probe_minutes)
+            found += probe_job.run(facts, where, profile, asked, arguments.probe_minutes)
         except slurm.SlurmError as error:
-            found.append(Finding("probe", "bad", f"Slurm refuses it: {error}", "a run would be refused, too"))
+            found.append(
+                Finding("probe", "bad", f"Slurm refuses it: {error}", "a run would be refused, too",
+                        "--account, --qos or --partition; `sbatch --test-only` tells whether Slurm takes it")
+            )  # fmt: skip
     written = ""
     if arguments.write_profile:
-        written = str(write_profile(arguments.write_profile, facts, where, measured, arguments.force))
+        text = profile_text(arguments.write_profile, facts, where, measured, charge)
+        written = str(write_profile(arguments.write_profile, text))
     return show(found, arguments.json, written, arguments.write_profile or "")
 
 
@@ -110,19 +141,23 @@ def local_findings() -> list[Finding]:
         Finding("Slurm", "note", "none can be reached from here",
                 "runs go to the local executor: prepare, train, evaluate, one after the other",
                 "to use a cluster, type this on its login node"),
-        Finding("GPUs", "good" if gpus else "note", f"{gpus} on this machine",
-                "one rank each" if gpus else "ranks are CPU processes: enough for the demo"),
+        Finding("GPUs", "good", f"{gpus} on this machine", "one rank each")
+        if gpus else
+        Finding("GPUs", "note", "none on this machine", "ranks are CPU processes: enough for the demo",
+                "a machine with a GPU, or a cluster, for the recipe"),
     ]  # fmt: skip
 
 
-def measured_costs() -> Costs | None:
-    """The largest costs that the newest runs measured; None if none has saved yet."""
+def measured_save() -> Measured | None:
+    """The slowest save that the newest runs measured; None if none has saved yet."""
     newest = sorted(runs.all_runs(), key=lambda run: run.path.stat().st_mtime, reverse=True)[:RUNS_LOOKED_AT]
-    found = [efficiency.costs(history.read(run), time.time()) for run in newest]
-    saved = [one for one in found if one.save_seconds is not None]
+    found = [(run, efficiency.costs(history.read(run), time.time())) for run in newest]
+    saved = [(run, costs) for run, costs in found if costs.save_seconds is not None]
     if not saved:
         return None
-    return max(saved, key=lambda one: one.save_seconds or 0.0)
+    run, costs = max(saved, key=lambda pair: pair[1].save_seconds or 0.0)
+    sizes = [event.get("bytes", 0) for event in events.iterate(run.events) if event["event"] == "checkpoint"]
+    return Measured(costs=costs, run=run.name, bytes=sizes[-1])
 
 
 def choose(facts: Facts, asked: str | None) -> Partition:
@@ -140,31 +175,39 @@ def choose(facts: Facts, asked: str | None) -> Partition:
     return min(usable, key=lambda one: (one.gpus == 0, not one.default, one.start or 0.0))
 
 
-def write_profile(name: str, facts: Facts, where: Partition, measured: Costs | None, force: bool) -> Path:
-    """Writes a profile made of the facts. Raises UserError if there is one of that name, or a bad name."""
+def check_profile_name(name: str, force: bool) -> None:
+    """Raises UserError if a profile cannot get that name."""
     runs.check_name(name)
     path = profiles.CLUSTERS / f"{name}.yaml"
     if name in ("local", "slurm"):
         raise UserError(f"--write-profile {name}: that name is built in; choose another")
     if path.exists() and not force:
         raise UserError(f"{path} is there already; --force overwrites it")
-    text = profile_text(name, facts, where, measured)
+
+
+def write_profile(name: str, text: str) -> Path:
+    path = profiles.CLUSTERS / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.encode())
     profiles.load(name)
     return path
 
 
-def profile_text(name: str, facts: Facts, where: Partition, measured: Costs | None) -> str:
+def profile_text(
+    name: str, facts: Facts, where: Partition, measured: Measured | None, charge: dict[str, str]
+) -> str:
     """The YAML of a profile, each line with its reason."""
-    style = findings.gres_style(facts) if where.gpus else "none"
+    style = cluster_facts.gres_style(facts) if where.gpus else "none"
     lines = [
         f"# Written by python launch/doctor.py --write-profile {name}, {time.strftime('%Y-%m-%d')},",
         f"# Slurm {facts.version}. docs/clusters.md explains every key; edit it freely.",
         "executor: slurm",
         f"partition: {where.name}",
     ]
-    if len(facts.accounts) > 1:
+    for key, value in charge.items():
+        if value:
+            lines.append(f"{key}: {value}")
+    if len(facts.accounts) > 1 and not charge.get("account"):
         lines.append(f"account: {facts.accounts[0]}  # also: {', '.join(facts.accounts[1:])}")
     if style == "none":
         lines.append("gres: none  # Slurm knows of no GPU there")
@@ -181,6 +224,8 @@ def profile_text(name: str, facts: Facts, where: Partition, measured: Costs | No
     lines.append(f'time: "{_time(limit)}"  # {why}')
     delay = int(max(120, findings.time_to_save(measured)))
     lines.append(f"signal_delay: {min(delay, max(30, limit // 3))}  # seconds to save in before the limit")
+    if (given := facts.number("DefMemPerCPU", 0)) and given < 4000:
+        lines.append(f"# memory: 32G  # of each node; without it a job gets {given} MB a CPU")
     idle = [one for one in facts.partitions if one.up and not one.refused and not one.gpus]
     if style != "none" and idle:
         lines += ["prepare:", f"  partition: {idle[0].name}  # it needs no GPU"]

@@ -7,8 +7,9 @@ from typing import Literal
 import msgspec
 
 from launch import words
-from launch.cluster_facts import Facts, Partition
+from launch.cluster_facts import Facts, Partition, gres_style
 from launch.efficiency import Costs
+from launch.profiles import Settings
 
 Level = Literal["good", "note", "warning", "bad"]
 
@@ -24,11 +25,26 @@ class Finding(msgspec.Struct, frozen=True):
     mend: str = ""
 
 
-def all_findings(facts: Facts, costs: Costs | None) -> list[Finding]:
-    """Everything that can be told without submitting anything. `costs`: as runs measured them, if any did."""
+class Measured(msgspec.Struct, frozen=True):
+    """The costs of a run that has saved."""
+
+    costs: Costs
+    run: str
+    bytes: int = 0
+    """Of its newest checkpoint."""
+
+    @property
+    def words(self) -> str:
+        size = f" of {words.size(self.bytes)}" if self.bytes else ""
+        return f"in run {self.run} a save{size} took {self.costs.save_seconds or 0.0:.1f} s"
+
+
+def all_findings(facts: Facts, measured: Measured | None) -> list[Finding]:
+    """Everything that can be told without submitting anything. `measured`: what saves cost, if any run
+    has measured it."""
     found = [version(facts), preemption(facts), signal(facts), requeue(facts), kill_wait(facts)]
-    found += [finding for one in facts.partitions for finding in partition(facts, one, costs)]
-    found += [accounting(facts), accounts(facts), gpus(facts), memory(facts), job_age(facts)]
+    found += [finding for one in facts.partitions for finding in partition(facts, one, measured)]
+    found += [accounting(facts), accounts(facts), gpus(facts), *cpus(facts), memory(facts), job_age(facts)]
     return [one for one in found if one is not None]
 
 
@@ -51,8 +67,12 @@ def preemption(facts: Facts) -> Finding:
     what = f"by {kind.removeprefix('preempt/')}, mode {facts.config.get('PreemptMode', '')}"
     if kind == "preempt/qos" and facts.qos_preempt:
         what += f", by the QOS {', '.join(facts.qos_preempt)}"
-    where = f"jobs in {', '.join(taken)} may be interrupted" if taken else "no partition is preemptible"
-    return Finding("preemption", "note" if taken else "good", what, where)
+    if not taken:
+        return Finding("preemption", "good", what, "no partition is preemptible")
+    return Finding(
+        "preemption", "note", what, f"jobs in {', '.join(taken)} may be interrupted",
+        "nothing to do: a training saves, leaves and goes on by itself; what each partition gives is below",
+    )  # fmt: skip
 
 
 def signal(facts: Facts) -> Finding | None:
@@ -98,7 +118,7 @@ def kill_wait(facts: Facts) -> Finding:
     )
 
 
-def partition(facts: Facts, one: Partition, costs: Costs | None) -> list[Finding]:
+def partition(facts: Facts, one: Partition, measured: Measured | None) -> list[Finding]:
     topic = f"partition {one.name}"
     found = []
     if not one.up:
@@ -112,17 +132,23 @@ def partition(facts: Facts, one: Partition, costs: Costs | None) -> list[Finding
             Finding(
                 topic,
                 "bad",
-                f"Slurm refuses a small job: {one.refused}",
+                f"Slurm refuses a small job{_with_gpu(one)}: {one.refused}",
                 "no run can be submitted there",
-                "choose another, or ask for access (account, QOS)",
+                "choose another; or --account NAME, --qos NAME, if the site wants them; or ask for access",
             )
         )
     elif one.start is not None:
         when = "at once" if one.start < 60 else f"in {words.span(one.start)}"
-        level: Level = "good" if one.start < 3600 else "note"
-        found.append(Finding(topic, level, f"a small job would start {when}", "Slurm's own estimate, now"))
+        what = f"a small job{_with_gpu(one)} would start {when}"
+        if one.start < 3600:
+            found.append(Finding(topic, "good", what, "Slurm's own estimate, now"))
+        else:
+            found.append(
+                Finding(topic, "note", what, "Slurm's own estimate, now: a run waits at least that long",
+                        "another partition, a shorter --time, or fewer GPUs start earlier")
+            )  # fmt: skip
     if one.preemptible:
-        found.append(_taken(facts, one, costs, topic))
+        found.append(_taken(facts, one, measured, topic))
     if one.max_time is not None and one.max_time < 24 * 3600:
         found.append(
             Finding(
@@ -131,7 +157,7 @@ def partition(facts: Facts, one: Partition, costs: Costs | None) -> list[Finding
                 f"time limit {words.span(one.max_time)}",
                 "a longer training saves before the limit and goes on in the next start; a limit costs no "
                 "step, and counts as no failure",
-                f"--signal-delay must leave time to save: at least {time_to_save(costs):.0f} s",
+                f"--signal-delay must leave time to save: at least {time_to_save(measured):.0f} s",
             )
         )
     if one.default_time is not None and one.default_time < 3600:
@@ -147,7 +173,7 @@ def partition(facts: Facts, one: Partition, costs: Costs | None) -> list[Finding
     return found
 
 
-def _taken(facts: Facts, one: Partition, costs: Costs | None, topic: str) -> Finding:
+def _taken(facts: Facts, one: Partition, measured: Measured | None, topic: str) -> Finding:
     """What a preemption in this partition means: its mode, and whether the time suffices to save."""
     if one.preempt_mode.startswith("SUSPEND") or "GANG" in one.preempt_mode:
         return Finding(
@@ -164,14 +190,11 @@ def _taken(facts: Facts, one: Partition, costs: Costs | None, topic: str) -> Fin
             f"a partition that requeues is better{'' if one.grace else '; here the grace time is 0'}; "
             "python launch/train.py --resume RUN goes on with a run that was left",
         )  # fmt: skip
-    measured = costs.save_seconds if costs else None
-    need = (measured if measured is not None else DEFAULT_SAVE) + (costs.step or 0.0 if costs else 0.0)
+    need = DEFAULT_SAVE
+    if measured is not None:
+        need = (measured.costs.save_seconds or 0.0) + (measured.costs.step or 0.0)
     have = one.grace + facts.number("KillWait", 30)
-    how = (
-        f"as measured, a save takes {measured:.1f} s"
-        if measured is not None
-        else "no run has measured a save yet"
-    )
+    how = measured.words if measured else f"no run has measured a save yet; taken for {DEFAULT_SAVE:.0f} s"
     if have < need:
         return Finding(
             topic, "bad" if measured is not None else "warning",
@@ -187,8 +210,12 @@ def _taken(facts: Facts, one: Partition, costs: Costs | None, topic: str) -> Fin
     )  # fmt: skip
 
 
-def time_to_save(costs: Costs | None) -> float:
-    return 60.0 + 2 * ((costs.save_seconds if costs else None) or DEFAULT_SAVE)
+def _with_gpu(one: Partition) -> str:
+    return " with a GPU" if one.gpus else ""
+
+
+def time_to_save(measured: Measured | None) -> float:
+    return 60.0 + 2 * ((measured.costs.save_seconds if measured else None) or DEFAULT_SAVE)
 
 
 def accounting(facts: Facts) -> Finding:
@@ -200,6 +227,7 @@ def accounting(facts: Facts) -> Finding:
         "accounting", "note", f"sacct does not answer: {facts.accounting_error}",
         "everything works; of a job that has left the queue without a word, status says unknown or failed, "
         "never success",
+        "nothing to do; the administrator may set up slurmdbd",
     )  # fmt: skip
 
 
@@ -225,6 +253,22 @@ def gpus(facts: Facts) -> Finding:
     return Finding("GPUs", "good", told, f"asked for by --{style}{'=gpu:N' if style == 'gres' else '=N'}")
 
 
+def cpus(facts: Facts) -> list[Finding]:
+    """Partitions whose nodes have fewer CPUs than ranks on all their GPUs ask for."""
+    wanted = Settings().cpus_per_gpu
+    found = []
+    for one in facts.partitions:
+        share = one.cpus // max(1, one.gpus)
+        if one.cpus and share < wanted:
+            has = f"{one.cpus} CPUs a node" + (f" for {one.gpus} GPUs" if one.gpus else "")
+            found.append(
+                Finding("CPUs", "warning", f"{one.name}: {has}",
+                        f"a rank asks for {wanted} unless told otherwise: Slurm would refuse the job",
+                        f"cpus_per_gpu: {max(1, share)} in the profile (which --write-profile sets)")
+            )  # fmt: skip
+    return found
+
+
 def memory(facts: Facts) -> Finding | None:
     """What a job gets that does not say how much memory it needs."""
     given = facts.number("DefMemPerCPU", 0)
@@ -239,13 +283,6 @@ def memory(facts: Facts) -> Finding | None:
     )
 
 
-def gres_style(facts: Facts) -> Literal["gpus-per-node", "gres", "none"]:
-    """How GPUs are asked for: --gpus-per-node needs select/cons_tres, anything older takes --gres."""
-    if not any(one.gpus for one in facts.partitions):
-        return "none"
-    return "gpus-per-node" if "cons_tres" in facts.config.get("SelectType", "") else "gres"
-
-
 def job_age(facts: Facts) -> Finding | None:
     age = facts.number("MinJobAge", 300)
     if age >= 60 or facts.accounting:
@@ -253,4 +290,5 @@ def job_age(facts: Facts) -> Finding | None:
     return Finding(
         "MinJobAge", "note", f"ended jobs are forgotten after {age} s, and there is no accounting",
         "Slurm cannot tell how a job ended after that; the run's own events still do",
+        "nothing to do; the administrator may set MinJobAge to 300",
     )  # fmt: skip

@@ -1,38 +1,52 @@
-"""doctor's probe: a small job that tries on the nodes what a run will need there."""
+"""doctor's probe: a small job that tries on the nodes what a run will need there.
+
+Its batch script is rendered as a run's is (launch/script.py), from the same profile: set-up lines,
+interpreter, environment, container, account. What works for it works for a run.
+"""
 
 from __future__ import annotations
 
 import json
 import secrets
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from launch import slurm, slurm_queries, words
-from launch.cluster_facts import Facts, Partition
-from launch.findings import Finding, gres_style
+import msgspec
+
+from launch import profiles, script, slurm, slurm_queries, snapshot, words
+from launch.cluster_facts import Facts, Partition, gres_style
+from launch.findings import Finding
 from launch.runs import CHECKOUT, runs_root
 
 PAUSE = 0.5
 
 
-def run(facts: Facts, where: Partition, minutes: float) -> list[Finding]:
+def probes_root() -> Path:
+    """Where the probes' folders lie."""
+    return runs_root().parent / "doctor"
+
+
+def run(
+    facts: Facts, where: Partition, profile: profiles.Profile, chosen: dict[str, Any], minutes: float
+) -> list[Finding]:
     """Submits the probe to a partition, waits for its answers, and says what they mean.
 
-    The job is cancelled if it has not ended within `minutes`. Raises SlurmError if Slurm refuses it.
+    `chosen` are settings that win over the profile's. The job is cancelled if it has not ended within
+    `minutes`. Raises SlurmError if Slurm refuses it.
     """
-    folder = runs_root().parent / "doctor" / f"probe-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    folder.mkdir(parents=True)
+    folder = probes_root() / f"probe-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    (folder / "job").mkdir(parents=True)
+    snapshot.take(folder / "code", CHECKOUT / "data")
     token = secrets.token_hex(8)
     (folder / "token").write_text(token)
-    nodes = min(2, where.nodes)
-    tasks = 2
-    script = folder / "probe.sbatch"
-    script.write_text(text(facts, where, folder, nodes, tasks))
+    resolved = settings(facts, where, profile, chosen)
+    tasks = resolved.nodes[0] * resolved.settings.gpus
+    file = folder / "job" / "probe.sbatch"
+    file.write_text(script.text(script.Batch(resolved=resolved, name="baton-doctor", run=folder)))
     began = time.monotonic()
-    job = slurm.call("sbatch", "--parsable", str(script), changes=True).strip().split(";")[0]
+    job = slurm.call("sbatch", "--parsable", str(file), changes=True).strip().split(";")[0]
+    (folder / "job" / "id").write_text(job)
     found = [_requeue(job)]
     deadline = began + 60 * minutes
     started: float | None = None
@@ -63,35 +77,46 @@ def run(facts: Facts, where: Partition, minutes: float) -> list[Finding]:
         found.append(
             Finding("probe", "good", f"job {job} ran after {words.span(started)}", "that is the queue, now")
         )
-    return found + meaning(answers, token, tasks, folder, _last_words(folder))
+    wants = 0 if resolved.settings.gres == "none" else 1
+    return found + meaning(answers, token, tasks, wants, folder, _last_words(folder))
 
 
-def text(facts: Facts, where: Partition, folder: Path, nodes: int, tasks: int) -> str:
-    """The probe's batch script."""
-    options = {
-        "job-name": "baton-doctor", "output": f"{str(folder).replace('%', '%%')}/log.out",
-        "partition": where.name,
-        "nodes": str(nodes), "ntasks-per-node": str(tasks // nodes), "cpus-per-task": "1", "time": "10",
-    }  # fmt: skip
-    style = gres_style(facts)
-    if where.gpus and style != "none":
-        options[style] = "gpu:1" if style == "gres" else str(min(where.gpus, tasks // nodes))
-    header = [f"#SBATCH --{key}={shlex.quote(value)}" for key, value in options.items()]
-    return "\n".join(
-        [
-            "#!/bin/bash", *header, "#SBATCH --requeue", f"cd {shlex.quote(str(CHECKOUT))} || exit 2",
-            f"srun {shlex.quote(sys.executable)} -m jobs.probe {shlex.quote(str(folder))}", "",
-        ]
-    )  # fmt: skip
+def settings(
+    facts: Facts, where: Partition, profile: profiles.Profile, chosen: dict[str, Any]
+) -> profiles.Resolved:
+    """The probe's job: two ranks, on two nodes where there are two, each with a GPU where there are any.
+
+    On a single node with a single GPU it is one rank: two would share it, which no training does.
+    """
+    nodes = min(2, max(1, where.nodes))
+    style = profile.stages.get("train", {}).get("gres") or profile.top.get("gres")
+    if style is None:
+        style = gres_style(facts) if where.gpus else "none"
+    per_node = 1 if nodes == 2 else 2 if style == "none" else min(2, max(1, where.gpus))
+    own = {"nodes": str(nodes), "gpus": per_node, "cpus_per_gpu": 1, "time": "10", "gres": style}
+    resolved = profiles.resolve(profile, "train", {"partition": where.name} | own | chosen)
+    return msgspec.structs.replace(resolved, stage="probe")
 
 
-def meaning(answers: list[dict[str, Any]], token: str, tasks: int, folder: Path, log: str) -> list[Finding]:
-    """What the answers of the probe's tasks mean for a run."""
+# key of an answer -> (topic, mend)
+TRIED = {
+    "environment": ("environment", "python: in the profile, or a module load line in its setup:"),
+    "compute": ("GPUs on the nodes", "a driver that fits torch's CUDA version; nvidia-smi on the node tells"),
+    "meeting": ("rendezvous", "nodes must reach each other by TCP: ask whether ports are blocked"),
+    "gloo": ("gloo", "GLOO_SOCKET_IFNAME below env: in the profile names the network"),
+    "nccl": ("NCCL", "NCCL_SOCKET_IFNAME below env: in the profile names the network; NCCL_DEBUG=INFO tells"),
+}
+
+
+def meaning(
+    answers: list[dict[str, Any]], token: str, tasks: int, wants: int, folder: Path, log: str
+) -> list[Finding]:
+    """What the answers of the probe's tasks mean for a run. `wants`: GPUs that each task asked for."""
     if not answers:
         return [
             Finding("nodes", "bad", f"no answer from the nodes: {log or 'the log is empty'}",
                     "either the nodes do not see this file system, or the interpreter does not run there",
-                    f"put checkout, environment and runs on a shared file system; log: {folder}/log.out")
+                    f"put checkout, environment and runs on a shared file system; logs: {folder}/job")
         ]  # fmt: skip
     found = []
     hosts = ", ".join(sorted({one["host"] for one in answers}))
@@ -103,17 +128,11 @@ def meaning(answers: list[dict[str, Any]], token: str, tasks: int, folder: Path,
         found.append(
             Finding("shared files", "bad", f"{len(answers)} of {tasks} tasks answered, from {hosts}",
                     "a node that does not see the run directory cannot train",
-                    "ask for the shared file system")
+                    f"ask for the shared file system; logs: {folder}/job")
         )  # fmt: skip
-    for key, topic, mend in (
-        ("environment", "environment", "python: in the profile, or a module load line in its setup:"),
-        ("meeting", "rendezvous", "nodes must reach each other by TCP: ask whether ports are blocked"),
-        (
-            "gloo",
-            "gloo and NCCL",
-            "GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME below env: in the profile name the network",
-        ),
-    ):
+    if wants:
+        found += _gpus(answers)
+    for key, (topic, mend) in TRIED.items():
         parts = [one[key] for one in answers if key in one]
         wrong = [(one["host"], one[key]["text"]) for one in answers if key in one and not one[key]["ok"]]
         if wrong:
@@ -122,12 +141,39 @@ def meaning(answers: list[dict[str, Any]], token: str, tasks: int, folder: Path,
                 Finding(topic, "bad", f"{host}: {error}", "a training would end with this error", mend)
             )
         elif parts:
-            found.append(
-                Finding(
-                    topic, "good", f"{parts[0]['text']} ({parts[0]['seconds']:.1f} s)", "works on the nodes"
-                )
-            )
+            text = f"{parts[0]['text']} ({parts[0]['seconds']:.1f} s)"
+            found.append(Finding(topic, "good", text, "works on the nodes"))
+    if wants and not any("nccl" in one for one in answers) and any("gpus" in one for one in answers):
+        found.append(
+            Finding("NCCL", "warning", "not tried: the ranks had no GPU each that torch could use",
+                    "whether GPUs of several ranks work together is unknown",
+                    "what is said of the GPUs on the nodes first; then the probe again")
+        )  # fmt: skip
     return found
+
+
+def _gpus(answers: list[dict[str, Any]]) -> list[Finding]:
+    """Where GPUs were asked for: whether they came, and whether this torch can use them."""
+    topic = "GPUs on the nodes"
+    for one in answers:
+        seen = one.get("gpus")
+        if seen is None or seen["usable"]:
+            continue
+        if seen["cuda"] is None:
+            return [
+                Finding(topic, "bad", f"{one['host']}: torch is built for the CPU only",
+                        "a training there leaves its GPUs idle and takes days instead of hours",
+                        f"install torch's CUDA build where {one.get('interpreter', 'the interpreter')} lies, "
+                        "or name another python: in the profile")
+            ]  # fmt: skip
+        came = f"Slurm gave {seen['given']}, torch (CUDA {seen['cuda']}) sees none"
+        return [
+            Finding(topic, "bad", f"{one['host']}: {came}",
+                    "a training there runs on the CPU" if seen["given"] else "the job gets no GPU",
+                    "the node's driver must be as new as torch's CUDA; in a container: options: [--nv]"
+                    if seen["given"] else "gres: in the profile asks for GPUs in another way")
+        ]  # fmt: skip
+    return []
 
 
 def _requeue(job: str) -> Finding:
@@ -137,12 +183,14 @@ def _requeue(job: str) -> Finding:
     return Finding(
         "probe", "warning", "--requeue is refused (Requeue=0)",
         "an interrupted training goes on in a successor job, under a new id; the evaluation is moved to it",
+        "nothing to do; the administrator may set JobRequeue=1",
     )  # fmt: skip
 
 
 def _last_words(folder: Path) -> str:
-    try:
-        lines = (folder / "log.out").read_text(errors="replace").strip().splitlines()
-    except FileNotFoundError:
-        return ""
-    return lines[-1] if lines else ""
+    """The last line that the job said, its ranks before its batch shell."""
+    logs = sorted((folder / "job").glob("*_log.out"), key=lambda path: (-len(path.name), path.name))
+    for path in logs:
+        if lines := path.read_text(errors="replace").strip().splitlines():
+            return lines[-1]
+    return ""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch import cluster_facts, doctor, findings, probe_job, profiles
+from launch import cluster_facts, doctor, findings, probe_job, profiles, script
 from launch.cluster_facts import Facts, Partition
 from launch.efficiency import Costs
+from launch.findings import Measured
 
+ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = (
     "PartitionName=gpu AllowGroups=ALL Default=YES GraceTime=60 MaxTime=1-00:00:00 DefaultTime=00:10:00 "
     "PreemptMode=REQUEUE PriorityTier=1 State=UP TotalCPUs=64 TotalNodes=2\n"
@@ -27,7 +31,11 @@ def facts(**changes: Any) -> Facts:
     return Facts(version="23.11.4", config=config, partitions=[partition], **changes)
 
 
-def told(given: Facts, costs: Costs | None = None) -> dict[str, list[findings.Finding]]:
+def measured(seconds: float) -> Measured:
+    return Measured(costs=Costs(save_seconds=seconds), run="first", bytes=532_000_000)
+
+
+def told(given: Facts, costs: Measured | None = None) -> dict[str, list[findings.Finding]]:
     found: dict[str, list[findings.Finding]] = {}
     for one in findings.all_findings(given, costs):
         found.setdefault(one.topic, []).append(one)
@@ -50,10 +58,11 @@ def test_the_user_signal_under_both_names() -> None:
 
 
 def test_the_grace_is_held_against_the_measured_save() -> None:
-    enough = told(facts(), Costs(save_seconds=20.0))["partition gpu"]
+    enough = told(facts(), measured(20.0))["partition gpu"]
     assert any("no finished step is lost" in one.means for one in enough)
-    short = told(facts(partition={"grace": 0}), Costs(save_seconds=45.0))["partition gpu"]
-    assert any(one.level == "bad" and "45.0 s: too little" in one.means for one in short)
+    short = told(facts(partition={"grace": 0}), measured(45.0))["partition gpu"]
+    told_of = "in run first a save of 532 MB took 45.0 s: too little"
+    assert any(one.level == "bad" and told_of in one.means for one in short)
     guess = told(facts(partition={"grace": 0}, config={"KillWait": "3 sec"}))["partition gpu"]
     assert any(one.level == "warning" and "no run has measured" in one.means for one in guess)
 
@@ -74,10 +83,15 @@ def test_the_grace_is_held_against_the_measured_save() -> None:
         ({"config": {"DefMemPerCPU": "512"}}, "memory", "512 MB a CPU"),
         ({"accounts": ["a", "b"]}, "account", "a, b"),
         ({"config": {"MinJobAge": "2 sec"}}, "MinJobAge", "forgotten after 2 s"),
+        ({"partition": {"cpus": 4}}, "CPUs", "4 CPUs a node for 4 GPUs"),
     ],
 )
 def test_each_setting_has_its_finding(changes: dict[str, Any], topic: str, words: str) -> None:
-    assert any(words in one.found for one in told(facts(**changes))[topic])
+    found = told(facts(**changes))
+    assert any(words in one.found for one in found[topic])
+    for one in (finding for topic in found.values() for finding in topic):
+        assert one.means, one
+        assert one.mend or one.level == "good", one
     if words not in ("none",):
         assert not any(words in one.found for one in told(facts(accounting=True)).get(topic, []))
 
@@ -86,25 +100,123 @@ def test_a_profile_from_facts_is_one_that_profiles_take() -> None:
     import yaml
 
     given = facts(accounts=["a", "b"], partition={"max_time": 3600})
-    text = doctor.profile_text("x", given, given.partitions[0], Costs(save_seconds=10.0))
+    text = doctor.profile_text("x", given, given.partitions[0], measured(10.0), {"qos": "long"})
     raw = yaml.load(text, yaml.BaseLoader)
     settings = profiles.resolve(profiles.parse(raw, "x.yaml", "x"), "train", {}).settings
     assert (settings.partition, settings.account, settings.time) == ("gpu", "a", "01:00:00")
+    assert settings.qos == "long"
     assert (settings.gres, settings.cpus_per_gpu, settings.signal_delay) == ("gpus-per-node", 8, 120)
 
 
 def test_old_schedulers_take_gres() -> None:
-    assert findings.gres_style(facts(config={"SelectType": "select/cons_res"})) == "gres"
-    assert findings.gres_style(facts(partition={"gpus": 0})) == "none"
+    old = facts(config={"SelectType": "select/cons_res"})
+    assert cluster_facts.gres_style(old) == "gres"
+    assert cluster_facts.one_gpu(old, old.partitions[0]) == {"gres": "gpu:1"}
+    assert cluster_facts.gres_style(facts(partition={"gpus": 0})) == "none"
+    assert cluster_facts.one_gpu(facts(), Partition(name="cpu")) == {}
 
 
-def test_what_the_probes_answers_mean(tmp_path: Path) -> None:
-    good = {"ok": True, "text": "fine", "seconds": 1.0}
+GOOD = {"ok": True, "text": "fine", "seconds": 1.0}
+CUDA = {"given": 1, "cuda": "12.8", "usable": 1, "names": ["NVIDIA A100"]}
+ANSWER = {"host": "n1", "token": "t", "environment": GOOD, "meeting": GOOD, "gloo": GOOD, "gpus": CUDA}
+ON_GPU = ANSWER | {"compute": GOOD, "nccl": GOOD}
+
+
+def meant(*answers: dict[str, Any], tasks: int = 2, wants: int = 1, log: str = "") -> dict[str, Any]:
+    found = probe_job.meaning(list(answers), "t", tasks, wants, Path("/probe"), log)
+    assert all(one.means and (one.mend or one.level == "good") for one in found)
+    return {one.topic: one for one in found}
+
+
+def test_what_the_probes_answers_mean() -> None:
+    found = meant(ON_GPU, ON_GPU | {"host": "n2"})
+    assert {one.level for one in found.values()} == {"good"}
+    assert set(found) >= {"shared files", "GPUs on the nodes", "gloo", "NCCL"}
     bad = {"ok": False, "text": "ImportError: no torch", "seconds": 1.0}
-    answer = {"host": "n1", "token": "t", "environment": good, "meeting": good, "gloo": good}
-    found = probe_job.meaning([answer, answer | {"host": "n2"}], "t", 2, tmp_path, "")
-    assert {one.level for one in found} == {"good"}
-    found = probe_job.meaning([answer, answer | {"environment": bad}], "t", 2, tmp_path, "")
-    assert any(one.level == "bad" and "no torch" in one.found for one in found)
-    assert probe_job.meaning([answer], "t", 2, tmp_path, "")[0].level == "bad"
-    assert "no such file" in probe_job.meaning([], "t", 2, tmp_path, "no such file")[0].found
+    found = meant(ON_GPU, ANSWER | {"environment": bad})
+    assert (found["environment"].level, "no torch" in found["environment"].found) == ("bad", True)
+    assert meant(ON_GPU)["shared files"].level == "bad"
+    assert "no such file" in meant(log="no such file")["nodes"].found
+
+
+def test_gpus_that_a_training_would_not_use_are_no_good() -> None:
+    cpu_build = {"given": 1, "cuda": None, "usable": 0, "names": []}
+    found = meant(ANSWER | {"gpus": cpu_build, "interpreter": "/env/bin/python"}, ANSWER)
+    assert found["GPUs on the nodes"].level == "bad"
+    assert "for the CPU only" in found["GPUs on the nodes"].found
+    assert "/env/bin/python" in found["GPUs on the nodes"].mend
+    assert found["gloo"].level == "good"
+    assert found["NCCL"].level == "warning", "NCCL is called good although nobody tried it"
+    found = meant(ANSWER | {"gpus": CUDA | {"usable": 0}}, ANSWER)
+    assert "Slurm gave 1, torch (CUDA 12.8) sees none" in found["GPUs on the nodes"].found
+    found = meant(ANSWER | {"gpus": CUDA | {"usable": 0, "given": 0}}, ANSWER)
+    assert "gres:" in found["GPUs on the nodes"].mend
+    # Where none was asked for, none is missed.
+    quiet = meant(ANSWER | {"gpus": cpu_build}, ANSWER | {"gpus": cpu_build}, wants=0)
+    assert {one.level for one in quiet.values()} == {"good"}
+    assert "NCCL" not in quiet
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "ranks"),
+    [(4, 2, (2, 1)), (1, 2, (1, 2)), (1, 1, (1, 1)), (1, 0, (1, 2)), (1, 8, (1, 2))],
+)
+def test_no_two_ranks_of_the_probe_share_a_gpu(nodes: int, gpus: int, ranks: tuple[int, int]) -> None:
+    given = facts(partition={"nodes": nodes, "gpus": gpus})
+    resolved = probe_job.settings(given, given.partitions[0], profiles.load("slurm"), {})
+    assert (resolved.nodes[0], resolved.settings.gpus) == ranks
+    assert (resolved.settings.gres == "none") == (gpus == 0)
+
+
+def test_the_probe_takes_the_profile(tmp_path: Path) -> None:
+    raw = {"python": "/their/python", "setup": ["module load cuda"], "account": "mine", "partition": "other"}
+    given = facts()
+    profile = profiles.parse(raw | {"env": {"NCCL_DEBUG": "INFO"}, "time": "24:00:00"}, "x.yaml", "x")
+    resolved = probe_job.settings(given, given.partitions[0], profile, {"qos": "short"})
+    text = script.text(script.Batch(resolved=resolved, name="baton-doctor", run=tmp_path))
+    for part in (
+        "--partition=gpu", "--account=mine", "--qos=short", "--time=10", "--gpus-per-node=1",
+        "module load cuda", "python=/their/python", "export NCCL_DEBUG=INFO", '-m jobs.probe "$run"',
+    ):  # fmt: skip
+        assert part in text, text
+
+
+REFUSING = """#!/bin/sh
+case $0 in
+*scontrol) case "$*" in
+  *config*) echo "SLURM_VERSION = 23.02.1"; echo "JobRequeue = 0"; echo "SelectType = select/cons_tres" ;;
+  *) echo "PartitionName=gpu Default=YES State=UP TotalNodes=2"; echo "PartitionName=big State=DOWN" ;;
+  esac ;;
+*sinfo) echo "gpu|n1|32|64000|gpu:2|idle" ;;
+*sbatch) case "$*" in *--account=good*--gpus-per-node=1* | *--gpus-per-node=1*--account=good*)
+    echo "sbatch: Job 1 to start at 2026-01-01T00:00:00 using 1 processors" >&2 ;;
+  *) echo "sbatch: error: allocation failure: Invalid account" >&2; exit 1 ;;
+  esac ;;
+esac
+"""
+
+
+def test_findings_are_shown_where_no_partition_takes_a_job(tmp_path: Path) -> None:
+    for program in ("scontrol", "sinfo", "sbatch"):
+        (tmp_path / program).write_text(REFUSING)
+        (tmp_path / program).chmod(0o755)
+    environment = {
+        "PATH": str(tmp_path), "HOME": str(tmp_path), "BATON_RUNS": str(tmp_path / "runs"),
+        "SLURM_CONF": "/dev/null",
+    }  # fmt: skip
+
+    def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "launch/doctor.py"), *arguments],
+            env=environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    done = doctor()
+    assert done.returncode == 0, done.stderr
+    for part in ("with a GPU: Invalid account", "partition big: it is not up", "JobRequeue=0"):
+        assert part in done.stdout
+    probe = doctor("--submit-probe")
+    assert probe.returncode == 2
+    assert "with a GPU: Invalid account" in probe.stdout
+    assert "no partition takes a job of yours" in probe.stderr
+    assert "a small job with a GPU would start at once" in doctor("--account", "good").stdout
