@@ -29,6 +29,10 @@ PATIENCE = 180.0
 """Seconds to wait for the jobs to be gone: KillWait, plus a requeue that was on its way."""
 
 
+STARTING = 30.0
+"""Seconds that a local chain may take from its submission until it names its process."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -45,6 +49,7 @@ def main() -> int:
             print(json.dumps({"run": run.name, "jobs": jobs, "left": left}))
         elif not jobs:
             print(f"{run.name}: nothing of it was queued or running")
+            print(f"how it stands: python launch/status.py {run.name}")
         else:
             print(f"{run.name}: cancelled {', '.join(jobs)}")
         if left and not arguments.json:
@@ -52,9 +57,16 @@ def main() -> int:
                 f"error: still there: {', '.join(left)}; python launch/status.py {run.name}", file=sys.stderr
             )
         elif jobs and not arguments.json:
-            print(f"to go on with it: python launch/train.py --resume {run.name}")
+            if history.read(run).finished is None and not is_preparation(run):
+                print(f"to go on with it: python launch/train.py --resume {run.name}")
+            else:
+                print(f"what next: python launch/status.py {run.name}")
         code = code or (1 if left else 0)
     return code
+
+
+def is_preparation(run: Run) -> bool:
+    return run.path.parent == runs.prepare_root()
 
 
 def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
@@ -64,10 +76,10 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
     none is left: the run's jobs are read from its events anew (there may be a successor since) and cancelled
     again (a requeue may have brought one back).
 
-    Raises UserError if Slurm cannot be asked, SlurmError if it refuses.
+    Raises UserError if Slurm cannot be asked, or if it refuses.
     """
     past = history.read(run)
-    chain = states.local_chain(run)
+    chains = _local_chains(run, past)
     ids = _slurm_ids(run, past)
     answer = slurm_queries.ask(ids, patience=60)
     for problem in answer.problems:
@@ -76,20 +88,26 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
                 f"cannot see whether the jobs of {run.name} live: {problem}; try again where Slurm is"
             )
     alive = sorted(id for id in ids if answer.job(id).alive)
-    if not alive and chain is None:
+    if not alive and not chains:
         return [], []
     by = getpass.getuser()
     mark = json.dumps({"time": events.now(), "by": by}).encode()
-    run.job.mkdir(exist_ok=True)
-    write_atomically(run.job / "cancelled", mark)
-    if past.cancelled is None:
-        events.append(run.events, "cancelled", by=by)
-    ended = dict.fromkeys(alive)
-    if chain is not None:
-        ended[f"local-{chain}"] = None
-        os.kill(chain, signal.SIGTERM)
-    if alive:
-        _scancel(alive)
+    try:
+        run.job.mkdir(exist_ok=True)
+        write_atomically(run.job / "cancelled", mark)
+    except PermissionError:
+        raise UserError(f"{run.path} belongs to another user: only that user can cancel the run") from None
+    ended = dict.fromkeys([*alive, *chains])
+    try:
+        for job, pid in chains.items():
+            _terminate(job, pid)
+        if alive:
+            _scancel(alive)
+    except UserError:
+        (run.job / "cancelled").unlink(missing_ok=True)  # it goes on
+        raise
+    # Also of a run that was cancelled before: what lived now was submitted since.
+    events.append(run.events, "cancelled", by=by)
     if not wait:
         return list(ended), []
     give_up = time.monotonic() + PATIENCE
@@ -100,11 +118,11 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
         left = sorted(id for id in ids if answer.job(id).alive)
         again = [id for id in left if answer.job(id).state != "COMPLETING"]
         ended |= dict.fromkeys(again)
-        here = states.local_chain(run)
-        if not left and here is None:
+        left += states.local_chains(run)
+        if not left:
             return list(ended), []
         if time.monotonic() > give_up:
-            return list(ended), left + ([f"local-{here}"] if here else [])
+            return list(ended), left
         # A job that is running yet has its signal; one that came back by a requeue has not.
         waiting = [id for id in again if answer.job(id).pending]
         if waiting:
@@ -119,18 +137,46 @@ def _slurm_ids(run: Run, past: history.History) -> set[str]:
     ids = {job.id for job in past.jobs.values()} | {one.job for one in past.incarnations}
     ids = {id for id in ids - over if slurm_queries.is_slurm(id)}
     for path in run.job.glob("presubmitted-*"):
-        ids.add(path.read_text().strip())
-    return ids
+        try:
+            ids.add(path.read_text().strip())
+        except FileNotFoundError:  # its job has just given it up
+            continue
+    return {id for id in ids if slurm_queries.is_slurm(id)}
+
+
+def _local_chains(run: Run, past: history.History) -> dict[str, int]:
+    """The local chains to end, job -> pid; one that was submitted this moment is waited for."""
+    give_up = time.monotonic() + STARTING
+    while True:
+        chains = states.local_chains(run)
+        starting = (job.id for job in past.jobs.values() if job.id.startswith("local-"))
+        if all(id in chains or not states.local_job(run, id) for id in starting):
+            return chains
+        if time.monotonic() > give_up:
+            return chains
+        time.sleep(0.1)  # until it has said which process it is
+
+
+def _terminate(job: str, pid: int) -> None:
+    """TERM to a local chain; one that has ended meanwhile is no error."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        raise UserError(f"{job} (process {pid}) belongs to another user: only that user can end it") from None
 
 
 def _scancel(ids: list[str]) -> None:
-    """scancel; a job that has ended meanwhile is no error."""
+    """scancel; a job that has ended meanwhile is no error. Raises UserError with Slurm's own words."""
     try:
         slurm.call("scancel", *ids)
     except slurm.SlurmError as error:
         text = str(error).lower()
-        if not any(known in text for known in ("already completing", "invalid job id", "completed")):
-            raise
+        if any(known in text for known in ("already completing", "invalid job id", "completed")):
+            return
+        whose = "; only the user who submitted them can" if "permission denied" in text else ""
+        raise UserError(f"cannot cancel {', '.join(ids)}: {error}{whose}") from None
 
 
 if __name__ == "__main__":

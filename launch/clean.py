@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
 from jobs.train import checkpoints  # noqa: E402
-from launch import history, runs, slurm_queries, states, tables, words  # noqa: E402
+from launch import history, probe_job, runs, slurm_queries, states, tables, words  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/clean.py                    what could be deleted, of all runs
@@ -29,6 +31,11 @@ OURS = re.compile(r"(epoch|iter)_\d+\.pth")
 LEFTOVER = re.compile(
     r"\..+\.tmp|.+\.save_tmp|.+\.damaged(\.json|-\d+|\.\d+)?|(epoch|iter)_\d+\.pth\..*tmp.*"
 )
+
+TEMPORARY_SECONDS = 600.0
+"""A command that is at work right now (a report, a status) has younger temporary files."""
+PROBE_SECONDS = 86400.0
+"""A probe waits for its nodes for less."""
 
 
 def main() -> int:
@@ -46,40 +53,85 @@ def main() -> int:
         raise UserError("--keep must be 1 or more: without a checkpoint a run cannot go on")
     chosen = [runs.find(name) for name in arguments.runs] if arguments.runs else runs.all_runs()
     pasts = [history.read(run) for run in chosen]
-    answer = slurm_queries.ask(id for past in pasts for id in states.jobs_to_ask(past))
-    found: list[tuple[Run, Path, str, int]] = []
+    answer = slurm_queries.ask(id for past in pasts for id in open_jobs(past))
+    found: list[tuple[str, Path, str, int]] = []
     skipped: list[tuple[str, str]] = []
     for run, past in zip(chosen, pasts, strict=True):
-        state = states.judge(run, past, answer, history.progress(run), time.time())
-        if state.lives or state.code == "stuck":
-            skipped.append((run.name, state.words))
+        if why := in_use(run, past, answer):
+            skipped.append((run.name, why))
             continue
-        found += [(run, path, why, path.stat().st_size) for path, why in removable(run, arguments.keep)]
+        found += [(run.name, path, why, size_of(path)) for path, why in removable(run, arguments.keep)]
+    if not arguments.runs:
+        found += [("doctor", path, "a probe that is over", size_of(path)) for path in old_probes()]
     total = sum(size for *_, size in found)
     if arguments.yes:
         for _, path, _, _ in found:
-            path.unlink(missing_ok=True)
+            delete(path)
     if arguments.json:
         files = [
-            {"run": run.name, "path": str(path), "why": why, "bytes": size} for run, path, why, size in found
+            {"run": name, "path": str(path), "why": why, "bytes": size} for name, path, why, size in found
         ]
         print(json.dumps({"deleted": arguments.yes, "bytes": total, "files": files, "skipped": skipped}))
         return 0
     if found:
         rows = [
-            [run.name, str(path.relative_to(run.path)), words.size(size), why]
-            for run, path, why, size in found
+            [name, str(path.relative_to(path.parents[1])), words.size(size), why]
+            for name, path, why, size in found
         ]
         tables.show(("run", "file", ">size", "why"), rows)
     for name, why in skipped:
         print(f"left alone: {name} ({why})")
     if arguments.yes:
         print(f"deleted {words.plural(len(found), 'file')}, {words.size(total)}")
+        print("next: python launch/status.py")
     elif found:
-        print(f"nothing deleted; {words.size(total)} would be free: the same command with --yes")
+        typed = shlex.join(["python", "launch/clean.py", *sys.argv[1:], "--yes"])
+        print(f"nothing deleted; {words.size(total)} would be free: {typed}")
     else:
-        print("nothing to delete")
+        print("nothing to delete; next: python launch/status.py")
     return 0
+
+
+def open_jobs(past: history.History) -> list[str]:
+    """Slurm's jobs that may be alive: all but those that said themselves that they are done. One of a
+    cancelled run may still be writing its last checkpoint, so that word is no proof."""
+    jobs = [job.id for job in past.jobs.values() if job.state != "finished"]
+    done = {job.id for job in past.jobs.values() if job.state == "finished"}
+    return [id for id in dict.fromkeys([*jobs, *(one.job for one in past.incarnations)]) if id not in done]
+
+
+def in_use(run: Run, past: history.History, answer: slurm_queries.Answer) -> str:
+    """Why nothing of the run may be touched now; "" if it may."""
+    state = states.judge(run, past, answer, history.progress(run), time.time())
+    if state.lives or state.code == "stuck":
+        return state.words
+    if alive := [id for id in open_jobs(past) if answer.job(id).alive]:
+        return f"{state.words}; job {', '.join(alive)} is still there"
+    if chains := states.local_chains(run):
+        return f"{state.words}; {', '.join(chains)} is still there"
+    asked = any(slurm_queries.is_slurm(id) for id in open_jobs(past))
+    if asked and (silent := next((text for text in answer.problems if text.startswith("squeue")), "")):
+        return f"{state.words}; whether its jobs live is unknown: {silent}"
+    return ""
+
+
+def old_probes() -> list[Path]:
+    """doctor's probe folders; not those of which a job may still write."""
+    found = [path for path in probe_job.probes_root().glob("probe-*") if path.is_dir()]
+    return [path for path in found if time.time() - path.stat().st_mtime > PROBE_SECONDS]
+
+
+def size_of(path: Path) -> int:
+    if path.is_dir() and not path.is_symlink():
+        return sum(size_of(inner) for inner in path.iterdir())
+    return path.lstat().st_size
+
+
+def delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def removable(run: Run, keep: int) -> list[tuple[Path, str]]:
@@ -87,13 +139,18 @@ def removable(run: Run, keep: int) -> list[tuple[Path, str]]:
 
     Of the checkpoints only whole ones count as newest; one without a manifest never counts at all.
     """
+    found = []
+    for folder in (run.path, run.job):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            old = time.time() - path.lstat().st_mtime > TEMPORARY_SECONDS
+            if LEFTOVER.fullmatch(path.name) and path.is_file() and old:
+                found.append((path, "unfinished"))
     if not run.checkpoints.is_dir():
-        return []
+        return found
     valid = checkpoints.listed(run.checkpoints)
     best = checkpoints.best(run.checkpoints)
     kept = {one.path.name for one in valid[-keep:]} | ({best.path.name} if best else set())
     whole = {one.path.name for one in valid}
-    found = []
     for path in sorted(run.checkpoints.iterdir()):
         name = path.name.removesuffix(".json")
         if LEFTOVER.fullmatch(path.name):

@@ -403,6 +403,8 @@ def _validated(history: History, event: dict[str, Any]) -> None:
 def _jobs(history: History, event: dict[str, Any], name: Any, stage: str, time: float) -> None:
     """Keeps the list of jobs: which were submitted, and what became of each."""
     id = str(event.get("job", ""))
+    if name in ("submitted", "started", "evaluated", "prepared") and history.failed.get("stage") == stage:
+        history.failed = {}
     if name == "submitted":
         new = StageJob(id=id, stage=stage, submitted=time, executor=str(event.get("executor", "")))
         new.after = _after(event.get("after"))

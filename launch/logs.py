@@ -47,10 +47,11 @@ def main() -> int:
         raise UserError(f"--lines {arguments.lines} must be 0 or more")
     run = runs.find(arguments.run)
     past = history.read(run)
-    for line in log_files.first_error(run, past):
-        print(line)
+    told = log_files.first_error(run, past)
+    if told:
+        print("\n".join(told))
     if arguments.follow:
-        return follow(run, arguments)
+        return follow(run, arguments, told)
     files = log_files.find(run, past, arguments.job or "", arguments.rank)
     if not arguments.job and files:
         files = [file for file in files if file.job == files[-1].job and file.stage == files[-1].stage]
@@ -65,20 +66,26 @@ def main() -> int:
     return 0
 
 
-def follow(run: Run, arguments: argparse.Namespace) -> int:
-    """Prints what there is, then what comes, until the run has ended. Returns 0 if it ended well, else 1."""
+def follow(run: Run, arguments: argparse.Namespace, told: list[str]) -> int:
+    """Prints what there is, then what comes, until the run (or the job asked for) has ended.
+
+    `told`: the first error, where it was shown already. Returns 0 if it ended well, else 1.
+    """
     seen: dict[Path, Growing] = {}
     events = Growing(run.events)
     begun = time.monotonic()
     asked, state = -ASK, None
     while True:
         past = history.read(run)
-        if time.monotonic() - asked > ASK or _settled(past):
-            answer = slurm_queries.ask(states.jobs_to_ask(past))
+        open_jobs = states.jobs_to_ask(past)
+        if time.monotonic() - asked > ASK or not open_jobs:  # then nobody need be asked
+            answer = slurm_queries.ask(open_jobs)
             asked = time.monotonic()
             state = states.judge(run, past, answer, history.progress(run), time.time())
         # Judged before the last look, so that the last lines are not missed.
         ended = state is not None and not state.lives and state.code != "stuck"
+        trained = arguments.job == "train" and past.finished is not None
+        ended = ended or trained
         files = log_files.find(run, past, arguments.job or "", arguments.rank)
         for file in files:
             if file.path not in seen:
@@ -91,16 +98,12 @@ def follow(run: Run, arguments: argparse.Namespace) -> int:
             if text := _told(line):
                 print(text, flush=True)
         if ended and state is not None:
+            error = log_files.first_error(run, history.read(run))
+            if error and error != told:
+                print("\n".join(error))
             print(f"-- {state.words}; next: python launch/status.py {run.name}")
-            return 0 if state.code in ("finished", "prepared") else 1
+            return 0 if trained or state.code == "finished" else 1
         time.sleep(LOOK)
-
-
-def _settled(past: history.History) -> bool:
-    """The events alone say that it is over: no need to wait for the next question to Slurm."""
-    evaluating = any(job.stage == "evaluate" and job.state == "submitted" for job in past.jobs.values())
-    over = past.cancelled or past.stopped or past.evaluations or past.prepared
-    return bool(over or (past.finished and not evaluating))
 
 
 def _begin(file: LogFile, lines: int, several: bool) -> Growing:
@@ -137,6 +140,8 @@ def _told(line: str) -> str:
     """An event that changes how the run stands, as a line between those of the logs."""
     try:
         event: Any = json.loads(line)
+        if event["event"] == "failed":
+            event["reason"] = event.get("error") or event["reason"]
         words = WORDS[event["event"]].format(**event)
         return f"-- {event['time'][:19]} {event.get('stage', '')} {words}"
     except (ValueError, KeyError, TypeError):

@@ -33,8 +33,8 @@ def doctor(slurm: Slurm, runs: Path, *arguments: str) -> list[dict[str, Any]]:
     return list(json.loads(call(slurm, runs, "doctor", "--json", *arguments))["findings"])
 
 
-# options of the cluster -> (topic, level, what was found, as a pattern). The first of each is its own: no other
-# of these clusters has it.
+# options of the cluster -> (topic, level, what was found, as a pattern). The first of each is its own: no
+# other of these clusters has it.
 SETTINGS: dict[tuple[str, ...], list[tuple[str, str, str]]] = {
     ("--user-signal", "--grace", "30"): [
         ("accounting", "good", "^sacct answers"),

@@ -1,4 +1,4 @@
-"""Logs: whose file is whose, following across requeues, the first error; what clean may delete."""
+"""Logs: whose file is whose, following across requeues, the first error; what clean and cancel may do."""
 
 from __future__ import annotations
 
@@ -89,19 +89,29 @@ def test_a_growing_file_is_read_line_by_line(tmp_path: Path) -> None:
     assert growing.lines(last=True) == ["thr"]
 
 
+def alive(run: Run, job: str) -> None:
+    """Makes this test's own process the local chain of a run."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    chain = {"pid": os.getpid(), "start_time": fields[19], "job": job}
+    (run.job / "local.json").write_text(json.dumps(chain))
+
+
+def following(root: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "launch/logs.py"), "run", "-f", *arguments],
+        stdout=subprocess.PIPE, text=True, env=environment(root),
+    )  # fmt: skip
+
+
 def test_following_goes_on_over_a_requeue_to_the_end(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
-    submitted(run, job=f"local-{os.getpid()}", executor="local")
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    (run.job / "local.json").write_text(json.dumps({"pid": os.getpid(), "start_time": fields[19]}))
     job = f"local-{os.getpid()}"
+    submitted(run, job=job, executor="local")
+    alive(run, job)
     log = run.job / f"{job}-train_0_log.out"
     log.write_text("before\n")
     started(run, 1, 1, job=job)
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "launch/logs.py"), "run", "-f"],
-        stdout=subprocess.PIPE, text=True, env=environment(tmp_path),
-    )  # fmt: skip
+    process = following(tmp_path)
     assert process.stdout
     assert _until(process, "before")
     with log.open("a") as file:
@@ -116,6 +126,55 @@ def test_following_goes_on_over_a_requeue_to_the_end(tmp_path: Path) -> None:
     rest = process.communicate(timeout=60)[0]
     assert "finished" in rest
     assert process.returncode == 0
+
+
+def test_following_a_run_that_fails_ends_with_the_error_and_its_traceback(tmp_path: Path) -> None:
+    run, job = made_run(tmp_path / "run"), "local-1"
+    submitted(run, job=job, executor="local")
+    alive(run, job)
+    started(run, 1, 1, job=job)
+    for rank in (0, 1):
+        (run.job / f"{job}-train_{rank}_log.out").write_text(f"rank {rank} begins\n")
+    process = following(tmp_path)
+    assert _until(process, "[train 1] rank 1 begins")
+    trace = {"error": "KeyError: 'a'", "traceback": "Traceback\n  File x\nKeyError: 'a'"}
+    (run.job / "error-1-1.json").write_text(json.dumps(trace))
+    write(run, 9, "failed", reason="rank 1 died", error="KeyError: 'a'", rank=1, host="n2", **common(1, job))
+    assert _until(process, "failed: KeyError: 'a'")
+    (run.job / "local.json").unlink()
+    rest = process.communicate(timeout=60)[0].splitlines()
+    assert rest[0] == "first error (start 1, rank 1, on n2): KeyError: 'a'"
+    assert "    File x" in rest
+    assert process.returncode == 1
+
+
+def test_following_one_rank_and_one_job(tmp_path: Path) -> None:
+    run, job = made_run(tmp_path / "run"), "local-1"
+    submitted(run, job=job, executor="local")
+    write(run, 0, "submitted", stage="evaluate", job=job, executor="local")
+    alive(run, job)
+    started(run, 1, 1, job=job)
+    for rank in (0, 1):
+        (run.job / f"{job}-train_{rank}_log.out").write_text(f"rank {rank} begins\n")
+    (run.job / f"{job}-evaluate_0_log.out").write_text("evaluating\n")
+    process = following(tmp_path, "--rank", "1", "--job", "train")
+    assert _until(process, "rank 1 begins")
+    write(run, 30, "finished", step=9, epoch=1, **common(1, job))
+    # The evaluation goes on; what was asked for is over.
+    rest = process.communicate(timeout=60)[0]
+    assert "training finished" in rest
+    assert "rank 0" not in rest
+    assert "evaluating\n" not in rest
+    assert process.returncode == 0
+
+
+def test_an_error_is_over_when_the_job_is_submitted_again(tmp_path: Path) -> None:
+    run = interrupted_run(tmp_path / "run")
+    write(run, 590, "submitted", stage="evaluate", job="14", executor="slurm")
+    write(run, 600, "failed", stage="evaluate", job="14", reason="no space left")
+    assert log_files.first_error(run, history.read(run)) == ["first error: no space left"]
+    write(run, 700, "submitted", stage="evaluate", job="15", executor="slurm")
+    assert log_files.first_error(run, history.read(run)) == []
 
 
 def _until(process: subprocess.Popen[str], text: str) -> bool:
@@ -174,3 +233,82 @@ def test_without_a_whole_checkpoint_a_doubtful_one_stays(tmp_path: Path) -> None
     run = made_run(tmp_path / "run")
     _checkpoint(run, "epoch_1.pth", 1, manifest=False)
     assert clean.removable(run, 1) == []
+
+
+def with_programs(root: Path, **programs: str) -> dict[str, str]:
+    """The environment with stand-ins for Slurm's commands, each a shell script's body."""
+    folder = root / "bin"
+    folder.mkdir(exist_ok=True)
+    for name, body in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    return environment(root) | {"PATH": str(folder)}
+
+
+RUNNING = 'echo "12|12|N/A|RUNNING|gpu|10|me|2026-01-01T00:00:00|2026-01-01T00:00:00|n1|(null)|None"'
+SACCT = 'echo "12|CANCELLED|0:0|2026-01-01T00:00:00|2026-01-01T00:00:00|2026-01-01T00:00:00|0|n1|None"'
+
+
+def test_clean_asks_whether_a_cancelled_job_is_still_saving(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 1, 1)
+    for step in (1, 2, 3):
+        _checkpoint(run, f"epoch_{step}.pth", step)
+    (run.checkpoints / ".epoch_4.pth.1.99.tmp").write_text("being written")
+    write(run, 9, "cancelled", by="me")
+    clean_all = [sys.executable, str(ROOT / "launch/clean.py"), "--yes"]
+    for programs in ({"squeue": RUNNING}, {"squeue": "exit 1"}):
+        done = subprocess.run(
+            clean_all, env=with_programs(tmp_path, **programs), capture_output=True, text=True, timeout=60
+        )
+        assert "left alone: run (cancelled; " in done.stdout, done.stderr
+        assert len(list(run.checkpoints.iterdir())) == 7
+    over = with_programs(tmp_path, squeue="", sacct=SACCT)
+    done = subprocess.run(clean_all, env=over, capture_output=True, text=True, timeout=60)
+    assert "deleted 3 files" in done.stdout, done.stdout + done.stderr
+    assert {path.suffix for path in run.checkpoints.iterdir()} == {".pth", ".json"}
+
+
+def test_clean_finds_what_is_left_elsewhere(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run = interrupted_run(runs / "run")
+    probe = tmp_path / "doctor" / "probe-20260101-000000-abcd"
+    (probe / "code").mkdir(parents=True)
+    left = [run.job / "12_submitted.pkl.save_tmp", run.path / ".progress.json.77.tmp", probe / "token"]
+    kept = [run.path / ".report.html.78.tmp", run.job / "12_0_log.out", run.path / "notes.tmp"]
+    for path in [*left, *kept]:
+        path.write_text("x")
+    for path in [*left, *kept[1:], probe]:
+        os.utime(path, (0, 0))
+    done = command(runs, "clean.py")
+    assert "deleted" not in done.stdout.replace("nothing deleted", "")
+    assert "python launch/clean.py --yes" in done.stdout
+    assert command(runs, "clean.py", "--yes").returncode == 0
+    assert not any(path.exists() for path in [*left, probe])
+    assert all(path.exists() for path in kept)
+
+
+def test_cancelling_what_slurm_will_not_cancel(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    denied = 'echo "scancel: error: Kill job error on job id 12: Access/permission denied" >&2; exit 1'
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch/cancel.py"), "run"],
+        env=with_programs(tmp_path, squeue=RUNNING, scancel=denied),
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "permission denied" in done.stderr
+    assert not (run.job / "cancelled").exists()
+    assert history.read(run).cancelled is None
+
+
+def test_cancelling_what_is_over_says_what_next(tmp_path: Path) -> None:
+    interrupted_run(tmp_path / "run")
+    shown = command(tmp_path, "cancel.py", "run").stdout
+    assert shown.splitlines() == [
+        "run: nothing of it was queued or running",
+        "how it stands: python launch/status.py run",
+    ]

@@ -346,7 +346,6 @@ def test_the_command(tmp_path: Path, command) -> None:  # type: ignore[no-untype
     wrong = command("status.py", "ome")
     assert wrong.returncode == 2
     assert "did you mean one" in wrong.stderr
-    assert command("cancel.py", "one").stdout == "one: nothing of it was queued or running\n"
 
 
 SLURM = """#!/bin/sh
