@@ -35,7 +35,7 @@ from benchmarks import harness  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.prepare import sources, verify, workers  # noqa: E402
 from jobs.prepare.build import write_masks  # noqa: E402
-from jobs.prepare.others import converters  # noqa: E402
+from jobs.prepare.datasets import converters  # noqa: E402
 from jobs.prepare.synthetic import Lists, make_lists, read_lists, write_archives  # noqa: E402
 
 REAL_LISTS = ROOT / "tests/data/voc"

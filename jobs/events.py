@@ -49,6 +49,7 @@ EVENTS: dict[str, tuple[set[str], set[str]]] = {
     # the other stages
     "evaluated": ({"checkpoint", "metrics", "path"}, {"seconds"}),
     "prepared": ({"data_root"}, {"seconds", "images"}),
+    "verified": ({"data_root", "check"}, {"seconds", "files"}),
 }
 
 

@@ -53,6 +53,10 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     command: list[str] = []
     """The command line that made the run."""
     versions: dict[str, str] = {}
+    dataset: str = ""
+    """What a preparation makes, as `--dataset` names it; "" is VOC."""
+    verify: str = ""
+    """quick or deep, if it only looks."""
 
 
 class Run:

@@ -92,16 +92,24 @@ def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
             pretrained.placed(holder[key], data_root / "pretrained")
 
 
-def dataset_folder(chain: Chain) -> str:
-    """The folder below the data root that the training reads, as the config writes it (`data/FOLDER/…`); ""
-    for one elsewhere, or computed."""
-    node = chain.values.get("train_dataloader")
-    while isinstance(node, dict) and "data_root" not in node:
-        node = node.get("dataset", node.get("datasets"))
-        node = node[0] if isinstance(node, list) and node else node
-    root = node.get("data_root") if isinstance(node, dict) else None
-    parts = Path(root).parts if isinstance(root, str) else ()
-    return parts[1] if len(parts) > 1 and parts[0] == "data" else ""
+def data_roots(chain: Chain) -> set[str]:
+    """Every `data_root` of the training's and the validation's datasets, as the config writes it; those that
+    it computes are not among them."""
+    found: set[str] = set()
+
+    def look(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(root := node.get("data_root"), str):
+                found.add(root)
+            for key, value in node.items():
+                if key != "pipeline":
+                    look(value)
+        elif isinstance(node, list):
+            for value in node:
+                look(value)
+
+    look([chain.values.get("train_dataloader"), chain.values.get("val_dataloader")])
+    return found
 
 
 def _modules(config: Path, imports: Any) -> list[Path]:

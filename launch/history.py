@@ -184,6 +184,7 @@ class History(msgspec.Struct, kw_only=True):
     evaluations: list[dict[str, Any]] = []
     validations: list[dict[str, Any]] = []
     prepared: dict[str, Any] = {}
+    """The event `prepared`, or `verified`, of a preparation that ended well."""
     best: tuple[float, int] | None = None
     """The best validation mIoU and its step."""
     last: float = 0.0
@@ -415,13 +416,13 @@ def _jobs(history: History, event: dict[str, Any], name: Any, stage: str, time: 
         return
     job = history.jobs.get(f"{stage} {id}")
     if job is None:
-        if not id or name not in ("started", "evaluated", "prepared", "finished"):
+        if not id or name not in ("started", "evaluated", "prepared", "verified", "finished"):
             return
         # Plain `sbatch` of the script: nobody announced the job.
         job = history.jobs[f"{stage} {id}"] = StageJob(id=id, stage=stage, submitted=time)
     if name == "started":
         job.started, job.ended, job.state, job.why = time, None, "started", ""
-    elif name in ("finished", "evaluated", "prepared"):
+    elif name in ("finished", "evaluated", "prepared", "verified"):
         job.state, job.ended = "finished", time
     elif name in ("failed", "stopped"):
         job.state, job.ended, job.why = name, time, str(event.get("reason", ""))
@@ -560,6 +561,7 @@ _ENDINGS = {
     "finished": _finished,
     "evaluated": _evaluated,
     "prepared": _prepared,
+    "verified": _prepared,
 }
 
 

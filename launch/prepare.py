@@ -15,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.prepare import weights  # noqa: E402
+from jobs.prepare import datasets, weights  # noqa: E402
 from jobs.run_directory import Request, Run  # noqa: E402
 from launch import data_ready, options, requests, runs, single, snapshot  # noqa: E402
 
@@ -23,6 +23,7 @@ EXAMPLES = """\
   python launch/prepare.py
   python launch/prepare.py --archives /scratch/archives    nothing is downloaded
   python launch/prepare.py --weights open-mmlab://resnet101_v1c     for a config of your own
+  python launch/prepare.py --dataset cityscapes --archives /scratch/archives
   python launch/prepare.py --verify deep --wait            looks at every byte of what is there
   python launch/prepare.py --cluster mine --time 02:00:00
 """
@@ -52,6 +53,14 @@ def main() -> int:
         help=f"pretrained weights to fetch, as configs name them (default the recipe's, {weights.DEFAULT})",
     )
     parser.add_argument("--no-weights", action="store_true", help="no pretrained weights")
+    parser.add_argument(
+        "--partial", action="store_true", help="other datasets: take fewer files than the release has"
+    )
+    parser.add_argument(
+        "--converter-args",
+        metavar="ARGS",
+        help="other datasets: the converter's arguments; {archives}, {out}, {processes} are filled in",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
     # The script of a dry run makes its run directory by these.
     parser.add_argument("--no-submit", action="store_true", help=argparse.SUPPRESS)
@@ -68,8 +77,11 @@ def main() -> int:
         if not archives.is_dir():
             raise UserError(f"--archives {arguments.archives}: there is no such folder")
         job_arguments += ["--archives", str(archives)]
+    dataset = datasets.check_name(
+        arguments.dataset or "voc", bool(arguments.verify) or arguments.converter_args is not None
+    )
     if arguments.dataset:
-        job_arguments += ["--dataset", arguments.dataset]
+        job_arguments += ["--dataset", dataset]
     if arguments.verify:
         job_arguments.append(f"--verify={arguments.verify}")
     if arguments.no_checksum:
@@ -80,6 +92,12 @@ def main() -> int:
         for reference in arguments.weights:
             weights.name_of(reference)
         job_arguments += ["--weights", *arguments.weights]
+    if arguments.partial:
+        job_arguments.append("--partial")
+    if arguments.converter_args is not None:
+        datasets.split_arguments(arguments.converter_args)
+        job_arguments.append(f"--converter-args={arguments.converter_args}")
+    check_fitting(arguments, dataset)
 
     name = arguments.run or runs.free_name("prepare", runs.prepare_root())
     runs.check_name(name)
@@ -88,9 +106,12 @@ def main() -> int:
     if arguments.dry_run:
         make = ["prepare", "--no-submit", "--run", name, *job_arguments, *options.as_given(arguments)]
         return single.show(single.batch(path, resolved, script_arguments, name, make))
-    busy = None if arguments.no_submit else data_ready.preparing(data_root)
-    if busy is not None:
-        raise UserError(f"{data_root} is being prepared by {busy.name}: python launch/status.py {busy.name}")
+    folder = datasets.folder_of(dataset)
+    looks = arguments.no_submit or arguments.verify
+    if not looks and (busy := data_ready.preparing(data_root, folder)) is not None:
+        raise UserError(
+            f"{data_root / folder} is being prepared by {busy.name}: python launch/status.py {busy.name}"
+        )
     batch = single.batch(path, resolved, script_arguments, name)
 
     def fill(place: Run) -> None:
@@ -106,6 +127,8 @@ def main() -> int:
                 python=resolved.settings.python or sys.executable,
                 command=sys.argv,
                 versions=requests.versions(),
+                dataset=dataset,
+                verify=arguments.verify or "",
             )
         )
 
@@ -115,6 +138,13 @@ def main() -> int:
             return 0
         job, process = single.submit(run, batch)
     return single.tell(arguments, run, "prepare", job, process)
+
+
+def check_fitting(arguments: argparse.Namespace, dataset: str) -> None:
+    """Raises UserError, before anything is queued, for options that the job could only refuse."""
+    if dataset == "voc" and (arguments.partial or arguments.converter_args is not None):
+        option = "--partial" if arguments.partial else "--converter-args"
+        raise UserError(f"{option} is for other datasets; VOC 2012 + SBD is made whole or not at all")
 
 
 if __name__ == "__main__":

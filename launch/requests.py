@@ -15,7 +15,7 @@ import msgspec
 
 from jobs import events
 from jobs.run_directory import Request, Run, write_atomically
-from launch import profiles, script, snapshot
+from launch import data_ready, profiles, script, snapshot
 from launch.configs import Chain
 from launch.runs import CHECKOUT
 from launch.slurm import SlurmError
@@ -56,6 +56,11 @@ def request(wish: Wish, name: str, config: str, versions: dict[str, str]) -> Req
         command=sys.argv,
         versions=versions,
     )
+
+
+def data_ahead(wish: Wish) -> data_ready.Ahead:
+    """The preparations that this training has to wait for. Raises UserError if there is none and no data."""
+    return data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
 
 
 def cluster(resolved: profiles.Resolved, *others: profiles.Resolved) -> dict[str, Any]:

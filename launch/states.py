@@ -317,7 +317,7 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
     if job is None:
         return State("finished", "prepared", "prepare") if past.prepared else State("queued", "not submitted")
     if job.state == "finished":
-        return State("finished", "prepared" if job.stage == "prepare" else "finished", job.stage)
+        return State("finished", str(past.prepared["event"]) if past.prepared else "finished", job.stage)
     if job.state in ("failed", "stopped"):
         return State("failed", f"{job.stage} failed: {job.why}", job.stage)
     doing = {"prepare": "preparing", "evaluate": "evaluating", "infer": "segmenting"}.get(

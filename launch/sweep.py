@@ -62,9 +62,7 @@ def main(arguments: argparse.Namespace, wish: requests.Wish) -> int:
         train.show(arguments, *train.batches(prefix, wish, make, elements=len(values)), name)
         return 0
     both = train.batches(prefix, wish, elements=len(values))
-    after = None
-    if not arguments.no_submit:
-        after = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
+    ahead = data_ready.Ahead() if arguments.no_submit else requests.data_ahead(wish)
     versions = requests.versions()
 
     def fill(place: Run, number: int) -> None:
@@ -85,7 +83,7 @@ def main(arguments: argparse.Namespace, wish: requests.Wish) -> int:
                 file=sys.stderr,
             )
             return 0
-        jobs, processes = _submit(made, wish, after, not arguments.no_evaluation)
+        jobs, processes = _submit(made, wish, ahead, not arguments.no_evaluation)
     return _tell(arguments, made, values, key, jobs, processes)
 
 
@@ -100,14 +98,14 @@ def _free(stem: str) -> str:
 def _submit(
     made: list[Run],
     wish: requests.Wish,
-    after: str | None,
+    ahead: data_ready.Ahead,
     evaluate: bool,
 ) -> tuple[list[dict[str, str]], list[Any]]:
     if wish.train.executor == "local":
-        return _submit_locally(made, wish, after, evaluate)
+        return _submit_locally(made, wish, ahead, evaluate)
     from launch import submission
 
-    training = submission.submit_script(made[0].job / "train.sbatch", after=after or "")
+    training = submission.submit_script(made[0].job / "train.sbatch", after=ahead.dependency)
     arrays = {"train": training}
     if evaluate:
         with submission.withdrawn_on_error(training):
@@ -126,7 +124,7 @@ def _submit(
                 job=id,
                 executor="slurm",
                 element=number,
-                after=after if stage == "train" else ids["train"],
+                after=(ahead.dependency or None) if stage == "train" else ids["train"],
                 ranks=ranks if stage == "train" else None,
             )
         jobs.append(ids)
@@ -134,12 +132,12 @@ def _submit(
 
 
 def _submit_locally(
-    made: list[Run], wish: requests.Wish, after: str | None, evaluate: bool
+    made: list[Run], wish: requests.Wish, ahead: data_ready.Ahead, evaluate: bool
 ) -> tuple[list[dict[str, str]], list[Any]]:
     """One chain a run. Chains on one machine share its GPUs; without GPUs they run side by side."""
     from launch import train
 
-    both = [train.submit_locally(run, wish, after, evaluate) for run in made]
+    both = [train.submit_locally(run, wish, ahead, evaluate) for run in made]
     return [jobs for jobs, _ in both], [process for _, process in both]
 
 

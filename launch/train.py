@@ -122,9 +122,7 @@ def batches(
 
 def submit_new(arguments: argparse.Namespace, wish: requests.Wish) -> int:
     name = arguments.run or runs.free_name(wish.config.stem)
-    after = None
-    if not arguments.no_submit:
-        after = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
+    ahead = data_ready.Ahead() if arguments.no_submit else requests.data_ahead(wish)
     versions = requests.versions()
 
     def fill(place: Run) -> None:
@@ -137,27 +135,37 @@ def submit_new(arguments: argparse.Namespace, wish: requests.Wish) -> int:
             how = f"python launch/train.py --resume {name}" if local else f"sbatch {run.job / 'train.sbatch'}"
             print(f"made {run.path}; to submit it: {how}", file=sys.stderr)
             return 0
-        jobs, process = submit(run, wish, after, not arguments.no_evaluation)
+        jobs, process = submit(run, wish, ahead, not arguments.no_evaluation)
     return tell(arguments, run, jobs, process)
 
 
-def submit(run: Run, wish: requests.Wish, after: str | None, evaluate: bool) -> tuple[dict[str, str], Any]:
+def submit(
+    run: Run, wish: requests.Wish, ahead: data_ready.Ahead, evaluate: bool
+) -> tuple[dict[str, str], Any]:
     """Submits training and evaluation; returns each stage's job id, and the local process if there is one.
 
     Raises UserError with Slurm's message; then neither is in the queue.
     """
     if wish.train.executor == "local":
-        return submit_locally(run, wish, after, evaluate)
+        return submit_locally(run, wish, ahead, evaluate)
     from launch import submission
 
     ranks = wish.train.nodes[1] * wish.train.settings.gpus
-    train = submission.submit_script(run.job / "train.sbatch", after=after or "")
+    train = submission.submit_script(run.job / "train.sbatch", after=ahead.dependency)
     jobs = {"train": train}
     if evaluate:
         with submission.withdrawn_on_error(train):
             jobs["evaluate"] = submission.submit_script(run.job / "evaluate.sbatch", after=train)
     noted = {"executor": "slurm", "nodes": wish.train.nodes[1]}
-    events.append(run.events, "submitted", stage="train", job=train, ranks=ranks, after=after, **noted)
+    events.append(
+        run.events,
+        "submitted",
+        stage="train",
+        job=train,
+        ranks=ranks,
+        after=ahead.dependency or None,
+        **noted,
+    )
     if evaluate:
         events.append(
             run.events, "submitted", stage="evaluate", job=jobs["evaluate"], after=train, executor="slurm"
@@ -166,12 +174,12 @@ def submit(run: Run, wish: requests.Wish, after: str | None, evaluate: bool) -> 
 
 
 def submit_locally(
-    run: Run, wish: requests.Wish, after: str | None, evaluate: bool
+    run: Run, wish: requests.Wish, ahead: data_ready.Ahead, evaluate: bool
 ) -> tuple[dict[str, str], Any]:
     from launch import submission
 
     settings = wish.train.settings
-    stages = stages_of(run.path, wish, after is not None, evaluate)
+    stages = stages_of(run.path, wish, ahead, evaluate)
     job, process = submission.submit_chain(run.path, stages, settings.env)
     jobs = {}
     for stage in stages:
@@ -182,17 +190,15 @@ def submit_locally(
     return jobs, process
 
 
-def stages_of(run: Path, wish: requests.Wish, prepare: bool, evaluate: bool) -> list[Any]:
-    """The chain of a local run. A preparation that is on its way is waited for by its own lock."""
+def stages_of(run: Path, wish: requests.Wish, ahead: data_ready.Ahead, evaluate: bool) -> list[Any]:
+    """The chain of a local run. Preparations that are on their way are waited for, not done by it."""
     from jobs.local import Stage
 
     def stage(name: str, resolved: Any, tasks: int, *rest: str) -> Any:
         python = resolved.settings.python or sys.executable
         return Stage(name=name, command=[python, "-u", "-m", f"jobs.{name}", *rest], tasks=tasks)
 
-    stages = []
-    if prepare:
-        stages.append(stage("prepare", wish.train, 1, "--data-root", str(wish.data_root)))
+    stages = [stage("prepare", wish.train, 1, *arguments) for arguments in ahead.stages]
     stages.append(stage("train", wish.train, wish.train.settings.gpus, str(run)))
     if evaluate:
         gpus = wish.evaluate.settings.gpus
@@ -235,7 +241,7 @@ def resume(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
         return 0
-    after = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
+    ahead = requests.data_ahead(wish)
     old.nodes, old.gpus, old.executor = wish.train.nodes[1], wish.train.settings.gpus, wish.train.executor
     old.cluster = requests.cluster(wish.train, wish.evaluate, wish.infer)
     mark = run.job / "cancelled"
@@ -244,7 +250,7 @@ def resume(arguments: argparse.Namespace) -> int:
         run.write_request(old)
         requests.write_scripts(run, *scripts)
         mark.unlink(missing_ok=True)
-        jobs, process = submit(run, wish, after, not arguments.no_evaluation)
+        jobs, process = submit(run, wish, ahead, not arguments.no_evaluation)
     return tell(arguments, run, jobs, process)
 
 
@@ -272,7 +278,7 @@ def dry_run(arguments: argparse.Namespace, wish: requests.Wish) -> int:
         from launch import submission
 
         print(f"# in {path / 'code'}, one after the other:")
-        print(submission.shown(stages_of(path, wish, False, not arguments.no_evaluation)))
+        print(submission.shown(stages_of(path, wish, data_ready.Ahead(), not arguments.no_evaluation)))
         return 0
     train, evaluate = batches(path, wish, make=make_command(arguments, wish, name))
     if arguments.json:

@@ -117,8 +117,8 @@ def _outcome(event: dict[str, Any], last_stage: str) -> int | None:
         # A failed start of a training may be followed by another; `stopped` ends that.
         return 2 if event.get("exit_code") == 2 else 1
     # An inference says in its exit code whether each image could be read, so its end is waited for.
-    ends = {"train": "finished", "evaluate": "evaluated", "prepare": "prepared"}
-    if name == ends.get(last_stage) and (stage == last_stage or stage is None):
+    ends = {"train": {"finished"}, "evaluate": {"evaluated"}, "prepare": {"prepared", "verified"}}
+    if name in ends.get(last_stage, ()) and (stage == last_stage or stage is None):
         return 0
     return None
 

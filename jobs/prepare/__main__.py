@@ -63,6 +63,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="ARGS",
         help="other datasets: the converter's arguments; {archives}, {out}, {processes} are filled in",
     )
+    add(
+        "--wait-only",
+        nargs="?",
+        type=int,
+        const=0,
+        metavar="PID",
+        help="make nothing; wait until another process (that one, if it is about to begin) has made it",
+    )
     add("--no-wait", action="store_true", help="end at once if another process prepares the same data root")
     add("--processes", type=int, metavar="N", help="worker processes (default: all cores of the job)")
     add(
@@ -109,18 +117,18 @@ def main() -> int:
 
 def run(args: argparse.Namespace, begun: float) -> int:
     # Imported here: numpy and PIL are not needed to answer --help.
-    from jobs.prepare import others, prepare, verify
+    from jobs.prepare import others, prepare
+    from jobs.prepare.datasets import VOC, check_name, folder_of
 
-    order = None if args.dataset.lower() in ("voc", "voc_aug") else others.order_of(args)
-    root = args.data_root / (order.recipe.folder if order else prepare.FOLDER)
-    if args.verify:
-        problems = verify.deep(root, args.processes) if args.verify == "deep" else verify.quick(root)
-        for problem in problems[:SHOWN]:
-            print(problem, file=sys.stderr)
-        if problems:
-            raise UserError(f"{len(problems):,} problem(s) in {root}: prepare it again")
-        say(f"{root} is sound ({args.verify} check, {time.monotonic() - begun:.1f} s)")
+    root = args.data_root / folder_of(args.dataset)
+    if args.wait_only is not None:
+        found = prepare.wait_only(args.data_root, root.name, args.wait_only)
+        say(f"{root} is ready: {found.files:,} files")
         return 0
+    if args.verify:
+        check_name(args.dataset, own_arguments=True)
+        return look(args, root, begun)
+    order = None if args.dataset.lower() in VOC else others.order_of(args)
     if order:
         result = others.prepare_other(order)
     else:
@@ -136,6 +144,30 @@ def run(args: argparse.Namespace, begun: float) -> int:
     images = result.manifest.files if order else int(lists["trainaug"]["count"]) + int(lists["val"]["count"])
     record(
         args.run, "prepared", data_root=str(args.data_root), seconds=round(result.seconds, 3), images=images
+    )
+    return 0
+
+
+def look(args: argparse.Namespace, root: Path, begun: float) -> int:
+    """--verify. Raises UserError, naming the first file that is wrong."""
+    from jobs.prepare import manifest, verify
+
+    problems = verify.deep(root, args.processes) if args.verify == "deep" else verify.quick(root)
+    for problem in problems[:SHOWN]:
+        print(problem, file=sys.stderr)
+    if problems:
+        more = f" (and {len(problems) - 1:,} more)" if len(problems) > 1 else ""
+        raise UserError(f"{root} is not sound: {problems[0]}{more}; prepare it again")
+    seconds = time.monotonic() - begun
+    say(f"{root} is sound ({args.verify} check, {seconds:.1f} s)")
+    found = manifest.read(root)
+    record(
+        args.run,
+        "verified",
+        data_root=str(args.data_root),
+        check=args.verify,
+        seconds=round(seconds, 3),
+        files=found.files if found else None,
     )
     return 0
 

@@ -5,9 +5,17 @@ Folders are those that mmsegmentation's own dataset configs name, so these find 
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from jobs.errors import UserError
 from jobs.prepare.sources import Source
+
+VOC = ("voc", "voc_aug")
+VOC_FOLDER = "VOCdevkit"
 
 ADE20K = Source(
     name="ADEChallengeData2016.zip",
@@ -124,3 +132,60 @@ RECIPES: dict[str, Recipe] = {
         pairs=(),
     ),
 }
+
+
+def folder_of(dataset: str) -> str:
+    """The folder below the data root in which a dataset appears; `dataset` as `--dataset` names it."""
+    name = dataset.lower() or "voc"
+    if name in VOC:
+        return VOC_FOLDER
+    return RECIPES[name].folder if name in RECIPES else name
+
+
+def dataset_of(folder: str) -> str:
+    """The dataset that appears in a folder: the inverse of `folder_of`."""
+    if folder == VOC_FOLDER:
+        return "voc"
+    return next((name for name, recipe in RECIPES.items() if recipe.folder == folder), folder)
+
+
+def check_name(dataset: str, own_arguments: bool) -> str:
+    """The dataset's name as it is kept. `own_arguments`: --converter-args is given.
+
+    Raises UserError for a dataset that neither we nor the installed mmsegmentation know.
+    """
+    name = dataset.lower()
+    if name in VOC:
+        return "voc"
+    if name in RECIPES:
+        return name
+    there = sorted(set(converters()) - {*RECIPES, *VOC})
+    # Without mmsegmentation here (the job's interpreter may be another) the job itself decides.
+    if own_arguments and re.fullmatch(r"[a-z0-9_]+", name) and (name in there or not there):
+        return name
+    more = f"; with --converter-args also {', '.join(there)}" if there else ""
+    raise UserError(
+        f"--dataset {dataset} is not known: choose one of {', '.join(sorted({*RECIPES, 'voc'}))}{more}"
+    )
+
+
+def split_arguments(text: str) -> tuple[str, ...]:
+    """--converter-args as separate arguments, quoted as a shell's are. Raises UserError."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"--converter-args {text!r}: {error}") from None
+
+
+def converters() -> dict[str, Path]:
+    """The installed mmsegmentation's converters by name; without importing it, which takes seconds."""
+    spec = importlib.util.find_spec("mmseg")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    package = Path(next(iter(spec.submodule_search_locations)))
+    # A wheel has its tools below .mim; a checkout beside the package.
+    for tools in (package / ".mim/tools", package.parent / "tools"):
+        folder = tools / "dataset_converters"
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+    return {}

@@ -42,12 +42,14 @@ class Owner:
     """Slurm job id, or empty."""
     restart: int
     token: str
+    folder: str = ""
+    """What it prepares; "" if it has not said."""
 
     def __str__(self) -> str:
         return f"{f'job {self.job}' if self.job else f'process {self.pid}'} on {self.host}"
 
 
-def myself() -> Owner:
+def myself(folder: str = "") -> Owner:
     return Owner(
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -56,6 +58,7 @@ def myself() -> Owner:
         job=os.environ.get("SLURM_JOB_ID", ""),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         token=uuid.uuid4().hex,
+        folder=folder,
     )
 
 
@@ -101,8 +104,16 @@ def is_dead(owner: Owner) -> bool:
     if same_job and owner.restart < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         # Slurm starts a job again only when its earlier start is over.
         return True
-    here = owner.namespace and owner.namespace == namespace() and owner.host == socket.gethostname()
-    return bool(here) and process_start(owner.pid) != owner.process_start
+    return is_here(owner) and process_start(owner.pid) != owner.process_start
+
+
+def is_alive(owner: Owner) -> bool:
+    """Whether the owner is seen to live. False: it has gone, or cannot be seen from here."""
+    return is_here(owner) and process_start(owner.pid) == owner.process_start
+
+
+def is_here(owner: Owner) -> bool:
+    return bool(owner.namespace) and owner.namespace == namespace() and owner.host == socket.gethostname()
 
 
 class Lock:
@@ -151,13 +162,15 @@ def hold(
     on_wait: Callable[[Owner], object] = lambda _: None,
     done: Callable[[], bool] = lambda: False,
     stale: float = STALE,
+    folder: str = "",
 ) -> Iterator[Lock | None]:
     """Holds the data root's lock; waits for its owner, who is reported to `on_wait` once.
 
+    `folder`: what will be prepared, for others to read.
     Yields None if `done()` became true while waiting: the owner did the work. Raises UserError if another
     process holds the lock and `wait` is false, or if the folder cannot be written.
     """
-    lock = acquire(data_root, wait, on_wait, done, stale)
+    lock = acquire(data_root, myself(folder), wait, on_wait, done, stale)
     try:
         yield lock
     finally:
@@ -167,13 +180,13 @@ def hold(
 
 def acquire(
     data_root: Path,
+    owner: Owner,
     wait: bool,
     on_wait: Callable[[Owner], object],
     done: Callable[[], bool],
     stale: float,
 ) -> Lock | None:
     path = data_root / NAME
-    owner = myself()
     seen: tuple[str, float] | None = None
     since = time.monotonic()
     told = ""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import importlib.util
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -24,15 +24,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.prepare import manifest, prepare, verify, workers
+from jobs.prepare import manifest, prepare, workers
 from jobs.prepare.archives import DamagedArchive
 from jobs.prepare.build import put
-from jobs.prepare.datasets import RECIPES, Recipe
+from jobs.prepare.datasets import RECIPES, Recipe, check_name, converters, split_arguments
 from jobs.prepare.given import Checked, check_archive, listed_digest
 from jobs.prepare.lock import hold
 from jobs.prepare.manifest import Entry, Manifest
 from jobs.prepare.progress import say, task
 from jobs.prepare.sources import Source
+
+DYING = 10.0
+"""Seconds that a killed converter may take to be gone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +54,10 @@ class Order:
 
 def order_of(args: argparse.Namespace) -> Order:
     """Raises UserError for a dataset that neither we nor the installed mmsegmentation know."""
-    name = args.dataset.lower()
-    recipe = RECIPES.get(name)
+    name = check_name(args.dataset, args.converter_args is not None)
+    recipe = RECIPES.get(name) or Recipe(name, ())
     if args.converter_args is not None:
-        extra = tuple(shlex.split(args.converter_args))
-        recipe = dataclasses.replace(recipe, arguments=extra) if recipe else Recipe(name, (), arguments=extra)
-    if recipe is None:
-        known = sorted({*RECIPES, "voc"})
-        there = sorted(set(converters()) - {*known, "voc_aug"})
-        more = f"; with --converter-args also {', '.join(there)}" if there else ""
-        raise UserError(f"--dataset {args.dataset} is not known: choose one of {', '.join(known)}{more}")
+        recipe = dataclasses.replace(recipe, arguments=split_arguments(args.converter_args))
     return Order(
         name,
         recipe,
@@ -73,42 +70,31 @@ def order_of(args: argparse.Namespace) -> Order:
     )
 
 
-def converters() -> dict[str, Path]:
-    """The installed mmsegmentation's converters by name; without importing it, which takes seconds."""
-    spec = importlib.util.find_spec("mmseg")
-    if spec is None or not spec.submodule_search_locations:
-        return {}
-    package = Path(next(iter(spec.submodule_search_locations)))
-    # A wheel has its tools below .mim; a checkout beside the package.
-    for tools in (package / ".mim/tools", package.parent / "tools"):
-        folder = tools / "dataset_converters"
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
-    return {}
-
-
 def prepare_other(order: Order) -> prepare.Result:
     """Makes DATA/FOLDER unless it is there and sound. Raises UserError for whatever the user can mend."""
     begun = time.monotonic()
     folder = order.recipe.folder
-    if found := prepare.present(order.data_root, folder):
+    work = order.data_root / f"{prepare.WORK}-{order.name}"
+    look = prepare.watcher(order.data_root, folder)
+    if found := look():
+        prepare.tidy(order.data_root, work.name)
         return prepare.Result(found, time.monotonic() - begun, True)
     order.data_root.mkdir(parents=True, exist_ok=True)
     with hold(
         order.data_root,
         order.wait,
-        lambda owner: say(f"{order.data_root} is being prepared by {owner}; waiting for it"),
-        done=lambda: prepare.present(order.data_root, folder) is not None,
+        prepare.say_waiting(order.data_root),
+        done=lambda: look() is not None,
+        folder=folder,
     ) as lock:
         found = prepare.present(order.data_root, folder)
         if found or lock is None:
             assert found is not None
             return prepare.Result(found, time.monotonic() - begun, True)
         prepare.refuse_foreign(order.data_root, folder)
-        work = order.data_root / f"{prepare.WORK}-{order.name}"
         work.mkdir(exist_ok=True)
         for left in work.glob("start-*"):
-            shutil.rmtree(left)
+            remove(left)
         # A folder of this start's own: what a killed start's converter may still write goes nowhere.
         staging = work / f"start-{uuid.uuid4().hex[:8]}" / folder
         staging.mkdir(parents=True)
@@ -118,6 +104,19 @@ def prepare_other(order: Order) -> prepare.Result:
         prepare.publish(staging, order.data_root / folder)
         shutil.rmtree(work)
     return prepare.Result(made, time.monotonic() - begun, False)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder that a converter which is just being killed may still write into."""
+    deadline = time.monotonic() + DYING
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            # Another file came in between, or one went.
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def make(order: Order, work: Path, staging: Path) -> Manifest:
@@ -318,8 +317,3 @@ def entries_of(staging: Path) -> list[Entry]:
             )
             advance(1)
     return entries
-
-
-def verify_other(order: Order, deep: bool) -> list[str]:
-    root = order.data_root / order.recipe.folder
-    return verify.deep(root, order.processes) if deep else verify.quick(root)

@@ -7,10 +7,12 @@ DATA/VOCdevkit/        appears whole, by one rename, manifest included
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,13 +20,15 @@ from pathlib import Path
 
 from jobs.errors import UserError
 from jobs.prepare import build, manifest, sources, verify, voc, workers
+from jobs.prepare import lock as locks
+from jobs.prepare.datasets import VOC_FOLDER as FOLDER
+from jobs.prepare.datasets import dataset_of
 from jobs.prepare.given import Checked, check_archive, find_given
 from jobs.prepare.lock import Lock, Owner, hold
 from jobs.prepare.manifest import Manifest
 from jobs.prepare.progress import say
 from jobs.prepare.sources import Source
 
-FOLDER = "VOCdevkit"
 WORK = ".prepare"
 DATASET_BYTES = 1_500_000_000
 """What the real dataset takes, beside its archives."""
@@ -53,14 +57,14 @@ def prepare(
     default all cores of the job. Raises UserError for whatever the user can mend.
     """
     begun = time.monotonic()
-    if found := present(data_root):
+    look = watcher(data_root)
+    if found := look():
+        tidy(data_root, WORK)
         return Result(found, time.monotonic() - begun, True)
     data_root.mkdir(parents=True, exist_ok=True)
-
-    def wait_for(owner: Owner) -> None:
-        say(f"{data_root} is being prepared by {owner}; waiting for it")
-
-    with hold(data_root, wait, wait_for, done=lambda: present(data_root) is not None) as lock:
+    with hold(
+        data_root, wait, say_waiting(data_root), done=lambda: look() is not None, folder=FOLDER
+    ) as lock:
         # While waiting, or between the first look and the lock, another process may have finished it.
         found = present(data_root)
         if found or lock is None:
@@ -69,6 +73,10 @@ def prepare(
         refuse_foreign(data_root)
         made = make(data_root, archives, checksum, processes, lock)
     return Result(made, time.monotonic() - begun, False)
+
+
+def say_waiting(data_root: Path) -> Callable[[Owner], None]:
+    return lambda owner: say(f"{data_root} is being prepared by {owner}; waiting for it")
 
 
 def present(data_root: Path, folder: str = FOLDER) -> Manifest | None:
@@ -82,6 +90,75 @@ def present(data_root: Path, folder: str = FOLDER) -> Manifest | None:
         return found
     say(f"{root} is damaged and will be made anew: {problems[0]}")
     return None
+
+
+def watcher(data_root: Path, folder: str = FOLDER) -> Callable[[], Manifest | None]:
+    """`present` for who looks again and again: silent, and not twice at what it has found damaged."""
+    root = data_root / folder
+    damaged: tuple[int, int] | None = None
+
+    def look() -> Manifest | None:
+        nonlocal damaged
+        try:
+            status = (root / manifest.MANIFEST).stat()
+        except OSError:
+            return None
+        this = (status.st_ino, status.st_mtime_ns)
+        if this == damaged:
+            return None
+        found = manifest.read(root)
+        if found and not verify.quick(root):
+            return found
+        damaged = this
+        return None
+
+    return look
+
+
+def tidy(data_root: Path, work: str) -> None:
+    """Removes what a start left behind that was killed when it had just published the dataset."""
+    if not (data_root / work).exists():
+        return
+    # Held by another process, or not to be written: it is not ours to remove.
+    with contextlib.suppress(UserError, OSError), hold(data_root, wait=False):
+        shutil.rmtree(data_root / work)
+
+
+def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.STALE) -> Manifest:
+    """Makes nothing: returns when others have made the dataset and are gone (they may have more to do there).
+
+    `preparer`: id of a process of this machine that makes it, or is about to; 0 for none. Raises UserError
+    when neither that process nor an owner of the data root's lock is left and the dataset is not there.
+    """
+    look = watcher(data_root, folder)
+    started = locks.process_start(preparer) if preparer else None
+    owner: Owner | None = None
+    beat, since = 0.0, time.monotonic()
+    told = False
+    while True:
+        # Whether they live is asked before their work is looked at, so that a last act is not missed.
+        lives = started is not None and locks.process_start(preparer) == started
+        held = locks.read(data_root)
+        if held and held[0].folder in ("", folder) and not locks.is_dead(held[0]):
+            if held != (owner, beat):
+                (owner, beat), since = held, time.monotonic()
+            lives = lives or time.monotonic() - since < stale
+        # Between two holds of the lock, a process of this machine is seen to live on.
+        lives = lives or (held is None and owner is not None and locks.is_alive(owner))
+        found = look()
+        if not lives and found:
+            return found
+        if not lives:
+            dataset = dataset_of(folder)
+            raise UserError(
+                f"the preparation of {data_root / folder} that was waited for has ended without it: "
+                f"python launch/prepare.py --data-root {data_root} --dataset {dataset} makes it"
+            )
+        if not told:
+            say(f"{data_root / folder} is being prepared; waiting for it")
+            told = True
+        # The owner may be on another node: there is no event to wait for, only files to look at.
+        time.sleep(locks.POLL)
 
 
 def refuse_foreign(data_root: Path, folder: str = FOLDER) -> None:

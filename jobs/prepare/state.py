@@ -37,7 +37,8 @@ def state(data_root: Path | str, folder: str = "VOCdevkit") -> State:
     except UserError as error:
         reason = str(error)
     held = lock.read(data_root)
-    if held and not lock.is_dead(held[0]) and time.time() - held[1] < SILENT:
+    ours = held is not None and held[0].folder in ("", folder)
+    if held and ours and not lock.is_dead(held[0]) and time.time() - held[1] < SILENT:
         return State("in progress", owner=held[0])
     if not reason and (data_root / folder).exists():
         reason = f"{data_root / folder} was not made by prepare: it has no {manifest.MANIFEST}"

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from jobs.errors import UserError
 from jobs.prepare import manifest, workers
@@ -16,19 +17,33 @@ BATCH = 256
 VOC = "VOC 2012 + SBD"
 
 
+class Finding(NamedTuple):
+    """What is wrong with one file."""
+
+    path: str
+    text: str
+    """The whole line, the path included."""
+
+
 def quick(root: Path) -> list[str]:
     """What is wrong with the dataset at `root`, a line each: lists, names and sizes of all files."""
+    return [finding.text for finding in look_quickly(root)[0]]
+
+
+def look_quickly(root: Path) -> tuple[list[Finding], list[Entry], str]:
+    """(findings, the file table, the dataset's name); the last two empty if the table cannot be read."""
     try:
         found = manifest.read(root)
         if found is None:
-            return [f"{root} has no {manifest.MANIFEST}: it was not prepared to its end"]
+            text = f"{root} has no {manifest.MANIFEST}: it was not prepared to its end"
+            return [Finding(str(root), text)], [], ""
         entries = manifest.read_files(root, found)
     except UserError as error:
-        return [str(error)]
-    return check_sizes(root, entries) + check_lists(root, entries)
+        return [Finding(str(root), str(error))], [], ""
+    return check_sizes(root, entries) + check_lists(root, entries), entries, found.dataset
 
 
-def check_sizes(root: Path, entries: list[Entry]) -> list[str]:
+def check_sizes(root: Path, entries: list[Entry]) -> list[Finding]:
     problems = []
     for folder, expected in by_folder(entries).items():
         there: dict[str, int] = {}
@@ -36,14 +51,19 @@ def check_sizes(root: Path, entries: list[Entry]) -> list[str]:
             with os.scandir(root / folder) as files:
                 there = {file.name: file.stat().st_size for file in files}
         except FileNotFoundError:
-            problems.append(f"{root / folder} is missing")
+            problems.append(finding(root / folder, "is missing"))
             continue
         for name, size in expected.items():
+            path = root / folder / name
             if name not in there:
-                problems.append(f"{root / folder / name} is missing")
+                problems.append(finding(path, "is missing"))
             elif there[name] != size:
-                problems.append(f"{root / folder / name} has {there[name]:,} bytes, not {size:,}")
+                problems.append(finding(path, f"has {there[name]:,} bytes, not {size:,}"))
     return problems
+
+
+def finding(path: Path, what: str) -> Finding:
+    return Finding(str(path), f"{path} {what}")
 
 
 def by_folder(entries: list[Entry]) -> dict[str, dict[str, int]]:
@@ -54,7 +74,7 @@ def by_folder(entries: list[Entry]) -> dict[str, dict[str, int]]:
     return folders
 
 
-def check_lists(root: Path, entries: list[Entry]) -> list[str]:
+def check_lists(root: Path, entries: list[Entry]) -> list[Finding]:
     """The lists to the byte: they are small, and a changed one trains on the wrong images."""
     problems = []
     for entry in entries:
@@ -64,25 +84,19 @@ def check_lists(root: Path, entries: list[Entry]) -> list[str]:
             except FileNotFoundError:
                 continue  # check_sizes has said so
             if manifest.content_digest(content) != entry.digest:
-                problems.append(f"{root / entry.path} was altered")
+                problems.append(finding(root / entry.path, "was altered"))
     return problems
 
 
 def deep(root: Path, processes: int | None = None) -> list[str]:
     """As `quick`, and every byte of every file, every pixel of every mask, its size against its image's."""
-    problems = quick(root)
-    try:
-        found = manifest.read(root)
-        entries = manifest.read_files(root, found) if found else []
-    except UserError:
-        return problems  # quick has said so
+    problems, entries, dataset = look_quickly(root)
     sizes: dict[str, tuple[int, int]] = {}
-    damaged: list[str] = []
-    voc = found is not None and found.dataset == VOC
+    damaged: list[Finding] = []
     count = processes or (workers.cores() if len(entries) > 2000 else 1)
     with workers.start(count) as pool, task("reading every file", len(entries), "files") as advance:
         for batch in batches(entries):
-            pool.submit(look, root, batch, voc)
+            pool.submit(look, root, batch, dataset == VOC)
             advance(len(batch))
         for some, wrong in pool.results():
             sizes.update(some)
@@ -92,10 +106,10 @@ def deep(root: Path, processes: int | None = None) -> list[str]:
             image = f"{path.split('/')[0]}/JPEGImages/{path.rsplit('/', 1)[1][:-4]}.jpg"
             if image in sizes and sizes[image] != size:
                 (width, height), (w, h) = size, sizes[image]
-                damaged.append(f"{root / path} is {width}×{height}, its image {w}×{h}")
+                damaged.append(finding(root / path, f"is {width}×{height}, its image {w}×{h}"))
     # A file of the wrong size is named by both; once is enough.
-    named = {problem.split(" ")[0] for problem in problems}
-    return problems + [problem for problem in damaged if problem.split(" ")[0] not in named]
+    named = {problem.path for problem in problems}
+    return [problem.text for problem in problems + [one for one in damaged if one.path not in named]]
 
 
 def batches(entries: list[Entry]) -> Iterator[list[Entry]]:
@@ -103,8 +117,8 @@ def batches(entries: list[Entry]) -> Iterator[list[Entry]]:
         yield entries[at : at + BATCH]
 
 
-def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """(image sizes by path, problems) of some files; runs in a worker. `voc`: only VOC's labels may occur."""
+def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int, int]], list[Finding]]:
+    """(image sizes by path, findings) of some files; runs in a worker. `voc`: only VOC's labels may occur."""
     from jobs.prepare.build import check_labels, decode_mask
     from jobs.prepare.png import BadImage, jpeg_size
     from jobs.prepare.sbd import BadMask
@@ -116,7 +130,7 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
         try:
             content = path.read_bytes()
             if manifest.content_digest(content) != entry.digest:
-                problems.append(f"{path} was altered or damaged: its content is not what was prepared")
+                problems.append(finding(path, "was altered or damaged: it is not what was prepared"))
             elif entry.path.endswith(".jpg"):
                 sizes[entry.path] = jpeg_size(content)
             elif entry.path.endswith(".png") and not voc:
@@ -128,9 +142,9 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
         except FileNotFoundError:
             continue  # quick has said so
         except (BadImage, BadMask) as error:
-            problems.append(f"{path} {error}")
+            problems.append(finding(path, str(error)))
         except OSError as error:
-            problems.append(f"{path} cannot be read: {error.strerror}")
+            problems.append(finding(path, f"cannot be read: {error.strerror}"))
     return sizes, problems
 
 

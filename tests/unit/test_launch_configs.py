@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UserError
-from launch import configs, data_ready, snapshot
+from launch import configs, snapshot
 
 SEG = (
     "model = dict(type='EncoderDecoder', decode_head=dict())\ntrain_dataloader = dict()\ntrain_cfg = dict()\n"
@@ -108,24 +108,3 @@ def test_a_module_beside_the_config_comes_along(name: str, tmp_path: Path) -> No
     command = [sys.executable, "-c", f"import {name} as m; print(m.__file__, m.here)"]
     done = subprocess.run(command, cwd=tmp_path / "code", capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(tmp_path / "code"))
-
-
-@pytest.mark.parametrize(
-    ("root", "folder"),
-    [("data/cityscapes/", "cityscapes"), ("data/VOCdevkit/VOC2012", "VOCdevkit"), ("/scratch/x", "")],
-)
-def test_the_dataset_that_a_config_reads(root: str, folder: str, tmp_path: Path) -> None:
-    (tmp_path / "base.py").write_text(
-        SEG + f"root = '{root}'\ntrain_dataloader = dict(dataset=dict(dataset=dict(data_root=root)))\n"
-    )
-    (tmp_path / "mine.py").write_text("_base_ = './base.py'\n")
-    assert configs.dataset_folder(configs.check(tmp_path / "mine.py")) == folder
-
-
-def test_a_dataset_of_the_users_own_is_not_asked_for_a_preparation(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(SEG + "train_dataloader = dict(dataset=dict(data_root='data/own'))\n")
-    chain = configs.check(tmp_path / "mine.py")
-    with pytest.raises(UserError, match=r"there is no .*/own, which the config reads"):
-        data_ready.wait_for(tmp_path, "slurm", chain)
-    (tmp_path / "own").mkdir()
-    assert data_ready.wait_for(tmp_path, "slurm", chain) is None

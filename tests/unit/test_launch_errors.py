@@ -53,6 +53,13 @@ CASES = {
     "a resume not submitted": ("train", ["--resume", "x", "--no-submit"], "it takes no --no-submit"),
     "a bad checkpoint": ("train", [*LOCAL, *TINY, "--checkpoint", "bset"], "did you mean 'best'?"),
     "a line break in a run's path": ("infer", [*LOCAL, "/x\nrm/y", "x.jpg"], "there is no run"),
+    "unknown dataset": ("prepare", [*LOCAL, "--dataset", "imaginary"], "choose one of ade20k, "),
+    "a part of VOC": ("prepare", [*LOCAL, "--partial"], "--partial is for other datasets"),
+    "an open quote": (
+        "prepare",
+        [*LOCAL, "--dataset", "cityscapes", "--converter-args", "'{out}"],
+        "No closing quotation",
+    ),
     "no archives": ("prepare", [*LOCAL, "--archives", "/nowhere"], "there is no such folder"),
 }
 

@@ -13,7 +13,8 @@ import pytest
 from scipy.io import savemat
 
 from jobs.errors import UserError
-from jobs.prepare.prepare import prepare
+from jobs.prepare import lock, verify
+from jobs.prepare.prepare import prepare, watcher
 from jobs.prepare.state import state
 from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE, cls_mat, make_lists
 from tests.archive_edits import SBD, VOC, copy, edit
@@ -302,6 +303,40 @@ def test_a_damaged_dataset_is_made_anew(archives: Path, tmp_path: Path) -> None:
     assert not again.done_before
     assert again.manifest.files_digest == first.manifest.files_digest
     assert [path.name for path in root.iterdir()] == ["VOCdevkit"]
+
+
+def test_what_a_start_left_that_was_killed_after_publishing_is_removed(
+    archives: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    prepare(root, archives, processes=1)
+    (root / ".prepare/old").mkdir(parents=True)
+    with lock.hold(root):  # but not under the eyes of another that is at work there
+        assert prepare(root, archives, processes=1).done_before
+        assert (root / ".prepare").exists()
+    assert prepare(root, archives, processes=1).done_before
+    assert [path.name for path in root.iterdir()] == ["VOCdevkit"]
+
+
+def test_who_waits_looks_at_a_damaged_dataset_once_and_says_nothing(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    prepare(root, archives, processes=1)
+    image = root / f"VOCdevkit/VOC2012/JPEGImages/{NAME}.jpg"
+    content = image.read_bytes()
+    image.unlink()
+    looks: list[Path] = []
+    quick = verify.quick
+    monkeypatch.setattr(verify, "quick", lambda at: looks.append(at) or quick(at))
+    capsys.readouterr()
+    look = watcher(root)
+    assert [look(), look(), look()] == [None, None, None]
+    assert len(looks) == 1
+    assert capsys.readouterr().out == ""
+    image.write_bytes(content)  # another process has made it anew
+    (root / "VOCdevkit/manifest.json").touch()
+    assert look() is not None
 
 
 def test_checksums_are_remembered_for_a_restart_only_while_the_file_is_the_same(

@@ -66,6 +66,18 @@ def test_deep_finds_one_changed_byte_of_any_file(root: Path) -> None:
     assert {problem.split(" ")[0] for problem in problems} == {str(root / AUG), str(root / IMAGE)}
 
 
+def test_every_finding_is_told_once_also_below_a_path_with_a_space(voc_small: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(voc_small / "VOCdevkit", tmp_path / "my data/VOCdevkit"))
+    empty(root / IMAGE)  # quick sees it, and deep too
+    content = bytearray((root / AUG).read_bytes())
+    content[-20] ^= 1  # only deep sees it
+    (root / AUG).write_bytes(content)
+    problems = verify.deep(root)
+    assert len(problems) == 2
+    assert problems[0].startswith(f"{root / IMAGE} ")
+    assert problems[1].startswith(f"{root / AUG} ")
+
+
 @pytest.mark.parametrize("gone", ["manifest.json", "files.tsv", "VOC2012/JPEGImages"])
 def test_missing_parts_are_named(root: Path, gone: str) -> None:
     shutil.rmtree(root / gone) if (root / gone).is_dir() else (root / gone).unlink()
