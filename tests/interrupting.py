@@ -1,8 +1,9 @@
 """A hook that interrupts a training at an exact place, by a real signal to its own process.
 
-The environment variable INTERRUPT holds the plan, JSON: {"at": "step" | "validate", "step": N or [N, …],
-"signal": "SIGUSR2" | "SIGTERM" | "SIGKILL", "rank": R or null for all}. With "pause": PATH instead of a
-signal it makes the file PATH and goes on once that is gone.
+The environment variable INTERRUPT holds the plan, JSON: {"at": "step" | "validate" | "PHASE", "step": N or
+[N, …], "signal": "SIGUSR2" | "SIGTERM" | "SIGKILL", "rank": R or null for all}. With "pause": PATH it
+first makes the file PATH and goes on once that is gone. PHASE is one of a checkpoint's write
+(`checkpoints.on_phase`); "step" then counts the saves of this start. A list of plans is all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from jobs.train import checkpoints
+
 
 def pause(path: Path) -> None:
     path.touch()
@@ -27,20 +30,36 @@ def pause(path: Path) -> None:
 @HOOKS.register_module(force=True)
 class Interrupt(Hook):
     def __init__(self) -> None:
-        self.plan = json.loads(os.environ.get("INTERRUPT", "{}"))
+        plans = json.loads(os.environ.get("INTERRUPT", "[]")) or []
+        self.plans = plans if isinstance(plans, list) else [plans]
+        self.phases: list[str] = []
+        self.asked = lambda: True
+        checkpoints.on_phase = self.on_phase
 
-    def strike(self, runner: Any, place: str, step: int) -> None:
-        plan = self.plan
-        if not plan or plan["at"] != place or plan.get("rank") not in (None, runner.rank):
-            return
-        if step in (plan["step"] if isinstance(plan["step"], list) else [plan["step"]]):
+    def before_run(self, runner: Any) -> None:
+        self.asked = lambda: runner.survival.preempted.asked
+
+    def strike(self, place: str, step: int) -> None:
+        for plan in self.plans:
+            steps = plan["step"] if isinstance(plan["step"], list) else [plan["step"]]
+            if plan["at"] != place or step not in steps:
+                continue
+            if plan.get("rank") not in (None, int(os.environ["RANK"])):
+                continue
             if "pause" in plan:
                 pause(Path(plan["pause"]))
-            else:
+            if "signal" in plan:
                 os.kill(os.getpid(), getattr(signal, plan["signal"]))
+                while place == "step" and not self.asked():
+                    time.sleep(0.001)
+
+    def on_phase(self, phase: str) -> None:
+        """On the thread that writes."""
+        self.phases.append(phase)
+        self.strike(phase, self.phases.count(phase))
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
-        self.strike(runner, "step", runner.iter + 1)
+        self.strike("step", runner.iter + 1)
 
     def after_val_iter(
         self,
@@ -50,7 +69,7 @@ class Interrupt(Hook):
         outputs: Any = None,  # noqa: ARG002
     ) -> None:
         if batch_idx == 1:
-            self.strike(runner, "validate", runner.iter)
+            self.strike("validate", runner.iter)
 
 
 @HOOKS.register_module(force=True)
@@ -77,3 +96,14 @@ class RecordSamples(Hook):
             return train_step(data, optim_wrapper=optim_wrapper)
 
         model.train_step = recording
+
+
+@HOOKS.register_module(force=True)
+class RecordMaps(Hook):
+    """Writes down which checkpoints are mapped into memory at the first step: RUN/job/maps-START-RANK."""
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
+        path = runner.session.run.job / f"maps-{runner.session.start}-{runner.rank}"
+        if not path.exists():
+            maps = Path("/proc/self/maps").read_text().splitlines()
+            path.write_text("".join(f"{line}\n" for line in maps if ".pth" in line))

@@ -63,7 +63,7 @@ def make_run(path: Path, data: Path, config: str = "tests/configs/tiny.py", **se
     return run
 
 
-def start(run: Run, ranks: int = 1, plan: dict[str, Any] | None = None, timeout: float = 180) -> list[int]:
+def start(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 180) -> list[int]:
     """Starts all ranks of `run` once and waits for them. Returns their exit codes; -9 for SIGKILL.
 
     `plan` interrupts this start: see tests/interrupting.py. Once a rank has died of an error or a signal,
@@ -89,9 +89,7 @@ def start(run: Run, ranks: int = 1, plan: dict[str, Any] | None = None, timeout:
     return [process.exitcode for process in processes]  # type: ignore[misc]
 
 
-def start_commands(
-    run: Run, ranks: int = 1, plan: dict[str, Any] | None = None, timeout: float = 180
-) -> list[int]:
+def start_commands(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 180) -> list[int]:
     """As `start`, with real `python -m jobs.train.rank RUN` commands: slower, nothing inherited."""
     number = claim(run)
     processes = []
@@ -120,7 +118,7 @@ def claim(run: Run) -> int:
     return number
 
 
-def environments(ranks: int, number: int, plan: dict[str, Any] | None) -> list[dict[str, str]]:
+def environments(ranks: int, number: int, plan: Any) -> list[dict[str, str]]:
     """What a supervisor tells each of `ranks` ranks of start `number`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -141,6 +139,12 @@ def environments(ranks: int, number: int, plan: dict[str, Any] | None) -> list[d
     ]
 
 
+def beats_of(run: Run, number: int, rank: int = 0) -> list[tuple[str, int]]:
+    """The heartbeats of a rank in start `number`: phase and step."""
+    text = (run.job / f"{number}_{rank}_log.beats").read_text()
+    return [(beat["phase"], beat["step"]) for beat in map(json.loads, text.splitlines())]
+
+
 def log_of(run: Run, number: int) -> str:
     return "\n".join(path.read_text()[-3000:] for path in sorted(run.job.glob(f"{number}_*_log.out")))
 
@@ -151,6 +155,9 @@ def _rank(run: str, environment: dict[str, str], log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    # What a supervisor would read.
+    beats = Path(log).with_suffix(".beats")
+    os.environ["BATON_HEARTBEAT_FD"] = str(os.open(beats, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     os.chdir(Path(run) / "code")
     sys.argv = ["rank", run]
     from jobs.train import rank

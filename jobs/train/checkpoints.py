@@ -1,30 +1,47 @@
 """Checkpoints on disk: whole or absent, found again newest first, pruned only behind a verified newer one.
 
 `epoch_N.pth` or `iter_N.pth` is what plain mmengine tools read; the manifest beside it (`epoch_N.pth.json`)
-makes it valid: without one, or if size or digest differ, it does not count. Writing, in this order: a
-temporary file, fsync, rename, the manifest (atomic), reading back, pruning. A crash between any two leaves
-the previous checkpoints as they were.
+makes it valid: if size or digest differ, or without one, it does not count unless its own content proves it
+whole. Writing, in this order: a temporary file, fsync, rename, the manifest (atomic), reading back, pruning.
+A crash between any two leaves the previous checkpoints as they were.
 
 Nothing here imports torch before it writes: launchers read manifests, too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from jobs.errors import UserError
 from jobs.events import now
 from jobs.run_directory import write_atomically
 
 KEEP = 2
 """Checkpoints that are always kept, beside the best one: the newest could turn out damaged."""
+
+FIELDS = (
+    "step",
+    "epoch",
+    "position",
+    "world_size",
+    "global_batch",
+    "config_digest",
+    "why",
+    "asked",
+    "validation_due",
+)
+"""What a manifest says of the state. The checkpoint's own `baton` part says the same."""
 
 Report = Callable[..., None]
 """Takes an event's name and its fields, as `Session.report`."""
@@ -81,62 +98,135 @@ def best(directory: Path) -> Checkpoint | None:
 
 
 def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
-    """The newest checkpoint that is whole, digest and all.
+    """The newest checkpoint that is whole, digest and all; None if there never was one.
 
     Damaged ones are renamed to *.damaged, and told to `report` as `checkpoint_damaged`, so that they are seen
     and never tried again. Temporary files of writers that died stay: a live orphan may still hold one.
+
+    Raises OSError where something cannot be read: a file server that does not answer is not damage. Raises
+    UserError if there are checkpoints but none that is whole: a run never begins again at 0 by itself.
     """
-    if not directory.is_dir():
+    try:
+        # Not glob, which takes a folder that it may not read for an empty one.
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
         return None
+    useless = [name for name in names if name.endswith(".damaged")]
     candidates = []
-    for path in sorted(directory.glob("*.pth")):
-        manifest = path.with_name(f"{path.name}.json")
-        checkpoint = _read(manifest)
-        if checkpoint is None:
-            # Between rename and manifest a crash leaves a file without one; it may be whole, but who knows.
-            _set_aside(path, "its manifest is missing or unreadable", report)
-        elif wrong := _wrong_size(checkpoint):
-            _set_aside(path, wrong, report)
-        else:
+    for path in (directory / name for name in names if name.endswith(".pth")):
+        with _naming(path):
+            checkpoint = _read(_beside(path))
+            wrong = _wrong_size(checkpoint) if checkpoint else "its manifest is missing or unreadable"
+            if wrong:
+                # A crash between rename and manifest leaves a file that is whole.
+                checkpoint = _rebuilt(path)
+        if checkpoint:
             candidates.append(checkpoint)
+        elif wrong and path.exists():
+            useless.append(_set_aside(path, wrong, report))
     for checkpoint in sorted(candidates, key=lambda c: (c.step, c.epoch), reverse=True):
-        try:
-            actual = digest(checkpoint.path)
-        except OSError as error:
-            _set_aside(checkpoint.path, f"it cannot be read: {error.strerror}", report)
-            continue
-        if actual == checkpoint.manifest.get("digest"):
-            return checkpoint
-        _set_aside(checkpoint.path, "its content does not match its digest", report)
+        path = checkpoint.path
+        with _naming(path):
+            if digest(path) == checkpoint.manifest.get("digest"):
+                return checkpoint
+            # The manifest may be another writer's.
+            if rebuilt := _rebuilt(path):
+                return rebuilt
+        useless.append(_set_aside(path, "its content does not match its digest", report))
+    if useless:
+        some = ", ".join(useless[:3]) + (", …" if len(useless) > 3 else "")
+        raise UserError(
+            f"none of the checkpoints in {directory} is whole ({some}), and a run does not begin again by "
+            "itself: put a whole one there, or delete the folder to begin at step 0"
+        )
     return None
 
 
-def _read(manifest: Path) -> Checkpoint | None:
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives an OSError of the block the name of the file, which those of `read` lack."""
     try:
-        record = json.loads(manifest.read_text())
-        int(record["step"]), int(record["epoch"]), int(record["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+_known: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+"""Manifests that this process has read: every save looks at all of them."""
+
+
+def _read(manifest: Path) -> Checkpoint | None:
+    """The checkpoint of a manifest; None if that is missing or no manifest. Raises OSError."""
+    try:
+        status = manifest.stat()
+        identity = (status.st_ino, status.st_mtime_ns, status.st_size)
+        old, record = _known.get(manifest, (None, {}))
+        if old != identity:
+            record = json.loads(manifest.read_bytes())
+            int(record["step"]), int(record["epoch"]), int(record["bytes"])
+            _known[manifest] = identity, record
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return Checkpoint(manifest.with_name(manifest.name.removesuffix(".json")), record)
+
+
+def _beside(path: Path) -> Path:
+    """The manifest of a checkpoint."""
+    return path.with_name(f"{path.name}.json")
 
 
 def _wrong_size(checkpoint: Checkpoint) -> str | None:
     try:
         size = checkpoint.path.stat().st_size
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
+    except FileNotFoundError:
+        return "it is gone"
     expected = checkpoint.manifest["bytes"]
     return None if size == expected else f"it has {size} bytes instead of {expected}"
 
 
-def _set_aside(path: Path, reason: str, report: Report | None) -> None:
+def _rebuilt(path: Path) -> Checkpoint | None:
+    """The checkpoint of a file that is whole by its own account, its manifest made anew; None if it is not.
+
+    torch writes a ZIP archive with a CRC-32 for each of its members, and the state itself says what state it
+    is. Raises OSError if the file cannot be read.
+    """
+    from jobs import compat
+
     try:
-        os.replace(path, path.with_name(f"{path.name}.damaged"))
-        path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        own = compat.load(path)["baton"]
+        record = {key: own[key] for key in FIELDS}
+    except OSError as error:
+        # A damaged directory of the archive sends its reader to impossible places.
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            return None
+        raise
+    except Exception:
+        # A damaged file may make its readers raise anything.
+        return None
+    record |= {"bytes": path.stat().st_size, "digest": digest(path), "time": now()}
+    print(f"{path.name} is whole, without a manifest that fits: made anew", flush=True)
+    with contextlib.suppress(OSError):  # a full disk: the next start finds out again
+        write_atomically(_beside(path), json.dumps(record).encode())
+    return Checkpoint(path, record)
+
+
+def _set_aside(path: Path, reason: str, report: Report | None) -> str:
+    """Renames a damaged file. Returns its name from then on."""
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        os.replace(path, aside)
+        _beside(path).unlink(missing_ok=True)
     except OSError as error:
         reason += f" (and it could not be set aside: {error.strerror})"
+        aside = path
     if report:
         report("checkpoint_damaged", path=path.name, reason=reason)
+    return aside.name
 
 
 def digest(path: Path) -> str:
@@ -158,7 +248,8 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
     of all starts: raises FencedOff if there is a later one than `start`. Raises OSError if the disk is full,
     read-only, …; what was there before is then still there.
     """
-    old = _read(path.with_name(f"{path.name}.json"))
+    beside = _beside(path)
+    old = _read(beside)
     if old and not _wrong_size(old) and digest(path) == old.manifest.get("digest"):
         # The same step of the same run: equal by design, and never worth a moment without it.
         return old
@@ -174,13 +265,16 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
             os.fsync(file.fileno())
             size = file.tell()
         on_phase("synced")
-        _check_fence(job, start)
+        check_fence(job, start)
+        # That of a damaged file of the same name, which the new file would not fit.
+        beside.unlink(missing_ok=True)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     on_phase("renamed")
     record = manifest | {"bytes": size, "digest": hashing.digest, "start": start, "time": now()}
-    beside = path.with_name(f"{path.name}.json")
+    # A process that stood still anywhere here may wake up long after a later start has taken over.
+    check_fence(job, start)
     try:
         _sync_directory(path.parent)
         write_atomically(beside, json.dumps(record).encode())
@@ -189,6 +283,7 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
         if digest(path) != hashing.digest:
             raise OSError(f"{path.name} read back differs from what was written")
     except OSError:
+        check_fence(job, start)
         # Half a checkpoint is of no use, and takes the room of the next.
         path.unlink(missing_ok=True)
         beside.unlink(missing_ok=True)
@@ -247,7 +342,8 @@ def newest_start(job: Path) -> int:
     return max((int(mark[1]) for mark in marks if mark), default=0)
 
 
-def _check_fence(job: Path, start: int) -> None:
+def check_fence(job: Path, start: int) -> None:
+    """Raises FencedOff if there is a later start than `start`."""
     if (latest := newest_start(job)) > start:
         raise FencedOff(
             f"start {latest} of this run is under way: start {start} leaves the checkpoints alone"
@@ -272,16 +368,28 @@ def prune(directory: Path, most: int, job: Path, start: int) -> list[Path]:
     deleted = []
     for checkpoint in everything:
         if checkpoint.path not in keep:
-            _check_fence(job, start)
+            check_fence(job, start)
             # The manifest last: without its file it is nothing, but a file without it counts as damaged.
             checkpoint.path.unlink(missing_ok=True)
-            checkpoint.path.with_name(f"{checkpoint.path.name}.json").unlink(missing_ok=True)
+            _beside(checkpoint.path).unlink(missing_ok=True)
             deleted.append(checkpoint.path)
+    return deleted
+
+
+def clear(directory: Path, job: Path, start: int) -> None:
+    """Deletes what writers of earlier starts left half-written or half-deleted: it takes the room of the next
+    checkpoint.
+
+    One of them that is still alive will be fenced off. Raises FencedOff as `write` does, and OSError.
+    """
+    check_fence(job, start)
     for path in directory.glob(".*.tmp"):
         mark = re.fullmatch(r"\..+\.(\d+)\.\d+\.tmp", path.name)
-        if mark and int(mark[1]) < start:
+        if mark is None or int(mark[1]) < start:
             path.unlink(missing_ok=True)
-    return deleted
+    for path in directory.glob("*.pth.json"):
+        if not path.with_name(path.name.removesuffix(".json")).exists():
+            path.unlink(missing_ok=True)
 
 
 def mark_best(directory: Path, checkpoint: Checkpoint, metric: str, metrics: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.events import seconds_of
@@ -24,24 +25,36 @@ def optimum(cost: float, between: float) -> float:
     return min(LONGEST, max(SHORTEST, math.sqrt(2 * max(cost, 0.0) * between)))
 
 
-def between_interruptions(events: Iterable[dict[str, Any]]) -> float:
-    """Mean seconds between interruptions of a run, from its events; with one interruption in PRIOR seconds
-    that were never observed, so that a run without any has an answer, too.
+@dataclass(frozen=True)
+class Past:
+    """What a run has been through before a start."""
+
+    up: float
+    """Seconds for which it trained."""
+    interruptions: int
+
+    def between(self, since: float = 0.0) -> float:
+        """Mean seconds between interruptions, `since` seconds into the start; with one interruption in PRIOR
+        seconds that were never observed, so that a run without any has an answer, too."""
+        return (PRIOR + self.up + since) / (1 + self.interruptions)
+
+
+def past(events: Iterable[dict[str, Any]], start: int) -> Past:
+    """What a run's events say of the time before start number `start`.
 
     The time of a start lasts from `first_step` to the last event that it wrote. Every start after the first
     means one interruption, whatever ended the one before.
     """
     began: dict[int, float] = {}
     ended: dict[int, float] = {}
-    starts: set[int] = set()
+    starts = {start}
     for event in events:
-        start = event.get("start")
-        if event.get("stage") != "train" or start is None:
+        number = event.get("start")
+        if event.get("stage") != "train" or number is None:
             continue
         time = seconds_of(event["time"])
-        starts.add(start)
+        starts.add(number)
         if event["event"] == "first_step":
-            began[start] = time
-        ended[start] = max(time, ended.get(start, time))
-    up = sum(max(0.0, ended[start] - time) for start, time in began.items())
-    return (PRIOR + up) / (1 + max(0, len(starts) - 1))
+            began[number] = time
+        ended[number] = max(time, ended.get(number, time))
+    return Past(sum(max(0.0, ended[number] - time) for number, time in began.items()), len(starts) - 1)

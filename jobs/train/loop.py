@@ -9,6 +9,7 @@ import contextlib
 import copy
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 
+from jobs.exit_codes import SUPERSEDED
 from jobs.train import distributed, preemption, state
 from jobs.train.sampling import STEP, VALIDATION, Batches, Plan, mix, seed_everything
 
@@ -286,6 +288,7 @@ class Survival:
         if self.runner.val_loop is not None:
             loader = self.runner.val_loop.dataloader
             loader.worker_init_fn = preemption.InWorker(loader.worker_init_fn)
+        self.saver.on_disk = (self.runner.train_loop.iter, self.runner.train_loop.epoch)
         # Asked to leave while starting: nothing new to save.
         (leave,) = self.agreement.now(self.preempted.asked)
         if leave:
@@ -329,7 +332,10 @@ class Survival:
             state.average_statistics(self.runner.model, self.session)
         if self.leave:
             self.heart.beat("save", self.runner.train_loop.iter)
-            self.saver.save(self.runner, "preemption", asked=asked, validation_due=validation_due, wait=True)
+            patience = self.saver.patience
+            self.saver.save(
+                self.runner, "preemption", asked=asked, validation_due=validation_due, wait=patience
+            )
             self._leave()
         elif asked or validation_due or self.save:
             why = "interval" if asked else "validation" if validation_due else "time"
@@ -337,11 +343,15 @@ class Survival:
 
     def _leave(self) -> None:
         """All ranks are here: ends this one when rank 0 has written what it holds."""
-        loop = self.runner.train_loop
+        self.saver.check_fence()
         distributed.barrier(self.session)
-        if self.session.main:
-            self.session.report("preempted", step=loop.iter, epoch=loop.epoch)
+        self._say_preempted()
         preemption.leave()
+
+    def _say_preempted(self) -> None:
+        if self.session.main:
+            step, epoch = self.saver.on_disk
+            self.session.report("preempted", step=step, epoch=epoch)
 
     # -- a validation
 
@@ -356,7 +366,7 @@ class Survival:
         self.saver.validated(loop.iter, metrics)
         (leave,) = self.agreement.now(self.preempted.asked)
         if leave:
-            self.saver.finish()
+            self.saver.insist(self.saver.patience)
             self._leave()
 
     def _leave_validation(self) -> None:
@@ -367,10 +377,11 @@ class Survival:
         preemption.leave()
 
     def _last_words(self) -> None:
-        loop = self.runner.train_loop
-        self.saver.finish()
-        if self.session.main:
-            self.session.report("preempted", step=loop.iter, epoch=loop.epoch)
+        self.saver.insist(self.saver.patience)
+        if self.saver.fenced_off:
+            print(self.saver.fenced_off, file=sys.stderr)
+            preemption.leave(SUPERSEDED)
+        self._say_preempted()
 
     # -- the end
 
@@ -378,8 +389,7 @@ class Survival:
         """After the last step and validation: the final state is on disk when this returns."""
         loop = self.runner.train_loop
         self.heart.beat("save", loop.iter)
-        self.saver.save(self.runner, "end", asked=True, wait=True)
-        self.saver.finish()
+        self.saver.save(self.runner, "end", asked=True, wait=0.0)
         self.saver.check_fence()
         self.saver.check_finished()
         distributed.barrier(self.session)

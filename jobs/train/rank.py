@@ -97,7 +97,7 @@ def train(session: Session) -> None:
     path = checkpoint.path if checkpoint else None
     with user_errors(session):
         runner_ = runner.build(prepared, session, path, weights)
-    saver = saving.Saver(session, settings, config.digest(cfg))
+    saver = saving.Saver(session, settings, config.digest(cfg), heart)
     log_interval = (prepared.default_hooks.get("logger") or {}).get("interval", 10)
     numbers = metrics.Metrics(session, heart, log_interval)
     runner_.register_hook(numbers)

@@ -37,7 +37,7 @@ def build(cfg: Config, session: Session, resume_from: Path | None, weights: list
 class TrainingRunner(Runner):
     survival: Any
     resumed: dict[str, Any] | None = None
-    """The `baton` part of the checkpoint that this start goes on from."""
+    """What `state.restore` says of the checkpoint that this start goes on from."""
 
     def __init__(
         self, *args: Any, session: Session, resume_from: Path | None, weights: list[str], **kwargs: Any

@@ -7,6 +7,7 @@ A disk that is full or gone does not end the training: it is reported, and tried
 
 from __future__ import annotations
 
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,10 +15,14 @@ from typing import Any
 
 from jobs import events
 from jobs.train import checkpoints, interval, state
+from jobs.train.heartbeat import Heartbeat
 from jobs.train.session import Session
 
 RETRY = 60.0
 """Seconds until a failed save is tried again."""
+
+RETRY_LEAVING = 2.0
+"""The same where the ranks wait for it to leave."""
 
 LESS_IS_BETTER = ("loss",)
 
@@ -41,25 +46,41 @@ class Settings:
 
 
 class Saver:
-    def __init__(self, session: Session, settings: Settings, config_digest: str) -> None:
+    def __init__(self, session: Session, settings: Settings, config_digest: str, heart: Heartbeat) -> None:
         self.session, self.settings, self.config_digest = session, settings, config_digest
+        self.heart = heart
         self.directory = session.run.checkpoints
+        self.fence = (session.run.job, session.start)
         self.snapshots = state.Snapshots()
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[checkpoints.Checkpoint | None] | None = None
         self.fenced_off: checkpoints.FencedOff | None = None
         self.saved: tuple[int, int] | None = None
+        self.on_disk = (0, 0)
+        """Step and epoch that a resume would begin with now."""
         self.failed: tuple[Any, ...] | None = None
         """What `_write` could not write last."""
+        self.patience = float(session.request.cluster.get("signal_delay") or 120) / 2
+        """Seconds for which a preempted run tries to save: before a time limit it must also leave in time."""
         self.cost = 1.0
+        self.began = time.monotonic()
+        if session.main:
+            self.past = interval.past(events.iterate(session.run.events), session.start)
+            self._clear()
         self.next = self._next()
 
+    def _clear(self) -> None:
+        try:
+            checkpoints.clear(self.directory, *self.fence)
+        except OSError as error:
+            # Only room is lost.
+            print(f"half-written checkpoints could not be deleted: {error}", file=sys.stderr, flush=True)
+
     def _next(self) -> float:
-        seconds = self.settings.seconds
-        if seconds is None:
-            between = interval.between_interruptions(events.iterate(self.session.run.events))
-            seconds = interval.optimum(self.cost, between)
-        return time.monotonic() + seconds if seconds else float("inf")
+        now, seconds = time.monotonic(), self.settings.seconds
+        if seconds is None and self.session.main:
+            seconds = interval.optimum(self.cost, self.past.between(now - self.began))
+        return now + seconds if seconds else float("inf")
 
     def due(self) -> bool:
         """Whether it is time to save by the clock. Only rank 0's answer counts."""
@@ -69,19 +90,30 @@ class Saver:
         return self.writing is not None and not self.writing.done()
 
     def save(
-        self, runner: Any, why: str, *, asked: bool = False, validation_due: bool = False, wait: bool = False
+        self,
+        runner: Any,
+        why: str,
+        *,
+        asked: bool = False,
+        validation_due: bool = False,
+        wait: float | None = None,
     ) -> None:
-        """Saves the state at this step boundary. All ranks must call it. With `wait`, it is on disk after.
+        """Saves the state at this step boundary. All ranks must call it.
 
-        `validation_due`: the step's validation is still to come; a resume begins with it.
+        `validation_due`: the step's validation is still to come; a resume begins with it. With `wait`, the
+        state is on disk after, unless it failed for so many seconds (`on_disk` says what is).
         """
         loop = runner.train_loop
-        here = (loop.iter, loop.epoch)
-        if self.saved == here:
-            if wait and self.finish() is None and self.failed:
-                self.writing = self.thread.submit(self._write, *self.failed)
-                self.finish()
-            return
+        if self.saved != (loop.iter, loop.epoch):
+            self._begin(runner, why, asked, validation_due, wait is not None)
+        elif wait is not None:
+            self.finish()
+            self._again()
+        if wait is not None:
+            self.insist(wait)
+
+    def _begin(self, runner: Any, why: str, asked: bool, validation_due: bool, wait: bool) -> None:
+        loop = runner.train_loop
         began = time.monotonic()
         manifest = {
             "step": loop.iter,
@@ -95,7 +127,7 @@ class Saver:
             "validation_due": validation_due,
         }
         content = state.collect(runner, self.session, manifest)
-        self.saved = here
+        self.saved = (loop.iter, loop.epoch)
         if content is None:
             return
         # The memory of the last snapshot is free once it is written.
@@ -114,10 +146,9 @@ class Saver:
         self, name: str, copy: Any, manifest: dict[str, Any], began: float, stall: float | None
     ) -> checkpoints.Checkpoint | None:
         session = self.session
-        fence = (session.run.job, session.start)
         self.failed = None
         try:
-            checkpoint = checkpoints.write(self.directory / name, copy, manifest, *fence)
+            checkpoint = checkpoints.write(self.directory / name, copy, manifest, *self.fence)
         except checkpoints.FencedOff as error:
             self.fenced_off = error
             return None
@@ -126,6 +157,7 @@ class Saver:
             self.failed = (name, copy, manifest, began, stall)
             self.next = time.monotonic() + RETRY
             return None
+        self.on_disk = (manifest["step"], manifest["epoch"])
         session.report(
             "checkpoint",
             step=manifest["step"],
@@ -137,7 +169,7 @@ class Saver:
             stall_seconds=None if stall is None else round(stall, 4),
         )
         try:
-            checkpoints.prune(self.directory, self.settings.max_keep_ckpts, *fence)
+            checkpoints.prune(self.directory, self.settings.max_keep_ckpts, *self.fence)
             self.next = self._next()
         except checkpoints.FencedOff as error:
             self.fenced_off = error
@@ -149,7 +181,25 @@ class Saver:
 
     def finish(self) -> checkpoints.Checkpoint | None:
         """Waits for the write that is under way. Returns its checkpoint, if it came to be one."""
-        return self.writing.result() if self.writing else None
+        if self.writing is None:
+            return None
+        if self.busy():
+            # Whatever the ranks were at: from here on they stand still for the disk.
+            self.heart.beat("save", self.saved[0] if self.saved else 0)
+        return self.writing.result()
+
+    def insist(self, seconds: float) -> None:
+        """Waits for the write that is under way; if it fails, for so many seconds tries again."""
+        end = time.monotonic() + seconds
+        self.finish()
+        while self.failed and time.monotonic() < end:
+            time.sleep(RETRY_LEAVING)
+            self._again()
+
+    def _again(self) -> None:
+        if self.failed:
+            self.writing = self.thread.submit(self._write, *self.failed)
+            self.finish()
 
     def check_finished(self) -> None:
         """Raises OSError if the state that was saved last is not on disk."""
@@ -170,14 +220,15 @@ class Saver:
         if not self.session.main or metric not in metrics:
             return
         self.finish()
-        checkpoint = next((c for c in checkpoints.listed(self.directory) if c.step == step), None)
         less = self.settings.rule == "less" or (
             self.settings.rule is None and any(word in metric for word in LESS_IS_BETTER)
         )
-        old = checkpoints.best_value(self.directory)
         value = metrics[metric]
-        if checkpoint and (old is None or (value < old if less else value > old)):
-            try:
+        try:
+            checkpoint = next((c for c in checkpoints.listed(self.directory) if c.step == step), None)
+            old = checkpoints.best_value(self.directory)
+            if checkpoint and (old is None or (value < old if less else value > old)):
+                checkpoints.check_fence(*self.fence)
                 checkpoints.mark_best(self.directory, checkpoint, metric, metrics)
-            except OSError as error:
-                self.session.report("checkpoint_failed", step=step, reason=f"best.json: {error}")
+        except OSError as error:
+            self.session.report("checkpoint_failed", step=step, reason=f"best.json: {error}")

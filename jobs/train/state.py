@@ -212,7 +212,8 @@ class Snapshots:
 
 
 def restore(runner: Any, session: Session, path: str) -> Tree:
-    """Puts the state of a checkpoint into a freshly built runner. Returns the checkpoint's `baton` part.
+    """Puts the state of a checkpoint into a freshly built runner. Returns what the loop has to know: whether
+    the `validation_due` at that step is still to come.
 
     The world size may differ from the one that saved. Raises RuntimeError if the model has changed.
     """
@@ -225,16 +226,17 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     loop = runner.train_loop
     loop._epoch, loop._iter = checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"]
     loop.stop_training = own["stop_training"]
-    runner.message_hub.load_state_dict(checkpoint["message_hub"])
+    # Nothing that stays may be a part of the file's memory map: once the file is pruned, it would keep its
+    # room on the disk.
+    runner.message_hub.load_state_dict(cloned(checkpoint["message_hub"]))
     for key, (values, counts) in own["history"].items():
         runner.message_hub.log_scalars[key] = HistoryBuffer(values.tolist(), counts.tolist())
         runner.message_hub._resumed_keys[key] = True
-    # The file's memory map must not outlive this function: the file may be pruned (on NFS: for good).
     runner.optim_wrapper.load_state_dict(cloned(checkpoint["optimizer"]))
     _restore_schedulers(runner.param_schedulers, checkpoint.get("param_schedulers"))
-    _restore_hooks(runner, own["hooks"])
+    _restore_hooks(runner, cloned(own["hooks"]))
     _restore_local(model, session, own["ranks"])
-    return own
+    return {"validation_due": own["validation_due"]}
 
 
 def _restore_schedulers(schedulers: Any, saved: Any) -> None:

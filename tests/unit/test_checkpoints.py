@@ -4,26 +4,32 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from jobs import compat
+from jobs.errors import UserError
 from jobs.train import checkpoints
 
 CONTENT = {"state_dict": {"weight": torch.arange(3000.0)}, "meta": {"epoch": 1}}
 
 
 def manifest(step: int, **more: object) -> dict:
-    return {"step": step, "epoch": step, "asked": False} | more
+    known = dict.fromkeys(checkpoints.FIELDS, 0)
+    return known | {"step": step, "epoch": step, "asked": False} | more
 
 
 def write(folder: Path, step: int, start: int = 1, **more: object) -> checkpoints.Checkpoint:
-    content = CONTENT | {"step": step}
-    return checkpoints.write(folder / f"iter_{step}.pth", content, manifest(step, **more), folder, start)
+    record = manifest(step, **more)
+    content = CONTENT | {"step": step, "baton": record | {"history": {}}}
+    return checkpoints.write(folder / f"iter_{step}.pth", content, record, folder, start)
 
 
 def names(folder: Path) -> list[str]:
@@ -40,19 +46,34 @@ def test_the_newest_is_found_and_plain_torch_reads_it(tmp_path: Path) -> None:
     assert torch.load(newest.path, weights_only=True)["step"] == 10
 
 
+def killed(child: Callable[[], object]) -> bool:
+    """Runs `child` in a process of its own. Returns whether that was killed before it was through."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
 @pytest.mark.parametrize("phase", ["opened", "written", "synced", "renamed", "manifest", "verified"])
 @pytest.mark.parametrize("before", [0, 1])
 def test_killed_in_any_phase_of_a_write(tmp_path: Path, phase: str, before: int) -> None:
     for step in range(before):
         write(tmp_path, step)
-    child = os.fork()
-    if child == 0:
+
+    def dying() -> None:
         checkpoints.on_phase = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == phase else None
         write(tmp_path, 5)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    assert killed(dying)
     newest = checkpoints.newest(tmp_path)
-    if phase in ("manifest", "verified"):
+    if phase in ("renamed", "manifest", "verified"):
+        # Once it has its name it is whole, with or without a manifest.
         assert newest is not None
         assert newest.step == 5
     elif before:
@@ -61,10 +82,92 @@ def test_killed_in_any_phase_of_a_write(tmp_path: Path, phase: str, before: int)
     else:
         assert newest is None
     # And the next start writes the same step as if nothing had been.
+    checkpoints.clear(tmp_path, tmp_path, 2)
     write(tmp_path, 5, start=2)
     again = checkpoints.newest(tmp_path)
     assert again is not None
     assert again.step == 5
+    assert list(tmp_path.glob(".*")) == []
+
+
+def die_at(number: int) -> None:
+    """From here on, the process kills itself before its `number`-th call of those that change a disk."""
+    left = number
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    # The interpreter tells of these itself, whoever calls them; not of fsync and write.
+    sys.addaudithook(lambda event, _: count() if event in ("open", "os.rename", "os.remove") else None)
+    fsync, write = os.fsync, checkpoints._Hashing.write
+
+    def counted_fsync(fd: int) -> None:
+        count()
+        fsync(fd)
+        count()
+
+    def counted_write(self: checkpoints._Hashing, data: bytes) -> int:
+        # Half of it is on the disk.
+        whole = memoryview(data)
+        written = write(self, whole[: len(whole) // 2])
+        self.file.flush()
+        count()
+        return written + write(self, whole[len(whole) // 2 :])
+
+    os.fsync, checkpoints._Hashing.write = counted_fsync, counted_write  # type: ignore[method-assign]
+
+
+def test_killed_at_any_call(tmp_path: Path) -> None:
+    """Of a save from beginning to end: writing, pruning, and marking the best."""
+    before = tmp_path / "before"
+    before.mkdir()
+    for step in (1, 2, 3):
+        checkpoint = write(before, step, asked=True)
+        if step == 2:
+            checkpoints.mark_best(before, checkpoint, "mIoU", {"mIoU": 50.0})
+
+    def save(folder: Path) -> None:
+        written = write(folder, 4, start=2, asked=True)
+        checkpoints.prune(folder, 1, folder, 2)
+        checkpoints.mark_best(folder, written, "mIoU", {"mIoU": 60.0})
+
+    deaths, found, bests = 0, [], []
+    while True:
+        folder = tmp_path / str(deaths)
+        shutil.copytree(before, folder)
+
+        def dying(number: int = deaths + 1, folder: Path = folder) -> None:
+            die_at(number)
+            save(folder)
+
+        alive = not killed(dying)
+        newest, best = checkpoints.newest(folder), checkpoints.best(folder)
+        assert newest is not None
+        assert best is not None
+        assert torch.load(newest.path, weights_only=True)["step"] == newest.step
+        assert best.manifest["digest"] == checkpoints.digest(best.path)
+        assert not list(folder.glob("*.damaged"))
+        found.append(newest.step)
+        bests.append(best.step)
+        # The next start saves the same as if nothing had been.
+        checkpoints.clear(folder, folder, 3)
+        save(folder)
+        assert {"iter_3.pth", "iter_4.pth"} <= set(names(folder)) <= {f"iter_{n}.pth" for n in (2, 3, 4)}
+        assert sorted(path.name.removesuffix(".json") for path in folder.glob("*.pth.*")) == names(folder)
+        assert list(folder.glob(".*")) == []
+        shutil.rmtree(folder)
+        if alive:
+            break
+        deaths += 1
+    # First the old ones, then the new ones; and as many places to die in as there are calls.
+    assert found == sorted(found)
+    assert set(found) == {3, 4}
+    assert bests == sorted(bests)
+    assert set(bests) == {2, 4}
+    assert deaths > 25
 
 
 def truncate(path: Path) -> None:
@@ -90,7 +193,17 @@ def tear_manifest(path: Path) -> None:
     os.truncate(manifest, manifest.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, flip, lose_manifest, tear_manifest])
+def take_another_ones_manifest(path: Path) -> None:
+    manifest = path.with_name(f"{path.name}.json")
+    manifest.write_text(manifest.read_text().replace('"digest": "', '"digest": "0'))
+
+
+def lose_manifest_and_flip(path: Path) -> None:
+    lose_manifest(path)
+    flip(path)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip, lose_manifest_and_flip])
 def test_a_damaged_one_is_named_and_the_one_before_taken(tmp_path: Path, damage) -> None:
     write(tmp_path, 1)
     damage(write(tmp_path, 2).path)
@@ -100,6 +213,75 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(tmp_path: Path, damage)
     assert newest.step == 1
     assert reports == [("checkpoint_damaged", "iter_2.pth")]
     assert (tmp_path / "iter_2.pth.damaged").exists()
+
+
+@pytest.mark.parametrize("loss", [lose_manifest, tear_manifest, take_another_ones_manifest])
+def test_a_whole_one_without_its_manifest_still_counts(tmp_path: Path, loss) -> None:
+    write(tmp_path, 1)
+    written = write(tmp_path, 2, global_batch=8)
+    loss(written.path)
+    newest = checkpoints.newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 2
+    assert newest.manifest["global_batch"] == 8
+    assert newest.manifest["digest"] == written.manifest["digest"]
+    assert not list(tmp_path.glob("*.damaged"))
+    assert [c.step for c in checkpoints.listed(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", [truncate, lose_manifest_and_flip])
+def test_without_a_whole_one_a_run_does_not_begin_again(tmp_path: Path, damage) -> None:
+    for step in (1, 2):
+        damage(write(tmp_path, step).path)
+    # Neither this start nor one that finds them set aside.
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"whole.*iter_1\.pth\.damaged.*delete the folder"):
+            checkpoints.newest(tmp_path)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert checkpoints.newest(tmp_path) is None
+
+
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pth.json"])
+def test_what_cannot_be_read_is_not_taken_for_damage(tmp_path: Path, suffix: str) -> None:
+    """A link to itself stands for a file server that does not answer: it can be neither read nor missed."""
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    unreadable = tmp_path / f"iter_2{suffix}"
+    loop(unreadable)
+    for _ in range(2):
+        with pytest.raises(OSError, match=unreadable.name) as caught:
+            checkpoints.newest(tmp_path)
+        assert caught.value.errno == errno.ELOOP
+    assert names(tmp_path) == ["iter_1.pth", "iter_2.pth"]
+    assert not list(tmp_path.glob("*.damaged"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("forbidden", [".", "iter_2.pth", "iter_2.pth.json"])
+def test_what_may_not_be_read_is_not_taken_for_absent(tmp_path: Path, forbidden: str) -> None:
+    tmp_path.chmod(0o777)
+    for step in (1, 2):
+        write(tmp_path, step)
+
+    def as_nobody() -> None:
+        os.chdir(tmp_path)
+        Path(forbidden).chmod(0o300 if forbidden == "." else 0)
+        os.setuid(65534)
+        try:
+            checkpoints.newest(Path())
+        except PermissionError:
+            return
+        os._exit(1)
+
+    assert not killed(as_nobody)
+    tmp_path.chmod(0o777)
+    assert names(tmp_path) == ["iter_1.pth", "iter_2.pth"]
 
 
 def test_a_moved_run_is_found_whole(tmp_path: Path) -> None:
@@ -135,6 +317,81 @@ def test_an_older_start_is_fenced_off(tmp_path: Path) -> None:
         checkpoints.prune(tmp_path, most=1, job=tmp_path, start=9)
     assert names(tmp_path) == ["iter_1.pth", "iter_2.pth", "iter_3.pth"]
     assert list(tmp_path.glob(".*.tmp")) == []
+    with pytest.raises(checkpoints.FencedOff):
+        checkpoints.clear(tmp_path, tmp_path, start=9)
+
+
+@pytest.mark.parametrize("phase", ["synced", "renamed"])
+def test_a_writer_that_stood_still_leaves_what_a_later_start_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """Start 1 stops for a while in the middle of a write; start 2 writes the same step, and more."""
+    write(tmp_path, 1)
+
+    def meanwhile(name: str) -> None:
+        if name == phase:
+            monkeypatch.setattr(checkpoints, "on_phase", lambda _: None)
+            (tmp_path / "start-2").touch()
+            checkpoints.clear(tmp_path, tmp_path, 2)
+            for step in (2, 3):
+                # Not the same bytes: the time of the save is in them.
+                record = manifest(step)
+                content = CONTENT | {"step": step, "baton": record, "by": "start 2"}
+                checkpoints.write(tmp_path / f"iter_{step}.pth", content, record, tmp_path, 2)
+
+    monkeypatch.setattr(checkpoints, "on_phase", meanwhile)
+    with pytest.raises(checkpoints.FencedOff):
+        write(tmp_path, 2, start=1)
+    assert [c.step for c in checkpoints.listed(tmp_path)] == [1, 2, 3]
+    assert [c.manifest["start"] for c in checkpoints.listed(tmp_path)] == [1, 2, 2]
+    for checkpoint in checkpoints.listed(tmp_path):
+        assert checkpoints.digest(checkpoint.path) == checkpoint.manifest["digest"]
+
+
+def test_a_writer_whose_file_was_replaced_does_not_delete_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads back something else than it wrote: because a later start has written it."""
+
+    def meanwhile(name: str) -> None:
+        if name == "manifest":
+            monkeypatch.setattr(checkpoints, "on_phase", lambda _: None)
+            (tmp_path / "start-2").touch()
+            (tmp_path / "iter_2.pth.json").unlink()
+            write(tmp_path, 2, start=2, why="later")
+
+    monkeypatch.setattr(checkpoints, "on_phase", meanwhile)
+    with pytest.raises(checkpoints.FencedOff):
+        write(tmp_path, 2, start=1)
+    newest = checkpoints.newest(tmp_path)
+    assert newest is not None
+    assert newest.manifest["start"] == 2
+
+
+def test_what_killed_writers_left_is_deleted_before_the_first_write(tmp_path: Path) -> None:
+    left = [".iter_5.pth.1.99.tmp", ".iter_5.pth.2.99.tmp", ".best.json.99.tmp"]
+    for name in (*left, ".iter_5.pth.3.99.tmp"):
+        (tmp_path / name).touch()
+    checkpoints.clear(tmp_path, tmp_path, start=3)
+    # Start 3's own may be under way.
+    assert [path.name for path in tmp_path.iterdir()] == [".iter_5.pth.3.99.tmp"]
+
+
+def test_manifests_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every save looks at all of them, and a run may keep thousands."""
+    for step in range(5):
+        write(tmp_path, step)
+    checkpoints.listed(tmp_path)
+    read = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    write(tmp_path, 5)
+    assert [c.step for c in checkpoints.listed(tmp_path)] == [0, 1, 2, 3, 4, 5]
+    assert read == ["iter_5.pth.json"]
+    # A manifest that was replaced is another.
+    write(tmp_path, 3, start=2)
+    (tmp_path / "iter_3.pth.json").write_text(json.dumps(manifest(33, bytes=1)))
+    assert [c.step for c in checkpoints.listed(tmp_path)] == [0, 1, 2, 4, 5]
 
 
 def fill(path: Path) -> None:

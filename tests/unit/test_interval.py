@@ -20,13 +20,15 @@ def test_the_optimum_stays_within_bounds() -> None:
 
 def test_without_interruptions_the_mean_time_grows_with_the_time_run() -> None:
     quiet = [event("first_step", 1, 0), event("epoch", 1, 3600)]
-    assert interval.between_interruptions([]) == interval.PRIOR
-    assert interval.between_interruptions(quiet) == interval.PRIOR + 3600
+    assert interval.past([], 1).between() == interval.PRIOR
+    assert interval.past(quiet, 1).between() == interval.PRIOR + 3600
+    assert interval.past(quiet, 1).between(since=60) == interval.PRIOR + 3660
 
 
 def test_interruptions_shorten_it() -> None:
     events = []
     for start in range(1, 12):
         events += [event("first_step", start, start * 700), event("epoch", start, start * 700 + 600)]
-    # 11 starts of 600 s, 10 interruptions
-    assert interval.between_interruptions(events) == pytest.approx((interval.PRIOR + 6600) / 11)
+    # 11 starts of 600 s, 10 interruptions; the twelfth means another.
+    assert interval.past(events, 11).between() == pytest.approx((interval.PRIOR + 6600) / 11)
+    assert interval.past(events, 12).between() == pytest.approx((interval.PRIOR + 6600) / 12)
