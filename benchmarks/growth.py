@@ -200,7 +200,7 @@ def show_status(run: Run) -> None:
 def decide_resume(run: Run) -> None:
     """All that a start reads of the past: whether it may go on, and how often to save."""
     assert budget.verdict(budget.read(run.events)).stop is None
-    interval.between_interruptions(events.iterate(run.events))
+    interval.past(events.iterate(run.events), start=1)
 
 
 # ----------------------------------------------------------------------------------------------- checkpoints
