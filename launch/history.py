@@ -610,9 +610,9 @@ def add_accounting(history: History, slurm: dict[str, list[Job]]) -> None:
     """Says more about endings that the events leave open, from accounting's rows of each incarnation."""
     rows_of: dict[str, deque[Job]] = {}
     for one in history.incarnations:
-        rows = rows_of.setdefault(
-            one.job, deque(sorted((row for row in slurm.get(one.job, []) if row.start), key=_start))
-        )
+        if one.job not in rows_of:
+            rows_of[one.job] = deque(sorted((r for r in slurm.get(one.job, []) if r.start), key=_start))
+        rows = rows_of[one.job]
         while rows and rows[0].end is not None and rows[0].end < one.began:
             rows.popleft()
         row = next(iter(rows), None)
