@@ -25,6 +25,8 @@ train_dataloader = dict(
 
 train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=200, val_interval=10)
 
+# SyncBN is on, as in the zoo. Mixed precision, channels_last, torch.compile and a fused optimizer are off:
+# docs/gpu-options.md says why, and how to have them.
 # 0.01 is for 2 GPUs with 4 images each; with another global batch it is scaled in proportion.
 optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=0.0005))
 auto_scale_lr = dict(enable=True, base_batch_size=8)

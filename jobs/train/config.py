@@ -34,6 +34,8 @@ BATON: dict[str, Any] = {
     "deterministic": False,
     # jobs/train/transforms.py in place of mmseg's, equal bit for bit.
     "fast_transforms": True,
+    # Weights and activations in NHWC order, which tensor cores like (GPU, with mixed precision).
+    "channels_last": False,
     # The backbone's file has only some of its weights, by design; the others stay random.
     "partly_pretrained": False,
 }

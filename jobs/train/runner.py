@@ -71,6 +71,9 @@ class TrainingRunner(Runner):
         if self.session.device == "cpu":
             # SyncBN has no CPU version. `state.average_statistics` keeps the ranks' statistics together.
             model = revert_sync_batchnorm(model)
+        if (self.cfg.get("baton") or {}).get("channels_last"):
+            # Activations follow the weights from the first convolution on.
+            model = model.to(memory_format=torch.channels_last)
         return super().wrap_model(model_wrapper_cfg, model)
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:

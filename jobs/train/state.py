@@ -196,7 +196,8 @@ class Snapshots:
         if isinstance(tree, torch.Tensor):
             old = self.memory.get(path)
             if old is None or old.shape != tree.shape or old.dtype != tree.dtype:
-                old = torch.empty(tree.shape, dtype=tree.dtype, pin_memory=tree.is_cuda)
+                # Like it in the order of its elements, too (channels_last): fused optimizers rely on that.
+                old = torch.empty_like(tree, device="cpu", pin_memory=tree.is_cuda)
                 self.memory[path] = old
             old.copy_(tree.detach(), non_blocking=True)
             return old
