@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # (`make acceptance`); `make test` plays those that wait least, and two of the 2x2.
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
-.PHONY: help setup setup-b slurm slurm-if-possible browser demo lint unit local slurm-tests acceptance set-b \
+.PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit local slurm-tests acceptance set-b \
 	test bench clean
 
 help:
@@ -24,8 +24,8 @@ setup-b:
 slurm:
 	@env/cluster/install.sh
 
-browser:
-	@env/browser.sh
+test-tools:
+	@env/test-tools.sh
 
 # 3: not on this machine, or not as this user; the tests on Slurm then skip and say why.
 slurm-if-possible:
@@ -42,7 +42,7 @@ lint: setup
 unit: setup
 	$(PYTHON_A) -m pytest tests/unit -q -n 2
 
-local: setup browser
+local: setup test-tools
 	$(PYTHON_A) -m pytest tests/local -q
 
 slurm-tests: setup slurm-if-possible

@@ -1,4 +1,5 @@
-"""`status.py` over 1,000 runs: seconds for the whole command, and how often it calls Slurm.
+"""`status.py` over 1,000 runs: seconds for the whole command, in a pipe and on a terminal, and how often it
+calls Slurm.
 
 The runs are as real ones: run.yaml, 200 epochs with their checkpoints and validations in events.jsonl, some
 preempted, half of them running. Stand-ins for squeue and sacct answer as Slurm would, at once, and count
@@ -23,6 +24,7 @@ sys.path[0] = str(ROOT)
 
 from benchmarks.harness import record  # noqa: E402
 from jobs.run_directory import Request, Run  # noqa: E402
+from tests.unit import terminal  # noqa: E402
 
 STAND_IN = """#!/bin/sh
 echo "$0" >> "$BATON_COUNT"
@@ -57,21 +59,33 @@ def main() -> int:
             "BATON_COUNT": str(count),
         }
         command = [sys.executable, str(ROOT / "launch/status.py")]
-        seconds, calls = [], []
+        seconds: dict[str, list[float]] = {"pipe": [], "terminal": []}
+        calls = []
         for _ in range(arguments.rounds):
-            count.write_text("")
-            began = time.perf_counter()
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            seconds.append(time.perf_counter() - began)
-            calls.append(len(count.read_text().splitlines()))
-        assert done.stdout.count("\n") >= arguments.runs, "not every run is in the table"
+            for where, figures in seconds.items():
+                count.write_text("")
+                began = time.perf_counter()
+                if where == "pipe":
+                    done = subprocess.run(
+                        command, env=environment, capture_output=True, text=True, check=True
+                    )
+                    shown = done.stdout
+                else:
+                    shown = terminal.run(command, environment, columns=120)
+                figures.append(time.perf_counter() - began)
+                calls.append(len(count.read_text().splitlines()))
+                assert shown.count("\n") >= arguments.runs, f"not every run is in the table of the {where}"
         empty = min(_timed([sys.executable, "-c", "pass"]) for _ in range(3))
     raw = {"seconds": seconds, "calls": calls, "bytes_of_events": size, "python_start": empty}
-    record(
-        "status_scale", f"`status.py` over {arguments.runs:,} runs, s", statistics.median(seconds),
-        against="", goal=1.0, better="lower", unit="s", raw=raw,
-        note=f"{max(calls)} Slurm calls, {size / 1e6:.0f} MB of events",
-    )  # fmt: skip
+    for name, where, words in (
+        ("status_scale", "pipe", "in a pipe"),
+        ("status_terminal", "terminal", "on a terminal"),
+    ):
+        record(
+            name, f"`status.py` over {arguments.runs:,} runs, {words}",
+            statistics.median(seconds[where]), against="", goal=1.0, better="lower", unit="s", raw=raw,
+            note=f"{max(calls)} Slurm calls, {size / 1e6:.0f} MB of events",
+        )  # fmt: skip
     record(
         "status_calls", f"Slurm calls of `status.py` over {arguments.runs:,} runs", max(calls),
         against="", goal=2, better="lower", unit="calls", raw=raw,

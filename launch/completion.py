@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -26,13 +27,19 @@ COMMANDS = (
 SCRIPT = """\
 # Completion of Baton's commands. zsh runs bash's completions after this line:
 [ -n "${{ZSH_VERSION:-}}" ] && autoload -Uz bashcompinit && bashcompinit
+_baton_root={runs}
+_baton_runs() {{
+  local run
+  for run in "${{BATON_RUNS:-$_baton_root}}"/*/run.yaml; do
+    [ -e "$run" ] && run=${{run%/run.yaml}} && echo "${{run##*/}}"
+  done
+}}
 _baton() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} script= words=
   local i
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${{COMP_WORDS[i]}} in launch/*.py | */launch/*.py) script=${{COMP_WORDS[i]##*/}} ;; esac
   done
-  local runs=${{BATON_RUNS:-{runs}}}
   case $script,$before in
 {choices}
   *)
@@ -44,9 +51,9 @@ _baton() {{
     case $script,$word in
     status.py,-* | logs.py,-* | cancel.py,-* | report.py,-* | clean.py,-* | evaluate.py,-* | infer.py,-*) ;;
     status.py,* | logs.py,* | cancel.py,* | report.py,* | clean.py,* | evaluate.py,* | infer.py,*)
-      words=$(cd "$runs" 2>/dev/null && for d in */run.yaml; do echo "${{d%/run.yaml}}"; done) ;;
+      words=$(_baton_runs) ;;
     esac
-    case $before in --resume | --compare) words=$(cd "$runs" 2>/dev/null && ls) ;; esac
+    case $before in --resume | --compare) words=$(_baton_runs) ;; esac
     ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
@@ -79,7 +86,9 @@ def script() -> str:
             if action.choices:
                 pattern = " | ".join(f"{command}.py,{string}" for string in action.option_strings)
                 choices.append(f'  {pattern}) words="{" ".join(map(str, action.choices))}" ;;')
-    return SCRIPT.format(runs=runs.runs_root(), options="\n".join(options), choices="\n".join(choices))
+    return SCRIPT.format(
+        runs=shlex.quote(str(runs.runs_root())), options="\n".join(options), choices="\n".join(choices)
+    )
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:

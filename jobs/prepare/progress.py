@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-INTERVAL = 15.0
-"""Seconds between two lines of one task in a log."""
+FIRST, INTERVAL = 3.0, 15.0
+"""Seconds until the first line of a task in a log, and between two. Quick tasks say nothing."""
 
 Advance = Callable[[int], None]
 
@@ -29,14 +29,15 @@ def task(name: str, total: int, unit: str = "", done: int = 0) -> Iterator[Advan
             bar = bars.add_task(name, total=total, completed=done)
             yield lambda count: bars.advance(bar, count)
         return
-    reached, begun, last = done, time.monotonic(), time.monotonic()
+    reached, begun = done, time.monotonic()
+    due = begun + FIRST
 
     def advance(count: int) -> None:
-        nonlocal reached, last
+        nonlocal reached, due
         reached += count
         now = time.monotonic()
-        if now - last >= INTERVAL:
-            last = now
+        if now >= due:
+            due = now + INTERVAL
             share = f"{reached / total:.0%}" if total else ""
             rate = (reached - done) / (now - begun)
             how = f"{rate / 1e6:,.1f} MB/s" if unit == "B" else f"{rate:,.0f}/s"

@@ -132,7 +132,7 @@ def add_tensorboard(cfg: Config, session: Session) -> None:
             backends.remove(backend)
             if session.main:
                 print(f"{backend['type']} is left out: {package} is not installed", flush=True)
-    if all(backend["type"] == "LocalVisBackend" for backend in backends):
+    if all(backend["type"] != "TensorboardVisBackend" for backend in backends):
         backends.append({"type": "TensorboardVisBackend"})
     visualizer["vis_backends"] = backends
     cfg.visualizer = visualizer

@@ -68,5 +68,17 @@ def test_a_run_is_cancelled_resumed_evaluated_and_reported(tmp_path: Path, voc_s
     page = (run / "report.html").read_text()
     for part in ("cancelled", "Confusion matrix", "data:image/jpeg;base64,", "ETTR"):
         assert part in page
+    # TensorBoard's files are there although the config does not ask for them.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    written = list((run / "tensorboard").rglob("events.out.tfevents.*"))
+    assert written
+    losses = 0
+    for file in written:
+        accumulator = EventAccumulator(str(file))
+        accumulator.Reload()
+        if "loss" in accumulator.Tags()["scalars"]:
+            losses += len(accumulator.Scalars("loss"))
+    assert losses > 0
     assert "train local-" in call(runs, "logs", "mine", "--job", "train", "--rank", 0)
     assert "mIoU" in call(runs, "logs", "mine", "--job", "evaluate")

@@ -13,16 +13,16 @@ import pytest
 from launch import report_data, report_page
 from tests.unit.made_runs import with_everything
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+NAMES = ("chromium", "google-chrome")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), "")
 # As root on Debian `make local` installs it, so that there its absence is a failure.
 MUST = os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
-@pytest.mark.skipif(not BROWSER and not MUST, reason="no browser here; as root: sh env/browser.sh")
+@pytest.mark.skipif(not BROWSER and not MUST, reason="no browser here; as root: sh env/test-tools.sh")
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_shows_it(tmp_path: Path, dark: bool) -> None:
-    assert BROWSER, "no browser: sh env/browser.sh installs it"
+    assert BROWSER, "no browser: sh env/test-tools.sh installs it"
     run = with_everything(tmp_path / "run")
     run.report.write_text(report_page.page(report_data.gather(run)))
     picture, log = tmp_path / "page.png", tmp_path / "net.json"

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_bash_completes_options_choices_and_runs(tmp_path: Path) -> None:
     made_run(tmp_path / "first")
     made_run(tmp_path / "second")
+    (tmp_path / "comparison.html").write_text("no run")
+    (tmp_path / "prepare").mkdir()
     script = tmp_path / "completion.sh"
     script.write_text(completion.script())
 
@@ -41,6 +43,10 @@ def test_bash_completes_options_choices_and_runs(tmp_path: Path) -> None:
     assert complete("python", "launch/logs.py", "first", "--fo") == {"--follow"}
     assert complete("python", "/x/launch/logs.py", "first", "--job", "ev") == {"evaluate"}
     assert complete("python", "launch/train.py", "--resume", "sec") == {"second"}
+    for option in ("--resume", "--compare"):
+        command = "train" if option == "--resume" else "report"
+        assert complete("python", f"launch/{command}.py", option, "") == {"first", "second"}
+    assert complete("python", "launch/report.py", "--compare", "first", "") == {"first", "second"}
     assert complete("python", "other.py", "--") == set()
 
 

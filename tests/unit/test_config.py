@@ -42,6 +42,17 @@ def test_shipped_configs_have_none_of_the_guides_defects(path: str, tmp_path: Pa
     assert {"type": "TensorboardVisBackend"} in cfg.visualizer.vis_backends
 
 
+@pytest.mark.skipif(compat.is_installed("wandb"), reason="wandb is installed here")
+def test_a_service_that_is_not_installed_is_left_out_and_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = session(tmp_path, visualizer__vis_backends=[{"type": "WandbVisBackend"}])
+    main.rank = 0
+    cfg = config.resolve(main)
+    assert cfg.visualizer.vis_backends == [{"type": "TensorboardVisBackend"}]
+    assert "WandbVisBackend is left out: wandb is not installed" in capsys.readouterr().out
+
+
 def test_the_recipe_starts_from_the_weights_of_its_own_backbone(tmp_path: Path) -> None:
     cfg = config.resolve(session(tmp_path))
     assert (cfg.model.pretrained, cfg.model.backbone.type) == ("open-mmlab://resnet50_v1c", "ResNetV1c")

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Installs, where this user may, what tests/local wants beyond Python: Chromium, to look at the report in a
+# real browser, and zsh, to complete commands in it. `make test` calls this; without root or apt-get it says
+# so, and those tests skip.
+set -eu
+lacking=
+command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || lacking=chromium
+command -v zsh >/dev/null 2>&1 || lacking="$lacking zsh"
+[ -n "$lacking" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+    echo "Some tests want $lacking and skip without; as root on Debian: sh env/test-tools.sh" >&2
+    exit 0
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq update
+# shellcheck disable=SC2086  # a list
+apt-get -qq install -y --no-install-recommends $lacking >/dev/null
