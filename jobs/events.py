@@ -11,7 +11,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -74,10 +78,10 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def seconds_of(time: str) -> float:
+def seconds_of(text: str) -> float:
     """Seconds since the epoch of an event's `time`."""
     # Python 3.10's fromisoformat does not know the Z.
-    return datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp()
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
 def append(path: Path, event: str, /, **fields: Any) -> dict[str, Any]:
@@ -88,10 +92,73 @@ def append(path: Path, event: str, /, **fields: Any) -> dict[str, Any]:
 
     Raises EventError for an event outside the schema, OSError as `open` and `write` do.
     """
+    record = _record(event, fields)
+    append_line(path, line_of(record))
+    return record
+
+
+class Writer:
+    """Appends events for one process, which a full disk must not end: an event that cannot be written waits,
+    and is written in its turn with the next one or by `flush`. Its time is when it happened.
+
+    May be used from several threads. `common` are fields of every event, such as stage, job and start.
+    """
+
+    def __init__(self, path: Path, **common: Any) -> None:
+        self.path, self.common = path, common
+        self.waiting: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+
+    def append(self, event: str, /, **fields: Any) -> None:
+        """As `append` of this module, but never raises OSError."""
+        with self._lock:
+            self.waiting.append(_record(event, self.common | fields))
+            if error := self._write():
+                print(f"{event} waits to be written: {error}", file=sys.stderr, flush=True)
+
+    def flush(self, seconds: float = 0.0) -> bool:
+        """Tries once more to write what waits, or for that many seconds. Whether nothing waits any more."""
+        deadline = time.monotonic() + seconds
+        while self.waiting:
+            with self._lock:
+                error = self._write()
+            if error is None or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        return not self.waiting
+
+    def _write(self) -> OSError | None:
+        try:
+            while self.waiting:
+                append_line(self.path, line_of(self.waiting[0]))
+                self.waiting.pop(0)
+        except OSError as error:
+            return error
+        return None
+
+
+def _record(event: str, fields: dict[str, Any]) -> dict[str, Any]:
     record = {"time": now(), "event": event} | {k: v for k, v in fields.items() if v is not None}
     check(record)
-    append_line(path, json.dumps(record, separators=(",", ":"), default=str))
     return record
+
+
+def line_of(record: dict[str, Any]) -> str:
+    """A record as JSON that every reader takes: JSON knows no NaN and no infinity, which become null."""
+    try:
+        return json.dumps(record, separators=(",", ":"), default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(record), separators=(",", ":"), default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return value
 
 
 def append_line(path: Path, line: str) -> None:

@@ -30,7 +30,8 @@ from typing import IO
 from jobs import events, exit_codes
 from jobs.errors import UserError
 from jobs.run_directory import Run, write_atomically
-from jobs.train import afterwards, processes
+from jobs.train import afterwards, processes, successor
+from jobs.train.session import Forgiving
 
 LEAVE_SECONDS = 120.0
 """How long the tasks of a cancelled stage may take to save and leave."""
@@ -69,10 +70,12 @@ class _Chain:
         self.signals: list[signal.Signals] = []
         self.cancelled = 0
         self.job = _job_id()
+        self.story = events.Writer(run.events, job=self.job)
         self.restart = 0
 
     def run(self, stages: Sequence[Stage]) -> int:
         run = self.run_directory
+        sys.stdout, sys.stderr = Forgiving(sys.stdout), Forgiving(sys.stderr)
         run.job.mkdir(exist_ok=True)
         if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid():
             os.setsid()
@@ -82,7 +85,7 @@ class _Chain:
             if owner:
                 _lock(lock, run)
             # In an allocation, the local chain is still no job of Slurm's.
-            environ = afterwards.clean_environment(os.environ) | {"BATON_JOB": self.job}
+            environ = successor.clean_environment(os.environ) | {"BATON_JOB": self.job}
             os.environ.clear()
             os.environ.update(environ)
             processes.adopt_orphans()
@@ -115,9 +118,8 @@ class _Chain:
             rank = next(rank for rank, one in codes.items() if one != 0)
             log = f"job/{self.log_name(stage, rank)}"
             error = _last_line(self.run_directory.path / log)
-            events.append(
-                self.run_directory.events, "failed", stage=stage.name, job=self.job, rank=rank,
-                exit_code=code,
+            self.story.append(
+                "failed", stage=stage.name, rank=rank, exit_code=code,
                 reason=f"{stage.name} failed: {error or f'exit code {code}'}", error=error, log=log,
             )  # fmt: skip
         return code
@@ -133,7 +135,7 @@ class _Chain:
             if not again or afterwards.cancelled_by(self.run_directory):
                 return outcome.code
             if outcome.code == exit_codes.RESUME:
-                events.append(self.run_directory.events, "requeued", stage="train", job=self.job, how="local")
+                self.story.append("requeued", stage="train", how="local")
             self.restart += 1
 
     def run_tasks(self, stage: Stage) -> dict[int, int]:
@@ -189,9 +191,7 @@ class _Chain:
             asked = True
             if self.cancelled == 1:
                 if not afterwards.cancelled_by(self.run_directory):
-                    events.append(
-                        self.run_directory.events, "cancelled", stage="train", job=self.job, by=number.name
-                    )
+                    self.story.append("cancelled", stage="train", by=number.name)
                 for pid in tasks:
                     processes.send(pid, signal.SIGTERM)
         return asked

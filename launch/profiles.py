@@ -74,6 +74,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Any further sbatch option, without the dashes; `true` for one that takes no value."""
     signal_delay: int = 120
     """Seconds before the time limit at which the job is told to save and leave (--signal=USR2@N)."""
+    presubmit: bool = False
+    """Submit the training's successor when it starts, for partitions that kill without notice."""
     notify: Notify | None = None
     """Whom to tell when a run has finished, failed or stopped."""
     hang_minutes: int = 10

@@ -253,7 +253,8 @@ def _command(batch: Batch) -> str:
     )
     start = " ".join(srun)
     if stage == "train":
-        return TRAIN.format(cd=cd, srun=start, python=python)
+        presubmit = PRESUBMIT if settings.presubmit else ""
+        return TRAIN.format(cd=cd, srun=start, python=python, presubmit=presubmit)
     target = "" if stage == "prepare" else ' "$run"'
     command = f"{python} -u -m jobs.{stage}{target} {given}".rstrip()
     return OTHER.format(cd=cd, srun=start, command=command)
@@ -266,15 +267,18 @@ OTHER = """\
   sh -c 'trap "" USR2 TERM; exec "$@"' baton {command}
 code=$?
 # 85: it was told to leave and goes on in another start, unless the job is being cancelled.
-if [ "$code" -eq 85 ] && [ "$(squeue --noheader --job="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+[ "$code" -ne 85 ] || (trap "" USR2 TERM; exec "$host_python" -m jobs.slurm requeue)
 exit "$code"
+"""
+
+PRESUBMIT = """\
+# The partition kills without notice: a successor waits, for any end of this job but success.
+(trap "" USR2 TERM; exec "$host_python" -m jobs.train.afterwards "$run" --presubmit)
 """
 
 TRAIN = """\
 {cd}
-while :; do
+{presubmit}while :; do
   # Ignored from the first instruction until the handlers stand, so that an early signal ends nothing.
   {srun} \\
     sh -c 'trap "" USR2 TERM; exec "$@"' baton {python} -u -m jobs.train "$run"

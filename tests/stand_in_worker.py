@@ -42,9 +42,12 @@ def beat(phase: str, step: int) -> None:
     os.write(int(os.environ["BATON_HEARTBEAT_FD"]), line.encode())
 
 
+story = events.Writer(run.events, stage="train", job=os.environ["BATON_JOB"], start=start)
+
+
 def event(name: str, **fields: object) -> None:
     if rank == 0:
-        events.append(run.events, name, stage="train", job=os.environ["BATON_JOB"], start=start, **fields)
+        story.append(name, **fields)
 
 
 def count_file() -> Path:
@@ -56,12 +59,18 @@ def save(step: int, why: str) -> None:
         if newest_start(run.job) > start:
             sys.exit(SUPERSEDED)
         beat("save", step)
-        write_atomically(count_file(), str(step).encode())
+        try:
+            write_atomically(count_file(), str(step).encode())
+        except OSError as error:  # a full disk costs a checkpoint
+            event("checkpoint_failed", step=step, reason=str(error))
+            return
         event("checkpoint", step=step, epoch=0, path="checkpoints/count", bytes=1, seconds=0.0, why=why)
 
 
 def all_agree(step: int) -> bool:
     """Whether any rank was asked to leave; every rank gives the same answer. A lost peer raises."""
+    if world == 1:
+        return bool(asked)
     mine = run.job / f"vote-{start}-{step}-{rank}"
     write_atomically(mine, str(len(asked)).encode())
     votes = []

@@ -7,25 +7,34 @@ batch script does afterwards: afterwards.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from jobs import events, exit_codes
 from jobs.errors import UserError, run_command
 from jobs.run_directory import Run
 from jobs.train import budget, processes, rendezvous
+from jobs.train.session import Forgiving
 from jobs.train.supervise import supervise
 from jobs.train.task import Task, read
 
 RENDEZVOUS_SECONDS = 300.0
 HANG_MINUTES = 10.0
+CANCELLED = "the run was cancelled; python launch/train.py --resume {run} goes on with it"
+"""While its job was being requeued, say: a cancelled run must not train again for that."""
+T = TypeVar("T")
 
 
 def main() -> int:
     arguments = _arguments()
+    sys.stdout, sys.stderr = Forgiving(sys.stdout), Forgiving(sys.stderr)
     # First of all, so that a preemption is not missed: it is passed on when the worker can hear it.
     signals: list[signal.Signals] = []
     wakeup = processes.wake_on_signals(signals.append, *processes.CATCHABLE)
@@ -35,35 +44,39 @@ def main() -> int:
     if not run.path.is_dir():
         raise UserError(f"there is no run directory {run.path}")
     run.job.mkdir(exist_ok=True)
-    start = claim_start(run, task) if task.rank == 0 else None
-    stop = budget.verdict(budget.read(run.events)).stop if task.rank == 0 else None
+    # Rank 0 has the word: what the run's events say, which start this is, and whether it may be.
+    records = budget.read(run.events) if task.rank == 0 else None
+    start, stop, cancelled = None, None, False
+    story = events.Writer(run.events, stage="train", job=task.job)
     try:
-        meeting = rendezvous.meet(task, rendezvous.secret(run.job), rendezvous_seconds(), start, stop)
-    except rendezvous.RendezvousError as error:
+        if task.rank == 0:
+            start = story.common["start"] = patiently(lambda: claim_start(run, task))
+            cancelled = (run.job / "cancelled").exists()
+            stop = CANCELLED.format(run=run.name) if cancelled else budget.verdict(records).stop
+        key = patiently(lambda: rendezvous.secret(run.job))
+        meeting = rendezvous.meet(task, key, rendezvous_seconds(), start, stop)
+    except (rendezvous.RendezvousError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         if task.rank == 0:
-            events.append(
-                run.events, "failed", stage="train", job=task.job, start=start, reason=str(error), rank=0,
-                host=task.host, error=str(error),
-            )  # fmt: skip
+            story.append("failed", reason=str(error), rank=0, host=task.host, error=str(error))
         return exit_codes.FAILED
+    story.common["start"] = meeting.start
     if meeting.stop is not None:
         if task.rank == 0:
             print(f"error: {meeting.stop}", file=sys.stderr)
-            events.append(
-                run.events, "stopped", stage="train", job=task.job, start=start, reason=meeting.stop
-            )
+            if not cancelled:
+                story.append("stopped", reason=meeting.stop)
         return exit_codes.FAILED
     if task.rank == 0:
-        events.append(
-            run.events, "started", stage="train", job=task.job, start=start, restart=task.restart,
-            hosts=list(dict.fromkeys(meeting.hosts)), world_size=task.world_size, pid=os.getpid(),
+        story.append(
+            "started", restart=task.restart, hosts=list(dict.fromkeys(meeting.hosts)),
+            world_size=task.world_size, pid=os.getpid(),
             ranks_per_node=max(meeting.hosts.count(host) for host in meeting.hosts),
         )  # fmt: skip
     command = arguments.worker or [sys.executable, "-u", "-m", "jobs.train.rank", str(run.path)]
     return supervise(
-        run, task, meeting, command, hang_seconds=hang_seconds(run), environ=os.environ, wakeup=wakeup,
-        signals=signals,
+        run, task, meeting, command, story, hang_seconds=hang_seconds(run), environ=os.environ,
+        wakeup=wakeup, signals=signals, last_checkpoint=budget.last_checkpoint(records),
     )  # fmt: skip
 
 
@@ -81,11 +94,28 @@ def claim_start(run: Run, task: Task) -> int:
     }
     while True:
         try:
-            with (run.job / f"start-{number}").open("x") as file:
-                json.dump(owner | {"time": events.now()}, file)
-            return number
+            fd = os.open(run.job / f"start-{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             number += 1
+            continue
+        # On a full disk a mark may stay empty: it is there, which is what claims.
+        with contextlib.suppress(OSError), os.fdopen(fd, "w") as file:
+            json.dump(owner | {"time": events.now()}, file)
+        return number
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """What `action` returns, tried again for half the time in which the ranks must meet while the disk is
+    full. Raises its OSError after that."""
+    deadline = time.monotonic() + rendezvous_seconds() / 2
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise
+            print(f"trying again: {error}", file=sys.stderr, flush=True)
+            time.sleep(1.0)
 
 
 def rendezvous_seconds() -> float:

@@ -4,34 +4,36 @@ Its own exit code says how the batch script goes on: 75 start the ranks again in
 else is the job's exit code: 0 only when the training is finished, since the evaluation depends on it.
 
 A training that saved and left (85) must come back, by whichever way the cluster allows: Slurm has requeued
-the job already; `scontrol requeue`; or, where requeueing is forbidden or the partition cancels, a successor:
-the same script submitted again. Whoever waits for this job is moved to the successor while this job still
-lives, for a dependency that can never be fulfilled would be cancelled at its end.
+the job already; `scontrol requeue`; or, where requeueing is forbidden or the partition cancels, a successor
+(successor.py). Whoever waits for this job is moved to the successor while this job still lives, for a
+dependency that can never be fulfilled would be cancelled at its end.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
-import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import events, exit_codes, notify
+from jobs import events, exit_codes, notify, slurm
 from jobs.errors import run_command
-from jobs.run_directory import Run
-from jobs.train import budget
+from jobs.run_directory import Run, write_atomically
+from jobs.train import budget, successor
 from jobs.train.checkpoints import newest_start
+from jobs.train.session import Forgiving
 from jobs.train.task import job_id
 
 AGAIN_HERE = 75
-COMMAND_SECONDS = 60.0
 UNREADABLE_SECONDS = 60.0
+UNWRITABLE_SECONDS = 5.0
 EXCLUDE_SECONDS = 5.0
 
 # What Slurm says to a requeue of a job that it has requeued itself.
@@ -44,15 +46,12 @@ class Outcome:
 
     code: int
     words: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    ok: bool
-    text: str
+    news: str = ""
+    """What the user may want to be notified of: finished, failed or stopped; "": not at all."""
 
 
 def main() -> int:
+    sys.stdout, sys.stderr = Forgiving(sys.stdout), Forgiving(sys.stderr)
     parser = argparse.ArgumentParser(prog="python -m jobs.train.afterwards", description=__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run directory")
     parser.add_argument("--exit-code", type=int, help="the exit code of srun")
@@ -61,14 +60,15 @@ def main() -> int:
         action="store_true",
         help="before the training: submit the successor already, for a partition that kills without grace",
     )
+    parser.add_argument("--if-ending", action="store_true", help="--presubmit only near the job's end")
     arguments = parser.parse_args()
     run = Run(arguments.run.resolve())
     if arguments.presubmit:
-        outcome = presubmit(run)
-    elif arguments.exit_code is None:
+        print(f"baton: {successor.presubmit(run, arguments.if_ending)}", flush=True)
+        return 0
+    if arguments.exit_code is None:
         parser.error("--exit-code or --presubmit is required")
-    else:
-        outcome = after_srun(run, arguments.exit_code)
+    outcome = after_srun(run, arguments.exit_code)
     print(f"baton: {outcome.words}", flush=True)
     return outcome.code
 
@@ -76,57 +76,53 @@ def main() -> int:
 def after_srun(run: Run, code: int) -> Outcome:
     """What follows on srun's exit code. Writes the events, does the requeueing, tells who wants to know."""
     outcome = _after_srun(run, code)
-    if code == exit_codes.FINISHED:
-        notify.about(run, "finished", outcome.words)
-    elif outcome.words.startswith("stopped"):
-        notify.about(run, "stopped", outcome.words)
-    elif outcome.code == AGAIN_HERE:
-        notify.about(run, "failed", outcome.words)
+    if outcome.news:
+        notify.about(run, outcome.news, outcome.words)
     return outcome
 
 
 def _after_srun(run: Run, code: int) -> Outcome:
-    if code == exit_codes.FINISHED:
-        _withdraw_presubmitted(run)
-        return Outcome(0, "training is finished")
     job = job_id() or "unknown"
+    if code == exit_codes.FINISHED:
+        successor.withdraw(run, job)
+        return Outcome(0, "training is finished", "finished")
     if by := _cancelled(run, job):
-        _withdraw_presubmitted(run)
+        successor.withdraw(run, job)
         return Outcome(code, f"cancelled by {by}: not started again")
     if code == exit_codes.SUPERSEDED or _later_start(run, job):
         return _give_way(run, job, code)
     if code == exit_codes.RESUME:
-        return _come_back(run, job, code, exclude=())
-    state = job_state()
+        return _come_back(run, job, code)
+    state = slurm.state()
     if state not in ("RUNNING", "UNKNOWN"):
         # Preempted without grace, timed out, a node lost: Slurm has ended it, the failure is none of ours.
-        return _come_back(run, job, code, exclude=())
+        return _come_back(run, job, code)
     return _after_failure(run, job, code)
 
 
 def _after_failure(run: Run, job: str, code: int) -> Outcome:
     records = _read_patiently(run.events)
-    if records is not None:
-        _record_failure(run, job, code, records)
+    counted = records is not None and _record_failure(run, job, code, records)
+    if counted:
         records = budget.read(run.events)
     verdict = budget.verdict(records)
     if records and records[-1]["event"] == "stopped":
-        _withdraw_presubmitted(run)
-        return Outcome(code, f"stopped: {records[-1]['reason']}")
+        successor.withdraw(run, job)
+        return Outcome(code, f"stopped: {records[-1].get('reason')}", "stopped")
     if code == exit_codes.USER_ERROR or verdict.stop:
         reason = verdict.stop or "the configuration is wrong; the log says where"
-        events.append(
-            run.events, "stopped", stage="train", job=job, start=_last_start(records), reason=reason
-        )
-        _withdraw_presubmitted(run)
-        return Outcome(code, f"stopped: {reason}")
-    if not verdict.known:
-        # Perhaps another node can read it. Nothing is known, so it is neither the end nor a fresh start here.
-        return _come_back(run, job, code, exclude=())
-    others = [node for node in verdict.exclude if os.environ.get("SLURM_JOB_ID")]
-    if others:
-        return _come_back(run, job, code, exclude=others)
-    return Outcome(AGAIN_HERE, f"a rank failed (exit code {code}): starting again in this allocation")
+        _say(run, job, "stopped", start=_last_start(records), reason=reason)
+        successor.withdraw(run, job)
+        return Outcome(code, f"stopped: {reason}", "stopped")
+    on_slurm = bool(os.environ.get("SLURM_JOB_ID"))
+    if not verdict.known or (not counted and on_slurm):
+        # Perhaps another node can read and write it. What cannot be counted must not go round and round here.
+        outcome = _come_back(run, job, code)
+    elif verdict.exclude and on_slurm:
+        outcome = _come_back(run, job, code, verdict.exclude)
+    else:
+        outcome = Outcome(AGAIN_HERE, f"a rank failed (exit code {code}): starting again in this allocation")
+    return dataclasses.replace(outcome, news=outcome.news or "failed")
 
 
 # How to give way, and how to come back
@@ -135,15 +131,14 @@ def _after_failure(run: Run, job: str, code: int) -> Outcome:
 def _give_way(run: Run, job: str, code: int) -> Outcome:
     """A later start of the run is under way, in another job or in this one after a requeue that it missed.
     Coming back would fence that one off in turn."""
-    _withdraw_presubmitted(run)
+    successor.withdraw(run, job)
     owner = str((_later_start(run, job) or {}).get("job") or "")
     moved: list[str] = []
     if owner not in ("", job) and os.environ.get("SLURM_JOB_ID"):
         # What waits for the training waits for the job that goes on with it.
-        moved = _move_dependents(job, lambda text: _rename(text, job, owner), but=owner)
+        moved = successor.move_dependents(job, lambda text: successor.rename(text, job, owner), but=owner)
     words = f"a later start of the run{f' (job {owner})' if owner else ''} goes on: this one ends"
-    followers = f"; {', '.join(moved)} now wait{'s' * (len(moved) == 1)} for it" if moved else ""
-    return Outcome(code if code != exit_codes.RESUME else exit_codes.SUPERSEDED, words + followers)
+    return Outcome(code if code != exit_codes.RESUME else exit_codes.SUPERSEDED, words + _followers(moved))
 
 
 def _later_start(run: Run, job: str) -> dict[str, Any] | None:
@@ -161,149 +156,61 @@ def _later_start(run: Run, job: str) -> dict[str, Any] | None:
     return None
 
 
-def _come_back(run: Run, job: str, code: int, exclude: Sequence[str]) -> Outcome:
+def _come_back(run: Run, job: str, code: int, exclude: Sequence[str] = ()) -> Outcome:
     """Sees to it that the job runs again; the batch script then ends with `code`."""
-    if not os.environ.get("SLURM_JOB_ID"):
+    raw = os.environ.get("SLURM_JOB_ID")
+    if not raw:
         return Outcome(code, "saved; start it again to go on")
-    if waiting := _presubmitted(run, job):
-        # It waits for this job to end in any way but success.
-        _note_requeue(run, job, "successor", successor=waiting)
-        return Outcome(code, f"job {waiting} was submitted in advance and goes on")
-    answer = _call(["scontrol", "requeue", job])
-    if answer.ok:
-        if exclude and not _exclude(exclude):
+    answer = slurm.call(["scontrol", "requeue", job])
+    if answer.ok or ALREADY.search(answer.text):
+        if exclude and not _exclude(raw, exclude):
             exclude = ()
-        _note_requeue(run, job, "scontrol", exclude=exclude)
-        return Outcome(code, "requeued" + (f", away from {', '.join(exclude)}" if exclude else ""))
-    if ALREADY.search(answer.text):
-        _note_requeue(run, job, "slurm")
-        return Outcome(code, "Slurm has requeued the job already")
+        successor.withdraw(run, job)
+        _note_requeue(run, job, "scontrol" if answer.ok else "slurm", exclude=exclude)
+        words = "requeued" if answer.ok else "Slurm has requeued the job already"
+        return Outcome(code, words + (f", away from {', '.join(exclude)}" if exclude else ""))
+    if waiting := successor.presubmitted(run, job):
+        # It waits for this job to end in any way but success.
+        if exclude and not _exclude(waiting, exclude):
+            exclude = ()
+        _note_requeue(run, job, "successor", waiting, exclude)
+        return Outcome(code, f"job {waiting} was submitted in advance and goes on")
     print(f"baton: requeueing is refused ({answer.text}); submitting a successor", flush=True)
     options = [f"--exclude={','.join(exclude)}"] if exclude else []
-    successor, text = _submit_successor(run, f"afterany:{job}", options)
-    if successor is None:
-        command = f"sbatch {_script(run)}"
+    new, text = successor.submit(run, f"afterany:{job}", options)
+    if new is None:
+        command = f"sbatch {successor.own_script(run)}"
         reason = f"could neither requeue the job ({answer.text}) nor submit a successor ({text})"
-        events.append(run.events, "stopped", stage="train", job=job, reason=f"{reason}; to go on: {command}")
-        return Outcome(code, f"{reason}; to go on, type: {command}")
+        _say(run, job, "stopped", reason=f"{reason}; to go on: {command}")
+        return Outcome(code, f"stopped: {reason}; to go on, type: {command}", "stopped")
     # First the dependents, then everything else: there may be little time left.
-    moved = _move_dependents(job, lambda text: _rename(text, job, successor), but=successor)
-    _note_requeue(run, job, "successor", successor=successor, exclude=exclude)
-    followers = f"; {', '.join(moved)} now wait{'s' * (len(moved) == 1)} for it" if moved else ""
-    return Outcome(code, f"submitted job {successor}, which goes on{followers}")
+    moved = successor.move_dependents(job, lambda text: successor.rename(text, job, new), but=new)
+    _note_requeue(run, job, "successor", new, exclude)
+    return Outcome(code, f"submitted job {new}, which goes on{_followers(moved)}")
 
 
-def presubmit(run: Run) -> Outcome:
-    """Submits the successor while nothing is wrong yet, for partitions that end a job without any notice.
-
-    It runs if this job ends in any way but success, and is cancelled by Slurm if this job succeeds. Who
-    depends on this job is content with either.
-    """
-    job = job_id() or "unknown"
-    if not os.environ.get("SLURM_JOB_ID") or _cancelled(run, job) or _presubmitted(run, job):
-        return Outcome(0, "no successor to submit")
-    successor, text = _submit_successor(run, f"afternotok:{job}", ["--kill-on-invalid-dep=yes"])
-    if successor is None:
-        return Outcome(0, f"could not submit a successor in advance: {text}")
-    (run.job / f"presubmitted-{job}").write_text(successor)
-    _move_dependents(job, lambda text: _either(text, job, successor), but=successor)
-    return Outcome(0, f"submitted job {successor} in advance; it goes on if this one is killed")
+def _followers(moved: Sequence[str]) -> str:
+    return f"; {', '.join(moved)} now wait{'s' * (len(moved) == 1)} for it" if moved else ""
 
 
-def _submit_successor(run: Run, dependency: str, options: Sequence[str]) -> tuple[str | None, str]:
-    """Submits the run's script once more: (job id, what sbatch said). Overrides the header's dependency, for
-    what the first job waited for (the preparation) is long gone."""
-    command = ["sbatch", "--parsable", f"--dependency={dependency}", *options]
-    if element := os.environ.get("SLURM_ARRAY_TASK_ID"):
-        command.append(f"--array={element}")
-    answer = _call([*command, str(_script(run))], clean_environment(os.environ))
-    if not answer.ok:
-        return None, answer.text
-    identifier = answer.text.splitlines()[-1].split(";")[0].strip()
-    return (f"{identifier}_{element}" if element else identifier), answer.text
-
-
-def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what belongs to this job: a successor that inherited SLURM_RESTART_COUNT or a
-    node list would take itself for this one."""
-    ours = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI")
-    names = ("BATON_JOB", "BATON_RESTART", "BATON_START", "BATON_RUN", "BATON_HEARTBEAT_FD")
-    return {
-        name: value
-        for name, value in environ.items()
-        if name == "SLURM_CONF" or not (name.startswith(ours) or name in names)
-    }
-
-
-def _script(run: Run) -> Path:
-    return Path(os.environ.get("BATON_SCRIPT") or run.job / "train.sbatch")
-
-
-def _exclude(nodes: Sequence[str]) -> bool:
-    """Keeps the job, just requeued, off these nodes, beside those it avoids already. False if Slurm refuses.
+def _exclude(job: str, nodes: Sequence[str]) -> bool:
+    """Keeps a job off these nodes, beside those it avoids already. False if Slurm refuses.
 
     Only a pending job can be told so, and it may take a moment until the requeued one counts as that.
     """
-    job = os.environ["SLURM_JOB_ID"]
-    shown = _call(["scontrol", "show", "job", "-o", job])
+    shown = slurm.call(["scontrol", "show", "job", "-o", job])
     before = re.search(r"\bExcNodeList=(\S+)", shown.text)
     names = [before[1]] if before and before[1] != "(null)" else []
     command = ["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join([*names, *nodes])}"]
     deadline = time.monotonic() + EXCLUDE_SECONDS
-    while not (answer := _call(command)).ok and time.monotonic() < deadline:
+    while not (answer := slurm.call(command)).ok and time.monotonic() < deadline:
         time.sleep(0.2)
     if not answer.ok:
         print(f"baton: could not exclude {', '.join(nodes)}: {answer.text}", flush=True)
     return answer.ok
 
 
-# Who waits for this job
-
-
-def _move_dependents(job: str, change: Callable[[str], str], but: str = "") -> list[str]:
-    """Changes the dependency of every job of ours that names `job`; returns the ids of those changed."""
-    shown = _call(["squeue", "--me", "--noheader", "--states=PENDING", "--format=%i %E"])
-    if not shown.ok:
-        print(f"baton: cannot see which jobs depend on this one: {shown.text}", flush=True)
-    moved = []
-    for line in shown.text.splitlines() if shown.ok else []:
-        identifier, _, dependency = line.partition(" ")
-        before = re.sub(r"\([^)]*\)", "", dependency.strip())
-        after = change(before)
-        if identifier == but or after == before:
-            continue
-        answer = _call(["scontrol", "update", f"JobId={identifier}", f"Dependency={after}"])
-        if answer.ok:
-            moved.append(identifier)
-        else:
-            print(f"baton: job {identifier} still depends on {job}: {answer.text}", flush=True)
-    return moved
-
-
-def _rename(dependency: str, job: str, successor: str) -> str:
-    """`dependency` with `successor` in the place of `job`; afternotok and the like are renamed with it."""
-    return re.sub(rf"(?<![\d_]){re.escape(job)}(?![\d_])", successor, dependency)
-
-
-def _either(dependency: str, job: str, successor: str) -> str:
-    """`dependency` so that the success of either job will do. Only where that is all it waits for: Slurm does
-    not mix "and" with "or"."""
-    if dependency != f"afterok:{job}":
-        return dependency
-    return f"afterok:{job}?afterok:{successor}"
-
-
 # What is known about this job
-
-
-def job_state() -> str:
-    """Slurm's state of this job, such as RUNNING; UNKNOWN outside of Slurm or when it cannot be asked."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if not job:
-        return "UNKNOWN"
-    answer = _call(["scontrol", "show", "job", "-o", job])
-    match = re.search(r"\bJobState=(\w+)", answer.text)
-    return match[1] if answer.ok and match else "UNKNOWN"
 
 
 def cancelled_by(run: Run) -> str | None:
@@ -322,54 +229,52 @@ def cancelled_by(run: Run) -> str | None:
 def _cancelled(run: Run, job: str) -> str | None:
     """As `cancelled_by`, but sees a plain scancel too, and notes it as an event."""
     by = cancelled_by(run)
-    if by is None and job_state() == "CANCELLED":
+    if by is None and slurm.state() == "CANCELLED":
         by = "scancel"
-        events.append(run.events, "cancelled", stage="train", job=job, by=by)
+        _say(run, job, "cancelled", by=by)
     return by
 
 
-def _presubmitted(run: Run, job: str) -> str | None:
-    path = run.job / f"presubmitted-{job}"
-    return path.read_text().strip() if path.exists() else None
-
-
-def _withdraw_presubmitted(run: Run) -> None:
-    """The successor that was submitted in advance is not wanted any more."""
-    if waiting := _presubmitted(run, job_id() or ""):
-        _call(["scancel", waiting])
-
-
-def _record_failure(run: Run, job: str, code: int, records: Sequence[Mapping[str, object]]) -> None:
-    """Notes a failure that no supervisor lived to note, so that it counts."""
+def _record_failure(run: Run, job: str, code: int, records: Sequence[Mapping[str, object]]) -> bool:
+    """Sees to it that this failure counts: one that no supervisor lived to note is noted here. False if it
+    could not be written."""
     memory = run.job / "failures-noted"
-    before = int(memory.read_text()) if memory.exists() else 0
+    try:
+        before = int(memory.read_text())
+    except (OSError, ValueError):  # there was none, or it was torn
+        before = 0
     now = sum(
         record["event"] in ("failed", "stopped") and record.get("stage") == "train" for record in records
     )
     noted = now > before
-    memory.write_text(str(now if noted else now + 1))
+    try:
+        write_atomically(memory, str(now if noted else now + 1).encode())
+    except OSError as error:
+        print(f"baton: {memory}: {error}", flush=True)
     if noted:
-        return
-    start = _last_start(records)
+        return True
     number = f" (signal {code - 128})" if code > 128 else ""
-    events.append(
-        run.events, "failed", stage="train", job=job, start=start, exit_code=code,
-        reason=f"srun ended with exit code {code}{number}, and no rank lived to say why",
-    )  # fmt: skip
+    reason = f"srun ended with exit code {code}{number}, and no rank lived to say why"
+    return _say(run, job, "failed", start=_last_start(records), exit_code=code, reason=reason)
 
 
 def _last_start(records: Sequence[Mapping[str, object]] | None) -> int | None:
-    found = [record["start"] for record in records or [] if record["event"] == "started"]
+    found = [record.get("start") for record in records or [] if record["event"] == "started"]
     return int(str(found[-1])) if found and found[-1] is not None else None
 
 
 def _note_requeue(
     run: Run, job: str, how: str, successor: str | None = None, exclude: Sequence[str] = ()
 ) -> None:
-    events.append(
-        run.events, "requeued", stage="train", job=job, how=how, successor=successor,
-        exclude=list(exclude) or None,
-    )  # fmt: skip
+    _say(run, job, "requeued", how=how, successor=successor, exclude=list(exclude) or None)
+
+
+def _say(run: Run, job: str, event: str, **fields: Any) -> bool:
+    """Appends an event. On a full disk it is tried for some seconds, then it is lost, which must not keep the
+    job from coming back: False."""
+    story = events.Writer(run.events, stage="train", job=job)
+    story.append(event, **fields)
+    return story.flush(UNWRITABLE_SECONDS)
 
 
 def _read_patiently(path: Path) -> list[dict[str, object]] | None:
@@ -378,21 +283,6 @@ def _read_patiently(path: Path) -> list[dict[str, object]] | None:
     while (records := budget.read(path)) is None and time.monotonic() < deadline:
         time.sleep(1.0)
     return records
-
-
-def _call(command: Sequence[str], env: Mapping[str, str] | None = None) -> Answer:
-    """Runs one of Slurm's commands; never raises, since there is always another way to try."""
-    try:
-        done = subprocess.run(
-            list(command), capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False, env=env
-        )
-    except FileNotFoundError:
-        return Answer(False, f"there is no {command[0]} on this node")
-    except subprocess.TimeoutExpired:
-        return Answer(False, f"{command[0]} gave no answer for {COMMAND_SECONDS:.0f} s")
-    if done.returncode == 0:
-        return Answer(True, done.stdout.strip())
-    return Answer(False, " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,10 @@ class Start:
 
     @property
     def error(self) -> str | None:
-        return str(self.failures[-1].get("error") or self.failures[-1]["reason"]) if self.failures else None
+        if not self.failures:
+            return None
+        last = self.failures[-1]
+        return str(last.get("error") or last.get("reason") or "an error without a word")
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,14 @@ def read(path: Path) -> list[dict[str, Any]] | None:
         return events.read(path)
     except OSError:
         return None
+
+
+def last_checkpoint(records: Sequence[dict[str, Any]] | None) -> tuple[int, int]:
+    """(step, epoch) of the newest checkpoint that events tell of; (0, 0) if none."""
+    for record in reversed(records or []):
+        if record["event"] == "checkpoint" and _step(record) >= 0:
+            return _step(record), int(record.get("epoch") or 0)
+    return 0, 0
 
 
 def verdict(records: Sequence[dict[str, Any]] | None) -> Verdict:
@@ -108,13 +119,13 @@ def starts(records: Sequence[dict[str, Any]]) -> list[Start]:
             found.append(named)
         if not found:
             if name in ("checkpoint", "epoch"):
-                best = max(best, record["step"])
+                best = max(best, _step(record))
             continue
         current = named or found[-1]
         if name in ("checkpoint", "epoch"):
             # An epoch done again after a resume is no progress.
-            current.progress |= record["step"] > best
-            best = max(best, record["step"])
+            current.progress |= _step(record) > best
+            best = max(best, _step(record))
         elif name in ("signal", "preempted"):
             current.preempted = True
         elif name == "finished":
@@ -124,6 +135,12 @@ def starts(records: Sequence[dict[str, Any]]) -> list[Start]:
         elif name == "failed" and record not in current.failures:
             current.failures.append(record)
     return found
+
+
+def _step(record: dict[str, Any]) -> int:
+    """The step of an event; -1 if it has none (a line that somebody has edited)."""
+    step = record.get("step")
+    return step if isinstance(step, int) else -1
 
 
 def _barren(all_starts: Sequence[Start]) -> list[Start]:

@@ -103,16 +103,18 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def end_all(seconds: float = 10.0) -> dict[int, int]:
+def end_all(seconds: float = 10.0, spare: int | None = None) -> dict[int, int]:
     """Kills every descendant of this process, however deep, and collects the ended: pid -> wait status.
 
+    `spare` and what that has started live on.
     Needs `adopt_orphans`: a child of a killed process becomes ours, and is found in the next round. Gives up
     after `seconds` (a process in uninterruptible sleep on a dead file system cannot be killed).
     """
     ended: dict[int, int] = {}
     deadline = time.monotonic() + seconds
     while True:
-        living = descendants(os.getpid())
+        spared = {spare, *descendants(spare)} if spare else set()
+        living = [pid for pid in descendants(os.getpid()) if pid not in spared]
         for pid in living:
             send(pid, signal.SIGKILL)
         ended |= reap()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +30,9 @@ class Session:
     """A gloo process group for what the ranks agree on; None with one rank."""
     store: Any = None
     """The TCPStore of the ranks; None with one rank."""
-    _unwritten: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    _writing: Any = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._events = events.Writer(self.run.events, stage="train", job=self.job, start=self.start)
 
     @property
     def main(self) -> bool:
@@ -41,17 +40,7 @@ class Session:
 
     def report(self, event: str, **fields: Any) -> None:
         """Appends an event. A full disk must not end a training: the event is then written with the next."""
-        with self._writing:
-            self._unwritten.append((event, fields))
-            try:
-                while self._unwritten:
-                    name, values = self._unwritten[0]
-                    events.append(
-                        self.run.events, name, stage="train", job=self.job, start=self.start, **values
-                    )
-                    self._unwritten.pop(0)
-            except OSError as error:
-                print(f"event {event} {fields} waits to be written: {error}", file=sys.stderr, flush=True)
+        self._events.append(event, **fields)
 
 
 class Forgiving:

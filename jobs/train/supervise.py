@@ -11,7 +11,9 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,8 @@ from jobs.train.rendezvous import Meeting
 from jobs.train.task import Task
 
 SIGN_OF_LIFE_SECONDS = 5.0
+RESERVE_SECONDS = 60.0
+"""How long this start's end waits for the submission of a successor in advance."""
 DEATHS = {
     signal.SIGKILL: "killed by SIGKILL, probably for want of memory (the out-of-memory killer sends it)",
     signal.SIGSEGV: "died of a segmentation fault (SIGSEGV) in native code",
@@ -40,18 +44,32 @@ def supervise(
     task: Task,
     meeting: Meeting,
     command: Sequence[str],
+    story: events.Writer,
     *,
     hang_seconds: float,
     environ: Mapping[str, str],
     wakeup: int,
     signals: list[signal.Signals],
+    last_checkpoint: tuple[int, int],
 ) -> int:
     """Runs this rank's worker to its end and returns the exit code that all ranks agreed on.
 
     `signals` is where the caller's handlers put what has come in, and `wakeup` a descriptor that becomes
-    readable then. Writes events on rank 0 alone (on rank 1 if rank 0's supervisor is lost).
+    readable then. `story` takes the events, on rank 0 alone (on rank 1 if rank 0's supervisor is lost).
+    `last_checkpoint` is the (step, epoch) that this start goes on from.
     """
-    return _Supervisor(run, task, meeting, hang_seconds, wakeup, signals).run_worker(command, environ)
+    supervisor = _Supervisor(run, task, meeting, story, wakeup, signals)
+    if task.rank == 0:
+        now = time.monotonic()
+        supervisor.coordinator = Coordinator(
+            ranks=[Rank(host, now, now) for host in meeting.hosts],
+            order=supervisor.order_all,
+            write=story.append,
+            hang_seconds=hang_seconds,
+            last_checkpoint=last_checkpoint,
+            stacks=f"job/stacks-{meeting.start}-*.txt",
+        )
+    return supervisor.run_worker(command, environ)
 
 
 def describe(status: int) -> tuple[int, str | None, str]:
@@ -71,15 +89,19 @@ class _Supervisor:
         run: Run,
         task: Task,
         meeting: Meeting,
-        hang_seconds: float,
+        story: events.Writer,
         wakeup: int,
         signals: list[signal.Signals],
     ) -> None:
-        self.run, self.task, self.meeting = run, task, meeting
+        self.run, self.task, self.meeting, self.story = run, task, meeting, story
         self.peers = dict(meeting.peers)
         self.wakeup, self.signals = wakeup, signals
+        # Inside a container there may be no Slurm.
+        self.submits = "SLURM_JOB_ID" in os.environ and shutil.which("sbatch") is not None
         self.worker: int | None = None
         self.ended = False
+        self.reserve: int | None = None
+        """A process that submits the successor in advance."""
         self.phase: str | None = None
         self.step: int | None = None
         self.stacks_until: float | None = None
@@ -91,15 +113,6 @@ class _Supervisor:
         self.fresh = False
         self.told: tuple[str | None, float] = (None, 0.0)
         self.coordinator: Coordinator | None = None
-        if task.rank == 0:
-            self.coordinator = Coordinator(
-                ranks=[Rank(host, now, now) for host in meeting.hosts],
-                order=self.order_all,
-                write=self.write,
-                hang_seconds=hang_seconds,
-                last_checkpoint=_last_checkpoint(run),
-                stacks=f"job/stacks-{meeting.start}-*.txt",
-            )
 
     def run_worker(self, command: Sequence[str], environ: Mapping[str, str]) -> int:
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -119,6 +132,7 @@ class _Supervisor:
                 self.round()
             return self.code
         finally:
+            self.end_reserve()
             processes.end_all()
             for connection in self.peers.values():
                 connection.close()
@@ -169,6 +183,7 @@ class _Supervisor:
             if self.coordinator.code is not None:
                 self.order_all({"do": "end", "code": self.coordinator.code})
         self.keep_in_touch(now)
+        self.story.flush()
 
     def read_heartbeats(self, now: float) -> None:
         data = os.read(self.heartbeat_end, 65536)
@@ -217,10 +232,36 @@ class _Supervisor:
         while self.signals:
             number = self.signals.pop(0)
             self.report({"signal": number.name}, now)
+            self.submit_reserve()
             if self.phase is None:
                 self.pending.append(number)
             else:
                 self.forward(number)
+
+    def submit_reserve(self) -> None:
+        """At the end of the job's time a save may take longer than what is left: whatever becomes of it, a
+        successor is to go on. In a process of its own, since Slurm may take its time to answer."""
+        if self.coordinator and self.reserve is None and self.submits:
+            command = [sys.executable, "-m", "jobs.train.afterwards", str(self.run.path)]
+            self.reserve = processes.start([*command, "--presubmit", "--if-ending"], os.environ)
+
+    def end_reserve(self) -> None:
+        """What it submits must be on record when the batch script looks for it."""
+        deadline = time.monotonic() + RESERVE_SECONDS
+        while self.reserve is not None and time.monotonic() < deadline:
+            self.reap()
+            time.sleep(0.02)
+
+    def reap(self) -> dict[int, int]:
+        ended = processes.reap()
+        self.reserve = None if self.reserve in ended else self.reserve
+        return ended
+
+    def end_processes(self) -> dict[int, int]:
+        """Ends the worker, its loaders, and grandchildren that it left behind."""
+        ended = processes.end_all(spare=self.reserve)
+        self.reserve = None if self.reserve in ended else self.reserve
+        return ended
 
     def forward(self, number: signal.Signals) -> None:
         """Slurm signals the worker itself too; its handler sets a flag, so that twice does no harm."""
@@ -228,7 +269,7 @@ class _Supervisor:
             processes.send(self.worker, number)
 
     def watch_worker(self, now: float) -> None:
-        status = processes.reap().get(self.worker or -1)
+        status = self.reap().get(self.worker or -1)
         if status is not None:
             self.worker_ended(status, now)
 
@@ -239,7 +280,7 @@ class _Supervisor:
             with contextlib.suppress(BlockingIOError):
                 self.read_heartbeats(now)
         self.ended = True
-        processes.end_all()  # loaders and grandchildren that it left behind
+        self.end_processes()
         self.report({"exit": self.describe_end(status)}, now)
 
     def describe_end(self, status: int) -> dict[str, Any]:
@@ -300,7 +341,7 @@ class _Supervisor:
             self.stacks_until = now + DUMP_SECONDS
             self.dump_stacks()
         elif order["do"] == "kill" and not self.ended and self.worker is not None:
-            ended = processes.end_all()
+            ended = self.end_processes()
             status = ended.get(self.worker)
             self.worker_ended(status if status is not None else signal.SIGKILL, now)
         elif order["do"] == "end":
@@ -314,21 +355,10 @@ class _Supervisor:
 
     def abandoned(self, why: str) -> None:
         """Without rank 0's supervisor there is nobody to go on with."""
-        processes.end_all()
+        self.end_processes()
         if self.task.rank == 1:
-            self.write("failed", reason=why, rank=0, host=self.meeting.hosts[0], error=why)
+            self.story.append("failed", reason=why, rank=0, host=self.meeting.hosts[0], error=why)
         self.code = exit_codes.FAILED
-
-    def write(self, event: str, **fields: Any) -> None:
-        events.append(
-            self.run.events, event, stage="train", job=self.task.job, start=self.meeting.start, **fields
-        )
-
-
-def _last_checkpoint(run: Run) -> tuple[int, int]:
-    """(step, epoch) of the newest checkpoint that events tell of; (0, 0) if none."""
-    saved = [record for record in events.read(run.events) if record["event"] == "checkpoint"]
-    return (saved[-1]["step"], saved[-1]["epoch"]) if saved else (0, 0)
 
 
 def _log_of(run: Run, task: Task) -> str | None:

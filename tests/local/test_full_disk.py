@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from jobs import compat, events
-from jobs.exit_codes import FAILED, FINISHED
+from jobs.exit_codes import FAILED, FINISHED, RESUME
 from jobs.run_directory import Run
 from jobs.train import checkpoints
 from tests import tiny
+from tests.stages import end_of, make_run, of, start_ranks, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -103,6 +105,28 @@ def test_full_at_the_end(disk: Path, tmp_path: Path) -> None:
     assert named(run, "finished") == []
     assert tiny.start(run, 2) == [FINISHED] * 2
     assert named(run, "finished") == [18]
+
+
+def test_a_signal_is_heeded_while_the_disk_is_full(disk: Path) -> None:
+    """By the supervisor, whose own events cannot be written either."""
+    run = make_run(disk / "run", steps=100000)
+    ranks = start_ranks(run, 1)
+    wait_until(lambda: of(run, "checkpoint"))
+    filling = fill(disk)
+    ranks[0].send_signal(signal.SIGTERM)
+    assert end_of(ranks) == [RESUME]
+    filling.unlink()
+    assert not of(run, "failed")
+
+
+def test_a_start_waits_for_room(disk: Path) -> None:
+    run = make_run(disk / "run")
+    filling = fill(disk)
+    ranks = start_ranks(run, 2)
+    wait_until((run.job / "start-1").exists)
+    filling.unlink()
+    assert end_of(ranks) == [FINISHED] * 2
+    assert [e["start"] for e in of(run, "started")] == [1]
 
 
 def test_tensorboard_goes_on(disk: Path) -> None:

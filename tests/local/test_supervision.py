@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from jobs import events
 from jobs.exit_codes import FAILED, FINISHED, RESUME, SUPERSEDED, USER_ERROR
 from tests import tiny
 from tests.stages import end_of, make_run, of, processes_of, start_ranks, wait_until
@@ -147,6 +148,15 @@ def test_a_start_over_the_budget_ends_at_once(tmp_path: Path) -> None:
     (stopped,) = of(run, "stopped")
     assert "3 starts in a row" in stopped["reason"]
     assert len(of(run, "started")) == 3
+
+
+def test_a_cancelled_run_does_not_train_again(tmp_path: Path) -> None:
+    """Its job may have been in the queue already, for a requeue."""
+    run = make_run(tmp_path / "run")
+    (run.job / "cancelled").touch()
+    assert end_of(start_ranks(run, 2)) == [FAILED] * 2
+    assert events.read(run.events) == []
+    assert "train.py --resume run goes on" in (run.job / "local-1-train_0_log.out").read_text()
 
 
 def test_ranks_that_never_meet_are_a_failure_in_words(tmp_path: Path) -> None:

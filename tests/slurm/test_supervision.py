@@ -46,9 +46,12 @@ def make(path: Path, *options: str, presubmit: bool = False, **plan: Any) -> Run
         python=ROOT / ".venv/bin/python",
         options="\n".join(f"#SBATCH {option}" for option in options),
     )
-    body = script.TRAIN.format(cd='cd "$run/code" || exit 2', srun=script.SRUN, python='"$python"')
-    if presubmit:
-        body = 'cd "$run/code" && "$python" -m jobs.train.afterwards "$run" --presubmit\n' + body
+    body = script.TRAIN.format(
+        cd='cd "$run/code" || exit 2',
+        srun=script.SRUN,
+        python='"$python"',
+        presubmit=script.PRESUBMIT if presubmit else "",
+    )
     (run.job / "train.sbatch").write_text(head + body)
     return run
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from jobs import events
 from jobs.exit_codes import FAILED, RESUME, SUPERSEDED, USER_ERROR
-from jobs.run_directory import Run
+from jobs.run_directory import Request, Run
 from jobs.train import afterwards
 from jobs.train.afterwards import AGAIN_HERE, after_srun
+from tests.unit.slurm_answers import FakeSlurm
 
 
 @pytest.fixture
@@ -23,6 +28,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     run.job.mkdir()
     say(run, "submitted", executor="local")
     return run
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """In a job of a Slurm that does whatever it is told to."""
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    return FakeSlurm(tmp_path / "bin", monkeypatch)
 
 
 def say(run: Run, event: str, **fields: object) -> None:
@@ -140,38 +152,106 @@ def test_submitting_again_takes_a_cancellation_back(run: Run) -> None:
     assert afterwards.cancelled_by(run) is None
 
 
+def test_a_full_disk_keeps_no_job_from_coming_back(
+    run: Run, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    start(run, 1)
+    monkeypatch.setattr(afterwards, "UNWRITABLE_SECONDS", 0.0)
+    monkeypatch.setattr(events, "append_line", full)
+    monkeypatch.setattr(afterwards, "write_atomically", full)
+    for code in (RESUME, FAILED):
+        assert after_srun(run, code).code == code
+    assert slurm.calls("scontrol requeue") == ["scontrol requeue local-1"] * 2
+    assert capsys.readouterr().err.count("requeued waits to be written: ") == 2
+
+
+@pytest.mark.parametrize("torn", ["", "1x"])
+def test_a_torn_count_of_failures_is_counted_anew(run: Run, torn: str) -> None:
+    start(run, 1)
+    (run.job / "failures-noted").write_text(torn)
+    assert after_srun(run, 137).code == AGAIN_HERE
+    assert names(run)[-1] == "failed"
+    start(run, 2)
+    assert after_srun(run, 137).code == AGAIN_HERE
+    assert names(run).count("failed") == 2
+
+
+def test_a_controller_that_is_away_is_waited_for(run: Run, slurm: FakeSlurm) -> None:
+    away = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+    slurm.says("scontrol requeue", error=away, times=1)
+    slurm.says("scontrol requeue", error="Socket timed out on send/recv operation", times=1)
+    slurm.says("scontrol requeue", error="Job is pending execution")  # it had got the second
+    assert after_srun(run, RESUME).code == RESUME
+    assert len(slurm.calls("scontrol requeue")) == 3
+    assert [e["how"] for e in events.read(run.events) if e["event"] == "requeued"] == ["slurm"]
+    assert not slurm.calls("sbatch")
+
+
+def test_a_lost_answer_to_sbatch_makes_no_second_successor(run: Run, slurm: FakeSlurm) -> None:
+    slurm.says("scontrol requeue", error="Requested operation is presently disabled")
+    slurm.says("scontrol show", answer="JobId=1 JobName=mine JobState=RUNNING WorkDir=/")
+    slurm.says("sbatch", error="Batch job submission failed: Socket timed out on send/recv operation")
+    slurm.says("squeue", answer="8|afterok:local-1(unfulfilled)|mine\n9|afterany:local-1(unfulfilled)|mine")
+    assert after_srun(run, RESUME).code == RESUME
+    assert len(slurm.calls("sbatch")) == 1
+    assert [e["successor"] for e in events.read(run.events) if e["event"] == "requeued"] == ["9"]
+
+
+def test_a_successor_in_advance_is_taken_only_where_requeueing_is_refused(run: Run, slurm: FakeSlurm) -> None:
+    mark = run.job / "presubmitted-local-1"
+    slurm.says("squeue", answer="PENDING")
+    mark.write_text("9")
+    assert after_srun(run, RESUME).code == RESUME
+    assert slurm.calls("scancel") == ["scancel 9"]
+    assert not mark.exists()
+    mark.write_text("9")
+    slurm.says("scontrol requeue", error="Requested operation is presently disabled")
+    assert after_srun(run, RESUME).code == RESUME
+    requeued = [e for e in events.read(run.events) if e["event"] == "requeued"]
+    assert [(e["how"], e.get("successor")) for e in requeued] == [("scontrol", None), ("successor", "9")]
+    assert not slurm.calls("sbatch")
+
+
+class Told(NamedTuple):
+    code: int
+    fail: dict[str, object] | None
+    requeue: str
+    news: str
+
+
 @pytest.mark.parametrize(
-    ("before", "after"),
+    "told",
     [
-        ("afterok:12", "afterok:99"),
-        ("afterok:12:13,afterany:12", "afterok:99:13,afterany:99"),
-        ("afterok:123", "afterok:123"),
-        ("afterok:12_3", "afterok:12_3"),
-        ("singleton", "singleton"),
+        Told(0, None, "", "finished"),
+        Told(RESUME, None, "", ""),
+        Told(RESUME, None, "disabled", "stopped"),
+        Told(FAILED, {"host": "n1"}, "", "failed"),
+        Told(FAILED, {"host": "n1", "before": "n1"}, "", "failed"),
+        Told(USER_ERROR, {"exit_code": 2}, "", "stopped"),
     ],
 )
-def test_dependencies_are_renamed(before: str, after: str) -> None:
-    assert afterwards._rename(before, "12", "99") == after
-
-
-def test_dependency_on_an_element_is_renamed() -> None:
-    assert afterwards._rename("afterok:12_3,afterok:12_31", "12_3", "99_3") == "afterok:99_3,afterok:12_31"
-
-
-def test_dependency_on_either_job() -> None:
-    assert afterwards._either("afterok:12", "12", "99") == "afterok:12?afterok:99"
-    assert afterwards._either("afterok:12,singleton", "12", "99") == "afterok:12,singleton"
-
-
-def test_a_successor_does_not_take_itself_for_this_job() -> None:
-    inherited = {
-        "SLURM_RESTART_COUNT": "3",
-        "SLURM_JOB_ID": "12",
-        "SLURM_CONF": "/etc/slurm.conf",
-        "SBATCH_PARTITION": "x",
-        "BATON_JOB": "12",
-        "BATON_SCRIPT": "/run/train.sbatch",
-        "PATH": "/bin",
-    }
-    kept = afterwards.clean_environment(inherited)
-    assert sorted(kept) == ["BATON_SCRIPT", "PATH", "SLURM_CONF"]
+def test_who_wants_to_know_is_told(run: Run, slurm: FakeSlurm, tmp_path: Path, told: Told) -> None:
+    """Of a failure also where another node is to do better, and of a job that cannot come back."""
+    mail = [sys.executable, "-c", "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + chr(10))"]
+    cluster = {"notify": {"mail": [*mail, str(tmp_path / "mail"), "{subject}"]}}
+    run.write_request(
+        Request(name="x", config="c", data_root="/d", created="2026-01-01T00:00:00Z", cluster=cluster)
+    )
+    slurm.says("scontrol show", answer="JobId=1 JobName=x JobState=RUNNING WorkDir=/")
+    if told.requeue:
+        slurm.says("scontrol requeue", error=told.requeue)
+        slurm.says("sbatch", error="Access/permission denied")
+    if told.fail and "before" in told.fail:
+        start(run, 1)
+        say(run, "failed", start=1, reason="x", error="killed", exit_code=137, rank=0, host="n1", step=1)
+    if told.fail:
+        start(run, 2)
+        fields = {"exit_code": 137, "host": "n1", **told.fail}
+        fields.pop("before", None)
+        say(run, "failed", start=2, reason="x", error="killed", rank=0, step=2, **fields)
+    after_srun(run, told.code)
+    sent = (tmp_path / "mail").read_text().split() if (tmp_path / "mail").exists() else []
+    assert sent == ([f"{run.name}:", told.news] if told.news else [])

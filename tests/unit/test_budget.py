@@ -156,6 +156,14 @@ def test_failures_of_the_evaluation_are_not_the_trainings() -> None:
     assert story.verdict == budget.Verdict()
 
 
+def test_events_that_lack_a_field_say_nothing() -> None:
+    story = Story().start().say("checkpoint").say("epoch", step="5").say("failed")
+    assert story.verdict == budget.Verdict()
+    assert budget.last_checkpoint(story.events) == (0, 0)
+    assert budget.last_checkpoint(story.save(7).say("checkpoint").events) == (7, 0)
+    assert budget.last_checkpoint(None) == (0, 0)
+
+
 def test_unreadable_is_unknown_and_not_none(tmp_path: Path) -> None:
     assert budget.read(tmp_path / "absent.jsonl") == []
     assert budget.read(tmp_path) is None

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from jobs import events
@@ -50,6 +51,34 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
     path.write_bytes(whole + whole[: len(whole) // 2])
     events.append(path, "finished", step=2)
     assert [record["step"] for record in events.read(path)] == [1, 2]
+
+
+def test_what_json_does_not_know_becomes_null(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    events.append(
+        path, "validated", epoch=1, step=2, seconds=float("inf"), metrics={"mIoU": float("nan"), "x": 1.5}
+    )
+    (record,) = msgspec.json.decode(b"[" + path.read_bytes() + b"]")
+    assert (record["seconds"], record["metrics"]) == (None, {"mIoU": None, "x": 1.5})
+
+
+def test_what_a_full_disk_refuses_is_written_later_in_order_and_with_its_own_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "events.jsonl"
+    path.mkdir()  # nothing can be written there
+    story = events.Writer(path, stage="train", start=3)
+    story.append("finished", step=1)
+    assert "finished waits to be written" in capsys.readouterr().err
+    assert not story.flush()
+    path.rmdir()
+    before = events.now()
+    story.append("finished", step=2)
+    assert [(e["step"], e["start"]) for e in events.read(path)] == [(1, 3), (2, 3)]
+    assert events.read(path)[0]["time"] <= before
+    assert story.flush()
+    with pytest.raises(events.EventError):
+        story.append("launched")
 
 
 def _append_many(path: Path, writer: int) -> None:

@@ -1,0 +1,133 @@
+"""What a successor is submitted with, and who waits for it, as far as no Slurm is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import slurm
+from jobs.train import successor
+from tests.unit.slurm_answers import FakeSlurm
+
+# As Slurm 22.05 says it; submitted with `-p low --account=lab --time=7 --gpus-per-node=2 --mem=200 -x n4`.
+SHOWN = (
+    "JobId=1 ArrayJobId=1 ArrayTaskId=1 JobName=my run UserId=root(0) GroupId=root(0) MCS_label=N/A Nice=0 "
+    "Account=lab QOS=normal JobState=RUNNING Reason=None Dependency=(null) Requeue=0 Restarts=0 "
+    "TimeLimit=00:07:00 TimeMin=N/A EndTime=2026-11-24T23:20:38 PreemptTime=None Partition=low "
+    "ReqNodeList=(null) ExcNodeList=n4 NodeList=n2 NumNodes=1 NumCPUs=1 NumTasks=1 CPUs/Task=1 "
+    "ReqB:S:C:T=0:0:*:* TRES=cpu=1,mem=200M,node=1,billing=1,gres/gpu=2 Socks/Node=* "
+    "NtasksPerN:B:S:C=1:0:*:* MinMemoryNode=200M Features=(null) OverSubscribe=OK Licenses=(null) "
+    "Command=/a b/train.sbatch WorkDir=/a b Power= TresPerNode=gres:gpu:2 \n"
+)
+SCRIPT = """#!/bin/bash
+#SBATCH --job-name='my run'
+#SBATCH --nodes=1-2
+#SBATCH --ntasks-per-node=1
+#SBATCH -c 1
+#SBATCH --gpus-per-node=1
+#SBATCH --qos normal  # the usual one
+#SBATCH --time=10
+
+#SBATCH --chdir='/a b'
+true
+#SBATCH --account=lab
+"""
+
+
+@pytest.fixture
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    FakeSlurm(tmp_path / "bin", monkeypatch).says("scontrol show", answer=SHOWN)
+    return slurm.this_job()
+
+
+def test_a_job_is_read_as_slurm_shows_it(shown: dict[str, str]) -> None:
+    assert (shown["JobName"], shown["WorkDir"], shown["TresPerNode"]) == ("my run", "/a b", "gres:gpu:2")
+    assert not {"Dependency", "TimeMin", "PreemptTime", "Power"} & shown.keys()
+
+
+def test_a_successor_has_what_the_job_was_submitted_with(shown: dict[str, str]) -> None:
+    assert successor.options_of(shown, SCRIPT) == [
+        "--partition=low", "--account=lab", "--time=00:07:00", "--gpus-per-node=2", "--mem=200M",
+        "--exclude=n4",
+    ]  # fmt: skip
+
+
+def test_a_script_that_says_it_already_needs_no_options(shown: dict[str, str]) -> None:
+    header = (
+        "#!/bin/bash\n#SBATCH -J'my run' -phigh,low --account=LAB --qos=normal -t 7:00\n"
+        "#SBATCH -N1 --ntasks-per-node=1 -c1 --gpus-per-node=2 --mem=0.1953125G -x n4 --chdir '/a b'\n"
+    )
+    assert successor.options_of(shown, header) == []
+
+
+def test_earlier_exclusions_are_kept(shown: dict[str, str]) -> None:
+    assert successor.options_of(shown, SCRIPT, ["n1", "n2"])[-1] == "--exclude=n4,n1,n2"
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("10", 10), ("10:30", 10.5), ("1:00:00", 60), ("1-0", 1440), ("1-02:03", 1563),
+        ("2-00:00:00", 2880), ("UNLIMITED", None),
+    ],
+)  # fmt: skip
+def test_time_limits(text: str, minutes: float | None) -> None:
+    assert successor.minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("shown", "identifier", "dependency"),
+    [
+        ("afterok:12(unfulfilled)", "34", "afterok:12"),
+        ("afterok:12(unfulfilled)?afterok:9(failed)", "34", "afterok:12"),
+        ("afterok:8(failed)", "34", "afterok:8"),
+        ("aftercorr:12_*(unfulfilled)", "34_3", "afterok:12_3"),
+        ("aftercorr:12(unfulfilled),afterany:7(unfulfilled)", "34_3", "afterok:12_3,afterany:7"),
+        ("aftercorr:12_*(unfulfilled)", "34", "aftercorr:12_*"),
+    ],
+)
+def test_dependencies_are_read_as_the_one_job_has_them(shown: str, identifier: str, dependency: str) -> None:
+    assert successor.of_element(shown, identifier) == dependency
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("afterok:12", "afterok:99"),
+        ("afterok:12:13,afterany:12", "afterok:99:13,afterany:99"),
+        ("afterok:123", "afterok:123"),
+        ("afterok:12_3", "afterok:12_3"),
+        ("singleton", "singleton"),
+    ],
+)
+def test_dependencies_are_renamed(before: str, after: str) -> None:
+    assert successor.rename(before, "12", "99") == after
+
+
+def test_dependency_on_an_element_is_renamed() -> None:
+    assert successor.rename("afterok:12_3,afterok:12_31", "12_3", "99_3") == "afterok:99_3,afterok:12_31"
+
+
+def test_dependency_on_either_job() -> None:
+    assert successor.either("afterok:12", "12", "99") == "afterok:12?afterok:99"
+    assert successor.either("afterok:12?afterok:98", "12", "99") == "afterok:12?afterok:99"
+    assert successor.either("afterok:12,singleton", "12", "99") == "afterok:12,singleton"
+    assert successor.either("afterok:123", "12", "99") == "afterok:123"
+
+
+def test_a_successor_does_not_take_itself_for_this_job() -> None:
+    inherited = {
+        "SLURM_RESTART_COUNT": "3",
+        "SLURM_JOB_ID": "12",
+        "SLURM_CONF": "/etc/slurm.conf",
+        "SBATCH_ACCOUNT": "lab",
+        "SBATCH_ARRAY_INX": "0-3",
+        "SBATCH_MEM_BIND_TYPE": "none",
+        "BATON_JOB": "12",
+        "BATON_SCRIPT": "/run/train.sbatch",
+        "PATH": "/bin",
+    }
+    kept = successor.clean_environment(inherited)
+    assert sorted(kept) == ["BATON_SCRIPT", "PATH", "SBATCH_ACCOUNT", "SLURM_CONF"]
