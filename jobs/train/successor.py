@@ -21,8 +21,9 @@ from jobs.train.task import job_id
 # Of sbatch's input variables, which the first submission heeded, these belong to one job alone.
 NOT_INHERITED = ("SBATCH_ARRAY_INX", "SBATCH_WAIT", "SBATCH_CPU_BIND", "SBATCH_MEM_BIND")
 SHORT = {
-    "-J": "job-name", "-D": "chdir", "-p": "partition", "-A": "account", "-q": "qos", "-t": "time", "-N": "nodes", "-n": "ntasks",
-    "-c": "cpus-per-task", "-C": "constraint", "-L": "licenses", "-w": "nodelist", "-x": "exclude",
+    "-A": "account", "-C": "constraint", "-D": "chdir", "-J": "job-name", "-L": "licenses", "-N": "nodes",
+    "-c": "cpus-per-task", "-n": "ntasks", "-p": "partition", "-q": "qos", "-t": "time", "-w": "nodelist",
+    "-x": "exclude",
 }  # fmt: skip
 SLACK_SECONDS = 90.0
 """Slurm looks at time limits every 30 s or so, and a signal may come early by as much."""
