@@ -44,11 +44,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", path], check=True)
 
 
-def fill(disk: Path) -> Path:
-    path = disk / "filling"
-    with path.open("wb", buffering=0) as file:
+def fill(disk: Path, name: str = "filling", block: int = 4096) -> Path:
+    path = disk / name
+    with path.open("ab", buffering=0) as file:
         try:
-            while file.write(bytes(4096)):
+            while file.write(b"\n" * block):
                 pass
         except OSError:
             return path
@@ -113,6 +113,7 @@ def test_a_signal_is_heeded_while_the_disk_is_full(disk: Path) -> None:
     ranks = start_ranks(run, 1)
     wait_until(lambda: of(run, "checkpoint"))
     filling = fill(disk)
+    fill(run.path, run.events.name, 1)  # to the end of its last page
     ranks[0].send_signal(signal.SIGTERM)
     assert end_of(ranks) == [RESUME]
     filling.unlink()
