@@ -1,4 +1,4 @@
-"""Tells the user that a run has finished, failed or stopped: by a webhook or a mail command of the profile.
+"""Tells the user how a run, or a job of it, has ended: by a webhook or a mail command of the profile.
 
     notify:
       webhook: https://chat.example/hooks/abc       gets a JSON object by POST; its `text` is what chats show
@@ -11,13 +11,17 @@ Whatever goes wrong here is said in the job's log and nothing else: no notificat
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from jobs.run_directory import Run
+from jobs.train.task import job_id
 
 SECONDS = 15.0
 DEFAULT_EVENTS = ("finished", "failed", "stopped")
@@ -41,6 +45,30 @@ def about(run: Run, event: str, words: str) -> None:
             send(target, subject, text, {"run": run.name, "event": event, "path": str(run.path)})
         except Exception as error:  # by design: see above
             print(f"baton: notification failed: {error}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def failures_of(run: Run | None, stage: str) -> Iterator[None]:
+    """Tells of an error that ends a job of the run, here its `stage`. Of its tasks the first does."""
+    try:
+        yield
+    except Exception as error:
+        if run is not None and _first(run, stage):
+            about(run, "failed", f"{stage}: {' '.join(str(error).split()) or repr(error)}")
+        raise
+
+
+def _first(run: Run, stage: str) -> bool:
+    job = job_id()
+    mark = run.job / f"told-{stage}-{job}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
+    try:
+        if job:
+            mark.open("x").close()
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # better twice than never
+    return True
 
 
 def _post(url: str, subject: str, text: str, facts: dict[str, Any]) -> None:

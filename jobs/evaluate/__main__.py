@@ -24,10 +24,17 @@ from jobs.prepare import progress
 from jobs.run_directory import Run
 from jobs.train import checkpoints
 
+METRICS = ("mIoU", "mAcc", "aAcc")
+
 
 def main() -> int:
     arguments = parse()
     run = Run(arguments.run.resolve())
+    with notify.failures_of(run, "evaluate"):
+        return evaluate(run, arguments)
+
+
+def evaluate(run: Run, arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     checkpoint = models.chosen_checkpoint(run, arguments.checkpoint)
     digest = checkpoints.digest(checkpoint)
@@ -44,6 +51,7 @@ def main() -> int:
         if us.rank == 0:
             print(f"{checkpoint.name} has been evaluated already (--again does it once more): {where}")
             results.show(done)
+            say_once(run, us.job, checkpoint.name, done, where)
         ranks.gather(us, b"")
         return 0
     cfg = models.config(run)
@@ -91,11 +99,23 @@ def main() -> int:
     print(f"figures and pictures: {where}", flush=True)
     events.append(
         run.events, "evaluated", stage="evaluate", job=us.job, checkpoint=checkpoint.name, seconds=seconds,
-        metrics={key: found[key] for key in ("mIoU", "mAcc", "aAcc")}, path=str(where),
+        metrics={key: found[key] for key in METRICS}, path=str(where),
     )  # fmt: skip
     report.write(run)
     notify.about(run, "evaluated", f"mIoU {results.percent(found['mIoU'])} of {checkpoint.name}")
     return 0
+
+
+def say_once(run: Run, job: str | None, checkpoint: str, done: dict[str, Any], where: Path) -> None:
+    """A job that was killed between its result and the event of it has left that to the next."""
+    told = [
+        e for e in events.iterate(run.events) if e["event"] == "evaluated" and e.get("path") == str(where)
+    ]
+    if not told:
+        events.append(
+            run.events, "evaluated", stage="evaluate", job=job, checkpoint=checkpoint,
+            seconds=done.get("seconds"), metrics={key: done[key] for key in METRICS}, path=str(where),
+        )  # fmt: skip
 
 
 def parse() -> argparse.Namespace:

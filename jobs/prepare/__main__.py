@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs import events, exit_codes
+from jobs import events, exit_codes, notify
 from jobs.errors import UserError, run_command
 from jobs.prepare import weights
 from jobs.prepare.progress import say
+from jobs.run_directory import Run
 
 SHOWN = 20
 """Problems that --verify prints; the rest is counted."""
@@ -90,6 +91,12 @@ def main() -> int:
     args = parser().parse_args()
     if args.processes is not None and args.processes < 1:
         raise UserError(f"--processes {args.processes}: at least 1")
+    with notify.failures_of(Run(args.run) if args.run else None, "prepare"):
+        return prepared(args)
+
+
+def prepared(args: argparse.Namespace) -> int:
+    """Prepares, and records how that went. Returns the exit code."""
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, leave)
     begun = time.monotonic()

@@ -118,8 +118,11 @@ class Coordinator:
             if not open_ranks or waited > DUMP_SECONDS:
                 self._kill(now)
         if self.state == "killing" and waited > KILL_SECONDS:
-            for rank in self.ranks:
-                rank.exit = rank.exit or {"code": exit_codes.FAILED, "error": "could not be killed"}
+            for number, rank in enumerate(self.ranks):
+                if rank.exit is None:
+                    rank.exit = {"code": exit_codes.FAILED, "error": "could not be killed"}
+                    # Perhaps its node is lost, which the others felt before it was seen.
+                    self._failed(number, rank.exit, now, expected=self.leaving)
         if all(rank.exit is not None for rank in self.ranks):
             self._conclude()
 
@@ -144,7 +147,7 @@ class Coordinator:
         self.failures.append({"rank": number, "host": self.ranks[number].host, **end})
         if self.state == "running":
             self.state, self.since = "settling", now
-        if self.state == "settling" and not _is_lost_peer(end):
+        if self.state == "settling" and not _echo(end):
             self._kill(now)
 
     def _look_for_hang(self, now: float) -> None:
@@ -179,7 +182,7 @@ class Coordinator:
             self.code = exit_codes.SUPERSEDED
         elif self.failures:
             # Stable: among equals the first reported.
-            first = min(self.failures, key=_is_lost_peer)
+            first = min(self.failures, key=_echo)
             number, host = first["rank"], first["host"]
             # Its own step: how far the others had come when it failed differs from time to time.
             step = first.get("step")
@@ -213,6 +216,12 @@ class Coordinator:
                 rank.heard += gap
 
 
-def _is_lost_peer(end: dict[str, Any]) -> bool:
-    """Whether this failure looks like the echo of another rank's."""
-    return not end.get("signal") and bool(LOST_PEER.search(str(end.get("error") or "")))
+def _echo(end: dict[str, Any]) -> int:
+    """How much this failure looks like the echo of another rank's: 0 not at all, 2 like one.
+
+    1: it was aborted, which NCCL's watchdog does to a healthy rank whose peer is gone, and native code to a
+    sick one, whose peers then report a lost connection.
+    """
+    if end.get("signal"):
+        return 1 if end["signal"] == "SIGABRT" else 0
+    return 2 if LOST_PEER.search(str(end.get("error") or "")) else 0

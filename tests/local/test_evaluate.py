@@ -65,10 +65,17 @@ def test_a_result_that_is_there_is_not_made_again(random_run: Run) -> None:
     assert first.returncode == 0, first.stderr
     written = (folder / "metrics.json").stat().st_mtime_ns
     assert len(list((folder / "pictures").iterdir())) == 2
+    # Killed before it could say so.
+    lines = random_run.events.read_bytes().splitlines(keepends=True)
+    random_run.events.write_bytes(b"".join(lines[:-1]))
     (second,) = evaluate(random_run)
     assert second.returncode == 0
     assert "evaluated already" in second.stdout
     assert (folder / "metrics.json").stat().st_mtime_ns == written
+    evaluate(random_run)
+    told = [e for e in events.read(random_run.events) if e.get("path") == str(folder)]
+    first_time = json.loads(lines[-1])
+    assert [{**e, "time": ""} for e in told] == [{**first_time, "time": ""}]
 
 
 @pytest.mark.parametrize(

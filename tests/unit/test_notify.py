@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from jobs import notify
+from jobs.errors import UserError
 from jobs.run_directory import Run
 from launch import profiles
 from tests.unit.made_runs import made_run
@@ -72,6 +74,44 @@ def test_whatever_fails_is_only_said(
     notify.about(Run(tmp_path / "none"), "failed", "x")
     said = capsys.readouterr().err
     assert said.count("notification") == 5
+
+
+def run_that_mails(folder: Path, name: str) -> tuple[Run, Path]:
+    out = folder / "mail.txt"
+    program = "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + sys.stdin.read())"
+    run = run_with(folder / name, mail=[sys.executable, "-c", program, str(out), "{subject}\n"])
+    run.job.mkdir(exist_ok=True)
+    return run, out
+
+
+def test_a_failed_preparation_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.prepare.__main__ import main
+
+    run, mail = run_that_mails(tmp_path, "prepare-1")
+    places = ["--data-root", str(tmp_path / "data"), "--archives", str(tmp_path / "none")]
+    monkeypatch.setattr(sys, "argv", ["prepare", "--run", str(run.path), *places])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    with pytest.raises(UserError):
+        main()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert mail.read_text().startswith("prepare-1: failed\nprepare-1: failed\nprepare: ")
+    assert str(tmp_path / "none") in mail.read_text()
+
+
+def test_a_failed_evaluation_tells_once_whatever_the_number_of_its_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.evaluate.__main__ import main
+
+    run, mail = run_that_mails(tmp_path, "first")
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(run.path), "--checkpoint", "none.pth"])
+    monkeypatch.setenv("BATON_JOB", "12")
+    for restart in ("", "", "1"):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        with pytest.raises(UserError):
+            main()
+    assert mail.read_text().count("first: failed\nevaluate: there is no checkpoint none.pth") == 2
 
 
 def test_the_profile_knows_it() -> None:

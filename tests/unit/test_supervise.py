@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from jobs.exit_codes import FAILED, SUPERSEDED
 from jobs.train.coordinate import SILENT_SECONDS, Coordinator, Rank
 
@@ -33,6 +35,39 @@ def test_the_cause_comes_after_its_echo() -> None:
     assert [(e["event"], e["rank"], e["error"]) for e in written] == [
         ("failed", 2, "ValueError: the real one")
     ]
+
+
+ABORTED = {"code": 134, "signal": "SIGABRT", "error": "was aborted (SIGABRT)"}
+
+
+@pytest.mark.parametrize(
+    ("ends", "blamed"),
+    [
+        ([(0, ABORTED), (1, {"code": 1, "error": "ValueError: x"})], 1),
+        ([(0, ABORTED), (1, {"code": 137, "signal": "SIGKILL", "error": "killed"})], 1),
+        ([(0, {"code": 1, "error": "RuntimeError: Connection reset by peer"}), (1, ABORTED)], 1),
+        ([(0, ABORTED), (1, ABORTED)], 0),
+    ],
+)
+def test_an_abort_may_be_the_watchdogs_and_then_another_rank_is_the_cause(
+    ends: list[tuple[int, dict[str, Any]]], blamed: int
+) -> None:
+    made, orders, written = coordinator(2)
+    for number, (rank, end) in enumerate(ends):
+        assert not orders
+        made.handle(rank, {"exit": end}, 1.0 + number / 2)
+    made.tick(2.0)
+    assert made.code == FAILED
+    assert [event["rank"] for event in written] == [blamed]
+
+
+def test_a_node_that_is_lost_is_blamed_and_not_the_rank_that_felt_it_first() -> None:
+    made, orders, written = coordinator(2)
+    made.handle(0, {"exit": ABORTED}, 1.0)
+    for now in range(2, 40):
+        made.tick(float(now))
+    assert orders == [{"do": "kill"}]
+    assert [(event["rank"], event["host"]) for event in written] == [(1, "n1")]
 
 
 def test_an_echo_without_a_cause_is_reported_itself() -> None:
