@@ -61,9 +61,13 @@ def directives(batch: Batch) -> dict[str, str | None]:
         "open-mode": "append",
         "requeue": None,
         "nodes": str(low) if low == high else f"{low}-{high}",
-        "ntasks-per-node": str(settings.gpus),
-        "cpus-per-task": str(settings.cpus_per_gpu),
     }
+    if low == high:
+        options |= {"ntasks-per-node": str(settings.gpus), "cpus-per-task": str(settings.cpus_per_gpu)}
+    else:
+        # Slurm counts tasks when a job begins and wants as many when it is requeued: with fewer nodes it
+        # would never begin again. So the tasks are told to srun alone.
+        options["mincpus"] = str(settings.gpus * settings.cpus_per_gpu)
     if batch.resolved.stage == "train" and settings.signal_delay:
         options["signal"] = f"USR2@{settings.signal_delay}"
     gpus = f"{settings.gpu_type}:{settings.gpus}" if settings.gpu_type else str(settings.gpus)
@@ -238,6 +242,10 @@ SRUN = (
 def _command(batch: Batch) -> str:
     stage, settings = batch.resolved.stage, batch.resolved.settings
     srun = [SRUN, *(_quote(option) for option in settings.srun)]
+    low, high = batch.resolved.nodes
+    if low != high:
+        tasks = f"--ntasks-per-node={settings.gpus} --cpus-per-task={settings.cpus_per_gpu}"
+        srun[0] = SRUN.replace('--cpus-per-task="$SLURM_CPUS_PER_TASK"', tasks)
     python = '"$python"'
     if settings.container is not None:
         flags, prefix = _container(settings.container)

@@ -71,12 +71,13 @@ exclude: [n1, n2]
 sbatch: {mail-type: END, exclusive: true}
 """
     one = script.Batch(
-        resolved=resolved(text, gpus=4, nodes="1-2"), name="x", run=Path("/r/x"), checkout=ROOT
+        resolved=resolved(text, gpus=4, nodes="2", cpus_per_gpu=3), name="x", run=Path("/r/x"), checkout=ROOT
     )
     lines = script.text(one).splitlines()
     for line in (
-        "--nodes=1-2",
+        "--nodes=2",
         "--ntasks-per-node=4",
+        "--cpus-per-task=3",
         "--gres=gpu:a100:4",
         "--mem=64G",
         "--exclude=n1,n2",
@@ -90,6 +91,17 @@ sbatch: {mail-type: END, exclusive: true}
     assert "#   gpus: 4 (command line)" in lines
     assert "#   partition: 'gpu' (site.yaml)" in lines
     assert "#   sbatch.mail-type: 'END' (site.yaml)" in lines
+
+
+def test_a_range_of_nodes_leaves_the_tasks_to_srun() -> None:
+    settings = resolved("{}", gpus=4, nodes="1-2", cpus_per_gpu=3)
+    text = script.text(script.Batch(resolved=settings, name="x", run=Path("/r/x"), checkout=ROOT))
+    assert "#SBATCH --nodes=1-2\n" in text
+    assert "#SBATCH --mincpus=12\n" in text
+    assert "#SBATCH --ntasks" not in text
+    assert "#SBATCH --cpus-per-task" not in text
+    assert "SLURM_CPUS_PER_TASK" not in text
+    assert "srun --kill-on-bad-exit=1 --ntasks-per-node=4 --cpus-per-task=3 " in text
 
 
 def test_a_cpu_job_asks_for_no_gpu() -> None:
