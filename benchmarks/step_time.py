@@ -32,7 +32,7 @@ RANKS, TIMED = 2, 12
 
 def main() -> int:
     parser = harness.parser(__doc__)
-    parser.add_argument("--starts", type=int, default=4, help="how often each side is started")
+    parser.add_argument("--starts", type=int, default=3, help="how often each side is started")
     parser.add_argument("--blocks", type=int, default=16, help=f"turns of {TIMED} steps for each start")
     arguments = parser.parse_args()
     figures: dict[str, list[float]] = {"ours": [], "peer": []}
