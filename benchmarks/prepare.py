@@ -2,7 +2,7 @@
 
 examples:
   python benchmarks/prepare.py                full size: 11,355 annotations, the real lists, 9 GB of scratch
-  python benchmarks/prepare.py --n 300        small, to see that it runs; records nothing
+  python benchmarks/prepare.py --n 300        small, to see that it runs
   python benchmarks/prepare.py --scratch /fast/dir
 
 The guide's way: md5sum of both archives, `tar x` of both, mmsegmentation's voc_aug.py with as many processes
@@ -11,7 +11,7 @@ as there are cores. Stand-ins of the real sizes are made on demand in the scratc
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import importlib.util
 import multiprocessing
 import os
@@ -42,24 +42,18 @@ REAL_LISTS = ROOT / "tests/data/voc"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--n", type=int, metavar="IMAGES", help="that many training images; nothing is recorded"
-    )
+    parser = harness.parser(__doc__)
+    parser.add_argument("--n", type=int, metavar="IMAGES", help="that many training images")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "baton-bench-prepare")
     args = parser.parse_args()
     if "voc_aug" not in converters():
         raise UserError("the installed mmsegmentation has no voc_aug.py to compare with")
-    if args.n:
-        # Small runs say nothing about the ratios, so they leave the recorded ones alone.
-        harness.RESULTS = args.scratch / "results"
     args.scratch.mkdir(parents=True, exist_ok=True)
     archives, lists = stand_ins(args.scratch, args.n)
     masks(args.scratch, archives, lists, args.rounds)
     datasets(args.scratch, archives, lists, args.rounds)
+    peak_memory(args.scratch, archives)
     return 0
 
 
@@ -171,8 +165,7 @@ def datasets(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
 
     def run_ours() -> float:
         shutil.rmtree(ours, ignore_errors=True)
-        command = [sys.executable, "-m", "jobs.prepare", "--data-root", ours, "--archives", archives]
-        seconds = harness.timed(lambda: subprocess.run(list(map(str, command)), cwd=ROOT, check=True))
+        seconds = harness.timed(lambda: subprocess.run(command(ours, archives), cwd=ROOT, check=True))
         files["ours"] = count(ours)
         return seconds
 
@@ -217,6 +210,58 @@ def datasets(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
     )
     if problems:
         raise AssertionError(problems[0])
+
+
+def command(data_root: Path, archives: Path) -> list[str]:
+    options = ["--data-root", data_root, "--archives", archives, "--no-weights"]
+    return [sys.executable, "-m", "jobs.prepare", *map(str, options)]
+
+
+def peak_memory(scratch: Path, archives: Path) -> None:
+    """All processes together with as many workers as there can be, in a run that is not timed: the most that
+    their proportional set sizes (what several share counts once) came to, twenty times a second."""
+    target = scratch / "ours"
+    shutil.rmtree(target, ignore_errors=True)
+    most: dict[int, int] = {}
+    with subprocess.Popen(
+        [*command(target, archives), "--processes", str(workers.MOST)], cwd=ROOT
+    ) as process:
+        while process.poll() is None:
+            now = {pid: proportional(pid) for pid in family(process.pid)}
+            if sum(now.values()) > sum(most.values()):
+                most = now
+            time.sleep(0.05)
+    if process.returncode:
+        raise AssertionError(f"the preparation ended with {process.returncode}")
+    harness.record(
+        "prepare-memory",
+        f"peak memory of a preparation with {workers.MOST} workers, the most there are",
+        sum(most.values()) / 2**20,
+        against="",
+        goal=1024,
+        unit="MiB",
+        better="lower",
+        raw={"bytes": sorted(most.values(), reverse=True)},
+    )
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants, as far as they live."""
+    found = [pid]
+    for one in found:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for thread in Path(f"/proc/{one}/task").iterdir():
+                found += map(int, (thread / "children").read_text().split())
+    return found
+
+
+def proportional(pid: int) -> int:
+    """A process's proportional set size in bytes, 0 if it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
 def guide(archives: Path, target: Path, trainaug: int) -> None:

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from jobs.errors import UserError
 from jobs.prepare.deflate import open_gzip
@@ -48,16 +48,17 @@ class Stream:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
-        self.plain = io.BufferedReader(io.FileIO(path), CHUNK)
-        start = self.plain.peek(BLOCK)[:BLOCK]
+        self.packed = io.FileIO(path)
+        start = self.packed.read(BLOCK)
+        self.packed.seek(0)
         self.size: int | None = None
         if start[:2] == b"\x1f\x8b":
-            self.file: IO[bytes] = open_gzip(path)
+            self.file = open_gzip(self.packed)
         elif start[257:262] == b"ustar":
-            self.file = self.plain
-            self.size = os.fstat(self.plain.fileno()).st_size
+            self.file = io.BufferedReader(self.packed, CHUNK)
+            self.size = os.fstat(self.packed.fileno()).st_size
         else:
-            self.plain.close()
+            self.packed.close()
             what = "an HTML page" if looks_like_html(start) else "no tar archive"
             raise DamagedArchive(f"{path} is {what}: download it again")
 
@@ -65,9 +66,8 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.file is not self.plain:
-            self.file.close()
-        self.plain.close()
+        self.file.close()
+        self.packed.close()
 
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes, fewer only at the end of the archive."""
@@ -93,12 +93,9 @@ class Stream:
             if not self.read(min(CHUNK, position - self.position)):
                 raise self.cut_off()
 
-    def plain_position(self) -> int:
-        """Bytes of the file on disk that were read so far, for progress."""
-        if self.file is self.plain:
-            return self.position
-        # The inflating thread has a file of its own; its position is not told, the share is estimated.
-        return min(self.position, os.fstat(self.plain.fileno()).st_size)
+    def packed_position(self) -> int:
+        """Bytes of the file on disk that were read so far, for progress; inflating reads some MB ahead."""
+        return self.packed.tell() if self.size is None else self.position
 
     def cut_off(self) -> DamagedArchive:
         return DamagedArchive(f"{self.path} is cut off after {self.position:,} bytes: download it again")
@@ -168,10 +165,18 @@ def pax_path(content: bytes, stream: Stream) -> str | None:
     """The `path` record of a pax header; a `size` record is beyond these archives and refused."""
     path = None
     while content:
-        length = int(content.split(b" ", 1)[0])
-        key, _, value = content[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+        try:
+            length = int(content.split(b" ", 1)[0])
+            key, equals, value = content[:length].split(b" ", 1)[1].partition(b"=")
+            if not 0 < length <= len(content) or not equals or not value.endswith(b"\n"):
+                raise ValueError
+        except (ValueError, IndexError):
+            raise DamagedArchive(
+                f"{stream.path} is damaged: no valid pax header before byte {stream.position:,}: "
+                "download it again"
+            ) from None
         if key == b"path":
-            path = value.decode("utf-8", "replace")
+            path = value[:-1].decode("utf-8", "replace")
         elif key == b"size":
             raise DamagedArchive(f"{stream.path}: a member of more than 8 GiB; this is not the release")
         content = content[length:]

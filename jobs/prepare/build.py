@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.errors import UserError
-from jobs.prepare import voc
+from jobs.prepare import sources, voc
 from jobs.prepare.archives import DamagedArchive, Member, Stream, walk
 from jobs.prepare.manifest import Entry, content_digest
 from jobs.prepare.png import BadImage, decode_fast, encode_grey, jpeg_size, png_size
@@ -56,7 +56,11 @@ def build(voc_tar: Path, sbd_tgz: Path, staging: Path, workers: Workers) -> tupl
     copier = Copier(voc_tar, index, staging, workers)
     own = sorted({*train, *val})
     names = [image_of(name) for name in own] + [own_mask_of(name) for name in own]
-    check_space(staging, sum(find(index, name, voc_tar).size for name in names), len(names))
+    # VOC's own files at least; what SBD adds is known of the release.
+    size, files = sum(find(index, name, voc_tar).size for name in names), len(names)
+    if voc_tar.stat().st_size == sources.VOC.size:
+        size, files = sources.DATASET_BYTES, sources.DATASET_FILES
+    check_space(staging, size, files)
     copier.copy(names)
     sbd_lists, converted = convert_sbd(sbd_tgz, set(own), copier)
 
@@ -172,12 +176,13 @@ def convert_sbd(
         # Their images are most likely wanted; those that no list names are removed at the end.
         copier.copy([image_of(name) for name, _ in batch], required=False)
 
-    with Stream(sbd_tgz) as stream, task("SBD and VOC", sbd_tgz.stat().st_size, "B") as advance:
+    with Stream(sbd_tgz) as stream, task(f"convert {sbd_tgz.name}", sbd_tgz.stat().st_size, "B") as advance:
         told = 0
         for member in walk(stream):
             name = member.name
-            advance(max(0, stream.plain_position() - told))
-            told = max(told, stream.plain_position())
+            now = stream.packed_position()
+            advance(now - told)
+            told = now
             if not name.startswith(SBD_ROOT) or not name.endswith((".mat", ".txt")):
                 continue
             if name in (SBD_ROOT + "train.txt", SBD_ROOT + "val.txt"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from pathlib import Path
 from typing import IO, Any, cast
 
 inflater: Any
@@ -42,9 +41,12 @@ def crc32(content: bytes) -> int:
     return cast(int, packer.crc32(content))
 
 
-def open_gzip(path: Path) -> IO[bytes]:
-    """The inflated content; reading raises EOFError or gzip.BadGzipFile where it is cut off or altered."""
+def open_gzip(file: IO[bytes]) -> IO[bytes]:
+    """The inflated content of an open file, which stays open.
+
+    Reading raises EOFError or gzip.BadGzipFile where it is cut off or altered.
+    """
     if gunzipper is None:
-        return cast(IO[bytes], io.BufferedReader(gzip.GzipFile(path, "rb"), 1 << 20))
+        return cast(IO[bytes], io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20))
     # Inflates in a second thread.
-    return cast(IO[bytes], gunzipper.open(str(path), "rb"))
+    return cast(IO[bytes], gunzipper.open(file, "rb"))

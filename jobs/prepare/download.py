@@ -25,6 +25,8 @@ from jobs.prepare.sources import Source
 BLOCK = 1 << 16
 """A break loses what has arrived of one block; small enough to matter little."""
 
+HEADERS = {"Accept-Encoding": "identity", "User-Agent": "baton-prepare"}
+
 
 class Broken(Exception):
     """The transfer stopped; trying again may help."""
@@ -45,10 +47,13 @@ class Patience:
     """Seconds without a byte after which a transfer counts as broken."""
 
 
-def fetch(source: Source, folder: Path, patience: Patience = Patience(), room: int = 0) -> Path:
+def fetch(
+    source: Source, folder: Path, patience: Patience = Patience(), room: int = 0, unpacked: bool = False
+) -> Path:
     """The archive in `folder`, downloaded and checked; goes on with what an earlier call left there.
 
-    `room`: bytes that will be needed beside it. Raises UserError if the disk is too small or no mirror has
+    `room`: bytes that will be needed beside it; `unpacked`: those of its content too, which is images and as
+    large again. Raises UserError if the disk is too small or no mirror has
     it (with every mirror's reason), OSError if the disk refuses.
     """
     target = folder / source.name
@@ -58,7 +63,7 @@ def fetch(source: Source, folder: Path, patience: Patience = Patience(), room: i
     if not source.size:
         source = with_size(source, patience)
     part = folder / f"{source.name}.part"
-    check_room(folder, source.size - size_of(part) + room)
+    check_room(folder, source.size * (1 + unpacked) - size_of(part) + room)
     reasons = []
     for url in source.urls:
         try:
@@ -82,22 +87,36 @@ def with_size(source: Source, patience: Patience) -> Source:
     for url in source.urls:
         try:
             return replace(source, size=length_of(url, patience))
-        except Unusable as error:
+        except (Unusable, Broken) as error:
             reasons.append(f"{url}: {error}")
     raise no_mirror(source, reasons)
 
 
 def length_of(url: str, patience: Patience) -> int:
-    """Bytes that the server has there. Raises Unusable if it does not tell."""
+    """Bytes that the server has there. Raises Unusable if it does not tell, Broken when patience ends."""
+    tries = Tries(url, patience)
+    while True:
+        try:
+            return ask_length(url, patience)
+        except Broken as error:
+            tries.again(error, "")
+
+
+def ask_length(url: str, patience: Patience) -> int:
+    """Of a request for the file itself, whose body is not read: some servers refuse HEAD, or sign addresses
+    for GET alone."""
+    timeouts = (patience.connect, patience.stall)
     try:
-        timeouts = (patience.connect, patience.stall)
-        response = requests.head(url, allow_redirects=True, timeout=timeouts)
+        with requests.get(url, headers=HEADERS, stream=True, timeout=timeouts) as response:
+            check_status(response)
+            length = response.headers.get("Content-Length", "")
+    except requests.exceptions.SSLError as error:
+        raise Unusable(f"has no valid certificate ({short(error)})") from None
     except requests.RequestException as error:
-        raise Unusable(short(error)) from None
-    length = response.headers.get("Content-Length", "")
-    if response.ok and length.isdecimal() and int(length):
-        return int(length)
-    raise Unusable(f"HTTP {response.status_code}" if not response.ok else "tells no size")
+        raise Broken(short(error)) from None
+    if not length.isdecimal() or not int(length):
+        raise Unusable("tells no size")
+    return int(length)
 
 
 def no_mirror(source: Source, reasons: list[str]) -> UserError:
@@ -123,23 +142,40 @@ def size_of(path: Path) -> int:
         return 0
 
 
+class Tries:
+    """Counts the tries in a row that came to nothing, and waits before the next: longer each time."""
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        self.url = url
+        self.patience = patience
+        self.fruitless = 0
+
+    def again(self, error: Broken, where: str, fruitful: bool = False) -> None:
+        """Waits. Raises `error` when patience ends."""
+        self.fruitless = 1 if fruitful else self.fruitless + 1
+        if self.fruitless >= self.patience.attempts:
+            raise error
+        pause = min(60.0, self.patience.backoff * 2 ** (self.fruitless - 1)) * random.uniform(0.5, 1.0)
+        say(f"{self.url}: {error}; again in {pause:.0f} s{where}")
+        time.sleep(pause)
+
+
 def insist(url: str, source: Source, part: Path, patience: Patience) -> None:
     """Transfers until `part` has its whole size. Raises Unusable, or Broken when patience ends."""
-    fruitless = 0
+    tries = Tries(url, patience)
+    # The most that has ever been there: a server without ranges begins anew each time, and that it comes
+    # further than the last time is no progress.
+    most = size_of(part)
     while True:
-        before = size_of(part)
         try:
-            with task(f"download {source.name}", source.size, "B", done=before) as advance:
+            with task(f"download {source.name}", source.size, "B", done=size_of(part)) as advance:
                 for count in transfer(url, source, part, patience):
                     advance(count)
             return
         except Broken as error:
-            fruitless = 1 if size_of(part) > before else fruitless + 1
-            if fruitless >= patience.attempts:
-                raise
-            pause = min(60.0, patience.backoff * 2 ** (fruitless - 1)) * random.uniform(0.5, 1.0)
-            say(f"{url}: {error}; again in {pause:.0f} s from {size_of(part):,} bytes")
-            time.sleep(pause)
+            size = size_of(part)
+            fruitful, most = size > most, max(size, most)
+            tries.again(error, f" from {size:,} bytes", fruitful)
 
 
 def transfer(url: str, source: Source, part: Path, patience: Patience) -> Iterator[int]:
@@ -150,9 +186,7 @@ def transfer(url: str, source: Source, part: Path, patience: Patience) -> Iterat
     if have > source.size:
         part.unlink()
         have = 0
-    headers = {"Accept-Encoding": "identity", "User-Agent": "baton-prepare"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    headers = HEADERS | ({"Range": f"bytes={have}-"} if have else {})
     timeouts = (patience.connect, patience.stall)
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeouts) as response:
@@ -179,18 +213,12 @@ def transfer(url: str, source: Source, part: Path, patience: Patience) -> Iterat
 
 def check_response(response: requests.Response, source: Source, have: int) -> int:
     """The offset at which the body begins. Raises Unusable or Broken for anything that is not the file."""
-    status = response.status_code
-    if status in (408, 425, 429) or status >= 500:
-        raise Broken(f"HTTP {status}")
-    if status == 416:
+    if response.status_code == 416:
         # The file there is shorter than what we have.
         raise Unusable(f"has not the release's {source.size:,} bytes (HTTP 416)")
-    if status not in (200, 206):
-        raise Unusable(f"HTTP {status}")
-    if "text/html" in response.headers.get("Content-Type", ""):
-        raise Unusable("sent an HTML page instead of the file")
+    check_status(response)
     begins = 0
-    if status == 206:
+    if response.status_code == 206:
         begins, total = content_range(response.headers.get("Content-Range", ""))
         if begins != have:
             raise Unusable(f"sent a part from byte {begins:,}, asked for {have:,}")
@@ -201,6 +229,17 @@ def check_response(response: requests.Response, source: Source, have: int) -> in
     if total is not None and total != source.size:
         raise Unusable(f"has {total:,} bytes, the release {source.size:,}")
     return begins
+
+
+def check_status(response: requests.Response) -> None:
+    """Raises Broken if a later try may help, Unusable if it is not the file."""
+    status = response.status_code
+    if status in (408, 425, 429) or status >= 500:
+        raise Broken(f"HTTP {status}")
+    if status not in (200, 206):
+        raise Unusable(f"HTTP {status}")
+    if "text/html" in response.headers.get("Content-Type", ""):
+        raise Unusable("sent an HTML page instead of the file")
 
 
 def content_range(value: str) -> tuple[int, int | None]:

@@ -24,9 +24,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.prepare import manifest, prepare, workers
+from jobs.prepare import guarded, manifest, prepare, workers
 from jobs.prepare.archives import DamagedArchive
-from jobs.prepare.build import put
+from jobs.prepare.build import check_space, put
 from jobs.prepare.datasets import RECIPES, Recipe, check_name, converters, split_arguments
 from jobs.prepare.given import Checked, check_archive, listed_digest
 from jobs.prepare.lock import hold
@@ -126,6 +126,7 @@ def make(order: Order, work: Path, staging: Path) -> Manifest:
         converter = find_converter(order.name, recipe)
     paths = find_archives(order, work)
     checked = {path.name: check(source, path, order, work) for source, path in paths}
+    check_space(staging, sum(unpacked_size(path) for _, path in paths), 0)
     if recipe.unpack:
         for _, path in paths:
             unpack(path, staging)
@@ -176,7 +177,7 @@ def find_archives(order: Order, work: Path) -> list[tuple[Source | None, Path]]:
             if source and order.archives is None:
                 from jobs.prepare.download import fetch
 
-                path = fetch(source, work)
+                path = fetch(source, work, unpacked=order.recipe.unpack)
             else:
                 missing.append(path.name)
         result.append((source, path))
@@ -212,6 +213,17 @@ def check_zip(path: Path) -> None:
         raise DamagedArchive(f"{path} is damaged at its member {bad}: download it again")
 
 
+def unpacked_size(archive: Path) -> int:
+    """Bytes of an archive's content; of a tar, which may be packed, its own size. Raises DamagedArchive."""
+    if not zipfile.is_zipfile(archive):
+        return archive.stat().st_size
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            return sum(info.file_size for info in packed.infolist())
+    except zipfile.BadZipFile as error:
+        raise DamagedArchive(f"{archive} is damaged ({error}): download it again") from None
+
+
 def unpack(archive: Path, target: Path) -> None:
     """Every member, none outside `target`, each checksum checked. Raises DamagedArchive."""
     try:
@@ -234,7 +246,8 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def convert(converter: Path, order: Order, staging: Path) -> None:
-    """Runs mmsegmentation's converter in a process group of its own; its output is passed on."""
+    """Runs mmsegmentation's converter in a process group of its own, which ends with this process however
+    that ends; its output is passed on."""
     assert order.recipe.arguments is not None
     values = {
         "archives": str((order.archives or order.data_root).resolve()),
@@ -253,7 +266,7 @@ def convert(converter: Path, order: Order, staging: Path) -> None:
     errors = scratch / "errors.txt"
     with errors.open("w+") as stderr:
         process = subprocess.Popen(
-            [sys.executable, str(converter), *arguments],
+            [sys.executable, "-I", guarded.__file__, str(os.getpid()), str(converter), *arguments],
             cwd=scratch,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -30,9 +30,6 @@ from jobs.prepare.progress import say
 from jobs.prepare.sources import Source
 
 WORK = ".prepare"
-DATASET_BYTES = 1_500_000_000
-"""What the real dataset takes, beside its archives."""
-
 PARALLEL_FROM = 32 << 20
 """Archive bytes from which starting worker processes pays."""
 
@@ -178,7 +175,7 @@ def make(
     work.mkdir(exist_ok=True)
     both = (sources.VOC, sources.SBD)
     paths = obtain(data_root, both, work) if archives is None else find_given(archives, both)
-    checked = check_all(paths, archives, checksum, work)
+    checked = check_all(paths, checksum, work)
 
     staging = work / FOLDER
     staging.mkdir(exist_ok=True)
@@ -217,7 +214,7 @@ def obtain(data_root: Path, wanted: tuple[Source, ...], work: Path) -> dict[str,
     from jobs.prepare.download import fetch  # a node without network need not import requests
 
     paths = {}
-    room = DATASET_BYTES + sum(source.size for source in wanted)
+    room = sources.DATASET_BYTES + sum(source.size for source in wanted)
     for source in wanted:
         room -= source.size
         placed = data_root / source.name
@@ -225,15 +222,15 @@ def obtain(data_root: Path, wanted: tuple[Source, ...], work: Path) -> dict[str,
     return paths
 
 
-def check_all(
-    paths: dict[str, Path], archives: Path | None, checksum: bool, work: Path
-) -> dict[str, Checked]:
+def check_all(paths: dict[str, Path], checksum: bool, work: Path) -> dict[str, Checked]:
     """Every archive's checksum, at the same time: reading and hashing both leave Python's lock."""
     with ThreadPoolExecutor(min(len(paths), workers.cores())) as threads:
-        futures = {
-            source.name: threads.submit(check_archive, source, paths[source.name], archives, checksum, work)
-            for source in (sources.VOC, sources.SBD)
-        }
+        futures = {}
+        for source in (sources.VOC, sources.SBD):
+            path = paths[source.name]
+            # Beside an archive of the user's own may lie its checksum; a download is the release.
+            given = path.parent if path.parent != work else None
+            futures[source.name] = threads.submit(check_archive, source, path, given, checksum, work)
     return {name: future.result() for name, future in futures.items()}
 
 

@@ -1,7 +1,8 @@
 """Where the archives come from and how the real ones are recognised: the one place to change either.
 
-Mirrors are tried in this order. Sizes and digests: torchvision (md5), gluon-cv (sha1), tensorflow/datasets
-(sha256, size of VOC), pytorch/vision issue 8471 (size of SBD).
+Mirrors are tried in this order. No host could be reached where this was written: the addresses are published
+ones, read and not tried, and downloading was tested against a local server. Sizes and digests: torchvision
+(md5), gluon-cv (sha1), tensorflow/datasets (sha256, size of VOC), pytorch/vision issue 8471 (size of SBD).
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ SBD = Source(
 
 REAL_COUNTS = {"train": 1464, "val": 1449, "sbd_train": 8498, "sbd_val": 2857}
 """Ids in the four lists of the real archives."""
+
+DATASET_BYTES, DATASET_FILES = 1_500_000_000, 24_100
+"""What the dataset made of the real archives takes, beside them; masks that are in two folders count once."""
 
 REAL_TRAINAUG = 10_582
 REAL_TRAINAUG_MD5 = "215992f6fd958f89800449fdb4bbabe6"

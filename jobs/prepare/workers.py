@@ -16,13 +16,15 @@ from typing import Any
 PENDING = 4
 """Batches a worker may have waiting: enough to keep it busy, few enough to bound the memory."""
 
-Submit = Callable[..., None]
+MOST = 16
+"""Workers, however many cores there are: inflating SBD takes one thread longer than these need to follow it,
+and each takes some 30 MB of memory, so all together stay well below 1 GiB."""
 
 
 def cores() -> int:
-    """The cores this process may use: Slurm's figure where it is smaller than the affinity."""
+    """The cores this process may use, up to `MOST`: Slurm's figure where it is below the affinity."""
     count = len(os.sched_getaffinity(0))
-    return max(1, min(count, int(os.environ.get("SLURM_CPUS_PER_TASK") or count)))
+    return max(1, min(count, int(os.environ.get("SLURM_CPUS_PER_TASK") or count), MOST))
 
 
 class Workers:

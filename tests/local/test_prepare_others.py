@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from PIL import Image
 
 from jobs.prepare import verify
 from jobs.prepare.state import state
+from tests.local.test_prepare_survives import alive, mounted
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,3 +197,76 @@ def test_unknown_dataset_is_told_what_there_is(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "cityscapes" in ended.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_room_is_looked_at_before_anything_is_unpacked(ade: Path, tmp_path: Path) -> None:
+    archive = ade / "ADEChallengeData2016.zip"
+    with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("ADEChallengeData2016/large.bin", bytes(30 << 20))
+    assert archive.stat().st_size < 1 << 20
+    with mounted(tmp_path / "disk", "size=20m") as disk:
+        ended = prepare("ade20k", disk, ade, "--no-checksum", "--partial")
+        assert ended.returncode == 2
+        assert "MB free and needs 31 MB more" in ended.stderr
+        assert not [path for path in disk.rglob("*") if path.suffix in (".jpg", ".bin")]
+
+
+CONVERTER = """
+import multiprocessing, os, sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+def work(number):
+    (archives / f"pid-{os.getpid()}").touch()
+    at = 0
+    while slow and not (archives / "end").exists():
+        for folder, mode in (("images", "RGB"), ("annotations", "L")):
+            (out / folder / "training").mkdir(parents=True, exist_ok=True)
+            Image.new(mode, (4, 4)).save(out / folder / f"training/{number}-{at % 1000}.png")
+        at += 1
+    for folder, mode in (("images", "RGB"), ("annotations", "L")):
+        (out / folder / "training").mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (4, 4)).save(out / folder / f"training/last-{number}.png")
+
+archives, out = map(Path, sys.argv[1:])
+slow = not (archives / "go").exists()
+(archives / f"pid-{os.getpid()}").touch()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    pool.map(work, range(2), 1)
+"""
+
+
+def test_killed_while_a_converter_runs(tmp_path: Path) -> None:
+    """Neither it nor its pool lives on, and a start that follows at once is not disturbed by them."""
+    tools = tmp_path / "checkout/tools/dataset_converters"
+    tools.mkdir(parents=True)
+    (tmp_path / "checkout/mmseg").mkdir()
+    (tmp_path / "checkout/mmseg/__init__.py").touch()
+    (tools / "slow.py").write_text(CONVERTER)
+    archives, root = tmp_path / "archives", tmp_path / "data"
+    archives.mkdir()
+    command = ["--dataset", "slow", "--converter-args", "{archives} {out}", "--archives", str(archives)]
+    command = [sys.executable, "-m", "jobs.prepare", *command, "--data-root", str(root)]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "checkout")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    deadline = time.monotonic() + 60
+    while len(list(root.glob(".prepare-slow/start-*/slow/annotations/training/*-20.png"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    converters = [int(path.name.removeprefix("pid-")) for path in archives.glob("pid-*")]
+    assert len(converters) == 3
+    (archives / "go").touch()
+    try:
+        again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        assert again.returncode == 0, again.stderr
+        assert not [pid for pid in converters if alive(pid)]
+    finally:
+        (archives / "end").touch()
+    masks = sorted(path.name for path in (root / "slow/annotations/training").iterdir())
+    assert masks == ["last-0.png", "last-1.png"]
+    assert [path.name for path in root.iterdir()] == ["slow"]

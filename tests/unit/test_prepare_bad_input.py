@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from scipy.io import savemat
 
 from jobs.errors import UserError
-from jobs.prepare import lock, verify
+from jobs.prepare import build, lock, sources, verify
+from jobs.prepare.archives import DamagedArchive, Stream, digest, walk
 from jobs.prepare.prepare import prepare, watcher
 from jobs.prepare.state import state
 from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE, cls_mat, make_lists
@@ -111,6 +113,20 @@ def test_altered_header_is_found(archives: Path, tmp_path: Path) -> None:
     content[offset + 3] ^= 1
     path.write_bytes(content)
     refused(archives, tmp_path, "no valid header", checksum=False)
+
+
+@pytest.mark.parametrize("record", [b"xxx path=", b"000 path=", b"999 path=", b"2 path=", b"no space"])
+def test_damaged_pax_header_is_found(tmp_path: Path, record: bytes) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("a" * 300))
+    with Stream(path) as stream:
+        assert [member.name for member in walk(stream)] == ["a" * 300]
+    content = path.read_bytes()
+    assert content.count(b"310 path=") == 1
+    path.write_bytes(content.replace(b"310 path=", record.ljust(9)))
+    with Stream(path) as stream, pytest.raises(DamagedArchive, match="pax header"):
+        list(walk(stream))
 
 
 @pytest.mark.parametrize("name", [SBD_ARCHIVE, VOC_ARCHIVE])
@@ -277,6 +293,24 @@ def test_a_folder_of_the_users_own_is_left_alone(archives: Path, tmp_path: Path)
     assert own.is_dir()
     assert state(tmp_path / "data").kind == "missing"
     assert "not made by prepare" in state(tmp_path / "data").reason
+
+
+def test_room_for_the_whole_release_is_looked_at_first(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (archives / VOC_ARCHIVE).stat().st_size
+    digests = {"sha256": digest(archives / VOC_ARCHIVE, "sha256")}
+    monkeypatch.setattr(sources, "VOC", replace(sources.VOC, size=size, digests=digests))
+    monkeypatch.setattr(sources, "DATASET_BYTES", 1 << 60)
+    refused(archives, tmp_path, "MB more")
+    assert not list((tmp_path / "data/.prepare").rglob("*.jpg"))
+
+
+def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, content: write(fd, bytes(content)[:5]))
+    build.put(tmp_path, "x", bytes(range(23)))
+    assert (tmp_path / "x").read_bytes() == bytes(range(23))
 
 
 def test_torn_files_of_an_earlier_start_are_written_anew(archives: Path, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,8 +26,8 @@ PATIENCE = Patience(attempts=3, backoff=0.01, connect=2, stall=0.3)
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or Handler)
         self.seen: list[tuple[str, str | None]] = []
         self.over = threading.Event()
 
@@ -50,10 +52,6 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         # As a proxy it is asked for whole URLs.
         getattr(self, re.sub(r"http://[^/]*", "", self.path).strip("/").replace("-", "_"))(wanted)
-
-    def do_HEAD(self) -> None:
-        self.close_connection = True
-        self.head(*((404, 0) if self.path == "/absent" else (200, len(CONTENT))))
 
     def head(self, status: int, length: int, **fields: str) -> None:
         self.send_response(status)
@@ -94,6 +92,15 @@ class Handler(BaseHTTPRequestHandler):
         first = len([1 for path, _ in self.server.seen if path == "/no-ranges"]) == 1
         self.head(200, len(CONTENT))
         self.wfile.write(CONTENT[: 500_000 if first else None])
+
+    def alternates(self, _: str | None) -> None:
+        # No ranges, and it breaks off late, early, late, …; in the end it would send all.
+        self.head(200, len(CONTENT))
+        limit = 1_000_000 if len(self.server.seen) % 2 else 500_000
+        self.wfile.write(CONTENT[: limit if len(self.server.seen) < 30 else None])
+
+    def flaky(self, wanted: str | None) -> None:
+        self.busy(wanted) if len(self.server.seen) < 3 else self.send(wanted)
 
     def html(self, _: str | None) -> None:
         self.head(200, 26, Content_Type="text/html; charset=utf-8")
@@ -180,6 +187,21 @@ def test_server_without_ranges_sends_everything_again(server: Server, tmp_path: 
     assert len(server.seen) == 2
 
 
+def test_a_server_that_comes_no_further_is_given_up(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="2000000 more expected"):
+        fetch(source(server, "alternates"), tmp_path, PATIENCE)
+    assert len(server.seen) <= 4
+
+
+def test_an_unknown_size_is_asked_for_as_patiently(server: Server, tmp_path: Path) -> None:
+    """From a server that refuses HEAD, as this one does, and is busy at first."""
+    unknown = replace(source(server, "absent", "flaky"), size=0)
+    assert fetch(unknown, tmp_path, PATIENCE).read_bytes() == CONTENT
+    assert len(server.seen) > 3
+    with pytest.raises(UserError, match="tells no size"):
+        fetch(replace(source(server, "long-without-length"), size=0), tmp_path / "..", PATIENCE)
+
+
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
@@ -228,6 +250,17 @@ def test_free_disk_is_looked_at_first(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="free"):
         fetch(source(server, "good"), tmp_path, PATIENCE, room=1 << 60)
     assert server.seen == []
+
+
+def test_room_for_what_is_unpacked_is_looked_at_too(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=len(CONTENT) * 3 // 2))
+    with pytest.raises(UserError, match="free and the download needs 6 MB"):
+        fetch(source(server, "good"), tmp_path, PATIENCE, unpacked=True)
+    assert server.seen == []
+    fetch(source(server, "good"), tmp_path, PATIENCE)
 
 
 def test_real_sources_are_complete() -> None:

@@ -1,0 +1,27 @@
+"""`python guarded.py PARENT SCRIPT ARGS…`: a converter that does not outlive the job.
+
+Started as the leader of a session of its own. When the job is killed, even by -9, the kernel tells this
+process, which kills its whole group: the converter and the pool of processes that it may have made.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+
+
+def main() -> int:
+    signal.signal(signal.SIGHUP, lambda *_: os.killpg(0, signal.SIGKILL))
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGHUP)
+    parent, *script = sys.argv[1:]
+    if os.getppid() != int(parent):  # it had gone before
+        return 1
+    return subprocess.call([sys.executable, *script])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
