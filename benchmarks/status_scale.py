@@ -80,7 +80,8 @@ def main() -> int:
     note = f"{max(calls)} Slurm calls, {size / 1e6:.0f} MB of events"
     record(
         "status_scale", f"`status.py` over {arguments.runs:,} runs, in a pipe",
-        statistics.median(seconds["pipe"]), against="", goal=1.0, better="lower", unit="s", raw=raw, note=note,
+        statistics.median(seconds["pipe"]),
+        against="", goal=1.0, better="lower", unit="s", raw=raw, note=note,
     )  # fmt: skip
     record(
         "status_terminal", f"`status.py` over {arguments.runs:,} runs, on a terminal",

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -61,20 +61,24 @@ def main() -> int:
         if arguments.watch <= 0:
             raise UserError(f"--watch {arguments.watch:g} must be more than 0 seconds")
         return watch(arguments)
-    show(arguments, slurm_queries.ask)
+    show(arguments, Slurm())
     return 0
 
 
-Ask = Callable[[Iterable[str]], Answer]
+class Slurm(NamedTuple):
+    """How Slurm is asked."""
+
+    ask: Callable[[Iterable[str]], Answer] = slurm_queries.ask
+    incarnations: Callable[[Iterable[str]], dict[str, list[Job]]] = slurm_queries.incarnations
 
 
-def show(arguments: argparse.Namespace, ask: Ask) -> None:
+def show(arguments: argparse.Namespace, slurm: Slurm) -> None:
     now = time.time()
     if arguments.run:
         run = runs.find(arguments.run)
-        print_one(run, now, arguments.json, ask)
+        print_one(run, now, arguments.json, slurm)
         return
-    found, answer = all_statuses(now, ask)
+    found, answer = all_statuses(now, slurm)
     if arguments.json:
         print(json.dumps({"runs": msgspec.to_builtins(found), "problems": answer.problems}))
         return
@@ -92,25 +96,25 @@ def watch(arguments: argparse.Namespace) -> int:
     import contextlib
     import io
 
-    before, ask = "", patient()
+    before, slurm = "", patient()
     while True:
         gc.collect()
         if sys.stdout.isatty():
             print("\033[2J\033[H", end="")
-            show(arguments, ask)
+            show(arguments, slurm)
         else:
             text = io.StringIO()
             with contextlib.redirect_stdout(text):
-                show(arguments, ask)
+                show(arguments, slurm)
             if text.getvalue() != before:
                 before = text.getvalue()
                 print(before, end="", flush=True)
         time.sleep(arguments.watch)
 
 
-def patient() -> Ask:
-    """slurm_queries.ask for one who looks again and again: Slurm is asked every ASK seconds at most (of jobs
-    that are new to it, at once), and how a job ended is not asked twice."""
+def patient() -> Slurm:
+    """For one who looks again and again: Slurm is asked every ASK seconds at most (of jobs that are new, at
+    once), and whether a job has ended is not asked twice."""
     ended: dict[str, Job] = {}
     asked_of: set[str] = set()
     answer, asked = Answer(), -ASK
@@ -128,14 +132,22 @@ def patient() -> Ask:
         answer.jobs = ended | answer.jobs
         return answer
 
-    return ask
+    remembered: dict[frozenset[str], tuple[float, dict[str, list[Job]]]] = {}
+
+    def incarnations(ids: Iterable[str]) -> dict[str, list[Job]]:
+        wanted = frozenset(ids)
+        if wanted not in remembered or time.monotonic() - remembered[wanted][0] > ASK:
+            remembered[wanted] = (time.monotonic(), slurm_queries.incarnations(wanted))
+        return remembered[wanted][1]
+
+    return Slurm(ask, incarnations)
 
 
-def all_statuses(now: float, ask: Ask) -> tuple[list[states.Status], Answer]:
+def all_statuses(now: float, slurm: Slurm) -> tuple[list[states.Status], Answer]:
     """Every run and preparation, newest first, and what Slurm said (at most two calls)."""
     everything = [*runs.all_runs(runs.prepare_root()), *runs.all_runs()]
     pasts = [history.read(run) for run in everything]
-    answer = ask(id for past in pasts for id in states.jobs_to_ask(past))
+    answer = slurm.ask(id for past in pasts for id in states.jobs_to_ask(past))
     found = [
         (past.submitted or past.last, states.status(run, past, answer, now))
         for run, past in zip(everything, pasts, strict=True)
@@ -167,10 +179,10 @@ def _of(done: int | None, total: int | None) -> str:
     return f"{done}/{total}" if total else str(done)
 
 
-def print_one(run: Run, now: float, as_json: bool, ask: Ask) -> None:
+def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
     past = history.read(run)
-    answer = ask(past.job_ids())
-    history.add_accounting(past, slurm_queries.incarnations(past.job_ids()))
+    answer = slurm.ask(past.job_ids())
+    history.add_accounting(past, slurm.incarnations(past.job_ids()))
     one = states.status(run, past, answer, now)
     lives = one.state in ("running", "starting", "requeueing")
     command = next_command(run, one)

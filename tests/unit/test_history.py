@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch import history
-from launch.slurm_queries import parse_sacct
+from launch.slurm_queries import Job, parse_sacct
 from tests.unit.made_runs import (
     T0,
     common,
@@ -77,6 +77,24 @@ def test_accounting_says_why_a_start_was_killed(tmp_path: Path, monkeypatch: pyt
     history.add_accounting(past, {"12": moved})
     assert past.incarnations[1].why == "the node failed on n2"
     assert past.incarnations[1].ended == pytest.approx(T0 + 342)
+
+
+def test_several_starts_within_one_incarnation_of_a_job(tmp_path: Path) -> None:
+    """A training that failed is started again in the same allocation; Slurm has one row for both."""
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    for start, at in ((1, 10), (2, 100), (3, 300), (4, 400)):
+        started(run, at, start)
+    past = history.read(run)
+
+    def row(state: str, begin: float, end: float) -> Job:
+        return Job(id="12", state=state, start=T0 + begin, end=T0 + end, nodes="n1")
+
+    rows = [row("NODE_FAIL", 299, 350), row("TIMEOUT", 9, 200), row("RUNNING", 399, 500)]
+    history.add_accounting(past, {"12": rows})
+    assert [one.why for one in past.incarnations[:3]] == [
+        "the time limit was reached on n1", "the time limit was reached on n1", "the node failed on n1",
+    ]  # fmt: skip
 
 
 def _moved(row, by):  # type: ignore[no-untyped-def]
