@@ -1,6 +1,8 @@
-"""The datasets that mmsegmentation has a converter for: their archives, converter arguments and sizes.
+"""The datasets other than VOC that can be made: their archives, converter arguments and sizes.
 
-Folders are those that mmsegmentation's own dataset configs name, so these find the data as they stand.
+Folders are those that mmsegmentation's own dataset configs name, so these find the data as they stand; names
+and sizes are those of its instructions. Each is made in the tests from small archives in the real layout.
+The installed mmsegmentation's other converters can be run with --converter-args.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs.errors import UserError
@@ -30,7 +32,7 @@ class Recipe:
     folder: str
     """Where the dataset appears, below the data root."""
     archives: tuple[str | Source, ...]
-    """Files that the archives folder has to hold; a Source can be downloaded too."""
+    """Files, by their paths, that the archives folder has to hold; a Source can be downloaded too."""
     unpack: bool = False
     """Whether the archives are unpacked into the folder before the converter runs."""
     arguments: tuple[str, ...] | None = ()
@@ -43,17 +45,21 @@ class Recipe:
     """Folders of images and of their masks: one mask an image, or one of each annotator, in every split."""
 
 
-def zipped(folder: str, *names: str, needs: str = "") -> Recipe:
-    """A converter that unpacks the named archives itself."""
-    return Recipe(
-        folder, names, arguments=(*(f"{{archives}}/{name}" for name in names), "-o", "{out}"), needs=needs
-    )
+def zipped(folder: str, *names: str) -> Recipe:
+    """A converter that is told each of its archives, and unpacks them itself."""
+    return Recipe(folder, names, arguments=(*(f"{{archives}}/{name}" for name in names), "-o", "{out}"))
 
 
-def foldered(folder: str, *names: str, flag: str = "", more: tuple[str, ...] = ()) -> Recipe:
-    """A converter that looks for the archives in a folder."""
+def foldered(folder: str, *names: str, flag: str = "", counts: dict[str, int] | None = None) -> Recipe:
+    """A converter that looks for its archives in a folder, and unpacks them itself."""
     given = (flag, "{archives}") if flag else ("{archives}",)
-    return Recipe(folder, names, arguments=(*given, "-o", "{out}", *more))
+    return Recipe(folder, names, arguments=(*given, "-o", "{out}"), counts=counts or {})
+
+
+def both(pattern: str, **splits: int) -> dict[str, int]:
+    """Counts of images and of masks, equal in each split."""
+    images, masks = ("img_dir", "ann_dir") if pattern == "dir" else ("images", "annotations")
+    return {f"{kind}/{split}/*": count for split, count in splits.items() for kind in (images, masks)}
 
 
 RECIPES: dict[str, Recipe] = {
@@ -87,7 +93,6 @@ RECIPES: dict[str, Recipe] = {
         pairs=(),
     ),
     "chase_db1": zipped("CHASE_DB1", "CHASEDB1.zip"),
-    "drive": zipped("DRIVE", "training.zip", "test.zip"),
     "hrf": zipped(
         "HRF",
         "healthy.zip",
@@ -98,38 +103,61 @@ RECIPES: dict[str, Recipe] = {
         "diabetic_retinopathy_manualsegm.zip",
     ),
     "stare": zipped("STARE", "stare-images.tar", "labels-ah.tar", "labels-vk.tar"),
-    "loveda": foldered("loveDA", "Train.zip", "Val.zip", "Test.zip"),
-    "potsdam": foldered("potsdam", "2_Ortho_RGB.zip", "5_Labels_all_noBoundary.zip"),
+    "loveda": foldered(
+        "loveDA",
+        "Train.zip",
+        "Val.zip",
+        "Test.zip",
+        counts={**both("dir", train=2_522, val=1_669), "img_dir/test/*": 1_796},
+    ),
+    "potsdam": foldered(
+        "potsdam",
+        "2_Ortho_RGB.zip",
+        "5_Labels_all_noBoundary.zip",
+        counts=both("dir", train=3_456, val=2_016),
+    ),
     "vaihingen": foldered(
         "vaihingen",
         "ISPRS_semantic_labeling_Vaihingen.zip",
         "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip",
+        counts=both("dir", train=344, val=398),
     ),
-    "isaid": foldered("iSAID"),
-    "refuge": foldered("REFUGE", flag="--raw_data_root"),
-    "levircd": foldered("LEVIRCD", flag="--dataset_path"),
-    "synapse": Recipe(
-        "synapse", (), arguments=("--dataset-path", "{archives}", "--save-path", "{out}"), needs="nibabel"
+    # Its archives lie in folders; the test images have no masks.
+    "isaid": replace(
+        foldered(
+            "iSAID",
+            *(f"train/images/part{number}.zip" for number in (1, 2, 3)),
+            "train/Semantic_masks/images.zip",
+            "val/images/part1.zip",
+            "val/Semantic_masks/images.zip",
+            *(f"test/images/part{number}.zip" for number in (1, 2)),
+            counts=both("dir", train=33_978, val=11_644),
+        ),
+        pairs=(("img_dir/*", "ann_dir/train"), ("img_dir/*", "ann_dir/val")),
     ),
-    "nyu": zipped("nyu", "nyu.zip"),
+    "refuge": foldered(
+        "REFUGE",
+        "REFUGE-Training400.zip",
+        "Annotation-Training400.zip",
+        "REFUGE-Validation400.zip",
+        "REFUGE-Validation400-GT.zip",
+        "REFUGE-Test400.zip",
+        "REFUGE-Test-GT.zip",
+        flag="--raw_data_root",
+        counts=both("images", training=400, validation=400, test=400),
+    ),
+    # Unpacked, as MMSegmentation's instructions have it: the folders images, annotations (and imageLists).
     "coco_stuff10k": Recipe(
         "coco_stuff10k",
         (),
         arguments=("{archives}", "-o", "{out}", "--nproc", "{processes}"),
-        pairs=(("images/*", "annotations/*"),),
+        counts=both("images", train2014=9_000, test2014=1_000),
     ),
     "coco_stuff164k": Recipe(
         "coco_stuff164k",
         (),
         arguments=("{archives}", "-o", "{out}", "--nproc", "{processes}"),
-        pairs=(),
-    ),
-    "pascal_context": Recipe(
-        "pascal_context",
-        (),
-        arguments=("{archives}/VOCdevkit", "{archives}/trainval_merged.json", "-o", "{out}"),
-        needs="detail",
-        pairs=(),
+        counts=both("images", train2017=118_287, val2017=5_000),
     ),
 }
 

@@ -125,13 +125,13 @@ def make(order: Order, work: Path, staging: Path) -> Manifest:
     if recipe.arguments is not None:
         converter = find_converter(order.name, recipe)
     paths = find_archives(order, work)
-    checked = {path.name: check(source, path, order, work) for source, path in paths}
-    check_space(staging, sum(unpacked_size(path) for _, path in paths), 0)
+    checked = {name: check(source, path, order, work) for name, source, path in paths}
+    check_space(staging, sum(unpacked_size(path) for _, _, path in paths), 0)
     if recipe.unpack:
-        for _, path in paths:
+        for _, _, path in paths:
             unpack(path, staging)
     if converter:
-        convert(converter, order, staging)
+        convert(converter, order, {name: path for name, _, path in paths}, staging)
     counts = count(recipe, staging, order.partial)
     table = manifest.files_text(entries_of(staging))
     put(staging, manifest.FILES, table)
@@ -163,24 +163,25 @@ def find_converter(name: str, recipe: Recipe) -> Path:
     return found[name]
 
 
-def find_archives(order: Order, work: Path) -> list[tuple[Source | None, Path]]:
-    """(source if known, path) of every archive; downloads what is not given and can be."""
-    result: list[tuple[Source | None, Path]] = []
+def find_archives(order: Order, work: Path) -> list[tuple[str, Source | None, Path]]:
+    """(name, source if known, path) of every archive; downloads what is not given and can be."""
+    result: list[tuple[str, Source | None, Path]] = []
     folder = order.archives or order.data_root
     if order.archives is not None and not folder.is_dir():
         raise UserError(f"--archives {folder} is not a folder")
     missing = []
     for wanted in order.recipe.archives:
         source = wanted if isinstance(wanted, Source) else None
-        path = folder / (source.name if source else str(wanted))
+        name = source.name if source else str(wanted)
+        path = folder / name
         if not path.is_file():
             if source and order.archives is None:
                 from jobs.prepare.download import fetch
 
                 path = fetch(source, work, unpacked=order.recipe.unpack)
             else:
-                missing.append(path.name)
-        result.append((source, path))
+                missing.append(name)
+        result.append((name, source, path))
     if missing:
         raise UserError(
             f"{folder} lacks {' and '.join(missing)}: download {'it' if len(missing) == 1 else 'them'} "
@@ -245,12 +246,19 @@ def unpack(archive: Path, target: Path) -> None:
         raise DamagedArchive(f"{archive} is damaged ({error}): download it again") from None
 
 
-def convert(converter: Path, order: Order, staging: Path) -> None:
+def convert(converter: Path, order: Order, archives: dict[str, Path], staging: Path) -> None:
     """Runs mmsegmentation's converter in a process group of its own, which ends with this process however
     that ends; its output is passed on."""
     assert order.recipe.arguments is not None
+    folder = (order.archives or order.data_root).resolve()
+    if archives:
+        # Some take whatever archive lies in the folder: they get to see their own.
+        folder = staging.parent.resolve() / "archives"
+        for name, path in archives.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(path.resolve())
     values = {
-        "archives": str((order.archives or order.data_root).resolve()),
+        "archives": str(folder),
         "out": str(staging.resolve()),
         "processes": str(order.processes),
     }
@@ -285,7 +293,8 @@ def convert(converter: Path, order: Order, staging: Path) -> None:
     if code:
         last = said[-1] if said else f"it ended with code {code}"
         raise UserError(
-            f"{converter.name} failed: {last[:300]} (are the archives in {values['archives']} whole?)"
+            f"{converter.name} failed: {last[:300]} "
+            f"(are the archives in {order.archives or order.data_root} whole?)"
         )
     shutil.rmtree(scratch)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,8 @@ import pytest
 from PIL import Image
 
 from jobs.prepare import verify
+from jobs.prepare.archives import digest
+from jobs.prepare.datasets import RECIPES, converters
 from jobs.prepare.state import state
 from tests.local.test_prepare_survives import alive, mounted
 
@@ -154,6 +161,180 @@ def test_a_converter_that_unpacks_by_itself(tmp_path: Path) -> None:
     assert "chase_db1.py failed" in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "second/CHASE_DB1").exists()
+
+
+# --- every other recipe, from archives in the layout of its instructions ---
+
+IMAGE, MASK, LARGE = picture("JPEG"), picture("PNG", "L", 255), (512, 512)
+
+
+def plain(kind: str, size: tuple[int, int] = (24, 16), mode: str = "RGB", colour: object = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, colour).save(buffer, kind)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def hrf(folder: Path) -> None:
+    for kind, letter in (("healthy", "h"), ("glaucoma", "g"), ("diabetic_retinopathy", "dr")):
+        names = [f"{number:02d}_{letter}" for number in range(1, 16)]
+        pack(folder / f"{kind}.zip", {f"{name}.jpg": IMAGE for name in names})
+        vessels = plain("TIFF", mode="L", colour=255)
+        pack(folder / f"{kind}_manualsegm.zip", {f"{name}.tif": vessels for name in names})
+
+
+def stare(folder: Path) -> None:
+    for archive, ending in (("stare-images", ""), ("labels-ah", ".ah"), ("labels-vk", ".vk")):
+        with tarfile.open(folder / f"{archive}.tar", "w") as tar:
+            for number in range(1, 21):
+                content = gzip.compress(plain("PPM", colour=(255, 255, 255)))
+                entry = tarfile.TarInfo(f"im{number:04d}{ending}.ppm.gz")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    lines = [f"{digest(path, 'sha256')}  {path.name}\n" for path in sorted(folder.glob("*.tar"))]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def loveda(folder: Path) -> None:
+    for split in ("Train", "Val", "Test"):
+        members = {}
+        for number, place in enumerate(("Rural", "Urban")):
+            members[f"{split}/{place}/images_png/{number}.png"] = plain("PNG")
+            if split != "Test":
+                members[f"{split}/{place}/masks_png/{number}.png"] = plain("PNG", mode="L", colour=7)
+        pack(folder / f"{split}.zip", members)
+
+
+def potsdam(folder: Path) -> None:
+    areas, image, labels = ("2_10", "2_13"), plain("TIFF", LARGE), plain("TIFF", LARGE, colour=(0, 255, 0))
+    images = {f"2_Ortho_RGB/top_potsdam_{area}_RGB.tif": image for area in areas}
+    pack(folder / "2_Ortho_RGB.zip", images)
+    masks = {f"top_potsdam_{area}_label_noBoundary.tif": labels for area in areas}
+    pack(folder / "5_Labels_all_noBoundary.zip", masks)
+    # What else lies there must not be taken for a part of it.
+    pack(folder / "other.zip", {"x.txt": b""})
+
+
+def vaihingen(folder: Path) -> None:
+    image, labels = plain("TIFF", LARGE), plain("TIFF", LARGE, colour=(0, 0, 255))
+    name = "ISPRS_semantic_labeling_Vaihingen"
+    areas = ("area1", "area2")
+    pack(folder / f"{name}.zip", {f"top/top_mosaic_09cm_{area}.tif": image for area in areas})
+    masks = {f"top_mosaic_09cm_{area}_noBoundary.tif": labels for area in areas}
+    pack(folder / f"{name}_ground_truth_eroded_COMPLETE.zip", masks)
+
+
+def isaid(folder: Path) -> None:
+    parts, size = {"train": (1, 2, 3), "val": (1,), "test": (1, 2)}, (896, 896)
+    for split, numbers in parts.items():
+        for number in numbers:
+            (folder / split / "images").mkdir(parents=True, exist_ok=True)
+            members = {f"images/P{number:04d}.png": plain("PNG", size)}
+            pack(folder / split / f"images/part{number}.zip", members)
+        if split != "test":
+            (folder / split / "Semantic_masks").mkdir()
+            mask = plain("PNG", size, colour=(0, 0, 63))
+            masks = {f"images/P{number:04d}_instance_color_RGB.png": mask for number in numbers}
+            pack(folder / split / "Semantic_masks/images.zip", masks)
+
+
+def refuge(folder: Path) -> None:
+    disc = plain("BMP", mode="L", colour=128)
+    for split, letter in (("Training", "g"), ("Validation", "V"), ("Test", "T")):
+        names = [f"{letter}{number:04d}" for number in (1, 2)]
+        images = {f"REFUGE-{split}400/{name}.jpg": IMAGE for name in names}
+        pack(folder / f"REFUGE-{split}400.zip", images)
+        archive = {"Training": "Annotation-Training400", "Validation": "REFUGE-Validation400-GT"}
+        masks = {f"{split}/Disc_Cup_Masks/{name}.bmp": disc for name in names}
+        pack(folder / f"{archive.get(split, 'REFUGE-Test-GT')}.zip", masks)
+
+
+def coco_stuff10k(folder: Path) -> None:
+    from scipy.io import savemat
+
+    for name in ("images", "annotations", "imageLists"):
+        (folder / name).mkdir()
+    for split, names in (
+        ("train", ("COCO_train2014_1", "COCO_train2014_2")),
+        ("test", ("COCO_train2014_3",)),
+    ):
+        (folder / f"imageLists/{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        for name in names:
+            (folder / f"images/{name}.jpg").write_bytes(IMAGE)
+            savemat(folder / f"annotations/{name}.mat", {"S": np.full((16, 24), 13, np.uint8)})
+
+
+def coco_stuff164k(folder: Path) -> None:
+    for split, names in (("train2017", ("1", "2")), ("val2017", ("3",))):
+        for kind, ending, content in (("images", "jpg", IMAGE), ("annotations", "png", MASK)):
+            (folder / kind / split).mkdir(parents=True)
+            for name in names:
+                (folder / kind / split / f"{name}.{ending}").write_bytes(content)
+
+
+MADE = {
+    # recipe: (folder of masks, how many, the labels in them)
+    hrf: ("HRF/annotations/validation", 30, {1}),
+    stare: ("STARE/annotations/training", 20, {1}),
+    loveda: ("loveDA/ann_dir/val", 2, {7}),
+    potsdam: ("potsdam/ann_dir/train", 1, {4}),
+    vaihingen: ("vaihingen/ann_dir/val", 1, {2}),
+    isaid: ("iSAID/ann_dir/train", 3, {1}),
+    refuge: ("REFUGE/annotations/test", 2, {2}),
+    coco_stuff10k: ("coco_stuff10k/annotations/train2014", 2, {12}),
+    coco_stuff164k: ("coco_stuff164k/annotations/train2017", 2, {255}),
+}
+
+
+def test_every_recipe_is_tried() -> None:
+    tried = {make.__name__ for make in MADE} | {"ade20k", "cityscapes", "chase_db1"}
+    assert tried == set(RECIPES)
+
+
+@pytest.fixture(scope="module")
+def all_made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, int, str]]:
+    """recipe -> (data root, exit code, errors), all made at the same time."""
+    top = tmp_path_factory.mktemp("all")
+    # The two of COCO insist on their real number of files; theirs is all that is changed here.
+    tools = top / "checkout/tools/dataset_converters"
+    (top / "checkout/mmseg").mkdir(parents=True)
+    (top / "checkout/mmseg/__init__.py").touch()
+    shutil.copytree(converters()["hrf"].parent, tools)
+    for path in tools.glob("coco_stuff*.py"):
+        path.write_text(re.sub(r"^COCO_LEN = \d+", "COCO_LEN = 3", path.read_text(), flags=re.MULTILINE))
+    running = {}
+    for make in MADE:
+        name = make.__name__
+        archives = top / name / "archives"
+        archives.mkdir(parents=True)
+        make(archives)
+        command = ["--dataset", name, "--data-root", top / name / "data", "--archives", archives]
+        command = ["-m", "jobs.prepare", *command, "--partial", "--processes", "1"]
+        running[name] = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(top / "checkout")},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    ended = {}
+    for name, process in running.items():
+        _, errors = process.communicate(timeout=180)
+        ended[name] = (top / name / "data", process.returncode, errors)
+    return ended
+
+
+@pytest.mark.parametrize("make", MADE, ids=lambda make: make.__name__)
+def test_a_recipe(make: Callable[[Path], None], all_made: dict[str, tuple[Path, int, str]]) -> None:
+    root, code, errors = all_made[make.__name__]
+    assert code == 0, errors
+    folder, count, labels = MADE[make]
+    masks = list((root / folder).glob("*_labelTrainIds.png" if "coco" in folder else "*"))
+    assert len(masks) == count
+    with Image.open(masks[0]) as image:
+        assert {int(value) for value in np.unique(np.asarray(image))} == labels
+    assert [path.name for path in root.iterdir()] == [folder.split("/")[0]]
+    assert verify.deep(root / folder.split("/")[0]) == []
 
 
 @pytest.mark.parametrize(
