@@ -1,14 +1,18 @@
-"""A hook that holds a training at a step until the cluster has done something to it, or breaks a rank there.
+"""Hooks that hold a training until the cluster has done something to it, or break a rank.
 
-`plan` lists what happens: {"step": 4, "rank": 2, "do": ...}; without `rank` on all ranks, and only the first
-time that a rank comes to that step. `do` is hold: wait until asked to leave (or for the end); slow: as hold,
-and then never finish the save; raise, exit, kill, segv: die of it. The file job/held-RANK in the run
-directory says that the place was reached.
+`Fault` does so at a step that is known beforehand. `plan` lists what happens: {"step": 4, "rank": 2, "do":
+...}; without `rank` on all ranks, and only the first time that a rank comes to that step. `do` is hold: wait
+until asked to leave (or for the end); slow: as hold, and then never finish the save; raise, exit, kill, segv:
+die of it. The file job/held-RANK in the run directory says that the place was reached.
+
+`Chaos` does what the file job/fault.json asks for, again and again: whoever breaks the run writes the next
+fault there when the last has struck (benchmarks/chaos.py).
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -19,6 +23,8 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+
+from jobs.train import checkpoints
 
 
 @HOOKS.register_module(force=True)
@@ -34,14 +40,7 @@ class Fault(Hook):
         if do is None:
             return
         self.held.touch()
-        if do == "raise":
-            raise ValueError("a bad batch")
-        if do == "exit":
-            sys.exit(3)
-        if do == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if do == "segv":
-            ctypes.string_at(0)
+        die(do)
         if do == "slow":
             runner.survival.saver.save = never_ends
         while not runner.survival.preempted.asked:
@@ -50,3 +49,77 @@ class Fault(Hook):
 
 def never_ends(*_: Any, **__: Any) -> None:
     threading.Event().wait()
+
+
+def die(how: str) -> None:
+    """Ends this process in one of the ways in which a rank dies; no-op for any other word."""
+    if how == "raise":
+        raise ValueError("a bad batch")
+    if how == "exit":
+        sys.exit(3)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "segv":
+        ctypes.string_at(0)
+
+
+@HOOKS.register_module(force=True)
+class Chaos(Hook):
+    """The fault in job/fault.json: {"number", "place": step | validation | save, "step", "rank", "slack",
+    "do", "phase"}. It comes before step `step`, or in the first validation or save after that.
+
+    `do` of raise, exit, kill, segv: `rank` dies of it (in a save rank 0, at `phase` of the write), once: the
+    file job/struck-NUMBER says so. `do` of wait: the ranks go on for at most `slack` steps and wait there for
+    what comes from outside; the files job/there-NUMBER-RANK say that the place was reached.
+    """
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ["RANK"])
+        self.job = Path(os.environ["BATON_RUN"]) / "job"
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
+        fault = self.asked("step", runner.iter + 1)
+        if fault:
+            self.strike(runner, fault, runner.iter + 1 - fault["step"] >= fault["slack"])
+        if self.rank == 0 and (fault := self.asked("save", runner.iter + 1)):
+            self.break_save(fault)
+
+    def after_val_iter(
+        self,
+        runner: Any,
+        batch_idx: int,  # noqa: ARG002
+        data_batch: Any = None,  # noqa: ARG002
+        outputs: Any = None,  # noqa: ARG002
+    ) -> None:
+        if fault := self.asked("validation", runner.iter):
+            self.strike(runner, fault, True)
+
+    def asked(self, place: str, step: int) -> dict[str, Any] | None:
+        """The fault that is due at this place and has not struck yet."""
+        try:
+            fault: dict[str, Any] = json.loads((self.job / "fault.json").read_text())
+        except FileNotFoundError:
+            return None
+        due = fault["place"] == place and step >= fault["step"]
+        return fault if due and not (self.job / f"struck-{fault['number']}").exists() else None
+
+    def strike(self, runner: Any, fault: dict[str, Any], wait: bool) -> None:
+        number = fault["number"]
+        (self.job / f"there-{number}-{self.rank}").touch()
+        if fault["do"] != "wait":
+            if self.rank == fault["rank"]:
+                (self.job / f"struck-{number}").touch()
+                die(fault["do"])
+            return
+        while wait and not runner.survival.preempted.asked and self.asked(fault["place"], fault["step"]):
+            time.sleep(0.02)
+
+    def break_save(self, fault: dict[str, Any]) -> None:
+        """From here on the next write of a checkpoint ends at the phase asked for."""
+
+        def at_phase(phase: str) -> None:
+            if phase == fault["phase"]:
+                (self.job / f"struck-{fault['number']}").touch()
+                die("kill")
+
+        checkpoints.on_phase = at_phase
