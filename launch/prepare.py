@@ -72,11 +72,13 @@ def main() -> int:
     data_root = options.data_root(arguments)
     runs.check_root(runs.prepare_root())
     job_arguments = ["--data-root", str(data_root)]
+    mounts = []
     if arguments.archives:
         archives = Path(arguments.archives).expanduser().absolute()
         if not archives.is_dir():
             raise UserError(f"--archives {arguments.archives}: there is no such folder")
         job_arguments += ["--archives", str(archives)]
+        mounts.append(archives)
     dataset = datasets.check_name(
         arguments.dataset or "voc", bool(arguments.verify) or arguments.converter_args is not None
     )
@@ -105,14 +107,14 @@ def main() -> int:
     script_arguments = [*job_arguments, "--run", str(path)]
     if arguments.dry_run:
         make = ["prepare", "--no-submit", "--run", name, *job_arguments, *options.as_given(arguments)]
-        return single.show(single.batch(path, resolved, script_arguments, name, make))
+        return single.show(single.batch(path, resolved, script_arguments, name, make, mounts))
     folder = datasets.folder_of(dataset)
     looks = arguments.no_submit or arguments.verify
     if not looks and (busy := data_ready.preparing(data_root, folder)) is not None:
         raise UserError(
             f"{data_root / folder} is being prepared by {busy.name}: python launch/status.py {busy.name}"
         )
-    batch = single.batch(path, resolved, script_arguments, name)
+    batch = single.batch(path, resolved, script_arguments, name, mounts=mounts)
 
     def fill(place: Run) -> None:
         config = snapshot.take(place.code, data_root)

@@ -32,6 +32,8 @@ class Batch(msgspec.Struct, kw_only=True):
     """A launcher's name (train, prepare) and the arguments with which it makes the run directory."""
     arguments: list[str] = []
     """Further arguments of the job's command, after RUN."""
+    mounts: list[Path] = []
+    """Folders that these arguments name, which a container gets to see."""
     elements: int = 0
     """Size of the job array (a sweep), 0 for a plain job; `run` then ends where the element's number goes."""
     checkout: Path | None = None
@@ -68,7 +70,7 @@ def directives(batch: Batch) -> dict[str, str | None]:
         # Slurm counts tasks when a job begins and wants as many when it is requeued: with fewer nodes it
         # would never begin again. So the tasks are told to srun alone.
         options["mincpus"] = str(settings.gpus * settings.cpus_per_gpu)
-    if batch.resolved.stage == "train" and settings.signal_delay:
+    if batch.resolved.stage in ("train", "prepare") and settings.signal_delay:
         options["signal"] = f"USR2@{settings.signal_delay}"
     gpus = f"{settings.gpu_type}:{settings.gpus}" if settings.gpu_type else str(settings.gpus)
     if settings.gres == "gpus-per-node":
@@ -248,7 +250,7 @@ def _command(batch: Batch) -> str:
         srun[0] = SRUN.replace('--cpus-per-task="$SLURM_CPUS_PER_TASK"', tasks)
     python = '"$python"'
     if settings.container is not None:
-        flags, prefix = _container(settings.container)
+        flags, prefix = _container(settings.container, batch.mounts)
         srun += flags
         python = " ".join([*prefix, python])
     given = " ".join(
@@ -299,9 +301,10 @@ done
 """
 
 
-def _container(container: Container) -> tuple[list[str], list[str]]:
-    """(flags of srun, what goes before the interpreter). The run directory and the data root are mounted."""
-    own = ['"$run"', '"$(readlink -f "$run/code/data")"']
+def _container(container: Container, folders: list[Path]) -> tuple[list[str], list[str]]:
+    """(flags of srun, what goes before the interpreter). The run directory, the data root and `folders` are
+    mounted."""
+    own = ['"$run"', '"$(readlink -f "$run/code/data")"', *map(_quote, folders)]
     if container.kind == "pyxis":
         mounts = ",".join([f"{path}:{path}" for path in own] + [_quote(mount) for mount in container.mounts])
         flags = [

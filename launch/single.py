@@ -15,9 +15,14 @@ from launch.profiles import Resolved
 
 
 def batch(
-    run: Path, resolved: Resolved, arguments: list[str], name: str, make: list[str] | None = None
+    run: Path,
+    resolved: Resolved,
+    arguments: list[str],
+    name: str,
+    make: list[str] | None = None,
+    mounts: list[Path] | None = None,
 ) -> script.Batch:
-    """`make`: the script makes the run directory itself, see script.Batch."""
+    """`make`: the script makes the run directory itself; `mounts`: for a container. See script.Batch."""
     return script.Batch(
         resolved=resolved,
         name=name,
@@ -25,6 +30,7 @@ def batch(
         made=make is None,
         make=make or [],
         arguments=arguments,
+        mounts=mounts or [],
         checkout=runs.CHECKOUT,
     )
 

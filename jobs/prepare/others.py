@@ -20,6 +20,7 @@ import time
 import uuid
 import zipfile
 import zlib
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -33,6 +34,9 @@ from jobs.prepare.lock import hold
 from jobs.prepare.manifest import Entry, Manifest
 from jobs.prepare.progress import say, task
 from jobs.prepare.sources import Source
+
+END_OF_JOB = 600.0
+"""Seconds before the time limit in which a signal to leave is about that limit."""
 
 DYING = 10.0
 """Seconds that a killed converter may take to be gone."""
@@ -281,12 +285,18 @@ def convert(converter: Path, order: Order, archives: dict[str, Path], staging: P
             stderr=stderr,
             start_new_session=True,
         )
+        began = time.time()
         try:
             code = process.wait()
         except BaseException:
             # Preempted: the converter and its pool go with us.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if limit_is_too_short(began, time.time(), os.environ):
+                raise UserError(
+                    f"{converter.name} cannot be interrupted, and this job's time limit is too short for it: "
+                    "give it more (--time)"
+                ) from None
             raise
         stderr.seek(0)
         said = stderr.read().strip().splitlines()
@@ -297,6 +307,16 @@ def convert(converter: Path, order: Order, archives: dict[str, Path], staging: P
             f"(are the archives in {order.archives or order.data_root} whole?)"
         )
     shutil.rmtree(scratch)
+
+
+def limit_is_too_short(began: float, now: float, environ: Mapping[str, str]) -> bool:
+    """Whether a converter that began at `began` and is told to leave `now` had most of the job's time, and
+    that is nearly over: in another start of the job it would fare no better."""
+    try:
+        start, end = (float(environ[f"SLURM_JOB_{key}_TIME"]) for key in ("START", "END"))
+    except (KeyError, ValueError):  # no job of Slurm's, or an older one
+        return False
+    return now - began > 0.5 * (end - start) and end - now < END_OF_JOB
 
 
 def count(recipe: Recipe, staging: Path, partial: bool) -> dict[str, int]:

@@ -23,6 +23,7 @@ from PIL import Image
 from jobs.prepare import verify
 from jobs.prepare.archives import digest
 from jobs.prepare.datasets import RECIPES, converters
+from jobs.prepare.others import limit_is_too_short
 from jobs.prepare.state import state
 from tests.local.test_prepare_survives import alive, mounted
 
@@ -371,6 +372,15 @@ def test_bad_archives(cityscapes: Path, tmp_path: Path, damage: str, words: list
         assert word in ended.stderr
     assert not (tmp_path / "data/cityscapes").exists()
     assert not (tmp_path / "escaped.txt").exists()
+
+
+def test_a_time_limit_that_no_start_can_keep_ends_it() -> None:
+    """A converter begins anew in each start, so its job would be requeued for ever."""
+    hour = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "4600"}
+    assert limit_is_too_short(1100, 4500, hour)
+    assert not limit_is_too_short(1100, 3000, hour)  # preempted
+    assert not limit_is_too_short(4000, 4500, hour)  # the download took the time
+    assert not limit_is_too_short(1100, 4500, {})
 
 
 def test_unknown_dataset_is_told_what_there_is(tmp_path: Path) -> None:

@@ -104,6 +104,21 @@ def test_a_range_of_nodes_leaves_the_tasks_to_srun() -> None:
     assert "srun --kill-on-bad-exit=1 --ntasks-per-node=4 --cpus-per-task=3 " in text
 
 
+def test_a_container_sees_the_folder_of_the_archives(tmp_path: Path) -> None:
+    for text, words in (
+        ("container: {kind: apptainer, image: x.sif}", "--bind '/a b/archives'"),
+        ("container: {kind: pyxis, image: x}", "'/a b/archives':'/a b/archives'"),
+    ):
+        one = batch(tmp_path, f"prepare: {{{text}}}", "prepare", mounts=[Path("/a b/archives")])
+        assert words in script.text(one)
+
+
+def test_a_preparation_is_told_of_its_time_limit_and_goes_on() -> None:
+    text = script.text(batch(Path("/r/x"), stage="prepare"))
+    assert "#SBATCH --signal=USR2@120\n" in text
+    assert "-m jobs.slurm requeue" in text
+
+
 def test_a_cpu_job_asks_for_no_gpu() -> None:
     assert "gpu" not in "\n".join(
         line for line in script.text(batch(Path("/r/x"), stage="prepare")).splitlines() if "#SBATCH" in line
