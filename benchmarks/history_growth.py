@@ -31,7 +31,7 @@ TIMED = 8
 
 def main() -> int:
     parser = harness.parser(__doc__)
-    parser.add_argument("--blocks", type=int, default=16, help=f"turns of {TIMED} steps of each training")
+    parser.add_argument("--blocks", type=int, default=12, help=f"turns of {TIMED} steps of each training")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="history-") as folder:
         data = start.endless_list(tiny.make_data(Path(folder) / "data", 64, 4))

@@ -44,7 +44,7 @@ BY_ITERATION = {
 
 def main() -> int:
     parser = harness.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     compat.prepare()
     with tempfile.TemporaryDirectory(prefix="resume-start-", dir=ROOT / "logs") as name:

@@ -40,7 +40,7 @@ AGAINST = "mmengine's synchronous save with fsync"
 
 def main() -> int:
     parser = harness.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     measured: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     # On the disk of the checkout: /tmp may be in memory.

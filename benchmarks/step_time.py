@@ -32,8 +32,8 @@ RANKS, TIMED = 2, 12
 
 def main() -> int:
     parser = harness.parser(__doc__)
-    parser.add_argument("--starts", type=int, default=3, help="how often each side is started")
-    parser.add_argument("--blocks", type=int, default=16, help=f"turns of {TIMED} steps for each start")
+    parser.add_argument("--starts", type=int, default=2, help="how often each side is started")
+    parser.add_argument("--blocks", type=int, default=20, help=f"turns of {TIMED} steps for each start")
     arguments = parser.parse_args()
     figures: dict[str, list[float]] = {"ours": [], "peer": []}
     for number in range(arguments.starts):
