@@ -13,8 +13,8 @@ import pytest
 # Sums on the CPU depend on the number of threads; runs that are compared bit for bit must have the same.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell starts what runs in its background with SIGINT ignored, which every command under test would inherit:
-# none of them could be interrupted.
+# A shell starts what runs in its background with SIGINT ignored, which every command under test would
+# inherit: none of them could be interrupted.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""The tiny network on MMSegmentation's pair of lists, train.txt and aug.txt, as its pascal_voc12_aug.py has it."""
+"""The tiny network on the two lists that the pascal_voc12_aug.py of MMSegmentation reads, train and aug."""
 
 _base_ = "./tiny.py"
 
