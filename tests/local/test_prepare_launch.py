@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,57 @@ def test_another_dataset_is_prepared_and_looked_at(
     looked = launch(environment, "prepare", *common, "--verify")
     assert looked.returncode == 2, looked.stdout + looked.stderr
     assert str(damaged) in looked.stdout
+
+
+# The preparation reads this first, and stands still where it is to write a mask as long as a file is there.
+HOLD = """
+import os, sys, time
+
+def hold(event, arguments):
+    if event != "open" or "SegmentationClassAug" not in str(arguments[0]):
+        return
+    while os.path.exists(FOLDER + "/hold"):
+        open(FOLDER + "/held", "w").close()
+        time.sleep(0.05)
+
+sys.addaudithook(hold)
+"""
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline, f"not true: {what}"
+        time.sleep(0.05)
+
+
+def test_a_training_waits_for_a_preparation_and_makes_nothing_itself(
+    environment: dict[str, str], tmp_path: Path, voc_archives: Path
+) -> None:
+    data = tmp_path / "data"
+    (tmp_path / "hold").touch()
+    (tmp_path / "sitecustomize.py").write_text(f"FOLDER = {str(tmp_path)!r}\n{HOLD}")
+    held = environment | {"PYTHONPATH": str(tmp_path)}
+    options = ["--cluster", "local", "--data-root", data]
+    made = launch(held, "prepare", *options, "--archives", voc_archives, "--no-weights", "--json")
+    assert made.returncode == 0, made.stderr
+    wait_for((tmp_path / "held").exists, "the preparation is at work")
+
+    config = ["--config", "tests/configs/tiny.py", "--gpus", "1", "--run", "behind", "--wait"]
+    training = subprocess.Popen(
+        [sys.executable, "launch/train.py", *map(str, options), *config],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    run = tmp_path / "runs/behind"
+
+    def waits() -> bool:
+        return any("waiting for it" in log.read_text() for log in run.glob("job/local-*-prepare_0_log.out"))
+
+    wait_for(waits, "the training's chain waits")
+    cancelled = launch(environment, "cancel", json.loads(made.stdout)["run"])
+    assert cancelled.returncode == 0, cancelled.stderr
+    out, error = training.communicate(timeout=90)
+    assert training.returncode == 2, out + error
+    assert "that was waited for has ended without it: python launch/prepare.py" in out
+    assert not (data / "VOCdevkit").exists()
+    assert "started" not in [event["event"] for event in events.iterate(run / "events.jsonl")]
