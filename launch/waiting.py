@@ -6,6 +6,7 @@ It only reads the run directory and asks Slurm, so Ctrl-C ends the waiting and n
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 from jobs import events
 from jobs.run_directory import Run
-from launch import slurm_queries
+from launch import slurm, slurm_queries
 
 ASK_SECONDS = 10.0
 """How often Slurm is asked; events are read more often, they cost nothing."""
@@ -156,21 +157,32 @@ def _left_the_queue(job: str) -> bool:
 def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:
     """The exit code of a run that has ended without an event that says how. UNKNOWN is no success."""
     last = own.last()
-    if own.last_stage == "infer" and any(
+    finished = own.last_stage == "infer" and any(
         event["event"] == "finished" and event.get("job") == last for event in events.iterate(run.events)
-    ):
-        job = None if process is not None else _slurm(own).job(last)
-        if job is None or job.state == "COMPLETED":
-            return 0
-        if job.exit_code.partition(":")[0] == "2":
-            return 2
-    how = "the run has ended unfinished"
+    )
+    how, code = "the run has ended unfinished", 1
     if process is None:
         answer = _slurm(own)
+        finished = finished and answer.job(last).state == "COMPLETED"
         states = ", ".join(f"{stage} job {id} {answer.job(id).state}" for stage, id in own.current.items())
         how = f"the run has left the queue unfinished: {states}"
+        code = 2 if _exit_code(answer.job(last)) == "2" else 1  # an image that is none, a wrong option
+    if finished:
+        return 0
     print(f"error: {how}; python launch/logs.py {run.name} tells why", file=sys.stderr)
-    return 1
+    return code
+
+
+def _exit_code(job: slurm_queries.Job) -> str:
+    """The exit code of a failed job, "" where nothing tells it; squeue, which shows the job yet, does not."""
+    if job.exit_code or job.state != "FAILED":
+        return job.exit_code.partition(":")[0]
+    try:
+        shown = slurm.call("scontrol", "-o", "show", "job", job.id, patience=5)
+    except slurm.SlurmError:
+        return ""
+    found = re.search(r"\bExitCode=(\d+):", shown)
+    return found[1] if found else ""
 
 
 def _slurm(own: _Own) -> slurm_queries.Answer:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from clusters import Slurm
+from launcher import Launcher
 
 from env.cluster import config, packages
 from env.cluster.config import Layout
@@ -77,6 +78,11 @@ def variant(tmp_path_factory: pytest.TempPathFactory, guard: Callable[[Path], No
 def cluster(variant: Callable[..., Slurm]) -> Slurm:
     """The cluster of most tests: a preempted job gets its own signal, and half a minute of grace."""
     return variant("--user-signal", "--grace", "30")
+
+
+@pytest.fixture
+def launch(cluster: Slurm, tmp_path: Path, voc_small: Path) -> Launcher:
+    return Launcher(cluster, tmp_path, voc_small)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -199,6 +200,31 @@ def test_where_slurm_is_not_installed(user: str, apt: int, target: str, code: in
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert ("as root: sh env/cluster/install.sh" in done.stderr) == (user == "1000")
+
+
+def test_without_root(guard: Callable[[Path], None]) -> None:
+    """As an ordinary user, save that this checkout and its Python may be read whosever they are."""
+    if os.getuid() != 0:
+        pytest.skip("all the other tests are without root already")
+    rights = ["--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", *rights, "env", "HOME=/nonexistent"]
+    with tempfile.TemporaryDirectory(prefix="baton-nobody-") as folder:
+        os.chown(folder, 65534, 65534)
+        state = Path(folder) / "c"
+        guard(state)
+        python = [sys.executable, "-B"]
+        options = ["--no-accounting", "--nodes", "1"]
+        subprocess.run(
+            [*nobody, *python, ROOT / "env/cluster/up.py", state, *options], check=True, timeout=120
+        )
+        try:
+            slurm = Slurm(config.load(state))
+            assert slurm.run(*nobody, "srun", "id", "-u", cwd="/") == "65534\n"
+        finally:
+            down = [*nobody, *python, ROOT / "env/cluster/down.py", state, "--wipe"]
+            subprocess.run(down, check=True, timeout=120)
+        assert everything(state) == []
+        assert mounts(state) == []
 
 
 def test_mistakes_are_told_in_one_line(cluster: Slurm, tmp_path: Path) -> None:

@@ -5,64 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
+import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
-import pytest
 from clusters import Slurm, wait_event, wait_for
+from launcher import TINY, Launcher, of_run
 
 from env.cluster import daemons, processes
-from jobs import events
 from jobs.run_directory import Run
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ("--config", "tests/configs/tiny.py", "--cpus-per-gpu", "1")
-
-
-class Launcher:
-    """The launchers as a user of the cluster types them, with runs of their own."""
-
-    def __init__(self, slurm: Slurm, folder: Path, data: Path) -> None:
-        self.slurm = slurm
-        self.runs = folder / "runs"
-        self.data = data
-        self.environment = {
-            key: value for key, value in slurm.environment.items() if not key.startswith("BATON")
-        } | {"BATON_RUNS": str(self.runs), "OMP_NUM_THREADS": "1"}
-
-    def start(self, script: str, *arguments: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, f"launch/{script}.py", *map(str, arguments)],
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, script: str, *arguments: object, code: int = 0) -> tuple[str, str]:
-        """Runs a launcher to its end: (stdout, stderr). Fails the test unless it ends with `code`."""
-        process = self.start(script, *arguments)
-        out, error = process.communicate(timeout=300)
-        assert process.returncode == code, f"ended with {process.returncode}: {out}{error}"
-        return out, error
-
-    def train(self, *arguments: object) -> dict[str, str]:
-        """Submits a tiny training; returns the job ids."""
-        out, _ = self("train", *TINY, "--data-root", self.data, "--json", *arguments)
-        jobs: dict[str, str] = json.loads(out.splitlines()[0])["jobs"]
-        return jobs
-
-
-@pytest.fixture
-def launch(cluster: Slurm, tmp_path: Path, voc_small: Path) -> Launcher:
-    return Launcher(cluster, tmp_path, voc_small)
-
-
-def of_run(run: Path, name: str) -> list[dict[str, Any]]:
-    return [event for event in events.iterate(run / "events.jsonl") if event["event"] == name]
 
 
 def queue(slurm: Slurm) -> set[str]:
@@ -100,11 +51,16 @@ def test_a_training_waits_for_the_preparation_and_is_not_left_behind_by_its_fail
     assert cluster.wait_ended(jobs["train"]) == "CANCELLED"
     assert cluster.wait_ended(jobs["evaluate"]) == "CANCELLED"
 
-    out, _ = launch("prepare", *prepare)
+    # The same with a preparation that is running, and goes on when the file `go` is there.
+    profile, go = tmp_path / "site.yaml", tmp_path / "go"
+    profile.write_text(f"prepare: {{setup: ['until [ -e {go} ]; do sleep 0.1; done']}}\n")
+    out, _ = launch("prepare", *prepare[:-2], "--cluster", profile)
     preparation = json.loads(out)["jobs"]["prepare"]
+    cluster.wait_state(preparation, "RUNNING")
     out, _ = launch("train", "--resume", "behind", "--json")
     jobs = json.loads(out)["jobs"]
-    cluster.run("scontrol", "release", preparation)
+    assert cluster.job(jobs["train"])["Dependency"].startswith(f"afterok:{preparation}")
+    go.touch()
     cluster.wait_state(jobs["train"], "RUNNING", "COMPLETED")
     assert cluster.state(preparation) == "COMPLETED"
     assert (launch.data / "VOCdevkit" / "manifest.json").exists()
@@ -132,39 +88,14 @@ def test_a_failed_training_cancels_its_evaluation_also_where_there_is_no_sacct(
     assert not of_run(launch.runs / "wrong", "evaluated")
 
 
-def test_plain_sbatch_does_what_the_launcher_does(launch: Launcher, tmp_path: Path) -> None:
-    """Submitted by the launcher, by `--dry-run | sbatch`, and by the tracked script: the same weights."""
-    from tests.tiny import differences, final_state
-
-    same = ["--data-root", str(launch.data), "--seed", "5"]
-    jobs = {"launched": launch.train("--run", "launched", "--no-evaluation", *same[2:])["train"]}
-
-    script, told = launch("train", *TINY, *same, "--run", "dry", "--cluster", "slurm", "--dry-run")
-    assert "nothing submitted" in told
-    assert not (launch.runs / "dry").exists()
-    jobs["dry"] = launch.slurm.run(
-        "sbatch", "--parsable", input=script, cwd=tmp_path, env=launch.environment
-    ).strip()
-
-    output = f"--output={tmp_path}/by-hand.out"
-    resources = [output, "--cpus-per-task=1", "--gpus-per-node=1"]
-    jobs["hand"] = launch.slurm.run(
-        *("sbatch", "--parsable", *resources, "jobs/train.sbatch", "hand", *TINY[:2], *same),
-        cwd=ROOT,
-        env=launch.environment | {"BATON_PYTHON": sys.executable},
-    ).strip()
-
-    for name, job in jobs.items():
-        assert launch.slurm.wait_ended(job) == "COMPLETED", name
-    reference = final_state(Run(launch.runs / "launched"))
-    for name in ("dry", "hand"):
-        assert differences(reference, final_state(Run(launch.runs / name))) == []
-
-
-def test_a_sweep_is_one_array_with_an_evaluation_for_each_element(launch: Launcher) -> None:
+def test_a_sweep_is_one_array_with_an_evaluation_for_each_element(launch: Launcher, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    sbatch = shutil.which("sbatch", path=launch.environment["PATH"])
+    launch.program(tmp_path / "bin", "sbatch", f'echo "${{@: -1}}" >> {calls}\nexec {sbatch} "$@"')
     arguments = ["--run", "sweep", "--data-root", launch.data, "--json"]
     out, _ = launch("train", *TINY, *arguments, "--sweep", "optim_wrapper.optimizer.type=SGD,NoSuch")
     first, second = json.loads(out)
+    assert [Path(call).name for call in calls.read_text().splitlines()] == ["train.sbatch", "evaluate.sbatch"]
     assert first["jobs"]["train"].removesuffix("_0") == second["jobs"]["train"].removesuffix("_1")
     for one, value in ((first, "SGD"), (second, "NoSuch")):
         assert Run(Path(one["path"])).request().set == {"optim_wrapper.optimizer.type": value}
@@ -188,6 +119,39 @@ def test_a_refused_job_shows_slurms_words_and_leaves_nothing(launch: Launcher, t
     wait_for(lambda: queue(launch.slurm) <= before, "the queue holds nothing new")
 
 
+def test_two_runs_share_their_nodes(launch: Launcher, tmp_path: Path) -> None:
+    """Both of two nodes have one rank of each run, at the same time: no port is anybody's in advance."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    jobs = {}
+    for mine, other in ((a, b), (b, a)):
+        profile = tmp_path / f"{mine.name}.yaml"
+        profile.write_text(f"setup: ['touch {mine}', 'until [ -e {other} ]; do sleep 0.1; done']\n")
+        more = ["--nodes", 2, "--gpus", 1, "--sbatch", "nodelist=n1,n2", "--no-evaluation"]
+        jobs[mine.name] = launch.train("--run", mine.name, "--cluster", profile, *more)["train"]
+    for name, job in jobs.items():
+        assert launch.slurm.wait_ended(job) == "COMPLETED"
+        (started,) = of_run(launch.runs / name, "started")
+        assert (started["world_size"], sorted(started["hosts"])) == (2, ["n1", "n2"])
+
+
+def test_a_container_is_what_the_tasks_and_nothing_else_run_in(launch: Launcher, tmp_path: Path) -> None:
+    """A stand-in of apptainer that runs what it was given, and writes down with which flags."""
+    calls, profile = tmp_path / "calls", tmp_path / "site.yaml"
+    launch.program(
+        tmp_path / "bin",
+        "apptainer",
+        f'echo "$@" >> {calls}\nuntil [ "$1" = "/images/our own.sif" ]; do shift; done; shift; exec "$@"',
+    )
+    box = "{kind: apptainer, image: /images/our own.sif, mounts: [/scratch], options: [--cleanenv]}"
+    profile.write_text(f"container: {box}\n")
+    job = launch.train("--run", "boxed", "--cluster", profile, "--no-evaluation")["train"]
+    assert launch.slurm.wait_ended(job) == "COMPLETED"
+    (call,) = calls.read_text().splitlines()
+    run = launch.runs / "boxed"
+    assert call.startswith(f"exec --nv --bind {run} --bind {launch.data} --bind /scratch --pwd {run}/code")
+    assert call.endswith(f"--cleanenv /images/our own.sif {sys.executable} -u -m jobs.train {run}")
+
+
 def test_a_controller_that_is_away_is_waited_for(launch: Launcher) -> None:
     slurm = launch.slurm
     controller = daemons.running(slurm.layout, "slurmctld")
@@ -198,11 +162,15 @@ def test_a_controller_that_is_away_is_waited_for(launch: Launcher) -> None:
             *("train", *TINY, "--data-root", launch.data, "--cluster", "slurm", "--run", "patient", "--json")
         )
         assert process.stderr is not None
-        said = process.stderr.readline()
+        said = ""
+        for line in process.stderr:  # until it has said that it has been trying for half a minute
+            said += line
+            if "since 30 s" in line:
+                break
     finally:
         daemons.start(slurm.cluster, "slurmctld")
     slurm.wait_nodes()
-    assert "controller does not answer" in said
+    assert said.count("controller does not answer") >= 3, said
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     jobs = json.loads(out)["jobs"]

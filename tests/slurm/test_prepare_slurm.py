@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from clusters import Slurm, wait_event, wait_for
-from test_launch_slurm import Launcher, of_run
+from launcher import Launcher, of_run
 
 # Every interpreter of the job reads this first. Where it is to write the fourth mask it stands still, as long
 # as a file is there; a signal gets through.

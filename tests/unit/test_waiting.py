@@ -111,7 +111,7 @@ def test_an_earlier_inference_is_not_this_one(run: Run, slurm: Path) -> None:
     add(run, "finished", "infer", "3")
     jobs = submit(run, infer="4")
     alive(slurm)
-    assert waiting.wait(run, jobs) == 1
+    assert Waiter(run, jobs).end() == 1
 
 
 @pytest.mark.parametrize("how", ["event", "file"])
@@ -133,7 +133,7 @@ def test_without_sacct_a_job_that_squeue_does_not_name_has_gone(
     run: Run, slurm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alive(slurm)
-    assert waiting.wait(run, submit(run, train="5", evaluate="6")) == 1
+    assert Waiter(run, submit(run, train="5", evaluate="6")).end() == 1
     assert "train job 5 UNKNOWN, evaluate job 6 UNKNOWN" in capsys.readouterr().err
     alive(slurm, "5")
     assert not waiting._left_the_queue("5")
@@ -146,10 +146,10 @@ def test_a_cancelled_run_ends_the_waiting_and_an_earlier_mark_does_not(run: Run,
     jobs = submit(run, train="5")
     alive(slurm, "5")
     add(run, "finished", "train", "5", step=4)
-    assert waiting.wait(run, jobs) == 0
+    assert Waiter(run, jobs).end() == 0
     jobs = submit(run, train="6")
     events.append(run.events, "cancelled", by="me")
-    assert waiting.wait(run, jobs) == 1
+    assert Waiter(run, jobs).end() == 1
 
 
 def test_the_progress_line_of_a_job_that_is_no_training(run: Run) -> None:

@@ -1,0 +1,43 @@
+"""Evaluations and inferences of a finished run, and --wait, also on a cluster without accounting."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from clusters import Slurm
+from launcher import TINY, Launcher, of_run
+
+
+def test_evaluation_on_two_ranks_and_inference(launch: Launcher, tmp_path: Path) -> None:
+    job = launch.train("--run", "one", "--no-evaluation")["train"]
+    assert launch.slurm.wait_ended(job) == "COMPLETED"
+    out, _ = launch("evaluate", "one", "--gpus", 2, "--wait")
+    assert re.search(r"mIoU \d", out)
+    (evaluated,) = of_run(launch.runs / "one", "evaluated")
+    logs = [path.name for path in (launch.runs / "one" / "job").glob(f"{evaluated['job']}_?_log.out")]
+    assert len(logs) == 2
+
+    photo = next((launch.data / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))
+    out, _ = launch("infer", "one", photo, "--out", tmp_path / "masks", "--wait")
+    assert (tmp_path / "masks" / f"{photo.stem}.png").exists()
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no image")
+    launch("infer", "one", photo, bad, "--out", tmp_path / "others", "--wait", code=2)
+    assert (tmp_path / "others" / f"{photo.stem}.png").exists()
+
+
+def test_without_accounting(variant: Callable[..., Slurm], tmp_path: Path, voc_small: Path) -> None:
+    launch = Launcher(variant("--no-accounting", "--no-requeue"), tmp_path, voc_small)
+    arguments = ["--data-root", launch.data, "--run", "one", "--wait"]
+    out, _ = launch("train", *TINY, *arguments)
+    assert re.search(r"mIoU \d", out)
+    waiting = launch.start("evaluate", "one", "--sbatch", "hold=true", "--wait", "--json")
+    assert waiting.stdout is not None
+    job = json.loads(waiting.stdout.readline())["jobs"]["evaluate"]
+    launch.slurm.run("scancel", job)
+    _, error = waiting.communicate(timeout=120)
+    assert waiting.returncode == 1
+    assert f"evaluate job {job} CANCELLED" in error
