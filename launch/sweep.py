@@ -7,6 +7,7 @@ evaluation's array waits for element i of the training's (aftercorr).
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from contextlib import ExitStack
@@ -163,6 +164,7 @@ def _tell(
         return 0
     from launch import waiting
 
+    gc.enable()  # which launch/train.py has switched off
     codes = []
     for run, ids, process in zip(made, jobs, processes, strict=True):
         codes.append(waiting.wait(run, ids, process))

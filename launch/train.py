@@ -7,17 +7,22 @@ very step where it was. If the dataset is still being prepared, it waits in the 
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+# Looking for garbage, while modules are read and once more at the end, would be a fifth of its time.
+gc.disable()
+atexit.register(gc.freeze)
 
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
-from launch import configs, data_ready, options, profiles, requests, runs, script, sweep  # noqa: E402
+from launch import configs, data_ready, options, profiles, requests, runs, script  # noqa: E402
 from launch.profiles import Profile  # noqa: E402
 
 DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
@@ -69,6 +74,8 @@ def main() -> int:
         runs.check_name(arguments.run)
     runs.check_root(runs.runs_root())
     if arguments.sweep:
+        from launch import sweep
+
         return sweep.main(arguments, wish)
     if arguments.dry_run:
         return dry_run(arguments, wish)
@@ -330,6 +337,7 @@ def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process:
         return 0
     from launch import waiting
 
+    gc.enable()
     return waiting.wait(run, jobs, process)
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.errors import UserError
-from jobs.prepare import lock, manifest
+from jobs.prepare import manifest
+
+if TYPE_CHECKING:
+    from jobs.prepare import lock
 
 SILENT = 600.0
 """Seconds without a heartbeat after which an owner on another host counts as gone."""
@@ -36,6 +40,8 @@ def state(data_root: Path | str, folder: str = "VOCdevkit") -> State:
             return State("ready")
     except UserError as error:
         reason = str(error)
+    from jobs.prepare import lock  # not needed where the dataset is ready
+
     held = lock.read(data_root)
     ours = held is not None and held[0].folder in ("", folder)
     if held and ours and not lock.is_dead(held[0]) and time.time() - held[1] < SILENT:
