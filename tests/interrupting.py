@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -107,3 +108,37 @@ class RecordMaps(Hook):
         if not path.exists():
             maps = Path("/proc/self/maps").read_text().splitlines()
             path.write_text("".join(f"{line}\n" for line in maps if ".pth" in line))
+
+
+@HOOKS.register_module(force=True)
+class RecordDraws(Hook):
+    """Writes down what it draws by chance: RUN/job/draws-START-RANK.jsonl."""
+
+    def record(self, runner: Any, kind: str, step: int) -> None:
+        session = runner.session
+        line = json.dumps({"kind": kind, "step": step, "draw": np.random.random()})
+        with (session.run.job / f"draws-{session.start:03}-{session.rank}.jsonl").open("a") as file:
+            file.write(f"{line}\n")
+
+    def before_train_epoch(self, runner: Any) -> None:
+        self.record(runner, "epoch", runner.epoch)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
+        self.record(runner, "before", runner.iter)
+
+    def after_train_iter(
+        self,
+        runner: Any,
+        batch_idx: int,  # noqa: ARG002
+        data_batch: Any = None,  # noqa: ARG002
+        outputs: Any = None,  # noqa: ARG002
+    ) -> None:
+        self.record(runner, "after", runner.iter)
+
+
+@HOOKS.register_module(force=True)
+class SignalTheNewborn(Hook):
+    """Signals the workers of a validation as soon as they are born, before they can do anything about it."""
+
+    def before_val_epoch(self, runner: Any) -> None:  # noqa: ARG002
+        os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGUSR2))

@@ -187,6 +187,7 @@ def final_state(run: Run) -> dict[str, Any]:
         "ranks": own["ranks"],
         "history": history,
         "metrics": metrics(run),
+        "draws": draws(run),
         "best": json.loads((run.checkpoints / "best.json").read_text()),
     }
 
@@ -199,6 +200,17 @@ def metrics(run: Run) -> dict[tuple[str, int], dict[str, float]]:
         for key in ("time", "data_time", "start"):
             record.pop(key, None)
         found[record.pop("kind"), record["step"]] = record
+    return found
+
+
+def draws(run: Run) -> dict[tuple[str, str, int], float]:
+    """What the hook RecordDraws drew, by rank, place and step, the newest start's winning."""
+    found = {}
+    for path in sorted(run.job.glob("draws-*.jsonl")):
+        rank = path.stem.rsplit("-", 1)[1]
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            found[rank, record["kind"], record["step"]] = record["draw"]
     return found
 
 

@@ -392,7 +392,7 @@ def clear(directory: Path, job: Path, start: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def mark_best(directory: Path, checkpoint: Checkpoint, metric: str, metrics: dict[str, float]) -> None:
+def mark_best(directory: Path, checkpoint: Checkpoint, metric: str, metrics: dict[str, float | None]) -> None:
     """Records `checkpoint` as the best so far, by `metric`."""
     record = {
         "path": checkpoint.path.name,

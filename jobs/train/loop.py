@@ -20,7 +20,7 @@ from mmengine.runner.utils import calc_dynamic_intervals
 
 from jobs.exit_codes import SUPERSEDED
 from jobs.train import distributed, preemption, state
-from jobs.train.sampling import STEP, VALIDATION, Batches, Plan, mix, seed_everything
+from jobs.train.sampling import HOOKS, STEP, VALIDATION, Batches, Plan, mix, seed_everything
 
 
 class Exact:
@@ -54,8 +54,7 @@ class Exact:
         self.batches.first, self.batches.stop = self._iter, stop
         if self._iter >= stop:
             return
-        with preemption.workers_born():
-            iterator = iter(self.dataloader)
+        iterator = iter(self.dataloader)
         if self.runner.resumed and self.runner.session.ranks > 2:
             rounds = [next(iterator) for _ in range(self.batches.sampler.rounds)]
             if self._iter >= max(w._accumulative_counts for w in state.wrappers(self.runner.optim_wrapper)):
@@ -70,6 +69,7 @@ class Exact:
         runner, survival = self.runner, self.runner.survival
         survival.step_begins()
         weights = self.batches.weights(self._iter)
+        self.seed_hooks(self._iter)
         runner.call_hook("before_train_iter", batch_idx=index, data_batch=rounds[0])
         outputs = [self.round(number, batch, weights[number]) for number, batch in enumerate(rounds)]
         runner.call_hook(
@@ -80,6 +80,11 @@ class Exact:
         )
         self._iter += 1
         survival.step_ends()
+
+    def seed_hooks(self, *place: int) -> None:
+        """What a hook draws by chance depends on the place in the training, as everything else does: not on
+        what was drawn before, which a resumed run has not done."""
+        seed_everything(mix(self.plan.seed, HOOKS, self.batches.sampler.rank, *place))
 
     def round(self, number: int, batch: Any, weight: float) -> Any:
         """Forward and backward of one slot; the last round of an iteration updates the weights."""
@@ -185,6 +190,7 @@ class ExactEpochLoop(Exact, EpochBasedTrainLoop):
 
     def run_epoch(self) -> None:
         runner = self.runner
+        self.seed_hooks(self._epoch, 0)
         runner.call_hook("before_train_epoch")
         runner.model.train()
         stop = (self._epoch + 1) * self.plan.iterations
@@ -234,6 +240,7 @@ class ExactIterLoop(Exact, IterBasedTrainLoop):
         self.prepare_rounds()
         if runner.survival.begin():
             runner.survival.validate()
+        self.seed_hooks(0, 0)
         runner.call_hook("before_train_epoch")
         iterator = self.loaded(self._max_iters)
         while self._iter < self._max_iters and not self.stop_training:
@@ -283,11 +290,9 @@ class Survival:
         """Before the first step. Returns whether the validation of the resumed step is still to be done."""
         gc.freeze()
         gc.enable()
-        loader = self.runner.train_loop.dataloader
-        loader.worker_init_fn = preemption.InWorker(loader.worker_init_fn)
-        if self.runner.val_loop is not None:
-            loader = self.runner.val_loop.dataloader
-            loader.worker_init_fn = preemption.InWorker(loader.worker_init_fn)
+        for loop in (self.runner.train_loop, self.runner.val_loop):
+            if loop is not None:
+                preemption.outlive(loop.dataloader)
         self.saver.on_disk = (self.runner.train_loop.iter, self.runner.train_loop.epoch)
         # Asked to leave while starting: nothing new to save.
         (leave,) = self.agreement.now(self.preempted.asked)
@@ -317,7 +322,7 @@ class Survival:
     def epoch_ended(self, validation_due: bool) -> None:
         """After the last step of an epoch and everything that hooks do there."""
         loop = self.runner.train_loop
-        state.average_statistics(self.runner.model, self.session)
+        state.average_statistics(self.runner, self.session)
         self.metrics.epoch_done()
         asked = self._asked(loop.epoch, loop.epoch == loop.max_epochs) or (
             not self.saver.settings.by_epoch and self._asked(loop.iter, loop.iter == loop.max_iters)
@@ -329,7 +334,7 @@ class Survival:
 
     def _boundary(self, asked: bool, validation_due: bool, averaged: bool = False) -> None:
         if validation_due and not averaged:
-            state.average_statistics(self.runner.model, self.session)
+            state.average_statistics(self.runner, self.session)
         if self.leave:
             self.heart.beat("save", self.runner.train_loop.iter)
             patience = self.saver.patience

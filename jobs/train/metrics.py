@@ -37,7 +37,7 @@ class Metrics(Hook):
         self.session, self.heart, self.log_interval = session, heart, log_interval
         self.history = HISTORY
         self.runner: Any = None
-        self.validation: dict[str, float] = {}
+        self.validation: dict[str, float | None] = {}
         self.validation_began = 0.0
         self.epoch_began = time.time()
         self.first_step: int | None = None
@@ -101,7 +101,7 @@ class Metrics(Hook):
             )
         self.epoch_began = time.time()
 
-    def validation_done(self) -> dict[str, float]:
+    def validation_done(self) -> dict[str, float | None]:
         """Records the validation that has just ended; returns its metrics."""
         runner = self.runner
         if self.session.main:
@@ -111,22 +111,23 @@ class Metrics(Hook):
                 epoch=runner.epoch,
                 step=runner.iter,
                 seconds=round(time.time() - self.validation_began, 3),
-                metrics=self.validation,
+                metrics={key: value for key, value in self.validation.items() if value is not None},
             )
         return self.validation
 
     # -- writing
 
-    def scalars(self) -> dict[str, float]:
-        """The latest value of each training scalar that the message hub holds."""
+    def scalars(self) -> dict[str, float | None]:
+        """The latest value of each training scalar that the message hub holds; None for one that is not
+        finite, as JSON knows no NaN."""
         buffers = self.runner.message_hub.log_scalars
         return {
-            key.removeprefix("train/"): float(buffer.current())
+            key.removeprefix("train/"): finite(buffer.current())
             for key, buffer in buffers.items()
             if key.startswith("train/")
         }
 
-    def record(self, kind: str, scalars: dict[str, float]) -> None:
+    def record(self, kind: str, scalars: dict[str, float | None]) -> None:
         runner = self.runner
         line = {"step": runner.iter, "epoch": runner.epoch, "start": self.session.start, "kind": kind}
         try:
@@ -165,6 +166,11 @@ class Metrics(Hook):
         return round(float(buffer.mean(50)), 4) if buffer else None
 
 
+def finite(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
 def read_best(session: Session) -> dict[str, Any] | None:
     try:
         record = json.loads((session.run.checkpoints / "best.json").read_text())
@@ -173,10 +179,11 @@ def read_best(session: Session) -> dict[str, Any] | None:
     return {key: record.get(key) for key in ("mIoU", "metric", "value", "step")}
 
 
-def numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """The scalars among `metrics`, without the prefix that some evaluators put before them."""
+def numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """The scalars among `metrics`, without the prefix that some evaluators put before them; None for one that
+    is not finite."""
     return {
-        key.rsplit("/", 1)[-1]: float(value)
+        key.rsplit("/", 1)[-1]: finite(value)
         for key, value in metrics.items()
         if isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     }

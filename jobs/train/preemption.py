@@ -138,14 +138,20 @@ def closing() -> None:
     _closing.value = 1
 
 
-@contextmanager
-def workers_born() -> Iterator[None]:
-    """Around the making of DataLoader workers: they are born with the signals blocked, until `in_worker`."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+def outlive(loader: Any) -> None:
+    """Makes the workers of a DataLoader outlive a signal to the whole group: born with the signals blocked,
+    they let them in once they know what to do about them (`InWorker`)."""
+    make = loader._get_iterator
+
+    def make_blocked() -> Any:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            return make()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    loader._get_iterator = make_blocked
+    loader.worker_init_fn = InWorker(loader.worker_init_fn)
 
 
 class InWorker:

@@ -108,9 +108,10 @@ class TrainingRunner(Runner):
 
 
 def guard(backend: Any) -> None:
-    """Makes a visualizer's backend outlive a full disk: what it cannot write is lost, and said once.
+    """Makes a training outlive what a visualizer's backend raises, whatever that is (a full disk, a service
+    that is gone): what it cannot write is lost, and said once.
 
-    TensorBoard's writer is dead after an error; the next value that comes opens a new file.
+    TensorBoard's writer is dead after an OSError; the next value that comes opens a new file.
     """
     said = False
 
@@ -120,10 +121,12 @@ def guard(backend: Any) -> None:
             nonlocal said
             try:
                 return method(*args, **kwargs)
-            except OSError as error:
-                backend._env_initialized = False
+            except Exception as error:
+                if isinstance(error, OSError):
+                    backend._env_initialized = False
                 if not said:
-                    print(f"{type(backend).__name__} could not write: {error}", file=sys.stderr)
+                    what = str(error) or type(error).__name__
+                    print(f"{type(backend).__name__} could not write: {what}", file=sys.stderr, flush=True)
                 said = True
                 return None
 

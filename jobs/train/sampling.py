@@ -22,7 +22,7 @@ import numpy.typing as npt
 from jobs.errors import UserError
 
 # What a seed is for: keeps the streams apart.
-ORDER, SAMPLE, STEP, VALIDATION = 1, 2, 3, 4
+ORDER, SAMPLE, STEP, VALIDATION, HOOKS = 1, 2, 3, 4, 5
 
 _MASK = (1 << 64) - 1
 

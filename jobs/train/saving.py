@@ -211,19 +211,19 @@ class Saver:
         if self.fenced_off:
             raise self.fenced_off
 
-    def validated(self, step: int, metrics: dict[str, float]) -> None:
+    def validated(self, step: int, metrics: dict[str, float | None]) -> None:
         """Takes a validation's result: is the checkpoint of that step, saved before it, the best so far?"""
         metric = self.settings.save_best
         if metric == "auto" or (metric is None and "mIoU" not in metrics):
             metric = next(iter(metrics), None)
         metric = metric or "mIoU"
-        if not self.session.main or metric not in metrics:
+        value = metrics.get(metric)
+        if not self.session.main or value is None:
             return
         self.finish()
         less = self.settings.rule == "less" or (
             self.settings.rule is None and any(word in metric for word in LESS_IS_BETTER)
         )
-        value = metrics[metric]
         try:
             checkpoint = next((c for c in checkpoints.listed(self.directory) if c.step == step), None)
             old = checkpoints.best_value(self.directory)

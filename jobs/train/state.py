@@ -8,6 +8,8 @@ values: such a file is read without running any code of it.
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import mmengine
@@ -42,6 +44,15 @@ HOOK_STATE = {"EarlyStoppingHook": ("wait_count", "best_score")}
 
 def bare(model: Any) -> Any:
     return model.module if is_model_wrapper(model) else model
+
+
+def networks(runner: Any) -> dict[str, Any]:
+    """The model, and the averaged copies of it that hooks keep (EMAHook), by what their names begin with."""
+    found = {"": bare(runner.model)}
+    for hook in runner.hooks:
+        if isinstance(averaged := getattr(hook, "ema_model", None), torch.nn.Module):
+            found[f"averaged.{len(found) - 1}."] = averaged
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- collecting
@@ -92,7 +103,7 @@ def gather_local(runner: Any, session: Session) -> list[Tree]:
     are not synchronised, and gradients that are still being accumulated."""
     mine = {}
     if session.ranks > 1:
-        mine["statistics"] = {name: tensor.cpu() for name, tensor in statistics(runner.model).items()}
+        mine["statistics"] = {name: tensor.cpu() for name, tensor in statistics(runner).items()}
     if accumulating(runner.optim_wrapper):
         named = bare(runner.model).named_parameters()
         mine["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
@@ -101,23 +112,24 @@ def gather_local(runner: Any, session: Session) -> list[Tree]:
     return distributed.gather(session, mine) or []
 
 
-def statistics(model: Any) -> dict[str, torch.Tensor]:
+def statistics(runner: Any) -> dict[str, torch.Tensor]:
     """Running means and variances that each rank keeps for itself (SyncBN's are equal anyway)."""
     found = {}
-    for name, module in bare(model).named_modules():
-        if isinstance(module, _BatchNorm) and not isinstance(module, torch.nn.SyncBatchNorm):
-            for key in ("running_mean", "running_var"):
-                if getattr(module, key) is not None:
-                    found[f"{name}.{key}"] = getattr(module, key)
+    for prefix, network in networks(runner).items():
+        for name, module in network.named_modules():
+            if isinstance(module, _BatchNorm) and not isinstance(module, torch.nn.SyncBatchNorm):
+                for key in ("running_mean", "running_var"):
+                    if getattr(module, key) is not None:
+                        found[f"{prefix}{name}.{key}"] = getattr(module, key)
     return found
 
 
-def average_statistics(model: Any, session: Session) -> None:
+def average_statistics(runner: Any, session: Session) -> None:
     """Gives all ranks the mean of their running statistics: before a validation and at the end of an epoch.
 
     So every rank validates the same network, which is also the one in the checkpoint.
     """
-    tensors = list(statistics(model).values()) if session.ranks > 1 else []
+    tensors = list(statistics(runner).values()) if session.ranks > 1 else []
     if not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -154,13 +166,22 @@ def history(hub: Any) -> Tree:
 
 def hook_state(runner: Any) -> Tree:
     found: Tree = {}
+    for key, hook in named_hooks(runner):
+        kept = HOOK_STATE.get(type(hook).__name__)
+        if hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict"):
+            found[key] = plain(hook.state_dict())
+        elif kept:
+            found[key] = {name: plain(getattr(hook, name)) for name in kept if hasattr(hook, name)}
+    return found
+
+
+def named_hooks(runner: Any) -> Iterator[tuple[str, Any]]:
+    """Every hook with its key in a checkpoint: its class, and its number among the hooks of that class."""
+    counts: Counter[str] = Counter()
     for hook in runner.hooks:
         name = type(hook).__name__
-        if hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict"):
-            found[name] = plain(hook.state_dict())
-        elif name in HOOK_STATE:
-            found[name] = {key: plain(getattr(hook, key)) for key in HOOK_STATE[name] if hasattr(hook, key)}
-    return found
+        yield f"{name}/{counts[name]}", hook
+        counts[name] += 1
 
 
 def plain(value: Any) -> Any:
@@ -236,7 +257,7 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     runner.optim_wrapper.load_state_dict(cloned(checkpoint["optimizer"]))
     _restore_schedulers(runner.param_schedulers, checkpoint.get("param_schedulers"))
     _restore_hooks(runner, cloned(own["hooks"]))
-    _restore_local(model, session, own["ranks"])
+    _restore_local(runner, session, own["ranks"])
     return {"validation_due": own["validation_due"]}
 
 
@@ -253,28 +274,28 @@ def _restore_schedulers(schedulers: Any, saved: Any) -> None:
 
 
 def _restore_hooks(runner: Any, saved: Tree) -> None:
-    for hook in runner.hooks:
-        state = saved.get(type(hook).__name__)
+    for key, hook in named_hooks(runner):
+        state = saved.get(key)
         if state is None:
             continue
         if hasattr(hook, "load_state_dict"):
             hook.load_state_dict(state)
         else:
-            for key, value in state.items():
-                setattr(hook, key, value)
+            for name, value in state.items():
+                setattr(hook, name, value)
 
 
-def _restore_local(model: Any, session: Session, ranks: list[Tree]) -> None:
+def _restore_local(runner: Any, session: Session, ranks: list[Tree]) -> None:
     if not ranks:
         return
     same = len(ranks) == session.ranks
     if ranks[0].get("statistics"):
-        tensors = statistics(model)
-        for name, tensor in tensors.items():
-            saved = [rank["statistics"][name] for rank in ranks]
-            tensor.copy_(saved[session.rank] if same else torch.stack(saved).mean(0))
+        for name, tensor in statistics(runner).items():
+            saved = [rank["statistics"][name] for rank in ranks if name in rank["statistics"]]
+            if saved:
+                tensor.copy_(saved[session.rank] if same else torch.stack(saved).mean(0))
     if ranks[0].get("gradients"):
-        for name, parameter in model.named_parameters():
+        for name, parameter in bare(runner.model).named_parameters():
             grads = [rank["gradients"][name] for rank in ranks if name in rank["gradients"]]
             if grads:
                 # Other ranks than before: each takes the mean, of which the reduction is the same again.

@@ -20,6 +20,7 @@ INTERRUPTIBLE = {
     "log_level": "WARNING",
 }
 KILLED = -9
+EMA = {"type": "EMAHook", "momentum": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +28,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_data(tmp_path_factory.mktemp("data"))
 
 
-def make(path: Path, data: Path, config: str, ranks: int = 1, **settings: object) -> Run:
+def make(path: Path, data: Path, config: str, ranks: int = 1, ema: dict = EMA, **settings: object) -> Run:
     settings["train_dataloader__batch_size"] = 4 // ranks
-    hooks = [{"type": "Interrupt"}]
+    hooks = [{"type": "Interrupt"}, {"type": "RecordDraws"}]
     if config == HARD:
-        hooks.append({"type": "EMAHook", "momentum": 0.1})
+        hooks.append(ema)
     return tiny.make_run(path, data, config, custom_hooks=hooks, **INTERRUPTIBLE, **settings)
 
 
@@ -146,12 +147,36 @@ def test_other_number_of_ranks_keeps_the_global_batch(data: Path, uninterrupted,
     assert [d for d in tiny.differences(weights, expected) if "num_batches" not in d] == []
 
 
-def test_four_ranks(data: Path, uninterrupted, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["tests/configs/tiny.py", HARD])
+def test_four_ranks(config: str, data: Path, uninterrupted, tmp_path: Path) -> None:
     """Sums of more than two parts depend on their order, which a fresh DistributedDataParallel changes."""
-    run = make(tmp_path / "run", data, "tests/configs/tiny.py", 4)
+    workers = {"train_dataloader__num_workers": 0, "train_dataloader__persistent_workers": False}
+    run = make(tmp_path / "run", data, config, 4, **workers)
     assert interrupt(run, 4, "step", 2, "SIGUSR2", 3) == [RESUME] * 4
     finish(run, 4)
-    assert tiny.differences(tiny.final_state(run), uninterrupted("tests/configs/tiny.py", 4)) == []
+    assert tiny.differences(tiny.final_state(run), uninterrupted(config, 4)) == []
+
+
+def test_an_average_of_the_statistics_too(data: Path, tmp_path: Path) -> None:
+    """With `update_buffers` each rank keeps an average of its own running statistics."""
+    runs = []
+    for name, interruptions in (("whole", []), ("interrupted", [2, 9])):
+        ema = EMA | {"update_buffers": True}
+        run = make(tmp_path / name, data, HARD, 2, ema, train_dataloader__num_workers=1)
+        for step in interruptions:
+            assert interrupt(run, 2, "step", step, "SIGUSR2", 1) == [RESUME] * 2
+        finish(run, 2)
+        runs.append(tiny.final_state(run))
+    assert tiny.differences(runs[1], runs[0]) == []
+
+
+def test_what_is_saved_is_what_was_validated(uninterrupted) -> None:
+    """The averaged model's running statistics are those of all ranks, as its weights are."""
+    state = uninterrupted(HARD, 2)
+    saved = {key: value for key, value in state["state_dict"].items() if ".running_" in key}
+    validated = {key: state["ema_state_dict"][f"module.{key}"] for key in saved}
+    assert saved
+    assert tiny.differences(saved, validated) == []
 
 
 def test_a_later_start_fences_off_an_earlier_one(data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from jobs import compat, events
@@ -149,3 +150,31 @@ def test_the_checkpoint_hook_counts_iterations_or_epochs_as_it_says(data: Path, 
         assert tiny.start(run) == [FINISHED], tiny.log_of(run, 1)
     assert [e["step"] for e in saves(steps)] == [4, 8, 12]
     assert [e["step"] for e in saves(epochs)] == [9]
+
+
+def test_a_loss_that_is_no_number_leaves_files_that_everybody_reads(data: Path, tmp_path: Path) -> None:
+    """JSON knows no NaN: strict readers refuse a file with one, and would know nothing more of the run."""
+    optimizer = {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 1e30}}
+    run = tiny.make_run(tmp_path / "run", data, optim_wrapper=optimizer, **schedule(1))
+    assert tiny.start(run) == [FINISHED], tiny.log_of(run, 1)
+    strict = msgspec.json.Decoder()
+    losses = [
+        row.get("loss") for row in strict.decode_lines(run.metrics.read_bytes()) if row["kind"] == "train"
+    ]
+    assert losses[0] > 0
+    assert losses[-1] is None
+    names = [event["event"] for event in strict.decode_lines(run.events.read_bytes())]
+    assert {"epoch", "validated", "finished"} <= set(names)
+    strict.decode((run.path / "progress.json").read_bytes())
+    strict.decode((run.checkpoints / "best.json").read_bytes())
+
+
+def test_the_workers_of_a_validation_are_born_deaf(data: Path, tmp_path: Path) -> None:
+    """A signal to the whole group may reach them before they know what to do about it."""
+    hooks = [{"type": "SignalTheNewborn"}]
+    run = tiny.make_run(
+        tmp_path / "run", data, custom_imports=HOOKS, custom_hooks=hooks, val_dataloader__num_workers=2,
+        **schedule(1),
+    )  # fmt: skip
+    assert tiny.start(run) == [FINISHED], tiny.log_of(run, 1)
+    assert [e["step"] for e in events.read(run.events) if e["event"] == "validated"] == [6]
