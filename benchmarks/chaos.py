@@ -8,6 +8,7 @@ is left on any node. What differs is counted, and the count must be 0.
 examples:
   python benchmarks/chaos.py
   python benchmarks/chaos.py --faults 10 --seed 3 --keep /tmp/chaos
+  python benchmarks/chaos.py --faults 15 --by-iteration
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ PER_EPOCH = 6
 """Steps of an epoch: 24 pictures, 4 a step."""
 VALIDATED = 2 * PER_EPOCH
 """Steps between validations."""
+EPOCHS, ITERATIONS = "tests/configs/tiny.py", "tests/configs/tiny_iters.py"
 PATIENCE = 600.0
 """Seconds until a fault that does not come about counts as a run that hangs."""
 GRACE = 10
@@ -312,19 +314,34 @@ def epochs(faults: list[Fault]) -> int:
 # ------------------------------------------------------------------------------------------------ the running
 
 
-def submit(slurm: Slurm, place: Path, name: str, root: Path, length: int, broken: bool) -> tuple[Run, str]:
+def by_epoch(length: int) -> dict[str, Any]:
+    """A save every epoch, a validation every second."""
+    return {"train_cfg.max_epochs": length, "train_cfg.val_interval": 2, "param_scheduler.0.end": length}
+
+
+def by_iteration(length: int) -> dict[str, Any]:
+    """The same places, counted in iterations."""
+    return {
+        "train_cfg.max_iters": length * PER_EPOCH,
+        "train_cfg.val_interval": VALIDATED,
+        "param_scheduler.0.end": length * PER_EPOCH,
+        "default_hooks.checkpoint.interval": PER_EPOCH,
+    }
+
+
+def submit(
+    slurm: Slurm, place: Path, name: str, root: Path, length: int, broken: bool, config: str
+) -> tuple[Run, str]:
     """Submits a training of `length` epochs and its evaluation. Returns the run and the training's job id."""
     settings: dict[str, Any] = {
         "train_dataloader.batch_size": 4 // RANKS,
-        "train_cfg.max_epochs": length,
-        "train_cfg.val_interval": 2,
-        "param_scheduler.0.end": length,
         "default_hooks.checkpoint.max_keep_ckpts": 4,
+        **(by_iteration if config == ITERATIONS else by_epoch)(length),
         "custom_imports": {"imports": ["tests.slurm_faults"], "allow_failed_imports": False},
         "custom_hooks": [{"type": "Chaos"}] if broken else [],
     }
     command = [
-        *(sys.executable, str(ROOT / "launch/train.py"), "--config", str(ROOT / "tests/configs/tiny.py")),
+        *(sys.executable, str(ROOT / "launch/train.py"), "--config", str(ROOT / config)),
         *("--run", name, "--data-root", str(root), "--cluster", "slurm", "--json", "--partition", "low"),
         *("--nodes", str(NODES), "--gpus", str(GPUS), "--cpus-per-gpu", "1"),
         *("--time", "60", "--signal-delay", "110", "--sbatch", "exclusive=true"),
@@ -454,11 +471,13 @@ def names(story: list[dict[str, Any]]) -> set[str]:
     return {event["event"] for event in story}
 
 
-def play(slurm: Slurm, place: Path, root: Path, faults: list[Fault], seed: int) -> tuple[Scene, Run]:
+def play(
+    slurm: Slurm, place: Path, root: Path, faults: list[Fault], seed: int, config: str = EPOCHS
+) -> tuple[Scene, Run]:
     """Trains a run through all `faults`, and one beside it that is left alone; both to their evaluation."""
     length = epochs(faults)
-    run, job = submit(slurm, place, "chaos", root, length, broken=True)
-    alone, other = submit(slurm, place, "alone", root, length, broken=False)
+    run, job = submit(slurm, place, "chaos", root, length, True, config)
+    alone, other = submit(slurm, place, "alone", root, length, False, config)
     scene = Scene(slurm=slurm, run=run, job=job, dice=random.Random(seed))
     # Slurm forgets a job some minutes after its end, so the other is not asked about at the end.
     with ThreadPoolExecutor() as pool:
@@ -477,6 +496,11 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
+        "--by-iteration",
+        action="store_true",
+        help="mixed precision, accumulation, EMA and persistent workers instead",
+    )
+    parser.add_argument(
         "--keep",
         type=Path,
         metavar="DIR",
@@ -487,10 +511,11 @@ def main() -> int:
     print(f"runs and cluster: {folder}", flush=True)
     prepared = data.prepared(folder)
     faults = plan(arguments.seed, arguments.faults)
+    config = ITERATIONS if arguments.by_iteration else EPOCHS
     options = Options(nodes=6, user_signal=True, grace=GRACE, node_timeout=10)
     began = time.monotonic()
     with cluster.running(folder / "slurm", options) as slurm:
-        scene, alone = play(slurm, folder / "runs", prepared, faults, arguments.seed)
+        scene, alone = play(slurm, folder / "runs", prepared, faults, arguments.seed, config)
         found = problems(scene, alone)
         left = [processes.command(p) for p in processes.jobs(slurm.layout)]
     found += [f"left on a node: {command}" for command in left]
