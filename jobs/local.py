@@ -110,11 +110,13 @@ class _Chain:
             return self.train(stage)
         if stage.name == "evaluate" and self.evaluated():
             return 0
+        told = self.failures(stage)
         codes = self.run_tasks(stage)
         code = _first_failure(codes)
         if self.cancelled:
             return exit_codes.RESUME
-        if code != 0:
+        # A job gives its own reason, unless it was killed or could not begin.
+        if code != 0 and self.failures(stage) == told:
             rank = next(rank for rank, one in codes.items() if one != 0)
             log = f"job/{self.log_name(stage, rank)}"
             error = _last_line(self.run_directory.path / log)
@@ -123,6 +125,10 @@ class _Chain:
                 reason=f"{stage.name} failed: {error or f'exit code {code}'}", error=error, log=log,
             )  # fmt: skip
         return code
+
+    def failures(self, stage: Stage) -> int:
+        told = events.iterate(self.run_directory.events)
+        return sum(1 for one in told if one["event"] == "failed" and one.get("stage") == stage.name)
 
     def train(self, stage: Stage) -> int:
         while True:

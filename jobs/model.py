@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,18 @@ def chosen_checkpoint(run: Run, which: str) -> Path:
 
 
 def config(run: Run) -> Any:
-    """The resolved config that the run trains with. Raises UserError before its first start."""
+    """The resolved config that the run trains with; what it tests on is what it validates on, unless it says
+    otherwise. Raises UserError before the run's first start, and for a config with neither."""
     from mmengine.config import Config
 
     if not run.config.is_file():
         raise UserError(f"run {run.name} has not started yet: {run.config} is written by its first start")
-    return Config.fromfile(str(run.config))
+    cfg = Config.fromfile(str(run.config))
+    for what in ("dataloader", "evaluator"):
+        cfg[f"test_{what}"] = cfg.get(f"test_{what}") or cfg.get(f"val_{what}")
+    if not cfg.test_dataloader:
+        raise UserError(f"{run.config} has neither test_dataloader nor val_dataloader: nothing to test on")
+    return cfg
 
 
 def load(cfg: Any, checkpoint: Path, device: str) -> Any:
@@ -56,12 +61,13 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
     if device == "cpu":
         synchronised_to_plain(description)
     model = MODELS.build(description)
+    weights = weights_of(checkpoint)
     try:
-        content = compat.load(checkpoint)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{checkpoint} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
-    weights = content.get("state_dict", content)
-    missing, unknown = model.load_state_dict(weights, strict=False)
+        missing, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        # torch lists every weight of another shape, after a headline.
+        first = str(error).partition("\n")[2].partition("\n")[0]
+        raise UserError(f"{checkpoint} does not fit the run's model: {' '.join(first.split())}") from None
     if missing or unknown:
         example = (missing or unknown)[0]
         raise UserError(
@@ -72,11 +78,32 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
     return model.to(device).eval()
 
 
+def weights_of(checkpoint: Path) -> dict[str, Any]:
+    """Name -> weight of a checkpoint's model. Raises UserError for what is none, or damaged."""
+    try:
+        content = compat.load(checkpoint)
+    except Exception as error:
+        # Whatever a damaged file makes the reader stumble over; it runs no code from it.
+        raise UserError(
+            f"{checkpoint} cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        ) from None
+    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise UserError(f"{checkpoint} is no checkpoint of a model: it has no weights by name")
+    return weights
+
+
 def meta(cfg: Any) -> dict[str, Any]:
-    """Class names and palette (RGB, 0..255) of the config's test dataset."""
+    """Class names and palette (RGB, 0..255) of the config's test dataset, whose files need not be there where
+    its class knows both."""
     from mmseg.registry import DATASETS
 
     dataset = dict(innermost(cfg.test_dataloader.dataset))
+    kind = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+    if hasattr(kind, "_load_metainfo"):
+        known = kind._load_metainfo(copy.deepcopy(dataset.get("metainfo")))
+        if known.get("classes") and len(known["classes"]) == len(known.get("palette") or ()):
+            return dict(known)
     return dict(DATASETS.build(dataset | {"lazy_init": True}).metainfo)
 
 

@@ -16,15 +16,20 @@ IGNORED = (224, 224, 192)
 
 
 def table(palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """256 × 3 RGB colours (uint8): those of the classes, then black; 255 is VOC's border colour."""
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = np.asarray(palette, np.uint8)[:256]
-    colours[255] = IGNORED
+    """N × 3 RGB colours (uint8): those of the classes, then black. N is 256, and 255 VOC's border colour, up
+    to 255 classes; with more it is 65,536."""
+    colours = np.zeros((256 if len(palette) <= 256 else 1 << 16, 3), np.uint8)
+    colours[: len(palette)] = np.asarray(palette, np.uint8)
+    if len(palette) < 256:
+        colours[255] = IGNORED
     return colours
 
 
 def mask(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
-    """A label map (H × W, uint8) as a palette image: its pixel values are the labels."""
+    """A label map (H × W, uint8) as a palette image: its pixel values are the labels. One of uint16 becomes
+    16-bit grey, for palettes end at 256."""
+    if labels.dtype == np.uint16:
+        return Image.fromarray(np.ascontiguousarray(labels))
     image = Image.fromarray(np.ascontiguousarray(labels, np.uint8), mode=None).convert("L")
     image = Image.frombytes("P", image.size, image.tobytes())
     image.putpalette(table(palette).reshape(-1).tolist())

@@ -85,7 +85,7 @@ class Run:
             return msgspec.convert(data, Request)
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run directory: it has no run.yaml") from None
-        except (yaml.YAMLError, msgspec.ValidationError) as error:
+        except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
             raise UserError(f"{self.request_file} is damaged: {' '.join(str(error).split())}") from None
 
     def write_request(self, request: Request) -> None:

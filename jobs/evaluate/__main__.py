@@ -10,19 +10,22 @@ import argparse
 import copy
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jobs import compat, events, notify
+from jobs import compat, events, failure, notify
 from jobs import model as models
 from jobs.errors import UserError, run_command
 from jobs.evaluate import figures, ranks, report, results
+from jobs.infer import images
 from jobs.prepare import progress
 from jobs.run_directory import Run
 from jobs.train import checkpoints
+from jobs.train.task import read as read_task
 
 METRICS = ("mIoU", "mAcc", "aAcc")
 
@@ -30,7 +33,7 @@ METRICS = ("mIoU", "mAcc", "aAcc")
 def main() -> int:
     arguments = parse()
     run = Run(arguments.run.resolve())
-    with notify.failures_of(run, "evaluate"):
+    with failure.told(run, "evaluate", read_task().rank), notify.failures_of(run, "evaluate"):
         return evaluate(run, arguments)
 
 
@@ -67,17 +70,21 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
     with progress.task(f"evaluating {checkpoint.name}", len(mine)) as advance:
         for index, sample in zip(mine, loaded(cfg, dataset, mine, spent), strict=True):
             prediction = timed(spent, "model", lambda sample=sample: predict(model, sample))
-            truth = sample["data_samples"].gt_sem_seg.data.squeeze(0).numpy()
+            truth = truth_of(sample)
             matrix += timed(
                 spent,
                 "counting",
-                lambda truth=truth, p=prediction: figures.confusion(truth, p, len(names), ignore),
+                lambda sample=sample, truth=truth, p=prediction: counted(
+                    sample, truth, p, len(names), ignore
+                ),
             )
             if index in pictured:
                 timed(
                     spent,
                     "pictures",
-                    lambda s=sample, t=truth, p=prediction: draw(where, s, t, p, model.dataset_meta),
+                    lambda i=index, s=sample, t=truth, p=prediction: draw(
+                        where, pictured[i], s, t, p, model.dataset_meta["palette"]
+                    ),
                 )
             advance(1)
 
@@ -144,29 +151,43 @@ def test_dataset(cfg: Any) -> Any:
     use_fast_transforms(description)
     try:
         return DATASETS.build(description)
-    except FileNotFoundError as error:
-        raise UserError(f"the dataset to evaluate on is not there: {error}") from None
+    except (FileNotFoundError, AssertionError) as error:
+        # mmseg asserts that the lists and folders of some data sets are there.
+        where = f"{description.get('data_root', '')} {description.get('ann_file', '')}".strip()
+        raise UserError(f"the dataset to evaluate on is not there: {error or where}") from None
 
 
 def ignored(cfg: Any) -> int:
     """The label that does not count; 255 unless the config's evaluator says otherwise."""
     evaluator = cfg.test_evaluator[0] if isinstance(cfg.test_evaluator, (list, tuple)) else cfg.test_evaluator
-    return int(evaluator.get("ignore_index", 255))
+    return int((evaluator or {}).get("ignore_index", 255))
 
 
-def pictures_of(dataset: Any, asked: list[str]) -> set[int]:
-    """Indices of the images to draw. Raises UserError for an id that the dataset does not have."""
+def pictures_of(dataset: Any, asked: list[str]) -> dict[int, str]:
+    """Index -> picture's name of the images to draw: an image's stem, with its folders where that is not
+    enough. Raises UserError for an id that the dataset does not have."""
     count = len(dataset)
-    if asked == ["all"]:
-        return set(range(count))
     if len(asked) == 1 and asked[0].isdecimal() and int(asked[0]) <= count:
-        return {round(position) for position in np.linspace(0, count - 1, int(asked[0]))}
-    if len(asked) == 1 and asked[0].isdecimal() and len(asked[0]) < 5:
-        return set(range(count))
-    ids = {Path(dataset.get_data_info(index)["img_path"]).stem: index for index in range(count)}
-    if unknown := [name for name in asked if name not in ids]:
-        raise UserError(f"--pictures: the dataset has no image {', '.join(unknown)}")
-    return {ids[name] for name in asked}
+        chosen = sorted({round(position) for position in np.linspace(0, count - 1, int(asked[0]))})
+    elif asked == ["all"] or (len(asked) == 1 and asked[0].isdecimal() and len(asked[0]) < 5):
+        chosen = list(range(count))
+    else:
+        ids: dict[str, list[int]] = {}
+        for index in range(count):
+            ids.setdefault(path_of(dataset, index).stem, []).append(index)
+        if unknown := [name for name in asked if name not in ids]:
+            raise UserError(f"--pictures: the dataset has no image {', '.join(unknown)}")
+        chosen = sorted({index for name in asked for index in ids[name]})
+    paths = [path_of(dataset, index) for index in chosen]
+    stems = Counter(path.stem for path in paths)
+    return {
+        index: path.stem if stems[path.stem] == 1 else "_".join(name.parts)
+        for index, path, name in zip(chosen, paths, images.names(paths), strict=True)
+    }
+
+
+def path_of(dataset: Any, index: int) -> Path:
+    return Path(dataset.get_data_info(index)["img_path"])
 
 
 def loaded(cfg: Any, dataset: Any, indices: list[int], spent: dict[str, float]) -> Iterator[Any]:
@@ -195,14 +216,30 @@ def predict(model: Any, sample: Any) -> np.ndarray:
     return np.asarray(result.pred_sem_seg.data.squeeze(0).cpu().numpy())
 
 
-def draw(where: Path, sample: Any, truth: np.ndarray, prediction: np.ndarray, meta: Any) -> None:
-    from jobs.infer import images
+def truth_of(sample: Any) -> np.ndarray:
+    """Class numbers (H × W) of the annotation. Raises UserError for an image without one."""
+    found = sample["data_samples"]
+    if "gt_sem_seg" not in found:
+        raise UserError(
+            f"{found.img_path} has no annotation in the test dataset (LoadAnnotations in its pipeline?): "
+            "infer.py segments images without"
+        )
+    return np.asarray(found.gt_sem_seg.data.squeeze(0).numpy())
 
-    path = Path(sample["data_samples"].img_path)
-    image = images.read(path)
-    results.picture(
-        where, path.stem, image, truth.astype(np.uint8), prediction.astype(np.uint8), meta["palette"]
-    )
+
+def counted(sample: Any, truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int) -> np.ndarray:
+    """figures.confusion of an image. Raises UserError, naming it, for a label that is no class."""
+    try:
+        return figures.confusion(truth, prediction, classes, ignore)
+    except ValueError as error:
+        raise UserError(f"{sample['data_samples'].img_path}: {error} (and {ignore} is ignored)") from None
+
+
+def draw(
+    where: Path, name: str, sample: Any, truth: np.ndarray, prediction: np.ndarray, palette: Any
+) -> None:
+    image = images.read(Path(sample["data_samples"].img_path))
+    results.picture(where, name, image, truth, prediction, palette)
 
 
 def timed(spent: dict[str, float], what: str, work: Any) -> Any:

@@ -1,7 +1,8 @@
 """`python -m jobs.infer RUN --out DIR -- IMAGE…`: segments images with a run's model.
 
 For each image NAME it writes DIR/NAME.png, a mask in the image's size whose pixel values are the class
-numbers (with the dataset's colours as palette), and DIR/NAME_overlay.jpg. An image that cannot be read is
+numbers (with the dataset's colours as palette; 16-bit grey with more than 256 classes), and
+DIR/NAME_overlay.jpg. An image that cannot be read is
 named, the others are done all the same, and the exit code is 2.
 """
 
@@ -14,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs import compat, events
+from jobs import compat, events, failure
 from jobs import model as models
 from jobs.errors import UserError, run_command
+from jobs.exit_codes import USER_ERROR
 from jobs.infer import images
 from jobs.prepare import progress
 from jobs.run_directory import Run
@@ -31,6 +33,11 @@ def main() -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, globs")
     arguments = parser.parse_args()
     run = Run(arguments.run.resolve())
+    with failure.told(run, "infer"):
+        return infer(run, arguments)
+
+
+def infer(run: Run, arguments: argparse.Namespace) -> int:
     out = (arguments.out or run.path / "infer").resolve()
     found = images.find(arguments.images)
 
@@ -51,12 +58,17 @@ def main() -> int:
             else:
                 write(out / name, image, segment(model, pipeline, image), model.dataset_meta["palette"])
             advance(1)
-    for problem in unreadable:
-        print(f"error: {problem}", file=sys.stderr)
-    print(f"{len(found) - len(unreadable)} of {len(found)} images segmented: masks and overlays in {out}")
-    if run.events.exists() and not unreadable:
+    done = len(found) - len(unreadable)
+    print(f"{done} of {len(found)} images segmented: masks and overlays in {out}", flush=True)
+    if unreadable:
+        for problem in unreadable:
+            print(f"error: {problem}", file=sys.stderr)
+        others = f" ({len(unreadable) - 1} more like this)" if len(unreadable) > 1 else ""
+        failure.tell(run, "infer", f"{unreadable[0]}{others}", USER_ERROR)
+        return USER_ERROR
+    if run.events.exists():
         events.append(run.events, "finished", stage="infer", job=job_id())
-    return 2 if unreadable else 0
+    return 0
 
 
 def device() -> str:
@@ -66,16 +78,25 @@ def device() -> str:
 
 
 def build_pipeline(cfg: Any) -> Any:
-    """The config's test transforms, for an image in memory that has no annotation."""
+    """The transforms of the config's test dataset, for an image in memory that has no annotation.
+
+    Raises UserError if they do not begin with loading an image.
+    """
     from mmengine.dataset import Compose
 
-    steps = [dict(step) for step in cfg.test_pipeline if step["type"] != "LoadAnnotations"]
+    from jobs.train.config import name_of
+
+    steps = [dict(step) for step in models.innermost(cfg.test_dataloader.dataset).get("pipeline", [])]
+    steps = [step for step in steps if name_of(step["type"]) != "LoadAnnotations"]
+    if not steps or name_of(steps[0]["type"]) != "LoadImageFromFile":
+        raise UserError("the config's test pipeline does not begin with LoadImageFromFile")
     steps[0]["type"] = "LoadImageFromNDArray"
     return Compose(steps)
 
 
 def segment(model: Any, pipeline: Any, image: np.ndarray) -> np.ndarray:
-    """Class numbers (H × W, uint8) of an RGB image (H × W × 3, uint8), in its own size."""
+    """Class numbers (H × W, uint8; uint16 with more than 256 classes) of an RGB image (H × W × 3, uint8), in
+    its own size."""
     import torch
 
     prepared = pipeline({"img": np.ascontiguousarray(image[..., ::-1])})  # mmseg's images are BGR
@@ -84,7 +105,7 @@ def segment(model: Any, pipeline: Any, image: np.ndarray) -> np.ndarray:
             {"inputs": [prepared["inputs"]], "data_samples": [prepared["data_samples"]]}
         )
     labels = result.pred_sem_seg.data.squeeze(0).cpu().numpy()
-    return labels.astype(np.uint8)
+    return np.asarray(labels.astype(np.min_scalar_type(len(model.dataset_meta["classes"]) - 1)))
 
 
 def write(target: Path, image: np.ndarray, labels: np.ndarray, palette: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def names(images: Sequence[Path]) -> list[Path]:
     common = Path(os.path.commonpath([image.parent for image in images]))
     below = [image.relative_to(common) for image in images]
     stems = [path.with_suffix("") for path in below]
+    times = Counter(stems)
     return [
-        stem if stems.count(stem) == 1 else path.with_name(path.name.replace(".", "_"))
+        stem if times[stem] == 1 else path.with_name(path.name.replace(".", "_"))
         for stem, path in zip(stems, below, strict=True)
     ]
 
@@ -61,6 +63,9 @@ def read(path: Path) -> np.ndarray:
                 # 16-bit grey has a fixed range; other deep images only that of their values.
                 top = 65535.0 if image.mode.startswith("I;16") or values.max() > 255 else 255.0
                 image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from None

@@ -100,3 +100,6 @@ def test_a_checkpoint_of_another_model_is_refused(random_run: Run, tmp_path: Pat
     (done,) = evaluate(random_run, "--checkpoint", str(tmp_path / "other.pth"))
     assert done.returncode == 2
     assert "does not fit the run's model" in done.stderr
+    failed = events.read(random_run.events)[-1]
+    assert (failed["event"], failed["stage"], failed["exit_code"]) == ("failed", "evaluate", 2)
+    assert failed["reason"] in done.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs import events
 from jobs.run_directory import Run
 
 
@@ -52,6 +53,9 @@ def test_files_folders_and_globs_of_every_kind(random_run: Run, tmp_path: Path) 
     assert done.returncode == 2, done.stderr
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "broken.jpg cannot be read as an image" in error
+    (failed,) = [event for event in events.read(random_run.events) if event["event"] == "failed"]
+    assert (failed["stage"], failed["exit_code"]) == ("infer", 2)
+    assert failed["reason"] == error.removeprefix("error: ")
     assert "Traceback" not in done.stderr
 
     sizes = {"a/same": (70, 50), "b/same": (47, 31), "b/grey": (70, 50), "b/alpha": (70, 50)}

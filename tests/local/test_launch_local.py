@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from jobs import events
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config", "tests/configs/tiny.py", "--gpus", "1")
@@ -59,6 +60,7 @@ def test_from_archives_to_figures_and_pictures(
     assert trained.returncode == 0, trained.stderr + trained.stdout
     assert "2 CPU processes over gloo" in trained.stderr
     assert "mIoU" in trained.stdout
+    assert "aeroplane " in trained.stdout
     assert f"python launch/logs.py {run.name} -f" in trained.stdout
     assert [name for name in names(run) if name in ("finished", "evaluated")] == ["finished", "evaluated"]
     started = next(event for event in events.iterate(run / "events.jsonl") if event["event"] == "started")
@@ -68,10 +70,28 @@ def test_from_archives_to_figures_and_pictures(
     assert again.returncode == 2
     assert "is finished: python launch/evaluate.py mine" in again.stderr
 
+    before = len(names(run))
+    arguments = ["--checkpoint", "last", "--gpus", 2, "--pictures", "all", "--wait"]
+    evaluated = launch(environment, "evaluate", "mine", *arguments)
+    assert evaluated.returncode == 0, evaluated.stderr + evaluated.stdout
+    assert names(run)[before:] == ["submitted", "evaluated"]
+    figures = Path(events.read(run / "events.jsonl")[-1]["path"])
+    assert json.loads((figures / "metrics.json").read_text())["processes"] == 2
+    assert len(list((figures / "pictures").glob("*.jpg"))) == 8
+
     image = next((data / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))
     inferred = launch(environment, "infer", "mine", image, "--out", tmp_path / "masks", "--wait")
     assert inferred.returncode == 0, inferred.stderr + inferred.stdout
     assert list((tmp_path / "masks").glob("*.png"))
+
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"<html>")
+    inferred = launch(environment, "infer", "mine", image, broken, "--out", tmp_path / "some", "--wait")
+    assert inferred.returncode == 2
+    (failed,) = [event for event in events.read(run / "events.jsonl") if event["event"] == "failed"]
+    assert f"{broken} cannot be read as an image" in failed["reason"]
+    assert f"{broken} cannot be read as an image" in inferred.stdout
+    assert list((tmp_path / "some").glob("*.png"))
 
 
 def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
@@ -83,10 +103,18 @@ def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
     config = home / "mine.py"
     config.write_text((ROOT / "tests/configs/tiny.py").read_text())
     run = tmp_path / "runs" / "kept"
+    arguments = ["--config", config, "--data-root", voc_small, "--run", "kept", "--no-submit"]
+    made = launch(environment, "train", *arguments)
+    assert made.returncode == 0, made.stderr
+    config.write_text("raise SystemExit('the working tree was read')\n")
+    # Every process of the run says where it has the jobs from.
+    imported = tmp_path / "imported"
+    (run / "code" / "jobs" / "__init__.py").write_text(
+        f"import sys\nopen({str(imported)!r}, 'a').write(f'{{__file__}} {{sys.orig_argv[-2:]}}\\n')\n"
+    )
     terminal, end = pty.openpty()
-    arguments = ["--config", config, "--data-root", voc_small, "--run", "kept", "--no-evaluation", "--wait"]
     launcher = subprocess.Popen(
-        command("train", *arguments),
+        command("train", "--resume", "kept", "--no-evaluation", "--wait"),
         cwd=ROOT,
         env=environment,
         stdin=end,
@@ -99,7 +127,6 @@ def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
     )
     os.close(end)
     wait_for(lambda: (run / "job" / "local.json").exists(), "the chain runs")
-    config.write_text("raise SystemExit('the working tree was read')\n")
     os.killpg(launcher.pid, signal.SIGINT)
     assert launcher.wait(timeout=60) == 130
     assert launcher.stderr is not None
@@ -111,6 +138,10 @@ def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
     assert "is on its way as job local-" in busy.stderr
     wait_for(lambda: {"finished", "stopped"} & set(names(run)), "the training ends")
     assert "finished" in names(run)
+    lines = imported.read_text().splitlines()
+    assert all(line.startswith(f"{run}/code/jobs/") for line in lines)
+    for module in ("submitit.local._local", "jobs.train", "jobs.train.rank"):
+        assert any(f"'{module}'" in line for line in lines), (module, lines)
 
 
 def test_a_training_that_cannot_start_ends_the_waiting_with_its_error(
@@ -122,6 +153,36 @@ def test_a_training_that_cannot_start_ends_the_waiting_with_its_error(
     assert "NoSuchNet" in done.stdout + done.stderr
     run = Path(json.loads(done.stdout.splitlines()[0])["path"])
     assert "evaluated" not in names(run)
+
+
+def test_dry_runs_of_single_jobs_show_their_command_and_do_nothing(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    run = tiny.make_run(tmp_path / "runs" / "x", tmp_path)
+    (run.checkpoints / "epoch_1.pth.json").parent.mkdir()
+    (run.checkpoints / "epoch_1.pth.json").touch()
+    before = sorted(tmp_path.rglob("*"))
+    expected = {
+        ("evaluate", "x", "--gpus", "2", "--pictures", "all"): (
+            "# evaluate, 2 task(s)",
+            f"-m jobs.evaluate {run.path} --checkpoint best --again --pictures all",
+        ),
+        ("infer", "x", "README.md", "--out", tmp_path / "out"): (
+            "# infer, 1 task(s)",
+            f"-m jobs.infer {run.path} --out {tmp_path}/out --checkpoint best -- {ROOT}/README.md",
+        ),
+        ("prepare", "--data-root", tmp_path / "d", "--no-weights"): (
+            "# prepare, 1 task(s)",
+            f"-m jobs.prepare --data-root {tmp_path}/d --no-weights",
+        ),
+    }
+    for arguments, shown in expected.items():
+        done = launch(environment, *arguments, "--dry-run")
+        assert done.returncode == 0, done.stderr
+        title, command = done.stdout.splitlines()
+        assert title == shown[0]
+        assert command.endswith(shown[1])
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_dry_run_shows_the_commands_and_makes_nothing(environment: dict[str, str], tmp_path: Path) -> None:

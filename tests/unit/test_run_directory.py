@@ -52,3 +52,10 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path: Path) 
         write_atomically(path, "not bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_request_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(UserError, match=r"run\.yaml is damaged") as error:
+        Run(tmp_path).request()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,119 @@
+"""A run's model for evaluating and segmenting: whose weights fit, what it tests on, how images reach it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import compat, model
+from jobs.errors import UserError
+from jobs.run_directory import Run
+
+compat.prepare()
+
+from mmengine.config import Config  # noqa: E402
+
+from jobs.evaluate.__main__ import counted, pictures_of  # noqa: E402
+from jobs.infer.__main__ import build_pipeline  # noqa: E402
+
+TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def cfg() -> Any:
+    return Config.fromfile(str(TINY))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([1, 2], "is no checkpoint of a model"),
+        ({"state_dict": [1]}, "is no checkpoint of a model"),
+        ({1: torch.zeros(1)}, "is no checkpoint of a model"),
+        ({"backbone.x": torch.zeros(1)}, "weights are missing and 1 unknown"),
+        ({"state_dict": {"decode_head.conv_seg.bias": torch.zeros(7)}}, "size mismatch for decode_head.conv"),
+    ],
+)
+def test_a_file_with_something_else_is_refused_in_one_line(
+    content: Any, said: str, cfg: Any, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=said) as error:
+        model.load(cfg, tmp_path / "x.pth", "cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint", pickle.dumps({"a": 1})[:-3], b"PK\x03\x04" + bytes(99)]
+)
+def test_a_damaged_file_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.pth cannot be loaded") as error:
+        model.weights_of(tmp_path / "x.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_tested_on_is_what_is_validated_on_unless_the_config_says_otherwise(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    text = TINY.read_text().replace("test_dataloader = val_dataloader\n", "")
+    text = text.replace("test_evaluator = val_evaluator\n", "")
+    run.config.write_text(text)
+    cfg = model.config(run)
+    assert cfg.test_dataloader.dataset.ann_file.endswith("val.txt")
+    assert cfg.test_evaluator.type == "IoUMetric"
+    run.config.write_text(text + "val_dataloader = None\n")
+    with pytest.raises(UserError, match="nothing to test on"):
+        model.config(run)
+
+
+def test_the_test_datasets_own_pipeline_is_used(cfg: Any) -> None:
+    """Inline, overridden, with scopes in the names: not what the file calls test_pipeline."""
+    changed = Config(cfg._cfg_dict.to_dict())
+    changed.pop("test_pipeline")
+    inner = changed.test_dataloader.dataset
+    inner.pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "mmseg.LoadAnnotations"},
+        {"type": "Resize", "scale": (40, 30), "keep_ratio": True},
+        {"type": "PackSegInputs"},
+    ]
+    changed.test_dataloader.dataset = {"type": "RepeatDataset", "times": 1, "dataset": inner}
+    # Needs no files of the dataset.
+    assert [len(model.meta(changed)[key]) for key in ("classes", "palette")] == [21, 21]
+    packed = build_pipeline(changed)({"img": np.zeros((60, 80, 3), np.uint8)})
+    assert packed["inputs"].shape == (3, 30, 40)
+    inner.pipeline = inner.pipeline[1:]
+    with pytest.raises(UserError, match="does not begin with LoadImageFromFile"):
+        build_pipeline(changed)
+
+
+def test_pictures_of_equal_stems_have_names_of_their_own() -> None:
+    paths = ["/d/a/1.png", "/d/b/1.png", "/d/b/2.png"]
+
+    class Dataset:
+        def __len__(self) -> int:
+            return len(paths)
+
+        def get_data_info(self, index: int) -> dict[str, str]:
+            return {"img_path": paths[index]}
+
+    dataset = Dataset()
+    assert pictures_of(dataset, ["all"]) == {0: "a_1", 1: "b_1", 2: "2"}
+    assert pictures_of(dataset, ["1"]) == {0: "1"}
+    # As an id, a stem means every image that has it.
+    assert pictures_of(dataset, ["2", "1"]) == {0: "a_1", 1: "b_1", 2: "2"}
+    with pytest.raises(UserError, match="no image 3"):
+        pictures_of(dataset, ["2", "3x"])
+
+
+def test_a_label_that_is_no_class_is_named_with_its_image() -> None:
+    sample = {"data_samples": SimpleNamespace(img_path="/d/1.png")}
+    truth = np.array([[0, 21]], np.uint8)
+    with pytest.raises(UserError, match=r"/d/1\.png: the truth has labels up to 21, .*21 classes"):
+        counted(sample, truth, np.zeros((1, 2), np.int64), 21, 255)
