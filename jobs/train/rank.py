@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import gc
 import json
+import re
 import signal
 import sys
 import threading
@@ -150,9 +151,19 @@ def say_resumed(session: Session, checkpoint: checkpoints.Checkpoint, prepared: 
 
 @contextlib.contextmanager
 def user_errors(session: Session) -> Iterator[None]:
-    """Turns what mmengine raises for a type that it does not know into the user's error that it is."""
+    """Turns what building raises for a type that mmengine does not know, or for an argument that a type does
+    not take or lacks, into the user's error that it is."""
     try:
         yield
+    except TypeError as error:
+        reason = " ".join(str(error).split())
+        wrong = re.search(r"unexpected keyword argument|missing \d+ required", reason)
+        building = any(
+            frame.f_code.co_name.startswith("build") for frame, _ in traceback.walk_tb(error.__traceback__)
+        )
+        if not wrong or not building:
+            raise
+        raise UserError(f"{session.request.config}: {reason}") from error
     except KeyError as error:
         if "registry" not in str(error):
             raise

@@ -84,7 +84,8 @@ class TrainingRunner(Runner):
         if self.session.main:
             print(f"learning rate × {batch / base:g}: global batch {batch}, made for {base}", flush=True)
         for wrapper in state.wrappers(optim_wrapper):
-            for group in wrapper.optimizer.param_groups:
+            # With the one that stands for what `paramwise_cfg` does not name, by which the rate is told.
+            for group in wrapper.param_groups:
                 group["lr"] *= batch / base
 
     def _init_model_weights(self) -> None:

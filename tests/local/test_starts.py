@@ -1,0 +1,97 @@
+"""The first start of a training: weights from a file, the learning rate from the world size, typos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.exit_codes import FINISHED, USER_ERROR
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+
+ONE = {
+    "train_cfg__max_epochs": 1,
+    "val_cfg": None,
+    "val_dataloader": None,
+    "val_evaluator": None,
+    "default_hooks__checkpoint__save_best": None,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_data(tmp_path_factory.mktemp("data"))
+
+
+def place_weights(path: Path, kind: str) -> None:
+    """A file with weights of the tiny config's backbone, or of one with another stem."""
+    import torch
+
+    from jobs import compat
+
+    compat.prepare()
+    from mmseg.models import backbones
+
+    torch.manual_seed(7)
+    stem = {"stem_channels": 8} if kind == "ResNetV1c" else {}
+    model = getattr(backbones, kind)(depth=18, base_channels=8, norm_cfg={"type": "BN"}, **stem)
+    path.parent.mkdir(exist_ok=True)
+    torch.save({key: torch.rand_like(value.float()) for key, value in model.state_dict().items()}, path)
+
+
+def test_weights_with_another_stem_end_the_start(data: Path, tmp_path: Path) -> None:
+    place_weights(data / "pretrained" / "other.pth", "ResNet")
+    run = tiny.make_run(tmp_path / "run", data, model__pretrained="data/pretrained/other.pth", **ONE)
+    assert tiny.start(run) == [USER_ERROR]
+    log = tiny.log_of(run, 1)
+    assert "Traceback" not in log
+    (line,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert "stem.0.weight" in line
+    assert "conv1.weight" in line
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_backbone_begins_with_its_file_and_the_rate_follows_the_global_batch(
+    ranks: int, data: Path, tmp_path: Path
+) -> None:
+    from jobs import compat
+    from jobs.train import checkpoints
+
+    place_weights(data / "pretrained" / "mine.pth", "ResNetV1c")
+    settings: dict[str, Any] = ONE | {
+        "model__pretrained": "data/pretrained/mine.pth",
+        "auto_scale_lr": {"enable": True, "base_batch_size": 8},
+        # The rate is told, but no weight follows it: what comes out is what went in.
+        "optim_wrapper__paramwise_cfg": {"custom_keys": {"backbone": {"lr_mult": 0.0}}},
+    }
+    run = tiny.make_run(tmp_path / "run", data, **settings)
+    assert tiny.start(run, ranks) == [FINISHED] * ranks, tiny.log_of(run, 1)
+    # 4 images a rank; 0.01 is for 8.
+    assert tiny.metrics(run)["train", 1]["base_lr"] == pytest.approx(0.01 * 4 * ranks / 8)
+    newest = checkpoints.newest(run.checkpoints)
+    assert newest is not None
+    trained, file = compat.load(newest.path)["state_dict"], compat.load(data / "pretrained" / "mine.pth")
+    kept = [key for key in file if key.endswith("weight") and f"backbone.{key}" in trained]
+    assert "stem.0.weight" in kept
+    assert tiny.differences({k: trained[f"backbone.{k}"] for k in kept}, {k: file[k] for k in kept}) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"train_cfg__max_epoch": 3}, "unexpected keyword argument 'max_epoch'"),
+        ({"train_dataloader__num_worker": 3}, "unexpected keyword argument 'num_worker'"),
+        ({"model__decode_head__chanels": 3}, "unexpected keyword argument 'chanels'"),
+    ],
+)
+def test_an_argument_that_nothing_takes_is_the_users_mistake(
+    setting: dict, said: str, data: Path, tmp_path: Path
+) -> None:
+    run = tiny.make_run(tmp_path / "run", data, **ONE | setting)
+    assert tiny.start(run) == [USER_ERROR], tiny.log_of(run, 1)
+    log = tiny.log_of(run, 1)
+    assert "Traceback" not in log
+    assert said in next(line for line in log.splitlines() if line.startswith("error: "))
