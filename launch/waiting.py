@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs import events
 from jobs.run_directory import Run
-from launch import slurm, slurm_queries
+from launch import figures, slurm, slurm_queries
 
 ASK_SECONDS = 10.0
 """How often Slurm is asked; events are read more often, they cost nothing."""
@@ -127,9 +127,7 @@ def _outcome(event: dict[str, Any], last_stage: str) -> int | None:
 def _told(event: dict[str, Any]) -> str:
     name, stage = event["event"], event.get("stage", "")
     if name == "evaluated":
-        metrics = event["metrics"]
-        figures = "  ".join(f"{key} {metrics[key]:.2f}" for key in ("mIoU", "mAcc", "aAcc") if key in metrics)
-        return f"evaluated {event['checkpoint']}: {figures}\n  {event['path']}"
+        return figures.told(event)
     hidden = {"time", "event", "stage", "job", "start", "hosts", "stacks", "pid"}
     words = [f"{key}={_short(value)}" for key, value in event.items() if key not in hidden]
     return f"{event['time'][11:19]} {stage:8} {name:11} {'  '.join(words)}".rstrip()

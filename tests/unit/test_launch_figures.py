@@ -1,0 +1,32 @@
+"""The figures of an evaluation as `--wait` shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from jobs.evaluate import figures as made
+from jobs.evaluate import results
+from launch import figures
+
+
+def test_the_table_by_class_is_shown_also_where_a_figure_is_not_defined(tmp_path: Path) -> None:
+    matrix = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
+    found = made.figures(matrix, ["background", "dog, small", "never there"])
+    results.write(tmp_path, found, matrix)
+    event = {"checkpoint": "epoch_3.pth", "path": str(tmp_path)}
+    text = figures.told(event | {"metrics": {"mIoU": found["mIoU"], "mAcc": None, "aAcc": 75.0}})
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[:4] == [
+        ["CLASS", "IOU", "ACC"],
+        ["background", "66.67", "75.00"],
+        ["dog,", "small", "50.00", "75.00"],
+        ["never", "there", "–", "–"],
+    ]
+    assert text.endswith(f"evaluated epoch_3.pth: mIoU 58.33  mAcc –  aAcc 75.00\n  {tmp_path}")
+
+
+def test_without_the_table_the_means_are_shown(tmp_path: Path) -> None:
+    event = {"checkpoint": "x.pth", "path": str(tmp_path / "gone"), "metrics": {"mIoU": None}}
+    assert figures.told(event) == f"evaluated x.pth: mIoU –\n  {tmp_path}/gone"
