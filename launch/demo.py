@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
 from jobs.errors import run_command  # noqa: E402
+from launch import machine, runs  # noqa: E402
 
 EXAMPLES = """examples:
   make demo                          sets up first, then runs this
@@ -28,13 +29,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gpus", type=int, default=2, help="processes to train with (default 2)")
+    gpus = min(2, machine.local_gpus() or 2)
+    parser.add_argument(
+        "--gpus", type=int, default=gpus, help=f"processes to train with (default here {gpus})"
+    )
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="epochs to train (default the config's; fewer learn less)"
+    )
     parser.add_argument("--data-root", type=Path, default=ROOT / "data" / "demo", help="where the data go")
     arguments = parser.parse_args()
     data = arguments.data_root.resolve()
     archives = data / "archives"
     name = time.strftime("demo-%Y%m%d-%H%M%S")
 
+    shortened: list[str] = []
+    if arguments.epochs:
+        end = f"param_scheduler.0.end={arguments.epochs}"
+        shortened = ["--set", f"train_cfg.max_epochs={arguments.epochs}", end]
     begin = time.monotonic()
     if not (archives / "SHA256SUMS").exists():
         step(
@@ -49,7 +60,7 @@ def main() -> int:
         "Train a small UPerNet, then evaluate it in the dependent job",
         [
             *local("launch/train.py", data),
-            *("--config", "configs/demo.py", "--run", name, "--gpus", str(arguments.gpus)),
+            *("--config", "configs/demo.py", "--run", name, "--gpus", str(arguments.gpus), *shortened),
         ],
     )
     images = sorted((data / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))[:3]
@@ -59,7 +70,7 @@ def main() -> int:
     )
     step("Where it stands, and the report", ["launch/status.py", name])
     step("", ["launch/report.py", name])
-    print(f"\nDone in {time.monotonic() - begin:.0f} s. Everything lies in {ROOT / 'logs/runs' / name}")
+    print(f"\nDone in {time.monotonic() - begin:.0f} s. Everything lies in {runs.runs_root() / name}")
     return 0
 
 

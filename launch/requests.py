@@ -20,7 +20,10 @@ from launch.configs import Chain
 from launch.runs import CHECKOUT
 from launch.slurm import SlurmError
 
-PACKAGES = ("torch", "mmsegmentation", "mmengine", "mmcv-lite", "mmcv", "numpy", "submitit")
+PACKAGES = (
+    *("torch", "mmsegmentation", "mmengine", "mmcv-lite", "mmcv"),
+    *("onedl-mmsegmentation", "onedl-mmengine", "onedl-mmcv", "numpy", "submitit"),
+)
 
 
 class Wish(msgspec.Struct, kw_only=True):

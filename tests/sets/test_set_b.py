@@ -1,14 +1,21 @@
-"""The maintained forks (set B) train, are interrupted and resume as set A does, and their transforms have the
-same fast stand-ins. Also passes with set A."""
+"""The maintained forks (set B) train, are interrupted, resume, evaluate and segment as set A does, and
+their transforms have the same fast stand-ins."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jobs.exit_codes import RESUME
 from jobs.run_directory import Run
+from launch import requests
 from tests import tiny
 from tests.unit.test_transforms import assert_equal_samples
 
@@ -37,6 +44,15 @@ def run_to_end(run: Run, plan: dict | None = None) -> None:
     assert codes == [0, 0], tiny.log_of(run, len(list(run.job.glob("start-*"))))
 
 
+def test_this_is_set_b() -> None:
+    """In the versions of its lock, and a run says so."""
+    lock = (tiny.ROOT / "env" / "lock-b.txt").read_text()
+    locked = dict(re.findall(r"^(onedl-[\w-]+)==(\S+)", lock, re.MULTILINE))
+    assert set(locked) == {"onedl-mmsegmentation", "onedl-mmengine", "onedl-mmcv"}
+    assert {name: importlib.metadata.version(name) for name in locked} == locked
+    assert {key: value for key, value in requests.versions().items() if key in locked} == locked
+
+
 def test_two_ranks_resume_exactly(data: Path, tmp_path: Path) -> None:
     whole = tiny.make_run(tmp_path / "whole", data, **SETTINGS)
     run_to_end(whole)
@@ -49,7 +65,24 @@ def test_two_ranks_resume_exactly(data: Path, tmp_path: Path) -> None:
     assert tiny.differences(tiny.final_state(interrupted), expected) == []
     for run in (whole, interrupted):
         assert {path.name for path in run.checkpoints.glob("*.pth")} >= {"epoch_1.pth", "epoch_2.pth"}
+    evaluate_and_segment(whole)
 
 
 def test_the_fast_transforms_make_the_same_samples() -> None:
     assert_equal_samples(range(150))
+
+
+def evaluate_and_segment(run: Run) -> None:
+    def job(*arguments: str) -> None:
+        command = [sys.executable, "-m", *arguments]
+        done = subprocess.run(command, cwd=run.code, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    job("jobs.evaluate", str(run.path), "--checkpoint", "last", "--pictures", "1")
+    (figures,) = run.eval.glob("*/metrics.json")
+    # What the last validation of the training has found, by mmengine's own loop.
+    validated = tiny.metrics(run)["val", 8]
+    assert json.loads(figures.read_text())["mIoU"] == pytest.approx(validated["mIoU"], abs=0.01)
+    image = next((run.code / "data/VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))
+    job("jobs.infer", str(run.path), "--out", str(run.path / "masks"), "--", str(image))
+    assert Image.open(run.path / "masks" / f"{image.stem}.png").size == Image.open(image).size
