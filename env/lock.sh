@@ -1,5 +1,6 @@
 #!/bin/sh
-# Resolves env/requirements-{a,b}.in into env/lock-{a,b}.txt. Run it after editing those, commit the result.
+# Resolves env/requirements-{a,b}.in into env/lock-{a,b}.txt, and torch's own dependencies into
+# env/lock-torch.txt. Run it after editing those, commit the result.
 set -eu
 cd "$(dirname "$0")"
 uv=../.venv/bin/uv
@@ -12,3 +13,10 @@ for set in a b; do
         --no-emit-find-links --no-annotate --quiet --custom-compile-command 'env/lock.sh' \
         --output-file "lock-$set.txt"
 done
+# What torch itself depends on (sympy, jinja2, …), as a file of constraints: each build brings its own GPU
+# libraries, so those are left to pip.
+"$uv" pip compile requirements-torch.txt -c lock-a.txt --universal --python-version 3.10 \
+    ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} \
+    --no-emit-package torch --no-emit-package torchvision \
+    --no-emit-find-links --no-annotate --quiet --custom-compile-command 'env/lock.sh' \
+    | grep -Ev '^(nvidia|cuda|triton)' > lock-torch.txt

@@ -12,9 +12,10 @@ case $set_name in
 esac
 lock=$root/env/lock-$set_name.txt
 torch=$root/env/requirements-torch.txt
+torch_lock=$root/env/lock-torch.txt
 stamp=$venv/.complete
 
-wanted=$(cat "$lock" "$torch" "$0" | cksum)
+wanted=$(cat "$lock" "$torch" "$torch_lock" "$0" | cksum)
 if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
 
 suits() { "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
@@ -38,20 +39,21 @@ fi
 
 echo "Setting up dependency set $set_name in $venv with $("$python" --version)"
 rm -f "$stamp"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-pip="$venv/bin/python -m pip --disable-pip-version-check"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+# Killed before pip was there, making it leaves a Python without: then it is made anew.
+pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 
 # Sites point pip at the torch build for their GPUs, so torch comes by pip; from the index alone it is the
-# CUDA build, several GB.
-$pip install -q -r "$torch"
+# CUDA build, several GB. What it depends on is locked too, but for the build's own GPU libraries.
+pip install -q -r "$torch" -c "$torch_lock"
 
 # The lock is complete, so nothing is resolved again (--no-deps); opencv-python, which mmengine asks for and
 # which needs libGL, stays out in favour of the headless build of the same module.
-if $pip install -q uv 2>/dev/null; then
+if pip install -q uv 2>/dev/null; then
     # Bytecode now: jobs may not be able to write it, and importing the stack without takes twice as long.
     "$venv/bin/uv" pip install -q --compile-bytecode --python "$venv/bin/python" --no-deps -r "$lock"
 else
-    $pip install -q --no-deps -r "$lock"
+    pip install -q --no-deps -r "$lock"
 fi
 "$venv/bin/python" - <<'PY'
 import cv2, mmcv, mmengine, torch  # noqa: F401  a broken environment should fail here, not in a job
