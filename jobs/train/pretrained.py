@@ -89,8 +89,9 @@ def _is_reference(init_cfg: Any) -> bool:
 
 
 def placed(reference: str, place: Path) -> Path:
-    """The file for a reference: a path (`data/…` means beside `place`), an http(s) address,
-    open-mmlab://NAME, torchvision://NAME or mmcls://NAME.
+    """The file for a reference: a path, an http(s) address, open-mmlab://NAME, torchvision://NAME or
+    mmcls://NAME. `data/…` lies in the data root, as everywhere in configs; any other relative path, such as
+    `pretrain/vit.pth`, would mean the directory that one happens to be in, so its file is one of `place`.
 
     Raises UserError if it is not there, with where to get it and where to place it.
     """
@@ -99,11 +100,13 @@ def placed(reference: str, place: Path) -> Path:
         path = Path(reference).expanduser()
         if path.parts[:1] == ("data",):
             path = place.parent.joinpath(*path.parts[1:])
+        elif path.parts[:1] == ("configs",):
+            # The checkout's; in a job, those of the run's snapshot.
+            path = Path(__file__).resolve().parents[2] / path
+        elif not path.is_absolute():
+            path = place / path.name
         if not path.is_file():
-            raise UserError(
-                f"pretrained weights are missing: {reference} ({path.absolute()}); place them there, "
-                "or below data/ of the data root"
-            )
+            raise UserError(f"pretrained weights are missing: place {reference} as {path.absolute()}")
         return path
     name = source.rsplit("/", 1)[-1]
     short = reference.rsplit("/", 1)[-1]

@@ -105,6 +105,12 @@ INHERITS = "_base_ = './base.py'\n"
         (INHERITS, {"model.backbone.init_cfg.checkpoint": "torchvision://resnet18"}, "resnet18-f37072fd.pth"),
         (INHERITS, {"model.backbone.init_cfg": None}, ""),
         (INHERITS + "model = dict(pretrained='/nowhere/x.pth')\n", {}, "/nowhere/x.pth"),
+        # A relative path is none of the directory that one is in.
+        (
+            INHERITS + "model = dict(backbone=dict(init_cfg=None), pretrained='tests/conftest.py')\n",
+            {},
+            "conftest",
+        ),
         # What only running it would tell is left to the job.
         (INHERITS + "import os\nmodel = dict(backbone=dict(init_cfg=os.environ))\n", {}, ""),
         (INHERITS + "model = dict()\nmodel['pretrained'] = '/nowhere/x.pth'\n", {}, ""),
@@ -124,3 +130,14 @@ def test_the_nearest_reference_counts(text: str, overrides: dict, missed: str, t
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def test_a_relative_path_means_its_file_in_the_place(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(BASE.replace("https://x.org/swin.pth", "./pretrain/vit.pth"))
+    chain = configs.check(tmp_path / "mine.py")
+    place = tmp_path / "pretrained" / "vit.pth"
+    with pytest.raises(UserError, match=rf"place \./pretrain/vit\.pth as {place}"):
+        configs.check_weights(chain, tmp_path, set())
+    place.parent.mkdir()
+    place.touch()
+    configs.check_weights(chain, tmp_path, set())
