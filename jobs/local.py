@@ -69,6 +69,7 @@ class _Chain:
         self.run_directory = run
         self.signals: list[signal.Signals] = []
         self.cancelled = 0
+        self.owner = False
         self.job = _job_id()
         self.story = events.Writer(run.events, job=self.job)
         self.restart = 0
@@ -80,7 +81,7 @@ class _Chain:
         if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid():
             os.setsid()
         # An evaluation or inference by hand may run beside the run's own chain, which cancel must still find.
-        owner = any(stage.name in ("train", "prepare") for stage in stages)
+        self.owner = owner = any(stage.name in ("train", "prepare") for stage in stages)
         with (run.job / "local.lock").open("a") as lock:
             if owner:
                 _lock(lock, run)
@@ -108,7 +109,8 @@ class _Chain:
     def run_stage(self, stage: Stage) -> int:
         if stage.name == "train":
             return self.train(stage)
-        if stage.name == "evaluate" and self.evaluated():
+        # An evaluation by hand is meant, whatever there is.
+        if stage.name == "evaluate" and self.owner and self.evaluated():
             return 0
         told = self.failures(stage)
         codes = self.run_tasks(stage)

@@ -34,6 +34,7 @@ def demo(tmp_path: Path, *arguments: str) -> tuple[str, Run]:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (path,) = set(runs.glob("demo-*")) - before
     assert done.stdout.splitlines()[-1].endswith(f"Everything lies in {path}")
+    print(done.stdout)  # shown where a test fails
     return done.stdout, Run(path)
 
 

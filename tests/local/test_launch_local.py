@@ -140,7 +140,7 @@ def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
     assert "finished" in names(run)
     lines = imported.read_text().splitlines()
     assert all(line.startswith(f"{run}/code/jobs/") for line in lines)
-    for module in ("submitit.local._local", "jobs.train", "jobs.train.rank"):
+    for module in ("submitit.core._submit", "jobs.train", "jobs.train.rank"):
         assert any(f"'{module}'" in line for line in lines), (module, lines)
 
 
@@ -173,7 +173,7 @@ def test_dry_runs_of_single_jobs_show_their_command_and_do_nothing(
         ),
         ("prepare", "--data-root", tmp_path / "d", "--no-weights"): (
             "# prepare, 1 task(s)",
-            f"-m jobs.prepare --data-root {tmp_path}/d --no-weights",
+            f"-m jobs.prepare --data-root {tmp_path}/d --no-weights --run {tmp_path}/runs/prepare/prepare-1",
         ),
     }
     for arguments, shown in expected.items():
