@@ -91,7 +91,7 @@ def test_from_archives_to_figures_and_pictures(
     (failed,) = [event for event in events.read(run / "events.jsonl") if event["event"] == "failed"]
     assert f"{broken} cannot be read as an image" in failed["reason"]
     assert f"{broken} cannot be read as an image" in inferred.stdout
-    assert list((tmp_path / "some").glob("*.png"))
+    assert list((tmp_path / "some").rglob("*.png"))
 
 
 def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
