@@ -91,3 +91,24 @@ def test_jobs_that_events_name_are_not_taken_for_the_new_one(
     rows = "".join(f"{id}|{script}\n" for id in (12, 13, 14, 15))
     monkeypatch.setattr(submission.slurm, "call", lambda *_, **__: rows)
     assert submission._queued(script) == ["15"]
+
+
+def test_a_submission_that_is_interrupted_leaves_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while sbatch waits for its answer: the run directory goes, so must the job."""
+    run = made_run(tmp_path / "mine")
+    script = run.job / "train.sbatch"
+    script.write_text("#!/bin/bash\n")
+    asked = []
+
+    def call(*command: str, **_: object) -> str:
+        asked.append(command[0])
+        if command[0] == "sbatch":
+            raise KeyboardInterrupt
+        return f"7|{script}\n" if command[0] == "squeue" else ""
+
+    monkeypatch.setattr(submission.slurm, "call", call)
+    with pytest.raises(KeyboardInterrupt):
+        submission.submit_script(script)
+    assert asked == ["sbatch", "squeue", "scancel"]
