@@ -46,8 +46,13 @@ def wait_for(data_root: Path, executor: str, chain: configs.Chain) -> Ahead:
     way.
     """
     ahead = Ahead()
+    try:
+        configs.check_weights(chain, data_root, set())
+        whole = True
+    except UserError:  # they may be on their way with a dataset
+        whole = False
     for path in paths(chain):
-        _look(data_root, path, executor, ahead)
+        _look(data_root, path, executor, whole, ahead)
     configs.check_weights(chain, data_root, ahead.weights)
     return ahead
 
@@ -58,17 +63,21 @@ def paths(chain: configs.Chain) -> list[str]:
     return sorted(path.removeprefix("data/") for path in normal if path.startswith("data/"))
 
 
-def _look(data_root: Path, path: str, executor: str, ahead: Ahead) -> None:
+def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) -> None:
+    """Adds what is to be waited for. Not `whole`: weights are missing, which come when the dataset is there."""
     folder = path.split("/")[0]
     dataset = dataset_of(folder)
     # VOC 2010 and its like lie there too, and are not what is prepared.
     ours = path.startswith(f"{VOC_FOLDER}/VOC2012") if folder == VOC_FOLDER else dataset in RECIPES
     found = state.state(data_root, folder)
-    if found.ready and (ours or (data_root / path).exists()):
+    ready = found.ready and (ours or (data_root / path).exists())
+    if ready and whole:
         return
     from launch import alive  # with all that reads histories; not needed where the dataset is ready
 
     run = preparing(data_root, folder)
+    if ready and run is None:
+        return
     job = alive.newest_job(run, "prepare") if run else ""
     if not job and found.owner:
         job = found.owner.job or f"process {found.owner.pid} on {found.owner.host}"

@@ -178,6 +178,21 @@ def test_a_preparation_on_its_way_is_that_of_its_dataset(data: Path, monkeypatch
     assert ahead(data, both).dependency == "42:41"
 
 
+def test_weights_still_on_their_way_are_waited_for(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preparation fetches them when the dataset is there."""
+    from launch import alive
+
+    monkeypatch.setattr(alive, "is_alive", lambda _, job: job == "42")
+    made(data, "VOCdevkit")
+    needy = f"{VOC}\nmodel = dict(decode_head=dict(), pretrained='open-mmlab://resnet50_v1c')"
+    with pytest.raises(UserError, match=r"resnet50_v1c-2cccc1ad\.pth"):
+        ahead(data, needy)
+    run = request("prepare-1", data, "voc")
+    events.append(run.events, "submitted", stage="prepare", job="42", executor="slurm")
+    assert ahead(data, needy).dependency == "42"
+    assert ahead(data, VOC) == data_ready.Ahead()
+
+
 def test_the_lock_says_which_dataset_is_being_prepared(data: Path) -> None:
     with lock.hold(data, folder="ade"):
         found = ahead(data, ADE, "local")
