@@ -168,7 +168,9 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     # Ours saves; `Settings` has what it asks for.
     cfg.default_hooks = dict(cfg.get("default_hooks") or {}) | {"checkpoint": None}
     if session.device == "cpu":
-        without_gpu(cfg)
+        without_gpu(cfg, session)
+    if cfg.get("compile"):
+        cfg.compile = exact_compiling(cfg.compile)
     if own["fast_transforms"] and cfg.get("default_scope", "mmseg") == "mmseg":
         use_fast_transforms(cfg.train_dataloader.dataset)
     use_fast_metric(cfg.get("val_evaluator"))
@@ -221,10 +223,22 @@ def exact_loop(cfg: Config, endless: bool) -> None:
     loop.type = LOOPS[kind]
 
 
-def without_gpu(cfg: Config) -> None:
+def exact_compiling(options: Any) -> dict[str, Any]:
+    """The config's `compile`, with a kernel for each shape.
+
+    By default torch.compile makes one for any shape once it has seen two: which of them computes a batch
+    would depend on the batches that this start saw before.
+    """
+    given = dict(options) if isinstance(options, dict) else {}
+    return {"dynamic": False} | given
+
+
+def without_gpu(cfg: Config, session: Session) -> None:
     """What mmengine asserts a GPU for: mixed precision, and DistributedDataParallel's device."""
     if name_of(cfg.optim_wrapper.get("type", "")) == "AmpOptimWrapper":
         cfg.optim_wrapper.type = "CpuAmpOptimWrapper"
+        if session.main and cfg.optim_wrapper.get("dtype") != "bfloat16":
+            print("no GPU: mixed precision is bfloat16 instead of float16, without loss scaling", flush=True)
     if cfg.launcher != "none":
         unused = cfg.get("find_unused_parameters", False)
         default = {

@@ -178,3 +178,13 @@ def test_the_workers_of_a_validation_are_born_deaf(data: Path, tmp_path: Path) -
     )  # fmt: skip
     assert tiny.start(run) == [FINISHED], tiny.log_of(run, 1)
     assert [e["step"] for e in events.read(run.events) if e["event"] == "validated"] == [6]
+
+
+def test_a_resumed_start_does_nothing_needless(data: Path, tmp_path: Path) -> None:
+    """Neither asks what the machine is, nor formats the config, nor initialises weights to be loaded over."""
+    imports = {"imports": ["tests.interrupting", "tests.needless"], "allow_failed_imports": False}
+    run = tiny.make_run(
+        tmp_path / "run", data, custom_imports=imports, custom_hooks=[{"type": "Interrupt"}], **schedule(1)
+    )
+    assert tiny.start(run, 1, {"at": "step", "step": 2, "signal": "SIGUSR2"}) == [RESUME]
+    assert tiny.start(run) == [FINISHED], tiny.log_of(run, 2)

@@ -124,3 +124,29 @@ def test_files_that_are_no_training_config(text: str, words: str, tmp_path: Path
         config.resolve(session(tmp_path, "mine.py"))
     with pytest.raises(UserError, match="there is no config"):
         config.resolve(session(tmp_path, "none.py"))
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
+def test_half_precision_without_a_gpu_is_said_to_be_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str | None
+) -> None:
+    main = session(tmp_path, optim_wrapper__type="AmpOptimWrapper", optim_wrapper__dtype=dtype)
+    main.rank = 0
+    prepared = config.prepare(config.resolve(main), main, 8)
+    assert prepared.optim_wrapper.type == "CpuAmpOptimWrapper"
+    said = capsys.readouterr().out.count("mixed precision is bfloat16 instead of float16")
+    assert said == (dtype != "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        (True, {"dynamic": False}),
+        ({"backend": "eager"}, {"dynamic": False, "backend": "eager"}),
+        ({"dynamic": True}, {"dynamic": True}),
+        (False, False),
+    ],
+)
+def test_what_is_compiled_depends_on_no_earlier_batch(tmp_path: Path, given: object, made: object) -> None:
+    here = session(tmp_path, compile=given)
+    assert config.prepare(config.resolve(here), here, 8).compile == made
