@@ -40,7 +40,7 @@ def main() -> int:
             for values in (0, VALUES):
                 run = make_run(Path(folder) / f"{side}-{values}", data, values, arguments.blocks)
                 trainings[f"{side}-{values}"] = turns.Training(side, run, 1)
-        figures = turns.take(trainings, arguments.blocks)
+        figures = turns.take(trainings, arguments.blocks).seconds
         sizes = {name: checkpoint_bytes(training.run) for name, training in trainings.items()}
 
     ratios = turns.ratios(figures[f"ours-{VALUES}"], figures["ours-0"])

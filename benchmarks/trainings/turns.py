@@ -4,6 +4,7 @@ other guests) meet all of them alike: differences of a percent show within minut
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import statistics
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.trainings import start
 from jobs.run_directory import Run
+from jobs.train import processes
 
 WARM_UP, UNTIMED = 16, 4
 
@@ -32,10 +34,20 @@ def steps_for(blocks: int, timed: int) -> int:
     return WARM_UP + blocks * (UNTIMED + timed) + 1
 
 
-def take(trainings: dict[str, Training], blocks: int) -> dict[str, list[float]]:
-    """Seconds a step of each block of each training, by name; blocks of the same index were measured next to
-    each other. All are run to their end. Raises RuntimeError if one fails."""
+class Taken(NamedTuple):
+    """By name of the training, a figure for each block; those of the same index were measured next to each
+    other."""
+
+    seconds: dict[str, list[float]]
+    """Wall clock, a step."""
+    cpu: dict[str, list[float]]
+    """CPU time of all the training's processes together, a block."""
+
+
+def take(trainings: dict[str, Training], blocks: int) -> Taken:
+    """Lets the trainings take their turns, and runs them to their end. Raises RuntimeError if one fails."""
     figures: dict[str, list[float]] = {name: [] for name in trainings}
+    cpu: dict[str, list[float]] = {name: [] for name in trainings}
     started, lines = {}, {}
     try:
         # One after the other: no import is slowed down by a neighbour's.
@@ -49,15 +61,17 @@ def take(trainings: dict[str, Training], blocks: int) -> dict[str, list[float]]:
         for number in range(blocks):
             names = list(trainings)
             for name in names if number % 2 == 0 else reversed(names):
+                before = _cpu_seconds(started[name])
                 _go(lines[name])
                 figures[name].append(_turn_ends(lines[name], started[name], trainings[name].run))
+                cpu[name].append(_cpu_seconds(started[name]) - before)
         for name, training in trainings.items():
             _go(lines[name])  # the last step, and the end
             start.wait(training.run, started[name])
     finally:
         for process in [process for ranks in started.values() for process in ranks]:
             process.kill()
-    return figures
+    return Taken(figures, cpu)
 
 
 def ratios(ours: list[float], peer: list[float]) -> list[float]:
@@ -68,6 +82,16 @@ def ratios(ours: list[float], peer: list[float]) -> list[float]:
 def uncertainty(figures: list[float]) -> float:
     """The standard error of the median of these, if they are normally distributed."""
     return 1.2533 * statistics.stdev(figures) / len(figures) ** 0.5
+
+
+def _cpu_seconds(started: list[subprocess.Popen[bytes]]) -> float:
+    """Of these processes and all that they have started and that live."""
+    pids = [pid for process in started for pid in (process.pid, *processes.descendants(process.pid))]
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _accept(listener: socket.socket, started: list[subprocess.Popen[bytes]], run: Run) -> Any:
