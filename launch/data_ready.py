@@ -64,7 +64,7 @@ def paths(chain: configs.Chain) -> list[str]:
 
 
 def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) -> None:
-    """Adds what is to be waited for. Not `whole`: weights are missing, which come when the dataset is there."""
+    """Adds what is to be waited for. Not `whole`: weights are missing; they come behind the dataset."""
     folder = path.split("/")[0]
     dataset = dataset_of(folder)
     # VOC 2010 and its like lie there too, and are not what is prepared.
