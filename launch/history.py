@@ -168,6 +168,8 @@ class History(msgspec.Struct, kw_only=True):
     incarnations: list[Incarnation] = []
     jobs: dict[str, StageJob] = {}
     """By "stage id": stages of a local chain share one id."""
+    reserve: str | None = None
+    """The job that goes on if the newest training job is killed."""
     submitted: float | None = None
     finished: float | None = None
     cancelled: float | None = None
@@ -234,9 +236,19 @@ def read(run: Run, slurm: dict[str, list[Job]] | None = None) -> History:
     """The history of a run. `slurm`: what accounting remembers of each job's incarnations, to say more."""
     history = build(read_events(run.events))
     add_progress(history, progress(run))
+    training = [job.id for job in history.jobs.values() if job.stage == "train"]
+    history.reserve = reserve(run, training[-1]) if training and history.finished is None else None
     if slurm:
         add_accounting(history, slurm)
     return history
+
+
+def reserve(run: Run, job: str) -> str | None:
+    """The job that was submitted in advance, to go on if `job` is killed; None if none waits."""
+    try:
+        return (run.job / f"presubmitted-{job}").read_text().strip() or None
+    except OSError:
+        return None
 
 
 def progress(run: Run) -> dict[str, Any]:

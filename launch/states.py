@@ -80,6 +80,8 @@ def jobs_to_ask(past: History) -> list[str]:
     failed = newest_job(past, "train")
     if failed and failed.state == "failed" and past.cancelled is None and is_slurm(failed.id):
         newest["train"] = failed.id
+    if past.reserve is not None and "train" in newest:
+        newest["its successor"] = past.reserve
     return list(newest.values())
 
 
@@ -148,7 +150,10 @@ def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now
         age = words.span(now - past.last) if past.last else "never"
         error = f"; its last error: {_error(past)}" if past.failed else ""
         return State("unknown", f"Slurm says nothing of job {job.id}; last word {age} ago{error}")
-    return _gone(past, f"job {job.id} ended as {seen.state}{f' ({seen.reason})' if seen.reason else ''}")
+    how = f"job {job.id} ended as {seen.state}{f' ({seen.reason})' if seen.reason else ''}"
+    if past.reserve is not None and answer.job(past.reserve).alive:
+        return State("requeueing", f"{how}; job {past.reserve} goes on")
+    return _gone(past, how)
 
 
 def local_chain(run: Run) -> int | None:

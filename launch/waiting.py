@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs import events
 from jobs.run_directory import Run
-from launch import figures, slurm, slurm_queries
+from launch import figures, history, slurm, slurm_queries
 
 ASK_SECONDS = 10.0
 """How often Slurm is asked; events are read more often, they cost nothing."""
@@ -54,8 +54,8 @@ class _Own:
         job = event.get("job")
         if job is None:  # of the whole run, such as `cancelled`
             return self.submitted
-        if job not in self.ids and self.submitted:
-            self._add_submitted_in_advance()
+        if job not in self.ids and self.submitted and "train" in self.current:
+            self._in_advance(self.current["train"])
         if job not in self.ids:
             return False
         self.submitted = True
@@ -65,20 +65,19 @@ class _Own:
 
     def last(self) -> str:
         """The id of the job that ends it all."""
-        self._add_submitted_in_advance()
-        return self.current[self.last_stage]
+        job = self.current[self.last_stage]
+        return self._in_advance(job) if self.last_stage == "train" else job
 
     def _add(self, stage: str, successor: str) -> None:
         self.ids.add(successor)
         self.current[stage] = successor
 
-    def _add_submitted_in_advance(self) -> None:
-        """A job that was killed without notice could not say who goes on: a file does."""
-        while "train" in self.current:
-            file = self.run.job / f"presubmitted-{self.current['train']}"
-            if not file.exists():
-                return
-            self._add("train", file.read_text().strip())
+    def _in_advance(self, job: str) -> str:
+        """Who goes on with `job` if that is killed: a file says so, for as long as it waits."""
+        while (following := history.reserve(self.run, job)) is not None:
+            self.ids.add(following)
+            job = following
+        return job
 
 
 def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:

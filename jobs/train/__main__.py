@@ -15,12 +15,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jobs import events, exit_codes
 from jobs.errors import UserError, run_command
 from jobs.run_directory import Run
-from jobs.train import budget, processes, rendezvous
+from jobs.train import budget, processes, rendezvous, successor
 from jobs.train.session import Forgiving
 from jobs.train.supervise import supervise
 from jobs.train.task import Task, read
@@ -68,6 +68,7 @@ def main() -> int:
                 story.append("stopped", reason=meeting.stop)
         return exit_codes.FAILED
     if task.rank == 0:
+        note_predecessor(run, task, story, records or [])
         story.append(
             "started", restart=task.restart, hosts=list(dict.fromkeys(meeting.hosts)),
             world_size=task.world_size, pid=os.getpid(),
@@ -102,6 +103,13 @@ def claim_start(run: Run, task: Task) -> int:
         with contextlib.suppress(OSError), os.fdopen(fd, "w") as file:
             json.dump(owner | {"time": events.now()}, file)
         return number
+
+
+def note_predecessor(run: Run, task: Task, story: events.Writer, records: list[dict[str, Any]]) -> None:
+    """A job that was killed could not say who goes on with it: its successor does."""
+    before = successor.predecessor(run, task.job)
+    if before and not any(record.get("successor") == task.job for record in records):
+        story.append("requeued", job=before, start=None, how="successor", successor=task.job)
 
 
 def patiently(action: Callable[[], T]) -> T:

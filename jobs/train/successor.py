@@ -6,6 +6,7 @@ and Slurm cancels it when this job succeeds. (A requeue is no end: Slurm then le
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -233,6 +234,15 @@ def presubmitted(run: Run, job: str) -> str | None:
         return None
     shown = slurm.call(["squeue", "--noheader", f"--jobs={waiting}", "--format=%T"]) if waiting else None
     return waiting if shown and (shown.text.strip() if shown.ok else shown.unanswered) else None
+
+
+def predecessor(run: Run, job: str) -> str | None:
+    """The job that `job` was submitted in advance for."""
+    for path in run.job.glob("presubmitted-*"):
+        with contextlib.suppress(OSError):
+            if path.read_text().strip() == job:
+                return path.name.removeprefix("presubmitted-")
+    return None
 
 
 def withdraw(run: Run, job: str) -> None:

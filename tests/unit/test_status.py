@@ -260,6 +260,18 @@ def test_the_next_command_after_a_preparation(tmp_path: Path, event: str, comman
     assert status.next_command(run, shown).endswith(command)
 
 
+def test_a_job_that_was_killed_while_its_successor_waits_is_no_failure(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    write(run, 9, "started", start=1, hosts=["n1"], world_size=1)
+    (run.job / "presubmitted-12").write_text("15")
+    assert states.jobs_to_ask(history.read(run)) == ["12", "15"]
+    timeout = Job(id="12", state="TIMEOUT")
+    state = judge(run, timeout, Job(id="15", state="PENDING"))
+    assert (state.code, state.words) == ("requeueing", "job 12 ended as TIMEOUT; job 15 goes on")
+    assert judge(run, timeout, Job(id="15", state="CANCELLED")).code == "failed"
+
+
 def test_stopped_failed_and_cancelled(tmp_path: Path) -> None:
     stopped = made_run(tmp_path / "stopped")
     submitted(stopped)

@@ -129,6 +129,20 @@ def test_a_successor_is_followed(how: str, run: Run, slurm: Path) -> None:
     assert waiter.end() == 0
 
 
+def test_a_successor_in_advance_that_was_withdrawn_is_not_waited_for(run: Run, slurm: Path) -> None:
+    jobs = submit(run, train="5")
+    file = run.job / "presubmitted-5"
+    file.write_text("9")
+    alive(slurm, "5", "9")
+    waiter = Waiter(run, jobs)
+    assert waiter.goes_on()
+    file.unlink()
+    alive(slurm, "5")
+    assert waiter.goes_on()
+    add(run, "finished", "train", "5", step=4)
+    assert waiter.end() == 0
+
+
 def test_without_sacct_a_job_that_squeue_does_not_name_has_gone(
     run: Run, slurm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
