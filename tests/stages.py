@@ -28,13 +28,15 @@ def make_run(path: Path, **plan: Any) -> Run:
     return run
 
 
-def train_command(run: Run) -> list[str]:
+def train_command(run: Run, real: bool = False) -> list[str]:
+    if real:
+        return [sys.executable, "-m", "jobs.train", str(run.path)]
     worker = [*STAND_IN, str(run.path / "plan.json")]
     return [sys.executable, "-m", "jobs.train", str(run.path), "--worker", *worker]
 
 
-def start_ranks(run: Run, ranks: int, **env: str) -> list[subprocess.Popen[bytes]]:
-    """Starts the supervisors of one step, as the local chain does."""
+def start_ranks(run: Run, ranks: int, real: bool = False, **env: str) -> list[subprocess.Popen[bytes]]:
+    """Starts the supervisors of one step, as the local chain does; with the `real` worker, not the stand-in."""
     identity = {"SUBMITIT_LOCAL_JOB_ID": "1", "SUBMITIT_LOCAL_NTASKS": str(ranks)}
     processes = []
     for rank in range(ranks):
@@ -43,14 +45,18 @@ def start_ranks(run: Run, ranks: int, **env: str) -> list[subprocess.Popen[bytes
         with (run.job / f"local-1-train_{rank}_log.out").open("ab") as log:
             processes.append(
                 subprocess.Popen(
-                    train_command(run), env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+                    train_command(run, real),
+                    env=environment,
+                    cwd=run.code if real else ROOT,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
                 )
             )
     return processes
 
 
-def end_of(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
-    return [process.wait(timeout=60) for process in ranks]
+def end_of(ranks: list[subprocess.Popen[bytes]], seconds: float = 60) -> list[int]:
+    return [process.wait(timeout=seconds) for process in ranks]
 
 
 def of(run: Run, name: str) -> list[dict[str, Any]]:

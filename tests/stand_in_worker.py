@@ -86,6 +86,7 @@ def all_agree(step: int) -> bool:
 
 
 def misbehave(what: str) -> None:
+    (run.job / f"died-{start}-{rank}").touch()
     if what == "raise":
         raise ValueError(f"a bad batch in rank {rank}")
     if what.startswith("exit"):
@@ -114,6 +115,10 @@ def main() -> None:
     stacks = (run.job / f"stacks-{start}-{rank}.txt").open("w")
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     beat("start", 0)
+    # What an earlier start has left running, on whichever node.
+    pids = [file.read_text() for file in run.job.glob("child-*") if int(file.name.split("-")[1]) < start]
+    left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    write_atomically(run.job / f"left-{start}-{rank}", " ".join(left).encode())
     time.sleep(plan.get("start_seconds", 0))
     run.checkpoints.mkdir(exist_ok=True)
     step = int(count_file().read_text()) if count_file().exists() else 0

@@ -139,6 +139,32 @@ def test_a_hang_is_found_and_every_rank_tells_where_it_stands(tmp_path: Path) ->
     assert not processes_of(run)
 
 
+def test_a_rank_and_a_loader_that_stand_still_are_found_and_the_run_ends_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    """The real training, started again as the batch script does."""
+    data = tiny.make_data(tmp_path / "data")
+    settings = {
+        "custom_imports": {"imports": ["tests.standing_still"], "allow_failed_imports": False},
+        "custom_hooks": [{"type": "StandStill"}],
+        "train_dataloader.num_workers": 1,
+        "train_dataloader.batch_size": 2,
+    }
+    run, alone = (tiny.make_run(tmp_path / name, data, **settings) for name in ("run", "alone"))
+    environment = {"BATON_HANG_SECONDS": "8", "STAND_STILL": "1", "OMP_NUM_THREADS": "1"}
+    codes = [end_of(start_ranks(run, 2, real=True, **environment), 180) for _ in range(3)]
+    assert codes == [[FAILED] * 2, [FAILED] * 2, [FINISHED] * 2]
+    assert [(e["start"], e["rank"]) for e in of(run, "hang")] == [(1, 1), (2, 1)]
+    stacks = {(s, r): (run.job / f"stacks-{s}-{r}.txt").read_text() for s in (1, 2) for r in (0, 1)}
+    assert "in before_train_iter" in stacks[1, 1]
+    assert "in never_loads" in stacks[2, 1]  # the loader's own
+    assert "in loaded" in stacks[2, 1]  # the rank that waits for it
+    assert all("in step" in stacks[start, 0] for start in (1, 2))  # and the rank that waits for that
+    assert not processes_of(run)
+    assert tiny.start(alone, 2) == [FINISHED] * 2
+    assert tiny.differences(tiny.final_state(run), tiny.final_state(alone)) == []
+
+
 def test_a_start_over_the_budget_ends_at_once(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", faults=[fault("kill", 0, 0, "*")])
     for _ in range(3):

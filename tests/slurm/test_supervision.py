@@ -91,14 +91,24 @@ def test_a_dead_rank_ends_all_and_the_training_goes_on_here(
     assert failed["host"] == of(run, "started")[0]["hosts"][1]
     assert [e["step"] for e in of(run, "resumed")] == [10]
     assert cluster.job(job)["Restarts"] == "0"
+    # From its death until no process of that start is left on any node, and the next has begun.
+    died = (run.job / "died-1-3").stat().st_mtime
+    again = of(run, "started")[1]
+    assert 0 < events.seconds_of(again["time"]) - died < 15.0
+    assert [file.read_text() for file in sorted(run.job.glob("left-2-*"))] == [""] * 4
     cluster.wait_no_processes(job)
 
 
-def test_an_evaluation_follows_the_successor(variant: Callable[..., Slurm], tmp_path: Path) -> None:
-    """Where requeueing is forbidden; the job itself waited for another that is long forgotten."""
-    slurm = variant("--user-signal", "--grace", "30")
-    run = make(tmp_path / "run", "--partition=low", "--no-requeue", *TWO_NODES)
-    job = submit(slurm, run)
+def test_an_evaluation_follows_the_successor(cluster: Slurm, tmp_path: Path) -> None:
+    """Where requeueing is forbidden. It is as its job was: an edited script, submitted with options."""
+    run = make(tmp_path / "run", "--partition=gpu", "--no-requeue", "--exclude=n1", *TWO_NODES)
+    script = run.job / "train.sbatch"
+    text = script.read_text().replace("job=$SLURM_JOB_ID\n", "job=$SLURM_JOB_ID\necho >>$run/edited\n")
+    slurm = cluster
+    job = slurm.run(
+        "sbatch", "--parsable", "--partition=low", "--time=8", "--exclude=n4", input=text, cwd=tmp_path,
+        env={"SBATCH_ACCOUNT": "root"},
+    ).strip()  # fmt: skip
     after = follow(slurm, run, job)
     at_work(run)
     slurm.run("scancel", "--signal=USR2", job)
@@ -106,10 +116,24 @@ def test_an_evaluation_follows_the_successor(variant: Callable[..., Slurm], tmp_
     assert (requeued["how"], requeued["job"]) == ("successor", job)
     assert slurm.wait_ended(job) == "FAILED"
     successor = requeued["successor"]
+    first, second = slurm.job(job), slurm.job(successor)
+    for field in (
+        "Partition",
+        "Account",
+        "QOS",
+        "TimeLimit",
+        "ExcNodeList",
+        "NumNodes",
+        "NumTasks",
+        "WorkDir",
+    ):
+        assert second[field] == first[field], field
+    assert (second["Partition"], second["TimeLimit"], second["ExcNodeList"]) == ("low", "00:08:00", "n4")
     assert slurm.wait_ended(successor) == "COMPLETED"
     assert slurm.wait_ended(after) == "COMPLETED"
     assert len((run.path / "evaluated").read_text().splitlines()) == 1
     assert [e["step"] for e in of(run, "resumed")] == [e["step"] for e in of(run, "preempted")]
+    assert len((run.path / "edited").read_text().splitlines()) == 2
     assert of(run, "started")[-1]["job"] == successor
     assert of(run, "started")[-1]["restart"] == 0
 
@@ -142,6 +166,24 @@ def test_a_job_killed_without_any_notice_has_a_successor_waiting(cluster: Slurm,
     # The successor's own successor is not wanted any more.
     wait_for(lambda: not cluster.run("squeue", "-h", "-n", "train", "-o", "%i").split(), "no job is left")
     assert len(of(run, "started")) == 2
+    assert [(e["job"], e["how"], e["successor"]) for e in of(run, "requeued")] == [(job, "successor", last)]
+
+
+def test_a_successor_in_advance_is_withdrawn_when_the_job_comes_back_itself(
+    cluster: Slurm, tmp_path: Path
+) -> None:
+    run = make(tmp_path / "run", "--partition=low", "--requeue", presubmit=True)
+    job = submit(cluster, run)
+    after = follow(cluster, run, job)
+    at_work(run)
+    waiting = (run.job / f"presubmitted-{job}").read_text()
+    cluster.run("scancel", "--signal=USR2", job)
+    assert wait_event(run.path, "requeued")["how"] == "scontrol"
+    assert cluster.wait_ended(job) == "COMPLETED"
+    assert cluster.wait_ended(waiting) == "CANCELLED"
+    assert cluster.wait_ended(after) == "COMPLETED"
+    assert {e["job"] for e in of(run, "started")} == {job}
+    wait_for(lambda: not cluster.run("squeue", "-h", "-n", "train", "-o", "%i").split(), "no job is left")
 
 
 def test_submitted_twice_the_evaluation_follows_the_job_that_goes_on(cluster: Slurm, tmp_path: Path) -> None:
@@ -192,6 +234,30 @@ def test_only_the_element_of_an_array_comes_back(cluster: Slurm, tmp_path: Path)
     wait_event(run.path, "finished")
     assert of(run, "started")[-1]["restart"] == 1
     assert len(of(other, "started")) == 1
+
+
+def test_each_element_of_a_sweep_is_evaluated_also_one_with_a_successor(
+    cluster: Slurm, tmp_path: Path
+) -> None:
+    runs = [make(tmp_path / f"run{n}", "--partition=low", "--no-requeue", steps=200) for n in (0, 1)]
+    script = runs[0].job / "train.sbatch"
+    text = script.read_text().replace(f"run={runs[0].path}\n", f"run={tmp_path}/run$SLURM_ARRAY_TASK_ID\n")
+    text = text.replace("job=$SLURM_JOB_ID\n", "job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID\n")
+    script.write_text(text)
+    job = submit(cluster, runs[0], "--array=0-1")
+    options = [f"--dependency=aftercorr:{job}", "--kill-on-invalid-dep=yes", "--array=0-1"]
+    wrapped = f"date >>{tmp_path}/run$SLURM_ARRAY_TASK_ID/evaluated"
+    after = cluster.run("sbatch", "--parsable", *options, "--output=/dev/null", "--wrap", wrapped).strip()
+    at_work(runs[1])
+    cluster.run("scancel", "--signal=USR2", f"{job}_1")
+    requeued = wait_event(runs[1].path, "requeued")
+    assert (requeued["how"], requeued["job"]) == ("successor", f"{job}_1")
+    assert requeued["successor"].endswith("_1")
+    for element in (0, 1):
+        assert cluster.wait_ended(f"{after}_{element}") == "COMPLETED"
+        assert len((runs[element].path / "evaluated").read_text().splitlines()) == 1
+        assert len(of(runs[element], "finished")) == 1
+    assert [len(of(run, "started")) for run in runs] == [1, 2]
 
 
 def test_a_node_that_fails_twice_is_left(cluster: Slurm, tmp_path: Path) -> None:
