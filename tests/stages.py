@@ -36,7 +36,7 @@ def train_command(run: Run, real: bool = False) -> list[str]:
 
 
 def start_ranks(run: Run, ranks: int, real: bool = False, **env: str) -> list[subprocess.Popen[bytes]]:
-    """Starts the supervisors of one step, as the local chain does; with the `real` worker, not the stand-in."""
+    """Starts the supervisors of one step, as the local chain does; `real`: with the worker that trains."""
     identity = {"SUBMITIT_LOCAL_JOB_ID": "1", "SUBMITIT_LOCAL_NTASKS": str(ranks)}
     processes = []
     for rank in range(ranks):

@@ -1,5 +1,5 @@
-"""A hook that makes rank 1 stand still while STAND_STILL is set: in the first start before a step, in the second
-in a DataLoader's worker. Later starts go on."""
+"""A hook that makes rank 1 stand still while STAND_STILL is set: in the first start before a step, in the
+second in a DataLoader's worker. Later starts go on."""
 
 from __future__ import annotations
 
