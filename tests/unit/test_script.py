@@ -119,6 +119,13 @@ def test_a_preparation_is_told_of_its_time_limit_and_goes_on() -> None:
     assert "-m jobs.slurm requeue" in text
 
 
+def test_a_successor_is_submitted_in_advance_only_where_the_profile_says_so() -> None:
+    text = script.text(batch(Path("/r/x"), "presubmit: 'true'"))
+    assert text.index('jobs.train.afterwards "$run" --presubmit') < text.index("while :; do")
+    assert "--presubmit" not in script.text(batch(Path("/r/x")))
+    assert "--presubmit" not in script.text(batch(Path("/r/x"), "presubmit: 'true'", "evaluate"))
+
+
 def test_a_cpu_job_asks_for_no_gpu() -> None:
     assert "gpu" not in "\n".join(
         line for line in script.text(batch(Path("/r/x"), stage="prepare")).splitlines() if "#SBATCH" in line

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from jobs import slurm
+from jobs.run_directory import Run
 from jobs.train import successor
 from tests.unit.slurm_answers import FakeSlurm
 
@@ -64,6 +68,52 @@ def test_a_script_that_says_it_already_needs_no_options(shown: dict[str, str]) -
 
 def test_earlier_exclusions_are_kept(shown: dict[str, str]) -> None:
     assert successor.options_of(shown, SCRIPT, ["n1", "n2"])[-1] == "--exclude=n4,n1,n2"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fields", "ending"),
+    [
+        (60, "JobState=RUNNING Requeue=1 PreemptTime=None", True),
+        (600, "JobState=RUNNING Requeue=1 PreemptTime=None", False),
+        (60, "JobState=COMPLETING Requeue=1 PreemptTime=None", False),  # requeued by Slurm this moment
+        (60, "JobState=RUNNING Requeue=1 PreemptTime=2026-11-24T23:14:23 Partition=low", False),
+        (60, "JobState=RUNNING Requeue=0 PreemptTime=2026-11-24T23:14:23 Partition=low", True),
+        (60, "JobState=RUNNING Requeue=1 PreemptTime=2026-11-24T23:14:23 Partition=lowcan", True),
+    ],
+)
+def test_a_successor_is_submitted_in_advance_where_the_end_is_near_and_slurm_will_not_requeue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, fields: str, ending: bool
+) -> None:
+    run = Run(tmp_path / "run")
+    run.job.mkdir(parents=True)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.delenv("BATON_JOB", raising=False)
+    fake = FakeSlurm(tmp_path / "bin", monkeypatch)
+    end = datetime.fromtimestamp(time.time() + seconds).isoformat(timespec="seconds")
+    fake.says("scontrol show job", answer=f"JobId=1 JobName=x WorkDir=/ EndTime={end} {fields}")
+    fake.says("scontrol show partition -o lowcan", answer="PartitionName=lowcan PreemptMode=CANCEL State=UP")
+    fake.says("scontrol show partition", answer="PartitionName=low PreemptMode=REQUEUE State=UP")
+    fake.says("sbatch", answer="7")
+    fake.says("squeue", answer="3 afterok:1(unfulfilled)\n4 afterok:2(unfulfilled)")
+    successor.presubmit(run, if_ending=True)
+    assert len(fake.calls("sbatch --parsable --dependency=afternotok:1 --kill-on-invalid-dep=yes")) == ending
+    assert (run.job / "presubmitted-1").exists() == ending
+    update = ["scontrol update JobId=3 Dependency=afterok:1?afterok:7"]
+    assert fake.calls("scontrol update") == update * ending
+    assert successor.predecessor(run, "7") == ("1" if ending else None)
+
+
+@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", 1), ("COMPLETING", 0), ("CANCELLED", 0)])
+def test_a_job_of_another_stage_is_requeued_unless_it_has_ended_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, requeued: int
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setattr(sys, "argv", ["slurm", "requeue"])
+    fake = FakeSlurm(tmp_path / "bin", monkeypatch)
+    fake.says("scontrol show", answer=f"JobId=1 JobState={state}")
+    fake.says("scontrol requeue", error="Unable to contact slurm controller (connect failure)", times=1)
+    assert slurm.main() == 0
+    assert len(fake.calls("scontrol requeue 1")) == 2 * requeued
 
 
 @pytest.mark.parametrize(
