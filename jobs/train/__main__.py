@@ -27,6 +27,8 @@ from jobs.train.task import Task, read
 
 RENDEZVOUS_SECONDS = 300.0
 HANG_MINUTES = 10.0
+LAST_WORDS_SECONDS = 2.0
+"""How long events that a full disk held up may take at the end."""
 CANCELLED = "the run was cancelled; python launch/train.py --resume {run} goes on with it"
 """While its job was being requeued, say: a cancelled run must not train again for that."""
 T = TypeVar("T")
@@ -75,10 +77,12 @@ def main() -> int:
             ranks_per_node=max(meeting.hosts.count(host) for host in meeting.hosts),
         )  # fmt: skip
     command = arguments.worker or [sys.executable, "-u", "-m", "jobs.train.rank", str(run.path)]
-    return supervise(
+    code = supervise(
         run, task, meeting, command, story, hang_seconds=hang_seconds(run), environ=os.environ,
         wakeup=wakeup, signals=signals, last_checkpoint=budget.last_checkpoint(records),
     )  # fmt: skip
+    story.flush(LAST_WORDS_SECONDS)
+    return code
 
 
 def claim_start(run: Run, task: Task) -> int:
