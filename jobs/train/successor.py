@@ -110,9 +110,11 @@ def options_of(shown: Mapping[str, str], script: str, excluded: Sequence[str] = 
     per_node = shown.get("NtasksPerN:B:S:C", "0").partition(":")[0]
     if per_node != "0":
         differs("ntasks-per-node", per_node)
-    elif "ntasks-per-node" not in header:
+    elif "ntasks" in header or shown.get("NumTasks") != shown.get("NumNodes"):
+        # Without it, a task a node is what Slurm counts; so it must stay where the number of nodes is open.
         differs("ntasks", shown.get("NumTasks"))
-    differs("cpus-per-task", shown.get("CPUs/Task"))
+    if "cpus-per-task" in header or shown.get("CPUs/Task") != "1":
+        differs("cpus-per-task", shown.get("CPUs/Task"))
     if gpus := re.search(r"gpu[:=](?:[\w.-]+[:=])?\d+", shown.get("TresPerNode", "")):
         count = gpus[0].replace("=", ":").removeprefix("gpu:")
         if "gres" in header:

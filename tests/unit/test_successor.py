@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from datetime import datetime
@@ -64,6 +65,15 @@ def test_a_script_that_says_it_already_needs_no_options(shown: dict[str, str]) -
         "#SBATCH -N1 --ntasks-per-node=1 -c1 --gpus-per-node=2 --mem=0.1953125G -x n4 --chdir '/a b'\n"
     )
     assert successor.options_of(shown, header) == []
+
+
+def test_what_a_script_leaves_open_stays_open(shown: dict[str, str]) -> None:
+    """A range of nodes: how many tasks there are is srun's business."""
+    shown |= {"NtasksPerN:B:S:C": "0:0:*:*", "NumNodes": "2", "NumTasks": "2", "TresPerNode": "gres:gpu:1"}
+    header = "#SBATCH --nodes=1-2 --gpus-per-node=1 --mincpus=4"
+    options = successor.options_of(shown, header)
+    assert not [o for o in options if re.match("--(nodes|ntasks|cpus-per-task|gpus)", o)]
+    assert "--ntasks=3" in successor.options_of(shown | {"NumTasks": "3"}, header)
 
 
 def test_earlier_exclusions_are_kept(shown: dict[str, str]) -> None:
