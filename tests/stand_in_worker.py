@@ -4,7 +4,8 @@
 
 PLAN is a JSON file (or a run directory with plan.json in it)
 {"steps": 30, "seconds": 0.05, "save_every": 10, "faults": [...]}; a fault is
-{"start": 1, "rank": 2, "step": 5, "do": "raise" | "exit N" | "kill" | "segv" | "hang" | "fork" | "deaf"}.
+{"start": 1, "rank": 2, "step": 5, "do": "raise" | "exit N" | "kill" | "segv" | "hang" | "fork" | "deaf" | "slow"}
+(slow: its saves never end).
 It "trains" by counting, saves RUN/checkpoints/count on rank 0 (unless fenced off), and on USR2 or TERM saves
 and leaves with 85.
 With several ranks they agree through files on whether to leave, as the real ones do by a reduction.
@@ -35,6 +36,7 @@ run = Run(os.environ["BATON_RUN"])
 given = Path(sys.argv[1])
 plan = json.loads((given / "plan.json" if given.is_dir() else given).read_text())
 asked: list[int] = []
+slow: list[bool] = []
 
 
 def beat(phase: str, step: int) -> None:
@@ -59,6 +61,8 @@ def save(step: int, why: str) -> None:
         if newest_start(run.job) > start:
             sys.exit(SUPERSEDED)
         beat("save", step)
+        while slow:
+            time.sleep(1)
         try:
             write_atomically(count_file(), str(step).encode())
         except OSError as error:  # a full disk costs a checkpoint
@@ -104,6 +108,8 @@ def misbehave(what: str) -> None:
         code = f"import subprocess as s, sys, time; s.Popen({sleep}, start_new_session=True); time.sleep(600)"
         child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
         (run.job / f"child-{start}-{rank}").write_text(str(child.pid))
+    if what == "slow":
+        slow.append(True)
     if what == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
