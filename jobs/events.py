@@ -9,6 +9,7 @@ docs/run-directory.md explains them; status, report and the efficiency figures a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -114,7 +115,8 @@ class Writer:
         with self._lock:
             self.waiting.append(_record(event, self.common | fields))
             if error := self._write():
-                print(f"{event} waits to be written: {error}", file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):  # the log may lie on the same disk
+                    print(f"{event} waits to be written: {error}", file=sys.stderr, flush=True)
 
     def flush(self, seconds: float = 0.0) -> bool:
         """Tries once more to write what waits, or for that many seconds. Whether nothing waits any more."""

@@ -4,8 +4,8 @@
 
 PLAN is a JSON file (or a run directory with plan.json in it)
 {"steps": 30, "seconds": 0.05, "save_every": 10, "faults": [...]}; a fault is
-{"start": 1, "rank": 2, "step": 5, "do": "raise" | "exit N" | "kill" | "segv" | "hang" | "fork" | "deaf" | "slow"}
-(slow: its saves never end).
+{"start": 1, "rank": 2, "step": 5, "do": "raise" | "exit N" | "kill" | "segv" | "hang" | "fork" | "deaf" |
+"slow"} (slow: its saves never end).
 It "trains" by counting, saves RUN/checkpoints/count on rank 0 (unless fenced off), and on USR2 or TERM saves
 and leaves with 85.
 With several ranks they agree through files on whether to leave, as the real ones do by a reduction.

@@ -23,7 +23,7 @@ class StandStill(Hook):
 
     def before_train(self, runner: Any) -> None:
         if self.start == 2:
-            dataset = runner.train_dataloader.dataset
+            dataset = runner.train_dataloader.dataset.dataset  # below the one that seeds each sample
             dataset.prepare_data = Loading(dataset.prepare_data)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
