@@ -154,7 +154,8 @@ def test_a_rank_and_a_loader_that_stand_still_are_found_and_the_run_ends_with_th
     environment = {"BATON_HANG_SECONDS": "8", "STAND_STILL": "1", "OMP_NUM_THREADS": "1"}
     codes = [end_of(start_ranks(run, 2, real=True, **environment), 180) for _ in range(3)]
     assert codes == [[FAILED] * 2, [FAILED] * 2, [FINISHED] * 2]
-    assert [(e["start"], e["rank"]) for e in of(run, "hang")] == [(1, 1), (2, 1)]
+    assert [e["start"] for e in of(run, "hang")] == [1, 2]
+    # Between two steps the ranks look alike; who holds up whom is in their stacks.
     stacks = {(s, r): (run.job / f"stacks-{s}-{r}.txt").read_text() for s in (1, 2) for r in (0, 1)}
     assert "in before_train_iter" in stacks[1, 1]
     assert "in never_loads" in stacks[2, 1]  # the loader's own
