@@ -83,6 +83,9 @@ def after_srun(run: Run, code: int) -> Outcome:
 
 def _after_srun(run: Run, code: int) -> Outcome:
     job = job_id() or "unknown"
+    if code == exit_codes.FINISHED and os.environ.get("SLURM_JOB_ID") and not _finished(run):
+        # srun also ends with 0 when Slurm ends its step (at the time limit) before the tasks could answer.
+        code = exit_codes.FAILED
     if code == exit_codes.FINISHED:
         successor.withdraw(run, job)
         return Outcome(0, "training is finished", "finished")
@@ -233,6 +236,14 @@ def _cancelled(run: Run, job: str) -> str | None:
         by = "scancel"
         _say(run, job, "cancelled", by=by)
     return by
+
+
+def _finished(run: Run) -> bool:
+    """Whether the newest start of the training has said that it is finished. If it could not write that, the
+    next start, which finds everything done, will; if nothing can be read, srun is believed."""
+    records = _read_patiently(run.events)
+    starts = [r for r in records or [] if r["event"] in ("started", "finished") and r.get("stage") == "train"]
+    return records is None or bool(starts and starts[-1]["event"] == "finished")
 
 
 def _record_failure(run: Run, job: str, code: int, records: Sequence[Mapping[str, object]]) -> bool:

@@ -53,6 +53,22 @@ def test_finished(run: Run) -> None:
     assert after_srun(run, 0).code == 0
 
 
+def test_srun_is_not_believed_that_the_training_is_finished(run: Run, slurm: FakeSlurm) -> None:
+    """At the time limit it may end with 0, its tasks killed without having answered."""
+    slurm.says("scontrol show", answer="JobId=1 JobName=x JobState=TIMEOUT WorkDir=/")
+    slurm.says("scontrol requeue", error="Requested operation is presently disabled")
+    slurm.says("squeue", answer="PENDING")
+    (run.job / "presubmitted-local-1").write_text("9")
+    start(run, 1)
+    assert after_srun(run, 0).code == FAILED
+    assert [e["successor"] for e in events.read(run.events) if e["event"] == "requeued"] == ["9"]
+    assert not slurm.calls("scancel")
+    start(run, 2)
+    say(run, "finished", start=2, step=5, epoch=1)
+    assert after_srun(run, 0).code == 0
+    assert slurm.calls("scancel") == ["scancel 9"]
+
+
 def test_saved_and_left(run: Run) -> None:
     start(run, 1)
     assert after_srun(run, RESUME).code == RESUME
@@ -252,6 +268,8 @@ def test_who_wants_to_know_is_told(run: Run, slurm: FakeSlurm, tmp_path: Path, t
         fields = {"exit_code": 137, "host": "n1", **told.fail}
         fields.pop("before", None)
         say(run, "failed", start=2, reason="x", error="killed", rank=0, step=2, **fields)
+    if told.code == 0:
+        say(run, "finished", start=2, step=5, epoch=1)
     after_srun(run, told.code)
     sent = (tmp_path / "mail").read_text().split() if (tmp_path / "mail").exists() else []
     assert sent == ([f"{run.name}:", told.news] if told.news else [])
