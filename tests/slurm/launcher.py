@@ -8,12 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clusters import Slurm
+from clusters import Slurm, wait_event, wait_for
 
 from jobs import events
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config", "tests/configs/tiny.py", "--cpus-per-gpu", "1")
+
+
+HELD = (
+    "custom_imports={'imports': ['tests.slurm_faults'], 'allow_failed_imports': False}",
+    "custom_hooks=[{'type': 'Fault', 'plan': [{'step': 4, 'do': 'hold'}]}]",
+)
+"""Settings of a run that waits before its fourth step until it is asked to leave; see `requeue_held`."""
 
 
 class Launcher:
@@ -58,6 +65,14 @@ class Launcher:
         (folder / name).chmod(0o755)
         if not self.environment["PATH"].startswith(f"{folder}:"):
             self.environment["PATH"] = f"{folder}:{self.environment['PATH']}"
+
+
+def requeue_held(launch: Launcher, name: str) -> None:
+    """Requeues a run with the settings `HELD` by hand, once it waits there."""
+    run = launch.runs / name
+    wait_for((run / "job" / "held-0").exists, f"{name} is held")
+    launch.slurm.run("scontrol", "requeue", of_run(run, "started")[0]["job"])
+    wait_event(run, "preempted", start=1)
 
 
 def of_run(run: Path, name: str) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from benchmarks import chaos
 
 QUICK = (
     "preempted with grace",
-    "preempted without grace",
     "a rank crashes",
     "a supervisor is killed",
     "killed during a save",

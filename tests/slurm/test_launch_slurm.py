@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from clusters import Slurm, wait_event, wait_for
-from launcher import TINY, Launcher, of_run
+from launcher import HELD, ROOT, TINY, Launcher, of_run, requeue_held
 
 from env.cluster import daemons, processes
 from jobs.run_directory import Run
@@ -21,12 +21,16 @@ def queue(slurm: Slurm) -> set[str]:
     return set(slurm.run("squeue", "--noheader", "--format=%i").split())
 
 
-def test_two_nodes_with_two_gpus_train_over_four_ranks_and_are_evaluated_once(launch: Launcher) -> None:
+def test_four_ranks_on_two_nodes_are_requeued_once_and_evaluated_once(launch: Launcher) -> None:
     arguments = ["--nodes", 2, "--gpus", 2, "--run", "four", "--wait", "--data-root", launch.data]
-    out, _ = launch("train", *TINY, *arguments)
+    launch.environment["PYTHONPATH"] = str(ROOT)
+    process = launch.start("train", *TINY, *arguments, "--set", *HELD)
+    requeue_held(launch, "four")
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, out + error
     run = launch.runs / "four"
     started = of_run(run, "started")
-    assert [one["world_size"] for one in started if one["stage"] == "train"] == [4]
+    assert [one["world_size"] for one in started if one["stage"] == "train"] == [4, 4]
     assert len(set(started[0]["hosts"])) == 2
     assert len(of_run(run, "evaluated")) == 1
     assert re.search(r"mIoU \d", out)

@@ -7,19 +7,22 @@ import sys
 from pathlib import Path
 
 from clusters import Slurm
-from launcher import ROOT, TINY, Launcher, of_run
+from launcher import HELD, ROOT, TINY, Launcher, of_run, requeue_held
 
 from jobs.run_directory import Run
 
 
 def test_plain_sbatch_does_what_the_launcher_does(launch: Launcher, tmp_path: Path) -> None:
-    """Submitted by the launcher, by `--dry-run | sbatch`, and by the tracked script: the same weights."""
+    """Submitted by the launcher and left alone; by `--dry-run | sbatch` and by the tracked script, and
+    requeued: the same weights."""
     from tests.tiny import differences, final_state
 
+    launch.environment["PYTHONPATH"] = str(ROOT)
     same = ["--data-root", str(launch.data), "--seed", "5"]
     jobs = {"launched": launch.train("--run", "launched", "--no-evaluation", *same[2:])["train"]}
 
-    script, told = launch("train", *TINY, *same, "--run", "dry", "--cluster", "slurm", "--dry-run")
+    held = [*same, "--set", *HELD]
+    script, told = launch("train", *TINY, *held, "--run", "dry", "--cluster", "slurm", "--dry-run")
     assert "nothing submitted" in told
     assert not (launch.runs / "dry").exists()
     jobs["dry"] = launch.slurm.run(
@@ -29,16 +32,21 @@ def test_plain_sbatch_does_what_the_launcher_does(launch: Launcher, tmp_path: Pa
     output = f"--output={tmp_path}/by-hand.out"
     resources = [output, "--cpus-per-task=1", "--gpus-per-node=1"]
     jobs["hand"] = launch.slurm.run(
-        *("sbatch", "--parsable", *resources, "jobs/train.sbatch", "hand", *TINY[:2], *same),
+        *("sbatch", "--parsable", *resources, "jobs/train.sbatch", "hand", *TINY[:2], *held),
         cwd=ROOT,
         env=launch.environment | {"BATON_PYTHON": sys.executable},
     ).strip()
 
+    for name in ("dry", "hand"):
+        requeue_held(launch, name)
     for name, job in jobs.items():
         assert launch.slurm.wait_ended(job) == "COMPLETED", name
     reference = final_state(Run(launch.runs / "launched"))
     for name in ("dry", "hand"):
-        assert differences(reference, final_state(Run(launch.runs / name))) == []
+        run = launch.runs / name
+        assert differences(reference, final_state(Run(run))) == []
+        assert len(of_run(run, "started")) == 2
+        assert [e["step"] for e in of_run(run, "resumed")] == [e["step"] for e in of_run(run, "preempted")]
 
 
 def test_the_script_of_a_preparation_prepares(cluster: Slurm, tmp_path: Path, voc_archives: Path) -> None:
