@@ -82,3 +82,15 @@ def test_a_run_is_cancelled_resumed_evaluated_and_reported(tmp_path: Path, voc_s
     assert losses > 0
     assert "train local-" in call(runs, "logs", "mine", "--job", "train", "--rank", 0)
     assert "mIoU" in call(runs, "logs", "mine", "--job", "evaluate")
+
+    # Once more by hand: seen while it goes on, ended by cancel, and at its end the report is written anew.
+    (run / "report.html").unlink()
+    call(runs, "evaluate", "mine", "--cluster", "local")
+    assert status()["words"] == "trained, being evaluated"
+    assert call(runs, "cancel", "mine").startswith("mine: cancelled local-")
+    assert status()["words"] == "finished, evaluated; an evaluation was cancelled"
+    assert not list((run / "job").glob("local-*.json"))
+    assert len(named("evaluated")) == 1
+    call(runs, "evaluate", "mine", "--cluster", "local", "--wait")
+    assert status()["words"] == "finished, evaluated"
+    assert (run / "report.html").exists()

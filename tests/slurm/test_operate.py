@@ -230,3 +230,34 @@ def test_a_run_from_queue_to_cancelled_to_resumed(cluster: Slurm, runs: Path, vo
     assert any("preempted" in one["why"] for one in words["starts"])
     call(cluster, runs, "cancel", "first")
     wait_for(lambda: not cluster.run("squeue", "--noheader", "--name=first"), "no job of it is left")
+
+
+def test_cancelling_ends_successors_too(variant: Callable[..., Slurm], runs: Path, voc_small: Path) -> None:
+    """Where requeueing is forbidden: one submitted after the preemption, and one submitted in advance."""
+    slurm = variant("--no-requeue", "--no-accounting")
+    run, jobs = train(slurm, runs, voc_small, "after", "--partition", "low")
+    profile = runs.parent / "ahead.yaml"
+    profile.write_text(
+        "partition: lowcan\nsetup:\n"
+        """  - cd "$run/code" && "$python" -m jobs.train.afterwards "$run" --presubmit\n"""
+    )
+    ahead, jobs_ahead = train(slurm, runs, voc_small, "ahead", "--cluster", str(profile), "--gres", "none")
+    wait_event(ahead, "epoch", epoch=1)
+    (waiting,) = wait_for(
+        lambda: [path.read_text() for path in (ahead / "job").glob("presubmitted-*")], "one waits in advance"
+    )
+    out = call(slurm, runs, "cancel", "ahead")
+    for job in (*jobs_ahead.values(), waiting):
+        assert job in out
+        assert slurm.wait_ended(job) == "CANCELLED"
+
+    wait_event(run, "epoch", epoch=1)
+    slurm.preempt(jobs["train"])
+    successor = wait_event(run, "requeued", how="successor")["successor"]
+    out = call(slurm, runs, "cancel", "after")
+    for job in (successor, jobs["evaluate"]):
+        assert job in out
+        assert slurm.wait_ended(job) == "CANCELLED"
+    assert slurm.wait_ended(jobs["train"]) != "COMPLETED"
+    assert status(slurm, runs, "after")["state"] == "cancelled"
+    wait_for(lambda: not slurm.run("squeue", "--noheader", "--name=after,ahead"), "no job of them is left")
