@@ -49,9 +49,9 @@ def test_a_run_is_cancelled_resumed_evaluated_and_reported(tmp_path: Path, voc_s
     )  # fmt: skip
     wait_for(lambda: named("epoch"), "it trains")
     assert status()["state"] == "running"
-    chain = json.loads((run / "job/local.json").read_text())["pid"]
-    assert f"cancelled local-{chain}" in call(runs, "cancel", "mine")
-    assert not Path(f"/proc/{chain}").exists()
+    chain = json.loads((run / "job/local.json").read_text())
+    assert f"cancelled {chain['job']}" in call(runs, "cancel", "mine")
+    assert not Path(f"/proc/{chain['pid']}").exists()
     cancelled = status()
     assert cancelled["state"] == "cancelled"
     assert not named("finished"), "it was too quick to be cancelled"
