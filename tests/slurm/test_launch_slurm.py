@@ -1,4 +1,4 @@
-"""The launchers on a real Slurm: dependencies, plain sbatch, sweeps, and a Slurm that refuses or is away."""
+"""The launchers on a real Slurm: dependencies, sweeps, containers, and a Slurm that refuses or is away."""
 
 from __future__ import annotations
 
