@@ -39,12 +39,14 @@ def demo(tmp_path: Path, *arguments: str) -> tuple[str, Run]:
 
 
 def test_the_demo_learns_and_shows_it_and_runs_again(tmp_path: Path) -> None:
-    said, run = demo(tmp_path)
+    # A quarter of its epochs, and it has learned nearly all that it does in all of them.
+    said, run = demo(tmp_path, "--epochs", "10")
     (figures,) = run.eval.glob("*/metrics.json")
     found = json.loads(figures.read_text())
-    # Whoever guesses the background everywhere gets its IoU, at most 100, over the number of classes there.
+    # Whoever guesses the background everywhere gets its IoU, at most 100, over the number of classes there;
+    # one epoch gets some 30.
     assert sum(1 for one in found["classes"] if one["pixels"]) >= 5
-    assert found["mIoU"] > 40
+    assert found["mIoU"] > 60
     assert f"mIoU {found['mIoU']:.2f}" in said
     assert list((figures.parent / "pictures").glob("*.jpg"))
     assert len(list((run.path / "infer").rglob("*_overlay.jpg"))) == 3
