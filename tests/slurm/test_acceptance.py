@@ -81,8 +81,9 @@ CASES = {
     "a save longer than the grace": Case(do=preempt, partition="low", fault="slow", resumed=False),
     "user signal before there is a handler": Case(do=user_signal, fault=None, at_start=True, resumed=False),
     "time limit": Case(options=("--time=4", "--signal-delay=120")),
+    # Killed in it: a successor goes on, submitted in advance, or the batch script lives to requeue the job.
     "a save longer than the time limit": Case(
-        options=("--time=3", "--signal-delay=60"), fault="slow", resumed=False, successor=True
+        options=("--time=3", "--signal-delay=60"), fault="slow", resumed=False
     ),
     "scontrol requeue by hand": Case(do=requeue),
     "a node dies": Case(do=lose_a_node, resumed=False),
