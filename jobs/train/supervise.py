@@ -27,6 +27,7 @@ from jobs.train.rendezvous import Meeting
 from jobs.train.task import Task
 
 SIGN_OF_LIFE_SECONDS = 5.0
+DUMP_TURN_SECONDS = 1.0
 RESERVE_SECONDS = 60.0
 """How long this start's end waits for the submission of a successor in advance."""
 DEATHS = {
@@ -302,11 +303,15 @@ class _Supervisor:
         end["log"] = _log_of(self.run, self.task)
         return end
 
+    @property
+    def stacks(self) -> Path:
+        return self.run.job / f"stacks-{self.meeting.start}-{self.task.rank}.txt"
+
     def check_stacks(self, now: float) -> None:
         """Says so when the worker has written its stacks, or is not able to."""
         if self.stacks_until is None:
             return
-        path = self.run.job / f"stacks-{self.meeting.start}-{self.task.rank}.txt"
+        path = self.stacks
         written = path.exists() and path.stat().st_size > 0 and time.time() - path.stat().st_mtime > 0.5
         if written or self.ended or now > self.stacks_until:
             self.stacks_until = None
@@ -348,10 +353,13 @@ class _Supervisor:
             self.code = int(order["code"])
 
     def dump_stacks(self) -> None:
-        """SIGUSR1 makes the worker's faulthandler write; its forked loaders have inherited that."""
+        """SIGUSR1 makes the worker's faulthandler write; its forked loaders have inherited that. They write
+        into one file, so each has its turn: at once, their lines would be mixed up."""
         for pid in processes.descendants(os.getpid()):
             if processes.catches(pid, signal.SIGUSR1):
-                processes.send(pid, signal.SIGUSR1)
+                before = _size(self.stacks)
+                if processes.send(pid, signal.SIGUSR1):
+                    _wait_written(self.stacks, before)
 
     def abandoned(self, why: str) -> None:
         """Without rank 0's supervisor there is nobody to go on with."""
@@ -359,6 +367,24 @@ class _Supervisor:
         if self.task.rank == 1:
             self.story.append("failed", reason=why, rank=0, host=self.meeting.hosts[0], error=why)
         self.code = exit_codes.FAILED
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _wait_written(path: Path, before: int) -> None:
+    """Until a file has grown beyond `before` bytes and grows no more; a process that cannot write is not
+    waited for longer than DUMP_TURN_SECONDS."""
+    give_up, size = time.monotonic() + DUMP_TURN_SECONDS, before
+    while time.monotonic() < give_up:
+        time.sleep(0.05)
+        if before < size == _size(path):
+            return
+        size = _size(path)
 
 
 def _log_of(run: Run, task: Task) -> str | None:
