@@ -1,12 +1,15 @@
 """The preparation against the guide's way: CPU of one mask, and archives to dataset.
 
 examples:
-  python benchmarks/prepare.py                full size: 11,355 annotations, the real lists, 9 GB of scratch
+  python benchmarks/prepare.py                full size: 11,355 annotations, the real lists, 27 GB of scratch
   python benchmarks/prepare.py --n 300        small, to see that it runs
   python benchmarks/prepare.py --scratch /fast/dir
 
 The guide's way: md5sum of both archives, `tar x` of both, mmsegmentation's voc_aug.py with as many processes
 as there are cores. Stand-ins of the real sizes are made on demand in the scratch folder and stay there.
+
+Every run writes to a folder of its own, with all earlier writing on the disk: ext4 is slow to give out inodes
+that were freed in the last minutes, and a run would pay for what another left to be written.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ def main() -> int:
     args = parser.parse_args()
     if "voc_aug" not in converters():
         raise UserError("the installed mmsegmentation has no voc_aug.py to compare with")
+    workers.no_inner_threads()
     args.scratch.mkdir(parents=True, exist_ok=True)
     archives, lists = stand_ins(args.scratch, args.n)
     masks(args.scratch, archives, lists, args.rounds)
@@ -160,21 +164,18 @@ def load(path: Path) -> ModuleType:
 
 
 def datasets(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
-    ours, theirs = scratch / "ours", scratch / "theirs"
-    files: dict[str, int] = {}
+    work = Path(tempfile.mkdtemp(prefix="datasets-", dir=scratch))
+    made: dict[str, Path] = {}
 
     def run_ours() -> float:
-        shutil.rmtree(ours, ignore_errors=True)
-        seconds = harness.timed(lambda: subprocess.run(command(ours, archives), cwd=ROOT, check=True))
-        files["ours"] = count(ours)
-        return seconds
+        made["ours"] = target = Path(tempfile.mkdtemp(dir=work))
+        os.sync()
+        return harness.timed(lambda: subprocess.run(command(target, archives), cwd=ROOT, check=True))
 
     def run_theirs() -> float:
-        shutil.rmtree(theirs, ignore_errors=True)
-        theirs.mkdir()
-        seconds = harness.timed(lambda: guide(archives, theirs, len(lists.trainaug)))
-        files["peer"] = count(theirs)
-        return seconds
+        made["peer"] = target = Path(tempfile.mkdtemp(dir=work))
+        os.sync()
+        return harness.timed(lambda: guide(archives, target, len(lists.trainaug)))
 
     harness.compare(
         "prepare-dataset",
@@ -187,6 +188,7 @@ def datasets(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
         better="lower",
         rounds=rounds,
     )
+    files = {side: count(folder) for side, folder in made.items()}
     harness.record(
         "prepare-files",
         "files that it leaves on disk",
@@ -194,11 +196,11 @@ def datasets(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
         against="the guide's way",
         goal=0.3,
         better="lower",
-        raw=dict(files),
+        raw=files,
     )
-    check_equal(ours, theirs, lists)
+    check_equal(made["ours"], made["peer"], lists)
     begin = time.perf_counter()
-    problems = verify.quick(ours / "VOCdevkit")
+    problems = verify.quick(made["ours"] / "VOCdevkit")
     harness.record(
         "prepare-verify",
         "prepare --verify of the whole dataset",
@@ -210,6 +212,7 @@ def datasets(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
     )
     if problems:
         raise AssertionError(problems[0])
+    shutil.rmtree(work)
 
 
 def command(data_root: Path, archives: Path) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs import events, exit_codes, notify
 from jobs.errors import UserError, run_command
-from jobs.prepare import weights
+from jobs.prepare import weights, workers
 from jobs.prepare.progress import say
 from jobs.run_directory import Run
 
@@ -123,6 +123,7 @@ def prepared(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace, begun: float) -> int:
+    workers.no_inner_threads()
     # Imported here: numpy and PIL are not needed to answer --help.
     from jobs.prepare import others, prepare
     from jobs.prepare.datasets import VOC, check_name, folder_of

@@ -1,8 +1,8 @@
-"""Both archives, each read once, to a dataset in a staging folder; nothing else of them touches the disk.
+"""Both archives, in one pass, to a dataset in a staging folder; nothing else of them touches the disk.
 
-VOC's tar is indexed first (it can be sought in), which gives the lists. SBD's stream is then inflated once;
-its masks are converted as they pass, and while it is inflated the workers copy out of VOC's tar what those
-masks belong to. At its end its lists say what is still missing. Every file goes through `put`, which leaves
+VOC's tar is indexed first (it can be sought in), which gives the lists. SBD's stream is then inflated once,
+which takes longest: its masks are converted as they pass, and in what time is left the workers copy VOC's own
+files and the images of those masks out of VOC's tar. At its end its lists say what is still missing. Every file goes through `put`, which leaves
 alone what an earlier, interrupted run wrote right: so a restart picks up, and a torn or empty file is never
 taken for done.
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +44,16 @@ class Written:
     """(width, height) of the image."""
 
 
-def build(voc_tar: Path, sbd_tgz: Path, staging: Path, workers: Workers) -> tuple[voc.Splits, list[Entry]]:
+def build(
+    voc_tar: Path,
+    sbd_tgz: Path,
+    staging: Path,
+    workers: Workers,
+    look: Callable[[], None] = lambda: None,
+) -> tuple[voc.Splits, list[Entry]]:
     """Writes the dataset below `staging`; returns the lists and every file written.
 
+    `look` is called now and then, to raise what became known of the archives meanwhile.
     Raises UserError, in one line, for whatever is wrong with the archives; OSError for a full disk.
     """
     index = index_voc(voc_tar)
@@ -61,8 +70,8 @@ def build(voc_tar: Path, sbd_tgz: Path, staging: Path, workers: Workers) -> tupl
     if voc_tar.stat().st_size == sources.VOC.size:
         size, files = sources.DATASET_BYTES, sources.DATASET_FILES
     check_space(staging, size, files)
-    copier.copy(names)
-    sbd_lists, converted = convert_sbd(sbd_tgz, set(own), copier)
+    copier.want(names)
+    sbd_lists, converted = convert_sbd(sbd_tgz, set(own), copier, look)
 
     splits = voc.join(train, val, *sbd_lists)
     missing = [name for name in splits.aug if name not in converted]
@@ -72,7 +81,8 @@ def build(voc_tar: Path, sbd_tgz: Path, staging: Path, workers: Workers) -> tupl
             f"{SBD_ROOT}cls/{missing[0]}.mat: it is not the whole release"
         )
     ids = sorted({*splits.trainaug, *splits.val})
-    copier.copy([image_of(name) for name in ids])
+    copier.want([image_of(name) for name in ids])
+    copier.copy_rest()
     written: dict[str, Written] = dict(one for batch in workers.results() for one in batch)
 
     masks = {name: written[mask_of_sbd(name)] for name in splits.aug}
@@ -161,7 +171,7 @@ def find(index: dict[str, Member], name: str, voc_tar: Path) -> Member:
 
 
 def convert_sbd(
-    sbd_tgz: Path, skip: set[str], copier: Copier
+    sbd_tgz: Path, skip: set[str], copier: Copier, look: Callable[[], None]
 ) -> tuple[tuple[list[str], list[str]], set[str]]:
     """One pass: ((train, val) lists, ids of the masks converted). The ids in `skip` are VOC's matter."""
     lists: dict[str, list[str]] = {}
@@ -171,10 +181,11 @@ def convert_sbd(
     folder = SBD_ROOT + "cls/"
 
     def submit() -> None:
+        look()
         copier.workers.submit(write_masks, sbd_tgz, copier.staging, batch)
         converted.update(name for name, _ in batch)
         # Their images are most likely wanted; those that no list names are removed at the end.
-        copier.copy([image_of(name) for name, _ in batch], required=False)
+        copier.want([image_of(name) for name, _ in batch], required=False)
 
     with Stream(sbd_tgz) as stream, task(f"convert {sbd_tgz.name}", sbd_tgz.stat().st_size, "B") as advance:
         told = 0
@@ -183,6 +194,7 @@ def convert_sbd(
             now = stream.packed_position()
             advance(now - told)
             told = now
+            copier.copy_some()
             if not name.startswith(SBD_ROOT) or not name.endswith((".mat", ".txt")):
                 continue
             if name in (SBD_ROOT + "train.txt", SBD_ROOT + "val.txt"):
@@ -239,19 +251,31 @@ class Copier:
         self.index = index
         self.staging = staging
         self.workers = workers
-        self.submitted: set[str] = set()
+        self.wanted: set[str] = set()
+        self.batches: deque[list[tuple[Member, str]]] = deque()
 
-    def copy(self, names: list[str], required: bool = True) -> None:
+    def want(self, names: list[str], required: bool = True) -> None:
         """Raises UserError for a name that is not there, unless it is not `required` (yet)."""
-        fresh = [name for name in names if name not in self.submitted]
+        fresh = [name for name in names if name not in self.wanted]
         if not required:
             fresh = [name for name in fresh if name in self.index and self.index[name].regular]
-        self.submitted.update(fresh)
+        self.wanted.update(fresh)
         jobs = [(find(self.index, name, self.voc_tar), name) for name in fresh]
         # In the archive's order, so that a disk reads it front to back.
         jobs.sort(key=lambda job: job[0].offset)
-        for at in range(0, len(jobs), BATCH):
-            self.workers.submit(copy_members, self.voc_tar, self.staging, jobs[at : at + BATCH])
+        self.batches += [jobs[at : at + BATCH] for at in range(0, len(jobs), BATCH)]
+
+    def copy_some(self) -> None:
+        """What keeps the workers busy, no more: inflating SBD takes longest, and must not wait for them."""
+        while self.batches and self.workers.room():
+            self.copy()
+
+    def copy_rest(self) -> None:
+        while self.batches:
+            self.copy()
+
+    def copy(self) -> None:
+        self.workers.submit(copy_members, self.voc_tar, self.staging, self.batches.popleft())
 
 
 def copy_members(archive: Path, staging: Path, batch: list[tuple[Member, str]]) -> list[tuple[str, Written]]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from jobs.errors import UserError
 from jobs.prepare.archives import DamagedArchive, digest, looks_like_html
 from jobs.prepare.progress import say, task
 from jobs.prepare.sources import Source
+from jobs.prepare.workers import NICER
 from jobs.run_directory import write_atomically
 
 SUMS = {"SHA256SUMS": "sha256", "SHA1SUMS": "sha1", "MD5SUMS": "md5"}
@@ -41,10 +46,70 @@ def find_given(folder: Path, wanted: Iterable[Source]) -> dict[str, Path]:
     return paths
 
 
-def check_archive(source: Source, path: Path, given: Path | None, checksum: bool, work: Path) -> Checked:
+class Checks:
+    """The checks of several archives, each in a thread: reading and hashing both leave Python's lock."""
+
+    def __init__(self, futures: dict[str, Future[Checked]]) -> None:
+        self.futures = futures
+
+    def look(self) -> None:
+        """Raises what a check has found so far; does not wait."""
+        for future in self.futures.values():
+            if future.done():
+                future.result()
+
+    def results(self) -> dict[str, Checked]:
+        """What was checked, by the archive's name. Waits; raises what a check has found."""
+        return {name: future.result() for name, future in self.futures.items()}
+
+
+@contextmanager
+def checking(
+    wanted: Iterable[Source], paths: dict[str, Path], checksum: bool, work: Path
+) -> Iterator[Checks]:
+    """Checks the archives while the body uses them, which must publish nothing before `results`.
+
+    When the body finds something wrong with them and a check finds damage, the damage, the cause, is raised.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(initializer=stand_back) as threads:
+        futures = {}
+        for source in wanted:
+            path = paths[source.name]
+            # Beside an archive of the user's own may lie its checksum; a download is the release.
+            given = path.parent if path.parent != work else None
+            futures[source.name] = threads.submit(check_archive, source, path, given, checksum, work, stop)
+        checks = Checks(futures)
+        try:
+            yield checks
+        except UserError:
+            checks.results()
+            raise
+        finally:
+            stop.set()
+
+
+def stand_back() -> None:
+    """Lets the thread that inflates, the longest, go first."""
+    # On Linux a thread has a nice value of its own.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + NICER)
+
+
+class Stopped(Exception):
+    """Nobody waits for this check any more."""
+
+
+def check_archive(
+    source: Source,
+    path: Path,
+    given: Path | None,
+    checksum: bool,
+    work: Path,
+    stop: threading.Event | None = None,
+) -> Checked:
     """Checks an archive against the release's digest, or against a checksums file beside it.
 
-    Raises DamagedArchive if it is damaged, UserError if there is nothing to check it by.
+    Raises DamagedArchive if it is damaged, UserError if nothing tells whether it is, Stopped after `stop`.
     """
     status = path.stat()
     algorithm, expected = next(iter(source.digests.items()))
@@ -65,7 +130,13 @@ def check_archive(source: Source, path: Path, given: Path | None, checksum: bool
     found = recall(stamp, key)
     if found is None:
         with task(f"{algorithm} of {path.name}", status.st_size, "B") as advance:
-            found = digest(path, algorithm, advance)
+
+            def told(count: int) -> None:
+                if stop and stop.is_set():
+                    raise Stopped
+                advance(count)
+
+            found = digest(path, algorithm, told)
         write_atomically(stamp, json.dumps({key: found}).encode())
     if found != expected:
         raise DamagedArchive(

@@ -29,6 +29,7 @@ from jobs.prepare import guarded, manifest, prepare, workers
 from jobs.prepare.archives import DamagedArchive
 from jobs.prepare.build import check_space, put
 from jobs.prepare.datasets import RECIPES, Recipe, check_name, converters, split_arguments
+from jobs.prepare.disk import sync
 from jobs.prepare.given import Checked, check_archive, listed_digest
 from jobs.prepare.lock import hold
 from jobs.prepare.manifest import Entry, Manifest
@@ -103,7 +104,7 @@ def prepare_other(order: Order) -> prepare.Result:
         staging = work / f"start-{uuid.uuid4().hex[:8]}" / folder
         staging.mkdir(parents=True)
         made = make(order, work, staging)
-        prepare.sync(staging)
+        sync(staging)
         lock.check()
         prepare.publish(staging, order.data_root / folder)
         shutil.rmtree(work)

@@ -8,12 +8,10 @@ DATA/VOCdevkit/        appears whole, by one rename, manifest included
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +21,8 @@ from jobs.prepare import build, manifest, sources, verify, voc, workers
 from jobs.prepare import lock as locks
 from jobs.prepare.datasets import VOC_FOLDER as FOLDER
 from jobs.prepare.datasets import dataset_of
-from jobs.prepare.given import Checked, check_archive, find_given
+from jobs.prepare.disk import sync, writing_behind
+from jobs.prepare.given import checking, find_given
 from jobs.prepare.lock import Lock, Owner, hold
 from jobs.prepare.manifest import Manifest
 from jobs.prepare.progress import say
@@ -175,16 +174,22 @@ def make(
     work.mkdir(exist_ok=True)
     both = (sources.VOC, sources.SBD)
     paths = obtain(data_root, both, work) if archives is None else find_given(archives, both)
-    checked = check_all(paths, checksum, work)
-
     staging = work / FOLDER
     staging.mkdir(exist_ok=True)
     count = processes or workers.cores()
     if processes is None and sum(path.stat().st_size for path in paths.values()) < PARALLEL_FROM:
         count = 1
     say(f"preparing {data_root / FOLDER} with {count} process{'es' if count > 1 else ''}")
-    with workers.start(count) as pool:
-        splits, entries = build.build(paths[sources.VOC.name], paths[sources.SBD.name], staging, pool)
+    # The checksums are taken beside the conversion: nothing is published before they are known to be right.
+    with (
+        checking(both, paths, checksum, work) as checks,
+        writing_behind(staging),
+        workers.start(count) as pool,
+    ):
+        splits, entries = build.build(
+            paths[sources.VOC.name], paths[sources.SBD.name], staging, pool, checks.look
+        )
+        checked = checks.results()
     if any(c.real for c in checked.values()):
         voc.check_real(splits)
 
@@ -220,28 +225,6 @@ def obtain(data_root: Path, wanted: tuple[Source, ...], work: Path) -> dict[str,
         placed = data_root / source.name
         paths[source.name] = placed if placed.is_file() else fetch(source, work, room=room)
     return paths
-
-
-def check_all(paths: dict[str, Path], checksum: bool, work: Path) -> dict[str, Checked]:
-    """Every archive's checksum, at the same time: reading and hashing both leave Python's lock."""
-    with ThreadPoolExecutor(min(len(paths), workers.cores())) as threads:
-        futures = {}
-        for source in (sources.VOC, sources.SBD):
-            path = paths[source.name]
-            # Beside an archive of the user's own may lie its checksum; a download is the release.
-            given = path.parent if path.parent != work else None
-            futures[source.name] = threads.submit(check_archive, source, path, given, checksum, work)
-    return {name: future.result() for name, future in futures.items()}
-
-
-def sync(folder: Path) -> None:
-    """The file system to its disk, so that a power cut cannot leave a marker without its data."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(fd):
-            raise OSError(ctypes.get_errno(), "syncfs failed", str(folder))
-    finally:
-        os.close(fd)
 
 
 def publish(staging: Path, target: Path) -> None:

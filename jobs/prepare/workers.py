@@ -13,12 +13,16 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-PENDING = 4
-"""Batches a worker may have waiting: enough to keep it busy, few enough to bound the memory."""
+BUSY, MOST_PENDING = 4, 64
+"""Batches waiting for each worker: enough to keep it busy, and few enough to bound the memory."""
 
 MOST = 16
 """Workers, however many cores there are: inflating SBD takes one thread longer than these need to follow it,
 and each takes some 30 MB of memory, so all together stay well below 1 GiB."""
+
+
+NICER = 5
+"""By how much whatever can be spread over the cores stands back for what cannot."""
 
 
 def cores() -> int:
@@ -34,7 +38,7 @@ class Workers:
         self.pool: ProcessPoolExecutor | None = None
         self.pending: deque[Future[Any]] = deque()
         self.collected: list[Any] = []
-        self.limit = PENDING * count
+        self.count = count
         keep_memory()
         if count > 1:
             # Spawned, not forked: the heartbeat and the inflating thread are running.
@@ -47,8 +51,14 @@ class Workers:
             self.collected.append(work(*arguments))
             return
         self.pending.append(self.pool.submit(work, *arguments))
-        while len(self.pending) > self.limit:
+        while len(self.pending) > MOST_PENDING * self.count:
             self.collected.append(self.pending.popleft().result())
+
+    def room(self) -> bool:
+        """Whether the workers could soon be without work. Raises what earlier work raised."""
+        while self.pending and self.pending[0].done():
+            self.collected.append(self.pending.popleft().result())
+        return len(self.pending) < BUSY * self.count
 
     def results(self) -> list[Any]:
         """What all work submitted so far returned, in order. Raises what it raised."""
@@ -78,6 +88,12 @@ def start(count: int) -> Iterator[Workers]:
     workers.end(kill=False)
 
 
+def no_inner_threads() -> None:
+    """Keeps NumPy, imported after this, from threads of its own: every process would be one too many, and
+    their first act is to spin, which costs as much as converting hundreds of masks."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def keep_memory() -> None:
     """Has malloc keep freed blocks of a mask's size: fetching them anew costs more than converting one."""
     m_trim_threshold, m_mmap_threshold = -1, -3
@@ -92,6 +108,8 @@ def begin(parent: int) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     keep_memory()
+    # Inflating SBD is one long thread of the parent's: the workers take what it leaves of the cores.
+    os.nice(NICER)
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:  # it had gone before
