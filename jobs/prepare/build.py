@@ -2,9 +2,9 @@
 
 VOC's tar is indexed first (it can be sought in), which gives the lists. SBD's stream is then inflated once,
 which takes longest: its masks are converted as they pass, and in what time is left the workers copy VOC's own
-files and the images of those masks out of VOC's tar. At its end its lists say what is still missing. Every file goes through `put`, which leaves
-alone what an earlier, interrupted run wrote right: so a restart picks up, and a torn or empty file is never
-taken for done.
+files and the images of those masks out of VOC's tar. At its end its lists say what is still missing. Every
+file goes through `put`, which leaves alone what an earlier, interrupted run wrote right: so a restart picks
+up, and a torn or empty file is never taken for done.
 """
 
 from __future__ import annotations
