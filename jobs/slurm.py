@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from jobs.errors import run_command
 
@@ -95,6 +96,21 @@ def this_job() -> dict[str, str]:
 def state() -> str:
     """Slurm's state of this job, such as RUNNING; UNKNOWN outside of Slurm or when it cannot be asked."""
     return this_job().get("JobState", "UNKNOWN")
+
+
+def span() -> tuple[float, float] | None:
+    """When this job began and when its time limit ends it, in seconds since the epoch; None outside of Slurm
+    or when it cannot be asked. To be called early: a job that is being preempted is given another end."""
+    known = tuple(os.environ.get(f"SLURM_JOB_{key}_TIME") for key in ("START", "END"))
+    try:
+        if all(known):
+            start, end = map(float, known)  # type: ignore[arg-type]
+        else:  # Slurm before 23.02
+            job = this_job()
+            start, end = (datetime.fromisoformat(job[f"{key}Time"]).timestamp() for key in ("Start", "End"))
+    except (KeyError, ValueError):
+        return None
+    return start, end
 
 
 def main() -> int:

@@ -20,10 +20,10 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
+from jobs import slurm
 from jobs.errors import UserError
 from jobs.prepare import guarded, manifest, prepare, workers
 from jobs.prepare.archives import DamagedArchive
@@ -286,14 +286,14 @@ def convert(converter: Path, order: Order, archives: dict[str, Path], staging: P
             stderr=stderr,
             start_new_session=True,
         )
-        began = time.time()
+        began, job = time.time(), slurm.span()
         try:
             code = process.wait()
         except BaseException:
             # Preempted: the converter and its pool go with us.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            if limit_is_too_short(began, time.time(), os.environ):
+            if limit_is_too_short(began, time.time(), job):
                 raise UserError(
                     f"{converter.name} cannot be interrupted, and this job's time limit is too short for it: "
                     "give it more (--time)"
@@ -310,13 +310,12 @@ def convert(converter: Path, order: Order, archives: dict[str, Path], staging: P
     shutil.rmtree(scratch)
 
 
-def limit_is_too_short(began: float, now: float, environ: Mapping[str, str]) -> bool:
-    """Whether a converter that began at `began` and is told to leave `now` had most of the job's time, and
-    that is nearly over: in another start of the job it would fare no better."""
-    try:
-        start, end = (float(environ[f"SLURM_JOB_{key}_TIME"]) for key in ("START", "END"))
-    except (KeyError, ValueError):  # no job of Slurm's, or an older one
+def limit_is_too_short(began: float, now: float, job: tuple[float, float] | None) -> bool:
+    """Whether a converter that began at `began` and is told to leave `now` had most of the time of its job
+    (from, to), and that is nearly over: in another start of the job it would fare no better."""
+    if job is None:
         return False
+    start, end = job
     return now - began > 0.5 * (end - start) and end - now < END_OF_JOB
 
 

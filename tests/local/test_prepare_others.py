@@ -376,11 +376,11 @@ def test_bad_archives(cityscapes: Path, tmp_path: Path, damage: str, words: list
 
 def test_a_time_limit_that_no_start_can_keep_ends_it() -> None:
     """A converter begins anew in each start, so its job would be requeued for ever."""
-    hour = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "4600"}
+    hour = (1000.0, 4600.0)
     assert limit_is_too_short(1100, 4500, hour)
     assert not limit_is_too_short(1100, 3000, hour)  # preempted
     assert not limit_is_too_short(4000, 4500, hour)  # the download took the time
-    assert not limit_is_too_short(1100, 4500, {})
+    assert not limit_is_too_short(1100, 4500, None)  # not a job of Slurm's
 
 
 def test_unknown_dataset_is_told_what_there_is(tmp_path: Path) -> None:

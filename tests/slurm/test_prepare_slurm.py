@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from datetime import datetime
 from pathlib import Path
 
 from clusters import Slurm, wait_event, wait_for
 from launcher import Launcher, of_run
+
+ROOT = Path(__file__).parents[2]
 
 # Every interpreter of the job reads this first. Where it is to write the fourth mask it stands still, as long
 # as a file is there; a signal gets through.
@@ -63,3 +67,12 @@ def test_interrupted_while_converting_it_goes_on_and_the_training_behind_it_star
     wait_event(launch.runs / "behind", "first_step")
     cluster.run("scancel", training)
     assert [path.name for path in launch.data.iterdir()] == ["VOCdevkit"]
+
+
+def test_a_job_knows_when_its_time_limit_ends_it(cluster: Slurm) -> None:
+    """With a Slurm that does not put it into the environment, too."""
+    program = "import os; from jobs import slurm; print(*slurm.span(), os.environ['SLURM_JOB_ID'])"
+    answer = cluster.run("srun", "--time=7", sys.executable, "-c", program, cwd=ROOT)
+    begin, end, job = answer.split()
+    assert float(end) - float(begin) == 7 * 60
+    assert datetime.fromisoformat(cluster.job(job)["StartTime"]).timestamp() == float(begin)
