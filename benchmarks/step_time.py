@@ -4,7 +4,8 @@ Everything: supervisors and heartbeats, the ranks' agreement after each step, ex
 sample and step, metrics, progress. Two ranks over gloo on both sides. Saves are left out (save_stall.py
 measures them: mmengine's would hide what a step costs here), and so are the faster transforms.
 
-Both trainings are up at once and take turns of some seconds; each side is started anew several times.
+Both trainings are up at once and take turns of some seconds; each side is started anew several times, since
+two processes that do the same may differ by some percent.
 
 examples:
   python benchmarks/step_time.py
@@ -32,8 +33,8 @@ RANKS, TIMED = 2, 12
 
 def main() -> int:
     parser = harness.parser(__doc__)
-    parser.add_argument("--starts", type=int, default=2, help="how often each side is started")
-    parser.add_argument("--blocks", type=int, default=20, help=f"turns of {TIMED} steps for each start")
+    parser.add_argument("--starts", type=int, default=6, help="how often each side is started")
+    parser.add_argument("--blocks", type=int, default=8, help=f"turns of {TIMED} steps for each start")
     arguments = parser.parse_args()
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     cpu: dict[str, list[float]] = {"ours": [], "peer": []}
@@ -47,7 +48,10 @@ def main() -> int:
     def raw(figures: dict[str, list[float]]) -> dict[str, Any]:
         ratios = turns.ratios(figures["ours"], figures["peer"])
         spread = {side: harness.spread(values) for side, values in figures.items()}
-        return {"ratios": ratios, "spread": spread, "standard_error": turns.uncertainty(ratios)}
+        each = [ratios[at : at + arguments.blocks] for at in range(0, len(ratios), arguments.blocks)]
+        of_starts = [statistics.median(one) for one in each]
+        error = turns.uncertainty(of_starts if len(each) > 1 else ratios)
+        return {"ratios": ratios, "ratios_of_starts": of_starts, "spread": spread, "standard_error": error}
 
     conditions = "mmseg's transforms and no saves on both sides"
     wall = raw(seconds)

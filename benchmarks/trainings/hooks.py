@@ -129,20 +129,26 @@ class Turns(Hook):
 
 @HOOKS.register_module()
 class Preload(Hook):
-    """Fills the message hub's histories as if `values` iterations had been logged, right after the second
-    step (by then all of them exist)."""
+    """Fills the message hub's histories as if `values` iterations had been logged: after `warm_up` steps
+    (with the second all of them exist). With `block`, the steps of a block, it fills them before every second
+    block after the warm-up and empties them before the others: 0, 1, 1, 0, 0, 1, 1, 0 …, as neither should
+    be later."""
 
     priority = "LOWEST"
 
-    def __init__(self, values: int) -> None:
-        self.values = values
+    def __init__(self, values: int, warm_up: int = 2, block: int = 0) -> None:
+        self.values, self.warm_up, self.block = values, warm_up, block
         self.steps = 0
 
     def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
         self.steps += 1
-        if self.steps != 2:
-            return
-        hub = runner.message_hub
+        done = self.steps - self.warm_up
+        if self.block and done >= 0 and done % self.block == 0:
+            self.fill(runner.message_hub, self.values if done // self.block % 4 in (1, 2) else 1)
+        elif not self.block and done == 0:
+            self.fill(runner.message_hub, self.values)
+
+    def fill(self, hub: Any, count: int) -> None:
         for key, buffer in hub.log_scalars.items():
-            values = np.full(self.values, float(buffer.current()))
-            hub.log_scalars[key] = HistoryBuffer(values, np.ones(self.values), max_length=buffer.max_length)
+            values = np.full(count, float(buffer.current()))
+            hub.log_scalars[key] = HistoryBuffer(values, np.ones(count), max_length=buffer.max_length)
