@@ -277,6 +277,7 @@ def convert(converter: Path, order: Order, archives: dict[str, Path], staging: P
     environment = {**os.environ, "TMPDIR": str(scratch.resolve())}
     say(f"running {converter.name} {' '.join(arguments)}")
     errors = scratch / "errors.txt"
+    job = slurm.span()
     with errors.open("w+") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-I", guarded.__file__, str(os.getpid()), str(converter), *arguments],
@@ -286,7 +287,7 @@ def convert(converter: Path, order: Order, archives: dict[str, Path], staging: P
             stderr=stderr,
             start_new_session=True,
         )
-        began, job = time.time(), slurm.span()
+        began = time.time()
         try:
             code = process.wait()
         except BaseException:
