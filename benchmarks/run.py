@@ -97,7 +97,8 @@ def row(record: dict[str, Any]) -> str:
     unit = "×" if record["against"] and "×" not in record["unit"] else f" {record['unit']}"
     measured = f"{record['value']:.3g}{unit}"
     if not record["reached"]:
-        measured += " (not reached)"
+        # 1.014 must not look like a goal of 1.01 that was reached.
+        measured = f"{record['value']:.4g}{unit} (not reached)"
     what = record["what"] + (f" ({record['note']})" if record["note"] else "")
     return (
         f"| {what} | {record['against'] or '–'} | {measured} | {sign} {record['goal']:g}{unit} "
