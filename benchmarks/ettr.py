@@ -57,6 +57,7 @@ CONFIG = "tests/configs/tiny_trace.py"
 PICTURES = 96
 """24 steps an epoch."""
 STAGGER = 15.0
+"""Seconds from one arm's beginning to the next one's: longer than a start takes."""
 ARMS = ("baton", "guide", "submitit", "floor")
 PARTITIONS = {"preempted with grace": "low", "preempted without grace": "gpu"}
 KINDS = (

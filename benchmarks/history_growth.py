@@ -39,27 +39,26 @@ def main() -> int:
         data = start.endless_list(tiny.make_data(Path(folder) / "data", 64, 4))
         sizes = {}
         for side in SIDES:
-            for values in (0, VALUES):
-                run = make_run(Path(folder) / f"{side}-{values}", data, 1, values)
+            # The last step, which the checkpoint follows, begins a second block.
+            for values, full in ((0, []), (VALUES, [0, 1])):
+                run = make_run(Path(folder) / f"{side}-{values}", data, 1, full)
                 turns.take({side: turns.Training(side, run, 1)}, 1)
                 sizes[f"{side}-{values}"] = checkpoint_bytes(run)
-        blocks, block = 2 * arguments.pairs, turns.UNTIMED + TIMED
+        blocks = 2 * arguments.pairs
+        # 0, 1, 1, 0, 0, 1, 1, 0, ...: neither half is later than the other.
+        full = [number for number in range(blocks) if number % 4 in (1, 2)]
         trainings = {}
         for side in SIDES:
-            run = make_run(Path(folder) / side, data, blocks, VALUES, warm_up=turns.WARM_UP, block=block)
+            run = make_run(Path(folder) / side, data, blocks, full)
             trainings[side] = turns.Training(side, run, 1)
         taken = turns.take(trainings, blocks)
 
     # CPU time: the wall clock of a virtual machine is less exact than what is to be seen.
-    halves: dict[bool, dict[str, list[float]]] = {
-        full: {
-            side: [one for number, one in enumerate(taken.cpu[side]) if (number % 4 in (1, 2)) == full]
-            for side in SIDES
-        }
-        for full in (False, True)
+    empty = [number for number in range(blocks) if number not in full]
+    ratios = {
+        side: turns.ratios([cpu[number] for number in full], [cpu[number] for number in empty])
+        for side, cpu in taken.cpu.items()
     }
-    early, late = halves[False], halves[True]
-    ratios = {side: turns.ratios(late[side], early[side]) for side in SIDES}
     grown = {side: sizes[f"{side}-{VALUES}"] - sizes[f"{side}-0"] for side in SIDES}
     raw = {
         "cpu_seconds_a_block": taken.cpu, "seconds_a_step": taken.seconds, "ratios": ratios,
@@ -89,14 +88,15 @@ def main() -> int:
     return 0
 
 
-def make_run(path: Path, data: Path, blocks: int, values: int, **preload: int) -> Run:
+def make_run(path: Path, data: Path, blocks: int, full: list[int]) -> Run:
+    """A run of so many blocks, with long histories in those whose numbers are in `full`."""
     run = start.make_run(
         path, data, step_time.CONFIG, turns.hook(path, TIMED), **step_time.settings(blocks, TIMED)
     )
-    if values:
-        request = run.request()
-        request.set["custom_hooks"].append({"type": "Preload", "values": values, **preload})
-        run.write_request(request)
+    preload = {"type": "Preload", "values": VALUES, "warm_up": turns.WARM_UP, "block": turns.UNTIMED + TIMED}
+    request = run.request()
+    request.set["custom_hooks"].append(preload | {"full": full})
+    run.write_request(request)
     return run
 
 

@@ -58,7 +58,8 @@ def main() -> int:
     args.scratch.mkdir(parents=True, exist_ok=True)
     archives, lists = stand_ins(args.scratch, args.n)
     masks(args.scratch, archives, lists, args.rounds)
-    datasets(args.scratch, archives, lists, args.rounds)
+    with tempfile.TemporaryDirectory(prefix="datasets-", dir=args.scratch) as folder:
+        datasets(Path(folder), archives, lists, args.rounds)
     peak_memory(args.scratch, archives)
     return 0
 
@@ -165,8 +166,7 @@ def load(path: Path) -> ModuleType:
 # --- archives to dataset ---
 
 
-def datasets(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
-    work = Path(tempfile.mkdtemp(prefix="datasets-", dir=scratch))
+def datasets(work: Path, archives: Path, lists: Lists, rounds: int) -> None:
     made: dict[str, Path] = {}
 
     def run_ours() -> float:
@@ -214,7 +214,6 @@ def datasets(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
     )
     if problems:
         raise AssertionError(problems[0])
-    shutil.rmtree(work)
 
 
 def settle(scratch: Path, archives: Path) -> None:

@@ -52,8 +52,11 @@ def main() -> int:
 
     size = max(size for one in measured["ours"] for size in one["bytes"])
 
+    def of(key: str) -> dict[str, list[float]]:
+        return {side: [value for one in ones for value in one[key]] for side, ones in measured.items()}
+
     def record(name: str, what: str, goal: float, key: str, note: str) -> None:
-        figures = {side: [value for one in ones for value in one[key]] for side, ones in measured.items()}
+        figures = of(key)
         sizes = {
             side: sorted({size for one in ones for size in one["bytes"]}) for side, ones in measured.items()
         }
@@ -76,8 +79,8 @@ def main() -> int:
     record(
         "save_first", "stall of the first save of a start", 1.0, "first", "allocates the snapshot's memory"
     )
-    peer = statistics.median([cost for one in measured["peer"] for cost in one["costs"]])
-    noise = statistics.stdev([cost for one in measured["ours"] for cost in one["costs"]]) / peer
+    costs = of("costs")
+    noise = statistics.stdev(costs["ours"]) / statistics.median(costs["peer"])
     note = f"± {noise:.1g}; stall and slower steps"
     record("save_all_in", "time that a periodic save costs the training", 1.0, "costs", note)
     return 0

@@ -101,13 +101,11 @@ def state() -> str:
 def span() -> tuple[float, float] | None:
     """When this job began and when its time limit ends it, in seconds since the epoch; None outside of Slurm
     or when it cannot be asked. To be called early: a job that is being preempted is given another end."""
-    known = tuple(os.environ.get(f"SLURM_JOB_{key}_TIME") for key in ("START", "END"))
     try:
-        if all(known):
-            start, end = map(float, known)  # type: ignore[arg-type]
-        else:  # Slurm before 23.02
-            job = this_job()
-            start, end = (datetime.fromisoformat(job[f"{key}Time"]).timestamp() for key in ("Start", "End"))
+        if "SLURM_JOB_END_TIME" in os.environ:
+            return float(os.environ["SLURM_JOB_START_TIME"]), float(os.environ["SLURM_JOB_END_TIME"])
+        job = this_job()  # Slurm before 23.02
+        start, end = (datetime.fromisoformat(job[key]).timestamp() for key in ("StartTime", "EndTime"))
     except (KeyError, ValueError):
         return None
     return start, end

@@ -129,26 +129,22 @@ class Turns(Hook):
 
 @HOOKS.register_module()
 class Preload(Hook):
-    """Fills the message hub's histories as if `values` iterations had been logged: after `warm_up` steps
-    (with the second all of them exist). With `block`, the steps of a block, it fills them before every second
-    block after the warm-up and empties them before the others: 0, 1, 1, 0, 0, 1, 1, 0 …, as neither should
-    be later."""
+    """Before each block of `block` steps after the first `warm_up` (with the second all histories exist): if
+    the block's number is among `full`, fills the message hub's histories as if `values` iterations had been
+    logged, and else empties them."""
 
     priority = "LOWEST"
 
-    def __init__(self, values: int, warm_up: int = 2, block: int = 0) -> None:
-        self.values, self.warm_up, self.block = values, warm_up, block
+    def __init__(self, values: int, warm_up: int, block: int, full: list[int]) -> None:
+        self.values, self.warm_up, self.block, self.full = values, warm_up, block, full
         self.steps = 0
 
     def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
         self.steps += 1
-        done = self.steps - self.warm_up
-        if self.block and done >= 0 and done % self.block == 0:
-            self.fill(runner.message_hub, self.values if done // self.block % 4 in (1, 2) else 1)
-        elif not self.block and done == 0:
-            self.fill(runner.message_hub, self.values)
-
-    def fill(self, hub: Any, count: int) -> None:
+        number, place = divmod(self.steps - self.warm_up, self.block)
+        if number < 0 or place:
+            return
+        hub, count = runner.message_hub, self.values if number in self.full else 1
         for key, buffer in hub.log_scalars.items():
             values = np.full(count, float(buffer.current()))
             hub.log_scalars[key] = HistoryBuffer(values, np.ones(count), max_length=buffer.max_length)

@@ -49,7 +49,7 @@ def build(
     sbd_tgz: Path,
     staging: Path,
     workers: Workers,
-    look: Callable[[], None] = lambda: None,
+    look: Callable[[], None],
 ) -> tuple[voc.Splits, list[Entry]]:
     """Writes the dataset below `staging`; returns the lists and every file written.
 

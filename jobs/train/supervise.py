@@ -312,7 +312,7 @@ class _Supervisor:
         if self.stacks_until is None:
             return
         path = self.stacks
-        written = path.exists() and path.stat().st_size > 0 and time.time() - path.stat().st_mtime > 0.5
+        written = _size(path) > 0 and time.time() - path.stat().st_mtime > 0.5
         if written or self.ended or now > self.stacks_until:
             self.stacks_until = None
             self.report({"dumped": True}, now)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs import slurm
 from jobs.prepare import verify
 from jobs.prepare.archives import digest
 from jobs.prepare.datasets import RECIPES, converters
@@ -381,6 +382,15 @@ def test_a_time_limit_that_no_start_can_keep_ends_it() -> None:
     assert not limit_is_too_short(1100, 3000, hour)  # preempted
     assert not limit_is_too_short(4000, 4500, hour)  # the download took the time
     assert not limit_is_too_short(1100, 4500, None)  # not a job of Slurm's
+
+
+def test_a_job_is_told_its_times_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Slurm from 23.02 on."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert slurm.span() is None
+    monkeypatch.setenv("SLURM_JOB_START_TIME", "1000")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "4600")
+    assert slurm.span() == (1000.0, 4600.0)
 
 
 def test_unknown_dataset_is_told_what_there_is(tmp_path: Path) -> None:
