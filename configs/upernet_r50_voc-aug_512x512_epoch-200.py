@@ -27,9 +27,10 @@ train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=200, val_
 
 # SyncBN is on, as in the zoo. Mixed precision, channels_last, torch.compile and a fused optimizer are off:
 # docs/gpu-options.md says why, and how to have them.
-# 0.01 is for 2 GPUs with 4 images each; with another global batch it is scaled in proportion.
+# 0.01 is for a global batch of 16, as in the zoo; it is scaled in proportion: 0.005 on 2 GPUs with 4
+# images each.
 optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=0.0005))
-auto_scale_lr = dict(enable=True, base_batch_size=8)
+auto_scale_lr = dict(enable=True, base_batch_size=16)
 param_scheduler = [dict(type="PolyLR", eta_min=1e-4, power=0.9, begin=0, end=200, by_epoch=True)]
 
 default_hooks = dict(

@@ -53,6 +53,13 @@ def test_a_service_that_is_not_installed_is_left_out_and_said_so(
     assert "WandbVisBackend is left out: wandb is not installed" in capsys.readouterr().out
 
 
+def test_the_recipes_learning_rate_is_the_zoos_in_proportion_to_the_batch(tmp_path: Path) -> None:
+    """0.01 at a global batch of 16, so 0.005 on 2 GPUs with 4 images each."""
+    cfg = config.resolve(session(tmp_path))
+    rate = cfg.optim_wrapper.optimizer.lr / cfg.auto_scale_lr.base_batch_size
+    assert (rate * 16, rate * 2 * cfg.train_dataloader.batch_size) == (0.01, 0.005)
+
+
 def test_the_recipe_starts_from_the_weights_of_its_own_backbone(tmp_path: Path) -> None:
     cfg = config.resolve(session(tmp_path))
     assert (cfg.model.pretrained, cfg.model.backbone.type) == ("open-mmlab://resnet50_v1c", "ResNetV1c")
