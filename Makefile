@@ -13,7 +13,7 @@ ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 help:
 	@echo "make demo    set up, then generate data, prepare, train and evaluate on this machine"
 	@echo "make test    set up, then lint and run all tests (on a real Slurm where it can be installed)"
-	@echo "make bench   set up, then measure everything the README's table states"
+	@echo "make bench   set up, then measure everything in docs/benchmarks.md"
 
 setup:
 	@env/setup.sh a

@@ -1,7 +1,7 @@
 """What every benchmark shares: alternating runs, medians, ratios against a peer, raw figures as JSON.
 
 A benchmark is a script that calls `compare` (or `record`, where there is nothing to time twice) and can be
-run on its own; `benchmarks/run.py` runs them all and renders the README's table from `benchmarks/results/`.
+run on its own; `benchmarks/run.py` runs them all and renders the tables from `benchmarks/results/`.
 
 What is published was measured as the script measures by itself: results are written when it was started
 without arguments. A quick look (`--rounds 1`) only prints; `--record` writes all the same.
@@ -179,7 +179,15 @@ def commit() -> str | None:
 
     try:
         # Results and the table made of them change while the benchmarks run.
-        changed = git("status", "--porcelain", "--", ":/", ":!/benchmarks/results", ":!/README.md")
+        changed = git(
+            "status",
+            "--porcelain",
+            "--",
+            ":/",
+            ":!/benchmarks/results",
+            ":!/README.md",
+            ":!/docs/benchmarks.md",
+        )
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,4 +1,5 @@
-"""Runs the benchmarks one after the other and renders their results into the README's table (`make bench`).
+"""Runs the benchmarks one after the other and renders their results: the table of docs/benchmarks.md, and the
+five figures of the README (`make bench`).
 
 examples:
   python benchmarks/run.py                 all of them, then the table
@@ -25,7 +26,10 @@ from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import write_atomically  # noqa: E402
 
 NOT_BENCHMARKS = {"harness", "run", "__init__"}
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+
+HEADLINE = ("chaos", "ettr_lost", "step_time", "save_stall", "prepare-dataset")
+"""The results that the README shows."""
 
 
 def main() -> int:
@@ -33,7 +37,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="which benchmarks (default: all)")
-    parser.add_argument("--render", action="store_true", help="run nothing, only write the README's table")
+    parser.add_argument("--render", action="store_true", help="run nothing, only write the tables")
     arguments = parser.parse_args()
 
     there = scripts()
@@ -47,8 +51,8 @@ def main() -> int:
             if subprocess.run([sys.executable, f"benchmarks/{name}.py"], cwd=ROOT, check=False).returncode:
                 failed.append(name)
             print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
-    readme = ROOT / "README.md"
-    write_atomically(readme, render(readme.read_text(), results(), names()).encode())
+    write_atomically(PAGE, render(PAGE.read_text(), results(), names()).encode())
+    write_atomically(README, headline(README.read_text(), results()).encode())
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -75,13 +79,9 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
 
 
-def render(readme: str, records: list[dict[str, Any]], expected: set[str] = frozenset()) -> str:  # type: ignore[assignment]
-    """The README with the table between its two markers made anew, and the names of results in `expected`
-    that are still to be measured below it. Raises UserError without the markers."""
-    head, begin, rest = readme.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"README.md has no {BEGIN} … {END}: put the two markers back")
+def render(page: str, records: list[dict[str, Any]], expected: set[str] = frozenset()) -> str:  # type: ignore[assignment]
+    """The page with the table between its two markers made anew, and the names of results in `expected` that
+    are still to be measured below it. Raises UserError without the markers."""
     lines = ["| what | against | measured | goal | command |", "|---|---|---|---|---|"]
     lines += [row(record) for record in records]
     machines = sorted({found for record in records if (found := machine(record))})
@@ -89,7 +89,25 @@ def render(readme: str, records: list[dict[str, Any]], expected: set[str] = froz
         lines += ["", f"Measured on {'; '.join(machines)}."]
     if missing := sorted(expected - {record["name"] for record in records}):
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
-    return f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}"
+    return between(page, "benchmarks", lines)
+
+
+def headline(readme: str, records: list[dict[str, Any]]) -> str:
+    """The README with its few figures made anew. Raises UserError without the markers."""
+    by_name = {record["name"]: record for record in records}
+    lines = ["| what | against | measured | goal |", "|---|---|---|---|"]
+    lines += [row(by_name[name]).rpartition("| `")[0] + "|" for name in HEADLINE if name in by_name]
+    return between(readme, "headline", lines)
+
+
+def between(page: str, marker: str, lines: list[str]) -> str:
+    """The page with `lines` between the two comments that name the marker. Raises UserError without these."""
+    begin, end = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
+    head, found_begin, rest = page.partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not (found_begin and found_end):
+        raise UserError(f"there is no {begin} … {end} in the page: put the two markers back")
+    return f"{head}{begin}\n" + "\n".join(lines) + f"\n{end}{tail}"
 
 
 def row(record: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the order of runs, what is reached, what is published, the README's table."""
+"""What the benchmarks share: the order of runs, what is reached, what is published, the tables."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def result(**fields: Any) -> dict[str, Any]:
 
 
 def test_the_table_says_what_was_measured_and_what_was_not() -> None:
-    page = f"before\n{run.BEGIN}\nold\n{run.END}\nafter"
+    begin, end = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+    page = f"before\n{begin}\nold\n{end}\nafter"
     new = run.render(
         page,
         [
@@ -103,16 +104,18 @@ def test_the_table_says_what_was_measured_and_what_was_not() -> None:
         ],
         {"x", "w"},
     )
-    assert new.startswith(f"before\n{run.BEGIN}\n| what |")
-    assert new.endswith(f"\n\nNot measured yet: w.\n{run.END}\nafter")
+    assert new.startswith(f"before\n{begin}\n| what |")
+    assert new.endswith(f"\n\nNot measured yet: w.\n{end}\nafter")
     assert "| a thing | a peer | 0.5× | ≤ 1× | `python x.py` |" in new
     assert "| a thing (so and so) | a peer | 1.5× (not reached) | ≤ 1× |" in new
     assert "| a thing | – | 0.5 s | ≤ 1 s |" in new
 
 
-def test_the_readmes_table_is_what_the_results_say() -> None:
-    page = (ROOT / "README.md").read_text()
+def test_the_tables_are_what_the_results_say() -> None:
+    page, readme = run.PAGE.read_text(), run.README.read_text()
     assert run.render(page, run.results(), run.names()) == page, "python benchmarks/run.py --render"
+    assert run.headline(readme, run.results()) == readme, "python benchmarks/run.py --render"
+    assert set(run.HEADLINE) <= {record["name"] for record in run.results()}
 
 
 def test_every_result_has_a_benchmark_that_makes_it() -> None:
