@@ -20,10 +20,11 @@ from env.cluster import processes
 from env.cluster.config import Cluster, Layout
 from env.cluster.packages import PATH, program
 from env.cluster.processes import Process
+from jobs.errors import UserError
 
 
-class StartError(RuntimeError):
-    """A daemon did not come up; the message ends with what it wrote last."""
+class StartError(UserError):
+    """A daemon did not come up; the message, one line, ends with what it wrote last."""
 
 
 def start_all(cluster: Cluster) -> None:
@@ -260,7 +261,8 @@ def _make_database(cluster: Cluster) -> None:
         environment = os.environ | {"PATH": PATH, processes.DAEMON_VARIABLE: str(cluster.layout.state)}
         done = subprocess.run(install, capture_output=True, text=True, env=environment)
         if done.returncode:
-            raise StartError(f"mariadb-install-db failed: {(done.stdout + done.stderr)[-500:]}")
+            words = " ".join((done.stdout + done.stderr).split())
+            raise StartError(f"mariadb-install-db failed: {words[-500:]}")
         unfinished.rename(place / "data")
     (place / "init.sql").write_text(
         "CREATE DATABASE IF NOT EXISTS slurm_acct_db;\n"
@@ -276,4 +278,4 @@ def _make_account(cluster: Cluster) -> None:
     if cluster.name not in known:
         made = tool(cluster.layout, "sacctmgr", "-i", "add", "cluster", cluster.name)
         if made.returncode:
-            raise StartError(f"sacctmgr add cluster: {(made.stdout + made.stderr).strip()}")
+            raise StartError(f"sacctmgr add cluster: {' '.join((made.stdout + made.stderr).split())}")
