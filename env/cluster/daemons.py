@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -220,11 +221,20 @@ def _until(
 
 
 def _last_words(layout: Layout, name: str) -> str:
-    words = []
+    """Why a daemon ended, in one line: the last errors that it wrote, or else what it wrote last."""
+    lines: list[str] = []
     for file in (layout.logs / f"{name}.out", layout.logs / f"{name}.log"):
         if file.exists():
-            words += file.read_text(errors="replace").splitlines()[-5:]
-    return " | ".join(words) or "it wrote nothing"
+            # Some write the same to both, once with the time and once with their name before it.
+            text = re.sub(
+                rf"(?m)^(\[[^]]*\] |{name.partition('-')[0]}: )", "", file.read_text(errors="replace")
+            )
+            lines += text.splitlines()[-20:]
+    errors = [line for line in lines if re.search(r"error|fatal", line, re.IGNORECASE)]
+    words = " | ".join(list(dict.fromkeys(errors or lines))[-3:]) or "it wrote nothing"
+    if "Invalid user for SlurmUser" in words:
+        words += "; start the cluster as another user, one that is not nobody"
+    return f"{words} (its logs: {layout.logs}/{name}.*)"
 
 
 def _listens(port: int) -> bool:

@@ -116,7 +116,10 @@ def test_a_container_sees_the_folder_of_the_archives(tmp_path: Path) -> None:
 def test_a_preparation_is_told_of_its_time_limit_and_goes_on() -> None:
     text = script.text(batch(Path("/r/x"), stage="prepare"))
     assert "#SBATCH --signal=USR2@120\n" in text
-    assert "-m jobs.slurm requeue" in text
+    assert '-m jobs.afterwards prepare "$run" "$code")' in text
+    # The successor of a job by the tracked script gets the same arguments.
+    assert '-m jobs.afterwards prepare "$run" "$code" "$@")' in script.tracked("prepare")
+    assert '-m jobs.afterwards infer "$run" "$code" "$name" "$@")' in script.tracked("infer")
 
 
 def test_a_successor_is_submitted_in_advance_only_where_the_profile_says_so() -> None:
