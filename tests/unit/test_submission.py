@@ -112,3 +112,16 @@ def test_a_submission_that_is_interrupted_leaves_no_job(
     with pytest.raises(KeyboardInterrupt):
         submission.submit_script(script)
     assert asked == ["sbatch", "squeue", "scancel"]
+
+
+@pytest.mark.parametrize("lacks", ["srun", "a version"])
+def test_a_slurm_that_could_not_run_a_job_is_refused_in_one_line(lacks: str, site: Site) -> None:
+    site.command("sbatch", "echo Submitted batch job 5")
+    if lacks == "srun":
+        (site.bin / "srun").unlink(missing_ok=True)
+        one_line(site.train(), "sbatch is on PATH, srun is not", "--cluster local")
+    else:
+        site.command("srun", "echo slurm-wlm 19.05.8")
+        one_line(site.train(), "slurm-wlm 19.05 is too old", "20.11")
+    assert not site.log.exists() or not site.calls("sbatch")
+    assert list(site.runs.iterdir()) == []
