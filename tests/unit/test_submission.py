@@ -112,7 +112,7 @@ def test_a_submission_that_is_interrupted_leaves_no_job(
     monkeypatch.setattr(submission.slurm, "call", call)
     with pytest.raises(KeyboardInterrupt):
         submission.submit_script(script)
-    assert asked == ["sbatch", "squeue", "scancel"]
+    assert asked == ["srun", "sbatch", "squeue", "scancel"]
 
 
 @pytest.mark.parametrize("lacks", ["srun", "a version"])
