@@ -1,7 +1,5 @@
 """Slurm's commands as jobs call them: argument lists, never a shell; patient with a controller that is away.
-
-`python -m jobs.slurm requeue`: what the batch script of a preparation, evaluation or inference does when its
-tasks were told to leave and have more to do.
+And what Slurm makes of a job that ends now (`fate`).
 """
 
 from __future__ import annotations
@@ -9,19 +7,24 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-
-from jobs.errors import run_command
+from typing import Literal
 
 PATIENCE = 600.0
 """Seconds that a call goes on trying while the controller does not answer: it may be restarting, failing over
 or being upgraded, and giving up would end a run that has days to go."""
 COMMAND_SECONDS = 120.0
 """A command that says nothing for so long has lost its controller."""
+MARKS_GRACE = (24, 5)
+"""The first Slurm that takes a job's end within its grace time for the preemption's ("assume that job
+signalled for GraceTime was preempted", its NEWS). No field of the job shows that mark."""
+
+Fate = Literal["own", "requeued", "preempted"]
+"""What Slurm makes of a job that ends now. own: what its exit code says. Whatever that says: requeued, as it
+was; preempted, which is for good, and no success to those who depend on it."""
 
 # The controller never got the request.
 NOT_REACHED = re.compile(
@@ -89,7 +92,8 @@ def this_job() -> dict[str, str]:
     lines = answer.text.splitlines()
     # A name or a path may hold spaces: a value ends where the next field begins.
     pattern = r"([A-Z][\w/:]*)=(.*?)(?=\s+[A-Z][\w/:]*=|\s*$)"
-    fields = dict(re.findall(pattern, lines[0])) if answer.ok and lines else {}
+    # The first of a name counts: what looks like fields in the line that submitted the job comes late.
+    fields = dict(reversed(re.findall(pattern, lines[0]))) if answer.ok and lines else {}
     return {name: value for name, value in fields.items() if value not in ("(null)", "N/A", "None", "")}
 
 
@@ -111,18 +115,46 @@ def span() -> tuple[float, float] | None:
     return start, end
 
 
-def main() -> int:
-    if sys.argv[1:] != ["requeue"]:
-        print("usage: python -m jobs.slurm requeue", file=sys.stderr)
-        return 2
-    # A job that Slurm has requeued itself comes back, and one that is being cancelled does not.
-    if state() != "RUNNING":
-        return 0
-    answer = call(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
-    if not answer.ok:
-        print(f"error: the job could not be requeued: {answer.text}", file=sys.stderr)
-    return 0 if answer.ok else 1
+def fate(job: Mapping[str, str]) -> Fate:
+    """What becomes of a job (as `this_job` shows it) whose batch script ends now.
+
+    A grace time begins with PreemptTime; Slurm may mark the job then, and the mark stays until Slurm itself
+    has requeued a job that ended with it. `scontrol requeue` leaves it: the end of the *next* start would be
+    taken for the preemption's. So within a grace time a job is to end, and be it for another to go on.
+    """
+    if job.get("JobState") != "RUNNING" or "PreemptTime" not in job:
+        return "own"
+    config = configuration()
+    if version(config) < MARKS_GRACE:
+        return "own"
+    shown = call(["scontrol", "show", "partition", "-o", job.get("Partition", "")])
+    mode = re.search(r"\bPreemptMode=(\S+)", shown.text)
+    if mode and "SUSPEND" in mode[1]:
+        return "own"  # it has a PreemptTime, too, but neither grace nor mark
+    # A level of service may say otherwise than the partition; and one requeue too many holds the job.
+    by_partition = config.get("PreemptType") == "preempt/partition_prio"
+    requeues = job.get("Requeue") == "1" and by_partition and mode is not None and "REQUEUE" in mode[1]
+    left = _number(config.get("MaxBatchRequeue"), 5) - _number(job.get("BatchFlag"), 1)
+    return "requeued" if requeues and left > 0 else "preempted"
 
 
-if __name__ == "__main__":
-    run_command(main)
+def configuration() -> dict[str, str]:
+    """`scontrol show config`, key by key; {} when it cannot be asked."""
+    lines = call(["scontrol", "show", "config"]).text.splitlines()
+    pairs = (line.partition("=") for line in lines)
+    return {key.strip(): value.strip() for key, equals, value in pairs if equals}
+
+
+def version(config: Mapping[str, str]) -> tuple[int, int]:
+    """(major, minor) of the controller, as (24, 11); (0, 0) where the configuration does not say."""
+    found = re.match(r"(\d+)\.(\d+)", config.get("SLURM_VERSION", ""))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def forbid_requeue(job: str) -> Answer:
+    """Keeps Slurm from requeueing `job` (a number, as SLURM_JOB_ID) when it ends."""
+    return call(["scontrol", "update", f"JobId={job}", "Requeue=0"])
+
+
+def _number(text: str | None, default: int) -> int:
+    return int(text) if text and text.isdigit() else default

@@ -267,7 +267,10 @@ def _command(batch: Batch) -> str:
         return TRAIN.format(cd=cd, srun=start, python=python, presubmit=presubmit)
     target = "" if stage == "prepare" else ' "$run"'
     command = f"{python} -u -m jobs.{stage}{target} {given}".rstrip()
-    return OTHER.format(cd=cd, srun=start, command=command)
+    again = f'{stage} "$run" "$code"'
+    if batch.run is None:
+        again += ' "$@"' if stage == "prepare" else ' "$name" "$@"'
+    return OTHER.format(cd=cd, srun=start, command=command, again=again)
 
 
 OTHER = """\
@@ -276,8 +279,9 @@ OTHER = """\
 {srun} \\
   sh -c 'trap "" USR2 TERM; exec "$@"' baton {command}
 code=$?
-# 85: it was told to leave and goes on in another start, unless the job is being cancelled.
-[ "$code" -ne 85 ] || (trap "" USR2 TERM; exec "$host_python" -m jobs.slurm requeue)
+# 85: it was told to leave and goes on in another start, unless the job is being cancelled. 0: it is done,
+# which Slurm must hear in a way that it understands within a grace time, too.
+case "$code" in 0 | 85) (trap "" USR2 TERM; exec "$host_python" -m jobs.afterwards {again}) ;; esac
 exit "$code"
 """
 

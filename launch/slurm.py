@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +22,10 @@ SAY_SECONDS = 15.0
 NOT_REACHED = ("Unable to contact slurm controller", "Connection refused", "connect failure")
 # The request may have arrived; only a command that changes nothing may be asked again blindly.
 NO_ANSWER = ("Socket timed out", "Zero Bytes were transmitted", "Unexpected message received")
+
+
+OLDEST = (20, 11)
+"""The first Slurm that has all that jobs here ask of it."""
 
 
 class SlurmError(UserError):
@@ -76,6 +82,21 @@ def call(
             tell += SAY_SECONDS
         time.sleep(pause)  # the only sign of its return is an answer
         pause = min(pause * 1.5, 5.0)
+
+
+def require() -> None:
+    """Raises SlurmError where a job that is submitted could not run: this Slurm is not whole, or too old."""
+    if shutil.which("srun") is None:
+        raise SlurmError(
+            "sbatch is on PATH, srun is not: a job could not start its tasks. Put the folder of Slurm's "
+            "programs on PATH (module load slurm, say), or use --cluster local"
+        )
+    version = re.search(r"^slurm\S* (\d+)\.(\d+)", call("srun", "--version"), re.MULTILINE)
+    if version and (int(version[1]), int(version[2])) < OLDEST:
+        raise SlurmError(
+            f"{version[0]} is too old: jobs here need Slurm {OLDEST[0]}.{OLDEST[1]} or later; "
+            "ask for an update, or use --cluster local"
+        )
 
 
 def clean_environment() -> dict[str, str]:

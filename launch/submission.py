@@ -35,6 +35,8 @@ class SlurmExecutor(submitit.SlurmExecutor):
     """Submits a batch script that is there already, under its own name in the run's `job/`."""
 
     def __init__(self, script: Path, options: tuple[str, ...] = ()) -> None:
+        """Raises SlurmError where Slurm could not run the job."""
+        slurm.require()
         super().__init__(script.parent)
         self.script = script
         self.options = options

@@ -8,6 +8,7 @@ PLAN is a JSON file (or a run directory with plan.json in it)
 "slow"} (slow: its saves never end).
 It "trains" by counting, saves RUN/checkpoints/count on rank 0 (unless fenced off), and on USR2 or TERM saves
 and leaves with 85.
+With `finish_when_asked` it finishes then instead, whatever is left to do.
 With several ranks they agree through files on whether to leave, as the real ones do by a reduction.
 """
 
@@ -139,6 +140,8 @@ def main() -> None:
         step += 1
         beat("train", step)
         if all_agree(step):
+            if plan.get("finish_when_asked"):
+                break
             save(step, "preempted")
             event("preempted", step=step, epoch=0)
             # At its end Python takes the handlers away, and a second signal would kill.

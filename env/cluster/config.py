@@ -35,6 +35,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """False: no slurmdbd and no database; sacct says that it is disabled."""
     preempt_mode: str = "REQUEUE"
     """What happens to a preempted job of partitions cpu, gpu, low: REQUEUE or CANCEL."""
+    max_requeues: int = 5
+    """How often Slurm requeues a job by itself (MaxBatchRequeue) before it holds it."""
     node_timeout: int = 15
     """Seconds without an answer after which a node counts as dead."""
 
@@ -202,6 +204,7 @@ def slurm_conf(cluster: Cluster) -> str:
         "JobCompType=jobcomp/none",
         "DefMemPerCPU=512",
         f"JobRequeue={int(options.requeue)}",
+        f"MaxBatchRequeue={options.max_requeues}",
     ]
     if not options.requeue:
         # JobRequeue=0 is only the default of a job that does not ask; the script refuses those that do.

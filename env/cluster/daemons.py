@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -20,10 +21,11 @@ from env.cluster import processes
 from env.cluster.config import Cluster, Layout
 from env.cluster.packages import PATH, program
 from env.cluster.processes import Process
+from jobs.errors import UserError
 
 
-class StartError(RuntimeError):
-    """A daemon did not come up; the message ends with what it wrote last."""
+class StartError(UserError):
+    """A daemon did not come up; the message, one line, ends with what it wrote last."""
 
 
 def start_all(cluster: Cluster) -> None:
@@ -219,11 +221,20 @@ def _until(
 
 
 def _last_words(layout: Layout, name: str) -> str:
-    words = []
+    """Why a daemon ended, in one line: the last errors that it wrote, or else what it wrote last."""
+    lines: list[str] = []
     for file in (layout.logs / f"{name}.out", layout.logs / f"{name}.log"):
         if file.exists():
-            words += file.read_text(errors="replace").splitlines()[-5:]
-    return " | ".join(words) or "it wrote nothing"
+            # Some write the same to both, once with the time and once with their name before it.
+            text = re.sub(
+                rf"(?m)^(\[[^]]*\] |{name.partition('-')[0]}: )", "", file.read_text(errors="replace")
+            )
+            lines += text.splitlines()[-20:]
+    errors = [line for line in lines if re.search(r"error|fatal", line, re.IGNORECASE)]
+    words = " | ".join(list(dict.fromkeys(errors or lines))[-3:]) or "it wrote nothing"
+    if "Invalid user for SlurmUser" in words:
+        words += "; start the cluster as another user, one that is not nobody"
+    return f"{words} (its logs: {layout.logs}/{name}.*)"
 
 
 def _listens(port: int) -> bool:
@@ -260,7 +271,8 @@ def _make_database(cluster: Cluster) -> None:
         environment = os.environ | {"PATH": PATH, processes.DAEMON_VARIABLE: str(cluster.layout.state)}
         done = subprocess.run(install, capture_output=True, text=True, env=environment)
         if done.returncode:
-            raise StartError(f"mariadb-install-db failed: {(done.stdout + done.stderr)[-500:]}")
+            words = " ".join((done.stdout + done.stderr).split())
+            raise StartError(f"mariadb-install-db failed: {words[-500:]}")
         unfinished.rename(place / "data")
     (place / "init.sql").write_text(
         "CREATE DATABASE IF NOT EXISTS slurm_acct_db;\n"
@@ -276,4 +288,4 @@ def _make_account(cluster: Cluster) -> None:
     if cluster.name not in known:
         made = tool(cluster.layout, "sacctmgr", "-i", "add", "cluster", cluster.name)
         if made.returncode:
-            raise StartError(f"sacctmgr add cluster: {(made.stdout + made.stderr).strip()}")
+            raise StartError(f"sacctmgr add cluster: {' '.join((made.stdout + made.stderr).split())}")

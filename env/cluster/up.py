@@ -108,6 +108,9 @@ def main() -> None:
     )
     parser.add_argument("--kill-wait", type=int, default=3, metavar="S", help="from TERM to KILL (default 3)")
     parser.add_argument("--no-requeue", action="store_true", help="no job can be requeued")
+    parser.add_argument(
+        "--max-requeues", type=int, default=5, metavar="N", help="Slurm's own of a job until it is held"
+    )
     parser.add_argument("--no-accounting", action="store_true", help="no slurmdbd, no sacct")
     parser.add_argument("--preempt-mode", default="REQUEUE", choices=["REQUEUE", "CANCEL"])
     parser.add_argument(
@@ -121,6 +124,7 @@ def main() -> None:
         grace=arguments.grace,
         kill_wait=arguments.kill_wait,
         requeue=not arguments.no_requeue,
+        max_requeues=arguments.max_requeues,
         accounting=not arguments.no_accounting,
         preempt_mode=arguments.preempt_mode,
         node_timeout=arguments.node_timeout,

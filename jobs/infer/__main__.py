@@ -33,8 +33,20 @@ def main() -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, globs")
     arguments = parser.parse_args()
     run = Run(arguments.run.resolve())
+    if has_done(run, job_id()):
+        print("this job has segmented its images already", flush=True)
+        return 0
     with failure.told(run, "infer"):
         return infer(run, arguments)
+
+
+def has_done(run: Run, job: str | None) -> bool:
+    """Whether this very job has come to its end before: Slurm may requeue one that ends well within the grace
+    time of a preemption."""
+    return job is not None and any(
+        (event["event"], event.get("stage"), event.get("job")) == ("finished", "infer", job)
+        for event in events.iterate(run.events)
+    )
 
 
 def infer(run: Run, arguments: argparse.Namespace) -> int:

@@ -31,6 +31,9 @@ LAST_WORDS_SECONDS = 2.0
 """How long events that a full disk held up may take at the end."""
 CANCELLED = "the run was cancelled; python launch/train.py --resume {run} goes on with it"
 """While its job was being requeued, say: a cancelled run must not train again for that."""
+FINISHED = "the training is finished"
+"""Said to all ranks by the start of a job that Slurm has requeued although it was done, or of its successor
+(jobs/train/afterwards.py)."""
 T = TypeVar("T")
 
 
@@ -55,6 +58,7 @@ def main() -> int:
             start = story.common["start"] = patiently(lambda: claim_start(run, task))
             cancelled = (run.job / "cancelled").exists()
             stop = CANCELLED.format(run=run.name) if cancelled else budget.verdict(records).stop
+            stop = FINISHED if is_finished(run, task.job, records or []) else stop
         key = patiently(lambda: rendezvous.secret(run.job))
         meeting = rendezvous.meet(task, key, rendezvous_seconds(), start, stop)
     except (rendezvous.RendezvousError, OSError) as error:
@@ -63,6 +67,10 @@ def main() -> int:
             story.append("failed", reason=str(error), rank=0, host=task.host, error=str(error))
         return exit_codes.FAILED
     story.common["start"] = meeting.start
+    if meeting.stop == FINISHED:
+        if task.rank == 0:
+            print(f"baton: {FINISHED}: nothing is left to do", flush=True)
+        return exit_codes.FINISHED
     if meeting.stop is not None:
         if task.rank == 0:
             print(f"error: {meeting.stop}", file=sys.stderr)
@@ -107,6 +115,16 @@ def claim_start(run: Run, task: Task) -> int:
         with contextlib.suppress(OSError), os.fdopen(fd, "w") as file:
             json.dump(owner | {"time": events.now()}, file)
         return number
+
+
+def is_finished(run: Run, job: str, records: list[dict[str, Any]]) -> bool:
+    """Whether this very job, or the one that it goes on for, has finished the training. Any other job that
+    begins a finished run was submitted to train on, for more epochs, say."""
+    ours = {job, successor.predecessor(run, job)}
+    ours |= {record.get("job") for record in records if record.get("successor") == job}
+    words = ("submitted", "started", "finished")
+    last = [one for one in records if one.get("stage") == "train" and one["event"] in words][-1:]
+    return any(one["event"] == "finished" and one.get("job") in ours for one in last)
 
 
 def note_predecessor(run: Run, task: Task, story: events.Writer, records: list[dict[str, Any]]) -> None:

@@ -4,9 +4,12 @@ Its own exit code says how the batch script goes on: 75 start the ranks again in
 else is the job's exit code: 0 only when the training is finished, since the evaluation depends on it.
 
 A training that saved and left (85) must come back, by whichever way the cluster allows: Slurm has requeued
-the job already; `scontrol requeue`; or, where requeueing is forbidden or the partition cancels, a successor
-(successor.py). Whoever waits for this job is moved to the successor while this job still lives, for a
-dependency that can never be fulfilled would be cancelled at its end.
+the job already, or does so when it ends (`slurm.fate`); `scontrol requeue`; or, where requeueing is forbidden
+or the partition cancels, a successor (successor.py). Whoever waits for this job is moved to the successor
+while this job still lives, for a dependency that can never be fulfilled would be cancelled at its end.
+
+Within a grace time the same may happen to a training that is finished (0): then the requeued job, or the
+successor, finds that there is nothing left to do (jobs/train/__main__.py) and ends with 0 at once.
 """
 
 from __future__ import annotations
@@ -87,10 +90,9 @@ def _after_srun(run: Run, code: int) -> Outcome:
         # srun also ends with 0 when Slurm ends its step (at the time limit) before the tasks could answer.
         code = exit_codes.FAILED
     if code == exit_codes.FINISHED:
-        successor.withdraw(run, job)
-        return Outcome(0, "training is finished", "finished")
+        return _finish(run, job)
     if by := _cancelled(run, job):
-        successor.withdraw(run, job)
+        _stay_away(run, job)
         return Outcome(code, f"cancelled by {by}: not started again")
     if code == exit_codes.SUPERSEDED or _later_start(run, job):
         return _give_way(run, job, code)
@@ -110,12 +112,12 @@ def _after_failure(run: Run, job: str, code: int) -> Outcome:
         records = budget.read(run.events)
     verdict = budget.verdict(records)
     if records and records[-1]["event"] == "stopped":
-        successor.withdraw(run, job)
+        _stay_away(run, job)
         return Outcome(code, f"stopped: {records[-1].get('reason')}", "stopped")
     if code == exit_codes.USER_ERROR or verdict.stop:
         reason = verdict.stop or "the configuration is wrong; the log says where"
         _say(run, job, "stopped", start=_last_start(records), reason=reason)
-        successor.withdraw(run, job)
+        _stay_away(run, job)
         return Outcome(code, f"stopped: {reason}", "stopped")
     on_slurm = bool(os.environ.get("SLURM_JOB_ID"))
     if not verdict.known or (not counted and on_slurm):
@@ -128,13 +130,46 @@ def _after_failure(run: Run, job: str, code: int) -> Outcome:
     return dataclasses.replace(outcome, news=outcome.news or "failed")
 
 
-# How to give way, and how to come back
+# How to end, how to give way, and how to come back
+
+
+def _finish(run: Run, job: str) -> Outcome:
+    """The job is COMPLETED, or will be when it, or its successor, has begun once more and ended at once."""
+    news = "" if _found_finished(run) else "finished"
+    raw = os.environ.get("SLURM_JOB_ID")
+    fate = slurm.fate(slurm.this_job()) if raw else "own"
+    words = "training is finished"
+    if raw and fate == "preempted" and slurm.forbid_requeue(raw).ok:
+        outcome = _succeed(run, job, 0, f"{words}, but this preemption ends the job for good")
+        return dataclasses.replace(outcome, words=f"{words}; {outcome.words}", news=news)
+    successor.withdraw(run, job)
+    if fate == "requeued":
+        _note_requeue(run, job, "slurm")
+        words += "; preempted as it was, Slurm requeues the job once more, which then ends at once"
+    return Outcome(0, words, news)
+
+
+def _found_finished(run: Run) -> bool:
+    """Whether it was an earlier start that finished the training, and told so."""
+    newest = newest_start(run.job)
+    told = [
+        r for r in budget.read(run.events) or [] if r["event"] == "finished" and r.get("stage") == "train"
+    ]
+    return bool(told) and int(told[-1].get("start") or newest) < newest
+
+
+def _stay_away(run: Run, job: str) -> None:
+    """This job is not to come back, and nobody in its place."""
+    successor.withdraw(run, job)
+    raw = os.environ.get("SLURM_JOB_ID")
+    if raw and slurm.fate(slurm.this_job()) == "requeued":
+        slurm.forbid_requeue(raw)
 
 
 def _give_way(run: Run, job: str, code: int) -> Outcome:
     """A later start of the run is under way, in another job or in this one after a requeue that it missed.
     Coming back would fence that one off in turn."""
-    successor.withdraw(run, job)
+    _stay_away(run, job)
     owner = str((_later_start(run, job) or {}).get("job") or "")
     moved: list[str] = []
     if owner not in ("", job) and os.environ.get("SLURM_JOB_ID"):
@@ -164,6 +199,13 @@ def _come_back(run: Run, job: str, code: int, exclude: Sequence[str] = ()) -> Ou
     raw = os.environ.get("SLURM_JOB_ID")
     if not raw:
         return Outcome(code, "saved; start it again to go on")
+    fate = slurm.fate(slurm.this_job())
+    if fate == "requeued":
+        # A successor that waits in advance may stay until the job is there again.
+        _note_requeue(run, job, "slurm")
+        return Outcome(code, "preempted: Slurm requeues the job as it ends")
+    if fate == "preempted" and slurm.forbid_requeue(raw).ok:
+        return _succeed(run, job, code, "this preemption ends the job for good", exclude)
     answer = slurm.call(["scontrol", "requeue", job])
     if answer.ok or ALREADY.search(answer.text):
         if exclude and not _exclude(raw, exclude):
@@ -172,18 +214,29 @@ def _come_back(run: Run, job: str, code: int, exclude: Sequence[str] = ()) -> Ou
         _note_requeue(run, job, "scontrol" if answer.ok else "slurm", exclude=exclude)
         words = "requeued" if answer.ok else "Slurm has requeued the job already"
         return Outcome(code, words + (f", away from {', '.join(exclude)}" if exclude else ""))
+    return _succeed(run, job, code, f"requeueing is refused: {answer.text}", exclude)
+
+
+def _succeed(run: Run, job: str, code: int, why: str, exclude: Sequence[str] = ()) -> Outcome:
+    """Sees to it that another job goes on, since this one cannot come back: `why`."""
     if waiting := successor.presubmitted(run, job):
         # It waits for this job to end in any way but success.
         if exclude and not _exclude(waiting, exclude):
             exclude = ()
+        # Those that wait for this job alone are content with either already.
+        change = lambda text: text if "?" in text else successor.rename(text, job, waiting)  # noqa: E731
+        moved = successor.move_dependents(job, change, but=waiting)
         _note_requeue(run, job, "successor", waiting, exclude)
-        return Outcome(code, f"job {waiting} was submitted in advance and goes on")
-    print(f"baton: requeueing is refused ({answer.text}); submitting a successor", flush=True)
+        return Outcome(code, f"job {waiting} was submitted in advance and goes on{_followers(moved)}")
+    print(f"baton: {why}; submitting a successor", flush=True)
     options = [f"--exclude={','.join(exclude)}"] if exclude else []
     new, text = successor.submit(run, f"afterany:{job}", options)
+    if new is None and code == exit_codes.FINISHED:
+        command = f"python launch/evaluate.py {run.name}"
+        return Outcome(code, f"no successor could be submitted ({text}); to evaluate: {command}")
     if new is None:
         command = f"sbatch {successor.own_script(run)}"
-        reason = f"could neither requeue the job ({answer.text}) nor submit a successor ({text})"
+        reason = f"the job cannot come back ({why}), nor could a successor be submitted ({text})"
         _say(run, job, "stopped", reason=f"{reason}; to go on: {command}")
         return Outcome(code, f"stopped: {reason}; to go on, type: {command}", "stopped")
     # First the dependents, then everything else: there may be little time left.

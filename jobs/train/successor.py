@@ -30,15 +30,22 @@ SLACK_SECONDS = 90.0
 """Slurm looks at time limits every 30 s or so, and a signal may come early by as much."""
 
 
-def submit(run: Run, dependency: str, options: Sequence[str] = ()) -> tuple[str | None, str]:
+def submit(
+    run: Run,
+    dependency: str,
+    options: Sequence[str] = (),
+    arguments: Sequence[str] | None = None,
+    stage: str = "train",
+) -> tuple[str | None, str]:
     """Submits this job's script once more, with the options that it was itself submitted with and `options`:
-    (job id, what sbatch said). Of several `--exclude` all nodes are kept off.
+    (job id, what sbatch said). Of several `--exclude` all nodes are kept off. `arguments` are the script's;
+    without them it gets the run's name.
 
     `dependency` is of the kind afterany or afternotok, and takes the place of that in the header: what the
     first job waited for (the preparation) is long gone.
     """
     shown = slurm.this_job()
-    script = _script(run, shown)
+    script = _script(run, shown, stage)
     excluded = [one.removeprefix("--exclude=") for one in options if one.startswith("--exclude=")]
     kept = [one for one in options if not one.startswith("--exclude=")]
     command = ["sbatch", "--parsable", f"--dependency={dependency}", *kept]
@@ -46,7 +53,7 @@ def submit(run: Run, dependency: str, options: Sequence[str] = ()) -> tuple[str 
     command += options_of(shown, header, excluded)
     if element := os.environ.get("SLURM_ARRAY_TASK_ID"):
         command.append(f"--array={element}")
-    command += [str(script), run.name]
+    command += [str(script), *([run.name] if arguments is None else arguments)]
     give_up = time.monotonic() + slurm.PATIENCE
     while True:
         answer = slurm.call(command, clean_environment(os.environ), again=False)
@@ -70,16 +77,18 @@ def _in_queue(dependency: str, name: str) -> str | None:
     return None
 
 
-def _script(run: Run, shown: Mapping[str, str]) -> Path:
+def _script(run: Run, shown: Mapping[str, str], stage: str) -> Path:
     """This job's batch script as Slurm has it, which the user may have edited; else the run's own."""
-    path = run.job / f"successor-{shown.get('JobId', '')}.sbatch"
+    # A preparation by the tracked script has no run directory, and its logs lie in the checkout's.
+    folder = run.job if run.job.is_dir() else run.path / "logs"
+    path = folder / f"successor-{shown.get('JobId', '')}.sbatch"
     if shown and slurm.call(["scontrol", "write", "batch_script", shown["JobId"], str(path)]).ok:
         return path
-    return own_script(run)
+    return own_script(run, stage)
 
 
-def own_script(run: Run) -> Path:
-    return Path(os.environ.get("BATON_SCRIPT") or run.job / "train.sbatch")
+def own_script(run: Run, stage: str = "train") -> Path:
+    return Path(os.environ.get("BATON_SCRIPT") or run.job / f"{stage}.sbatch")
 
 
 def options_of(shown: Mapping[str, str], script: str, excluded: Sequence[str] = ()) -> list[str]:
@@ -261,15 +270,24 @@ def withdraw(run: Run, job: str) -> None:
 # Who waits for this job
 
 
-def move_dependents(job: str, change: Callable[[str], str], but: str = "") -> list[str]:
-    """Changes the dependency of every job of ours that names `job`; returns the ids of those changed."""
+def dependents(job: str) -> dict[str, str]:
+    """The pending jobs of ours that wait for `job`, and the dependency of each."""
+    return {one: text for one, text in _waiting().items() if rename(text, job, "") != text}
+
+
+def _waiting() -> dict[str, str]:
+    """The dependency of every pending job of ours, "" of one without."""
     shown = slurm.call(["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i %E"])
     if not shown.ok:
         print(f"baton: cannot see which jobs depend on this one: {shown.text}", flush=True)
+    lines = (line.partition(" ") for line in (shown.text.splitlines() if shown.ok else []))
+    return {one: of_element(text.strip(), one) for one, _, text in lines}
+
+
+def move_dependents(job: str, change: Callable[[str], str], but: str = "") -> list[str]:
+    """Changes the dependency of every job of ours that names `job`; returns the ids of those changed."""
     moved = []
-    for line in shown.text.splitlines() if shown.ok else []:
-        identifier, _, dependency = line.partition(" ")
-        before = of_element(dependency.strip(), identifier)
+    for identifier, before in _waiting().items():
         after = change(before)
         if identifier == but or after == before:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from clusters import Slurm, wait_for
 from conftest import ROOT, up
 
-from env.cluster import config, daemons, processes
+from env.cluster import config, daemons, packages, processes
 from env.cluster.config import Layout
 from env.cluster.down import stop
 from env.cluster.up import start
@@ -202,29 +203,62 @@ def test_where_slurm_is_not_installed(user: str, apt: int, target: str, code: in
     assert ("as root: sh env/cluster/install.sh" in done.stderr) == (user == "1000")
 
 
-def test_without_root(guard: Callable[[Path], None]) -> None:
-    """As an ordinary user, save that this checkout and its Python may be read whosever they are."""
+RIGHTS = ("--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+
+
+def as_user(name: str) -> tuple[pwd.struct_passwd, list[str]]:
+    """Who that is, and how to run a command as that user, save that this checkout and its Python may be read
+    whosever they are."""
     if os.getuid() != 0:
         pytest.skip("all the other tests are without root already")
-    rights = ["--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", *rights, "env", "HOME=/nonexistent"]
-    with tempfile.TemporaryDirectory(prefix="baton-nobody-") as folder:
-        os.chown(folder, 65534, 65534)
+    user = pwd.getpwnam(name)
+    identity = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}"]
+    return user, ["setpriv", *identity, *RIGHTS, "env", "HOME=/nonexistent"]
+
+
+@pytest.mark.versions
+def test_without_root(guard: Callable[[Path], None]) -> None:
+    user, rights = as_user("daemon")
+    with tempfile.TemporaryDirectory(prefix="baton-user-") as folder:
+        os.chown(folder, user.pw_uid, user.pw_gid)
         state = Path(folder) / "c"
         guard(state)
         python = [sys.executable, "-B"]
         options = ["--no-accounting", "--nodes", "1"]
         subprocess.run(
-            [*nobody, *python, ROOT / "env/cluster/up.py", state, *options], check=True, timeout=120
+            [*rights, *python, ROOT / "env/cluster/up.py", state, *options], check=True, timeout=120
         )
         try:
             slurm = Slurm(config.load(state))
-            assert slurm.run(*nobody, "srun", "id", "-u", cwd="/") == "65534\n"
+            assert slurm.run(*rights, "srun", "id", "-u", cwd="/") == f"{user.pw_uid}\n"
         finally:
-            down = [*nobody, *python, ROOT / "env/cluster/down.py", state, "--wipe"]
+            down = [*rights, *python, ROOT / "env/cluster/down.py", state, "--wipe"]
             subprocess.run(down, check=True, timeout=120)
         assert everything(state) == []
         assert mounts(state) == []
+
+
+@pytest.mark.versions
+def test_a_cluster_that_cannot_start_says_why_in_one_line(state: Path, tmp_path: Path) -> None:
+    """A daemon that ends at once, as slurmctld does for a user that it does not take."""
+    program = tmp_path / "bin" / "slurmctld"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = -V ] && exec {packages.program("slurmctld")} -V\n'
+        "echo 'slurmctld: debug: reading' >&2\n"
+        "echo 'slurmctld: fatal: Invalid user for SlurmUser nobody, ignored' >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "env/cluster/up.py"), str(state), "--no-accounting", "--nodes", "1"],
+        env=os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: slurmctld ended: fatal: Invalid user for SlurmUser nobody")
+    assert done.stderr.count("\n") == 1
+    assert "start the cluster as another user" in done.stderr
+    assert everything(state) == []
 
 
 def test_mistakes_are_told_in_one_line(cluster: Slurm, tmp_path: Path) -> None:

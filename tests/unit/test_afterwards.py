@@ -15,6 +15,7 @@ from jobs import events
 from jobs.exit_codes import FAILED, RESUME, SUPERSEDED, USER_ERROR
 from jobs.run_directory import Request, Run
 from jobs.train import afterwards
+from jobs.train.__main__ import is_finished
 from jobs.train.afterwards import AGAIN_HERE, after_srun
 from tests.unit.slurm_answers import FakeSlurm
 
@@ -229,6 +230,144 @@ def test_a_successor_in_advance_is_taken_only_where_requeueing_is_refused(run: R
     requeued = [e for e in events.read(run.events) if e["event"] == "requeued"]
     assert [(e["how"], e.get("successor")) for e in requeued] == [("scontrol", None), ("successor", "9")]
     assert not slurm.calls("sbatch")
+
+
+def in_grace(slurm: FakeSlurm, **other: str) -> None:
+    """The job has been told that it is being preempted, and has some time left."""
+    config = {"SLURM_VERSION": "24.11.5", "PreemptType": "preempt/partition_prio", "MaxBatchRequeue": "5"}
+    job = {"Requeue": "1", "BatchFlag": "1", "Partition": "low", "PreemptTime": "2026-01-01T00:00:00"}
+    partition = {"PreemptMode": "REQUEUE"}
+    for one in (config, job, partition):
+        one |= {key: value for key, value in other.items() if key in one}
+    fields = " ".join(f"{key}={value}" for key, value in job.items())
+    slurm.says("scontrol show job", answer=f"JobId=1 JobName=x JobState=RUNNING {fields} WorkDir=/")
+    slurm.says("scontrol show config", answer="\n".join(f"{key}  = {value}" for key, value in config.items()))
+    slurm.says("scontrol show partition", answer=f"PartitionName=low PreemptMode={partition['PreemptMode']}")
+    slurm.says("sbatch", answer="9")
+
+
+class Grace(NamedTuple):
+    other: dict[str, str]
+    how: str
+
+
+@pytest.mark.parametrize(
+    "grace",
+    [
+        Grace({}, "slurm"),
+        Grace({"SLURM_VERSION": "24.05.0"}, "slurm"),
+        Grace({"SLURM_VERSION": "23.11.10"}, "scontrol"),
+        Grace({"PreemptTime": "None"}, "scontrol"),
+        Grace({"PreemptMode": "GANG,SUSPEND"}, "scontrol"),
+        Grace({"PreemptMode": "CANCEL"}, "successor"),
+        Grace({"Requeue": "0"}, "successor"),
+        Grace({"BatchFlag": "5"}, "successor"),
+        Grace({"BatchFlag": "4"}, "slurm"),
+        Grace({"PreemptType": "preempt/qos"}, "successor"),
+    ],
+    ids=lambda grace: " ".join(f"{key}={value}" for key, value in grace.other.items()) or "as usual",
+)
+def test_preempted_with_a_grace_time(run: Run, slurm: FakeSlurm, grace: Grace) -> None:
+    """Where Slurm takes any end for the preemption's, `scontrol requeue` would leave its mark to the next."""
+    in_grace(slurm, **grace.other)
+    start(run, 1)
+    assert after_srun(run, RESUME).code == RESUME
+    (requeued,) = [e for e in events.read(run.events) if e["event"] == "requeued"]
+    assert (requeued["how"], requeued.get("successor")) == (
+        grace.how,
+        "9" if grace.how == "successor" else None,
+    )
+    assert len(slurm.calls("scontrol requeue")) == (grace.how == "scontrol")
+    assert slurm.calls("scontrol update") == ["scontrol update JobId=1 Requeue=0"] * (
+        grace.how == "successor"
+    )
+
+
+def test_where_its_requeue_cannot_be_forbidden_a_preempted_job_is_requeued(
+    run: Run, slurm: FakeSlurm
+) -> None:
+    """Else it would come back beside its successor."""
+    in_grace(slurm, PreemptMode="CANCEL")
+    slurm.says("scontrol update", error="Access/permission denied")
+    start(run, 1)
+    assert after_srun(run, RESUME).code == RESUME
+    assert [e["how"] for e in events.read(run.events) if e["event"] == "requeued"] == ["scontrol"]
+    assert not slurm.calls("sbatch")
+
+
+@pytest.mark.parametrize("mode", ["REQUEUE", "CANCEL"])
+def test_finished_within_its_grace_time(run: Run, slurm: FakeSlurm, mode: str) -> None:
+    in_grace(slurm, PreemptMode=mode)
+    slurm.says(
+        "squeue --me", answer="2 afterok:local-1(unfulfilled)\n3 afterok:local-1(unfulfilled),afterok:5"
+    )
+    start(run, 1)
+    say(run, "finished", start=1, step=5, epoch=1)
+    mark(run, 1, "local-1")
+    outcome = after_srun(run, 0)
+    assert (outcome.code, outcome.news) == (0, "finished")
+    moved = ["2 Dependency=afterok:9", "3 Dependency=afterok:9,afterok:5"] if mode == "CANCEL" else []
+    updates = [f"scontrol update JobId={one}" for one in ["1 Requeue=0", *moved] if moved]
+    assert slurm.calls("scontrol update") == updates
+    assert not slurm.calls("scontrol requeue")
+    # The start after that finds it finished, and tells nobody once more.
+    mark(run, 2, "local-1", restart=1)
+    slurm.says("scontrol show job", answer="JobId=1 JobName=x JobState=RUNNING WorkDir=/")
+    assert after_srun(run, 0).news == ""
+
+
+def test_a_finished_training_that_gets_no_successor_is_not_stopped(run: Run, slurm: FakeSlurm) -> None:
+    slurm.says("sbatch", error="Access/permission denied")
+    in_grace(slurm, PreemptMode="CANCEL")
+    start(run, 1)
+    say(run, "finished", start=1, step=5, epoch=1)
+    outcome = after_srun(run, 0)
+    assert outcome.code == 0
+    assert f"python launch/evaluate.py {run.name}" in outcome.words
+    assert "stopped" not in names(run)
+
+
+@pytest.mark.parametrize("why", ["superseded", "stopped", "cancelled"])
+def test_what_is_not_to_come_back_is_not_requeued_for_its_grace_time(
+    run: Run, slurm: FakeSlurm, why: str
+) -> None:
+    in_grace(slurm)
+    start(run, 1)
+    if why == "stopped":
+        say(run, "stopped", start=1, reason="three starts")
+    if why == "cancelled":
+        say(run, "cancelled", by="somebody")
+    after_srun(run, SUPERSEDED if why == "superseded" else FAILED)
+    assert slurm.calls("scontrol update") == ["scontrol update JobId=1 Requeue=0"]
+    assert "requeued" not in names(run)
+
+
+def test_those_who_wait_for_more_than_a_job_wait_for_the_successor_that_was_submitted_in_advance(
+    run: Run, slurm: FakeSlurm
+) -> None:
+    slurm.says("scontrol requeue", error="Requested operation is presently disabled")
+    (run.job / "presubmitted-local-1").write_text("9")
+    slurm.says("squeue --me", answer="2 afterok:local-1?afterok:9\n3 afterok:local-1,afterok:5")
+    slurm.says("squeue", answer="PENDING")
+    assert after_srun(run, RESUME).code == RESUME
+    assert slurm.calls("scontrol update") == ["scontrol update JobId=3 Dependency=afterok:9,afterok:5"]
+
+
+@pytest.mark.parametrize("how", ["requeued", "successor", "in advance", "another", "submitted", "training"])
+def test_a_start_of_a_job_that_has_finished_the_training_has_nothing_left_to_do(run: Run, how: str) -> None:
+    """Any other start of a finished run is to train on, for more epochs, say."""
+    start(run, 1)
+    if how != "training":
+        say(run, "finished", start=1, step=5, epoch=1)
+    if how == "successor":
+        say(run, "requeued", how="successor", successor="9")
+    if how == "in advance":
+        (run.job / "presubmitted-local-1").write_text("9")
+    if how == "submitted":
+        say(run, "submitted", executor="slurm")
+    job = "9" if how in ("successor", "in advance", "another") else "local-1"
+    finished = is_finished(run, job, events.read(run.events))
+    assert finished == (how in ("requeued", "successor", "in advance"))
 
 
 class Told(NamedTuple):

@@ -94,7 +94,7 @@ def test_jobs_that_events_name_are_not_taken_for_the_new_one(
 
 
 def test_a_submission_that_is_interrupted_leaves_no_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while sbatch waits for its answer: the run directory goes, so must the job."""
     run = made_run(tmp_path / "mine")
@@ -108,7 +108,21 @@ def test_a_submission_that_is_interrupted_leaves_no_job(
             raise KeyboardInterrupt
         return f"7|{script}\n" if command[0] == "squeue" else ""
 
+    monkeypatch.setenv("PATH", str(site.bin))
     monkeypatch.setattr(submission.slurm, "call", call)
     with pytest.raises(KeyboardInterrupt):
         submission.submit_script(script)
-    assert asked == ["sbatch", "squeue", "scancel"]
+    assert asked == ["srun", "sbatch", "squeue", "scancel"]
+
+
+@pytest.mark.parametrize("lacks", ["srun", "a version"])
+def test_a_slurm_that_could_not_run_a_job_is_refused_in_one_line(lacks: str, site: Site) -> None:
+    site.command("sbatch", "echo Submitted batch job 5")
+    if lacks == "srun":
+        (site.bin / "srun").unlink(missing_ok=True)
+        one_line(site.train(), "sbatch is on PATH, srun is not", "--cluster local")
+    else:
+        site.command("srun", "echo slurm-wlm 19.05.8")
+        one_line(site.train(), "slurm-wlm 19.05 is too old", "20.11")
+    assert not site.log.exists() or not site.calls("sbatch")
+    assert list(site.runs.iterdir()) == []

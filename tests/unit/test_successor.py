@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import slurm
+from jobs import afterwards, events, slurm
 from jobs.run_directory import Run
 from jobs.train import successor
 from tests.unit.slurm_answers import FakeSlurm
@@ -118,12 +118,50 @@ def test_a_job_of_another_stage_is_requeued_unless_it_has_ended_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, requeued: int
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    monkeypatch.setattr(sys, "argv", ["slurm", "requeue"])
+    monkeypatch.setattr(sys, "argv", ["afterwards", "prepare", str(tmp_path), "85"])
     fake = FakeSlurm(tmp_path / "bin", monkeypatch)
     fake.says("scontrol show", answer=f"JobId=1 JobState={state}")
     fake.says("scontrol requeue", error="Unable to contact slurm controller (connect failure)", times=1)
-    assert slurm.main() == 0
+    assert afterwards.main() == 0
     assert len(fake.calls("scontrol requeue 1")) == 2 * requeued
+
+
+@pytest.mark.parametrize(("code", "waits", "moved"), [(85, "1", True), (0, "1", True), (0, "7", False)])
+def test_a_preparation_whose_end_would_be_the_preemptions_has_a_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, waits: str, moved: bool
+) -> None:
+    """Also one that is done, if anybody waits for that."""
+    run = Run(tmp_path)
+    run.job.mkdir()
+    events.append(run.events, "submitted", stage="prepare", job="1", executor="slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.delenv("BATON_JOB", raising=False)
+    fake = FakeSlurm(tmp_path / "bin", monkeypatch)
+    time = "PreemptTime=2026-01-01T00:00:00"
+    fake.says("scontrol show job", answer=f"JobId=1 JobName=x JobState=RUNNING {time} Requeue=1 WorkDir=/")
+    fake.says("scontrol show config", answer="SLURM_VERSION = 26.05.5")
+    fake.says("squeue", answer=f"3 afterok:{waits}(unfulfilled)")
+    fake.says("sbatch", answer="9")
+    assert afterwards.after_srun("prepare", run, code, ["--archives", "/a b"]) == 0
+    assert len(fake.calls("sbatch")) == moved
+    assert all(call.endswith("successor-1.sbatch --archives /a b") for call in fake.calls("sbatch"))
+    update = ["scontrol update JobId=1 Requeue=0", *["scontrol update JobId=3 Dependency=afterok:9"] * moved]
+    assert fake.calls("scontrol update") == update
+    told = [e["successor"] for e in events.read(run.events) if e["event"] == "requeued"]
+    assert told == ["9"] * moved
+    assert not fake.calls("scontrol requeue")
+
+
+def test_the_line_that_submitted_a_job_is_not_taken_for_its_fields(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm 26.05 shows it."""
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    fake = FakeSlurm(tmp_path / "bin", monkeypatch)
+    line = "SubmitLine=sbatch -p high --wrap x JobState=FAILED Partition=high WorkDir=/"
+    fake.says("scontrol show", answer=f"JobId=1 JobState=RUNNING Partition=low {line}")
+    assert slurm.this_job()["JobState"] == "RUNNING"
+    assert slurm.this_job()["Partition"] == "low"
 
 
 @pytest.mark.parametrize(
