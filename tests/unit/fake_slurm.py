@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+
+COMMANDS = re.compile(
+    r"s(acct|acctmgr|alloc|attach|batch|bcast|cancel|control|crontab|crun|diag|gather|h5util|info|prio|queue"
+    r"|report|run|share|stat|trigger|view)|slurm\w+"
+)
+VARIABLES = ("SLURM", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "BATON_")
+
+
+def path_without_slurm(path: str, folder: Path) -> str:
+    """`path` (as in $PATH) without Slurm's commands: a folder that holds some is replaced by links, made in
+    `folder`, to all else in it."""
+    kept = []
+    for number, place in enumerate(path.split(os.pathsep)):
+        names = os.listdir(place) if os.path.isdir(place) else []
+        others = [name for name in names if not COMMANDS.fullmatch(name)]
+        if others != names:
+            links = folder / str(number)
+            links.mkdir()
+            for name in others:
+                (links / name).symlink_to(Path(place, name).absolute())
+            place = str(links)
+        kept.append(place)
+    return os.pathsep.join(kept)
 
 
 class Site:
@@ -19,10 +43,8 @@ class Site:
         self.runs = folder / "runs"
         self.log = folder / "calls"
         self.data = data
-        self.command("scontrol", "exit 0")
-        self.command("scancel", "exit 0")
-        self.command("squeue", "exit 0")
-        self.command("sacct", "exit 0")
+        for name in ("sacct", "scancel", "scontrol", "squeue", "srun"):
+            self.command(name, "exit 0")
 
     def command(self, name: str, body: str) -> None:
         file = self.bin / name
@@ -33,8 +55,9 @@ class Site:
         return [line for line in self.log.read_text().splitlines() if line.split()[0] == name]
 
     def __call__(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("S")} | variables
-        environment |= {"PATH": f"{self.bin}:/usr/bin:/bin", "BATON_RUNS": str(self.runs), "SLURM_CONF": "x"}
+        environment = os.environ | variables
+        environment |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "BATON_RUNS": str(self.runs)}
+        environment |= {"SLURM_CONF": "x"}  # which stands for a configuration that this machine lacks
         return subprocess.run(
             [sys.executable, f"launch/{script}.py", *arguments],
             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,

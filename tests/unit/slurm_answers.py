@@ -3,6 +3,7 @@ to: a controller that is away for a moment, an answer that is lost."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -19,7 +20,7 @@ class FakeSlurm:
         self.log.touch()
         for name in ("scontrol", "sbatch", "squeue", "scancel"):
             self._write(name, "")
-        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
         self.rules: dict[str, list[str]] = {}
 
     def says(self, command: str, answer: str = "", error: str = "", times: int | None = None) -> None:

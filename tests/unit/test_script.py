@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def test_nasty_paths_and_values_arrive_as_they_are(nasty: str, tmp_path: Path) -
     one = batch(run, "gres: none", "infer", arguments=["--", nasty])
     one.resolved.settings.env["VALUE"] = nasty
     bin = fake_commands(tmp_path)
-    environment = {"PATH": f"{bin}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    environment = {"PATH": f"{bin}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
     subprocess.run(
         ["bash", "-s"], input=script.text(one), text=True, env=environment, cwd=tmp_path, check=True
     )
@@ -134,7 +135,7 @@ def test_a_cpu_job_asks_for_no_gpu() -> None:
 
 def run_script(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     bin = fake_commands(folder)
-    environment = {"PATH": f"{bin}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    environment = {"PATH": f"{bin}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
     return subprocess.run(
         ["bash", "-s"], input=text, text=True, env=environment, cwd=folder, capture_output=True, check=False
     )
@@ -164,7 +165,7 @@ def test_no_setup_line_keeps_a_preempted_training_from_coming_back(line: str, tm
         ["bash", "-s"],
         input=text.replace(f"host_python={host}", f"host_python={shlex.quote(str(bin / 'python'))}"),
         text=True,
-        env={"PATH": f"{bin}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"},
+        env={"PATH": f"{bin}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"},
         cwd=tmp_path,
         check=False,
     )

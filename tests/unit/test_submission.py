@@ -94,7 +94,7 @@ def test_jobs_that_events_name_are_not_taken_for_the_new_one(
 
 
 def test_a_submission_that_is_interrupted_leaves_no_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C while sbatch waits for its answer: the run directory goes, so must the job."""
     run = made_run(tmp_path / "mine")
@@ -108,6 +108,7 @@ def test_a_submission_that_is_interrupted_leaves_no_job(
             raise KeyboardInterrupt
         return f"7|{script}\n" if command[0] == "squeue" else ""
 
+    monkeypatch.setenv("PATH", str(site.bin))
     monkeypatch.setattr(submission.slurm, "call", call)
     with pytest.raises(KeyboardInterrupt):
         submission.submit_script(script)
