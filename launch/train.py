@@ -4,8 +4,6 @@ Interrupted by whatever (a preemption, the time limit, a dead node), the trainin
 very step where it was. If the dataset is still being prepared, it waits in the queue behind that.
 """
 
-from __future__ import annotations
-
 import argparse
 import atexit
 import gc
@@ -15,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 # Looking for garbage, while modules are read and once more at the end, would be a fifth of its time.
 gc.disable()
 atexit.register(gc.freeze)
@@ -217,7 +218,8 @@ def resume(arguments: argparse.Namespace) -> int:
     """Submits an existing run again: same directory, same code and config, other resources if asked."""
     fixed = ("run", "set", "sweep", "config", "seed", "data_root", "checkpoint", "no_submit")
     values = {name: getattr(arguments, name) for name in fixed}
-    if given := [name for name, value in values.items() if value or type(value) is int]:
+    given = [name for name, value in values.items() if value or type(value) is int]
+    if given:
         option = given[0].replace("_", "-")
         raise UserError(f"--resume goes on with a run as it is: it takes no --{option}")
     run = runs.find(arguments.resume)
