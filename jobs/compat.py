@@ -20,6 +20,8 @@ import types
 from pathlib import Path
 from typing import Any
 
+from jobs.errors import UserError
+
 
 def prepare() -> None:
     """Applies every fix. Calling it again does nothing more."""
@@ -108,9 +110,33 @@ def load(filename: str | os.PathLike[str], map_location: Any = "cpu", **_: Any) 
     mapped = _is_zip(path) or None
     if release(torch.__version__) < (2, 6):
         return _load_before_2_6(path, map_location, mapped)
-    names = [(value, name) for name, value in _allowed().items()]
+    names: list[Any] = [(value, name) for name, value in _allowed().items()]
     with torch.serialization.safe_globals(names):
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+
+
+def prove() -> None:
+    """Saves and loads a small state, as checkpoints are. Raises UserError if this environment cannot: that
+    has to be known before a training, not after its first preemption."""
+    import numpy as np
+    import torch
+
+    state: dict[str, Any] = {"x": torch.from_numpy(np.arange(3.0)), "step": 1}
+    file = os.memfd_create("state")
+    try:
+        path = f"/proc/self/fd/{file}"
+        torch.save(state, path)
+        found = load(path)
+        if found["step"] != 1 or not torch.equal(found["x"], state["x"]):
+            raise ValueError(f"loaded {found}")
+    except Exception as error:
+        # Whatever an unknown release of torch or NumPy makes of it.
+        raise UserError(
+            f"torch {torch.__version__} with NumPy {np.__version__} could not resume a run: a small state "
+            f"could not be saved and loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from None
+    finally:
+        os.close(file)
 
 
 def release(version: str) -> tuple[int, int]:
@@ -128,8 +154,9 @@ def _load_before_2_6(path: str, map_location: Any, mapped: bool | None) -> Any:
     """
     import torch
 
+    reader: Any = torch._C.PyTorchFileReader
     if mapped:
-        if torch._C.PyTorchFileReader(path).has_record("constants.pkl"):
+        if reader(path).has_record("constants.pkl"):
             raise pickle.UnpicklingError(f"{path} is a TorchScript archive, not a checkpoint")
     elif tarfile.is_tarfile(path):
         raise pickle.UnpicklingError(f"{path} is a tar archive, not a checkpoint")

@@ -1,8 +1,8 @@
 """What an environment must hold for Baton, and whether one does: by what is installed, without importing it.
 
-Every command begins with `enter`. `python -m jobs.environment` judges the interpreter that runs it, in a line
-of JSON: {"python": "3.11.7", "problems": [...]}; with --wanted LOCK it prints the lines of that file (as
-env/lock-a.txt) that have to be installed.
+Every command begins with `enter`. `python -m jobs.environment` judges the interpreter that runs it, as JSON:
+{"python": "3.11.7", "problems": [...]}. For env/setup.sh --python: --problems prints only these, a line each,
+--wanted the lines of the lock that have to be installed.
 
 This file, and every file that a user's command line names, must be readable for the python3 of any login node
 (3.6 and later): no `from __future__ import annotations`, no `:=`.
@@ -19,6 +19,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
 
 PYTHON = (3, 10)
+
+MISSING = " is missing"
 
 COMMANDS_IMPORT = ("msgspec", "submitit", "yaml", "rich", "hostlist", "xxhash")
 
@@ -109,23 +111,30 @@ def problems(found: "dict[str, str] | None" = None) -> "list[str]":
     return [problem for need in _needs() for problem in [_problem(need, found)] if problem]
 
 
-def wanted(lock: str, found: "dict[str, str] | None" = None) -> "list[str]":
-    """The lines of a lock that an environment has to get: what is missing of it and, where what is there does
-    not fit, that. torch is nobody's to choose but the environment's owner's."""
+def wanted(found: "dict[str, str] | None" = None) -> "list[str]":
+    """The lines of the lock that an environment has to get: what is missing of it and, where what is there
+    does not fit, that. torch is nobody's to choose but the environment's owner's, and so is its NumPy."""
+    from pip._vendor.packaging.markers import Marker  # pip installs what is told here
+
     found = installed() if found is None else found
-    fulfilled, unfit = NOT_FOR_JOBS.copy(), set()
+    old = _numbers(found.get("torch", "3")) < (2, 3) or _numbers(found.get("numpy", "2")) < (2,)
+    with open(os.path.join(ROOT, "env", "lock-a-numpy1.txt" if old else "lock-a.txt")) as file:
+        lock = file.read()
+    fulfilled = NOT_FOR_JOBS.copy()
+    unfit: set[str] = set()
     for need in _needs():
         if _problem(need, found) is None:
             fulfilled.update(name for name, _, _ in need)
         else:
             unfit.update(name for name, _, _ in need)
-    lines = [line for line in lock.splitlines() if line and not line.startswith("#")]
-    names = [_name(re.split(r"[=; ]", line)[0]) for line in lines]
-    return [
-        line
-        for name, line in zip(names, lines)  # noqa: B905  (Python 3.6 reads this)
-        if name not in fulfilled and (name in unfit or name not in found)
-    ]
+    lines = []
+    for line in lock.splitlines():
+        requirement, _, marker = line.partition(";")
+        name = _name(requirement.partition("==")[0])
+        here = not line.startswith("#") and (not marker or Marker(marker).evaluate())
+        if here and name not in fulfilled and (name in unfit or name not in found):
+            lines.append(line)
+    return lines
 
 
 def _problem(
@@ -133,7 +142,7 @@ def _problem(
 ) -> "str | None":
     there = [one for one in need if one[0] in found]
     if not there:
-        return f"{need[0][0]} is missing"
+        return need[0][0] + MISSING
     name, lowest, below = there[0]
     version = found[name]
     if _numbers(version) < lowest:
@@ -182,11 +191,12 @@ def _dotted(numbers: "tuple[int, ...]") -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m jobs.environment", description=__doc__)
-    parser.add_argument("--wanted", metavar="LOCK")
-    lock = parser.parse_args().wanted
-    if lock:
-        with open(lock) as file:
-            sys.stdout.write("".join(f"{line}\n" for line in wanted(file.read())))
+    parser.add_argument("--problems", action="store_true")
+    parser.add_argument("--wanted", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.wanted or arguments.problems:
+        lines = wanted() if arguments.wanted else problems()
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
     else:
         print(json.dumps({"python": _dotted(sys.version_info[:3]), "problems": problems()}))
 

@@ -23,7 +23,7 @@ atexit.register(gc.freeze)
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
-from launch import configs, data_ready, options, profiles, requests, runs, script  # noqa: E402
+from launch import configs, data_ready, interpreters, options, profiles, requests, runs, script  # noqa: E402
 from launch.profiles import Profile  # noqa: E402
 
 DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
@@ -101,6 +101,7 @@ def read_wish(arguments: argparse.Namespace, profile: Profile) -> requests.Wish:
         checkpoint=options.checkpoint(arguments.checkpoint or "best"),
         overrides=overrides,
     )
+    interpreters.check(wish.train, wish.evaluate)
     for hint in wish.train.hints:
         print(hint, file=sys.stderr)
     return wish
@@ -245,6 +246,7 @@ def resume(arguments: argparse.Namespace) -> int:
         checkpoint=old.checkpoint,
         overrides=old.set,
     )
+    interpreters.check(wish.train, wish.evaluate)
     check_resumable(run)
     scripts = batches(run.path, wish)
     if arguments.dry_run:
