@@ -11,8 +11,6 @@ examples:
   python benchmarks/chaos.py --faults 15 --by-iteration
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -27,6 +25,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 import msgspec  # noqa: E402
 

@@ -24,8 +24,6 @@ examples:
   python benchmarks/ettr.py --interruptions 3 --life 20 --epochs 20 --keep /tmp/ettr     a quick look
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json
@@ -42,6 +40,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 import msgspec  # noqa: E402
 

@@ -13,8 +13,6 @@ examples:
   python benchmarks/evaluation.py --rounds 1 --images 60 --large 2     a quick look
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -30,6 +28,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402

@@ -12,8 +12,6 @@ examples:
   python benchmarks/growth.py --rounds 1     a quick look
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import io
@@ -30,6 +28,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from benchmarks import harness  # noqa: E402
 from benchmarks.trainings import past  # noqa: E402

@@ -11,8 +11,6 @@ examples:
   python benchmarks/history_growth.py --pairs 3     a quick look
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile
@@ -20,6 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from benchmarks import harness, step_time  # noqa: E402
 from benchmarks.trainings import start, turns  # noqa: E402

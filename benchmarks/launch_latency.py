@@ -5,8 +5,6 @@ beside the measurement. launch/train.py does more: it checks config and dataset,
 the run directory and submits the evaluation too; its figure is for all of that. Whole processes are timed.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import statistics
@@ -17,6 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from benchmarks.harness import compare, timed  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402

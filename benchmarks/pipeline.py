@@ -13,8 +13,6 @@ examples:
   python benchmarks/pipeline.py --rounds 1 --images 20     a quick look
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile
@@ -24,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2  # noqa: E402

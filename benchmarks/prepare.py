@@ -13,8 +13,6 @@ the last minutes), with nothing left to be written, with memory that is the mach
 may have to get it from its host at the first touch, slower than from the disk), the archives in the cache.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import multiprocessing
@@ -29,11 +27,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-from PIL import Image
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from benchmarks import harness  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
@@ -109,10 +110,8 @@ def masks(scratch: Path, archives: Path, lists: Lists, rounds: int) -> None:
             rounds=rounds,
         )
         for name in names:
-            with (
-                Image.open(ours / f"VOC2012/SegmentationClassAug/{name}.png") as one,
-                Image.open(theirs / f"{name}.png") as other,
-            ):
+            mask = ours / f"VOC2012/SegmentationClassAug/{name}.png"
+            with Image.open(mask) as one, Image.open(theirs / f"{name}.png") as other:
                 if not np.array_equal(np.asarray(one), np.asarray(other)):
                     raise AssertionError(f"{name}: the masks differ")
     finally:

@@ -12,8 +12,6 @@ examples:
   python benchmarks/resume_start.py --rounds 1     a quick look
 """
 
-from __future__ import annotations
-
 import shutil
 import statistics
 import sys
@@ -23,6 +21,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from benchmarks import harness, pipeline  # noqa: E402
 from benchmarks.trainings import past, start  # noqa: E402

@@ -7,8 +7,6 @@ examples:
   python benchmarks/run.py --render        only the table, from benchmarks/results/
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import json
@@ -20,6 +18,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from benchmarks.harness import RESULTS  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
@@ -41,7 +42,8 @@ def main() -> int:
     arguments = parser.parse_args()
 
     there = scripts()
-    if unknown := set(arguments.names) - set(there):
+    unknown = set(arguments.names) - set(there)
+    if unknown:
         raise UserError(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(there)}")
     failed = []
     if not arguments.render:
@@ -84,10 +86,11 @@ def render(page: str, records: list[dict[str, Any]], expected: set[str] = frozen
     are still to be measured below it. Raises UserError without the markers."""
     lines = ["| what | against | measured | goal | command |", "|---|---|---|---|---|"]
     lines += [row(record) for record in records]
-    machines = sorted({found for record in records if (found := machine(record))})
+    machines = sorted(set(filter(None, map(machine, records))))
     if machines:
         lines += ["", f"Measured on {'; '.join(machines)}."]
-    if missing := sorted(expected - {record["name"] for record in records}):
+    missing = sorted(expected - {record["name"] for record in records})
+    if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return between(page, "benchmarks", lines)
 

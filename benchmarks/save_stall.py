@@ -14,8 +14,6 @@ examples:
   python benchmarks/save_stall.py --rounds 2     a quick look
 """
 
-from __future__ import annotations
-
 import itertools
 import statistics
 import sys
@@ -25,6 +23,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from benchmarks import harness  # noqa: E402
 from benchmarks.trainings import start  # noqa: E402

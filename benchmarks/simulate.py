@@ -16,8 +16,6 @@ examples:
   python benchmarks/simulate.py --trace first --json                  against what the run went through
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json
@@ -30,6 +28,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 import msgspec  # noqa: E402
 

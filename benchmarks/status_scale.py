@@ -6,8 +6,6 @@ preempted, half of them running. Stand-ins for squeue and sacct answer as Slurm 
 their calls: what is measured is our own work.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -21,6 +19,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from benchmarks.harness import record  # noqa: E402
 from jobs.run_directory import Request, Run  # noqa: E402

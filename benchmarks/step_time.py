@@ -12,8 +12,6 @@ examples:
   python benchmarks/step_time.py --starts 1 --blocks 5     a quick look
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile
@@ -22,6 +20,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from benchmarks import harness  # noqa: E402
 from benchmarks.trainings import start, turns  # noqa: E402

@@ -3,8 +3,6 @@
 The training is told to save and leave; what is left can be resumed: python launch/train.py --resume RUN.
 """
 
-from __future__ import annotations
-
 import argparse
 import getpass
 import json
@@ -15,6 +13,9 @@ import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402

@@ -4,8 +4,6 @@ Only tells what it would delete, unless told --yes. What is always kept: the new
 events, metrics, logs and evaluations; and everything of a run that lives, or of which nobody knows.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -16,6 +14,9 @@ import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
@@ -57,7 +58,8 @@ def main() -> int:
     found: list[tuple[str, Path, str, int]] = []
     skipped: list[tuple[str, str]] = []
     for run, past in zip(chosen, pasts, strict=True):
-        if why := in_use(run, past, answer):
+        why = in_use(run, past, answer)
+        if why:
             skipped.append((run.name, why))
             continue
         found += [(run.name, path, why, size_of(path)) for path, why in removable(run, arguments.keep)]
@@ -105,12 +107,15 @@ def in_use(run: Run, past: history.History, answer: slurm_queries.Answer) -> str
     state = states.judge(run, past, answer, history.progress(run), time.time())
     if state.lives or state.code == "stuck":
         return state.words
-    if alive := [id for id in open_jobs(past) if answer.job(id).alive]:
+    alive = [id for id in open_jobs(past) if answer.job(id).alive]
+    if alive:
         return f"{state.words}; job {', '.join(alive)} is still there"
-    if chains := states.local_chains(run):
+    chains = states.local_chains(run)
+    if chains:
         return f"{state.words}; {', '.join(chains)} is still there"
     asked = any(slurm_queries.is_slurm(id) for id in open_jobs(past))
-    if asked and (silent := next((text for text in answer.problems if text.startswith("squeue")), "")):
+    silent = next((text for text in answer.problems if text.startswith("squeue")), "")
+    if asked and silent:
         return f"{state.words}; whether its jobs live is unknown: {silent}"
     return ""
 

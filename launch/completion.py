@@ -4,8 +4,6 @@ examples:
   source <(python launch/completion.py)          in ~/.bashrc or ~/.zshrc
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import shlex
@@ -13,6 +11,9 @@ import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from jobs.errors import run_command  # noqa: E402
 from launch import runs  # noqa: E402

@@ -4,8 +4,6 @@ It runs the very commands a user would type and prints each. Every run gets a na
 run again; the generated dataset is made once.
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import subprocess
@@ -15,6 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from jobs.errors import run_command  # noqa: E402
 from launch import machine, runs  # noqa: E402

@@ -4,8 +4,6 @@ Read-only, unless told --submit-probe (submits one small job, to try it on the n
 (writes configs/clusters/NAME.yaml, for --cluster NAME).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -13,6 +11,9 @@ import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 import msgspec  # noqa: E402
 
@@ -65,7 +66,7 @@ def main() -> int:
     profile = profiles.load(arguments.cluster, "slurm")
     if profile.executor != "slurm":
         raise UserError(f"--cluster {arguments.cluster} is not a profile for Slurm")
-    asked = {key: value for key in ("account", "qos") if (value := getattr(arguments, key))}
+    asked = {key: getattr(arguments, key) for key in ("account", "qos") if getattr(arguments, key)}
     wanted = profiles.resolve(profile, "train", asked).settings
     charge = {"account": wanted.account, "qos": wanted.qos}
     try:
@@ -163,7 +164,8 @@ def measured_save() -> Measured | None:
 def choose(facts: Facts, asked: str | None) -> Partition:
     """The partition for probe and profile: the one asked for, or one with GPUs, the default first."""
     if asked:
-        if found := facts.partition(asked):
+        found = facts.partition(asked)
+        if found:
             return found
         raise UserError(
             f"there is no partition {asked!r}; there are {', '.join(p.name for p in facts.partitions)}"
@@ -224,7 +226,8 @@ def profile_text(
     lines.append(f'time: "{_time(limit)}"  # {why}')
     delay = int(max(120, findings.time_to_save(measured)))
     lines.append(f"signal_delay: {min(delay, max(30, limit // 3))}  # seconds to save in before the limit")
-    if (given := facts.number("DefMemPerCPU", 0)) and given < 4000:
+    given = facts.number("DefMemPerCPU", 0)
+    if 0 < given < 4000:
         lines.append(f"# memory: 32G  # of each node; without it a job gets {given} MB a CPU")
     idle = [one for one in facts.partitions if one.up and not one.refused and not one.gpus]
     if style != "none" and idle:

@@ -1,11 +1,12 @@
 """Submits an evaluation of a run on its own: mIoU, mAcc, aAcc, the table by class, and pictures."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from jobs.errors import run_command  # noqa: E402
 from launch import options, runs, single  # noqa: E402

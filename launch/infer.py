@@ -1,13 +1,14 @@
 """Segments images with a run's model: palette masks and overlays, each of its image's size."""
 
-from __future__ import annotations
-
 import glob
 import sys
 import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from jobs.errors import UserError, run_command  # noqa: E402
 from launch import options, runs, single  # noqa: E402

@@ -3,8 +3,6 @@
 Following ends with the run; Ctrl-C ends the following, never the run.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -13,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
@@ -95,7 +96,8 @@ def follow(run: Run, arguments: argparse.Namespace, told: list[str]) -> int:
             for line in seen[file.path].lines(last=ended):
                 print(_prefix(file, len(files) > 1) + line, flush=True)
         for line in events.lines():
-            if text := _told(line):
+            text = _told(line)
+            if text:
                 print(text, flush=True)
         if ended and state is not None:
             error = log_files.first_error(run, history.read(run))

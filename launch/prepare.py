@@ -5,13 +5,14 @@ It can be run again at any time: what is ready is only checked, what was interru
 submitted meanwhile waits for it in the queue.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
@@ -110,7 +111,8 @@ def main() -> int:
         return single.show(single.batch(path, resolved, script_arguments, name, make, mounts))
     folder = datasets.folder_of(dataset)
     looks = arguments.no_submit or arguments.verify
-    if not looks and (busy := data_ready.preparing(data_root, folder)) is not None:
+    busy = None if looks else data_ready.preparing(data_root, folder)
+    if busy is not None:
         raise UserError(
             f"{data_root / folder} is being prepared by {busy.name}: python launch/status.py {busy.name}"
         )

@@ -3,14 +3,15 @@
 The file needs no network and no other file. Every evaluation writes it; this command writes it anew.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import write_atomically  # noqa: E402

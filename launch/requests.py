@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from jobs import events
+from jobs import environment, events
 from jobs.run_directory import Request, Run, write_atomically
 from launch import data_ready, profiles, script, snapshot
 from launch.configs import Chain
@@ -83,14 +82,8 @@ def cluster(resolved: profiles.Resolved, *others: profiles.Resolved) -> dict[str
 def versions() -> dict[str, str]:
     """What the run is made of: Python, the packages of this environment, the checkout's commit."""
     found = {"python": platform.python_version()}
-    # The names of the installed distributions' folders say it all; reading their metadata takes ten times
-    # as long (https://packaging.python.org/en/latest/specifications/recording-installed-packages/).
-    folders = [folder for folder in sys.path if folder.endswith("-packages") and os.path.isdir(folder)]
-    entries = [name for folder in folders for name in os.listdir(folder) if name.endswith(".dist-info")]
-    installed = dict(name.removesuffix(".dist-info").split("-", 1) for name in entries)
-    for package in PACKAGES:
-        if version := installed.get(package.replace("-", "_")):
-            found[package] = version
+    installed = environment.installed()
+    found |= {package: installed[package] for package in PACKAGES if package in installed}
     if commit := _git_state():
         found["git"] = commit
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs import events
 from jobs.run_directory import Run
-from launch import requests, runs, script
+from launch import interpreters, requests, runs, script
 from launch.profiles import Resolved
 
 
@@ -54,6 +54,8 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
     from launch import submission
 
     resolved = batch.resolved
+    if resolved.stage != "prepare":
+        interpreters.check(resolved)
     process: Any = None
     if resolved.executor == "slurm":
         file = run.job / f"{resolved.stage}.sbatch"

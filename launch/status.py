@@ -4,8 +4,6 @@ Slurm is asked at most twice, however many runs there are. A run without Slurm, 
 answer, is shown from its own events; what nobody can tell is called unknown.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import json
@@ -18,6 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 
 import msgspec  # noqa: E402
 

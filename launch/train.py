@@ -4,8 +4,6 @@ Interrupted by whatever (a preemption, the time limit, a dead node), the trainin
 very step where it was. If the dataset is still being prepared, it waits in the queue behind that.
 """
 
-from __future__ import annotations
-
 import argparse
 import atexit
 import gc
@@ -15,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs import environment  # noqa: E402
+
+environment.enter()
 # Looking for garbage, while modules are read and once more at the end, would be a fifth of its time.
 gc.disable()
 atexit.register(gc.freeze)
@@ -22,7 +23,7 @@ atexit.register(gc.freeze)
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
-from launch import configs, data_ready, options, profiles, requests, runs, script  # noqa: E402
+from launch import configs, data_ready, interpreters, options, profiles, requests, runs, script  # noqa: E402
 from launch.profiles import Profile  # noqa: E402
 
 DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
@@ -100,6 +101,7 @@ def read_wish(arguments: argparse.Namespace, profile: Profile) -> requests.Wish:
         checkpoint=options.checkpoint(arguments.checkpoint or "best"),
         overrides=overrides,
     )
+    interpreters.check(wish.train, wish.evaluate)
     for hint in wish.train.hints:
         print(hint, file=sys.stderr)
     return wish
@@ -217,7 +219,8 @@ def resume(arguments: argparse.Namespace) -> int:
     """Submits an existing run again: same directory, same code and config, other resources if asked."""
     fixed = ("run", "set", "sweep", "config", "seed", "data_root", "checkpoint", "no_submit")
     values = {name: getattr(arguments, name) for name in fixed}
-    if given := [name for name, value in values.items() if value or type(value) is int]:
+    given = [name for name, value in values.items() if value or type(value) is int]
+    if given:
         option = given[0].replace("_", "-")
         raise UserError(f"--resume goes on with a run as it is: it takes no --{option}")
     run = runs.find(arguments.resume)
@@ -243,6 +246,7 @@ def resume(arguments: argparse.Namespace) -> int:
         checkpoint=old.checkpoint,
         overrides=old.set,
     )
+    interpreters.check(wish.train, wish.evaluate)
     check_resumable(run)
     scripts = batches(run.path, wish)
     if arguments.dry_run:

@@ -52,7 +52,7 @@ def load(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
     """torch.load, with the harmless classes allowed that mmengine's own checkpoints hold."""
     import torch
 
-    with torch.serialization.safe_globals(compat._allowed()):
+    with torch.serialization.safe_globals([(value, name) for name, value in compat._allowed().items()]):
         return torch.load(filename, map_location=map_location, weights_only=True)
 
 

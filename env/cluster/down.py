@@ -3,14 +3,16 @@
 python env/cluster/down.py /tmp/cluster --wipe
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from jobs import environment
+
+environment.enter()
 
 from env.cluster import daemons, ports
 from env.cluster.config import Layout

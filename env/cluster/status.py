@@ -3,13 +3,15 @@
 python env/cluster/status.py /tmp/cluster      exit code 0: all daemons run; 1: some do not
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from jobs import environment
+
+environment.enter()
 
 from env.cluster import config, daemons, processes
 from jobs.errors import run_command

@@ -6,8 +6,6 @@ Without root, where user namespaces are forbidden, all nodes report the machine'
 `MASTER_ADDR=n1` does not resolve; everything else is the same.
 """
 
-from __future__ import annotations
-
 import argparse
 import fcntl
 import os
@@ -18,6 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from jobs import environment
+
+environment.enter()
 
 import msgspec
 

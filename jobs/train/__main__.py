@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs import events, exit_codes
+from jobs import environment, events, exit_codes
 from jobs.errors import UserError, run_command
 from jobs.run_directory import Run
 from jobs.train import budget, processes, rendezvous, successor
@@ -57,7 +57,7 @@ def main() -> int:
         if task.rank == 0:
             start = story.common["start"] = patiently(lambda: claim_start(run, task))
             cancelled = (run.job / "cancelled").exists()
-            stop = CANCELLED.format(run=run.name) if cancelled else budget.verdict(records).stop
+            stop = CANCELLED.format(run=run.name) if cancelled else unfit() or budget.verdict(records).stop
             stop = FINISHED if is_finished(run, task.job, records or []) else stop
         key = patiently(lambda: rendezvous.secret(run.job))
         meeting = rendezvous.meet(task, key, rendezvous_seconds(), start, stop)
@@ -91,6 +91,13 @@ def main() -> int:
     )  # fmt: skip
     story.flush(LAST_WORDS_SECONDS)
     return code
+
+
+def unfit() -> str | None:
+    """Why this interpreter could not train and resume; None if it can. At every start: the environment may be
+    another than it was, and what was submitted without a launcher was not looked at before."""
+    wrong = environment.problems()
+    return f"{sys.executable} could not train and resume a run: {', '.join(wrong)}" if wrong else None
 
 
 def claim_start(run: Run, task: Task) -> int:

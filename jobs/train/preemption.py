@@ -22,12 +22,13 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from jobs.exit_codes import RESUME
+from jobs.exit_codes import FAILED, RESUME
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1
@@ -57,7 +58,15 @@ class Preemption:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
-        threading.Thread(target=self._watch, name="preemption", daemon=True).start()
+        threading.Thread(target=self._listen, name="preemption", daemon=True).start()
+
+    def _listen(self) -> None:
+        try:
+            self._watch()
+        except BaseException:
+            # A rank that no longer hears a preemption must not go on as if it did.
+            traceback.print_exc()
+            leave(FAILED)
 
     def _watch(self) -> None:
         while True:
@@ -203,7 +212,8 @@ class LeaveTogether:
 
     def elsewhere(self) -> bool:
         try:
-            return bool(self.store.check([self.LEAVING]))
+            # Not store.check, which came with torch 2.2.
+            return bool(self.store.add(self.LEAVING, 0))
         except RuntimeError:
             # The store is gone with rank 0: the supervisor will end this rank, too.
             return False

@@ -75,6 +75,7 @@ def train(session: Session) -> None:
     # Nothing made on the way to the first step is garbage; looking for it takes a second of it.
     gc.disable()
     compat.prepare()
+    compat.prove()
 
     from jobs.train import config, distributed, loop, metrics, pretrained, runner, saving
 
