@@ -64,7 +64,6 @@ def check(
     if not chain.complete:
         return chain
     _check_kind(config, chain)
-    _check_parts(config, chain, evaluated)
     known = _known(chain.values)
     try:
         supported.check(known)
@@ -72,6 +71,7 @@ def check(
             supported.check_packages(known, {module.stem for module in chain.modules})
     except UserError as error:
         raise UserError(f"{config}: {error}") from None
+    _check_parts(config, chain, evaluated)
     return chain
 
 
@@ -112,13 +112,19 @@ def _known(node: Any) -> Any:
 
 
 def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
-    """Raises UserError if a file of pretrained weights that the model names is not in its place; those that a
-    preparation on its way will fetch are `coming` (as configs refer to them)."""
+    """Raises UserError if a file of pretrained weights that the config names is not in its place; those that
+    a preparation on its way will fetch are `coming` (as configs refer to them)."""
     if not chain.complete:
         return
-    for holder, key in pretrained.references(chain.values.get("model")):
-        if holder[key] not in coming:
-            pretrained.placed(holder[key], data_root / "pretrained")
+    for reference in weights(chain):
+        if reference not in coming:
+            pretrained.placed(reference, data_root / "pretrained")
+
+
+def weights(chain: Chain) -> list[str]:
+    """Every reference to pretrained weights, as the config names it; computed ones are not among them."""
+    found = pretrained.references(pretrained.parts(chain.values))
+    return list(dict.fromkeys(str(holder[key]) for holder, key in found))
 
 
 def data_roots(chain: Chain) -> set[str]:
@@ -155,8 +161,8 @@ def _modules(config: Path, chain: Chain, here: bool) -> list[Path]:
         top = name.split(".")[0]
         if top not in own and not compat.is_installed(top):
             raise UserError(
-                f"{config}: custom_imports names {name}: there is no {top} beside the config, and none is "
-                "installed in this environment"
+                f"{config}: custom_imports names {name}: {top} is neither beside the config nor installed in "
+                "this environment"
             )
     return found
 

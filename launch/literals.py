@@ -66,7 +66,16 @@ def values(
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             _blur(node, found, names=False)
     found.pop("_base_", None)
-    return {name: one for name, one in found.items() if type(one) is not Imported}
+    return {name: _settled(one) for name, one in found.items() if type(one) is not Imported}
+
+
+def _settled(node: Any, key: Any = "") -> Any:
+    """What is imported is a name only where a `type` is meant; elsewhere its value is wanted, and UNKNOWN."""
+    if isinstance(node, dict):
+        return {inner: _settled(one, inner) for inner, one in node.items()}
+    if isinstance(node, list):
+        return [_settled(one) for one in node]
+    return UNKNOWN if type(node) is Imported and key != "type" else node
 
 
 def is_read_base(node: ast.With) -> bool:

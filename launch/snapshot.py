@@ -34,20 +34,23 @@ def take(code: Path, data_root: Path, chain: Chain | None = None) -> str:
     for folder in ("jobs", "launch", "configs"):  # launch/ for the report after an evaluation
         _copy_tree(CHECKOUT / folder, code / folder)
     (code / "data").symlink_to(data_root)
-    if chain is None:
-        return ""
+    return place(code, chain) if chain else ""
+
+
+def place(code: Path, chain: Chain) -> str:
+    """Copies a config, its bases and its modules into `code`; returns the config's path below it."""
     targets = _targets(chain.files)
     for source, target in targets.items():
-        place = code / target
-        if not place.exists() or source in chain.bases:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(_rebased(source, targets, chain.bases.get(source, {})))
+        copy = code / target
+        if not copy.exists() or source in chain.bases:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(_rebased(source, targets, chain.bases.get(source, {})))
     for module in chain.modules:
-        place = code / module.name
-        if module.is_dir() and not place.exists():
-            _copy_tree(module, place)
-        elif not place.exists():
-            shutil.copyfile(module, place)
+        copy = code / module.name
+        if module.is_dir() and not copy.exists():
+            _copy_tree(module, copy)
+        elif not copy.exists():
+            shutil.copyfile(module, copy)
     return str(targets[chain.files[0]])
 
 

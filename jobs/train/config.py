@@ -23,7 +23,7 @@ from jobs import compat
 from jobs.errors import UserError
 from jobs.evaluate.metric import use_fast_metric
 from jobs.run_directory import write_atomically
-from jobs.train import sampling, supported
+from jobs.train import pretrained, sampling, supported
 from jobs.train.saving import Settings
 from jobs.train.session import Session
 from jobs.train.supported import name_of, settings
@@ -252,6 +252,17 @@ def saving(cfg: Config) -> Settings:
         rule=hook["rule"],
         seconds=settings(cfg)["save_seconds"],
     )
+
+
+def begin_from(cfg: Config, resuming: bool) -> list[str]:
+    """Points a resolved config to the files of pretrained weights that it names, and returns them; where the
+    run resumes, it names none any more. Raises UserError if one is missing."""
+    if resuming:
+        return pretrained.forget(cfg.model)
+    named = pretrained.parts(cfg)
+    found = pretrained.localise(named)
+    cfg.load_from = named["load_from"]
+    return found
 
 
 def check_data(cfg: Config, session: Session) -> None:

@@ -76,6 +76,10 @@ def check(values: dict[str, Any]) -> None:
     endless = sampler(loader) if isinstance(loader, dict) else False
     if isinstance(loop, dict):
         train_loop(loop, endless)
+    model: Any = values.get("model")
+    multimodal = isinstance(model, dict) and name_of(model.get("type")) == "MultimodalEncoderDecoder"
+    if multimodal and model.get("pretrained", "") is None:
+        raise UserError("mmseg cannot begin SAN without CLIP's weights: name them in model.pretrained")
     hooks = values.get("default_hooks")
     hook = hooks.get("checkpoint") if isinstance(hooks, dict) else None
     if isinstance(hook, dict):
