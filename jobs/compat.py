@@ -37,11 +37,7 @@ def stub_compiled_mmcv() -> None:
     A stand-in with a `__spec__` (torch._dynamo asks for it) satisfies the import; an operation that is really
     called says so. Nothing is done where the compiled extension is installed.
     """
-    if "mmcv._ext" in sys.modules:
-        return
-    spec = importlib.util.find_spec("mmcv")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    if not places or any(next(Path(place).glob("_ext*"), None) for place in places):
+    if "mmcv._ext" in sys.modules or not is_installed("mmcv") or has_compiled_mmcv():
         return
     stub = _MissingOps("mmcv._ext")
     stub.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", None)
@@ -295,5 +291,16 @@ def _format_with(function: Any) -> None:
 _original_format: Any = None
 
 
+def has_compiled_mmcv() -> bool:
+    """Whether the installed mmcv has its compiled operations; mmcv-lite has none."""
+    spec = importlib.util.find_spec("mmcv")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return any(next(Path(place).glob("_ext*"), None) for place in places)
+
+
 def is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    """Whether a top-level package or module can be imported; nothing is."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # loaded without a spec, as `__main__` is
+        return True

@@ -1,9 +1,16 @@
 """What a config's syntax tree says without running it: plain values where they are written out, `UNKNOWN`
-where they are computed, and how a config's values go over those of its base."""
+where they are computed in a way that is not followed here, and how a config's values go over its base's.
+
+Followed are what configs are made of: dicts, lists, arithmetic, names, `_base_.x`, an item's assignment, a
+dict's `update`, a list's `append`, a list comprehension over something known. Nothing is ever called.
+"""
 
 from __future__ import annotations
 
 import ast
+import copy
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -13,22 +20,192 @@ class _Unknown:
     def __repr__(self) -> str:
         return "UNKNOWN"
 
+    def __deepcopy__(self, _: Any) -> _Unknown:
+        return self
+
 
 UNKNOWN = _Unknown()
 
 
-def values(tree: ast.Module) -> dict[str, Any]:
-    """The top-level names that a config sets, each with its value: dicts, lists, constants, or UNKNOWN."""
+class Imported(str):
+    """A module, or something in one, that the config imports: its dotted path, as mmengine writes it out."""
+
+
+BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+PLAIN: dict[str, Callable[[Any], Any]] = {"int": int, "float": float, "len": len, "sum": sum}
+MOST = 1000
+"""Items of a list that arithmetic or a comprehension makes."""
+
+
+def values(
+    tree: ast.Module, bases: Sequence[dict[str, Any]] = (), imported: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """The top-level names that a config sets, each with its value: dicts, lists, constants, or UNKNOWN.
+
+    `bases`: values of those that `_base_` names. `imported`: of those that `with read_base():` imports from,
+    in order; what it imports is set in this config.
+    """
     found: dict[str, Any] = {}
+    if bases:
+        found["_base_"] = {name: one for base in bases for name, one in base.items()}
+    parents = iter(imported)
     for node in tree.body:
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    found[target.id] = value(node.value, found)
-    for name in _touched(tree):
-        if name in found:
-            found[name] = UNKNOWN
-    return found
+        if isinstance(node, ast.With) and is_read_base(node):
+            for statement in node.body:
+                _take(statement, next(parents, {}), found)
+        else:
+            _follow(node, found)
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            _blur(node, found, names=False)
+    found.pop("_base_", None)
+    return {name: _settled(one) for name, one in found.items() if type(one) is not Imported}
+
+
+def _settled(node: Any, key: Any = "") -> Any:
+    """What is imported is a name only where a `type` is meant; elsewhere its value is wanted, and UNKNOWN."""
+    if isinstance(node, dict):
+        return {inner: _settled(one, inner) for inner, one in node.items()}
+    if isinstance(node, list):
+        return [_settled(one) for one in node]
+    return UNKNOWN if type(node) is Imported and key != "type" else node
+
+
+def is_read_base(node: ast.With) -> bool:
+    return "read_base" in ast.dump(node.items[0].context_expr)
+
+
+def _take(statement: ast.stmt, parent: dict[str, Any], found: dict[str, Any]) -> None:
+    """`from .base import *` and `from .base import model as m`."""
+    if isinstance(statement, ast.ImportFrom):
+        for alias in statement.names:
+            if alias.name == "*":
+                found.update(copy.deepcopy(parent))
+            else:
+                found[alias.asname or alias.name] = copy.deepcopy(parent.get(alias.name, UNKNOWN))
+
+
+def _follow(node: ast.stmt, found: dict[str, Any]) -> None:
+    """One statement at the top of a config."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            name = alias.asname or alias.name.partition(".")[0]
+            found[name] = Imported(alias.name if alias.asname else name)
+    elif isinstance(node, ast.ImportFrom):
+        for alias in node.names:
+            found[alias.asname or alias.name] = Imported(f"{node.module}.{alias.name}")
+    elif isinstance(node, ast.Assign):
+        result = value(node.value, found)
+        for target in node.targets:
+            _assign(target, result, found)
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        _assign(node.target, value(node.value, found), found)
+    elif isinstance(node, ast.AugAssign):
+        before = value(_loaded(node.target), found)
+        _assign(node.target, _computed(node.op, before, value(node.value, found)), found)
+    elif isinstance(node, ast.Expr):
+        _called(node.value, found)
+    elif isinstance(node, ast.Delete):
+        for target in node.targets:
+            _delete(target, found)
+    elif not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Pass)):
+        _blur(node, found)
+
+
+def _loaded(target: ast.expr) -> ast.expr:
+    """An assignment's target, as an expression."""
+    return ast.parse(ast.unparse(target), mode="eval").body
+
+
+def _assign(target: ast.expr, result: Any, found: dict[str, Any]) -> None:
+    if isinstance(target, ast.Name):
+        found[target.id] = result
+    elif isinstance(target, (ast.Tuple, ast.List)):
+        known = isinstance(result, list) and len(result) == len(target.elts)
+        for index, one in enumerate(target.elts):
+            _assign(one, result[index] if known else UNKNOWN, found)
+    else:
+        holder, key = _item(target, found)
+        try:
+            holder[key] = result
+        except (TypeError, KeyError, IndexError):
+            _forget(target, found)
+
+
+def _delete(target: ast.expr, found: dict[str, Any]) -> None:
+    if isinstance(target, ast.Name):
+        found.pop(target.id, None)
+        return
+    holder, key = _item(target, found)
+    try:
+        del holder[key]
+    except (TypeError, KeyError, IndexError):
+        _forget(target, found)
+
+
+def _item(target: ast.expr, found: dict[str, Any]) -> tuple[Any, Any]:
+    """The dict or list that `target` is an item of, and which (UNKNOWN, UNKNOWN if that cannot be said)."""
+    if isinstance(target, (ast.Attribute, ast.Subscript)):
+        holder = value(target.value, found)
+        key = target.attr if isinstance(target, ast.Attribute) else value(target.slice, found)
+        if isinstance(holder, (dict, list)) and isinstance(key, (str, int)) and type(key) is not Imported:
+            return holder, key
+    return UNKNOWN, UNKNOWN
+
+
+def _called(call: ast.expr, found: dict[str, Any]) -> None:
+    """A call that stands by itself: `model.update(…)`, `hooks.append(…)`; any other may change its object."""
+    if not isinstance(call, ast.Call):
+        return
+    if isinstance(call.func, ast.Attribute):
+        holder = value(call.func.value, found)
+        if type(holder) is Imported:
+            return
+        arguments = [value(one, found) for one in call.args]
+        if call.func.attr == "update" and isinstance(holder, dict):
+            given = [*arguments, _keywords(call, found)]
+            if all(isinstance(one, dict) for one in given):
+                for one in given:
+                    holder.update(one)
+                return
+        if call.func.attr == "append" and isinstance(holder, list) and len(arguments) == 1:
+            holder.append(arguments[0])
+            return
+        more = arguments[0] if len(arguments) == 1 else None
+        if call.func.attr == "extend" and isinstance(holder, list) and isinstance(more, list):
+            holder.extend(more)
+            return
+    _forget(call.func, found)
+
+
+def _blur(node: ast.stmt, found: dict[str, Any], names: bool = True) -> None:
+    """Whatever a loop, a condition or a function may set (`names`: also plain names) becomes UNKNOWN."""
+    for inner in ast.walk(node):
+        if isinstance(inner, (ast.Assign, ast.AugAssign, ast.Delete, ast.For)):
+            several = isinstance(inner, (ast.Assign, ast.Delete))
+            for target in inner.targets if several else [inner.target]:  # type: ignore[union-attr]
+                if isinstance(target, ast.Name) and names:
+                    found[target.id] = UNKNOWN
+                elif not isinstance(target, ast.Name):
+                    _forget(target, found)
+        if isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Call):
+            _forget(inner.value.func, found)
+
+
+def _forget(node: ast.expr, found: dict[str, Any]) -> None:
+    """The name that `node` is a part of is UNKNOWN from here on."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    name = getattr(node, "id", "")
+    if name in found and type(found[name]) is not Imported:
+        found[name] = UNKNOWN
 
 
 def value(node: ast.expr, names: dict[str, Any]) -> Any:
@@ -39,33 +216,141 @@ def value(node: ast.expr, names: dict[str, Any]) -> Any:
         return names.get(node.id, UNKNOWN)
     if isinstance(node, (ast.List, ast.Tuple)):
         return [value(one, names) for one in node.elts]
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict" and not node.args:
-        pairs = [(keyword.arg, keyword.value) for keyword in node.keywords]
-        return UNKNOWN if any(key is None for key, _ in pairs) else {k: value(v, names) for k, v in pairs}
-    if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant) for key in node.keys):
-        return {key.value: value(one, names) for key, one in zip(node.keys, node.values, strict=True)}  # type: ignore[union-attr]
+    if isinstance(node, ast.Dict):
+        return _dict(node, names)
+    if isinstance(node, ast.Call):
+        return _copied(node, names)
+    if isinstance(node, ast.Attribute):
+        holder = value(node.value, names)
+        if type(holder) is Imported:
+            return Imported(f"{holder}.{node.attr}")
+        return holder.get(node.attr, UNKNOWN) if isinstance(holder, dict) else UNKNOWN
+    if isinstance(node, ast.Subscript):
+        holder, key = _item(node, names)
+        try:
+            return holder[key]
+        except (TypeError, KeyError, IndexError):
+            return UNKNOWN
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return _computed(ast.Sub(), 0, value(node.operand, names))
+    if isinstance(node, ast.BinOp):
+        return _computed(node.op, value(node.left, names), value(node.right, names))
+    if isinstance(node, ast.ListComp):
+        inner = _comprehension(node, names)
+        return UNKNOWN if inner is UNKNOWN else [value(node.elt, one) for one in inner]
+    if isinstance(node, ast.DictComp):
+        return _dict_comprehension(node, names)
+    if isinstance(node, ast.JoinedStr):
+        return _text(node, names)
     return UNKNOWN
 
 
-def _touched(tree: ast.Module) -> set[str]:
-    """Names that something else than an assignment at the top changes: `model['x'] = …`, `model.update(…)`,
-    an assignment in a loop or a condition."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Assign, ast.AugAssign, ast.Delete)):
-            targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
-            for target in targets:
-                if not isinstance(target, ast.Name) or node not in tree.body:
-                    found.add(_root(target))
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            found.add(_root(node.value.func))
+def _dict(node: ast.Dict, names: dict[str, Any]) -> Any:
+    found: dict[Any, Any] = {}
+    for key, one in zip(node.keys, node.values, strict=True):
+        if key is None:
+            inner = value(one, names)
+            if not isinstance(inner, dict):
+                return UNKNOWN
+            found.update(inner)
+        elif isinstance(known := value(key, names), (str, int, float)):
+            found[known] = value(one, names)
+        else:
+            return UNKNOWN
     return found
 
 
-def _root(node: ast.AST) -> str:
-    while isinstance(node, (ast.Attribute, ast.Subscript)):
-        node = node.value
-    return getattr(node, "id", "")
+def _keywords(call: ast.Call, names: dict[str, Any]) -> Any:
+    found: dict[str, Any] = {}
+    for keyword in call.keywords:
+        one = value(keyword.value, names)
+        if keyword.arg is not None:
+            found[keyword.arg] = one
+        elif isinstance(one, dict):
+            found.update(one)
+        else:
+            return UNKNOWN
+    return found
+
+
+def _copied(call: ast.Call, names: dict[str, Any]) -> Any:
+    """What is not a function of the config's own: `dict(…)`, `list(…)`, `deepcopy(x)`, `x.copy()`, `sum`."""
+    name = getattr(call.func, "id", "") or getattr(call.func, "attr", "")
+    given = [value(one, names) for one in call.args]
+    if name == "dict" and isinstance(call.func, ast.Name):
+        parts = [*given, _keywords(call, names)]
+        if all(isinstance(part, dict) for part in parts):
+            return {key: one for part in parts for key, one in part.items()}
+    elif name in ("list", "tuple") and len(given) == 1 and isinstance(given[0], list):
+        return list(given[0])
+    elif name == "range" and all(type(one) is int for one in given) and 0 < len(given) < 3:
+        return list(range(*given)[: MOST + 1])
+    elif name in PLAIN and len(given) == 1:
+        plain = given[0] if isinstance(given[0], list) else given
+        numbers = all(type(one) in (int, float) for one in plain)
+        if isinstance(given[0], list) == (name in ("len", "sum")) and (numbers or name == "len"):
+            return PLAIN[name](given[0])
+    elif name == "deepcopy" and len(given) == 1:
+        return copy.deepcopy(given[0])
+    elif name == "copy" and isinstance(call.func, ast.Attribute) and not given:
+        return copy.copy(value(call.func.value, names))
+    return UNKNOWN
+
+
+def _computed(operation: ast.operator, left: Any, right: Any) -> Any:
+    """Arithmetic of numbers, and `[…] * 3`, `[…] + […]`, `'a' + 'b'`."""
+    numbers = all(type(one) in (int, float) for one in (left, right))
+    lists = isinstance(left, list) and (
+        (isinstance(operation, ast.Add) and isinstance(right, list))
+        or (isinstance(operation, ast.Mult) and type(right) is int and len(left) * right <= MOST)
+    )
+    texts = isinstance(operation, ast.Add) and type(left) is str and type(right) is str
+    if not (numbers or lists or texts) or type(operation) not in BINARY:
+        return UNKNOWN
+    try:
+        return BINARY[type(operation)](left, right)
+    except ArithmeticError:
+        return UNKNOWN
+
+
+def _comprehension(node: ast.ListComp | ast.DictComp, names: dict[str, Any]) -> Any:
+    """The names that a comprehension sees, for each of its items."""
+    found = [names]
+    for generator in node.generators:
+        if generator.ifs:
+            return UNKNOWN
+        deeper: list[dict[str, Any]] = []
+        for seen in found:
+            over = value(generator.iter, seen)
+            if not isinstance(over, list) or len(over) > MOST or len(deeper) > MOST:
+                return UNKNOWN
+            for one in over:
+                inner = dict(seen)
+                _assign(generator.target, one, inner)
+                deeper.append(inner)
+        found = deeper
+    return found
+
+
+def _dict_comprehension(node: ast.DictComp, names: dict[str, Any]) -> Any:
+    inner = _comprehension(node, names)
+    if inner is UNKNOWN:
+        return UNKNOWN
+    pairs = [(value(node.key, one), value(node.value, one)) for one in inner]
+    return dict(pairs) if all(isinstance(key, (str, int, float)) for key, _ in pairs) else UNKNOWN
+
+
+def _text(node: ast.JoinedStr, names: dict[str, Any]) -> Any:
+    """A formatted string, of plain parts only."""
+    parts = []
+    for part in node.values:
+        if isinstance(part, ast.FormattedValue) and (part.format_spec or part.conversion != -1):
+            return UNKNOWN
+        one = value(part.value if isinstance(part, ast.FormattedValue) else part, names)
+        if type(one) not in (str, int, float):
+            return UNKNOWN
+        parts.append(str(one))
+    return "".join(parts)
 
 
 def merged(over: Any, base: Any) -> Any:
@@ -83,3 +368,10 @@ def overridden(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
             last = {key: last}
         result = merged(last, result)
     return result
+
+
+def without_marks(node: Any) -> Any:
+    """A copy without `_delete_` and `_scope_`, which are mmengine's own and no part of what a config says."""
+    if isinstance(node, dict):
+        return {key: without_marks(one) for key, one in node.items() if key not in ("_delete_", "_scope_")}
+    return [without_marks(one) for one in node] if isinstance(node, list) else node

@@ -2,18 +2,25 @@
 
 code/jobs/  launch/  configs/    as in the checkout at that moment
 code/data                    link to the data root
-code/MODULE                  the user's modules that the config's custom_imports names
+code/MODULE                  the user's modules that the configs import
 code/…                       configs from elsewhere in the checkout, at the same place
-code/config_files/…          configs from outside the checkout, in the same layout, so `_base_` still holds
+code/config_files/…          configs from outside the checkout, in the same layout
+code/package_configs/…       configs of an installed package (`mmseg::…`, or by their path)
+
+Where a `_base_` would not lead to its copy (an absolute path, `mmseg::…`), the copy names it anew; nothing
+else of a config is changed.
 """
 
 from __future__ import annotations
 
+import ast
+import itertools
 import os
 import shutil
 from pathlib import Path
 
 from jobs.errors import UserError
+from launch import config_files
 from launch.configs import Chain
 from launch.runs import CHECKOUT
 
@@ -27,20 +34,23 @@ def take(code: Path, data_root: Path, chain: Chain | None = None) -> str:
     for folder in ("jobs", "launch", "configs"):  # launch/ for the report after an evaluation
         _copy_tree(CHECKOUT / folder, code / folder)
     (code / "data").symlink_to(data_root)
-    if chain is None:
-        return ""
+    return place(code, chain) if chain else ""
+
+
+def place(code: Path, chain: Chain) -> str:
+    """Copies a config, its bases and its modules into `code`; returns the config's path below it."""
     targets = _targets(chain.files)
     for source, target in targets.items():
-        place = code / target
-        if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, place)
+        copy = code / target
+        if not copy.exists() or source in chain.bases:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(_rebased(source, targets, chain.bases.get(source, {})))
     for module in chain.modules:
-        place = code / module.name
-        if module.is_dir() and not place.exists():
-            _copy_tree(module, place)
-        elif not place.exists():
-            shutil.copyfile(module, place)
+        copy = code / module.name
+        if module.is_dir() and not copy.exists():
+            _copy_tree(module, copy)
+        elif not copy.exists():
+            shutil.copyfile(module, copy)
     return str(targets[chain.files[0]])
 
 
@@ -62,13 +72,51 @@ def _copy_tree(source: Path, target: Path) -> None:
 
 
 def _targets(files: list[Path]) -> dict[Path, Path]:
-    """Where each file of a chain goes below code/; their places relative to each other stay."""
-    if all(file.is_relative_to(CHECKOUT) for file in files):
-        targets = {file: file.relative_to(CHECKOUT) for file in files}
+    """Where each file of a chain goes below code/; the user's own keep their places to each other."""
+    packaged = {file: place for file in files if (place := config_files.place_in_package(file))}
+    own = [file for file in files if file not in packaged]
+    if all(file.is_relative_to(CHECKOUT) for file in own):
+        targets = {file: file.relative_to(CHECKOUT) for file in own}
     else:
-        top = Path(os.path.commonpath([file.parent for file in files]))
-        targets = {file: Path("config_files") / file.relative_to(top) for file in files}
+        top = Path(os.path.commonpath([file.parent for file in own]))
+        targets = {file: Path("config_files") / file.relative_to(top) for file in own}
     for file, target in targets.items():
         if target.parts[0] == "data":
             raise UserError(f"{file}: a config cannot lie in data/, which stands for the data root in a run")
-    return targets
+    return targets | {file: Path("package_configs") / place for file, place in packaged.items()}
+
+
+def _rebased(source: Path, targets: dict[Path, Path], bases: dict[str, Path]) -> bytes:
+    """The content of a config's copy, in which every `_base_` leads to the copy of what it means.
+
+    Raises UserError for a file in which the names of its bases cannot be told from its templates.
+    """
+    content = source.read_bytes()
+    here = targets[source].parent
+    moved = {
+        written: os.path.relpath(targets[base], here)
+        for written, base in bases.items()
+        if "::" in written or os.path.normpath(here / written) != str(targets[base])
+    }
+    if not moved:
+        return content
+    try:
+        tree = ast.parse(content, str(source))
+    except SyntaxError:
+        raise UserError(
+            f"{source}: a snapshot has to name its bases anew, which its {{{{…}}}} templates prevent: name "
+            "them by relative paths"
+        ) from None
+    lines = content.splitlines(keepends=True)
+    starts = [0, *itertools.accumulate(map(len, lines))]
+    spans = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "_base_" for t in node.targets):
+            for one in ast.walk(node.value):
+                if isinstance(one, ast.Constant) and one.value in moved:
+                    begin = starts[one.lineno - 1] + one.col_offset
+                    end = starts[(one.end_lineno or 1) - 1] + (one.end_col_offset or 0)
+                    spans.append((begin, end, moved[one.value]))
+    for begin, end, name in sorted(spans, reverse=True):
+        content = content[:begin] + repr(name).encode() + content[end:]
+    return content

@@ -32,6 +32,7 @@ EXAMPLES = """\
   python launch/train.py --nodes 1 --gpus 2
   python launch/train.py --nodes 2 --gpus 4 --config my_config.py --set train_dataloader.batch_size=4
   python launch/train.py --cluster mine --time 12:00:00 --qos preemptible --sbatch mail-type=END
+  python launch/train.py --config mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
   python launch/train.py --sweep optim_wrapper.optimizer.lr=0.01,0.02,0.04
   python launch/train.py --resume first                    go on with a run that was cancelled or has failed
   python launch/train.py --run first --dry-run | sbatch    the training without submitit
@@ -41,7 +42,10 @@ EXAMPLES = """\
 
 def main() -> int:
     parser = options.parser(__doc__ or "", EXAMPLES)
-    parser.add_argument("--config", help=f"an MMSegmentation config (default {DEFAULT_CONFIG})")
+    parser.add_argument(
+        "--config",
+        help=f"an MMSegmentation config, or mmseg::PATH of the model zoo (default {DEFAULT_CONFIG})",
+    )
     parser.add_argument("--run", metavar="NAME", help="the run's name (default: made from the config's)")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run instead of making a new one")
     parser.add_argument(
@@ -90,12 +94,13 @@ def read_wish(arguments: argparse.Namespace, profile: Profile) -> requests.Wish:
         raise UserError(f"--seed must be 0 or more, not {seed}")
     config = configs.locate(arguments.config or DEFAULT_CONFIG)
     overrides = options.overrides(arguments.set)
+    train = options.settings(arguments, profile, "train")
     wish = requests.Wish(
-        train=options.settings(arguments, profile, "train"),
+        train=train,
         evaluate=options.settings(arguments, profile, "evaluate", first=False),
         infer=options.settings(arguments, profile, "infer", first=False),
         config=config,
-        chain=configs.check(config, overrides, not arguments.no_evaluation),
+        chain=configs.check(config, overrides, not arguments.no_evaluation, here(train)),
         data_root=options.data_root(arguments),
         seed=seed,
         checkpoint=options.checkpoint(arguments.checkpoint or "best"),
@@ -105,6 +110,12 @@ def read_wish(arguments: argparse.Namespace, profile: Profile) -> requests.Wish:
     for hint in wish.train.hints:
         print(hint, file=sys.stderr)
     return wish
+
+
+def here(resolved: profiles.Resolved) -> bool:
+    """Whether the jobs run in this environment, so that what is installed here is what they will find."""
+    settings = resolved.settings
+    return settings.python in ("", sys.executable) and not settings.container and not settings.setup
 
 
 def batches(
@@ -235,12 +246,13 @@ def resume(arguments: argparse.Namespace) -> int:
         profile = options.profile_of(arguments, run, stage)
         return options.settings(arguments, profile, stage, first=stage == "train")
 
+    train = settings("train")
     wish = requests.Wish(
-        train=settings("train"),
+        train=train,
         evaluate=settings("evaluate"),
         infer=settings("infer"),
         config=run.code / old.config,
-        chain=configs.check(run.code / old.config, old.set, not arguments.no_evaluation),
+        chain=configs.check(run.code / old.config, old.set, not arguments.no_evaluation, here(train)),
         data_root=Path(old.data_root),
         seed=old.seed,
         checkpoint=old.checkpoint,

@@ -4,63 +4,32 @@ The resolved config is a plain MMSegmentation config (RUN/config.py); mmengine's
 it exactly resumable is put in afterwards, in memory: sampler, loop and checkpointing, so that any config
 trains unchanged, by epoch or by iteration, with its own hooks.
 
-Baton's own settings stand in the config's `baton` (or `--set baton.KEY=…`): see `BATON`.
+Baton's own settings stand in the config's `baton` (or `--set baton.KEY=…`): see supported.py.
 """
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import hashlib
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
-from mmengine.utils import import_modules_from_strings
 
 from jobs import compat
 from jobs.errors import UserError
 from jobs.evaluate.metric import use_fast_metric
 from jobs.run_directory import write_atomically
-from jobs.train import sampling
+from jobs.train import pretrained, sampling, supported
 from jobs.train.saving import Settings
 from jobs.train.session import Session
+from jobs.train.supported import name_of, settings
 from jobs.train.transforms import use_fast_transforms
 
-BATON: dict[str, Any] = {
-    # Seconds between saves; None: the Young/Daly optimum of measured figures; 0: only as the config asks.
-    "save_seconds": None,
-    # Deterministic kernels only (GPU): bit for bit, at some cost in speed.
-    "deterministic": False,
-    # jobs/train/transforms.py in place of mmseg's, equal bit for bit.
-    "fast_transforms": True,
-    # Weights and activations in NHWC order, which tensor cores like (GPU, with mixed precision).
-    "channels_last": False,
-    # The backbone's file has only some of its weights, by design; the others stay random.
-    "partly_pretrained": False,
-}
-
 NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
-SAMPLERS = {"DefaultSampler": False, "InfiniteSampler": True}
-"""Samplers that the exact one stands in for, and whether they are endless."""
-LOOPS = {"EpochBasedTrainLoop": "ExactEpochLoop", "IterBasedTrainLoop": "ExactIterLoop"}
-HONOURED = ("interval", "by_epoch", "save_begin", "max_keep_ckpts", "save_best", "rule")
-"""CheckpointHook's options that saving.py follows."""
-_WHOLE = "a run resumes from its whole state"
-_RULE = "say what is better by rule='greater' or rule='less'"
-NOT_OURS: dict[str, tuple[Any, str]] = {
-    "save_optimizer": (True, _WHOLE),
-    "save_param_scheduler": (True, _WHOLE),
-    "save_last": (True, _WHOLE),
-    "out_dir": (None, "checkpoints are kept in the run's own directory"),
-    "filename_tmpl": (None, "checkpoints are named epoch_N.pth and iter_N.pth"),
-    "published_keys": (None, "publish the finished run's checkpoint with mmengine's tools"),
-    "greater_keys": (None, _RULE),
-    "less_keys": (None, _RULE),
-    "backend_args": (None, "checkpoints are local files"),
-    "file_client_args": (None, "checkpoints are local files"),
-}
-"""Those that it does not: the one value that they may have, and why."""
 VISUALIZERS = {"WandbVisBackend": "wandb", "MLflowVisBackend": "mlflow", "ClearMLVisBackend": "clearml"}
 
 
@@ -78,16 +47,15 @@ def resolve(session: Session) -> Config:
         cfg.merge_from_dict(dict(request.set))
     except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
         raise UserError(f"--set does not fit {request.config}: {' '.join(str(error).split())}") from None
-    if "custom_imports" in request.set:
-        # Those of the file itself were imported as it was read.
-        import_modules_from_strings(**cfg.custom_imports)
+    import_modules(cfg, request.config)
     if absent := [key for key in NEEDED if key not in cfg]:
         raise UserError(
             f"{request.config} is not an MMSegmentation training config: it has no {', '.join(absent)}"
         )
-    settings(cfg)
-    if cfg.get("resume"):
-        raise UserError(f"{request.config} sets resume: a run always resumes by itself; remove it")
+    content = cfg.to_dict()
+    with named(request.config):
+        supported.check(content)
+        supported.check_packages(content)
     randomness = dict(cfg.get("randomness") or {})
     if randomness.get("seed") is None or request.seed:
         randomness["seed"] = request.seed
@@ -97,27 +65,64 @@ def resolve(session: Session) -> Config:
     return cfg
 
 
+@contextlib.contextmanager
+def named(config: str) -> Iterator[None]:
+    """Puts the config's name before a UserError of what it says."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{config}: {error}") from None
+
+
 def read(path: Path) -> Config:
-    """A config file. Raises UserError instead of whatever reading it raises."""
+    """A config file, as plain values: a class that a config in pure Python names is its dotted path, and what
+    mmengine itself has put in for merging is gone. Its `custom_imports` are still to be imported.
+
+    Raises UserError instead of whatever reading it raises.
+    """
     if not path.is_file():
         raise UserError(f"there is no config {path}")
     try:
-        return Config.fromfile(str(path))
+        cfg = Config.fromfile(str(path), import_custom_modules=False)
+        content = cfg.to_dict()
     except (ConfigParsingError, FileNotFoundError, ModuleNotFoundError, OSError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     except Exception as error:
         # A config is a program of the user's: it may raise anything.
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+    # Configs in pure Python have None there; names such as mmseg's "IoUMetric" are always understood here.
+    content["default_scope"] = content.get("default_scope") or "mmseg"
+    return Config(_without_marks(content, content["default_scope"]))
 
 
-def settings(cfg: Config) -> dict[str, Any]:
-    """Baton's own settings, defaults filled in. Raises UserError for an unknown one."""
-    own = dict(cfg.get("baton") or {})
-    for key in own:
-        if key not in BATON:
-            near = difflib.get_close_matches(key, BATON, 1)
-            raise UserError(f"unknown setting baton.{key}" + (f": did you mean {near[0]}?" if near else ""))
-    return BATON | own
+def _without_marks(node: Any, scope: str) -> Any:
+    """A copy without what mmengine writes into dicts that are inherited: `_scope_` where it is the config's
+    own scope, and a `_delete_` that had nothing to delete."""
+    if isinstance(node, dict):
+        return {
+            key: _without_marks(value, scope)
+            for key, value in node.items()
+            if key != "_delete_" and not (key == "_scope_" and value == scope)
+        }
+    if isinstance(node, (list, tuple)):
+        return type(node)(_without_marks(value, scope) for value in node)
+    return node
+
+
+def import_modules(cfg: Config, config: str) -> None:
+    """Imports what `custom_imports` names. Raises UserError, with the reason, for what cannot be imported."""
+    given = supported.unmarked(cfg.get("custom_imports"))
+    names = given.get("imports") or []
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            if given.get("allow_failed_imports"):
+                print(f"custom_imports: {name} cannot be imported and is left out: {error}", flush=True)
+                continue
+            top = name.partition(".")[0]
+            reason = f"{top} is not installed" if not compat.is_installed(top) else str(error)
+            raise UserError(f"{config}: custom_imports names {name}: {reason}") from None
 
 
 def add_tensorboard(cfg: Config, session: Session) -> None:
@@ -127,12 +132,12 @@ def add_tensorboard(cfg: Config, session: Session) -> None:
     visualizer.setdefault("save_dir", str(session.run.path / "tensorboard"))
     backends = list(visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}])
     for backend in list(backends):
-        package = VISUALIZERS.get(backend["type"])
+        package = VISUALIZERS.get(name_of(backend["type"]))
         if package and not compat.is_installed(package):
             backends.remove(backend)
             if session.main:
-                print(f"{backend['type']} is left out: {package} is not installed", flush=True)
-    if all(backend["type"] != "TensorboardVisBackend" for backend in backends):
+                print(f"{name_of(backend['type'])} is left out: {package} is not installed", flush=True)
+    if all(name_of(backend["type"]) != "TensorboardVisBackend" for backend in backends):
         backends.append({"type": "TensorboardVisBackend"})
     visualizer["vis_backends"] = backends
     cfg.visualizer = visualizer
@@ -171,7 +176,7 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
         without_gpu(cfg, session)
     if cfg.get("compile"):
         cfg.compile = exact_compiling(cfg.compile)
-    if own["fast_transforms"] and cfg.get("default_scope", "mmseg") == "mmseg":
+    if own["fast_transforms"] and cfg.default_scope == "mmseg":
         use_fast_transforms(cfg.train_dataloader.dataset)
     use_fast_metric(cfg.get("val_evaluator"))
     return cfg
@@ -180,18 +185,8 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
 def exact_sampling(cfg: Config, session: Session, global_batch: int) -> bool:
     """Puts the exact sampler into the training's data loader. Returns whether it is endless."""
     loader = cfg.train_dataloader
-    if "batch_sampler" in loader and loader.batch_sampler is not None:
-        raise UserError("train_dataloader.batch_sampler cannot be resumed exactly: remove it")
-    sampler = loader.get("sampler") or {"type": "DefaultSampler"}
-    kind = name_of(sampler["type"])
-    if kind not in SAMPLERS:
-        raise UserError(
-            f"train_dataloader.sampler {kind} cannot be resumed exactly: use "
-            "sampler=dict(type='DefaultSampler', shuffle=True), or InfiniteSampler by iteration; what it "
-            "weights or repeats can be put into the data set (RepeatDataset, ConcatDataset, its list)"
-        )
-    if unknown := set(sampler) - {"type", "shuffle", "seed", "round_up"}:
-        raise UserError(f"train_dataloader.sampler: {kind} takes no {', '.join(sorted(unknown))}: remove it")
+    endless = supported.sampler(loader)
+    sampler = loader.get("sampler") or {}
     loader.batch_size = loader.get("batch_size", 1)
     loader.sampler = {
         "type": "ExactSampler",
@@ -201,7 +196,7 @@ def exact_sampling(cfg: Config, session: Session, global_batch: int) -> bool:
         "ranks": session.ranks,
         "rounds": sampling.rounds_for(global_batch, session.ranks, loader.batch_size),
         "shuffle": sampler.get("shuffle", True),
-        "endless": SAMPLERS[kind],
+        "endless": endless,
         "drop_last": loader.pop("drop_last", False),
     }
     loader.batch_sampler = {"type": "Batches"}
@@ -209,18 +204,14 @@ def exact_sampling(cfg: Config, session: Session, global_batch: int) -> bool:
     if not loader.get("num_workers"):
         loader.num_workers = 0
         loader.persistent_workers = False
-    return SAMPLERS[kind]
+    return endless
 
 
 def exact_loop(cfg: Config, endless: bool) -> None:
     loop = cfg.train_cfg
-    by_epoch = loop.pop("by_epoch", None)
-    kind = name_of(loop.get("type") or ("EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop"))
-    if kind not in LOOPS:
-        raise UserError(f"train_cfg.type {kind} cannot be resumed exactly: use {' or '.join(LOOPS)}")
-    if endless and kind == "EpochBasedTrainLoop":
-        raise UserError("an InfiniteSampler has no epochs: use DefaultSampler with EpochBasedTrainLoop")
-    loop.type = LOOPS[kind]
+    kind = supported.train_loop(loop, endless)
+    loop.pop("by_epoch", None)
+    loop.type = supported.LOOPS[kind]
 
 
 def exact_compiling(options: Any) -> dict[str, Any]:
@@ -251,46 +242,27 @@ def without_gpu(cfg: Config, session: Session) -> None:
 
 def saving(cfg: Config) -> Settings:
     """What the resolved config says about saving. Raises UserError for a checkpoint hook of another type."""
-    hook = dict((cfg.get("default_hooks") or {}).get("checkpoint") or {})
-    kind = name_of(hook.pop("type", "CheckpointHook"))
-    if kind != "CheckpointHook":
-        raise UserError(f"default_hooks.checkpoint of type {kind} is not supported: use CheckpointHook")
-    for key, value in hook.items():
-        where = f"default_hooks.checkpoint.{key}"
-        if key in NOT_OURS and value != NOT_OURS[key][0]:
-            raise UserError(f"{where} = {value!r} is not supported: {NOT_OURS[key][1]}; remove it")
-        if key not in NOT_OURS and key not in HONOURED:
-            near = difflib.get_close_matches(key, [*HONOURED, *NOT_OURS], 1)
-            raise UserError(f"unknown {where}" + (f": did you mean {near[0]}?" if near else ": remove it"))
-    best, rule = only(hook, "save_best"), only(hook, "rule")
-    if rule not in (None, "greater", "less"):
-        raise UserError(f"default_hooks.checkpoint.rule is {rule!r}: use 'greater' or 'less'")
+    hook = supported.checkpoint_hook((cfg.get("default_hooks") or {}).get("checkpoint"))
     return Settings(
         interval=hook.get("interval", -1),
         by_epoch=hook.get("by_epoch", True),
         save_begin=hook.get("save_begin", 0),
         max_keep_ckpts=hook.get("max_keep_ckpts", -1),
-        save_best=best,
-        rule=rule,
+        save_best=hook["save_best"],
+        rule=hook["rule"],
         seconds=settings(cfg)["save_seconds"],
     )
 
 
-def only(hook: dict[str, Any], key: str) -> str | None:
-    """The value of an option that may be a list of one. Raises UserError for a longer list."""
-    value = hook.get(key)
-    if not isinstance(value, (list, tuple)):
-        return None if value is None else str(value)
-    if len(value) != 1:
-        raise UserError(
-            f"default_hooks.checkpoint.{key} names {len(value)}: one best checkpoint is kept, name one"
-        )
-    return str(value[0])
-
-
-def name_of(kind: Any) -> str:
-    """The class name of a registry type, given as a name, with a scope, or as the class itself."""
-    return kind.__name__ if isinstance(kind, type) else str(kind).rsplit(".", 1)[-1]
+def begin_from(cfg: Config, resuming: bool) -> list[str]:
+    """Points a resolved config to the files of pretrained weights that it names, and returns them; where the
+    run resumes, it names none any more. Raises UserError if one is missing."""
+    if resuming:
+        return pretrained.forget(cfg.model)
+    named = pretrained.parts(cfg)
+    found = pretrained.localise(named)
+    cfg.load_from = named["load_from"]
+    return found
 
 
 def check_data(cfg: Config, session: Session) -> None:

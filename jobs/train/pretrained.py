@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
+from jobs.train.supported import name_of
 
 PLACE = Path("data/pretrained")
 """Where weights are looked for, from the job's working directory (RUN/code); `data` is the data root."""
@@ -47,7 +48,15 @@ def localise(config: Any) -> list[str]:
         path = str(placed(holder[key], PLACE))
         found.append(path)
         holder[key] = CLASSIFIER + path if holder[key].startswith(CLASSIFIER) else path
+        if key == "checkpoint" and name_of(holder["type"]) == "PretrainedInit":
+            # Backbones that load for themselves know it by its short name only.
+            holder["type"] = "Pretrained"
     return found
+
+
+def parts(values: Any) -> dict[str, Any]:
+    """What of a config can refer to pretrained weights."""
+    return {"model": values.get("model"), "load_from": values.get("load_from")}
 
 
 def forget(config: Any) -> list[str]:
@@ -67,10 +76,12 @@ def forget(config: Any) -> list[str]:
 
 
 def references(node: Any) -> Iterator[tuple[Any, str]]:
-    """Where a model config (nested dicts and lists) refers to pretrained weights: (dict, key)."""
+    """Where a model config (nested dicts and lists), or a `load_from` beside it, refers to pretrained
+    weights: (dict, key)."""
     if isinstance(node, dict):
-        if isinstance(node.get("pretrained"), str):
-            yield node, "pretrained"
+        for key in ("pretrained", "load_from"):
+            if isinstance(node.get(key), str):
+                yield node, key
         if _is_reference(node):
             yield node, "checkpoint"
         for value in node.values():
@@ -83,7 +94,7 @@ def references(node: Any) -> Iterator[tuple[Any, str]]:
 def _is_reference(init_cfg: Any) -> bool:
     return (
         isinstance(init_cfg, dict)
-        and init_cfg.get("type") in ("Pretrained", "Pretrained_Part")
+        and name_of(init_cfg.get("type")) in ("Pretrained", "PretrainedInit", "Pretrained_Part")
         and isinstance(init_cfg.get("checkpoint"), str)
     )
 
@@ -176,7 +187,7 @@ def _file(module: Any) -> str | None:
     """The file that a module's own config says it is loaded from."""
     init_cfg = getattr(module, "init_cfg", None)
     for one in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
-        if isinstance(one, dict) and one.get("type") == "Pretrained":
+        if isinstance(one, dict) and one.get("type") in ("Pretrained", "Pretrained_Part"):
             return str(one["checkpoint"])
     return None
 

@@ -77,7 +77,7 @@ def train(session: Session) -> None:
     compat.prepare()
     compat.prove()
 
-    from jobs.train import config, distributed, loop, metrics, pretrained, runner, saving
+    from jobs.train import config, distributed, loop, metrics, runner, saving
 
     # mmengine collects by itself for each data set: not what is there already.
     gc.freeze()
@@ -91,7 +91,7 @@ def train(session: Session) -> None:
     batch = keep_global_batch(session, cfg, checkpoint) if session.main else None
     global_batch: int = distributed.everywhere(session, batch)
     config.write(cfg, session)
-    weights = pretrained.localise(cfg.model) if checkpoint is None else pretrained.forget(cfg.model)
+    weights = config.begin_from(cfg, resuming=checkpoint is not None)
     config.check_data(cfg, session)
 
     # The runner, built as the config says, with exact sampling, loop and saving put in.

@@ -92,11 +92,13 @@ class TrainingRunner(Runner):
         """Not at all when resuming; and with proof that pretrained weights are really used."""
         if self.resume_from is not None:
             return
-        backbone = getattr(state.bare(self.model), "backbone", None)
+        bare = state.bare(self.model)
+        # The second is SAN's.
+        backbones = [one for name in ("backbone", "image_encoder") if (one := getattr(bare, name, None))]
         partly = (self.cfg.get("baton") or {}).get("partly_pretrained")
         sampling.seed_everything(sampling.mix(self.seed, 0))
         with ExitStack() as stack:
-            if self.weights and backbone is not None and not partly:
+            for backbone in backbones if self.weights and not partly else []:
                 stack.enter_context(pretrained.every_weight_loaded(backbone))
             super()._init_model_weights()
 

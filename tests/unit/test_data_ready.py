@@ -60,7 +60,8 @@ def needs(tmp_path: Path, text: str, **overrides: str) -> list[str]:
             f"_base_ = '{ZOO}ade20k.py'\nimport os\n"
             "train_dataloader = dict(dataset=dict(data_root=os.environ['HOME']))\n"
             "val_dataloader = dict()\nval_dataloader['dataset'] = train_dataloader",
-            [],
+            # Merged over what the base has there, which stays.
+            ["ade/ADEChallengeData2016"],
         ),
     ],
 )

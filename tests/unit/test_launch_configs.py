@@ -33,7 +33,7 @@ def test_the_configs_of_the_checkout_pass(config: Path) -> None:
         ("model = dict(decode_head=dict())\n", "set train_dataloader and train_cfg"),
         ("model = (\n", "line 1: not Python"),
         ("_base_ = './gone.py'\n", "which"),
-        ("_base_ = '/etc/base.py'\n", "make it relative"),
+        ("_base_ = '/etc/base.py'\n", "there is no config /etc/base.py, which"),
         ("_base_ = './bad.py'\n", "inherits from itself"),
         (
             "_base_ = 'mmseg::upernet/upernet_r50_4xb4-20k_voc12aug-512x51.py'\n",

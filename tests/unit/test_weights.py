@@ -113,7 +113,8 @@ INHERITS = "_base_ = './base.py'\n"
         ),
         # What only running it would tell is left to the job.
         (INHERITS + "import os\nmodel = dict(backbone=dict(init_cfg=os.environ))\n", {}, ""),
-        (INHERITS + "model = dict()\nmodel['pretrained'] = '/nowhere/x.pth'\n", {}, ""),
+        (INHERITS + "model = dict()\nmodel['pretrained'] = '/nowhere/x.pth'\n", {}, "/nowhere/x.pth"),
+        (INHERITS + "model = dict(backbone=dict(init_cfg=None))\nload_from = '/gone/y.pth'\n", {}, "y.pth"),
     ],
 )
 def test_the_nearest_reference_counts(text: str, overrides: dict, missed: str, tmp_path: Path) -> None:

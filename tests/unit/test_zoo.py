@@ -1,0 +1,180 @@
+"""All 681 configs of the model zoo at submission: each passes, or is refused with what it needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import UserError
+from launch import configs, literals
+from launch.literals import UNKNOWN
+from tests import zoo
+
+
+def test_the_zoo_is_whole() -> None:
+    assert len(zoo.all_configs()) == 681
+    assert len(zoo.families()) == 53
+
+
+@pytest.mark.parametrize("family", zoo.families())
+def test_every_config_of_a_family_passes_or_is_refused_with_the_reason(family: str) -> None:
+    for name in zoo.families()[family]:
+        config = configs.locate(f"mmseg::{name}")
+        # By its path, from wherever one is, it is the same.
+        assert configs.locate(os.path.relpath(zoo.FOLDER / name)) == config.resolve()
+        if words := zoo.refusal(name):
+            with pytest.raises(UserError) as error:
+                configs.check(config)
+            assert words in str(error.value)
+            assert name in str(error.value)
+            assert "\n" not in str(error.value)
+        else:
+            chain = configs.check(config)
+            assert chain.complete
+            assert chain.scope == "mmseg"
+            # Nothing is left to guess of what a submission asks: the data and the weights.
+            assert not list(unknown(chain.values["model"]))
+            assert configs.data_roots(chain)
+
+
+def unknown(node: object) -> list[object]:
+    if isinstance(node, dict):
+        return [found for one in node.values() for found in unknown(one)]
+    if isinstance(node, list):
+        return [found for one in node for found in unknown(one)]
+    return [node] if node is UNKNOWN else []
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (
+            "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x51.py",
+            "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py",
+        ),
+        (
+            "mmseg::segformer_mit-b0_8xb2-160k_ade20k-512x512",
+            "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py",
+        ),
+        (
+            "segformer_mit-b0_8xb2-160k_ade20k-512x512.py",
+            "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py",
+        ),
+        ("configs/dem.py", "configs/demo.py"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_nearest(
+    typed: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(configs.CHECKOUT)
+    with pytest.raises(UserError, match=f"did you mean {meant}"):
+        configs.locate(typed)
+
+
+def test_a_package_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="nonsuch is not installed in this environment"):
+        configs.locate("nonsuch::a/b.py")
+
+
+SEGFORMER = "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "model = dict(backbone=dict(type='mmpretrain.ConvNeXt'))",
+            "ConvNeXt needs mmpretrain, which is not",
+        ),
+        ("model = dict(backbone=dict(type='TIMMBackbone'))", "TIMMBackbone needs timm, which is not"),
+        ("custom_imports = dict(imports=['my_net'])", "my_net is neither beside the config nor installed"),
+        ("_base_ += ['nonsuch::x.py']", "line 1: its base is one of nonsuch's, which is not installed"),
+        ("train_dataloader = dict(sampler=dict(type='ClassAwareSampler'))", "ClassAwareSampler cannot be"),
+        ("train_dataloader = dict(batch_sampler=dict(type='X'))", "batch_sampler cannot be resumed"),
+        ("train_cfg = dict(type='MyLoop')", "train_cfg.type MyLoop cannot be resumed exactly"),
+        ("default_hooks = dict(checkpoint=dict(save_optimizer=False))", "save_optimizer = False is not"),
+        ("default_hooks = dict(checkpoint=dict(intervall=1))", "did you mean interval?"),
+        ("baton = dict(save_second=1)", "unknown setting baton.save_second: did you mean save_seconds?"),
+        ("resume = True", "a run always resumes by itself"),
+        ("model = dict(type='DepthEstimator')", "its model estimates depth"),
+        (
+            "model = dict(type='MultimodalEncoderDecoder', pretrained=None)",
+            "mmseg cannot begin SAN without CLIP's weights",
+        ),
+    ],
+)
+def test_what_no_job_could_run_is_refused_at_submission(text: str, said: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    base, text = (["nonsuch::x.py"], "") if "nonsuch" in text else ([SEGFORMER], text)
+    mine.write_text(f"_base_ = {base}\n{text}\n")
+    with pytest.raises(UserError) as error:
+        configs.check(mine)
+    assert said in str(error.value)
+    assert str(mine) in str(error.value)
+
+
+def test_what_is_installed_is_not_asked_where_the_jobs_have_another_environment(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"_base_ = '{SEGFORMER}'\nmodel = dict(backbone=dict(type='mmpretrain.ConvNeXt'))\n")
+    assert configs.check(mine, here=False).complete
+    mine.write_text("_base_ = 'nonsuch::x.py'\n")
+    assert not configs.check(mine, here=False).complete
+
+
+def test_the_weights_of_a_config_are_found() -> None:
+    def of(name: str) -> list[str]:
+        return configs.weights(configs.check(configs.locate(f"mmseg::{name}")))
+
+    assert of("upernet/upernet_r50_4xb4-20k_voc12aug-512x512.py") == ["open-mmlab://resnet50_v1c"]
+    assert of("mobilenet_v2/mobilenet-v2-d8_fcn_4xb2-80k_cityscapes-512x1024.py") == ["mmcls://mobilenet_v2"]
+    (mit,) = of("segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py")
+    assert mit.startswith("https://")
+    assert mit.endswith("mit_b0_20220624-7e0fe6dd.pth")
+    (clip,) = of("san/san-vit-b16_coco-stuff164k-640x640.py")
+    assert clip.endswith("clip_vit-base-patch16-224_3rdparty-d08f8887.pth")
+
+
+def test_a_config_in_pure_python_is_read_as_the_program_that_it_is(tmp_path: Path) -> None:
+    (tmp_path / "base.py").write_text(
+        "from mmseg.models import EncoderDecoder, FCNHead\n"
+        "model = dict(type=EncoderDecoder, decode_head=dict(type=FCNHead, channels=8))\n"
+        "train_dataloader = dict(dataset=dict(data_root='data/a'))\ntrain_cfg = dict(by_epoch=True)\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        "from mmengine.config import read_base\nfrom mmengine.model import PretrainedInit\n"
+        "with read_base():\n    from .base import *\n"
+        "model.update(dict(backbone=dict(init_cfg=dict(type=PretrainedInit, checkpoint='/w.pth'))))\n"
+        "model['decode_head']['channels'] *= 2\n"
+        "val_dataloader = dict(dataset=dict(data_root='data/b'))\nval_evaluator = dict()\n"
+    )
+    chain = configs.check(tmp_path / "mine.py")
+    assert chain.values["model"]["type"] == "mmseg.models.EncoderDecoder"
+    assert chain.values["model"]["decode_head"] == {"type": "mmseg.models.FCNHead", "channels": 16}
+    assert configs.weights(chain) == ["/w.pth"]
+    assert configs.data_roots(chain) == {"data/a", "data/b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = [1, -2] * 2 + [3.5 / 2]", [1, -2, 1, -2, 1.75]),
+        ("y = dict(a=[1])\nx = dict(**y, b=2)\nx['a'].append(4)", {"a": [1, 4], "b": 2}),
+        ("x = {f'a.{i}': int(i * 1.5) for i in range(2)}", {"a.0": 0, "a.1": 1}),
+        ("x = [dict(c=i, s=sum([i, 1])) for i in range(2)]", [{"c": 0, "s": 1}, {"c": 1, "s": 2}]),
+        ("x = _base_.model.head\nx.n = 3", {"n": 3}),
+        ("x, y = 1, 2\nx += y", 3),
+        ("if True:\n    x = 1", UNKNOWN),
+        ("x = 1\nfor x in [2]:\n    pass", UNKNOWN),
+        ("x = dict()\nsorted(x).update(a=1)\nx.clear()", UNKNOWN),
+        ("import os\nx = dict(type=os.PathLike, root=os.sep)", {"type": "os.PathLike", "root": UNKNOWN}),
+        ("x = [0] * 10**9", UNKNOWN),
+        ("x = 1 / 0", UNKNOWN),
+    ],
+)
+def test_what_a_syntax_tree_says(text: str, expected: object) -> None:
+    import ast
+
+    found = literals.values(ast.parse(text), [{"model": {"head": {"n": 1}}}])
+    assert found.get("x") == expected
