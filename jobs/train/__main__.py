@@ -55,8 +55,7 @@ def main() -> int:
             start = story.common["start"] = patiently(lambda: claim_start(run, task))
             cancelled = (run.job / "cancelled").exists()
             stop = CANCELLED.format(run=run.name) if cancelled else budget.verdict(records).stop
-        key = patiently(lambda: rendezvous.secret(run.job))
-        meeting = rendezvous.meet(task, key, rendezvous_seconds(), start, stop)
+        meeting = patiently(lambda: rendezvous.meet(task, run.job, rendezvous_seconds(), start, stop))
     except (rendezvous.RendezvousError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         if task.rank == 0:
