@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.utils import import_modules_from_strings
 
-from jobs import compat
+from jobs import compat, private
 from jobs.errors import UserError
 from jobs.evaluate.metric import use_fast_metric
 from jobs.run_directory import write_atomically
@@ -171,6 +172,8 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
         without_gpu(cfg, session)
     if cfg.get("compile"):
         cfg.compile = exact_compiling(cfg.compile)
+        # What it finds there it runs, and by default it looks in /tmp, under a name that others can guess.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private.folder("inductor")))
     if own["fast_transforms"] and cfg.get("default_scope", "mmseg") == "mmseg":
         use_fast_transforms(cfg.train_dataloader.dataset)
     use_fast_metric(cfg.get("val_evaluator"))

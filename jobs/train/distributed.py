@@ -91,7 +91,8 @@ def send_objects_without_pickle() -> None:
         raise RuntimeError(f"torch {torch.__version__}: how it sends objects to other ranks is not known")
 
     def to_tensor(value: Any, device: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        data = torch.frombuffer(bytearray(wire.pack(value)), dtype=torch.uint8).to(device)
+        # A copy: torch enlarges it to the longest of all ranks.
+        data = torch.frombuffer(bytearray(wire.pack(value)), dtype=torch.uint8).clone().to(device)
         return data, torch.tensor([data.numel()], dtype=torch.long, device=device)
 
     def to_object(tensor: torch.Tensor, size: Any, *_: Any) -> Any:

@@ -23,7 +23,6 @@ import os
 import secrets
 import selectors
 import socket
-import stat
 import struct
 import time
 from collections.abc import Iterable, Iterator
@@ -31,6 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs import private
+from jobs.errors import UserError
 from jobs.train.task import Task
 
 HANDSHAKE_SECONDS = 3.0
@@ -223,34 +224,11 @@ def listen(address: str | None, port: int = 0) -> socket.socket:
 # ----------------------------------------------------------------------------------------------- publishing
 
 
-def _open_own(path: Path) -> int:
-    """The file at `path`, made if there is none, as one that its owner alone can read and write.
-
-    Created by whoever comes first: a network file system may go on saying for a minute that a file that it
-    was asked for before is not there, but asks the server when it is to create it.
-
-    Raises RendezvousError where it is another's or anything else than such a file; OSError as `open`.
-    """
+def _open(path: Path) -> int:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EACCES, errno.EISDIR, errno.ENXIO) and os.path.lexists(path):
-            raise RendezvousError(f"{path} is not a file of this user's own ({error.strerror})") from None
-        raise
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
-            raise RendezvousError(f"{path} is not a file of this user's own: remove it")
-        if stat.S_IMODE(status.st_mode) & 0o077:
-            os.fchmod(fd, 0o600)
-            if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
-                raise RendezvousError(
-                    f"{path}: this file system lets others read it; runs need one with modes"
-                )
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        return private.open_own(path)
+    except UserError as error:
+        raise RendezvousError(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -263,7 +241,7 @@ def _published(path: Path, port: int, key: bytes) -> Iterator[None]:
     kept = path.with_name("meeting-over")
     with contextlib.suppress(FileNotFoundError):
         os.replace(kept, path)
-    fd = _open_own(path)
+    fd = _open(path)
     try:
         line = f"{port:5} {key.hex()}\n".encode()
         os.pwrite(fd, line, 0)
@@ -280,7 +258,7 @@ def _published(path: Path, port: int, key: bytes) -> Iterator[None]:
 
 def _look_up(path: Path) -> tuple[int, bytes] | None:
     """The port and key that rank 0 has published; None if there are none yet."""
-    fd = _open_own(path)
+    fd = _open(path)
     try:
         words = os.read(fd, 256).decode("ascii", "replace").split()
     finally:
