@@ -12,22 +12,19 @@ RUN/job/local.json (an evaluation or inference by hand in RUN/job/local-PID.json
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from jobs import events, exit_codes
+from jobs import events, exit_codes, private
 from jobs.errors import UserError
 from jobs.run_directory import Run, write_atomically
 from jobs.train import afterwards, processes, successor
@@ -82,9 +79,9 @@ class _Chain:
             os.setsid()
         # An evaluation or inference by hand may run beside the run's own chain, which cancel must still find.
         self.owner = owner = any(stage.name in ("train", "prepare") for stage in stages)
-        with (run.job / "local.lock").open("a") as lock:
+        with ExitStack() as stack:
             if owner:
-                _lock(lock, run)
+                _lock(stack, run)
             # In an allocation, the local chain is still no job of Slurm's.
             environ = successor.clean_environment(os.environ) | {"BATON_JOB": self.job}
             os.environ.clear()
@@ -246,7 +243,7 @@ class _FreeGpus:
     def __init__(self, wanted: int, owner: _Chain) -> None:
         self.wanted, self.owner = wanted, owner
         self.numbers: str | None = None
-        self.locks: list[IO[str]] = []
+        self.locks: list[int] = []
 
     def __enter__(self) -> _FreeGpus:
         if self.wanted == 0 or not visible_gpus():
@@ -265,7 +262,8 @@ class _FreeGpus:
                 return self
             self.release()
             if not said:
-                print(f"baton: waiting for {self.wanted} free GPUs", flush=True)
+                held = [f"{number}: {self.holder(one, busy)}" for one, number in gpus.items()]
+                print(f"baton: waiting for {self.wanted} free GPUs ({'; '.join(held)})", flush=True)
                 said = True
             self.owner.wait(5.0)
             self.owner.take_signals([])
@@ -275,21 +273,23 @@ class _FreeGpus:
         self.release()
 
     def take(self, identifier: str) -> bool:
-        directory = Path(tempfile.gettempdir()) / f"baton-gpus-{os.getuid()}"
-        directory.mkdir(mode=0o700, exist_ok=True)
-        file = (directory / identifier).open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
+        fd = private.open_own(private.folder("gpus") / identifier)
+        if not private.try_lock(fd, self.owner.run_directory.name):
+            os.close(fd)
             return False
-        self.locks.append(file)
+        self.locks.append(fd)
         return True
+
+    def holder(self, identifier: str, busy: set[str]) -> str:
+        """Who has a GPU, as far as that can be told."""
+        if identifier in busy:
+            return "something computes on it"
+        return private.holder(private.folder("gpus") / identifier)
 
     def release(self) -> None:
         self.numbers = None
         while self.locks:
-            self.locks.pop().close()
+            os.close(self.locks.pop())
 
 
 def visible_gpus(environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -333,11 +333,14 @@ def _job_id() -> str:
     return f"local-{os.environ.get('SUBMITIT_LOCAL_JOB_ID') or os.getpid()}"
 
 
-def _lock(file: IO[str], run: Run) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{run.name} is running on this machine already") from None
+def _lock(stack: ExitStack, run: Run) -> None:
+    """Until the stack is closed no other chain of the run may start. The file is closed to others, who could
+    hold a lock on what they can read."""
+    path = run.job / "local.lock"
+    fd = private.open_own(path)
+    stack.callback(os.close, fd)
+    if not private.try_lock(fd, run.name):
+        raise UserError(f"{run.name} is running on this machine already: {private.holder(path)}")
 
 
 def _last_line(path: Path) -> str | None:

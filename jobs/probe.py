@@ -42,7 +42,7 @@ def main() -> None:
     def meet() -> str:
         nonlocal meeting
         start = 1 if me.rank == 0 else None
-        meeting = rendezvous.meet(me, rendezvous.secret(folder), SECONDS, start)
+        meeting = rendezvous.meet(me, folder, SECONDS, start)
         return ", ".join(meeting.hosts)
 
     answer["meeting"] = tried(meet)
@@ -51,8 +51,7 @@ def main() -> None:
         if answer["gpus"]["usable"]:
             answer["compute"] = tried(lambda: compute(me))
     if answer["meeting"]["ok"] and answer["environment"]["ok"]:
-        store = (meeting.master_address, meeting.master_port)
-        answer |= together(me, store, bool(answer["gpus"]["usable"]))
+        answer |= together(me, meeting, bool(answer["gpus"]["usable"]))
     write_atomically(folder / f"answer-{me.rank}.json", json.dumps(answer).encode())
 
 
@@ -108,17 +107,20 @@ def compute(me: task.Task) -> str:
     return torch.cuda.get_device_name(device(me))
 
 
-def together(me: task.Task, address: tuple[str, int], on_gpu: bool) -> dict[str, Any]:
+def together(me: task.Task, meeting: rendezvous.Meeting, on_gpu: bool) -> dict[str, Any]:
     """What the ranks reach together: {"gloo": …}, and {"nccl": …} where each has a GPU of its own."""
     import torch
     import torch.distributed as dist
 
-    store: Any = None
+    from jobs.train import distributed
+
+    if meeting.interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", meeting.interface)
 
     def gloo() -> str:
-        nonlocal store
         wait = timedelta(seconds=SECONDS)
-        store = dist.TCPStore(*address, me.world_size, me.rank == 0, timeout=wait)
+        address = (meeting.master_address, meeting.master_port)
+        store = distributed.open_store(me.world_size, me.rank == 0, wait, meeting.store, address)
         dist.init_process_group("gloo", store=store, rank=me.rank, world_size=me.world_size, timeout=wait)
         return summed(me, torch.tensor([me.rank + 1.0]), None)
 

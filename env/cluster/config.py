@@ -6,8 +6,11 @@ a setting differently, the version decides.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import os
 import socket
+import stat
 from pathlib import Path
 
 import msgspec
@@ -133,6 +136,18 @@ def check(state: Path, options: Options) -> None:
         raise UserError(f"--preempt-mode {options.preempt_mode}: REQUEUE or CANCEL")
     if options.kill_wait < 1 or options.grace < 0:
         raise UserError("--kill-wait is at least 1, --grace at least 0")
+
+
+def check_own(state: Path) -> None:
+    """Makes the state directory if it is not there. Raises UserError if others could put things into it: in
+    /tmp the name may have been another user's first."""
+    with contextlib.suppress(FileExistsError):
+        state.mkdir(mode=0o755, parents=True)
+    status = state.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise UserError(
+            f"{state} is not a folder that only this user writes to (no link either): take another, or remove it"
+        )
 
 
 def write(cluster: Cluster) -> None:

@@ -7,16 +7,14 @@ that says which state directory has it, and gives it back when it goes down.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import random
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from env.cluster.config import Layout, Ports
+from jobs import private
 from jobs.errors import UserError
 
 BLOCK = 80
@@ -72,8 +70,6 @@ def _free(port: int) -> bool:
 def _registry() -> Iterator[Path]:
     """The folder of claims, one a user, locked. Clusters of different users meet only by bad luck, and then
     a daemon finds its port taken and the start is tried again with others."""
-    registry = Path(tempfile.gettempdir()) / f"slurm-test-clusters-{os.getuid()}"
-    registry.mkdir(mode=0o700, exist_ok=True)
-    with (registry / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    registry = private.folder("slurm-test-clusters")
+    with private.locked(registry / "lock", "a test cluster that claims its ports"):
         yield registry

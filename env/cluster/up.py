@@ -40,6 +40,7 @@ def start(state: Path | str, options: Options | None = None) -> Cluster:
     layout = Layout(state)
     config.check(layout.state, options)
     packages.require(options.accounting)
+    config.check_own(Path(state))
     for directory in layout.directories():
         directory.mkdir(parents=True, exist_ok=True)
         # Jobs of another user reach the configuration and munge's socket; munge wants no one else to write.

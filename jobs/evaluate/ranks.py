@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+import selectors
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from jobs.errors import UserError
 from jobs.run_directory import Run
 from jobs.train import rendezvous
 from jobs.train.task import Task, read
 
-TIMEOUT = timedelta(hours=6)
+SECONDS = 6 * 3600.0
 """How long a rank waits for the others to count: they may have the larger images, or the slower node."""
 RENDEZVOUS_SECONDS = 300.0
 
@@ -22,23 +23,19 @@ class Ranks:
     size: int
     device: str
     job: str
-    store: Any = None
+    hosts: list[str] = field(default_factory=list)
+    peers: dict[int, rendezvous.Connection] = field(default_factory=dict)
+    """On rank 0: a connection to each other rank. On the others: one to rank 0."""
 
 
 def join(run: Run) -> Ranks:
     """Meets the other processes of this job step; alone, there is nobody to meet."""
     task = read()
-    ranks = Ranks(task.rank, task.world_size, _device(task), task.job)
-    if ranks.size > 1:
-        import torch.distributed as dist
-
-        run.job.mkdir(exist_ok=True)
-        start = 1 if task.rank == 0 else None
-        meeting = rendezvous.meet(task, rendezvous.secret(run.job), RENDEZVOUS_SECONDS, start)
-        ranks.store = dist.TCPStore(
-            meeting.master_address, meeting.master_port, ranks.size, task.rank == 0, timeout=TIMEOUT
-        )
-    return ranks
+    run.job.mkdir(exist_ok=True)
+    meeting = rendezvous.meet(task, run.job, RENDEZVOUS_SECONDS, 1 if task.rank == 0 else None)
+    if meeting.store:  # what is added up goes through the connections
+        meeting.store.close()
+    return Ranks(task.rank, task.world_size, _device(task), task.job, meeting.hosts, meeting.peers)
 
 
 def _device(task: Task) -> str:
@@ -56,17 +53,42 @@ def _device(task: Task) -> str:
 
 
 def gather(ranks: Ranks, what: bytes) -> list[bytes] | None:
-    """What every rank gives, in the order of ranks, on rank 0; None on the others, once rank 0 has it all."""
-    if ranks.size == 1:
-        return [what]
-    ranks.store.set(f"part/{ranks.rank}", what)
-    if ranks.rank == 0:
-        parts = [bytes(ranks.store.get(f"part/{rank}")) for rank in range(ranks.size)]
-        ranks.store.set("gathered", b"1")
-        # The store lives in this process: it may end only after the others have read the word.
-        for rank in range(1, ranks.size):
-            ranks.store.get(f"bye/{rank}")
-        return parts
-    ranks.store.get("gathered")
-    ranks.store.set(f"bye/{ranks.rank}", b"1")
-    return None
+    """What every rank gives, in the order of ranks, on rank 0; None on the others, once rank 0 has it all.
+
+    At most 64 MiB a rank. Raises ConnectionError if a rank is lost meanwhile, TimeoutError after SECONDS.
+    """
+    for number, connection in ranks.peers.items():
+        if ranks.rank and not connection.send_bytes(what, SECONDS):
+            raise _lost(ranks, number)
+    heard = _hear(ranks, ranks.peers)
+    if ranks.rank:
+        return None
+    for number, connection in ranks.peers.items():
+        if not connection.send_bytes(b"", rendezvous.HANDSHAKE_SECONDS):
+            raise _lost(ranks, number)
+    return [heard.get(rank, what) for rank in range(ranks.size)]
+
+
+def _hear(ranks: Ranks, peers: Mapping[int, rendezvous.Connection]) -> dict[int, bytes]:
+    """One message of each."""
+    deadline = time.monotonic() + SECONDS
+    heard: dict[int, bytes] = {}
+    with selectors.DefaultSelector() as selector:
+        for number, connection in peers.items():
+            selector.register(connection, selectors.EVENT_READ, number)
+        while len(heard) < len(peers):
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError(f"waited {SECONDS / 3600:.0f} h for the other processes to count")
+            for key, _ in ready:
+                messages = peers[key.data].receive_bytes(one=True)
+                if messages is None:
+                    raise _lost(ranks, key.data)
+                if messages:
+                    heard[key.data] = messages[0]
+                    selector.unregister(peers[key.data])
+    return heard
+
+
+def _lost(ranks: Ranks, number: int) -> ConnectionError:
+    return ConnectionError(f"process {number} on {ranks.hosts[number]} ended before all had been added up")

@@ -4,7 +4,8 @@
 and its modification time is the owner's heartbeat. A lock is left over if its owner is a process of this
 machine that has gone, an earlier start of this very Slurm job, or if its heartbeat stands still for a minute
 by the watcher's own clock: no two nodes' clocks are compared. Taking over is guarded by a kernel lock; where
-the file system has none, `Lock.check` before publishing still tells an owner that it was superseded.
+the file system has none, or somebody holds it who has no business with it (to read the folder is enough for
+that), `Lock.check` before publishing still tells an owner that it was superseded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -22,12 +24,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from jobs import private
 from jobs.errors import UserError
 
 NAME = ".prepare.lock"
 BEAT = 5.0
 STALE = 60.0
 POLL = 0.5
+GUARD_SECONDS = 10.0
+"""How long the kernel lock is waited for, which is held for the blink of an eye."""
+TELL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -235,14 +241,63 @@ def create(path: Path, owner: Owner) -> bool:
 
 @contextlib.contextmanager
 def guard(data_root: Path) -> Iterator[None]:
-    """A kernel lock on the folder, so that two processes do not take over one left-over lock at once."""
-    fd = os.open(data_root, os.O_RDONLY)
+    """A kernel lock on the folder, so that two processes do not take over one left-over lock at once.
+
+    Whoever holds it for long is named on stderr, and after GUARD_SECONDS passed over, then and later.
+    """
+    fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY)
+    began, told = time.monotonic(), False
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL):
-                raise
+        while not _try_guard(fd):
+            waited = time.monotonic() - began
+            if waited > TELL_SECONDS and not told and data_root not in _passed_over:
+                told = True
+                print(f"{data_root} is locked by {_holders(fd)}; waiting", file=sys.stderr, flush=True)
+            if waited > GUARD_SECONDS or data_root in _passed_over:
+                if data_root not in _passed_over:
+                    print(
+                        f"{data_root} is still locked by {_holders(fd)}: going on",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                _passed_over.add(data_root)
+                break
+            time.sleep(0.02)  # a kernel lock wakes only whoever waits without an end
         yield
     finally:
         os.close(fd)
+
+
+_passed_over: set[Path] = set()
+
+
+def _try_guard(fd: int) -> bool:
+    """False while somebody else holds it; True too where the file system has no such locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL):
+            raise
+    return True
+
+
+def _holders(fd: int) -> str:
+    """Who holds the kernel lock on what is open, by proc(5): `1: FLOCK ADVISORY WRITE PID MAJ:MIN:INODE`."""
+    status = os.fstat(fd)
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if words[1:2] == ["FLOCK"] and words[5:6] == [place]:
+                found.append(f"process {words[4]}{_of_whom(words[4])}")
+    return " and ".join(found) or "a process that cannot be seen from here, perhaps on another node"
+
+
+def _of_whom(pid: str) -> str:
+    try:
+        return f" of {private.user(os.stat(f'/proc/{pid}').st_uid)}"
+    except OSError:
+        return ""

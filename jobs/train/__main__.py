@@ -59,8 +59,7 @@ def main() -> int:
             cancelled = (run.job / "cancelled").exists()
             stop = CANCELLED.format(run=run.name) if cancelled else unfit() or budget.verdict(records).stop
             stop = FINISHED if is_finished(run, task.job, records or []) else stop
-        key = patiently(lambda: rendezvous.secret(run.job))
-        meeting = rendezvous.meet(task, key, rendezvous_seconds(), start, stop)
+        meeting = patiently(lambda: rendezvous.meet(task, run.job, rendezvous_seconds(), start, stop))
     except (rendezvous.RendezvousError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         if task.rank == 0:

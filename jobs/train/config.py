@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 
-from jobs import compat
+from jobs import compat, private
 from jobs.errors import UserError
 from jobs.evaluate.metric import use_fast_metric
 from jobs.run_directory import write_atomically
@@ -176,6 +177,8 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
         without_gpu(cfg, session)
     if cfg.get("compile"):
         cfg.compile = exact_compiling(cfg.compile)
+        # What it finds there it runs, and by default it looks in /tmp, under a name that others can guess.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private.folder("inductor")))
     if own["fast_transforms"] and cfg.default_scope == "mmseg":
         use_fast_transforms(cfg.train_dataloader.dataset)
     use_fast_metric(cfg.get("val_evaluator"))

@@ -1,8 +1,13 @@
-"""The ranks come together: process groups, the device of each, and what differs without a GPU."""
+"""The ranks come together: process groups, the device of each, and what differs without a GPU.
+
+What torch's own sockets do not defend themselves against is limited here: the store listens where only the
+ranks need to reach it, and no object that ranks exchange is a pickle.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.errors import UserError
+from jobs.train import rendezvous, wire
 from jobs.train.session import Session
 
 TIMEOUT = timedelta(minutes=30)
@@ -26,16 +32,78 @@ def join(session: Session) -> None:
     session.device = choose_device(session)
     if session.ranks == 1:
         return
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    session.store = dist.TCPStore(address, port, session.ranks, session.main, timeout=TIMEOUT)
+    send_objects_without_pickle()
+    # Kept: the store ends with the object.
+    session.store = open_store(session.ranks, session.main, TIMEOUT, _inherited())
     dist.init_process_group(
         "nccl" if session.device == "cuda" else "gloo",
-        store=session.store,
+        store=dist.PrefixStore(store_key(), session.store),
         rank=session.rank,
         world_size=session.ranks,
         timeout=TIMEOUT,
     )
     session.control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+
+def _inherited() -> socket.socket | None:
+    """The socket that this rank's supervisor has opened for the store, on rank 0."""
+    number = os.environ.pop("BATON_STORE_FD", None)
+    return socket.socket(fileno=int(number)) if number else None
+
+
+def open_store(
+    ranks: int,
+    main: bool,
+    timeout: timedelta,
+    listener: socket.socket | None = None,
+    address: tuple[str, int] | None = None,
+) -> Any:
+    """A connection to the ranks' store; with `main`, which rank 0 gives once, also the store itself.
+
+    `listener`: what it listens on, as the supervisors have opened it; by itself torch would do so at every
+    address of the machine. `address`: where it is; MASTER_ADDR and MASTER_PORT say so otherwise.
+    """
+    host, port = address or (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    options: dict[str, Any] = {}
+    if main:
+        listener = listener or rendezvous.listen(host, port)
+        port = listener.getsockname()[1]
+        listener.set_inheritable(False)
+        options["master_listen_fd"] = listener.detach()
+    return dist.TCPStore(host, port, ranks, main, timeout=timeout, wait_for_workers=False, **options)
+
+
+def store_key() -> str:
+    """What the names of all that the ranks keep in the store begin with. A stranger who finds the port can
+    still connect, but does not know what anything is called in there."""
+    return os.environ.get("BATON_STORE_KEY", "")
+
+
+def send_objects_without_pickle() -> None:
+    """Makes the collectives of torch that take any object (`all_gather_object` and the like), on which
+    mmengine's metrics and perhaps a hook of the user's rely, send what `wire` can send, and nothing else.
+
+    Raises RuntimeError for a torch in which they are made otherwise.
+    """
+    from torch.distributed import distributed_c10d as c10d
+
+    if not {"_object_to_tensor", "_tensor_to_object", "_pickler", "_unpickler"} <= vars(c10d).keys():
+        raise RuntimeError(f"torch {torch.__version__}: how it sends objects to other ranks is not known")
+
+    def to_tensor(value: Any, device: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        # A copy: torch enlarges it to the longest of all ranks.
+        data = torch.frombuffer(bytearray(wire.pack(value)), dtype=torch.uint8).clone().to(device)
+        return data, torch.tensor([data.numel()], dtype=torch.long, device=device)
+
+    def to_object(tensor: torch.Tensor, size: Any, *_: Any) -> Any:
+        return wire.unpack(tensor.cpu().numpy().tobytes()[: int(size)])
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("ranks exchange no pickles")
+
+    vars(c10d).update(
+        _object_to_tensor=to_tensor, _tensor_to_object=to_object, _pickler=refuse, _unpickler=refuse
+    )
 
 
 def choose_device(session: Session) -> str:
@@ -71,7 +139,7 @@ def everywhere(session: Session, value: Any) -> Any:
     if session.ranks == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=session.control)
+    dist.broadcast_object_list(box, src=0, group=session.control)  # as wire.py sends it
     return box[0]
 
 

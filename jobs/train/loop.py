@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -276,11 +275,9 @@ class Survival:
         self.agreement = preemption.Agreement(self.session.control)
         self.together: preemption.LeaveTogether | None = None
         if self.session.ranks > 1:
+            store = distributed.open_store(self.session.ranks, False, distributed.TIMEOUT)
             self.together = preemption.LeaveTogether(
-                os.environ["MASTER_ADDR"],
-                int(os.environ["MASTER_PORT"]),
-                self.session.ranks,
-                self.session.rank,
+                store, distributed.store_key(), self.session.ranks, self.session.rank
             )
         self.leave, self.save = False, False
 

@@ -25,7 +25,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, NoReturn
 
 from jobs.exit_codes import FAILED, RESUME
@@ -197,39 +196,33 @@ class LeaveTogether:
     they leave, and rank 0 has written what it holds.
 
     Should all reach the end of the validation first, they agree there (`Survival.validate`), as after a step.
-    Uses its own connection to the ranks' store, because the main thread may be waiting on the other one.
+    `store`: a connection of its own to the ranks' store, because the main thread may be waiting on the other.
     """
 
-    LEAVING, WRITTEN = "baton/leaving", "baton/written"
-
-    def __init__(self, address: str, port: int, ranks: int, rank: int) -> None:
-        import torch.distributed as dist
-
-        self.store = dist.TCPStore(
-            address, port, ranks, False, timeout=timedelta(minutes=30), wait_for_workers=False
-        )
-        self.ranks, self.rank = ranks, rank
+    def __init__(self, store: Any, key: str, ranks: int, rank: int) -> None:
+        self.store, self.ranks, self.rank = store, ranks, rank
+        self.leaving, self.written = f"{key}/baton/leaving", f"{key}/baton/written"
 
     def elsewhere(self) -> bool:
         try:
             # Not store.check, which came with torch 2.2.
-            return bool(self.store.add(self.LEAVING, 0))
+            return int(self.store.add(self.leaving, 0)) > 0
         except RuntimeError:
             # The store is gone with rank 0: the supervisor will end this rank, too.
             return False
 
     def go(self, finish_writing: Callable[[], None]) -> NoReturn:
         try:
-            left = self.store.add(self.LEAVING, 1)
+            left = self.store.add(self.leaving, 1)
             while left < self.ranks:
                 # Others look every quarter of a second.
                 time.sleep(0.05)
-                left = self.store.add(self.LEAVING, 0)
+                left = self.store.add(self.leaving, 0)
             if self.rank == 0:
                 finish_writing()
-                self.store.set(self.WRITTEN, "1")
+                self.store.set(self.written, "1")
             else:
-                self.store.wait([self.WRITTEN])
+                self.store.wait([self.written])
         except RuntimeError as error:
             print(f"rank {self.rank}: leaving without rank 0, which is gone: {error}", file=sys.stderr)
         leave()

@@ -87,7 +87,8 @@ def train(session: Session) -> None:
     cfg = config.resolve(session)
     settings = config.saving(cfg)
     found = checkpoints.newest(session.run.checkpoints, session.report) if session.main else None
-    checkpoint: checkpoints.Checkpoint | None = distributed.everywhere(session, found)
+    told = distributed.everywhere(session, found and (str(found.path), found.manifest))
+    checkpoint = checkpoints.Checkpoint(Path(told[0]), told[1]) if told else None
     batch = keep_global_batch(session, cfg, checkpoint) if session.main else None
     global_batch: int = distributed.everywhere(session, batch)
     config.write(cfg, session)

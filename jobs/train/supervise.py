@@ -122,13 +122,17 @@ class _Supervisor:
         self.selector.register(self.wakeup, selectors.EVENT_READ, "wakeup")
         for number, connection in self.peers.items():
             self.selector.register(connection, selectors.EVENT_READ, number)
-        if self.meeting.listener:
-            self.selector.register(self.meeting.listener, selectors.EVENT_READ, "stranger")
         env = self.worker_environment(environ) | {"BATON_HEARTBEAT_FD": str(write_end)}
+        passed = [write_end]
+        if self.meeting.store:
+            passed.append(self.meeting.store.fileno())
+            env["BATON_STORE_FD"] = str(self.meeting.store.fileno())
         self.heartbeat_end = read_end
         try:
-            self.worker = processes.start(command, env, pass_fds=[write_end])
+            self.worker = processes.start(command, env, pass_fds=passed)
             os.close(write_end)
+            if self.meeting.store:  # it is the worker's now, and ends with it
+                self.meeting.store.close()
             while self.code is None:
                 self.round()
             return self.code
@@ -137,8 +141,6 @@ class _Supervisor:
             processes.end_all()
             for connection in self.peers.values():
                 connection.close()
-            if self.meeting.listener:
-                self.meeting.listener.close()
             self.selector.close()
             os.close(read_end)
 
@@ -151,13 +153,17 @@ class _Supervisor:
             "LOCAL_WORLD_SIZE": str(task.local_world_size),
             "MASTER_ADDR": meeting.master_address,
             "MASTER_PORT": str(meeting.master_port),
+            "BATON_STORE_KEY": meeting.store_key,
             "BATON_RUN": str(self.run.path),
             "BATON_START": str(meeting.start),
             "BATON_JOB": task.job,
         }
         if meeting.interface:
-            # gloo goes by the host's name otherwise, which many machines resolve to a loopback address.
+            # gloo goes by the host's name otherwise, which many machines resolve to a loopback address, and
+            # one that is alone to an address that others reach.
             env.setdefault("GLOO_SOCKET_IFNAME", meeting.interface)
+            if len(set(meeting.hosts)) == 1:
+                env.setdefault("NCCL_SOCKET_IFNAME", meeting.interface)
         return env
 
     # One round of the loop
@@ -168,9 +174,6 @@ class _Supervisor:
         for key, _ in ready:
             if key.data == "wakeup":
                 os.read(self.wakeup, 4096)
-            elif key.data == "stranger" and self.meeting.listener:
-                with contextlib.suppress(OSError):
-                    self.meeting.listener.accept()[0].close()
             elif key.data == "heartbeat":
                 self.read_heartbeats(now)
             else:

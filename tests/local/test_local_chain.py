@@ -191,6 +191,7 @@ def three_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Owner:
     cancelled = 0
+    run_directory = Run("runs/first")
 
     def wait(self, _: float) -> None:
         self.cancelled = 1
@@ -200,12 +201,17 @@ class Owner:
 
 
 @pytest.mark.usefixtures("three_gpus")
-def test_free_gpus_are_chosen_and_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_gpus_are_chosen_and_held(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with _FreeGpus(1, Owner()) as one, _FreeGpus(1, Owner()) as other:  # type: ignore[arg-type]
         assert (one.numbers, other.numbers) == ("0", "2")
         owner = Owner()
         with _FreeGpus(1, owner):  # type: ignore[arg-type]
             assert owner.cancelled  # it had to wait
+    said = capsys.readouterr().out
+    assert f"waiting for 1 free GPUs (0: first (process {os.getpid()} on " in said
+    assert "1: something computes on it; 2: first" in said
     with _FreeGpus(2, Owner()) as two, _FreeGpus(0, Owner()) as none:  # type: ignore[arg-type]
         assert (two.numbers, none.numbers) == ("0,2", "")
     monkeypatch.setenv("BATON_VISIBLE_GPUS", "2,GPU-b")
