@@ -19,6 +19,7 @@ from launch.report_charts import Bar, Mark, Series
 from launch.report_data import Data, Evaluation
 
 STYLE = Path(__file__).with_name("report.css")
+GENERATOR = "Baton"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -81,6 +82,7 @@ def document(title: str, body: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
+        f'<meta name="generator" content="{GENERATOR}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><style>{STYLE.read_text()}</style></head>\n'
         f"<body>\n{body}\n</body></html>\n"
