@@ -1,7 +1,7 @@
 """Folders that results go to: nothing of the user's is overwritten there.
 
-A folder is ours if it is new, empty, or has our mark, which whoever writes into it leaves first: so a job that
-is started again, and a second inference, write over what the first one wrote, and over nothing else.
+A folder is ours if it is new, empty, or has our mark, which whoever writes into it leaves first: so a job
+that is started again, and a second inference, write over what the first one wrote, and over nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MARK = ".baton-results"
 
 
 def check(folder: Path, option: str, own: Path | None = None) -> None:
-    """Raises UserError unless `folder` may be written into; `own`: a folder of the run, which is ours anyway."""
+    """Raises UserError unless `folder` may be written into; `own`: a folder that is ours anyway."""
     if own is not None and folder.resolve().is_relative_to(own.resolve()):
         return
     try:

@@ -29,7 +29,7 @@ MOST_HEADER = 1 << 20
 """Bytes that a long name or a pax header may have: it is read whole, whatever size it claims."""
 
 MOST_CONTENT = 64 << 20
-"""Bytes that a member which is read whole (a mask, an image, a list) may have; the release's have far less."""
+"""Bytes that a member which is read whole (a mask, an image, a list) may have; the release's have less."""
 
 
 class DamagedArchive(UserError):
@@ -66,7 +66,7 @@ class Stream:
         elif start[:3] == b"BZh":
             self.file = bz2.BZ2File(self.packed)
         elif start[:6] == b"\xfd7zXZ\0":
-            self.file = lzma.LZMAFile(self.packed)
+            self.file = lzma.LZMAFile(self.packed)  # noqa: SIM115 - closed by __exit__
         elif start[257:262] == b"ustar":
             self.file = io.BufferedReader(self.packed, CHUNK)
             self.size = os.fstat(self.packed.fileno()).st_size
@@ -154,7 +154,8 @@ def whole(stream: Stream, size: int, most: int, what: str) -> bytes:
     """The next `size` bytes. Raises DamagedArchive if they are not there, or if they are more than `most`."""
     if size > most:
         raise DamagedArchive(
-            f"{stream.path} is damaged: {what} claims {size:,} bytes, {most:,} are the most: download it again"
+            f"{stream.path} is damaged: {what} claims {size:,} bytes, {most:,} are the most: "
+            "download it again"
         )
     content = stream.read(size)
     if len(content) < size:
