@@ -14,8 +14,10 @@ import importlib.util
 import os
 import pickle
 import re
+import shutil
 import sys
 import tarfile
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ def prepare() -> None:
     stub_compiled_mmcv()
     find_packages_without_pkg_resources()
     load_weights_only()
+    download_nothing()
     keep_config_text_plain()
 
 
@@ -82,12 +85,67 @@ def find_packages_without_pkg_resources() -> None:
 def load_weights_only() -> None:
     """mmengine 0.10.7 fails on its own checkpoints with torch >= 2.6; set B answers by unpickling anything.
 
-    Every local file that mmengine loads goes through `load` instead: data only, never code.
+    Whatever mmengine, mmseg or a module of the user's loads goes through `load` instead: data only, never
+    code, and from a file that is there (see download_nothing).
     """
+    import torch
     from mmengine.runner import CheckpointLoader
 
-    CheckpointLoader.register_scheme(prefixes="", loader=load, force=True)
+    global _torch_load
+    if _torch_load is None:
+        _torch_load = torch.load
+        torch.load = load_anything  # type: ignore[assignment]
+    CheckpointLoader.register_scheme(prefixes=list(CheckpointLoader._schemes), loader=load_named, force=True)
     CheckpointLoader.register_scheme(prefixes="mmcls://", loader=load_backbone, force=True)
+
+
+_torch_load: Any = None
+
+
+def load_anything(file: Any, map_location: Any = None, pickle_module: Any = None, **options: Any) -> Any:
+    """torch.load as everybody in a job gets it: weights only, whatever its caller says. Raises as `load`."""
+    # `load` itself, which may bring an unpickler of its own.
+    restricted = getattr(pickle_module, "__name__", "") == "restricted_pickle"
+    if restricted or (options.get("weights_only") is True and pickle_module is None):
+        return _torch_load(file, map_location, pickle_module, **options)
+    if isinstance(file, (str, os.PathLike)):
+        return load(file, map_location)
+    with tempfile.NamedTemporaryFile() as copy:
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        return load(copy.name, map_location)
+
+
+def download_nothing() -> None:
+    """A job loads what a preparation has fetched and checked; nothing from an address, at its own run time.
+
+    torch.hub's one way to the network, which torchvision and mmengine use too, says so.
+    """
+    import torch.hub
+
+    def refuse(url: str, *_: Any, **__: Any) -> None:
+        raise UserError(
+            f"a job downloads nothing, and {url} is not here: python launch/prepare.py --weights {url} "
+            "fetches it; the config may then name that address, or the file"
+        )
+
+    torch.hub.download_url_to_file = refuse
+
+
+def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
+    """What mmengine is told to load: a file's path, or a name or an address that stands for one below
+    data/pretrained.
+
+    Raises UserError if it is not there, or if it holds anything but data.
+    """
+    from jobs.train import pretrained
+
+    path = pretrained.placed(filename, pretrained.PLACE) if "://" in filename else Path(filename)
+    try:
+        return load(path, map_location)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not loaded, for it holds more than weights: {reason}") from None
 
 
 def load(filename: str | os.PathLike[str], map_location: Any = "cpu", **_: Any) -> Any:
@@ -212,7 +270,8 @@ def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
 def load_backbone(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
     """`mmcls://PATH`: what a classifier's local file has of its backbone, as mmengine does after it has
     downloaded the file."""
-    content = load(filename.removeprefix("mmcls://"), map_location)
+    path = filename.removeprefix("mmcls://")
+    content = load_named(path if os.path.isfile(path) else filename, map_location)
     weights = content.get("state_dict", content)
     mine = {name: value for name, value in weights.items() if name.startswith("backbone.")}
     return {"state_dict": {name.removeprefix("backbone."): value for name, value in mine.items()}}

@@ -1,7 +1,8 @@
 """Tells the user how a run, or a job of it, has ended: by a webhook or a mail command of the profile.
 
     notify:
-      webhook: https://chat.example/hooks/abc       gets a JSON object by POST; its `text` is what chats show
+      webhook_file: ~/.config/baton-webhook         an address that gets a JSON object by POST; its `text` is
+                                                    what chats show. Or webhook: $VARIABLE, or the address
       mail: [mail, -s, "{subject}", me@example.org] a command; the text comes on its standard input
       on: [finished, failed, stopped, evaluated]    default: the first three
 
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jobs import secrets
 from jobs.run_directory import Run
 from jobs.train.task import job_id
 
@@ -38,10 +40,12 @@ def about(run: Run, event: str, words: str) -> None:
         return
     subject = f"{run.name}: {event}"
     text = f"{subject}\n{words}\n{run.path}\nstatus: python launch/status.py {run.name}\n"
-    for send, target in ((_post, wish.get("webhook")), (_mail, wish.get("mail"))):
-        if not target:
+    ways: tuple[tuple[str, Any], ...] = (("webhook_file", _post), ("webhook", _post), ("mail", _mail))
+    for key, send in ways:
+        if not wish.get(key):
             continue
         try:
+            target = secrets.read(wish[key], key) if key == "webhook_file" else wish[key]
             send(target, subject, text, {"run": run.name, "event": event, "path": str(run.path)})
         except Exception as error:  # by design: see above
             print(f"baton: notification failed: {error}", file=sys.stderr, flush=True)
@@ -72,12 +76,22 @@ def _first(run: Run, stage: str) -> bool:
 
 
 def _post(url: str, subject: str, text: str, facts: dict[str, Any]) -> None:
+    """Raises RuntimeError, in whose words the address, which lets anybody write there, is not."""
+    if url.startswith("$"):
+        url = os.environ.get(name := url[1:], "")
+        if not url:
+            raise RuntimeError(f"the webhook's variable {name} is not set in the job")
     if not url.startswith(("https://", "http://")):
-        raise ValueError(f"{url!r} is no web address")
+        raise RuntimeError("the webhook is no web address")
     body = json.dumps({"text": text, "subject": subject, "host": socket.gethostname()} | facts).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-        answer.read(1)
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            answer.read(1)
+    except Exception as error:
+        code = getattr(error, "code", "")
+        reason = getattr(error, "reason", "") or type(error).__name__
+        raise RuntimeError(f"the webhook: {f'HTTP {code} ' if code else ''}{reason}") from None
 
 
 def _mail(command: list[str], subject: str, text: str, _: dict[str, Any]) -> None:

@@ -15,6 +15,10 @@ IGNORED = (224, 224, 192)
 """What PASCAL VOC paints label 255 with."""
 
 
+BAND = 1 << 18
+"""Pixels that are mixed at a time."""
+
+
 def table(palette: Sequence[Sequence[int]]) -> np.ndarray:
     """N × 3 RGB colours (uint8): those of the classes, then black. N is 256, and 255 VOC's border colour, up
     to 255 classes; with more it is 65,536."""
@@ -41,9 +45,14 @@ def overlay(
 ) -> Image.Image:
     """The labels' colours over an RGB image (H × W × 3, uint8) of the same size; class 0 keeps the image
     where the palette paints it black (VOC's background)."""
-    colours = table(palette)[labels]
-    mixed = image * (1 - opacity) + colours * opacity
-    shown = np.where((colours.sum(axis=2) == 0)[..., None], image, mixed.round()).astype(np.uint8)
+    colours = table(palette)
+    shown = np.empty(image.shape, np.uint8)
+    # In bands: a large image as floating-point numbers would take 24 bytes a pixel.
+    rows = max(1, BAND // max(1, image.shape[1]))
+    for top in range(0, len(image), rows):
+        part, painted = image[top : top + rows], colours[labels[top : top + rows]]
+        mixed = (part * (1 - opacity) + painted * opacity).round()
+        shown[top : top + rows] = np.where((painted.sum(axis=2) == 0)[..., None], part, mixed)
     return Image.fromarray(shown)
 
 

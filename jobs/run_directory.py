@@ -26,6 +26,15 @@ import yaml
 
 from jobs.errors import UserError
 
+MOST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
+
+
+def check_seed(seed: Any, where: str) -> None:
+    """Raises UserError for a seed that no generator takes; what is no number is another's matter."""
+    if isinstance(seed, int) and not 0 <= seed <= MOST_SEED:
+        raise UserError(f"{where}: a seed must be 0 to {MOST_SEED}, not {seed}")
+
 
 class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What the user asked for, resolved: the content of `run.yaml`."""
@@ -92,17 +101,20 @@ class Run:
         # libyaml's writer, which not every PyYAML has, takes a tenth of the time.
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         text = yaml.dump(msgspec.to_builtins(request), Dumper=dumper, sort_keys=False, allow_unicode=True)
-        write_atomically(self.request_file, text.encode())
+        write_atomically(self.request_file, text.encode(), private=True)
 
 
-def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+def write_atomically(path: Path, content: bytes, durable: bool = True, private: bool = False) -> None:
     """Writes a file so that a reader, or a crash at any moment, sees the old content or the new, whole.
 
-    `durable`: also if it is the machine that crashes, which takes as long as the disk does.
+    `durable`: also if it is the machine that crashes, which takes as long as the disk does. `private`: for
+    its owner's eyes alone.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # a killed writer's, with whatever permissions
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        with open(fd, "wb") as file:
             file.write(content)
             file.flush()
             if durable:

@@ -29,14 +29,17 @@ SCRIPT = """\
 # Completion of Baton's commands. zsh runs bash's completions after this line:
 [ -n "${{ZSH_VERSION:-}}" ] && autoload -Uz bashcompinit && bashcompinit
 _baton_root={runs}
+# Only what is a run's name: in a shared folder of runs others make the names, and a shell would execute them.
 _baton_runs() {{
-  local run
+  local run LC_ALL=C
   for run in "${{BATON_RUNS:-$_baton_root}}"/*/run.yaml; do
-    [ -e "$run" ] && run=${{run%/run.yaml}} && echo "${{run##*/}}"
+    run=${{run%/run.yaml}} && run=${{run##*/}}
+    case $run in *[!A-Za-z0-9._+=@-]* | [!A-Za-z0-9]*) continue ;; esac
+    [ -e "${{BATON_RUNS:-$_baton_root}}/$run/run.yaml" ] && echo "$run"
   done
 }}
 _baton() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} script= words=
+  local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} script= words= one
   local i
   for ((i = 1; i < COMP_CWORD; i++)); do
     case ${{COMP_WORDS[i]}} in launch/*.py | */launch/*.py) script=${{COMP_WORDS[i]##*/}} ;; esac
@@ -57,7 +60,11 @@ _baton() {{
     case $before in --resume | --compare) words=$(_baton_runs) ;; esac
     ;;
   esac
-  COMPREPLY=($(compgen -W "$words" -- "$word"))
+  # Not compgen -W, which expands its words.
+  COMPREPLY=()
+  for one in $words; do
+    case $one in "$word"*) COMPREPLY+=("$one") ;; esac
+  done
 }}
 complete -o default -F _baton python python3
 """

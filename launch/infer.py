@@ -10,6 +10,7 @@ from jobs import environment  # noqa: E402
 
 environment.enter()
 
+from jobs import output  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from launch import options, runs, single  # noqa: E402
 
@@ -24,7 +25,9 @@ def main() -> int:
     parser = options.parser(__doc__ or "", EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="a run's name or path")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, glob patterns")
-    parser.add_argument("--out", metavar="DIR", help="where the masks go (default: a new folder in the run)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="a new or empty folder for the masks (default: one in the run)"
+    )
     parser.add_argument(
         "--checkpoint", default="best", metavar="WHICH", help="best (default), last, or a path"
     )
@@ -35,6 +38,11 @@ def main() -> int:
     run = runs.find(arguments.run)
     images = [str(path) for given in arguments.images for path in places(given)]
     out = Path(arguments.out).expanduser().absolute() if arguments.out else fresh(run.path / "infer")
+    if arguments.out:
+        output.check(out, "--out")
+        runs.check_path(out, "--out")
+    if over := next((path for path in images if Path(path).resolve() == out.resolve()), None):
+        raise UserError(f"--out {out} is what is to be segmented ({over}): choose another folder")
     checkpoint = options.checkpoint(arguments.checkpoint, run)
     resolved = options.settings(arguments, options.profile_of(arguments, run, "infer"), "infer")
     job_arguments = ["--out", str(out), "--checkpoint", checkpoint, "--", *images]

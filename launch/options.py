@@ -7,12 +7,14 @@ import ast
 import difflib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs import secrets
 from jobs.errors import UserError
 from jobs.run_directory import Request, Run
-from launch import machine, profiles
+from launch import job_environment, machine, profiles
 from launch.runs import CHECKOUT, check_path
 
 # option -> (setting, help)
@@ -55,7 +57,7 @@ def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
         )
         group.add_argument(
             "--gpus",
-            type=int,
+            type=whole("--gpus", 1, profiles.MOST["gpus"]),
             metavar="N",
             help="GPUs of each node, one rank each (processes where there are none)",
         )
@@ -67,6 +69,17 @@ def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
     group.add_argument(
         "--sbatch", action="append", metavar="KEY=VALUE", help="any further sbatch option, without its dashes"
     )
+
+
+def whole(option: str, low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number in this range, in plain digits. Raises UserError, in one line."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,18}", text) or not low <= int(text) <= high:
+            raise UserError(f"{option} must be a whole number from {low} to {high}, not {text!r}")
+        return int(text)
+
+    return read
 
 
 def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,6 +154,13 @@ def settings(
     else:
         common = {key: value for key, value in given.items() if key in COMMON}
         resolved = profiles.resolve(profile, stage, {}, common)
+    job_environment.check(resolved.settings)
+    clear = [name for name in resolved.settings.env if secrets.looks_secret(name)]
+    for name in clear:
+        resolved.hints.append(
+            f"{resolved.sources[f'env.{name}']}: {name} stands there in clear: put it into a file that only "
+            f"you can read, and name that instead, as secrets: {{{name}: FILE}}"
+        )
     if profile.executor == "local":
         _check_local(resolved)
     return resolved
@@ -200,7 +220,7 @@ def checkpoint(which: str, run: Run | None = None) -> str:
     if file.is_file():
         check_path(file, "--checkpoint")
         return str(file)
-    own = file.name == which and re.fullmatch(r"(epoch|iter)_\d+\.pth", which)
+    own = file.name == which and re.fullmatch(r"(epoch|iter)_[0-9]+\.pth", which)
     if own and (run is None or (run.checkpoints / which).is_file()):
         return which
     close = difflib.get_close_matches(which, ["best", "last"], n=1)
@@ -223,6 +243,11 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not all(part for part in key.split(".")):
             raise UserError(f"--set {pair!r}: write KEY=VALUE, such as train_dataloader.batch_size=4")
+        if secrets.looks_secret(key.rpartition(".")[2]):
+            raise UserError(
+                f"--set {key}: a secret does not belong on a command line, which others see and the report "
+                "shows: give it as a variable of the job (secrets: in the profile)"
+            )
         values[key] = literal(value)
     return values
 

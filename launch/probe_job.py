@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from launch import profiles, script, slurm, slurm_queries, snapshot, words
+from jobs.run_directory import Run
+from launch import profiles, requests, script, slurm, slurm_queries, snapshot, words
 from launch.cluster_facts import Facts, Partition, gres_style
 from launch.findings import Finding
 from launch.runs import CHECKOUT, runs_root
@@ -42,8 +43,8 @@ def run(
     (folder / "token").write_text(token)
     resolved = settings(facts, where, profile, chosen)
     tasks = resolved.nodes[0] * resolved.settings.gpus
+    requests.write_scripts(Run(folder), script.Batch(resolved=resolved, name="baton-doctor", run=folder))
     file = folder / "job" / "probe.sbatch"
-    file.write_text(script.text(script.Batch(resolved=resolved, name="baton-doctor", run=folder)))
     began = time.monotonic()
     job = slurm.call("sbatch", "--parsable", str(file), changes=True).strip().split(";")[0]
     (folder / "job" / "id").write_text(job)

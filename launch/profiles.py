@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from jobs import secrets
 from jobs.errors import UserError
 
 CLUSTERS = Path(__file__).resolve().parent.parent / "configs" / "clusters"
@@ -35,7 +36,9 @@ class Notify(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Whom to tell about a run (jobs/notify.py); what fails there never fails a job."""
 
     webhook: str = ""
-    """An address that takes a JSON object by POST."""
+    """An address that takes a JSON object by POST, or $NAME: a variable of the job that holds it."""
+    webhook_file: str = ""
+    """A file of yours that holds the address."""
     mail: list[str] = []
     """A command and its arguments, `{subject}` replaced; the text comes on its standard input."""
     on: list[Literal["finished", "failed", "stopped", "evaluated"]] = []
@@ -67,6 +70,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     setup: list[str] = []
     """Shell lines of your own (module load …) that run first in the batch script; one that fails ends it."""
     env: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    """Variables of the job, each with the file of yours that holds its value."""
     container: Container | None = None
     srun: list[str] = []
     """Further options of srun."""
@@ -143,9 +148,21 @@ OWN_OPTIONS = {
     "wait": "--wait",
     "wrap": "`setup`",
 }
-_TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE")
-_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
-_NODES = re.compile(r"([1-9]\d*)(?:-([1-9]\d*))?")
+# ASCII: \d alone takes the digits of all scripts, which Slurm does not read.
+_TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.ASCII)
+_MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE | re.ASCII)
+_NODES = re.compile(r"([1-9]\d{0,5})(?:-([1-9]\d{0,5}))?", re.ASCII)
+
+MOST = {"gpus": 1024, "cpus_per_gpu": 4096, "hang_minutes": 525_600}
+
+SCRIPT_VARIABLES = {"run", "python", "host_python", "checkout", "name", "job", "logs", "code", "next"}
+"""What a batch script (launch/script.py) keeps in its own shell."""
+_NOT_FOR_ENV = re.compile(
+    # bash's own, of which it lets none be set, or does not work with another.
+    "BASHOPTS|BASH_VERSINFO|EUID|PPID|SHELLOPTS|UID|IFS"
+    # What tells a job who it is.
+    "|BATON_.*|SLURM_(JOB|ARRAY|STEP|PROCID|LOCALID|NODEID|NTASKS|NPROCS|NNODES|TASKS|RESTART|CPUS_PER).*"
+)
 
 
 class Resolved(msgspec.Struct, kw_only=True):
@@ -245,7 +262,7 @@ def resolve(
     sources: dict[str, str] = {}
     for layer, source in layers:
         for key, value in layer.items():
-            if key in ("env", "sbatch"):
+            if key in ("env", "secrets", "sbatch"):
                 _check_mapping(value, key, source)
                 sources |= {f"{key}.{name}": source for name in value}
                 value = {**merged.get(key, {}), **value}
@@ -312,13 +329,24 @@ def _check_values(settings: Settings, sources: dict[str, str]) -> None:
     if not nodes or int(nodes[2] or nodes[1]) < int(nodes[1]):
         raise wrong("nodes", f"must be 1 or more, or a range such as 1-2, not {settings.nodes!r}")
     for key in ("gpus", "cpus_per_gpu", "hang_minutes"):
-        if getattr(settings, key) < 1:
-            raise wrong(key, f"must be 1 or more, not {getattr(settings, key)}")
+        if not 1 <= getattr(settings, key) <= MOST[key]:
+            raise wrong(key, f"must be 1 to {MOST[key]:,}, not {getattr(settings, key)}")
     if not 0 <= settings.signal_delay <= 65535:
         raise wrong("signal_delay", f"must be 0 to 65535 seconds, not {settings.signal_delay}")
-    for key in settings.env:
-        if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):
-            raise wrong(f"env.{key}", f"has a name that no shell takes: {key!r}")
+    for where in ("env", "secrets"):
+        for key in getattr(settings, where):
+            if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):
+                raise wrong(f"{where}.{key}", f"has a name that no shell takes: {key!r}")
+            if key in SCRIPT_VARIABLES or _NOT_FOR_ENV.fullmatch(key):
+                raise wrong(f"{where}.{key}", f"must not set {key!r}: the job itself uses that name")
+    for key, lines in (
+        ("setup", settings.setup),
+        ("srun", settings.srun),
+        ("container", settings.container.options if settings.container else []),
+        ("sbatch", [f"{key}={value}" for key, value in settings.sbatch.items()]),
+    ):
+        if name := next((found for line in lines if (found := secrets.in_text(line))), ""):
+            raise wrong(key, f"holds a secret in clear ({name}): give it as secrets: {{{name}: FILE}}")
     for key in settings.sbatch:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
             raise wrong(f"sbatch.{key}", f"has {key!r}: write sbatch's long option without its dashes")

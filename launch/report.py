@@ -45,6 +45,8 @@ def main() -> int:
         html, out = report_page.page(found[0]), arguments.out or found[0].run.report
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no directory {out.parent}")
+    if arguments.out and not may_replace(out):
+        raise UserError(f"--out {out} is there already, and is no report: choose another name")
     write_atomically(out.absolute(), html.encode())
     if arguments.json:
         print(json.dumps({"report": str(out.absolute()), "bytes": len(html.encode())}))
@@ -53,6 +55,18 @@ def main() -> int:
         if not arguments.compare:
             print(f"next: python launch/report.py --compare {names[0]} RUN shows it beside another")
     return 0
+
+
+def may_replace(file: Path) -> bool:
+    """Whether nothing but a report of ours is lost if a report is written there."""
+    try:
+        with file.open("rb") as content:
+            head = content.read(4096)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return not head or f'<meta name="generator" content="{report_page.GENERATOR}">'.encode() in head
 
 
 if __name__ == "__main__":

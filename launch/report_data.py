@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import msgspec
 
 from jobs.errors import UserError
 from jobs.run_directory import Request, Run
+from jobs.secrets import looks_secret
 from launch import efficiency, history, slurm_queries, states
 from launch.efficiency import Costs, Shares
 from launch.history import History
+from launch.script import UNTOLD
 
+HIDDEN = "…"
 MOST_PICTURES = 20
 MOST_PICTURE_BYTES = 6_000_000
 """Of all pictures of a page together, so that it can still go by e-mail."""
@@ -76,6 +80,19 @@ def gather(run: Run) -> Data:
     )
 
 
+def public(request: Request) -> dict[str, Any]:
+    """The request as a report may show it, which goes by e-mail: without anything that may be a secret."""
+
+    def without(settings: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in settings.items() if key not in (*UNTOLD, "sources")}
+        return {key: without(one) if isinstance(one, dict) else one for key, one in kept.items()}
+
+    shown: dict[str, Any] = msgspec.to_builtins(request)
+    shown["cluster"] = without(shown["cluster"])
+    shown["set"] = {key: HIDDEN if looks_secret(key) else one for key, one in shown["set"].items()}
+    return shown | {"command": shlex.join(repeat_command(request))}
+
+
 def repeat_command(request: Request) -> list[str]:
     """The command that makes the same run under a name that is free; [] if none was recorded.
 
@@ -91,7 +108,13 @@ def repeat_command(request: Request) -> list[str]:
             if option == "--sweep" and key in request.set:
                 kept += ["--set", f"{key}={request.set[key]}"]
         elif option not in ("--wait", "--json", "--no-submit"):
-            kept.append(argument)
+            # A secret that an earlier version took, as --set KEY=VALUE or --set=KEY=VALUE.
+            name, equals, _ = argument.removeprefix("--set=").partition("=")
+            kept.append(
+                argument.partition(f"{name}=")[0] + f"{name}={HIDDEN}"
+                if equals and looks_secret(name)
+                else argument
+            )
     return kept if request.command else []
 
 

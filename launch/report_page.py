@@ -12,13 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from launch import efficiency, history, report_charts, report_data, words
 from launch.report_charts import Bar, Mark, Series
 from launch.report_data import Data, Evaluation
 
 STYLE = Path(__file__).with_name("report.css")
+GENERATOR = "Baton"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -81,6 +80,7 @@ def document(title: str, body: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
+        f'<meta name="generator" content="{GENERATOR}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><style>{STYLE.read_text()}</style></head>\n'
         f"<body>\n{body}\n</body></html>\n"
@@ -310,7 +310,7 @@ def _environment(data: Data) -> str:
         return ""
     rows = [
         ["config", request.config],
-        ["overrides", json.dumps(request.set) if request.set else ""],
+        ["overrides", json.dumps(report_data.public(request)["set"]) if request.set else ""],
         ["seed", str(request.seed)],
         ["data", request.data_root],
         [
@@ -352,7 +352,7 @@ def _class_comparison(all_data: Sequence[Data]) -> str:
 
 def _differences(all_data: Sequence[Data]) -> str:
     """What the runs' requests differ in."""
-    flat = [_flat(msgspec.to_builtins(data.request)) if data.request else {} for data in all_data]
+    flat = [_flat(report_data.public(data.request)) if data.request else {} for data in all_data]
     keys = dict.fromkeys(key for one in flat for key in one if key not in ("name", "created"))
     rows = [
         [key, *(str(one.get(key, "")) for one in flat)]

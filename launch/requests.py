@@ -14,7 +14,7 @@ import msgspec
 
 from jobs import environment, events
 from jobs.run_directory import Request, Run, write_atomically
-from launch import data_ready, profiles, script, snapshot
+from launch import data_ready, job_environment, profiles, script, snapshot
 from launch.configs import Chain
 from launch.runs import CHECKOUT
 from launch.slurm import SlurmError
@@ -106,13 +106,16 @@ def fill(run: Run, name: str, wish: Wish, versions: dict[str, str]) -> None:
     """Writes code/ and run.yaml into the directory of a new run, which will be called `name`."""
     config = snapshot.take(run.code, wish.data_root, wish.chain)
     run.write_request(request(wish, name, config, versions))
+    job_environment.write(run, wish.infer)  # for the script of a dry run
 
 
 def write_scripts(run: Run, *batches: script.Batch) -> None:
-    """Writes `job/STAGE.sbatch` for each batch."""
+    """Writes `job/STAGE.sbatch`, and the environment that it reads, for each batch."""
     for batch in batches:
         file = run.job / f"{batch.resolved.stage}.sbatch"
-        write_atomically(file, script.text(batch).encode(), durable=False)  # Slurm keeps a copy
+        content = script.text(batch).encode()
+        write_atomically(file, content, durable=False, private=True)  # Slurm keeps a copy
+        job_environment.write(run, batch.resolved)
 
 
 @contextmanager
@@ -128,5 +131,5 @@ def restored_on_error(*files: Path) -> Iterator[None]:
                 if content is None:
                     file.unlink(missing_ok=True)
                 else:
-                    write_atomically(file, content)
+                    write_atomically(file, content, private=True)
         raise

@@ -128,13 +128,19 @@ def _header(batch: Batch) -> str:
         lines.append("# Where these come from:")
     for key, source in sorted(sources.items()):
         setting, _, name = key.partition(".")
-        lines.append(f"#   {key}: {(values[setting][name] if name else values[setting])!r} ({source})")
+        # Of what may hold a secret (jobs/secrets.py) only where it comes from.
+        value = values[setting][name] if name else values[setting]
+        lines.append(f"#   {key}: ({source})" if setting in UNTOLD else f"#   {key}: {value!r} ({source})")
     if bad := next((line for line in lines if profiles.has_control(line)), None):
         # Behind a line break the rest of a path or a name would be a command.
         raise UserError(f"a line break or control character cannot stand in a batch script: {bad!r}")
     if batch.run is None:
         lines += ["#", *(f"# {line}" for line in USAGE[batch.resolved.stage].splitlines())]
     return "\n".join(lines) + "\n"
+
+
+UNTOLD = {"env", "secrets", "notify", "setup", "container", "srun"}
+"""Settings whose values stand in no comment."""
 
 
 def _directive(value: str) -> str:
@@ -176,25 +182,35 @@ def _where(batch: Batch) -> str:
             lines.append("run=${BATON_RUNS:-$checkout/logs/runs}/${name##*/}")
         make = '"$host_python" "$checkout/launch/train.py" --no-submit --run "${name##*/}" "$@"'
     else:
-        element = '"$SLURM_ARRAY_TASK_ID"' if batch.elements else ""
-        lines.append(f"run={_quote(batch.run)}{element}")
-        host = _quote(sys.executable)
-        lines.append(f"python={_quote(settings.python or sys.executable)} host_python={host}")
+        lines += _names(batch)
         make = _make(batch)
     if not batch.made and stage in ("train", "prepare"):
         lines.append(
             "# The run directory: request, snapshot of the code, scripts. A signal does not stop that."
         )
         lines.append(f'[ -e "$run/run.yaml" ] || (trap "" USR2 TERM; exec {make}) || exit')
-    if batch.elements:
-        lines.append("job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID")
-    else:
-        lines.append("job=$SLURM_JOB_ID")
-    lines.append("# Slurm reads % in a log's path as a pattern.")
-    logs = '"$checkout/logs"' if batch.run is None and stage == "prepare" else '"$run/job"'
-    lines.append(f"logs={logs}; logs=${{logs//%/%%}}/$job")
-    lines += [f"export {key}={_quote(value)}" for key, value in settings.env.items()]
+    lines += _logs(batch)
+    if settings.env or settings.secrets:
+        lines.append("# The profile's environment, in a file that only you can read.")
+        lines.append(f'. "$run/job/{stage}.env" || exit 2')
     return "\n".join(lines) + "\n"
+
+
+def _names(batch: Batch) -> list[str]:
+    """The run and the interpreters."""
+    element = '"$SLURM_ARRAY_TASK_ID"' if batch.elements else ""
+    python, host = _quote(batch.resolved.settings.python or sys.executable), _quote(sys.executable)
+    return [f"run={_quote(batch.run)}{element}", f"python={python} host_python={host}"]
+
+
+def _logs(batch: Batch) -> list[str]:
+    number = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if batch.elements else "$SLURM_JOB_ID"
+    logs = '"$checkout/logs"' if batch.run is None and batch.resolved.stage == "prepare" else '"$run/job"'
+    return [
+        f"job={number}",
+        "# Slurm reads % in a log's path as a pattern.",
+        f"logs={logs}; logs=${{logs//%/%%}}/$job",
+    ]
 
 
 def _make(batch: Batch) -> str:
@@ -231,6 +247,8 @@ def _setup(batch: Batch) -> str:
         "# What a line may have set for the shell itself must not end the job before it has come back."
     )
     lines.append("set +eu +o pipefail; trap - ERR; trap : USR2 TERM")
+    if batch.run is not None:
+        lines += ["# Nor take its names.", *_names(batch), *_logs(batch)]
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs import events
 from jobs.run_directory import Run
-from launch import interpreters, requests, runs, script
+from launch import interpreters, job_environment, requests, runs, script
 from launch.profiles import Resolved
 
 
@@ -40,6 +40,8 @@ def show(batch: script.Batch) -> int:
     if batch.resolved.executor == "slurm":
         print(script.text(batch), end="")
         script.make_log_folder(batch)
+        if batch.made and batch.run is not None:
+            job_environment.write(Run(batch.run), batch.resolved)
         print("nothing submitted", file=sys.stderr)
     else:
         from launch import submission
@@ -59,11 +61,12 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
     process: Any = None
     if resolved.executor == "slurm":
         file = run.job / f"{resolved.stage}.sbatch"
-        with requests.restored_on_error(file):
+        with requests.restored_on_error(file, job_environment.place(run, resolved.stage)):
             requests.write_scripts(run, batch)
             job = submission.submit_script(file)
     else:
-        job, process = submission.submit_chain(run.path, [stage(batch)], resolved.settings.env)
+        environment = job_environment.local(resolved.settings)
+        job, process = submission.submit_chain(run.path, [stage(batch)], environment)
     events.append(run.events, "submitted", stage=resolved.stage, job=job, executor=resolved.executor)
     return job, process
 

@@ -123,7 +123,7 @@ def incarnations(ids: Iterable[str], patience: float = 5.0) -> dict[str, list[Jo
 
 def is_slurm(id: str) -> bool:
     """Whether a job id of an event is one of Slurm's (local ones begin with `local-`)."""
-    return bool(re.fullmatch(r"\d+(_\d+)?", id))
+    return bool(re.fullmatch(r"[0-9]{1,10}(_[0-9]{1,10})?", id))
 
 
 def _sacct(ids: list[str], *options: str, patience: float) -> str:

@@ -64,6 +64,8 @@ def _copy_tree(source: Path, target: Path) -> None:
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__pycache__" or entry.name.endswith(".pyc"):
                 continue
+            if source.parts[-2:] == ("configs", "clusters") and entry.name != "example.yaml":
+                continue  # profiles are the user's, and may hold secrets; run.yaml has what the job needs
             if entry.is_dir():
                 _copy_tree(source / entry.name, target / entry.name)
             else:

@@ -18,7 +18,7 @@ import msgspec
 
 from jobs import events
 from jobs.errors import UserError
-from jobs.run_directory import Run
+from jobs.run_directory import Run, check_seed
 from launch import data_ready, options, requests, runs
 
 
@@ -50,6 +50,8 @@ def main(arguments: argparse.Namespace, wish: requests.Wish) -> int:
     from launch import train
 
     key, values = parse(arguments.sweep)
+    for value in values if key == "randomness.seed" else []:
+        check_seed(value, "--sweep")
     name = arguments.run or _free(wish.config.stem)
     taken = [f"{name}-{number}" for number in range(len(values)) if runs.is_taken(f"{name}-{number}")]
     if taken and arguments.element is None:

@@ -22,8 +22,18 @@ atexit.register(gc.freeze)
 
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.run_directory import Run  # noqa: E402
-from launch import configs, data_ready, interpreters, options, profiles, requests, runs, script  # noqa: E402
+from jobs.run_directory import MOST_SEED, Run, check_seed  # noqa: E402
+from launch import (  # noqa: E402
+    configs,
+    data_ready,
+    interpreters,
+    job_environment,
+    options,
+    profiles,
+    requests,
+    runs,
+    script,
+)
 from launch.profiles import Profile  # noqa: E402
 
 DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
@@ -52,7 +62,9 @@ def main() -> int:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of the config"
     )
     parser.add_argument("--sweep", metavar="KEY=A,B,C", help="one run for each value, as one job array")
-    parser.add_argument("--seed", type=int, help="of all randomness (default 0)")
+    parser.add_argument(
+        "--seed", type=options.whole("--seed", 0, MOST_SEED), help="of all randomness (default 0)"
+    )
     parser.add_argument("--data-root", metavar="DIR", help="where the dataset lies (default data/)")
     parser.add_argument(
         "--checkpoint",
@@ -69,7 +81,7 @@ def main() -> int:
     )
     parser.add_argument("--no-submit", action="store_true", help="make the run directory, submit nothing")
     # With --no-submit: of a sweep only this run, for the script of a dry run.
-    parser.add_argument("--element", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--element", type=options.whole("--element", 0, 10**6), help=argparse.SUPPRESS)
     options.add_common(parser)
     arguments = parser.parse_args()
     if arguments.resume:
@@ -90,8 +102,6 @@ def main() -> int:
 def read_wish(arguments: argparse.Namespace, profile: Profile) -> requests.Wish:
     """Checks everything that can be checked before anything is made. Raises UserError."""
     seed = arguments.seed or 0
-    if seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {seed}")
     config = configs.locate(arguments.config or DEFAULT_CONFIG)
     overrides = options.overrides(arguments.set)
     train = options.settings(arguments, profile, "train")
@@ -107,6 +117,9 @@ def read_wish(arguments: argparse.Namespace, profile: Profile) -> requests.Wish:
         overrides=overrides,
     )
     interpreters.check(wish.train, wish.evaluate)
+    randomness = wish.chain.values.get("randomness")
+    if isinstance(randomness, dict):
+        check_seed(randomness.get("seed"), str(config))
     for hint in wish.train.hints:
         print(hint, file=sys.stderr)
     return wish
@@ -200,7 +213,7 @@ def submit_locally(
 
     settings = wish.train.settings
     stages = stages_of(run.path, wish, ahead, evaluate)
-    job, process = submission.submit_chain(run.path, stages, settings.env)
+    job, process = submission.submit_chain(run.path, stages, job_environment.local(settings))
     jobs = {}
     for stage in stages:
         jobs[stage.name] = job
@@ -263,12 +276,15 @@ def resume(arguments: argparse.Namespace) -> int:
     scripts = batches(run.path, wish)
     if arguments.dry_run:
         print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
+        for batch in scripts:
+            job_environment.write(run, batch.resolved)
         return 0
     ahead = requests.data_ahead(wish)
     old.nodes, old.gpus, old.executor = wish.train.nodes[1], wish.train.settings.gpus, wish.train.executor
     old.cluster = requests.cluster(wish.train, wish.evaluate, wish.infer)
     mark = run.job / "cancelled"
     written = [run.job / f"{batch.resolved.stage}.sbatch" for batch in scripts]
+    written += [job_environment.place(run, batch.resolved.stage) for batch in scripts]
     with requests.restored_on_error(run.request_file, mark, *written):
         run.write_request(old)
         requests.write_scripts(run, *scripts)

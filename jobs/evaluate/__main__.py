@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs import compat, events, failure, notify
+from jobs import compat, events, failure, notify, output
 from jobs import model as models
 from jobs.errors import UserError, run_command
 from jobs.evaluate import figures, ranks, report, results
@@ -42,6 +42,8 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
     checkpoint = models.chosen_checkpoint(run, arguments.checkpoint)
     digest = checkpoints.digest(checkpoint)
     where = arguments.out.resolve() if arguments.out else results.folder(run, checkpoint, digest)
+    if arguments.out:
+        output.claim(where, "--out")
     done = None if arguments.again else results.finished(where)
 
     # Only now what takes seconds to import.

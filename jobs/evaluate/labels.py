@@ -37,11 +37,32 @@ def _postprocess(model: Any, scores: torch.Tensor, samples: Any = None) -> Any:
         padding = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
         left, right, top, bottom = padding
         one = scores[number : number + 1, :, top : height - bottom, left : width - right]
-        one = resize(
-            one, size=meta["ori_shape"], mode="bilinear", align_corners=model.align_corners, warning=False
-        )
-        sample.set_data({"pred_sem_seg": PixelData(data=best_class(one[0])[None])})
+        labels = enlarged(one, meta["ori_shape"], model.align_corners)
+        sample.set_data({"pred_sem_seg": PixelData(data=labels[None])})
     return samples
+
+
+MOST_SCORES = 1 << 26
+"""Scores (of 4 bytes) that are enlarged at once; of a larger image, one class after the other."""
+
+
+def enlarged(scores: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
+    """The class numbers (int64, H × W in `size`) of scores (1 × classes × h × w), enlarged first.
+
+    An image of 25 megapixels has 2 GB of scores for VOC's classes: those are never there all together.
+    """
+    options = {"size": size, "mode": "bilinear", "align_corners": align_corners, "warning": False}
+    if scores.shape[1] * size[0] * size[1] <= MOST_SCORES:
+        return best_class(resize(scores, **options)[0])
+    best = resize(scores[:, :1], **options)[0, 0]
+    labels = torch.zeros(best.shape, dtype=torch.uint8 if scores.shape[1] <= 256 else torch.int16)
+    for number in range(1, scores.shape[1]):
+        plane = resize(scores[:, number : number + 1], **options)[0, 0]
+        # NaN is the highest, as for argmax.
+        higher = (plane > best) | (plane.isnan() & ~best.isnan())
+        labels[higher] = number
+        best = torch.where(higher, plane, best)
+    return labels.long()
 
 
 def best_class(scores: torch.Tensor) -> torch.Tensor:

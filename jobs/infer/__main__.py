@@ -2,8 +2,9 @@
 
 For each image NAME it writes DIR/NAME.png, a mask in the image's size whose pixel values are the class
 numbers (with the dataset's colours as palette; 16-bit grey with more than 256 classes), and
-DIR/NAME_overlay.jpg. An image that cannot be read is
-named, the others are done all the same, and the exit code is 2.
+DIR/NAME_overlay.jpg. An image that cannot be read or segmented is
+named, the others are done all the same, and the exit code is 2. Nothing that is there already is overwritten,
+but for what an inference wrote.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs import compat, events, failure
+from jobs import compat, events, failure, output
 from jobs import model as models
 from jobs.errors import UserError, run_command
 from jobs.exit_codes import USER_ERROR
@@ -52,24 +53,37 @@ def has_done(run: Run, job: str | None) -> bool:
 def infer(run: Run, arguments: argparse.Namespace) -> int:
     out = (arguments.out or run.path / "infer").resolve()
     found = images.find(arguments.images)
+    names = images.names(found)
+    output.claim(out, "--out", run.path / "infer")
+    output.check_apart(found, [file for name in names for file in targets(out / name)])
 
     checkpoint = models.chosen_checkpoint(run, arguments.checkpoint)
 
     # Only now what takes seconds to import.
     compat.prepare()
+    from jobs.evaluate import labels
+
     cfg = models.config(run)
     model = models.load(cfg, checkpoint, device())
     pipeline = build_pipeline(cfg)
-    unreadable = []
+    labels.use_fast_labels(model)
+    unreadable: list[UserError] = []
+    defect: Exception | None = None
     with progress.task(f"segmenting with {checkpoint.name}", len(found)) as advance:
-        for path, name in zip(found, images.names(found), strict=True):
+        for path, name in zip(found, names, strict=True):
             try:
                 image = images.read(path)
+                segmented = segment(model, pipeline, image)
             except UserError as error:
                 unreadable.append(error)
+            except Exception as error:  # one that is too large, or so narrow that nothing of it is left
+                defect = error
+                unreadable.append(UserError(f"{path} cannot be segmented: {in_a_line(error)}"))
             else:
-                write(out / name, image, segment(model, pipeline, image), model.dataset_meta["palette"])
+                write(out / name, image, segmented, model.dataset_meta["palette"])
             advance(1)
+    if defect and len(unreadable) == len(found):
+        raise defect  # not this image's, but ours or the model's
     done = len(found) - len(unreadable)
     print(f"{done} of {len(found)} images segmented: masks and overlays in {out}", flush=True)
     if unreadable:
@@ -120,12 +134,22 @@ def segment(model: Any, pipeline: Any, image: np.ndarray) -> np.ndarray:
     return np.asarray(labels.astype(np.min_scalar_type(len(model.dataset_meta["classes"]) - 1)))
 
 
-def write(target: Path, image: np.ndarray, labels: np.ndarray, palette: Any) -> None:
+def in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def targets(name: Path) -> tuple[Path, Path]:
+    """The files of an image's mask and of its overlay."""
+    return name.with_name(f"{name.name}.png"), name.with_name(f"{name.name}_overlay.jpg")
+
+
+def write(name: Path, image: np.ndarray, labels: np.ndarray, palette: Any) -> None:
     from jobs import pictures
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pictures.save(pictures.mask(labels, palette), target.with_name(f"{target.name}.png"))
-    pictures.save(pictures.overlay(image, labels, palette), target.with_name(f"{target.name}_overlay.jpg"))
+    name.parent.mkdir(parents=True, exist_ok=True)
+    mask, overlay = targets(name)
+    pictures.save(pictures.mask(labels, palette), mask)
+    pictures.save(pictures.overlay(image, labels, palette), overlay)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from jobs.errors import UserError
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+"""Read by content, whatever the name says. Pillow knows forty more, and for one of them (EPS) starts
+Ghostscript."""
+
+MOST_PIXELS = 100_000_000
+"""Of one image; a segmentation takes some 25 bytes a pixel (docs/security.md)."""
 
 
 def find(asked: Sequence[str]) -> list[Path]:
@@ -54,18 +62,47 @@ def names(images: Sequence[Path]) -> list[Path]:
 
 def read(path: Path) -> np.ndarray:
     """An image as RGB (H × W × 3, uint8), turned upright as its EXIF says; grey, palette, 16-bit and
-    transparent ones (on black) included. Raises UserError for a file that is no image, or a broken one."""
+    transparent ones (on black) included.
+
+    Raises UserError for a file that is none of FORMATS, a broken one, and one of more than MOST_PIXELS.
+    """
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                values = np.asarray(image, np.float64)
-                # 16-bit grey has a fixed range; other deep images only that of their values.
-                top = 65535.0 if image.mode.startswith("I;16") or values.max() > 255 else 255.0
-                image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of what is checked here
+            with Image.open(path, formats=FORMATS) as file:
+                if file.width * file.height > MOST_PIXELS:
+                    raise UserError(
+                        f"{path} has {file.width:,} × {file.height:,} pixels, {MOST_PIXELS:,} are the most: "
+                        "cut it into tiles, or make it smaller"
+                    )
+                return rgb(upright(file))
+    except UserError:
+        raise
+    except Exception as error:
+        # A decoder raises anything for a broken file: struct.error, KeyError, MemoryError, …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as an image: {reason}") from None
+
+
+def upright(file: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; as it is where that is broken, as all viewers show it."""
+    try:
+        orientation = file.getexif().get(0x0112, 1)
+    except Exception:
+        return file
+    return file if orientation == 1 else ImageOps.exif_transpose(file)
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float32)
+        # 16-bit grey has a fixed range; other deep images only that of their values.
+        top = 65535.0 if image.mode.startswith("I;16") or values.max() > 255 else 255.0
+        return np.repeat((values * (255 / top)).clip(0, 255).round().astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        # On black a colour keeps the share that its opacity says.
+        black = Image.new("RGB", image.size)
+        black.paste(image, mask=image.getchannel("A"))
+        return np.asarray(black)
+    return np.asarray(image.convert("RGB"))

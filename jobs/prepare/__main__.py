@@ -147,7 +147,8 @@ def run(args: argparse.Namespace, begun: float) -> int:
     counts = ", ".join(f"{name} {values['count']:,}" for name, values in lists.items())
     say(f"{root} {'was ready' if result.done_before else 'is ready'}: {counts} ({result.seconds:.1f} s)")
     for reference in [] if order and args.weights == [weights.DEFAULT] else args.weights:
-        weights.fetch(reference, args.data_root, args.archives)
+        if file := weights.fetch(reference, args.data_root, args.archives):
+            weights.check_content(file)
     # Of other datasets only the files are counted.
     images = result.manifest.files if order else int(lists["trainaug"]["count"]) + int(lists["val"]["count"])
     record(

@@ -7,9 +7,11 @@ are required. Nothing is extracted by name: `walk` yields members, the caller as
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,6 +25,12 @@ from jobs.prepare.deflate import open_gzip
 BLOCK = 512
 CHUNK = 1 << 20
 
+MOST_HEADER = 1 << 20
+"""Bytes that a long name or a pax header may have: it is read whole, whatever size it claims."""
+
+MOST_CONTENT = 64 << 20
+"""Bytes that a member which is read whole (a mask, an image, a list) may have; the release's have less."""
+
 
 class DamagedArchive(UserError):
     """The archive is cut off, altered, or not what its name says."""
@@ -34,13 +42,14 @@ class Member:
     """Whole path inside the archive, a leading ./ removed."""
     regular: bool
     """A plain file; folders, links and devices are not."""
+    folder: bool
     offset: int
     """Where the content begins, in bytes of the (inflated) archive."""
     size: int
 
 
 class Stream:
-    """A tar archive read front to back, plain or gzip, decided by its first bytes.
+    """A tar archive read front to back, plain or packed (gzip, bzip2, xz), decided by its first bytes.
 
     Use as a context manager. Raises DamagedArchive when it is neither.
     """
@@ -54,6 +63,10 @@ class Stream:
         self.size: int | None = None
         if start[:2] == b"\x1f\x8b":
             self.file = open_gzip(self.packed)
+        elif start[:3] == b"BZh":
+            self.file = bz2.BZ2File(self.packed)
+        elif start[:6] == b"\xfd7zXZ\0":
+            self.file = lzma.LZMAFile(self.packed)  # noqa: SIM115 - closed by __exit__
         elif start[257:262] == b"ustar":
             self.file = io.BufferedReader(self.packed, CHUNK)
             self.size = os.fstat(self.packed.fileno()).st_size
@@ -73,7 +86,7 @@ class Stream:
         """Exactly `count` bytes, fewer only at the end of the archive."""
         try:
             content = self.file.read(count)
-        except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise DamagedArchive(
@@ -123,9 +136,7 @@ def walk(stream: Stream) -> Iterator[Member]:
         name, kind, size = parse_header(block, stream)
         content_at, after = stream.position, stream.position + (size + BLOCK - 1) // BLOCK * BLOCK
         if kind in b"Lxg":
-            content = stream.read(size)
-            if len(content) < size:
-                raise stream.cut_off()
+            content = whole(stream, size, MOST_HEADER, f"a header at byte {content_at:,}")
             if kind == b"L":
                 long_name = content.rstrip(b"\0").decode("utf-8", "replace")
             elif kind == b"x":
@@ -134,8 +145,46 @@ def walk(stream: Stream) -> Iterator[Member]:
             name, long_name = (long_name or name).removeprefix("./"), None
             if name.startswith("/") or ".." in name.split("/"):
                 raise DamagedArchive(f"{stream.path}: member {name!r} would leave the folder")
-            yield Member(name, kind in b"0\0" + b"7" and not name.endswith("/"), content_at, size)
+            folder = kind == b"5" or name.endswith("/")
+            yield Member(name, kind in b"0\0" + b"7" and not folder, folder, content_at, size)
         stream.skip_to(after)
+
+
+def whole(stream: Stream, size: int, most: int, what: str) -> bytes:
+    """The next `size` bytes. Raises DamagedArchive if they are not there, or if they are more than `most`."""
+    if size > most:
+        raise DamagedArchive(
+            f"{stream.path} is damaged: {what} claims {size:,} bytes, {most:,} are the most: "
+            "download it again"
+        )
+    content = stream.read(size)
+    if len(content) < size:
+        raise stream.cut_off()
+    return content
+
+
+def unpack_tar(archive: Path, target: Path) -> None:
+    """Every folder and plain file of a tar below `target`, with fresh permissions and times.
+
+    Raises DamagedArchive for a damaged archive, and for a link or a device, which no dataset needs.
+    """
+    with Stream(archive) as stream:
+        for member in walk(stream):
+            place = target / member.name
+            if member.folder:
+                place.mkdir(parents=True, exist_ok=True)
+                continue
+            if not member.regular:
+                raise DamagedArchive(f"{archive}: member {member.name!r} is a link or a device")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            left = member.size
+            with place.open("wb") as file:
+                while left:
+                    content = stream.read(min(CHUNK, left))
+                    if not content:
+                        raise stream.cut_off()
+                    file.write(content)
+                    left -= len(content)
 
 
 def parse_header(block: bytes, stream: Stream) -> tuple[str, bytes, int]:
@@ -156,9 +205,15 @@ def parse_header(block: bytes, stream: Stream) -> tuple[str, bytes, int]:
 
 
 def octal(field: bytes) -> int:
+    """The number in a header's field. Raises ValueError for a negative one, which would lead backwards."""
     if field[0] & 0x80:  # GNU's base-256 for sizes of 8 GiB and more
+        if field[0] & 0x40:
+            raise ValueError(field)
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+    digits = field.strip(b" \0") or b"0"
+    if not digits.isdigit():  # Python's int would take a sign and underscores
+        raise ValueError(field)
+    return int(digits, 8)
 
 
 def pax_path(content: bytes, stream: Stream) -> str | None:

@@ -22,9 +22,9 @@ from PIL import Image
 
 from jobs.errors import UserError
 from jobs.prepare import sources, voc
-from jobs.prepare.archives import DamagedArchive, Member, Stream, walk
+from jobs.prepare.archives import MOST_CONTENT, DamagedArchive, Member, Stream, walk, whole
 from jobs.prepare.manifest import Entry, content_digest
-from jobs.prepare.png import BadImage, decode_fast, encode_grey, jpeg_size, png_size
+from jobs.prepare.png import MOST_PIXELS, BadImage, decode_fast, encode_grey, jpeg_size, png_size
 from jobs.prepare.progress import task
 from jobs.prepare.sbd import BadMask, mask_of
 from jobs.prepare.workers import Workers
@@ -164,6 +164,8 @@ def find(index: dict[str, Member], name: str, voc_tar: Path) -> Member:
         raise UserError(f"{voc_tar}: {VOC_ROOT}{name} is missing: it is not the whole release") from None
     if not member.regular:
         raise DamagedArchive(f"{voc_tar}: {member.name} is not a plain file")
+    if member.size > MOST_CONTENT:
+        raise DamagedArchive(f"{voc_tar}: {member.name} has {member.size:,} bytes: this is not the release")
     return member
 
 
@@ -221,10 +223,7 @@ def regular(member: Member, archive: Path) -> Member:
 
 
 def content_of(stream: Stream, member: Member) -> bytes:
-    content = stream.read(member.size)
-    if len(content) < member.size:
-        raise stream.cut_off()
-    return content
+    return whole(stream, member.size, MOST_CONTENT, member.name)
 
 
 def write_masks(archive: Path, staging: Path, batch: list[tuple[str, bytes]]) -> list[tuple[str, Written]]:
@@ -316,13 +315,15 @@ def decode_mask(content: bytes) -> np.ndarray:
     if labels is not None:
         return labels
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             if image.mode not in ("P", "L"):
                 raise BadMask(f"is a PNG of mode {image.mode}, not a mask")
+            if image.width * image.height > MOST_PIXELS:
+                raise BadMask(f"is a mask of {image.width}×{image.height}")
             return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, BadMask):
-            raise
+    except BadMask:
+        raise
+    except Exception as error:  # a decoder raises anything, down to struct.error
         raise BadMask(f"is damaged ({error})") from None
 
 

@@ -27,9 +27,22 @@ except ImportError:
 InflateError: type[Exception] = inflater.error
 
 
+MOST_INFLATED = 256 << 20
+"""Bytes that one zlib stream may become: far more than any mask's."""
+
+MOST_RATIO = 1032
+"""Deflate makes no more of a byte (https://zlib.net/zlib_tech.html)."""
+
+
 def inflate(packed: bytes | memoryview) -> bytes:
-    """Raises InflateError for a damaged or incomplete zlib stream."""
-    return cast(bytes, inflater.decompress(packed, bufsize=1 << 18))
+    """Raises InflateError for a damaged or incomplete zlib stream, and for one of more than MOST_INFLATED."""
+    if len(packed) * MOST_RATIO <= MOST_INFLATED:
+        return cast(bytes, inflater.decompress(packed, bufsize=1 << 18))
+    stream = inflater.decompressobj()
+    content = stream.decompress(packed, MOST_INFLATED)
+    if not stream.eof:
+        raise InflateError(f"it ends too early, or would become more than {MOST_INFLATED:,} bytes")
+    return cast(bytes, content)
 
 
 def deflate(content: Any) -> bytes:

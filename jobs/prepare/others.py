@@ -15,18 +15,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import uuid
 import zipfile
-import zlib
 from datetime import datetime, timezone
 from pathlib import Path
 
 from jobs import slurm
 from jobs.errors import UserError
 from jobs.prepare import guarded, manifest, prepare, workers
-from jobs.prepare.archives import DamagedArchive
+from jobs.prepare.archives import DamagedArchive, unpack_tar
 from jobs.prepare.build import check_space, put
 from jobs.prepare.datasets import RECIPES, Recipe, check_name, converters, split_arguments
 from jobs.prepare.disk import sync
@@ -41,6 +39,10 @@ END_OF_JOB = 600.0
 
 DYING = 10.0
 """Seconds that a killed converter may take to be gone."""
+
+
+OF_ITS_NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+"""What a file system says of an archive whose names do not fit together, or fit no file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +215,9 @@ def check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as packed:
             bad = packed.testzip()
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's fault
         raise DamagedArchive(f"{path} is damaged ({error}): download it again") from None
     if bad:
         raise DamagedArchive(f"{path} is damaged at its member {bad}: download it again")
@@ -226,7 +230,9 @@ def unpacked_size(archive: Path) -> int:
     try:
         with zipfile.ZipFile(archive) as packed:
             return sum(info.file_size for info in packed.infolist())
-    except zipfile.BadZipFile as error:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise DamagedArchive(f"{archive} is damaged ({error}): download it again") from None
 
 
@@ -245,9 +251,16 @@ def unpack(archive: Path, target: Path) -> None:
                     packed.extract(info, target)
                     advance(1)
         else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(target, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+            unpack_tar(archive, target)
+    except DamagedArchive:
+        raise
+    except OSError as error:
+        # A file where another member needs a folder, or a name that no file system takes; a full disk is not
+        # the archive's fault.
+        if error.errno not in (None, *OF_ITS_NAMES):
+            raise
+        raise DamagedArchive(f"{archive} is damaged ({error}): download it again") from None
+    except Exception as error:  # zipfile raises anything, from struct.error to NotImplementedError
         raise DamagedArchive(f"{archive} is damaged ({error}): download it again") from None
 
 

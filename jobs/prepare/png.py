@@ -15,6 +15,10 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 END = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
 
 
+MOST_PIXELS = 100_000_000
+"""Of a mask that is decoded whole."""
+
+
 class BadImage(ValueError):
     """Content that is not the image its name says; the message says what it is instead."""
 
@@ -61,6 +65,8 @@ def decode_fast(content: bytes) -> NDArray[np.uint8] | None:
     if len(header) != 13 or header[8:] not in (b"\x08\x03\0\0\0", b"\x08\0\0\0\0"):
         return None
     width, height = struct.unpack_from(">II", header)
+    if width * height > MOST_PIXELS:
+        return None
     try:
         rows = np.frombuffer(inflate(b"".join(packed)), np.uint8)
     except InflateError:

@@ -27,6 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from jobs.errors import UserError, run_command
+from jobs.prepare.given import listed_digest
+
 Mask = NDArray[np.uint8]
 
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
@@ -93,6 +96,10 @@ def main() -> None:
     )
     parser.add_argument("--pool", type=int, default=0, metavar="K", help="draw only K scenes and repeat them")
     args = parser.parse_args()
+    for name in (VOC_ARCHIVE, SBD_ARCHIVE):
+        # Ours are listed in the SHA256SUMS beside them.
+        if (args.out / name).exists() and listed_digest(args.out / name) is None:
+            raise UserError(f"{args.out / name} is there already: choose another folder for the stand-ins")
     lists = read_lists(args.lists) if args.lists else make_lists(args.train, args.val)
     write_archives(
         args.out,
@@ -417,4 +424,4 @@ def sha256(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

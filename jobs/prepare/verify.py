@@ -155,7 +155,7 @@ def read_png(content: bytes) -> None:
     from jobs.prepare.sbd import BadMask
 
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # a decoder raises anything, down to struct.error
         raise BadMask(f"is damaged ({error})") from None

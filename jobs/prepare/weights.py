@@ -1,7 +1,6 @@
 """Pretrained weights of a backbone into DATA/pretrained/, where the training looks for them.
 
-Published names end with the first eight digits of the file's sha256 (PyTorch's always, OpenMMLab's as a
-rule).
+Published names end with the first eight digits of the file's sha256; `DIGESTS` has the exceptions.
 """
 
 from __future__ import annotations
@@ -31,8 +30,17 @@ MIRRORS = {
 }
 """File name -> further addresses, tried in this order after the one that mmengine knows."""
 
-STRICT = "https://download.pytorch.org/"
-"""Where a name that is not the digest's means damage."""
+PUBLISHERS = ("https://download.pytorch.org/", "https://download.openmmlab.com/")
+"""Whose names hold the digest: a file from there with another is damaged, whichever mirror sent it."""
+
+DIGESTS = {
+    # Published under digests of other files (https://github.com/open-mmlab/mmcv/issues/600).
+    "resnext50_32x4d_gn-c7e8b754.pth": "f29c35b885c70395dfee2e509420cb0d9fd31508bc457810abee1189b2682381",
+    "resnext101_32x4d_gn-ac3bb84e.pth": "bf34560d",
+}
+"""File name -> its sha256, or the beginning of it, where more is known than the name says. Of the recipe's
+file no more than the eight digits of its name was published; the whole digest belongs here once it is known.
+"""
 
 
 def fetch(
@@ -41,7 +49,8 @@ def fetch(
     """The file for a reference (open-mmlab://NAME, torchvision://NAME, mmcls://NAME, an address), in its
     place; downloaded, or taken from the folder `given`. None, and said, if it is not in that folder.
 
-    Raises UserError if no mirror has it, OSError if the disk refuses.
+    One that is there and is not what its name says is set aside, and fetched again. Raises UserError if no
+    mirror has it, or if the one given is damaged; OSError if the disk refuses.
     """
     from jobs.prepare.lock import hold
     from jobs.prepare.progress import say
@@ -50,7 +59,9 @@ def fetch(
     folder = data_root / "pretrained"
     target = folder / name
     if target.is_file():
-        return target
+        if not (wrong := difference(target, name, url)):
+            return target
+        set_aside(target, wrong)
     part = folder / f"{name}.part"
     if given is not None:
         if not (given / name).is_file():
@@ -59,9 +70,9 @@ def fetch(
                 f"it comes from {url}"
             )
             return None
+        check_given(given / name, name, url)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(given / name, part)
-        check(part, name, url)
         os.replace(part, target)
         return target
 
@@ -83,7 +94,7 @@ def name_of(reference: str) -> tuple[str, str]:
     url = pretrained.address(reference)
     if url is None:
         raise UserError(f"--weights {reference}: give a name such as {DEFAULT}, or an address")
-    return url, url.rsplit("/", 1)[-1]
+    return url, pretrained.file_name(url)
 
 
 def transfer(name: str, urls: tuple[str, ...], part: Path, patience: Patience | None) -> None:
@@ -98,7 +109,9 @@ def transfer(name: str, urls: tuple[str, ...], part: Path, patience: Patience | 
             source = Source(name, download.length_of(url, patience), {}, (url,))
             download.check_room(part.parent, source.size - download.size_of(part))
             download.insist(url, source, part, patience)
-            check(part, name, url)
+            if wrong := difference(part, name, urls[0]):
+                part.unlink()
+                raise DamagedArchive(wrong)
         except (download.Unusable, download.Broken, DamagedArchive) as error:
             reasons.append(f"{url}: {error}")
         else:
@@ -109,20 +122,77 @@ def transfer(name: str, urls: tuple[str, ...], part: Path, patience: Patience | 
     )
 
 
-def check(part: Path, name: str, url: str) -> None:
-    """Holds the file against the digest in its name. Raises DamagedArchive (and removes it) where that is
-    certain to be one; elsewhere a difference is said."""
-    from jobs.prepare.archives import DamagedArchive, digest
+def difference(file: Path, name: str, url: str) -> str:
+    """What is wrong with the file that was published at `url` as `name`; "" if nothing is.
+
+    Of an address that nobody vouches for, a name that is not the digest's is only said.
+    """
+    from jobs.prepare.archives import digest
     from jobs.prepare.progress import say
 
-    found = digest(part, "sha256")
-    promised = re.search(r"-([0-9a-f]{8,})\.", name)
-    if promised is None or found.startswith(promised[1]):
-        return
-    if url.startswith(STRICT):
-        part.unlink()
-        raise DamagedArchive(f"its sha256 is {found}, not {promised[1]}…")
-    say(
-        f"WARNING: {name} has the sha256 {found}, not {promised[1]}… as its name says; "
-        "it has arrived whole, so it is kept"
-    )
+    promised = DIGESTS.get(name) or of_name(name)
+    if not promised:
+        return ""
+    found = digest(file, "sha256")
+    if found.startswith(promised):
+        return ""
+    wrong = f"its sha256 is {found}, not {promised}{'' if len(promised) == 64 else '…'}"
+    if name in DIGESTS or url.startswith(PUBLISHERS):
+        return wrong
+    say(f"WARNING: {name}: {wrong} as its name says; it has arrived whole, so it is kept")
+    return ""
+
+
+def of_name(name: str) -> str:
+    """The beginning of the digest that a file's name ends with; "" if it has none, or rather a date."""
+    found = re.search(r"-([0-9a-f]{8,64})\.[A-Za-z]+$", name)
+    return "" if found is None or re.fullmatch(r"20\d\d[01]\d[0-3]\d", found[1]) else found[1]
+
+
+def set_aside(file: Path, why: str) -> Path:
+    """Renames a file that is not what its name says, so that nothing loads it and nobody has lost it."""
+    from jobs.prepare.progress import say
+
+    aside = file.with_name(f"{file.name}.damaged")
+    os.replace(file, aside)
+    say(f"{file} is damaged ({why}): it is now {aside.name}")
+    return aside
+
+
+def check_given(file: Path, name: str, url: str) -> None:
+    """Holds a file of the user's against the checksums file beside it, and against its own name. Raises
+    UserError."""
+    from jobs.prepare.archives import digest
+    from jobs.prepare.given import listed_digest
+
+    wrong = ""
+    if listed := listed_digest(file):
+        algorithm, expected = listed
+        if (found := digest(file, algorithm)) != expected:
+            wrong = f"its {algorithm} is {found}, not {expected} as listed beside it"
+    if wrong := wrong or difference(file, name, url):
+        raise UserError(f"{file} is damaged: {wrong}: download it again, from {url}")
+
+
+def check_content(file: Path) -> None:
+    """Sets a file aside that holds more than weights, or that cannot be read. Raises UserError then.
+
+    Reading it runs no code of it. Not where there is no torch: the training, which has one, looks as well.
+    """
+    from jobs.prepare.progress import say
+
+    try:
+        from jobs import compat
+
+        compat.load(file)
+    except ImportError as error:
+        say(f"{file} is not looked into: {error}")
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the reader stumble over
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        aside = set_aside(file, reason)
+        raise UserError(
+            f"{aside} holds more than weights, or is damaged ({reason}): no training loads it; "
+            "get the file elsewhere"
+        ) from None

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from jobs import environment, events, exit_codes
 from jobs.errors import UserError, run_command
 from jobs.run_directory import Run
-from jobs.train import budget, processes, rendezvous, successor
+from jobs.train import budget, checkpoints, processes, rendezvous, successor
 from jobs.train.session import Forgiving
 from jobs.train.supervise import supervise
 from jobs.train.task import Task, read
@@ -102,8 +102,7 @@ def unfit() -> str | None:
 def claim_start(run: Run, task: Task) -> int:
     """The next number of a start of this run. The file that claims it also says who: an older start that
     finds a newer one here knows that it is no longer the one (fencing)."""
-    taken = [int(path.name.removeprefix("start-")) for path in run.job.glob("start-*")]
-    number = max(taken, default=0) + 1
+    number = checkpoints.newest_start(run.job) + 1
     owner = {
         "job": task.job,
         "restart": task.restart,

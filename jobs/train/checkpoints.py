@@ -338,7 +338,7 @@ def _sync_directory(directory: Path) -> None:
 
 def newest_start(job: Path) -> int:
     """The highest N of the marks `start-N` in a run's job directory; 0 if there is none."""
-    marks = (re.fullmatch(r"start-(\d+)", entry.name) for entry in job.glob("start-*"))
+    marks = (re.fullmatch(r"start-([0-9]{1,9})", entry.name) for entry in job.glob("start-*"))
     return max((int(mark[1]) for mark in marks if mark), default=0)
 
 

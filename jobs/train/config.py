@@ -23,7 +23,7 @@ from mmengine.config.utils import ConfigParsingError
 from jobs import compat, private
 from jobs.errors import UserError
 from jobs.evaluate.metric import use_fast_metric
-from jobs.run_directory import write_atomically
+from jobs.run_directory import check_seed, write_atomically
 from jobs.train import pretrained, sampling, supported
 from jobs.train.saving import Settings
 from jobs.train.session import Session
@@ -60,6 +60,7 @@ def resolve(session: Session) -> Config:
     randomness = dict(cfg.get("randomness") or {})
     if randomness.get("seed") is None or request.seed:
         randomness["seed"] = request.seed
+    check_seed(randomness["seed"], request.config)
     cfg.randomness = randomness
     cfg.work_dir = str(session.run.path / "mmengine")
     add_tensorboard(cfg, session)

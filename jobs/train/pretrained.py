@@ -11,9 +11,11 @@ import contextlib
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from jobs.errors import UserError
 from jobs.train.supported import name_of
@@ -29,6 +31,15 @@ TORCHVISION = {
     "resnet152": "https://download.pytorch.org/models/resnet152-394f9c45.pth",
 }
 """torchvision names, without importing torchvision."""
+
+TABLES = {
+    "open-mmlab": ("deprecated.json", "openmmlab.json"),
+    "openmmlab": ("deprecated.json", "openmmlab.json"),
+    "mmcls": ("mmcls.json",),
+    "torchvision": ("torchvision_0.12.json",),
+    "modelzoo": ("torchvision_0.12.json",),
+}
+"""Scheme -> mmengine's tables of names, each applied to what the one before it gave."""
 
 UNUSED = ("fc.", "head.", "classifier.")
 """A classifier's last layer, which a segmentation backbone does not have."""
@@ -119,7 +130,7 @@ def placed(reference: str, place: Path) -> Path:
         if not path.is_file():
             raise UserError(f"pretrained weights are missing: place {reference} as {path.absolute()}")
         return path
-    name = source.rsplit("/", 1)[-1]
+    name = file_name(source)
     short = reference.rsplit("/", 1)[-1]
     for candidate in (place / name, place / f"{short}.pth"):
         if candidate.is_file():
@@ -139,17 +150,30 @@ def address(reference: str) -> str | None:
     if reference.startswith(("http://", "https://")):
         return reference
     scheme, _, name = reference.partition("://")
-    if scheme == "torchvision" and name in TORCHVISION:
+    if scheme in ("torchvision", "modelzoo") and name in TORCHVISION:
         return TORCHVISION[name]
-    tables = {"open-mmlab": "openmmlab.json", "openmmlab": "openmmlab.json", "mmcls": "mmcls.json"}
-    spec = importlib.util.find_spec("mmengine") if scheme in tables else None
+    spec = importlib.util.find_spec("mmengine") if scheme in TABLES else None
     if spec and spec.origin:
-        table = Path(spec.origin).parent / "hub" / tables[scheme]
-        if found := json.loads(table.read_text(encoding="utf-8")).get(name):
-            return str(found)
+        for table in TABLES[scheme]:
+            known = json.loads((Path(spec.origin).parent / "hub" / table).read_text(encoding="utf-8"))
+            name = known.get(name, name)
+            if str(name).startswith(("http://", "https://")):
+                return str(name)
     if "://" in reference:
         raise UserError(f"unknown pretrained weights {reference}: place a file and give its path")
     return None
+
+
+def file_name(source: str) -> str:
+    """The name of the file behind an address, without what follows a `?` or `#`.
+
+    Raises UserError for an address that names none, or none that could be a file's of ours (`..`).
+    """
+    name = unquote(urlsplit(source).path.rsplit("/", 1)[-1])
+    plain = source.isprintable() and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,199}", name)
+    if not plain:
+        raise UserError(f"the address {source!r} does not end in a file's name: {name!r}")
+    return name
 
 
 @contextlib.contextmanager

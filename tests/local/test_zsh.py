@@ -22,6 +22,8 @@ def test_zsh_completes_options_choices_and_runs(tmp_path: Path) -> None:
     assert ZSH, "no zsh: sh env/test-tools.sh installs it"
     for name in ("first", "second"):
         made_run(tmp_path / "runs" / name)
+    for name in ("$(touch pwned)", "`touch pwned`", "fi$(touch pwned)"):
+        made_run(tmp_path / "runs" / name)
     script = tmp_path / "completion.sh"
     script.write_text(completion.script())
     environment = {
@@ -43,3 +45,4 @@ def test_zsh_completes_options_choices_and_runs(tmp_path: Path) -> None:
         ):
             typed(f"\x15{begun}\t")  # Ctrl-U, what is typed, Tab
             shell.until(completed)
+    assert not list(Path.cwd().glob("pwned")) + list(tmp_path.rglob("pwned"))

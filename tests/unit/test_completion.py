@@ -50,6 +50,47 @@ def test_bash_completes_options_choices_and_runs(tmp_path: Path) -> None:
     assert complete("python", "other.py", "--") == set()
 
 
+HOSTILE = (
+    "$(touch pwned)",
+    "`touch pwned`",
+    "a;touch pwned;",
+    "x$(touch pwned)",
+    "<(touch pwned)",
+    "*",
+    "-rf",
+    "a b",
+)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_a_folders_name_is_neither_executed_nor_offered(tmp_path: Path) -> None:
+    """In a shared folder of runs, others make the names."""
+    runs = tmp_path / "runs"
+    for name in (*HOSTILE, "first", "$(touch ${PWD}pwned)"):
+        try:
+            (runs / name).mkdir(parents=True)
+        except OSError:
+            continue
+        (runs / name / "run.yaml").touch()
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "completion.sh").write_text(completion.script())
+    for begun in ("", "x", "$", "a", "*", "-"):
+        for words in (f"launch/status.py '{begun}'", f"launch/train.py --resume '{begun}'"):
+            program = (
+                f"source {tmp_path}/completion.sh; COMP_WORDS=(python {words}); "
+                'COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _baton; printf "%s\\n" "${COMPREPLY[@]}"'
+            )
+            done = subprocess.run(
+                ["bash", "--norc", "-c", program], cwd=here,
+                env=os.environ | {"BATON_RUNS": str(runs)}, capture_output=True, text=True, timeout=30,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            offered = {word for word in done.stdout.split() if not word.startswith("--")}
+            assert offered <= {"first", "-h", "-n"}
+    assert not list(here.iterdir())
+
+
 @pytest.mark.parametrize("command", completion.COMMANDS)
 def test_help_has_examples(command: str) -> None:
     done = subprocess.run(

@@ -12,6 +12,7 @@ compat.prepare()
 from mmseg.models.segmentors.base import BaseSegmentor  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 
+from jobs.evaluate import labels  # noqa: E402
 from jobs.evaluate.labels import best_class, use_fast_labels  # noqa: E402
 
 
@@ -71,3 +72,16 @@ def test_a_model_with_its_own_results_is_left_alone() -> None:
     model = Own()
     assert not use_fast_labels(model)
     assert model.postprocess_result() == "mine"
+
+
+@pytest.mark.parametrize("classes", [2, 21, 300])
+def test_scores_enlarged_class_by_class_give_the_same_numbers(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = torch.randn(1, classes, 7, 9, generator=torch.Generator().manual_seed(0))
+    scores[0, 1, 3, 4] = float("nan")
+    at_once = labels.enlarged(scores, (30, 41), False)
+    monkeypatch.setattr(labels, "MOST_SCORES", 1)
+    one_by_one = labels.enlarged(scores, (30, 41), False)
+    assert one_by_one.dtype == at_once.dtype
+    assert torch.equal(one_by_one, at_once)

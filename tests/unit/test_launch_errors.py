@@ -30,7 +30,7 @@ def launch(script: str, *arguments: str, runs: Path) -> subprocess.CompletedProc
 CASES = {
     "missing dataset": ("train", [*LOCAL, *TINY, "--data-root", "/nowhere"], "python launch/prepare.py"),
     "unknown config": ("train", [*LOCAL, "--config", "configs/upernett.py"], "configs/demo.py"),
-    "no gpus": ("train", [*LOCAL, *TINY, "--gpus", "0"], "`gpus` must be 1 or more"),
+    "no gpus": ("train", [*LOCAL, *TINY, "--gpus", "0"], "--gpus must be a whole number from 1 to 1024"),
     "no nodes": ("train", [*LOCAL, *TINY, "--nodes", "0"], "`nodes` must be 1 or more"),
     "two nodes without Slurm": ("train", [*LOCAL, *TINY, "--nodes", "2"], "use --nodes 1, or --cluster"),
     "a bad name": ("train", [*LOCAL, *TINY, "--run", "a; rm -rf b"], "cannot be a run's name"),
@@ -59,6 +59,31 @@ CASES = {
         "prepare",
         [*LOCAL, "--dataset", "cityscapes", "--converter-args", "'{out}"],
         "No closing quotation",
+    ),
+    "gpus without end": ("train", [*LOCAL, *TINY, "--gpus", "1" + "0" * 20], "whole number from 1 to 1024"),
+    "gpus in other digits": ("train", [*LOCAL, *TINY, "--gpus", "٢"], "whole number from 1 to 1024, not '٢'"),
+    "nodes in other digits": ("train", [*LOCAL, *TINY, "--nodes", "٢"], "`nodes` must be 1 or more"),
+    "a seed below": ("train", [*LOCAL, *TINY, "--seed", "-1"], "--seed must be a whole number from 0 to"),
+    "a seed too large": ("train", [*LOCAL, *TINY, "--seed", str(2**32)], "from 0 to 4294967295"),
+    "a config's seed too large": (
+        "train",
+        [*LOCAL, *TINY, "--set", f"randomness.seed={2**32}"],
+        "a seed must be 0 to 4294967295",
+    ),
+    "a sweep's seed too large": (
+        "train",
+        [*LOCAL, *TINY, "--sweep", f"randomness.seed=1,{2**32}"],
+        "a seed must be 0 to 4294967295",
+    ),
+    "weights without a name": (
+        "prepare",
+        [*LOCAL, "--weights", "https://h/a/.."],
+        "does not end in a file's name",
+    ),
+    "a secret on the command line": (
+        "train",
+        [*LOCAL, *TINY, "--set", "visualizer.vis_backends.0.init_kwargs.api_key=abc"],
+        "a secret does not belong on a command line",
     ),
     "no archives": ("prepare", [*LOCAL, "--archives", "/nowhere"], "there is no such folder"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import yaml
 
 from jobs.errors import UserError
-from launch import profiles, script
+from jobs.run_directory import Run
+from launch import job_environment, profiles, script
 
 ROOT = Path(__file__).resolve().parents[2]
 NASTY = ["a b", "a'b", 'a"b', "a;touch x", "$(touch x)", "`touch x`", "a&b", "-x", "%j", "a#b", "é"]
@@ -49,6 +51,7 @@ def test_nasty_paths_and_values_arrive_as_they_are(nasty: str, tmp_path: Path) -
     (run / "job").mkdir()
     one = batch(run, "gres: none", "infer", arguments=["--", nasty])
     one.resolved.settings.env["VALUE"] = nasty
+    job_environment.write(Run(run), one.resolved)
     bin = fake_commands(tmp_path)
     environment = {"PATH": f"{bin}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
     subprocess.run(
@@ -209,3 +212,22 @@ def test_a_container_is_put_before_the_interpreter_and_not_before_the_requeueing
     assert '\n  (trap "" USR2 TERM; exec "$host_python" -m jobs.train.afterwards' in text
     pyxis = script.text(batch(Path("/r/x"), "container: {kind: pyxis, image: 'nvcr.io#x'}"))
     assert "--container-image='nvcr.io#x'" in pyxis
+
+
+def test_the_shells_own_names_are_those_that_a_profile_may_not_set() -> None:
+    texts = [script.tracked(stage) for stage in profiles.STAGES]
+    texts += [script.text(batch(Path("/r/x"), "setup: ['true']", stage)) for stage in profiles.STAGES]
+    texts.append(script.text(batch(Path("/r/x"), elements=3)))
+    found = {name for text in texts for name in re.findall(r"(?m)(?:^|[\s{;(])([a-z_]\w*)=", text)}
+    assert found == profiles.SCRIPT_VARIABLES
+
+
+def test_no_setup_line_takes_the_names_of_the_shell(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    lines = [f"{name}=/nowhere" for name in sorted(profiles.SCRIPT_VARIABLES)]
+    done = run_script(script.text(batch(tmp_path, f"setup: {lines}", "evaluate")), tmp_path)
+    assert done.returncode == 0, done.stderr
+    arguments = (tmp_path / "srun.args").read_text().splitlines()
+    assert f"--output={tmp_path}/job/7_%t_log.out" in arguments
+    assert str(tmp_path) in arguments
+    assert sys.executable in arguments

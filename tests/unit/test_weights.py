@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import UserError
 from jobs.prepare import weights
-from jobs.prepare.archives import DamagedArchive
+from jobs.train import pretrained
 from launch import configs
 from tests.unit.test_prepare_download import CONTENT, PATIENCE, Server
 from tests.unit.test_prepare_download import server as server
@@ -37,30 +37,109 @@ def test_what_no_mirror_has_is_named_with_its_place(server: Server, tmp_path: Pa
 
 
 def test_taken_from_the_archives_folder_and_missed_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, data = tmp_path / "given", tmp_path / "data"
     given.mkdir()
     assert weights.fetch(weights.DEFAULT, data, given) is None
     assert f"{NAME} is not in {given}" in capsys.readouterr().out
     (given / NAME).write_bytes(b"weights")
+    with pytest.raises(UserError, match=rf"{given}/{NAME} is damaged: its sha256 is .*, not 2cccc1ad…"):
+        weights.fetch(weights.DEFAULT, data, given)
+    assert not (data / "pretrained" / NAME).exists()
+    assert (given / NAME).read_bytes() == b"weights"
+    monkeypatch.setitem(weights.DIGESTS, NAME, hashlib.sha256(b"weights").hexdigest())
     assert weights.fetch(weights.DEFAULT, data, given) == data / "pretrained" / NAME
     assert (data / "pretrained" / NAME).read_bytes() == b"weights"
-    # OpenMMLab's names are not always the digest's: it is said, the file is kept.
-    assert f"{NAME} has the sha256 {hashlib.sha256(b'weights').hexdigest()}" in capsys.readouterr().out
 
 
-def test_the_digest_in_a_name_of_pytorchs_is_held_to(tmp_path: Path) -> None:
-    file = tmp_path / "x.pth.part"
-    good = hashlib.sha256(b"weights").hexdigest()[:8]
-    for name, fits in ((f"resnet18-{good}.pth", True), ("resnet18-f37072fd.pth", False)):
-        file.write_bytes(b"weights")
+def test_a_checksums_file_beside_the_given_file_counts(tmp_path: Path) -> None:
+    (tmp_path / "mine.pth").write_bytes(b"weights")
+    url = "https://x.org/mine.pth"
+    for content, fits in ((b"weights", True), (b"others", False)):
+        (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(content).hexdigest()}  mine.pth\n")
         if fits:
-            weights.check(file, name, weights.STRICT + name)
+            weights.check_given(tmp_path / "mine.pth", "mine.pth", url)
         else:
-            with pytest.raises(DamagedArchive, match="not f37072fd"):
-                weights.check(file, name, weights.STRICT + name)
-            assert not file.exists()
+            with pytest.raises(UserError, match="as listed beside it"):
+                weights.check_given(tmp_path / "mine.pth", "mine.pth", url)
+
+
+GOOD = hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "fits"),
+    [
+        (f"resnet18-{GOOD[:8]}.pth", weights.PUBLISHERS[0], True),
+        ("resnet18-f37072fd.pth", weights.PUBLISHERS[0], False),
+        (NAME, weights.PUBLISHERS[1], False),
+        (f"vit_20230101-{GOOD[:8]}.pth", weights.PUBLISHERS[1], True),
+        # A date promises nothing, and an address that nobody vouches for neither.
+        ("mit_b0-20220624.pth", weights.PUBLISHERS[1], True),
+        ("mine-2cccc1ad.pth", "https://x.org/", True),
+        ("mine.pth", weights.PUBLISHERS[1], True),
+    ],
+)
+def test_the_digest_in_a_known_name_is_held_to(name: str, url: str, fits: bool, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"weights")
+    assert (not weights.difference(tmp_path / name, name, url + name)) is fits
+
+
+def test_damage_is_set_aside_fetched_again_and_an_error_where_that_is_damaged_too(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`server` sends good content under a name that promises other: a mirror that lies."""
+    good = hashlib.sha256(CONTENT).hexdigest()
+    monkeypatch.setattr(weights, "PUBLISHERS", (server.url,))
+    place = tmp_path / "pretrained"
+    place.mkdir()
+    for begin in (good[:8], "deadbeef"):
+        name = f"mine-{begin}.pth"
+        (place / name).write_bytes(b"damaged")
+        monkeypatch.setattr(weights, "MIRRORS", {name: (f"{server.url}/good",)})
+        if begin == good[:8]:
+            assert weights.fetch(f"{server.url}/{name}", tmp_path, patience=PATIENCE) == place / name
+            assert (place / name).read_bytes() == CONTENT
+        else:
+            with pytest.raises(UserError, match=rf"its sha256 is {good}, not deadbeef…"):
+                weights.fetch(f"{server.url}/{name}", tmp_path, patience=PATIENCE)
+            assert not (place / name).exists()
+        assert (place / f"{name}.damaged").read_bytes() == b"damaged"
+        assert not (place / f"{name}.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://h/a/..", ""), ("https://h/a/.", ""), ("https://h/", ""), ("https://h", ""),
+        ("https://h/a/.hidden", ""), ("https://h/a%2Fb", ""), ("https://h/%2e%2e", ""), ("https://h/a b", ""),
+        ("https://h/-rf", ""), ("https://h/" + "a" * 300, ""), ("https://h/a\n.pth", ""),
+        ("https://h/a.pth?download=1#x", "a.pth"), ("https://h/d/swin-b_1.2+x=@.pth", "swin-b_1.2+x=@.pth"),
+    ],
+)  # fmt: skip
+def test_an_address_must_end_in_a_files_name(url: str, name: str, tmp_path: Path) -> None:
+    if name:
+        assert weights.name_of(url)[1] == name
+    else:
+        with pytest.raises(UserError, match="does not end in a file's name"):
+            weights.fetch(url, tmp_path)
+        with pytest.raises(UserError, match="does not end in a file's name"):
+            pretrained.placed(url, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("reference", "url"),
+    [
+        ("torchvision://resnet50", "https://download.pytorch.org/models/resnet50-0676ba61.pth"),
+        ("modelzoo://resnet50", "https://download.pytorch.org/models/resnet50-0676ba61.pth"),
+        ("torchvision://vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth"),
+        ("open-mmlab://resnet50_caffe", "resnet50_caffe"),
+        ("openmmlab://resnet50_v1c", NAME),
+    ],
+)
+def test_every_name_that_mmengine_knows_has_its_address(reference: str, url: str) -> None:
+    assert url in str(pretrained.address(reference))
 
 
 @pytest.mark.parametrize("reference", ["resnet50.pth", "torchvision://resnet51"])
