@@ -7,8 +7,8 @@ export OMP_NUM_THREADS ?= 1
 # (`make acceptance`); `make test` plays those that wait least, and two of the 2x2.
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
-.PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit local slurm-tests acceptance set-b \
-	test bench clean
+.PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit local slurm-tests acceptance \
+	slurm-matrix slurm-versions set-b test bench clean
 
 help:
 	@echo "make demo    set up, then generate data, prepare, train and evaluate on this machine"
@@ -51,6 +51,15 @@ slurm-tests: setup slurm-if-possible
 
 acceptance: setup slurm
 	$(PYTHON_A) -m pytest tests/slurm/test_acceptance.py -v
+
+# The whole suite on every version of Slurm that a Debian has, each in a bare root (some hours).
+slurm-matrix: setup
+	@$(PYTHON_A) env/slurm_matrix.py
+
+# On the other versions than this machine's what differs between them, and a preempted run with its
+# evaluation. 3: no root can be made here, or as this user.
+slurm-versions: setup
+	@$(PYTHON_A) env/slurm_matrix.py trixie testing --differing || [ $$? -eq 3 ]
 
 # The forks have the same import names as set A, so they live, and are tested, in an environment of their own.
 set-b: setup-b

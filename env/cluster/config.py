@@ -219,11 +219,13 @@ def slurm_conf(cluster: Cluster) -> str:
         "JobCompType=jobcomp/none",
         "DefMemPerCPU=512",
         f"JobRequeue={int(options.requeue)}",
-        f"MaxBatchRequeue={options.max_requeues}",
     ]
     if not options.requeue:
         # JobRequeue=0 is only the default of a job that does not ask; the script refuses those that do.
         lines.append("JobSubmitPlugins=lua")
+    if cluster.version >= (24, 5):
+        # Before, it is 5 whatever one would like, and a preemption's requeue does not count.
+        lines.append(f"MaxBatchRequeue={options.max_requeues}")
     if options.user_signal:
         # Renamed in 23.02; an unknown key is fatal to every Slurm command.
         new = cluster.version >= (23, 2)

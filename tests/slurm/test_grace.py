@@ -6,6 +6,7 @@ in the end, its evaluation runs once, and nothing starts after that.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,20 @@ def test_a_real_training_is_preempted_and_evaluated_once(launch: Launcher) -> No
     assert len([e for e in of_run(run, "started") if e["stage"] == "train"]) == 2
     assert len(of_run(run, "evaluated")) == 1
     assert launch.slurm.job(jobs["train"])["Restarts"] == "1"
+
+    # What the commands that look at it make of that, and of this Slurm's answers.
+    told = json.loads(launch("status", "one", "--json")[0])
+    assert (told["state"], told["words"], told["preemptions"]) == ("finished", "finished, evaluated", 1)
+    first, second = told["starts"]
+    assert "preempted" in first["why"]
+    assert "finished" in second["why"]
+    assert re.search(r"one +finished, evaluated", launch("status")[0])
+    logs, _ = launch("logs", "one", "--job", "train", "--lines", 0)
+    assert f"train {jobs['train']}, rank 0" in logs
+    assert ("preempted: Slurm requeues" if marks(launch.slurm) else "baton: requeued") in logs
+    launch("report", "one")
+    assert "preempted (SIGUSR2)" in (run / "report.html").read_text()
+    assert "nothing of it was queued or running" in launch("cancel", "one")[0]
 
 
 # Every interpreter of the job reads this first: it holds a preparation until it is asked to leave.

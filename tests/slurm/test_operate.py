@@ -121,6 +121,7 @@ def test_doctor_where_the_controller_is_away(cluster: Slurm, tmp_path: Path) -> 
     assert "its controller does not answer" in done.stdout
 
 
+@pytest.mark.versions
 def test_the_probe_and_a_profile_that_works(cluster: Slurm, tmp_path: Path, voc_small: Path) -> None:
     name = f"test-{os.getpid()}"
     path = ROOT / "configs/clusters" / f"{name}.yaml"
@@ -172,6 +173,7 @@ def status(slurm: Slurm, runs: Path, name: str) -> dict[str, Any]:
     return dict(json.loads(call(slurm, runs, "status", name, "--json")))
 
 
+@pytest.mark.versions
 def test_a_run_from_queue_to_cancelled_to_resumed(cluster: Slurm, runs: Path, voc_small: Path) -> None:
     blocker = cluster.submit(
         "#!/bin/bash\nsleep 600\n",
@@ -232,6 +234,7 @@ def test_a_run_from_queue_to_cancelled_to_resumed(cluster: Slurm, runs: Path, vo
     wait_for(lambda: not cluster.run("squeue", "--noheader", "--name=first"), "no job of it is left")
 
 
+@pytest.mark.versions
 def test_cancelling_ends_successors_too(variant: Callable[..., Slurm], runs: Path, voc_small: Path) -> None:
     """Where requeueing is forbidden: one submitted after the preemption, and one submitted in advance."""
     slurm = variant("--no-requeue", "--no-accounting")
