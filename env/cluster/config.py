@@ -133,6 +133,18 @@ def check(state: Path, options: Options) -> None:
         raise UserError("--kill-wait is at least 1, --grace at least 0")
 
 
+def check_names() -> None:
+    """Raises UserError where this machine cannot look up its own name, which MariaDB and srun do."""
+    for name in ("localhost", socket.gethostname()):
+        try:
+            socket.getaddrinfo(name, None)
+        except OSError:
+            raise UserError(
+                f"this machine's name {name!r} does not resolve, which Slurm and MariaDB need; "
+                f"as root: echo 127.0.0.1 {name} >> /etc/hosts"
+            ) from None
+
+
 def write(cluster: Cluster) -> None:
     """Writes all configuration files of a cluster whose directories exist."""
     layout = cluster.layout

@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import uuid
 import zipfile
@@ -26,7 +25,7 @@ from pathlib import Path
 from jobs import slurm
 from jobs.errors import UserError
 from jobs.prepare import guarded, manifest, prepare, workers
-from jobs.prepare.archives import DamagedArchive
+from jobs.prepare.archives import CHUNK, DamagedArchive, Stream, walk
 from jobs.prepare.build import check_space, put
 from jobs.prepare.datasets import RECIPES, Recipe, check_name, converters, split_arguments
 from jobs.prepare.disk import sync
@@ -231,24 +230,38 @@ def unpacked_size(archive: Path) -> int:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Every member, none outside `target`, each checksum checked. Raises DamagedArchive."""
+    """Every plain file, none outside `target`, each checksum checked. Raises DamagedArchive."""
+    if not zipfile.is_zipfile(archive):
+        return unpack_tar(archive, target)
     try:
-        if zipfile.is_zipfile(archive):
-            with (
-                zipfile.ZipFile(archive) as packed,
-                task(f"unpack {archive.name}", len(packed.infolist())) as advance,
-            ):
-                for info in packed.infolist():
-                    name = info.filename
-                    if name.startswith("/") or ".." in name.split("/"):
-                        raise DamagedArchive(f"{archive}: member {name!r} would leave the folder")
-                    packed.extract(info, target)
-                    advance(1)
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(target, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+        with (
+            zipfile.ZipFile(archive) as packed,
+            task(f"unpack {archive.name}", len(packed.infolist())) as advance,
+        ):
+            for info in packed.infolist():
+                name = info.filename
+                if name.startswith("/") or ".." in name.split("/"):
+                    raise DamagedArchive(f"{archive}: member {name!r} would leave the folder")
+                packed.extract(info, target)
+                advance(1)
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise DamagedArchive(f"{archive} is damaged ({error}): download it again") from None
+
+
+def unpack_tar(archive: Path, target: Path) -> None:
+    """As unpack(). By our own reader: Python 3.10 and Debian 12's 3.11 have no tarfile.data_filter, without
+    which tarfile writes wherever an archive says. Links and devices are left out: nothing is written through
+    them, and the counts tell if a dataset needed one."""
+    with Stream(archive) as stream:
+        for member in walk(stream):
+            if member.regular:
+                place = target / member.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("wb") as file:
+                    while left := member.size - file.tell():
+                        if not (content := stream.read(min(left, CHUNK))):
+                            raise stream.cut_off()
+                        file.write(content)
 
 
 def convert(converter: Path, order: Order, archives: dict[str, Path], staging: Path) -> None:
