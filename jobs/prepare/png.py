@@ -62,12 +62,12 @@ def decode_fast(content: bytes) -> NDArray[np.uint8] | None:
         return None
     width, height = struct.unpack_from(">II", header)
     try:
-        content = np.frombuffer(inflate(b"".join(packed)), np.uint8)
+        inflated = np.frombuffer(inflate(b"".join(packed)), np.uint8)
     except InflateError:
         return None
-    if content.size != height * (width + 1) or not content.size:
+    if inflated.size != height * (width + 1) or not inflated.size:
         return None
-    rows = content.reshape(height, width + 1)
+    rows = inflated.reshape(height, width + 1)
     return None if rows[:, 0].any() else rows[:, 1:]
 
 
