@@ -19,7 +19,6 @@ import fcntl
 import hashlib
 import json
 import os
-import pwd
 import re
 import shlex
 import shutil
@@ -461,7 +460,7 @@ def main() -> int:
         signal.signal(number, stop)
     try:
         if os.getuid() != 0:
-            raise NotHere(f"a bare root is made as root, and you are {pwd.getpwuid(os.getuid()).pw_name}")
+            raise NotHere(f"a bare root is made as root, not as uid {os.getuid()}")
         return play(arguments)
     except NotHere as error:
         print(f"error: {error}", file=sys.stderr)

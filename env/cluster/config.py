@@ -7,6 +7,7 @@ a setting differently, the version decides.
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 from pathlib import Path
 
@@ -134,7 +135,8 @@ def check(state: Path, options: Options) -> None:
 
 
 def check_names() -> None:
-    """Raises UserError where this machine cannot look up its own name, which MariaDB and srun do."""
+    """Raises UserError where this machine cannot look up its own name, which MariaDB and srun do, or has
+    none for the user."""
     for name in ("localhost", socket.gethostname()):
         try:
             socket.getaddrinfo(name, None)
@@ -143,6 +145,10 @@ def check_names() -> None:
                 f"this machine's name {name!r} does not resolve, which Slurm and MariaDB need; "
                 f"as root: echo 127.0.0.1 {name} >> /etc/hosts"
             ) from None
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError: Python 3.13
+        raise UserError(f"this machine has no user name for uid {os.getuid()}, which Slurm needs") from None
 
 
 def write(cluster: Cluster) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from env.cluster import config
+from launch import machine
 from tests.unit.fake_slurm import ROOT, one_line
 
 
@@ -22,6 +23,15 @@ def test_the_start_ends_in_one_line_that_says_what_to_do(tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     one_line(done, "'baton.invalid' does not resolve", "echo 127.0.0.1 baton.invalid >> /etc/hosts")
     assert not (tmp_path / "c").exists()
+
+
+def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    assert machine.user() == "4242"
+    with pytest.raises(config.UserError, match="no user name for uid 4242"):
+        config.check_names()
 
 
 def test_a_name_that_does_not_resolve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
