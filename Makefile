@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
 .PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit local slurm-tests acceptance \
-	slurm-matrix slurm-versions set-b test bench clean
+	slurm-matrix slurm-versions set-b test bare container-test bench clean
 
 help:
 	@echo "make demo    set up, then generate data, prepare, train and evaluate on this machine"
@@ -66,6 +66,23 @@ set-b: setup-b
 	$(PYTHON_B) -m pytest tests/sets -q
 
 test: lint unit local slurm-tests set-b
+
+# Both of README's commands, as one who has just cloned types them, on machines that have nothing else.
+# BARE=--user: without root; BARE="--user --pip-conf-only": and where only pip knows the site's mirror.
+RELEASES ?= bookworm trixie
+BARE ?=
+define IN_A_BARE_ROOT
+set -e; for command in demo test; do TIMEFORMAT="$$0: make $$command took %0lR"; time make $$command; done
+endef
+export IN_A_BARE_ROOT
+bare:
+	@for release in $(RELEASES); do \
+		python3 env/bare_root.py $$release $(BARE) --set-env BATON_REQUIRE_SLURM=1 \
+			-- bash -c "$$IN_A_BARE_ROOT" $$release || exit; \
+	done
+
+container-test: setup
+	@$(PYTHON_A) env/container_test.py
 
 bench: setup slurm
 	$(PYTHON_A) benchmarks/run.py

@@ -19,7 +19,6 @@ import fcntl
 import hashlib
 import json
 import os
-import pwd
 import re
 import shlex
 import shutil
@@ -113,17 +112,17 @@ def tool(*names: str) -> str:
     raise NotHere(f"{' or '.join(names)} is missing; on Debian: apt-get install {names[0]}")
 
 
-def sources(release: str, mirror: str | None) -> str:
+def sources(release: str, mirror: str | None, etc: Path = Path("/etc")) -> str:
     """The lines of sources.list for `release`: those of this machine's own Debian, or of `mirror`.
 
     Raises UserError where this machine has none and no mirror is named.
     """
     if mirror:
         return f"deb {mirror} {release} main\n"
-    os_release = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
+    os_release = (etc / "os-release").read_text() if (etc / "os-release").exists() else ""
     match = re.search(r"^VERSION_CODENAME=\"?(\w+)", os_release, re.MULTILINE)
     lines = []
-    for uri, suite in apt_entries():
+    for uri, suite in apt_entries(etc / "apt"):
         own, _, pocket = suite.partition("-")
         # Rolling releases have no updates beside them.
         pockets = ("",) if release in ROLLING else ("", "updates", "security")
@@ -134,10 +133,10 @@ def sources(release: str, mirror: str | None) -> str:
     return "".join(dict.fromkeys(lines))
 
 
-def apt_entries() -> Iterator[tuple[str, str]]:
+def apt_entries(apt: Path) -> Iterator[tuple[str, str]]:
     """(address, suite) of each binary archive that apt knows; formats: sources.list(5)."""
-    folder = Path("/etc/apt/sources.list.d")
-    for file in [folder.parent / "sources.list", *sorted(folder.glob("*.list"))]:
+    folder = apt / "sources.list.d"
+    for file in [apt / "sources.list", *sorted(folder.glob("*.list"))]:
         for line in file.read_text().splitlines() if file.exists() else ():
             if match := re.match(r"\s*deb\s+(?:\[[^]]*\]\s*)?(\S+)\s+(\S+)", line):
                 yield match[1], match[2]
@@ -461,7 +460,7 @@ def main() -> int:
         signal.signal(number, stop)
     try:
         if os.getuid() != 0:
-            raise NotHere(f"a bare root is made as root, and you are {pwd.getpwuid(os.getuid()).pw_name}")
+            raise NotHere(f"a bare root is made as root, not as uid {os.getuid()}")
         return play(arguments)
     except NotHere as error:
         print(f"error: {error}", file=sys.stderr)

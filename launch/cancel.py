@@ -4,7 +4,6 @@ The training is told to save and leave; what is left can be resumed: python laun
 """
 
 import argparse
-import getpass
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ environment.enter()
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run, write_atomically  # noqa: E402
-from launch import history, runs, slurm, slurm_queries, states  # noqa: E402
+from launch import history, machine, runs, slurm, slurm_queries, states  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/cancel.py first
@@ -91,7 +90,7 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
     alive = sorted(id for id in ids if answer.job(id).alive)
     if not alive and not chains:
         return [], []
-    by = getpass.getuser()
+    by = machine.user()
     mark = json.dumps({"time": events.now(), "by": by}).encode()
     try:
         run.job.mkdir(exist_ok=True)

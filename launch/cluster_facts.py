@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from launch import slurm
+from launch import machine, slurm
 
 Style = Literal["gpus-per-node", "gres", "none"]
 
@@ -193,7 +192,7 @@ def _ask_accounting(facts: Facts, patience: float) -> None:
         facts.accounting_error = str(error)
         return
     try:
-        user = f"user={getpass.getuser()}"
+        user = f"user={machine.user()}"
         text = slurm.call(
             "sacctmgr",
             "--noheader",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shutil
@@ -14,6 +15,14 @@ SLURM_CONFIGS = (
     "/run/slurm/conf/slurm.conf",
     "/usr/local/etc/slurm.conf",
 )
+
+
+def user() -> str:
+    """The name of the user at work; their number where this machine knows no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # OSError: Python 3.13
+        return str(os.getuid())
 
 
 def local_gpus(dev: Path = Path("/dev")) -> int:

@@ -146,8 +146,26 @@ def check_own(state: Path) -> None:
     status = state.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise UserError(
-            f"{state} is not a folder that only this user writes to (no link either): take another, or remove it"
+            f"{state} is not a folder that only this user writes to (no link either): take another, or "
+            "remove it"
         )
+
+
+def check_names() -> None:
+    """Raises UserError where this machine cannot look up its own name, which MariaDB and srun do, or has
+    none for the user."""
+    for name in ("localhost", socket.gethostname()):
+        try:
+            socket.getaddrinfo(name, None)
+        except OSError:
+            raise UserError(
+                f"this machine's name {name!r} does not resolve, which Slurm and MariaDB need; "
+                f"as root: echo 127.0.0.1 {name} >> /etc/hosts"
+            ) from None
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # OSError: Python 3.13
+        raise UserError(f"this machine has no user name for uid {os.getuid()}, which Slurm needs") from None
 
 
 def write(cluster: Cluster) -> None:

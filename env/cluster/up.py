@@ -33,12 +33,14 @@ def start(state: Path | str, options: Options | None = None) -> Cluster:
     """Starts a cluster in `state` and returns when all its nodes are idle. What a crash left there is ended
     first; accounting and job numbers go on where they were.
 
-    Raises UserError if packages lack, `state` cannot hold a cluster or one runs there already, and
+    Raises UserError if packages lack, this machine's name does not resolve, `state` cannot hold a cluster or
+    one runs there already, and
     StartError, with everything stopped again, if a daemon does not come up.
     """
     options = options or Options()
     layout = Layout(state)
     config.check(layout.state, options)
+    config.check_names()
     packages.require(options.accounting)
     config.check_own(Path(state))
     for directory in layout.directories():

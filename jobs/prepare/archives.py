@@ -166,7 +166,9 @@ def whole(stream: Stream, size: int, most: int, what: str) -> bytes:
 def unpack_tar(archive: Path, target: Path) -> None:
     """Every folder and plain file of a tar below `target`, with fresh permissions and times.
 
-    Raises DamagedArchive for a damaged archive, and for a link or a device, which no dataset needs.
+    Links and devices are left out: nothing is written through them, and the counts tell if a dataset needed
+    one. By our own reader: Python 3.10 and Debian 12's 3.11 have no tarfile.data_filter, without which tarfile
+    writes wherever an archive says. Raises DamagedArchive.
     """
     with Stream(archive) as stream:
         for member in walk(stream):
@@ -175,7 +177,7 @@ def unpack_tar(archive: Path, target: Path) -> None:
                 place.mkdir(parents=True, exist_ok=True)
                 continue
             if not member.regular:
-                raise DamagedArchive(f"{archive}: member {member.name!r} is a link or a device")
+                continue
             place.parent.mkdir(parents=True, exist_ok=True)
             left = member.size
             with place.open("wb") as file:

@@ -237,7 +237,7 @@ def unpacked_size(archive: Path) -> int:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Every member, none outside `target`, each checksum checked. Raises DamagedArchive."""
+    """Every plain file, none outside `target`, each checksum checked. Raises DamagedArchive."""
     try:
         if zipfile.is_zipfile(archive):
             with (

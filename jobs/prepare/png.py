@@ -68,12 +68,12 @@ def decode_fast(content: bytes) -> NDArray[np.uint8] | None:
     if width * height > MOST_PIXELS:
         return None
     try:
-        rows = np.frombuffer(inflate(b"".join(packed)), np.uint8)
+        inflated = np.frombuffer(inflate(b"".join(packed)), np.uint8)
     except InflateError:
         return None
-    if rows.size != height * (width + 1) or not rows.size:
+    if inflated.size != height * (width + 1) or not inflated.size:
         return None
-    rows = rows.reshape(height, width + 1)
+    rows = inflated.reshape(height, width + 1)
     return None if rows[:, 0].any() else rows[:, 1:]
 
 
