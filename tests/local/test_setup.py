@@ -156,6 +156,16 @@ def test_a_mistake_is_one_line(checkout: Path, options: tuple[str, ...], said: s
     assert not (checkout / ".venv").exists()
 
 
+def test_a_folder_of_the_users_is_left_alone(checkout: Path) -> None:
+    precious = checkout / "data" / "precious"
+    precious.parent.mkdir()
+    precious.touch()
+    done = set_up(checkout, "http://127.0.0.1:9/", "--into", str(precious.parent))
+    assert done.returncode == 2
+    assert "is no virtual environment" in done.stderr
+    assert precious.exists()
+
+
 def test_help_is_there(checkout: Path) -> None:
     done = set_up(checkout, "http://127.0.0.1:9/", "--help")
     assert done.returncode == 0
