@@ -165,6 +165,7 @@ if [ -n "$given" ]; then
         echo "$python has all that Baton needs"
     else
         tell | sed "s|^|$python: |"
+        echo "to be installed: $(sed 's/ *;.*//' "$lacking" | tr '\n' ' ')"
         # Debian's and others' own Python is closed to pip: https://peps.python.org/pep-0668/
         if ! "$python" -c 'import os, sys, sysconfig as s; sys.exit(not os.access(s.get_path("purelib"), os.W_OK) or (sys.prefix == sys.base_prefix and os.path.exists(os.path.join(s.get_path("stdlib"), "EXTERNALLY-MANAGED"))))'; then
             case $python in "$venv"/*) fail "$python may not be written: name another place with --into" ;; esac
