@@ -3,16 +3,25 @@ PYTHON_A := .venv/bin/python
 PYTHON_B := .venv-b/bin/python
 export OMP_NUM_THREADS ?= 1
 
+# What torch-oldest and torch-matrix try: the oldest torch that was built for the Python of .venv, one between
+# and the newest, and of the ways in which Slurm ends a job the commonest.
+OF_PYTHON = $(PYTHON_A) -c 'import sys; minor = sys.version_info[1]; print($(1))'
+OLDEST = $$($(call OF_PYTHON,"2.1" if minor < 12 else "2.2" if minor < 13 else "2.5"))
+MIDDLE = $$($(call OF_PYTHON,"2.4" if minor < 13 else "2.6"))
+NEWEST := 2.14.1
+ROW := tests/slurm/test_acceptance.py::test_no_run_is_lost[preempted with grace and user signal-1]
+
 # All ways in which Slurm ends a job, on one rank and on 2x2, take most of an hour on two cores
 # (`make acceptance`); `make test` plays those that wait least, and two of the 2x2.
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
 .PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit local slurm-tests acceptance \
-	slurm-matrix slurm-versions set-b test bare container-test bench clean
+	slurm-matrix slurm-versions set-b torch-oldest torch-matrix torch-one test bare container-test bench clean
 
 help:
 	@echo "make demo    set up, then generate data, prepare, train and evaluate on this machine"
 	@echo "make test    set up, then lint and run all tests (on a real Slurm where it can be installed)"
+	@echo "make torch-matrix   set up with the oldest torch, one between and the newest, and try each"
 	@echo "make bench   set up, then measure everything in docs/benchmarks.md"
 
 setup:
@@ -65,7 +74,24 @@ slurm-versions: setup
 set-b: setup-b
 	$(PYTHON_B) -m pytest tests/sets -q
 
-test: lint unit local slurm-tests set-b
+# A torch in an environment of its own, by the Python of .venv: unit tests, exact resume, saving.
+define try-torch
+	PYTHON="$$($(call OF_PYTHON,sys._base_executable))" env/setup.sh --torch $(1) --into .venv-torch
+	.venv-torch/bin/python -m pytest tests/unit -q -n 2
+	.venv-torch/bin/python -m pytest tests/local/test_exact_resume.py tests/local/test_saving.py -q
+endef
+
+torch-oldest: setup
+	$(call try-torch,$(OLDEST))
+
+torch-matrix: setup slurm-if-possible
+	for torch in $(OLDEST) $(MIDDLE) $(NEWEST); do $(MAKE) torch-one TORCH=$$torch || exit; done
+
+torch-one:
+	$(call try-torch,$(TORCH))
+	.venv-torch/bin/python -m pytest "$(ROW)" -q
+
+test: lint unit local slurm-tests set-b torch-oldest
 
 # Both of README's commands, as one who has just cloned types them, on machines that have nothing else.
 # BARE=--user: without root; BARE="--user --pip-conf-only": and where only pip knows the site's mirror.
@@ -88,4 +114,4 @@ bench: setup slurm
 	$(PYTHON_A) benchmarks/run.py
 
 clean:
-	rm -rf .venv .venv-b .ruff_cache .mypy_cache
+	rm -rf .venv .venv-b .venv-torch .ruff_cache .mypy_cache

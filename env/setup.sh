@@ -63,6 +63,9 @@ case $set_name in
     b) venv=${into:-$root/.venv-b} ;;
 esac
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
+if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
+    fail "$venv is there and is no virtual environment: name another place with --into"
+fi
 [ ! -d "$place" ] || place=$(cd "$place" && pwd)
 
 # Which torch: as asked for, else as last time, else the locked one.
@@ -162,8 +165,10 @@ if [ -n "$given" ]; then
         echo "$python has all that Baton needs"
     else
         tell | sed "s|^|$python: |"
+        echo "to be installed: $(sed 's/ *;.*//' "$lacking" | tr '\n' ' ')"
         # Debian's and others' own Python is closed to pip: https://peps.python.org/pep-0668/
         if ! "$python" -c 'import os, sys, sysconfig as s; sys.exit(not os.access(s.get_path("purelib"), os.W_OK) or (sys.prefix == sys.base_prefix and os.path.exists(os.path.join(s.get_path("stdlib"), "EXTERNALLY-MANAGED"))))'; then
+            case $python in "$venv"/*) fail "$python may not be written: name another place with --into" ;; esac
             echo "It may not be written: what it lacks goes into $venv, on top of it"
             rm -f "$venv/.complete"
             "$python" -m venv --clear --system-site-packages "$venv"

@@ -175,9 +175,9 @@ def prove() -> None:
     import numpy as np
     import torch
 
-    state: dict[str, Any] = {"x": torch.from_numpy(np.arange(3.0)), "step": 1}
     file = os.memfd_create("state")
     try:
+        state: dict[str, Any] = {"x": torch.from_numpy(np.arange(3.0)), "step": 1}
         path = f"/proc/self/fd/{file}"
         torch.save(state, path)
         found = load(path)

@@ -150,7 +150,7 @@ def _problem(
     if below and _numbers(version) >= below:
         return f"{name} {version} is too new: {name}<{_dotted(below)}"
     torch = found.get("torch", "")
-    if name == "numpy" and torch and _numbers(torch) < (2, 3) and _numbers(version) >= (2,):
+    if name == "numpy" and torch and (2, 1) <= _numbers(torch) < (2, 3) and _numbers(version) >= (2,):
         return f"numpy {version} is too new for torch {torch}: numpy<2"
     return None
 

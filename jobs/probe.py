@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from jobs import cuda, environment
 from jobs.run_directory import write_atomically
 from jobs.train import rendezvous, task
 
@@ -68,7 +69,10 @@ def tried(work: Callable[[], str]) -> dict[str, Any]:
 def imports() -> str:
     from jobs import compat
 
+    if wrong := environment.problems():
+        raise RuntimeError(", ".join(wrong))
     compat.prepare()
+    compat.prove()
     import mmengine
     import mmseg
     import torch
@@ -80,14 +84,16 @@ def gpus() -> dict[str, Any]:
     """What Slurm gave this task, and what torch makes of it.
 
     `given`: devices in CUDA_VISIBLE_DEVICES; `cuda`: the CUDA version that torch was built for, or None;
-    `usable`: GPUs that torch sees; `names`: theirs.
+    `driver`: the newest that the node's driver takes, or None; `usable`: GPUs that torch sees; `names`:
+    theirs.
     """
     import torch
 
     given = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     usable = torch.cuda.device_count()
     names = sorted({torch.cuda.get_device_name(index) for index in range(usable)})
-    return {"given": len(given), "cuda": torch.version.cuda, "usable": usable, "names": names}
+    versions = {"cuda": torch.version.cuda, "driver": cuda.driver()}
+    return {"given": len(given), **versions, "usable": usable, "names": names}
 
 
 def device(me: task.Task) -> Any:

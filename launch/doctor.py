@@ -17,7 +17,7 @@ environment.enter()
 
 import msgspec  # noqa: E402
 
-from jobs import events  # noqa: E402
+from jobs import cuda, events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import write_atomically  # noqa: E402
 from launch import cluster_facts, efficiency, findings, history, machine, probe_job, profiles, runs, slurm  # noqa: E402
@@ -138,10 +138,15 @@ def show(found: list[Finding], as_json: bool, written: str = "", name: str = "")
 
 def local_findings() -> list[Finding]:
     gpus = machine.local_gpus()
+    built, taken = cuda.build(), cuda.driver()
+    way = cuda.mend(built, taken)
     return [
         Finding("Slurm", "note", "none can be reached from here",
                 "runs go to the local executor: prepare, train, evaluate, one after the other",
                 "to use a cluster, type this on its login node"),
+        Finding("GPUs", "bad", f"torch is built for CUDA {built}, and the driver takes {taken} at most",
+                "a training would run on the CPU", way)
+        if gpus and way else
         Finding("GPUs", "good", f"{gpus} on this machine", "one rank each")
         if gpus else
         Finding("GPUs", "note", "none on this machine", "ranks are CPU processes: enough for the demo",

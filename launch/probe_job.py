@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from jobs import cuda
 from jobs.run_directory import Run
 from launch import profiles, requests, script, slurm, slurm_queries, snapshot, words
 from launch.cluster_facts import Facts, Partition, gres_style
@@ -166,6 +167,13 @@ def _gpus(answers: list[dict[str, Any]]) -> list[Finding]:
                         "a training there leaves its GPUs idle and takes days instead of hours",
                         f"install torch's CUDA build where {one.get('interpreter', 'the interpreter')} lies, "
                         "or name another python: in the profile")
+            ]  # fmt: skip
+        driver = seen.get("driver")
+        if way := cuda.mend(seen["cuda"], driver):
+            return [
+                Finding(topic, "bad", f"{one['host']}: torch is built for CUDA {seen['cuda']}, "
+                        f"and the driver takes {driver} at most",
+                        "a training there runs on the CPU", way)
             ]  # fmt: skip
         came = f"Slurm gave {seen['given']}, torch (CUDA {seen['cuda']}) sees none"
         return [

@@ -167,8 +167,8 @@ def unpack_tar(archive: Path, target: Path) -> None:
     """Every folder and plain file of a tar below `target`, with fresh permissions and times.
 
     Links and devices are left out: nothing is written through them, and the counts tell if a dataset needed
-    one. By our own reader: Python 3.10 and Debian 12's 3.11 have no tarfile.data_filter, without which tarfile
-    writes wherever an archive says. Raises DamagedArchive.
+    one. By our own reader: Python 3.10 and Debian 12's 3.11 have no tarfile.data_filter, without which
+    tarfile writes wherever an archive says. Raises DamagedArchive.
     """
     with Stream(archive) as stream:
         for member in walk(stream):

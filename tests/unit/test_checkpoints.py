@@ -1,6 +1,8 @@
 """Checkpoints under everything that can happen to a writer or to a file."""
 
+import collections
 import errno
+import io
 import json
 import os
 import pickle
@@ -8,15 +10,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from jobs import compat
 from jobs.errors import UserError
 from jobs.train import checkpoints
+from tests import tiny
 
 CONTENT = {"state_dict": {"weight": torch.arange(3000.0)}, "meta": {"epoch": 1}}
 
@@ -432,25 +439,119 @@ def test_a_full_or_read_only_disk_leaves_what_was_there(tmp_path: Path, trouble:
         subprocess.run(["umount", tmp_path], check=True)
 
 
-class Malicious:
+class Calls:
+    """Pickled as the call of a function."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
     def __reduce__(self):
-        return os.system, ("touch /tmp/baton-was-here",)
+        return self.call[0], self.call[1:]
+
+
+class Builds:
+    """An instance of a class of the attacker's choice, with attributes likewise."""
+
+    def __reduce__(self):
+        return subprocess.Popen.__new__, (subprocess.Popen,), {"args": ["true"]}
 
 
 def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
-    """Even with a manifest that fits: digests protect from accidents, weights_only from people."""
+    """Even with a manifest that fits: digests protect from accidents, the loader from people."""
     path = tmp_path / "iter_1.pth"
-    torch.save({"state_dict": {}, "evil": Malicious()}, path)
+    torch.save({"state_dict": {}, "evil": Calls(os.system, f"touch {tmp_path}/was-here")}, path)
     record = manifest(1, bytes=path.stat().st_size, digest=checkpoints.digest(path))
     (tmp_path / "iter_1.pth.json").write_text(json.dumps(record))
     newest = checkpoints.newest(tmp_path)
     assert newest is not None
     with pytest.raises(pickle.UnpicklingError):
         compat.load(newest.path)
-    path.write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(pickle.UnpicklingError):
-        compat.load(path)
-    assert not Path("/tmp/baton-was-here").exists()
+    assert not (tmp_path / "was-here").exists()
+
+
+def load_before_2_6(path: Path) -> Any:
+    """What torch 2.1 to 2.5 load with; a newer one can, too."""
+    return compat._load_before_2_6(str(path), "cpu", compat._is_zip(str(path)) or None)
+
+
+LOADERS = [compat.load, load_before_2_6]
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("format", ["zip", "before 1.6", "bare pickle"])
+def test_no_code_of_a_file_runs(load: Callable[..., Any], format: str, tmp_path: Path) -> None:
+    mark = tmp_path / "was-here"
+    inner = io.BytesIO()
+    torch.save(Calls(os.system, f"touch {mark}"), inner)
+    attacks = [
+        Calls(os.system, f"touch {mark}"),
+        Calls(eval, f"open({str(mark)!r}, 'w')"),
+        Calls(open, str(mark), "w"),
+        # What torch itself pickles storages with: it loads its bytes with plain pickle.
+        Calls(torch.storage._load_from_bytes, inner.getvalue()),
+        Calls(torch.load, str(tmp_path / "x")),
+        Calls(getattr, subprocess.Popen, "__init__"),
+        Calls(np.load, str(tmp_path / "x"), None, True),
+        Builds(),
+    ]
+    path = tmp_path / "iter_1.pth"
+    for attack in attacks:
+        if format == "bare pickle":
+            path.write_bytes(pickle.dumps(attack))
+        else:
+            torch.save({"x": attack}, path, _use_new_zipfile_serialization=format == "zip")
+        with pytest.raises(pickle.UnpicklingError):
+            load(path)
+        assert not mark.exists()
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_what_torch_would_hand_to_another_reader_is_refused(load: Callable[..., Any], tmp_path: Path) -> None:
+    """TorchScript is a program; the format of torch 0.1 is a tar archive, in which pickles lie."""
+    path = tmp_path / "iter_1.pth"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path)
+    with pytest.raises((pickle.UnpicklingError, RuntimeError)):
+        load(path)
+    content = tmp_path / "storages"
+    content.write_bytes(pickle.dumps(Calls(os.system, f"touch {tmp_path}/was-here")))
+    with tarfile.open(path, "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            archive.add(content, name)
+    with pytest.raises((pickle.UnpicklingError, RuntimeError)):
+        load(path)
+    assert not (tmp_path / "was-here").exists()
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_all_that_checkpoints_hold_is_read(load: Callable[..., Any], zipped: bool, tmp_path: Path) -> None:
+    kinds = (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+    )
+    content = {
+        "tensors": [torch.arange(6).reshape(2, 3).to(kind) for kind in kinds],
+        "bfloat16": torch.ones(2, dtype=torch.bfloat16),
+        "view": torch.arange(6.0)[2:4],
+        "channels_last": torch.rand(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "ordered": collections.OrderedDict(a=torch.zeros(0)),
+        "plain": (None, True, 1, 2.5, "x", b"\xff\x00", {1, 2}, torch.Size([1, 2])),
+        "kinds": list(kinds),
+        "device": torch.device("cpu"),
+    }
+    path = tmp_path / "x.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    found = load(path)
+    assert isinstance(found["parameter"], torch.nn.Parameter)
+    for key in ("parameter", "bfloat16"):
+        assert torch.equal(found.pop(key), content.pop(key))
+    assert tiny.differences(found, content) == []
+    assert found["channels_last"].stride() == content["channels_last"].stride()
 
 
 class GetAttribute:
@@ -460,15 +561,41 @@ class GetAttribute:
         return getattr, (HistoryBuffer, "register_statistics")
 
 
-def test_mmengines_own_checkpoints_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", LOADERS)
+def test_mmengines_own_checkpoints_are_read(load: Callable[..., Any], tmp_path: Path) -> None:
     """Their message hub's histories name methods; no other attribute of anything can be had that way."""
     from mmengine.logging import HistoryBuffer
 
     history = HistoryBuffer()
     history.update(2.5)
     path = tmp_path / "epoch_1.pth"
-    torch.save({"message_hub": {"log_scalars": {"loss": history}}}, path)
-    assert compat.load(path)["message_hub"]["log_scalars"]["loss"].current() == 2.5
+    torch.save({"message_hub": {"log_scalars": {"loss": history}}, "lr": np.float64(0.5)}, path)
+    content = load(path)
+    assert content["message_hub"]["log_scalars"]["loss"].current() == 2.5
+    assert content["lr"] == 0.5
+    # As the other NumPy, 1 or 2, names its internals.
+    renamed = tmp_path / "renamed.pth"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(renamed, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            data = old.read(name)
+            other = data.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n")
+            if other == data:
+                other = data.replace(b"numpy.core.multiarray\n", b"numpy._core.multiarray\n")
+            assert (other != data) == name.endswith("data.pkl")
+            new.writestr(name, other)
+    assert load(renamed)["message_hub"]["log_scalars"]["loss"].current() == 2.5
     torch.save({"x": GetAttribute()}, path)
     with pytest.raises(pickle.UnpicklingError, match="register_statistics"):
-        compat.load(path)
+        load(path)
+
+
+def test_an_environment_that_cannot_load_what_it_saves_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    compat.prove()
+
+    # torch before 2.3 with NumPy 2 says this of every array.
+    def from_numpy(_: object) -> None:
+        raise RuntimeError("Numpy is not available")
+
+    monkeypatch.setattr(torch, "from_numpy", from_numpy)
+    with pytest.raises(UserError, match=r"could not resume a run: .*Numpy is not available"):
+        compat.prove()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jobs import cuda
 from launch import cluster_facts, doctor, findings, probe_job, profiles, script
 from launch.cluster_facts import Facts, Partition
 from launch.efficiency import Costs
@@ -151,10 +152,37 @@ def test_gpus_that_a_training_would_not_use_are_no_good() -> None:
     assert "Slurm gave 1, torch (CUDA 12.8) sees none" in found["GPUs on the nodes"].found
     found = meant(ANSWER | {"gpus": CUDA | {"usable": 0, "given": 0}}, ANSWER)
     assert "gres:" in found["GPUs on the nodes"].mend
+    old = CUDA | {"usable": 0, "cuda": "13.0", "driver": "12.4"}
+    found = meant(ANSWER | {"gpus": old}, ANSWER)
+    assert "built for CUDA 13.0, and the driver takes 12.4" in found["GPUs on the nodes"].found
+    assert "env/setup.sh --torch 2.8.0" in found["GPUs on the nodes"].mend
     # Where none was asked for, none is missed.
     quiet = meant(ANSWER | {"gpus": cpu_build}, ANSWER | {"gpus": cpu_build}, wants=0)
     assert {one.level for one in quiet.values()} == {"good"}
     assert "NCCL" not in quiet
+
+
+@pytest.mark.parametrize(
+    ("built", "driver", "said"),
+    [
+        ("13.0", "12.8", "--torch 2.8.0"),
+        ("12.1", "11.4", "--torch 2.6.0+cu118"),
+        ("11.8", "10.2", "a driver for CUDA 11"),
+        ("12.8", "12.2", ""),
+        ("12.1", "13.0", ""),
+        (None, "12.2", ""),
+        ("12.8", None, ""),
+    ],
+)
+def test_a_driver_that_is_too_old_for_torch_is_named(built: str, driver: str, said: str) -> None:
+    way = cuda.mend(built, driver)
+    assert (said in way) if said else way == ""
+
+
+def test_the_cuda_of_torch_is_known_without_importing_it() -> None:
+    import torch
+
+    assert cuda.build() == torch.version.cuda
 
 
 @pytest.mark.parametrize(

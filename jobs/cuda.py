@@ -1,0 +1,59 @@
+"""How new a CUDA the driver of this machine takes, and for which one torch was built."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+from pathlib import Path
+
+
+def driver() -> str | None:
+    """The newest CUDA that the driver takes, such as "12.4"; None where there is no NVIDIA driver.
+
+    Asks the driver's own library, which neither starts a GPU nor is torch's: cuDriverGetVersion gives
+    1000 * major + 10 * minor (CUDA Driver API, "Version Management").
+    """
+    number = ctypes.c_int(0)
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return f"{number.value // 1000}.{number.value % 1000 // 10}" if number.value else None
+
+
+def build() -> str | None:
+    """The CUDA that the installed torch was built for, without importing it; None for a CPU build, or where
+    there is no torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    found = re.search(r"^cuda\b.*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def mend(built: str | None, taken: str | None) -> str:
+    """What to do about a torch built for CUDA `built` under a driver that takes `taken`; "" if they fit.
+
+    A driver runs what was built for its own major version of CUDA, and for older ones
+    (https://docs.nvidia.com/deploy/cuda-compatibility/).
+    """
+    if not built or not taken or _major(built) <= _major(taken):
+        return ""
+    if _major(taken) >= 12:
+        other = (
+            "env/setup.sh --torch 2.8.0 (on PyPI for CUDA 12), or --torch VERSION+cu126 --torch-index PLACE"
+        )
+    elif _major(taken) == 11:
+        other = (
+            "env/setup.sh --torch 2.6.0+cu118 --torch-index PLACE (an index that has builds for CUDA 11.8)"
+        )
+    else:
+        other = "no torch that Baton takes was built for it"
+    return f"{other}; or a driver for CUDA {_major(built)}"
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])
