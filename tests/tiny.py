@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -147,6 +148,29 @@ def beats_of(run: Run, number: int, rank: int = 0) -> list[tuple[str, int]]:
 
 def log_of(run: Run, number: int) -> str:
     return "\n".join(path.read_text()[-3000:] for path in sorted(run.job.glob(f"{number}_*_log.out")))
+
+
+def run_job(run: Run, job: str, *arguments: str, timeout: float = 180) -> None:
+    """What `python -m jobs.JOB RUN …` does in RUN/code, in a process that has torch already.
+
+    Raises AssertionError, with its output, if it does not end well.
+    """
+    log = run.job / f"{job}.out"
+    process = _context.Process(target=_job, args=(str(run.path), job, list(arguments), str(log)))
+    process.start()
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0, log.read_text()[-3000:]
+
+
+def _job(run: str, job: str, arguments: list[str], log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(Path(run) / "code")
+    sys.argv = [job, run, *arguments]
+    sys.exit(importlib.import_module(f"jobs.{job}.__main__").main())
 
 
 def _rank(run: str, environment: dict[str, str], log: str) -> None:
