@@ -7,8 +7,8 @@ export OMP_NUM_THREADS ?= 1
 # (`make acceptance`); `make test` plays those that wait least, and two of the 2x2.
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
-.PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit local slurm-tests acceptance set-b \
-	test bench clean
+.PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit local zoo slurm-tests acceptance \
+	set-b test bench clean
 
 help:
 	@echo "make demo    set up, then generate data, prepare, train and evaluate on this machine"
@@ -44,6 +44,10 @@ unit: setup
 
 local: setup test-tools
 	$(PYTHON_A) -m pytest tests/local -q
+
+# One config of each of MMSegmentation's model families, small; writes docs/models.md.
+zoo: setup
+	$(PYTHON_A) -m tests.zoo
 
 slurm-tests: setup slurm-if-possible
 	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +180,11 @@ def make_run(path: Path, name: str, data: Path, batch: int = 2, **settings: Any)
     mine = path.parent / "home" / f"{path.name}.py"
     mine.write_text(text)
     settings |= {key.replace(".", "__"): value for key, value in overrides.items()}
+    return placed(path, mine, data, **settings)
+
+
+def placed(path: Path, mine: Path, data: Path, **settings: Any) -> Run:
+    """A run of a config of the user's, which is taken into its snapshot as a submission does."""
     run = tiny.make_run(path, data, **settings)
     request = run.request()
     request.config = snapshot.place(run.code, configs.check(mine, request.set))
@@ -197,7 +205,11 @@ def play(name: str, folder: Path, data: Path, ranks: int = 1) -> Iterator[str]:
     Yields each of STAGES when it is done. Raises AssertionError, with the log, where one fails.
     """
     runs = [make_run(folder / which, name, data, **INTERRUPTIBLE) for which in ("whole", "preempted")]
-    whole, preempted = runs
+    yield from stages(runs[0], runs[1], folder, data, ranks)
+
+
+def stages(whole: Run, preempted: Run, folder: Path, data: Path, ranks: int = 1) -> Iterator[str]:
+    """The same of two runs that are made alike."""
     codes = tiny.start(whole, ranks)
     assert codes == [0] * ranks, tiny.log_of(whole, 1)
     yield "trains"
@@ -219,3 +231,89 @@ def play(name: str, folder: Path, data: Path, ranks: int = 1) -> Iterator[str]:
     tiny.run_job(preempted, "infer", "--out", str(folder / "masks"), str(picture))
     assert (folder / "masks" / f"{picture.stem}.png").is_file()
     yield "infers"
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+RESULTS = tiny.ROOT / "tests" / "data" / "zoo.json"
+"""What `make zoo` found last: for each family the config, and the stages that were reached."""
+TABLE = tiny.ROOT / "docs" / "models.md"
+INSTALLED = {
+    "osgeo": "GDAL",
+    "mmcv._ext": "mmcv, compiled (mmcv-lite has no PSAMask)",
+    "ldm": "ldm (Stable Diffusion)",
+}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """docs/models.md: each family, what its configs need, and how far a small training of one came."""
+    lines = [
+        "# The model zoo",
+        "",
+        "A config of the zoo is given as `--config mmseg::FAMILY/NAME.py`, by its path, or as a `_base_`. "
+        "What one needs and is not installed is said at submission. `python launch/prepare.py --weights …` "
+        "fetches the pretrained weights, which `train.py` names where they are missing.",
+        "",
+        "Of each family `make zoo` trains one config at small size with random weights (CPU, tests/zoo.py): "
+        "left alone, and preempted and resumed to the same bits; the result is evaluated and segments a "
+        "picture. – means not tried.",
+        "",
+        "| family | configs | needs, besides `env/setup.sh` | tried | " + " | ".join(STAGES) + " |",
+        "|---|---|---|---|" + "---|" * len(STAGES),
+    ]
+    for family, names in families().items():
+        needed = {NEEDS[key][0]: key for key in [family, *names] if key in NEEDS}
+        words = [
+            INSTALLED.get(package, package) + ("" if key == family else f" (`{key.partition('/')[2]}`)")
+            for package, key in needed.items()
+        ]
+        found = results.get(family, {})
+        reached = found.get("reached", [])
+        marks = [
+            "yes" if stage in reached else "no" if found and "failed" in found else "–" for stage in STAGES
+        ]
+        tried = f"`{found['config'].partition('/')[2]}`" if found else "–"
+        lines.append(f"| {family} | {len(names)} | {', '.join(words)} | {tried} | {' | '.join(marks)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.zoo", description="Trains one config a family.")
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="only write docs/models.md anew")
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    failed = []
+    for family in [] if arguments.table else arguments.families or families():
+        found = tried(family, arguments.ranks)
+        stages = " ".join(f"{stage}:{'yes' if stage in found['reached'] else 'no'}" for stage in STAGES)
+        print(f"{family:14} {stages}  {found.get('failed', '')}", flush=True)
+        if "refused" not in found:
+            results[family] = found
+            failed += [family] if "failed" in found else []
+            RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    TABLE.write_text(table(results))
+    return bool(failed)
+
+
+def tried(family: str, ranks: int) -> dict[str, Any]:
+    """How far a family comes."""
+    name = member(family)
+    found: dict[str, Any] = {"config": name, "ranks": ranks, "reached": []}
+    if words := refusal(name):
+        return found | {"refused": True, "failed": words}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        data = tiny.make_data(folder / "data", train=8, val=2)
+        try:
+            for stage in play(name, folder, data, ranks):
+                found["reached"].append(stage)
+        except Exception as error:  # whatever a model stumbles over: the next family is tried all the same
+            lines = str(error).split("\nassert")[0].strip().splitlines() or [type(error).__name__]
+            found["failed"] = lines[-1][:200]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -37,6 +38,10 @@ def test_every_config_of_a_family_passes_or_is_refused_with_the_reason(family: s
             # Nothing is left to guess of what a submission asks: the data and the weights.
             assert not list(unknown(chain.values["model"]))
             assert configs.data_roots(chain)
+
+
+def test_the_table_of_the_models_is_what_make_zoo_found() -> None:
+    assert zoo.TABLE.read_text() == zoo.table(json.loads(zoo.RESULTS.read_text()))
 
 
 def unknown(node: object) -> list[object]:
