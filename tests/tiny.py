@@ -168,9 +168,15 @@ def _job(run: str, job: str, arguments: list[str], log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.chdir(Path(run) / "code")
+    _enter(run)
     sys.argv = [job, run, *arguments]
     sys.exit(importlib.import_module(f"jobs.{job}.__main__").main())
+
+
+def _enter(run: str) -> None:
+    """Works in RUN/code and imports from there, as `python -m` does."""
+    os.chdir(Path(run) / "code")
+    sys.path.insert(0, os.getcwd())
 
 
 def _rank(run: str, environment: dict[str, str], log: str) -> None:
@@ -182,7 +188,7 @@ def _rank(run: str, environment: dict[str, str], log: str) -> None:
     # What a supervisor would read.
     beats = Path(log).with_suffix(".beats")
     os.environ["BATON_HEARTBEAT_FD"] = str(os.open(beats, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-    os.chdir(Path(run) / "code")
+    _enter(run)
     sys.argv = ["rank", run]
     from jobs.train import rank
 
