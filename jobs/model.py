@@ -10,6 +10,7 @@ from jobs import compat
 from jobs.errors import UserError
 from jobs.run_directory import Run
 from jobs.train import checkpoints
+from jobs.train.supported import name_of
 
 
 def chosen_checkpoint(run: Run, which: str) -> Path:
@@ -55,7 +56,7 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
     from jobs.train import pretrained
 
     register_all_modules(init_default_scope=False)
-    init_default_scope(cfg.get("default_scope", "mmseg"))
+    init_default_scope(cfg.get("default_scope") or "mmseg")
     description = copy.deepcopy(cfg.model)
     pretrained.forget(description)
     if device == "cpu":
@@ -117,7 +118,7 @@ def innermost(dataset: Any) -> Any:
 def synchronised_to_plain(node: Any) -> None:
     """SyncBN does not run on the CPU, and in evaluation it is the same as BN."""
     if isinstance(node, dict):
-        if node.get("type") == "SyncBN":
+        if name_of(node.get("type")) in ("SyncBN", "SyncBatchNorm"):
             node["type"] = "BN"
         for value in node.values():
             synchronised_to_plain(value)

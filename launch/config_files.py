@@ -49,7 +49,9 @@ def locate(config: str) -> Path:
     near = difflib.get_close_matches(given.name, [path.name for path in given.parent.glob("*.py")], 1)
     if near:
         raise UserError(f"there is no config {config!r}: did you mean {given.parent / near[0]}?")
-    if zoo := _near("mmseg", given.stem):
+    # One of the zoo's by its bare name.
+    zoo = _near("mmseg", given.stem)
+    if zoo.endswith(f"/{given.stem}.py"):
         raise UserError(f"there is no config {config!r}: did you mean {zoo}?")
     known = sorted(str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "configs").glob("*.py"))
     raise UserError(f"there is no config {config!r}; the checkout has {', '.join(known) or 'none'}")
@@ -89,6 +91,8 @@ def _near(package: str, name: str) -> str:
     if folder is None:
         return ""
     known = {path.relative_to(folder).as_posix(): path.stem for path in folder.rglob("*.py")}
+    if "_base_" not in name:
+        known = {path: stem for path, stem in known.items() if not path.startswith("_base_/")}
     stem = name.rpartition("/")[2].removesuffix(".py")
     for path, itself in known.items():
         if itself == stem:

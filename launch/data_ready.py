@@ -63,12 +63,21 @@ def paths(chain: configs.Chain) -> list[str]:
     return sorted(path.removeprefix("data/") for path in normal if path.startswith("data/"))
 
 
-def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) -> None:
-    """Adds what is to be waited for. Not `whole`: weights are missing; they come behind the dataset."""
+def recipe_of(path: str) -> str:
+    """The dataset, as `prepare.py --dataset` names it, that is prepared to this path below a data root; ""
+    for one of the user's own."""
     folder = path.split("/")[0]
     dataset = dataset_of(folder)
     # VOC 2010 and its like lie there too, and are not what is prepared.
     ours = path.startswith(f"{VOC_FOLDER}/VOC2012") if folder == VOC_FOLDER else dataset in RECIPES
+    return dataset if ours else ""
+
+
+def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) -> None:
+    """Adds what is to be waited for. Not `whole`: weights are missing; they come behind the dataset."""
+    folder = path.split("/")[0]
+    dataset = dataset_of(folder)
+    ours = bool(recipe_of(path))
     found = state.state(data_root, folder)
     ready = found.ready and (ours or (data_root / path).exists())
     if ready and whole:

@@ -126,7 +126,9 @@ def _loaded(target: ast.expr) -> ast.expr:
 
 def _assign(target: ast.expr, result: Any, found: dict[str, Any]) -> None:
     if isinstance(target, ast.Name):
-        found[target.id] = result
+        # What it names is read already, and `_base_.x` means what was found there.
+        if target.id != "_base_":
+            found[target.id] = result
     elif isinstance(target, (ast.Tuple, ast.List)):
         known = isinstance(result, list) and len(result) == len(target.elts)
         for index, one in enumerate(target.elts):

@@ -18,12 +18,14 @@ from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.prepare import datasets, weights  # noqa: E402
 from jobs.run_directory import Request, Run  # noqa: E402
-from launch import data_ready, options, requests, runs, single, snapshot  # noqa: E402
+from jobs.train import pretrained  # noqa: E402
+from launch import configs, data_ready, options, requests, runs, single, snapshot  # noqa: E402
 
 EXAMPLES = """\
   python launch/prepare.py
   python launch/prepare.py --archives /scratch/archives    nothing is downloaded
   python launch/prepare.py --weights open-mmlab://resnet101_v1c     for a config of your own
+  python launch/prepare.py --for-config mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
   python launch/prepare.py --dataset cityscapes --archives /scratch/archives
   python launch/prepare.py --verify deep --wait            looks at every byte of what is there
   python launch/prepare.py --cluster mine --time 02:00:00
@@ -53,6 +55,9 @@ def main() -> int:
         metavar="REFERENCE",
         help=f"pretrained weights to fetch, as configs name them (default the recipe's, {weights.DEFAULT})",
     )
+    parser.add_argument(
+        "--for-config", metavar="CONFIG", help="the dataset and the weights that this config needs"
+    )
     parser.add_argument("--no-weights", action="store_true", help="no pretrained weights")
     parser.add_argument(
         "--partial", action="store_true", help="other datasets: take fewer files than the release has"
@@ -80,6 +85,8 @@ def main() -> int:
             raise UserError(f"--archives {arguments.archives}: there is no such folder")
         job_arguments += ["--archives", str(archives)]
         mounts.append(archives)
+    if arguments.for_config:
+        fit_to_config(arguments)
     dataset = datasets.check_name(
         arguments.dataset or "voc", bool(arguments.verify) or arguments.converter_args is not None
     )
@@ -142,6 +149,33 @@ def main() -> int:
             return 0
         job, process = single.submit(run, batch)
     return single.tell(arguments, run, "prepare", job, process)
+
+
+def fit_to_config(arguments: argparse.Namespace) -> None:
+    """Sets --dataset and --weights to what a config needs, and says what of it cannot be fetched.
+
+    Raises UserError unless it reads one dataset, and one that is prepared here.
+    """
+    if arguments.dataset or arguments.weights or arguments.no_weights or arguments.verify:
+        raise UserError("--for-config says which dataset and weights: leave out those options")
+    name = arguments.for_config
+    chain = configs.check(configs.locate(name), evaluated=False, here=False)
+    paths = data_ready.paths(chain)
+    found = {data_ready.recipe_of(path) for path in paths}
+    if len(found) != 1 or "" in found:
+        read = ", ".join(f"data/{path}" for path in paths) or "no dataset below data/"
+        raise UserError(
+            f"{name} reads {read}: what can be prepared is one of the datasets that --dataset names (its "
+            f"weights: --weights {' '.join(configs.weights(chain))})"
+        )
+    (arguments.dataset,) = found
+    arguments.weights = []
+    for reference in configs.weights(chain):
+        if pretrained.address(reference):
+            arguments.weights.append(reference)
+        else:
+            print(f"{name} begins with {reference}, which has no address: place it by hand", file=sys.stderr)
+    arguments.no_weights = not arguments.weights
 
 
 def check_fitting(arguments: argparse.Namespace, dataset: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -149,6 +150,35 @@ def log_of(run: Run, number: int) -> str:
     return "\n".join(path.read_text()[-3000:] for path in sorted(run.job.glob(f"{number}_*_log.out")))
 
 
+def run_job(run: Run, job: str, *arguments: str, timeout: float = 180) -> None:
+    """What `python -m jobs.JOB RUN …` does in RUN/code, in a process that has torch already.
+
+    Raises AssertionError, with its output, if it does not end well.
+    """
+    log = run.job / f"{job}.out"
+    process = _context.Process(target=_job, args=(str(run.path), job, list(arguments), str(log)))
+    process.start()
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0, log.read_text()[-3000:]
+
+
+def _job(run: str, job: str, arguments: list[str], log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    _enter(run)
+    sys.argv = [job, run, *arguments]
+    sys.exit(importlib.import_module(f"jobs.{job}.__main__").main())
+
+
+def _enter(run: str) -> None:
+    """Works in RUN/code and imports from there, as `python -m` does."""
+    os.chdir(Path(run) / "code")
+    sys.path.insert(0, os.getcwd())
+
+
 def _rank(run: str, environment: dict[str, str], log: str) -> None:
     """What `python -m jobs.train.rank RUN` does in RUN/code, in a process that has torch already."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -158,7 +188,7 @@ def _rank(run: str, environment: dict[str, str], log: str) -> None:
     # What a supervisor would read.
     beats = Path(log).with_suffix(".beats")
     os.environ["BATON_HEARTBEAT_FD"] = str(os.open(beats, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-    os.chdir(Path(run) / "code")
+    _enter(run)
     sys.argv = ["rank", run]
     from jobs.train import rank
 

@@ -1,11 +1,20 @@
-"""MMSegmentation's model zoo, as it lies in the installed package: its families, and small wrappers of them."""
+"""MMSegmentation's model zoo as it lies in the installed package: its families, small wrappers of them."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jobs import compat
-from launch import config_files
+from jobs.exit_codes import RESUME
+from jobs.run_directory import Run
+from launch import config_files, configs, snapshot
+from tests import tiny
 
 FOLDER = config_files.configs_of("mmseg") or Path()
 
@@ -42,3 +51,269 @@ def families() -> dict[str, list[str]]:
     for name in all_configs():
         found.setdefault(name.split("/")[0], []).append(name)
     return found
+
+
+# ------------------------------------------------------------------------------------------ small trainings
+
+CROP = 64
+SMALLEST = {
+    "bisenetv1": "bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024",
+    "dpt": "dpt_vit-b16_8xb2-160k_ade20k-512x512",
+    "hrnet": "fcn_hr18s_4xb4-20k_voc12aug-512x512",
+    "icnet": "icnet_r18-d8_4xb2-80k_cityscapes-832x832",
+    "mobilenet_v3": "mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024",
+    "ocrnet": "ocrnet_hr18s_4xb4-20k_voc12aug-512x512",
+    "resnest": "resnest_s101-d8_fcn_4xb2-80k_cityscapes-512x1024",
+    "segformer": "segformer_mit-b0_8xb2-160k_ade20k-512x512",
+    "segmenter": "segmenter_vit-t_mask_8xb1-160k_ade20k-512x512",
+    "segnext": "segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512",
+    "swin": "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512",
+    "twins": "twins_pcpvt-s_fpn_fpnhead_8xb4-80k_ade20k-512x512",
+}
+"""The config that stands for a family, where it is not the one that `member` would find."""
+LARGER = {"psanet": 128}
+"""Families whose crop is larger than CROP."""
+
+
+def member(family: str) -> str:
+    """The config that stands for a family: a small one."""
+    names = families()[family]
+    if chosen := SMALLEST.get(family):
+        return f"{family}/{chosen}.py"
+    small = [name for name in names if any(f"{mark}-d8" in name or f"{mark}_" in name for mark in SMALL)]
+    return sorted(small or names, key=lambda name: ("cityscapes" in name, len(name), name))[0]
+
+
+SMALL = ("r18", "r50", "hr18s", "-tiny", "s101")
+
+WRAPPER = """\
+_base_ = {base!r}
+data = dict(type="PascalVOCDataset", data_root="data/VOCdevkit/VOC2012")
+images = dict(img_path="JPEGImages", seg_map_path="SegmentationClass")
+train_dataloader = dict(
+    _delete_=True, batch_size={batch}, num_workers=0, sampler=dict(type="InfiniteSampler", shuffle=True),
+    dataset=dict(
+        **data, data_prefix=images, ann_file="ImageSets/Segmentation/trainaug.txt",
+        pipeline=[
+            dict(type="LoadImageFromFile"),
+            dict(type="LoadAnnotations"),
+            dict(type="RandomResize", scale=({crop} * 2, {crop}), ratio_range=(1.0, 2.0), keep_ratio=True),
+            dict(type="RandomCrop", crop_size=({crop}, {crop}), cat_max_ratio=0.75),
+            dict(type="RandomFlip", prob=0.5),
+            dict(type="PhotoMetricDistortion"),
+            *{edges},
+            dict(type="PackSegInputs"),
+        ],
+    ),
+)
+val_dataloader = dict(
+    _delete_=True, batch_size=1, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        **data, data_prefix=images, ann_file="ImageSets/Segmentation/val.txt",
+        pipeline=[
+            dict(type="LoadImageFromFile"),
+            dict(type="Resize", scale=({crop}, {crop}), keep_ratio={keep_ratio}),
+            dict(type="LoadAnnotations"),
+            dict(type="PackSegInputs"),
+        ],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(_delete_=True, type="IoUMetric", iou_metrics=["mIoU"])
+test_evaluator = val_evaluator
+train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=4, val_interval=2)
+default_hooks = dict(
+    logger=dict(interval=1), checkpoint=dict(interval=2, by_epoch=False, save_best="mIoU", max_keep_ckpts=2)
+)
+log_level = "WARNING"
+"""
+
+
+def wrapper(name: str, batch: int = 2) -> tuple[str, dict[str, Any]]:
+    """The text of a config that inherits a zoo config for a small training on tests/tiny.py's data, and the
+    overrides of its model that go with it."""
+    family = name.split("/")[0]
+    values = configs.check(FOLDER / name).values
+    crop = LARGER.get(family, CROP)
+    text = WRAPPER.format(
+        base=f"mmseg::{name}",
+        crop=crop,
+        batch=batch,
+        edges=[step for step in values["train_pipeline"] if step["type"] == "GenerateEdge"],
+        # A sliding window or a fixed embedding of positions fits no other shape.
+        keep_ratio=False,
+    )
+    return text, {f"model.{key}": value for key, value in shrunk(values["model"], crop)}
+
+
+def shrunk(node: Any, crop: int, within: str = "") -> Iterator[tuple[str, Any]]:
+    """Overrides, by dotted key, for 21 classes and pictures of `crop` pixels, from random weights."""
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
+        where = f"{within}.{key}" if within else str(key)
+        if key == "num_classes":
+            yield where, 21
+            if node.get("out_channels") is not None:
+                yield where.removesuffix("num_classes") + "out_channels", 21
+        elif value is not None and (key in ("pretrained", "class_weight") or is_pretrained(key, value)):
+            yield where, None
+        elif key in ("img_size", "size", "crop_size") and isinstance(value, (list, int)):
+            yield where, [crop, crop]
+        elif key == "stride" and within == "test_cfg":
+            yield where, [crop // 2, crop // 2]
+        elif key == "size_divisor" and value is not None:
+            yield where, None
+            if "size" not in node:
+                yield where.removesuffix("size_divisor") + "size", [crop, crop]
+        else:
+            yield from shrunk(value, crop, where)
+
+
+def is_pretrained(key: Any, value: Any) -> bool:
+    return key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained"
+
+
+def make_run(path: Path, name: str, data: Path, batch: int = 2, **settings: Any) -> Run:
+    """A run of `wrapper`'s config, taken into its snapshot as a submission does. `settings` as in tiny."""
+    text, overrides = wrapper(name, batch)
+    (path.parent / "home").mkdir(exist_ok=True)
+    mine = path.parent / "home" / f"{path.name}.py"
+    mine.write_text(text)
+    settings |= {key.replace(".", "__"): value for key, value in overrides.items()}
+    return placed(path, mine, data, **settings)
+
+
+def placed(path: Path, mine: Path, data: Path, **settings: Any) -> Run:
+    """A run of a config of the user's, which is taken into its snapshot as a submission does."""
+    run = tiny.make_run(path, data, **settings)
+    request = run.request()
+    request.config = snapshot.place(run.code, configs.check(mine, request.set))
+    run.write_request(request)
+    return run
+
+
+STAGES = ("trains", "resumes", "evaluates", "infers")
+INTERRUPTIBLE = {
+    "custom_imports": {"imports": ["tests.interrupting"], "allow_failed_imports": False},
+    "custom_hooks": [{"type": "Interrupt"}],
+}
+
+
+def play(name: str, folder: Path, data: Path, ranks: int = 1) -> Iterator[str]:
+    """Trains a zoo config small, left alone and preempted after its second step; evaluates and infers.
+
+    Yields each of STAGES when it is done. Raises AssertionError, with the log, where one fails.
+    """
+    runs = [make_run(folder / which, name, data, **INTERRUPTIBLE) for which in ("whole", "preempted")]
+    yield from stages(runs[0], runs[1], folder, data, ranks)
+
+
+def stages(whole: Run, preempted: Run, folder: Path, data: Path, ranks: int = 1) -> Iterator[str]:
+    """The same of two runs that are made alike."""
+    codes = tiny.start(whole, ranks)
+    assert codes == [0] * ranks, tiny.log_of(whole, 1)
+    yield "trains"
+    plan = {"at": "step", "step": 1, "signal": "SIGUSR2", "rank": None}
+    codes = tiny.start(preempted, ranks, plan)
+    assert codes == [RESUME] * ranks, tiny.log_of(preempted, 1)
+    codes = tiny.start(preempted, ranks)
+    assert codes == [0] * ranks, tiny.log_of(preempted, 2)
+    different = tiny.differences(tiny.final_state(preempted), tiny.final_state(whole))
+    assert different == [], different[:5]
+    yield "resumes"
+    tiny.run_job(preempted, "evaluate", "--pictures", "1")
+    (metrics,) = preempted.eval.glob("*/metrics.json")
+    assert json.loads(metrics.read_text())["images"] == len(
+        (data / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").read_text().split()
+    )
+    yield "evaluates"
+    picture = sorted((data / "VOCdevkit/VOC2012/JPEGImages").iterdir())[0]
+    tiny.run_job(preempted, "infer", "--out", str(folder / "masks"), str(picture))
+    assert (folder / "masks" / f"{picture.stem}.png").is_file()
+    yield "infers"
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+RESULTS = tiny.ROOT / "tests" / "data" / "zoo.json"
+"""What `make zoo` found last: for each family the config, and the stages that were reached."""
+TABLE = tiny.ROOT / "docs" / "models.md"
+INSTALLED = {
+    "osgeo": "GDAL",
+    "mmcv._ext": "mmcv, compiled (mmcv-lite has no PSAMask)",
+    "ldm": "ldm (Stable Diffusion)",
+}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """docs/models.md: each family, what its configs need, and how far a small training of one came."""
+    lines = [
+        "# The model zoo",
+        "",
+        "A config of the zoo is given as `--config mmseg::FAMILY/NAME.py`, by its path, or as a `_base_`. "
+        "What one needs and is not installed is said at submission. `python launch/prepare.py --weights …` "
+        "fetches the pretrained weights, which `train.py` names where they are missing.",
+        "",
+        "Of each family `make zoo` trains one config at small size with random weights (CPU, tests/zoo.py): "
+        "left alone, and preempted and resumed to the same bits; the result is evaluated and segments a "
+        "picture. – means not tried.",
+        "",
+        "| family | configs | needs, besides `env/setup.sh` | tried | " + " | ".join(STAGES) + " |",
+        "|---|---|---|---|" + "---|" * len(STAGES),
+    ]
+    for family, names in families().items():
+        needed = {NEEDS[key][0]: key for key in [family, *names] if key in NEEDS}
+        words = [
+            INSTALLED.get(package, package) + ("" if key == family else f" (`{key.partition('/')[2]}`)")
+            for package, key in needed.items()
+        ]
+        found = results.get(family, {})
+        reached = found.get("reached", [])
+        marks = [
+            "yes" if stage in reached else "no" if found and "failed" in found else "–" for stage in STAGES
+        ]
+        tried = f"`{found['config'].partition('/')[2]}`" if found else "–"
+        lines.append(f"| {family} | {len(names)} | {', '.join(words)} | {tried} | {' | '.join(marks)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.zoo", description="Trains one config a family.")
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="only write docs/models.md anew")
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    failed = []
+    for family in [] if arguments.table else arguments.families or families():
+        found = tried(family, arguments.ranks)
+        stages = " ".join(f"{stage}:{'yes' if stage in found['reached'] else 'no'}" for stage in STAGES)
+        print(f"{family:14} {stages}  {found.get('failed', '')}", flush=True)
+        if "refused" not in found:
+            results[family] = found
+            failed += [family] if "failed" in found else []
+            RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    TABLE.write_text(table(results))
+    return bool(failed)
+
+
+def tried(family: str, ranks: int) -> dict[str, Any]:
+    """How far a family comes."""
+    name = member(family)
+    found: dict[str, Any] = {"config": name, "ranks": ranks, "reached": []}
+    if words := refusal(name):
+        return found | {"refused": True, "failed": words}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        data = tiny.make_data(folder / "data", train=8, val=2)
+        try:
+            for stage in play(name, folder, data, ranks):
+                found["reached"].append(stage)
+        except Exception as error:  # whatever a model stumbles over: the next family is tried all the same
+            lines = str(error).split("\nassert")[0].strip().splitlines() or [type(error).__name__]
+            found["failed"] = lines[-1][:200]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -77,10 +77,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         nargs="+",
-        default=[weights.DEFAULT],
         metavar="REFERENCE",
-        help="pretrained weights to fetch, as configs refer to them, or addresses (default the recipe's, "
-        f"{weights.DEFAULT}); with --archives they are taken from there, nothing is downloaded",
+        help="pretrained weights to fetch, as configs refer to them, or addresses (default with VOC the "
+        f"recipe's, {weights.DEFAULT}); with --archives they are taken from there, nothing is downloaded",
     )
     add("--no-weights", action="store_const", dest="weights", const=[], help="no pretrained weights")
     add("--run", type=Path, metavar="DIR", help="run directory that gets the events")
@@ -146,7 +145,8 @@ def run(args: argparse.Namespace, begun: float) -> int:
     lists = result.manifest.lists
     counts = ", ".join(f"{name} {values['count']:,}" for name, values in lists.items())
     say(f"{root} {'was ready' if result.done_before else 'is ready'}: {counts} ({result.seconds:.1f} s)")
-    for reference in [] if order and args.weights == [weights.DEFAULT] else args.weights:
+    default = [] if order else [weights.DEFAULT]
+    for reference in default if args.weights is None else args.weights:
         if file := weights.fetch(reference, args.data_root, args.archives):
             weights.check_content(file)
     # Of other datasets only the files are counted.

@@ -176,6 +176,12 @@ def file_name(source: str) -> str:
     return name
 
 
+def backbones(model: Any) -> list[Any]:
+    """The parts of a model that pretrained weights are for: its backbone; with SAN, the encoder of images."""
+    parts = [getattr(model, name, None) for name in ("backbone", "image_encoder")]
+    return [part for part in parts if part is not None]
+
+
 @contextlib.contextmanager
 def every_weight_loaded(backbone: Any) -> Iterator[None]:
     """Around a model's `init_weights`: every weight of `backbone` must then come from the file that its own
@@ -271,7 +277,8 @@ def _names(source: str) -> list[str]:
 
     content = CheckpointLoader.load_checkpoint(source, map_location="cpu")
     content = content.get("state_dict", content.get("model", content))
-    return [str(name).removeprefix("module.").removeprefix("backbone.") for name in content]
+    prefixes = re.compile(r"(module\.)?(backbone\.|image_encoder\.)?")
+    return [prefixes.sub("", str(name), 1) for name in content]
 
 
 def _some(names: list[str]) -> str:

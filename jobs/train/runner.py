@@ -92,13 +92,12 @@ class TrainingRunner(Runner):
         """Not at all when resuming; and with proof that pretrained weights are really used."""
         if self.resume_from is not None:
             return
-        bare = state.bare(self.model)
-        # The second is SAN's.
-        backbones = [one for name in ("backbone", "image_encoder") if (one := getattr(bare, name, None))]
         partly = (self.cfg.get("baton") or {}).get("partly_pretrained")
         sampling.seed_everything(sampling.mix(self.seed, 0))
         with ExitStack() as stack:
-            for backbone in backbones if self.weights and not partly else []:
+            for backbone in (
+                pretrained.backbones(state.bare(self.model)) if self.weights and not partly else []
+            ):
                 stack.enter_context(pretrained.every_weight_loaded(backbone))
             super()._init_model_weights()
 

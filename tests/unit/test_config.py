@@ -1,5 +1,6 @@
 """The shipped configs, and what becomes of a config before it trains."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,41 @@ def test_half_precision_without_a_gpu_is_said_to_be_another(
 def test_what_is_compiled_depends_on_no_earlier_batch(tmp_path: Path, given: object, made: object) -> None:
     here = session(tmp_path, compile=given)
     assert config.prepare(config.resolve(here), here, 8).compile == made
+
+
+def test_what_mmengine_writes_into_inherited_dicts_is_nobodys_mistake(tmp_path: Path) -> None:
+    """`_scope_` in all that `mmseg::` brings, a `_delete_` that had nothing to delete."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(
+        "_base_ = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'\n"
+        "extra = dict(_delete_=True, a=1)\n"
+        "train_dataloader = dict(sampler=dict(seed=3))\n"
+    )
+    here = session(tmp_path, "mine.py")
+    cfg = config.resolve(here)
+    assert not re.search("_scope_|_delete_", cfg.pretty_text)
+    assert (cfg.extra, config.saving(cfg).interval) == ({"a": 1}, 16000)
+    assert config.prepare(cfg, here, global_batch=4).train_dataloader.sampler.seed == 3
+
+
+def test_the_mark_of_another_scope_stays_where_a_type_needs_it(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mine.py").write_text(
+        f"_base_ = '{ROOT / ZOO}'\nmodel = dict(neck=dict(type='FPN', _scope_='mmdet'))\n"
+        "default_hooks = dict(checkpoint=dict(_scope_='mmdet'))\n"
+        "train_dataloader = dict(sampler=dict(_scope_='mmengine'))\n"
+    )
+    here = session(tmp_path, "mine.py")
+    cfg = config.resolve(here)
+    assert cfg.model.neck["_scope_"] == "mmdet"
+    assert config.saving(cfg).save_best == "mIoU"
+    assert config.prepare(cfg, here, global_batch=4).train_dataloader.sampler.seed == 5
+
+
+def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:
+    imports = {"imports": ["no_such_module.net"]}
+    with pytest.raises(
+        UserError, match=r"custom_imports names no_such_module\.net: no_such_module is not inst"
+    ):
+        config.resolve(session(tmp_path, custom_imports=imports))
+    config.resolve(session(tmp_path, custom_imports=imports | {"allow_failed_imports": True}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,71 @@ def test_a_snapshot_holds_the_jobs_and_the_whole_chain_of_a_config_from_outside(
     assert not list((tmp_path / "code").rglob("__pycache__"))
     (home / "base.py").write_text("changed = 1\n")
     assert (copied.parent / "../base.py").read_text() == SEG
+
+
+def test_bases_from_anywhere_are_found_again_in_the_snapshot_alone(tmp_path: Path) -> None:
+    """Absolute, beside, of a package by name and by path; the originals may be gone by then."""
+    far, home, package = tmp_path / "far", tmp_path / "home" / "exp", tmp_path / "lib" / "pack"
+    inside = package / ".mim" / "configs"
+    for folder in (far, home, inside / "deep"):
+        folder.mkdir(parents=True)
+    (far / "absolute.py").write_text("_base_ = './more.py'\na = 1\n")
+    (far / "more.py").write_text("b = dict(x=1, y=2)\n")
+    (inside / "deep" / "net.py").write_text("_base_ = ['../data.py']\nc = 3\n")
+    (inside / "data.py").write_text("d = 4\n")
+    (home / "own.py").write_text(SEG)
+    (home / "mine.py").write_text(
+        f"# ä\n_base_ = ['./own.py',\n  '{far}/absolute.py', \"mmseg::_base_/default_runtime.py\",\n"
+        f"  '{inside}/deep/net.py']; b = dict(y=3)\n"
+    )
+    config = snapshot.take(tmp_path / "code", tmp_path, configs.check(home / "mine.py"))
+    for folder in (far, tmp_path / "home", tmp_path / "lib"):
+        shutil.rmtree(folder)
+    copy = tmp_path / "code" / config
+    assert "::" not in copy.read_text()
+    script = (
+        "import sys; from mmengine.config import Config; c = Config.fromfile(sys.argv[1]);"
+        "print(c.a, c.b, c.c, c.d, c.model.type, c.log_level, '_scope_' in c.env_cfg)"
+    )
+    command = [sys.executable, "-c", script, str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "1 {'x': 1, 'y': 3} 3 4 EncoderDecoder INFO False\n"
+    # The copy is a config that a run goes on with.
+    assert configs.check(copy).values["b"] == {"x": 1, "y": 3}
+
+
+def test_bases_that_set_the_same_name_are_refused_as_mmengine_does(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(SEG)
+    (tmp_path / "b.py").write_text("train_cfg = dict()\n")
+    (tmp_path / "mine.py").write_text("_base_ = ['./a.py', './b.py']\n")
+    with pytest.raises(UserError, match="more than one of its bases sets train_cfg"):
+        configs.check(tmp_path / "mine.py")
+
+
+def test_templates_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "data/here")
+    (tmp_path / "base.py").write_text(SEG + "head = dict(channels=3)\n")
+    (tmp_path / "mine.py").write_text(
+        "_base_ = './base.py'\nwork = '{{ fileBasenameNoExtension }}'\nmodel = dict(head={{_base_.head}})\n"
+        "train_dataloader = dict(dataset=dict(data_root='{{$PLACE:data/there}}', n={{'$COUNT:7'}}))\n"
+    )
+    values = configs.check(tmp_path / "mine.py").values
+    assert values["work"] == "mine"
+    assert values["model"]["head"] == {"channels": 3}
+    assert values["train_dataloader"]["dataset"] == {"data_root": "data/here", "n": 7}
+
+
+def test_what_a_config_imports_comes_along_with_what_that_imports(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("import helper\nimport json\nhere = helper.there\n")
+    (tmp_path / "helper.py").write_text("there = True\n")
+    (tmp_path / "json.py").write_text("raise SystemExit('not mine')\n")  # Python's own is meant
+    (tmp_path / "mine.py").write_text("from net import Net\n" + SEG + "other = dict(type=Net)\n")
+    chain = configs.check(tmp_path / "mine.py")
+    assert {module.name for module in chain.modules} == {"net.py", "helper.py"}
+    snapshot.take(tmp_path / "code", tmp_path, chain)
+    command = [sys.executable, "-c", "import net; print(net.here)"]
+    done = subprocess.run(command, cwd=tmp_path / "code", capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 def test_a_config_of_the_checkout_keeps_its_path(tmp_path: Path) -> None:

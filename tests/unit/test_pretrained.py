@@ -1,5 +1,6 @@
 """Pretrained weights: from a placed file, and every one of the backbone's."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 from jobs import compat
 from jobs.errors import UserError
 from jobs.train import pretrained
+from tests import tiny
 
 compat.prepare()
 
 from mmengine.model import BaseModule, ModuleList  # noqa: E402
-from mmseg.models.backbones import MobileNetV2, ResNet, ResNetV1c, STDCNet  # noqa: E402
+from mmseg.models.backbones import MobileNetV2, ResNet, ResNetV1c, STDCNet, VisionTransformer  # noqa: E402
 
 SMALL = {"depth": 18, "base_channels": 8, "norm_cfg": {"type": "BN"}}
 
@@ -103,6 +105,29 @@ def test_only_what_has_a_file_is_judged_by_it(tmp_path: Path) -> None:
     assert not any(torch.isnan(value).any() for value in model.state_dict().values())
 
 
+@pytest.mark.parametrize("left_out", ["", "layers.0.attn.attn.in_proj_weight"])
+def test_the_image_encoder_of_san_has_every_weight_of_its_part_of_the_file(
+    left_out: str, tmp_path: Path
+) -> None:
+    size = {"img_size": 32, "embed_dims": 8, "num_layers": 1, "num_heads": 2, "pre_norm": True}
+    torch.manual_seed(1)
+    state = {name: torch.rand_like(value) for name, value in VisionTransformer(**size).state_dict().items()}
+    file = {f"image_encoder.{name}": value for name, value in state.items() if name != left_out}
+    path = tmp_path / "clip.pth"
+    torch.save(file | {"text_encoder.x": torch.ones(1)}, path)
+    model = torch.nn.Module()
+    model.image_encoder = VisionTransformer(
+        **size, init_cfg={"type": "Pretrained_Part", "checkpoint": str(path)}
+    )
+    (encoder,) = pretrained.backbones(model)
+    with contextlib.ExitStack() as stack:
+        if left_out:
+            stack.enter_context(pytest.raises(UserError, match=left_out))
+        stack.enter_context(pretrained.every_weight_loaded(encoder))
+        encoder.init_weights()
+    assert left_out or not tiny.differences(encoder.state_dict(), state)
+
+
 def test_a_backbone_without_a_file_is_left_alone() -> None:
     """A decode head may have the only one."""
     model = ResNet(**SMALL)
@@ -145,3 +170,14 @@ def test_other_sources_that_are_not_there(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         pretrained.localise({"init_cfg": {"type": "Pretrained", "checkpoint": reference}})
+
+
+def test_the_class_stands_for_its_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a config in pure Python names it; backbones that load for themselves look for the short one."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "data" / "pretrained" / "vit.pth"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    init = {"type": "mmengine.model.PretrainedInit", "checkpoint": "vit.pth"}
+    assert pretrained.localise({"backbone": {"init_cfg": init}}) == ["data/pretrained/vit.pth"]
+    assert init == {"type": "Pretrained", "checkpoint": "data/pretrained/vit.pth"}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,35 @@ def test_every_config_of_a_family_passes_or_is_refused_with_the_reason(family: s
             # Nothing is left to guess of what a submission asks: the data and the weights.
             assert not list(unknown(chain.values["model"]))
             assert configs.data_roots(chain)
+
+
+def test_the_table_of_the_models_is_what_make_zoo_found() -> None:
+    assert zoo.TABLE.read_text() == zoo.table(json.loads(zoo.RESULTS.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            "mmseg::upernet/upernet_r50_4xb4-20k_voc12aug-512x512.py",
+            "--dataset voc --weights open-mmlab://resnet50_v1c",
+        ),
+        (
+            "mmseg::upernet/upernet_r50_4xb2-80k_cityscapes-512x1024.py",
+            "--dataset cityscapes --weights open-mmlab://resnet50_v1c",
+        ),
+        ("mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py", "--dataset cityscapes --no-weights"),
+    ],
+)
+def test_a_preparation_for_a_config_fetches_what_that_needs(
+    config: str, expected: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "launch/prepare.py", "--for-config", config, "--dry-run", "--cluster", "slurm"]
+    place = os.environ | {"BATON_RUNS": str(tmp_path / "runs")}
+    done = subprocess.run(
+        command, cwd=configs.CHECKOUT, env=place, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert f" {expected} " in done.stdout.replace("'", "").replace("\n", " ")
 
 
 def unknown(node: object) -> list[object]:
