@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import secrets
 import socket
 import stat
 from pathlib import Path
 
 import msgspec
 
+from jobs import private
 from jobs.errors import UserError
 
 GPUS_PER_NODE = 2
@@ -84,7 +86,6 @@ class Layout:
 class Ports(msgspec.Struct, frozen=True):
     ctld: int
     dbd: int
-    database: int
     first_node: int
 
 
@@ -146,8 +147,7 @@ def check_own(state: Path) -> None:
     status = state.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise UserError(
-            f"{state} is not a folder that only this user writes to (no link either): take another, or "
-            "remove it"
+            f"{state} is not a folder that only this user writes to, or is a link: take another, or remove it"
         )
 
 
@@ -300,14 +300,24 @@ def slurmdbd_conf(cluster: Cluster) -> str:
             f"LogFile={layout.logs}/slurmdbd.log",
             f"PidFile={layout.pids}/slurmdbd.pid",
             "StorageType=accounting_storage/mysql",
-            "StorageHost=127.0.0.1",
-            f"StoragePort={ports.database}",
+            "StorageHost=localhost",  # its socket, see daemons.py
             "StorageUser=slurm",
-            "StoragePass=slurm",
+            f"StoragePass={password(layout)}",
             "StorageLoc=slurm_acct_db",
             "",
         ]
     )
+
+
+def password(layout: Layout) -> str:
+    """Slurm's in the database, made up when first asked for."""
+    fd = private.open_own(layout.etc / "database-password")
+    try:
+        found = os.read(fd, 64).decode() or secrets.token_hex(16)
+        os.pwrite(fd, found.encode(), 0)
+    finally:
+        os.close(fd)
+    return found
 
 
 def gres_conf(cluster: Cluster) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from env.cluster import processes
+from env.cluster import config, processes
 from env.cluster.config import Cluster, Layout
 from env.cluster.packages import PATH, program
 from env.cluster.processes import Process
@@ -136,16 +137,18 @@ def _argv(cluster: Cluster, name: str) -> list[str]:
         # --force: a state directory in a group-writable place is no danger to a test cluster.
         return [program("munged"), "--foreground", "--force", "--num-threads=4", *options]
     if name == "mariadbd":
+        home = _database_place(cluster)
         return [
+            *_as_database_user(cluster),
             program("mariadbd"),
             "--no-defaults",
-            f"--user={getpass.getuser()}",
-            f"--datadir={layout.database / 'data'}",
-            f"--socket={layout.database / 'socket'}",
-            f"--pid-file={layout.database / 'pid'}",
-            "--bind-address=127.0.0.1",
-            f"--port={cluster.ports.database}",
-            f"--init-file={layout.database / 'init.sql'}",
+            f"--user={_database_user(cluster)}",
+            f"--datadir={home / 'data'}",
+            f"--socket={home / 'socket'}",
+            f"--pid-file={home / 'pid'}",
+            "--skip-networking",
+            f"--secure-file-priv={home / 'files'}",
+            f"--init-file={home / 'init.sql'}",
             "--innodb-buffer-pool-size=64M",
             "--innodb-lock-wait-timeout=900",
             "--innodb-flush-log-at-trx-commit=0",
@@ -175,6 +178,8 @@ def _spawn(layout: Layout, name: str, argv: list[str]) -> None:
         "SLURM_CONF": str(layout.slurm_conf),
         processes.DAEMON_VARIABLE: str(layout.state),
     }
+    if name == "slurmdbd":  # no setting names the database's socket; its client library looks here
+        environment["MYSQL_UNIX_PORT"] = str(layout.database / "socket")
     log = os.open(layout.logs / f"{name}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         pid = os.posix_spawn(
@@ -198,7 +203,7 @@ def _ready(cluster: Cluster, name: str) -> bool:
     if name == "munged":
         return layout.munge_socket.exists()
     if name == "mariadbd":
-        return _listens(cluster.ports.database)
+        return _listens(layout.database / "socket")
     if name == "slurmdbd":
         return tool(layout, "sacctmgr", "-nP", "list", "cluster", timeout=5).returncode == 0
     if name == "slurmctld":
@@ -237,12 +242,40 @@ def _last_words(layout: Layout, name: str) -> str:
     return f"{words} (its logs: {layout.logs}/{name}.*)"
 
 
-def _listens(port: int) -> bool:
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
+DATABASE_USER = "mysql"
+DATABASE_HOME = Path("/var/lib/mysql")
+"""Both come with Debian's package."""
+
+
+def _database_user(cluster: Cluster) -> str:
+    """Whom the database runs as: not root, where that can be helped."""
+    if cluster.namespaces != "root" or not DATABASE_HOME.is_dir():
+        return getpass.getuser()
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+        return pwd.getpwnam(DATABASE_USER).pw_name
+    except KeyError:
+        return getpass.getuser()
+
+
+def _database_place(cluster: Cluster) -> Path:
+    """The database's folder as the database sees it."""
+    own = _database_user(cluster) == getpass.getuser()
+    return cluster.layout.database if own else DATABASE_HOME
+
+
+def _as_database_user(cluster: Cluster) -> list[str]:
+    """Shows a program the database's folder where another user may reach it, whoever's the folders above the
+    state directory are."""
+    if _database_place(cluster) == cluster.layout.database:
+        return []
+    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    home = str(DATABASE_HOME)
+    return [program("unshare"), "--mount", "sh", "-c", script, "sh", str(cluster.layout.database), home]
 
 
 def _make_key(layout: Layout) -> None:
@@ -256,17 +289,22 @@ def _make_key(layout: Layout) -> None:
 
 def _make_database(cluster: Cluster) -> None:
     place = cluster.layout.database
+    # Others are not to reach its socket; the tables are in the hands of a user who has nothing else.
+    place.chmod(0o700)
+    shutil.chown(place, _database_user(cluster))
     if not (place / "data").is_dir():
         # Under another name until it is whole: a start that is killed here must not leave half a database.
         unfinished = place / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         install = [
+            *_as_database_user(cluster),
             program("mariadb-install-db"),
             "--no-defaults",
-            f"--user={getpass.getuser()}",
-            f"--datadir={unfinished}",
+            f"--user={_database_user(cluster)}",
+            f"--datadir={_database_place(cluster) / 'unfinished'}",
             "--skip-test-db",
-            "--auth-root-authentication-method=normal",
+            "--auth-root-authentication-method=socket",
+            f"--auth-root-socket-user={getpass.getuser()}",
         ]
         environment = os.environ | {"PATH": PATH, processes.DAEMON_VARIABLE: str(cluster.layout.state)}
         done = subprocess.run(install, capture_output=True, text=True, env=environment)
@@ -274,13 +312,16 @@ def _make_database(cluster: Cluster) -> None:
             words = " ".join((done.stdout + done.stderr).split())
             raise StartError(f"mariadb-install-db failed: {words[-500:]}")
         unfinished.rename(place / "data")
-    (place / "init.sql").write_text(
-        "CREATE DATABASE IF NOT EXISTS slurm_acct_db;\n"
-        "CREATE USER IF NOT EXISTS 'slurm'@'127.0.0.1' IDENTIFIED BY 'slurm';\n"
-        "CREATE USER IF NOT EXISTS 'slurm'@'localhost' IDENTIFIED BY 'slurm';\n"
-        "GRANT ALL ON slurm_acct_db.* TO 'slurm'@'127.0.0.1';\n"
-        "GRANT ALL ON slurm_acct_db.* TO 'slurm'@'localhost';\n"
-    )
+    (place / "files").mkdir(mode=0o700, exist_ok=True)
+    init = place / "init.sql"
+    init.unlink(missing_ok=True)
+    with os.fdopen(os.open(init, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(
+            "CREATE DATABASE IF NOT EXISTS slurm_acct_db;\n"
+            f"CREATE OR REPLACE USER 'slurm'@'localhost' IDENTIFIED BY '{config.password(cluster.layout)}';\n"
+            "GRANT ALL ON slurm_acct_db.* TO 'slurm'@'localhost';\n"
+        )
+    shutil.chown(init, _database_user(cluster))
 
 
 def _make_account(cluster: Cluster) -> None:

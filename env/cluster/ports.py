@@ -31,11 +31,11 @@ def claim(state: Path, nodes: int) -> Ports:
         for base in blocks:
             if _taken(registry / str(base)):
                 continue
-            ports = Ports(ctld=base, dbd=base + 1, database=base + 2, first_node=base + 3)
-            if all(_free(port) for port in range(base, base + 3 + nodes)):
+            ports = Ports(ctld=base, dbd=base + 1, first_node=base + 2)
+            if all(_free(port) for port in range(base, base + 2 + nodes)):
                 (registry / str(base)).write_text(str(state))
                 return ports
-    raise UserError(f"no block of {3 + nodes} free ports between {FIRST} and {LAST}")
+    raise UserError(f"no block of {2 + nodes} free ports between {FIRST} and {LAST}")
 
 
 def release(state: Path) -> None:

@@ -91,12 +91,12 @@ def send_objects_without_pickle() -> None:
         raise RuntimeError(f"torch {torch.__version__}: how it sends objects to other ranks is not known")
 
     def to_tensor(value: Any, device: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        # A copy: torch enlarges it to the longest of all ranks.
-        data = torch.frombuffer(bytearray(wire.pack(value)), dtype=torch.uint8).clone().to(device)
+        # A copy with memory of its own: torch enlarges it to the longest of all ranks.
+        data = torch.frombuffer(wire.pack(value), dtype=torch.uint8).clone().to(device)
         return data, torch.tensor([data.numel()], dtype=torch.long, device=device)
 
     def to_object(tensor: torch.Tensor, size: Any, *_: Any) -> Any:
-        return wire.unpack(tensor.cpu().numpy().tobytes()[: int(size)])
+        return wire.unpack(tensor.cpu().numpy().data[: int(size)])
 
     def refuse(*_: Any) -> Any:
         raise RuntimeError("ranks exchange no pickles")

@@ -30,12 +30,14 @@ class WireError(ValueError):
     """Bytes that are no value."""
 
 
-def pack(value: Any) -> bytes:
+def pack(value: Any) -> bytearray:
     """Raises UserError if something in it is of no type that can be sent."""
+    packed = bytearray()
     try:
-        return msgspec.msgpack.encode(_plain(value))
+        msgspec.msgpack.Encoder().encode_into(_plain(value), packed)
     except (OverflowError, RecursionError, UnicodeEncodeError) as error:
         raise UserError(f"what one rank tells the others cannot be sent: {error}") from None
+    return packed
 
 
 def unpack(data: bytes | bytearray | memoryview) -> Any:

@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from env.cluster.config import Layout
 from env.cluster.down import stop
 from env.cluster.up import start
 from jobs.errors import UserError
+from tests.strangers import needs_root, succeeds_as_stranger
 
 # Deaf to what ends an ordinary process, out of its process group, and without Slurm's variables.
 STUBBORN = """#!/bin/bash
@@ -259,6 +261,54 @@ def test_a_cluster_that_cannot_start_says_why_in_one_line(state: Path, tmp_path:
     assert done.stderr.count("\n") == 1
     assert "start the cluster as another user" in done.stderr
     assert everything(state) == []
+
+
+@needs_root
+def test_another_user_does_not_get_at_the_database(cluster: Slurm) -> None:
+    process = daemons.running(cluster.layout, "mariadbd")
+    assert process is not None
+    # Whoever breaks in has not broken into root's account.
+    assert os.stat(f"/proc/{process.pid}").st_uid != 0
+    assert not any(
+        "mariadbd" in line for line in subprocess.check_output(["ss", "-ltnp"], text=True).splitlines()
+    )
+    path = str(cluster.layout.database / "socket")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)  # as root it can be reached
+
+    def reach() -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+
+    assert not succeeds_as_stranger(reach)
+    for secret in ("slurmdbd.conf", "database-password"):
+        assert not succeeds_as_stranger((cluster.layout.etc / secret).read_bytes)
+    # Even Slurm's account in it writes no files.
+    query = "SELECT 'x' INTO OUTFILE '/tmp/baton-database-wrote-this'"
+    login = ["--user=slurm", f"--password={config.password(cluster.layout)}", f"--socket={path}"]
+    done = subprocess.run(["mariadb", *login, "-e", query], capture_output=True, text=True)
+    assert "Access denied" in done.stderr
+    denied = subprocess.run(
+        ["mariadb", "--user=slurm", "--password=slurm", f"--socket={path}", "-e", "SELECT 1"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Access denied" in denied.stderr
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["link", "folder", "open"])
+def test_a_state_directory_that_others_write_to_is_refused(tmp_path: Path, kind: str) -> None:
+    state = tmp_path / "c"
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        state.symlink_to(tmp_path / "elsewhere")
+    else:
+        state.mkdir()
+        state.chmod(0o777 if kind == "open" else 0o755)
+        os.chown(state, 65534 if kind == "folder" else -1, -1)
+    with pytest.raises(UserError, match="is not a folder that only this user writes to"):
+        start(state)
+    assert list(state.iterdir()) == []
 
 
 def test_mistakes_are_told_in_one_line(cluster: Slurm, tmp_path: Path) -> None:
