@@ -155,6 +155,8 @@ class StageJob(msgspec.Struct, kw_only=True):
     submitted: float
     after: str = ""
     executor: str = ""
+    cluster: str = ""
+    """Slurm's, if the launcher knew its name."""
     started: float | None = None
     ended: float | None = None
     state: str = "submitted"
@@ -421,6 +423,7 @@ def _jobs(history: History, event: dict[str, Any], name: Any, stage: str, time: 
     if name == "submitted":
         new = StageJob(id=id, stage=stage, submitted=time, executor=str(event.get("executor", "")))
         new.after = _after(event.get("after"))
+        new.cluster = str(event.get("cluster") or "")
         history.jobs.pop(f"{stage} {id}", None)  # the newest submission comes last
         history.jobs[f"{stage} {id}"] = new
         if stage == "train":

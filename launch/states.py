@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from jobs.run_directory import Run
-from launch import efficiency, history, words
+from launch import efficiency, history, identity, words
 from launch.history import History, StageJob
 from launch.slurm_queries import UNKNOWN, Answer, Job, is_slurm
 
@@ -120,6 +120,7 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
 
 
 def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
+    answer = identity.mine(run, past, answer)
     if past.finished is not None:
         return _after_training(run, past, answer)
     if past.cancelled is not None:

@@ -22,7 +22,17 @@ atexit.register(gc.freeze)
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import MOST_SEED, Run, check_seed  # noqa: E402
-from launch import configs, data_ready, job_environment, options, profiles, requests, runs, script  # noqa: E402
+from launch import (  # noqa: E402
+    configs,
+    data_ready,
+    job_environment,
+    machine,
+    options,
+    profiles,
+    requests,
+    runs,
+    script,
+)
 from launch.profiles import Profile  # noqa: E402
 
 DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
@@ -166,20 +176,19 @@ def submit(
     if evaluate:
         with submission.withdrawn_on_error(train):
             jobs["evaluate"] = submission.submit_script(run.job / "evaluate.sbatch", after=train)
-    noted = {"executor": "slurm", "nodes": wish.train.nodes[1]}
+    noted = {"executor": "slurm", "cluster": machine.cluster_name() or None}
     events.append(
         run.events,
         "submitted",
         stage="train",
         job=train,
         ranks=ranks,
+        nodes=wish.train.nodes[1],
         after=ahead.dependency or None,
         **noted,
     )
     if evaluate:
-        events.append(
-            run.events, "submitted", stage="evaluate", job=jobs["evaluate"], after=train, executor="slurm"
-        )
+        events.append(run.events, "submitted", stage="evaluate", job=jobs["evaluate"], after=train, **noted)
     return jobs, None
 
 
