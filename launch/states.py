@@ -182,7 +182,7 @@ def _living(file: Path) -> int | None:
     chain = history.read_json(file)
     try:
         stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
-    except (KeyError, TypeError, ValueError, OSError):
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
     # After the command's name, which may hold anything: the state is field 3, the start time field 22.
     fields = stat.rpartition(")")[2].split()

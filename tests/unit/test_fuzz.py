@@ -1,4 +1,4 @@
-"""A few hundred mutations of every file that others can have written; tests/local tries thousands."""
+"""Some mutations of every file that others can have written; tests/local tries thousands."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ NAMES = list(targets(Path()))
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_no_mutation_is_more_than_one_line(name: str, tmp_path: Path) -> None:
-    good, read, allowed, text = targets(tmp_path)[name]()
-    attack(good, read, allowed, 60, text=text)
+    good, read, allowed, text, share = targets(tmp_path)[name]()
+    attack(good, read, allowed, round(30 * share), text=text)

@@ -110,7 +110,8 @@ def test_a_job_submitted_before_ours_is_not_ours(run: Run) -> None:
 def test_accounting_tells_of_a_later_job_of_another_name(run: Run) -> None:
     past = history.read(run)
     for submit, name, stranger in (
-        (past.last + 3600, "other", True), (past.last - 10, "renamed", False), (past.last + 3600, "first", False),
+        (past.last + 3600, "other", True), (past.last - 10, "renamed", False),
+        (past.last + 3600, "first", False),
     ):  # fmt: skip
         seen = Job(id="12", state="COMPLETED", name=name, user=ME, submit=submit)
         assert identity.is_stranger(run, past, seen, past.jobs["train 12"]) is stranger
