@@ -23,6 +23,8 @@ from jobs.prepare.deflate import GUNZIP_ERRORS, open_gzip
 BLOCK = 512
 CHUNK = 1 << 20
 
+READ_ERRORS: tuple[type[Exception], ...] = (*GUNZIP_ERRORS, lzma.LZMAError, OSError)
+
 MOST_HEADER = 1 << 20
 """Bytes that a long name or a pax header may have: it is read whole, whatever size it claims."""
 
@@ -84,7 +86,7 @@ class Stream:
         """Exactly `count` bytes, fewer only at the end of the archive."""
         try:
             content = self.file.read(count)
-        except (*GUNZIP_ERRORS, lzma.LZMAError, OSError) as error:
+        except READ_ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise DamagedArchive(

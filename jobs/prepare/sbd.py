@@ -135,7 +135,9 @@ from scipy.io import loadmat
 mask = np.asarray(loadmat(io.BytesIO(sys.stdin.buffer.read()))["GTcls"][0]["Segmentation"][0])
 if mask.dtype.kind not in "biufc":
     raise TypeError(f"a mask of type {mask.dtype}")
-np.save(sys.stdout.buffer, mask, allow_pickle=False)
+content = io.BytesIO()
+np.save(content, mask, allow_pickle=False)
+sys.stdout.buffer.write(content.getvalue())
 """
 
 
