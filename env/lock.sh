@@ -11,8 +11,10 @@ for set in a b; do
         ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} \
         --no-emit-package torch --no-emit-package torchvision --no-emit-package opencv-python --no-emit-package typing \
         --no-emit-find-links --no-annotate --quiet --custom-compile-command 'env/lock.sh' \
-        --output-file "lock-$set.txt"
+        --generate-hashes --output-file "lock-$set.txt"
 done
+# torch comes in as many builds as there are GPUs: it is held to its version, not to a hash. pip installs what
+# it depends on along with it, so that is held to versions as well.
 # What torch itself depends on (sympy, jinja2, …), as a file of constraints: each build brings its own GPU
 # libraries, so those are left to pip.
 "$uv" pip compile requirements-torch.txt -c lock-a.txt --universal --python-version 3.10 \

@@ -47,13 +47,13 @@ pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 # CUDA build, several GB. What it depends on is locked too, but for the build's own GPU libraries.
 pip install -q -r "$torch" -c "$torch_lock"
 
-# The lock is complete, so nothing is resolved again (--no-deps); opencv-python, which mmengine asks for and
-# which needs libGL, stays out in favour of the headless build of the same module.
-if pip install -q uv 2>/dev/null; then
+# The lock is complete, so nothing is resolved again (--no-deps), and holds each file to
+# its hash; opencv-python, which mmengine asks for and which needs libGL, stays out in favour of the headless build of the same module.
+if pip install -q uv==0.13.9 2>/dev/null; then
     # Bytecode now: jobs may not be able to write it, and importing the stack without takes twice as long.
-    "$venv/bin/uv" pip install -q --compile-bytecode --python "$venv/bin/python" --no-deps -r "$lock"
+    "$venv/bin/uv" pip install -q --compile-bytecode --python "$venv/bin/python" --no-deps --require-hashes -r "$lock"
 else
-    pip install -q --no-deps -r "$lock"
+    pip install -q --no-deps --require-hashes -r "$lock"
 fi
 "$venv/bin/python" - <<'PY'
 import cv2, mmcv, mmengine, torch  # noqa: F401  a broken environment should fail here, not in a job
