@@ -27,7 +27,7 @@ COMMON = {"time", "event", "stage", "job", "start"}
 # event -> (required fields, optional fields), beside COMMON.
 EVENTS: dict[str, tuple[set[str], set[str]]] = {
     # the launcher
-    "submitted": ({"executor"}, {"after", "nodes", "ranks", "element"}),
+    "submitted": ({"executor"}, {"after", "nodes", "ranks", "element", "cluster"}),
     "cancelled": (set(), {"by"}),
     # a start of a job
     "started": ({"hosts", "world_size"}, {"restart", "device", "pid", "ranks_per_node"}),
@@ -192,7 +192,7 @@ def iterate(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and "event" in record:
                 yield record

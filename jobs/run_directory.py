@@ -91,10 +91,12 @@ class Run:
         """Reads run.yaml. Raises UserError if it is missing or not a request."""
         try:
             data = yaml.safe_load(self.request_file.read_text(encoding="utf-8"))
-            return msgspec.convert(data, Request)
+            request = msgspec.convert(data, Request)
+            msgspec.json.encode(request)  # not with a lone surrogate: that could not be shown
+            return request
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run directory: it has no run.yaml") from None
-        except (yaml.YAMLError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise UserError(f"{self.request_file} is damaged: {' '.join(str(error).split())}") from None
 
     def write_request(self, request: Request) -> None:

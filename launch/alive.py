@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs import events
 from jobs.run_directory import Run
-from launch import slurm_queries, states
+from launch import history, identity, slurm_queries, states
 
 
 def is_alive(run: Run, job: str) -> bool:
@@ -12,7 +12,7 @@ def is_alive(run: Run, job: str) -> bool:
     if not job:
         return False
     if not job.startswith("local-"):
-        answer = slurm_queries.ask([job], patience=30)
+        answer = identity.mine(run, history.read(run), slurm_queries.ask([job], patience=30))
         return answer.job(job).alive or any(problem.startswith("squeue") for problem in answer.problems)
     return states.local_job(run, job)
 

@@ -19,7 +19,7 @@ environment.enter()
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run, write_atomically  # noqa: E402
-from launch import history, machine, runs, slurm, slurm_queries, states  # noqa: E402
+from launch import history, identity, machine, runs, slurm, slurm_queries, states  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/cancel.py first
@@ -87,6 +87,14 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
             raise UserError(
                 f"cannot see whether the jobs of {run.name} live: {problem}; try again where Slurm is"
             )
+    answer, strangers = _own(run, past, ids, answer)
+    for stranger in strangers:
+        what = f"{stranger.user or 'somebody'}'s {stranger.name or stranger.command}"
+        print(
+            f"{run.name}: job {stranger.id} is another's by now ({what}): "
+            f"it is left alone (scancel {stranger.id} ends it all the same)",
+            file=sys.stderr,
+        )
     alive = sorted(id for id in ids if answer.job(id).alive)
     if not alive and not chains:
         return [], []
@@ -113,8 +121,9 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
     give_up = time.monotonic() + PATIENCE
     pause = 0.2
     while True:
-        ids = _slurm_ids(run, history.read(run))
-        answer = slurm_queries.ask(ids, patience=60)
+        past = history.read(run)
+        ids = _slurm_ids(run, past)
+        answer, _ = _own(run, past, ids, slurm_queries.ask(ids, patience=60))
         left = sorted(id for id in ids if answer.job(id).alive)
         again = [id for id in left if answer.job(id).state != "COMPLETING"]
         ended |= dict.fromkeys(again)
@@ -129,6 +138,16 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
             _scancel(waiting)
         time.sleep(pause)
         pause = min(2.0, pause * 1.5)
+
+
+def _own(
+    run: Run, past: history.History, ids: set[str], answer: slurm_queries.Answer
+) -> tuple[slurm_queries.Answer, list[slurm_queries.Job]]:
+    """What of an answer is about this run's jobs, and the jobs that live and only have such a number."""
+    noted = {job.id: job for job in past.jobs.values()}
+    strange = {id for id in ids if identity.is_stranger(run, past, answer.job(id), noted.get(id))}
+    living = [answer.job(id) for id in sorted(strange) if answer.job(id).alive]
+    return identity.without(answer, strange), living
 
 
 def _slurm_ids(run: Run, past: history.History) -> set[str]:

@@ -21,7 +21,7 @@ environment.enter()
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
 from jobs.train import checkpoints  # noqa: E402
-from launch import history, probe_job, runs, slurm_queries, states, tables, words  # noqa: E402
+from launch import history, identity, probe_job, runs, slurm_queries, states, tables, words  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/clean.py                    what could be deleted, of all runs
@@ -104,6 +104,7 @@ def open_jobs(past: history.History) -> list[str]:
 
 def in_use(run: Run, past: history.History, answer: slurm_queries.Answer) -> str:
     """Why nothing of the run may be touched now; "" if it may."""
+    answer = identity.mine(run, past, answer)
     state = states.judge(run, past, answer, history.progress(run), time.time())
     if state.lives or state.code == "stuck":
         return state.words

@@ -32,8 +32,18 @@ def _decode(text: bytes) -> Any:
     """
     try:
         return _decode_strictly(text)
-    except msgspec.DecodeError:
-        return json.loads(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_leniently(text)
+
+
+def _decode_leniently(text: bytes) -> Any:
+    """Raises ValueError, also for what is nested without end, or could not be shown (a lone surrogate)."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def number(value: Any) -> float | int | None:
@@ -58,6 +68,14 @@ class Mark(msgspec.Struct, gc=False):
 _decode_marks = msgspec.json.Decoder(Mark).decode_lines
 
 
+def _moment(mark: Mark) -> float | None:
+    """When it was; None of an event whose time is none."""
+    try:
+        return seconds_of(mark.time)
+    except (ValueError, OverflowError):
+        return None
+
+
 _decode_mark_strictly = msgspec.json.Decoder(Mark).decode
 
 
@@ -65,8 +83,8 @@ def _decode_mark(line: bytes) -> Mark:
     """Raises ValueError."""
     try:
         return _decode_mark_strictly(line)
-    except msgspec.DecodeError:
-        return msgspec.convert(json.loads(line), Mark)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.convert(_decode_leniently(line), Mark)
 
 
 class Incarnation(msgspec.Struct, kw_only=True):
@@ -123,9 +141,8 @@ class Incarnation(msgspec.Struct, kw_only=True):
         last time is when the next step could begin."""
         found: list[tuple[float, int]] = []
         for mark in self.marks:
-            if mark.step is None:
+            if mark.step is None or (time := _moment(mark)) is None:
                 continue
-            time = seconds_of(mark.time)
             if mark.event == "checkpoint":
                 # Written in the background, it is announced later than the step was done.
                 time += _stall(mark) - (mark.seconds or 0.0)
@@ -155,6 +172,8 @@ class StageJob(msgspec.Struct, kw_only=True):
     submitted: float
     after: str = ""
     executor: str = ""
+    cluster: str = ""
+    """Slurm's, if the launcher knew its name."""
     started: float | None = None
     ended: float | None = None
     state: str = "submitted"
@@ -213,7 +232,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         records = _decode_lines(content)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         records = []
         for line in content.splitlines():
             try:
@@ -284,7 +303,7 @@ def read_events(path: Path) -> list[tuple[Mark, bytes]]:
     lines = [line for line in content.split(b"\n") if line]
     try:
         return list(zip(_decode_marks(content), lines, strict=True))
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         found = []
         for line in lines:
             try:
@@ -311,12 +330,12 @@ def build(events: Iterable[tuple[Mark, bytes]]) -> History:
             incarnation.marks.append(mark)
             if name in _FREQUENT:
                 continue
-        if mark.time > last:
-            last = mark.time
         try:
             time = clock(mark.time)
+            if mark.time > last:
+                last = mark.time
             _take(history, starts, incarnation, _decode(line), name, mark.stage, time)
-        except (KeyError, ValueError, TypeError, IndexError):
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError):
             continue  # an event of ours with a field of another kind: nothing can be made of it
     history.last = clock(last) if last else 0.0
     for one in starts.values():
@@ -356,7 +375,8 @@ def _sum_up(history: History, one: Incarnation, clock: _Clock) -> None:
     """What a start's marks come to. Signals and failures say nothing about steps done, and are left out."""
     if not one.marks:
         return
-    one.last_seen = max(one.last_seen, clock(one.marks[-1].time))
+    times = (_moment(mark) for mark in reversed(one.marks))
+    one.last_seen = max(one.last_seen, next((time for time in times if time is not None), 0.0))
     history.last = max(history.last, one.last_seen)
     one.marks = [mark for mark in one.marks if mark.event in _STEPS]
     one.step = max((mark.step for mark in one.marks if mark.step is not None), default=None)
@@ -421,6 +441,7 @@ def _jobs(history: History, event: dict[str, Any], name: Any, stage: str, time: 
     if name == "submitted":
         new = StageJob(id=id, stage=stage, submitted=time, executor=str(event.get("executor", "")))
         new.after = _after(event.get("after"))
+        new.cluster = str(event.get("cluster") or "")
         history.jobs.pop(f"{stage} {id}", None)  # the newest submission comes last
         history.jobs[f"{stage} {id}"] = new
         if stage == "train":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import re
@@ -33,6 +34,22 @@ def local_gpus(dev: Path = Path("/dev")) -> int:
         return present
     chosen = [part for part in visible.split(",") if part.strip() and part.strip() != "-1"]
     return min(present, len(chosen))
+
+
+@functools.cache
+def cluster_name() -> str:
+    """The name of the cluster that Slurm's commands speak to here; "" where no file tells it. Read from
+    slurm.conf, for asking the controller takes as long as a submission."""
+    if chosen := os.environ.get("SLURM_CLUSTERS"):
+        return "" if "," in chosen else chosen
+    for path in filter(None, (os.environ.get("SLURM_CONF"), *SLURM_CONFIGS)):
+        try:
+            text = Path(path).read_text(errors="replace")
+        except OSError:
+            continue
+        found = re.search(r"^\s*ClusterName\s*=\s*(\S+)", text, re.MULTILINE | re.IGNORECASE)
+        return found[1].lower() if found else ""
+    return ""
 
 
 def has_slurm() -> bool:

@@ -207,12 +207,13 @@ def load(name: str, executor_without: str = "local") -> Profile:
     try:
         # Every scalar as it was typed: YAML 1.1 would read 24:00:00 as 86400 and `no` as false.
         raw = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)
+        msgspec.json.encode(raw)  # not with a lone surrogate: no script could hold that
     except FileNotFoundError:
         known = sorted({path.stem for path in CLUSTERS.glob("*.yaml")} | {"local", "slurm"})
         raise UserError(
             f"there is no cluster profile {name!r}{_suggest(name, known)}; there are {', '.join(known)}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{_short(file)} cannot be read: {' '.join(str(error).split())}") from None
     return parse(raw or {}, _short(file), file.stem)
 

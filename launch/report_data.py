@@ -125,7 +125,9 @@ def kept_rows(rows: list[dict[str, Any]], past: History) -> tuple[list[dict[str,
     newest = 0
     for row in rows:
         start, step, kind = row.get("start", 1), row.get("step"), row.get("kind")
-        if not isinstance(step, int) or kind not in kept or start < newest:
+        if not isinstance(step, int) or not isinstance(start, int) or start < newest:
+            continue
+        if not isinstance(kind, str) or kind not in kept:
             continue
         if start > newest:
             base = resumed.get(start)

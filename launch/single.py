@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs import events
 from jobs.run_directory import Run
-from launch import interpreters, job_environment, requests, runs, script
+from launch import interpreters, job_environment, machine, requests, runs, script
 from launch.profiles import Resolved
 
 
@@ -67,7 +67,15 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
     else:
         environment = job_environment.local(resolved.settings)
         job, process = submission.submit_chain(run.path, [stage(batch)], environment)
-    events.append(run.events, "submitted", stage=resolved.stage, job=job, executor=resolved.executor)
+    cluster = machine.cluster_name() if resolved.executor == "slurm" else ""
+    events.append(
+        run.events,
+        "submitted",
+        stage=resolved.stage,
+        job=job,
+        executor=resolved.executor,
+        cluster=cluster or None,
+    )
     return job, process
 
 

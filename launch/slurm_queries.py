@@ -18,9 +18,13 @@ from launch import slurm
 
 UNKNOWN = "UNKNOWN"
 
-# Free text (the reason, the name) last: it may hold the separator.
-_SQUEUE = "%A|%F|%K|%T|%P|%Q|%u|%S|%V|%N|%E|%r"
-_SACCT = ("JobID", "State", "ExitCode", "Start", "End", "Submit", "Restarts", "NodeList", "Reason")
+# Free text (the name, the script's path) last, behind a mark of its own: it may hold the separator.
+_MARK = "|>#<|"
+_SQUEUE = f"%A|%F|%K|%T|%P|%Q|%u|%S|%V|%N|%E|%r{_MARK}%o{_MARK}%j"
+_SACCT = (
+    *("JobID", "State", "ExitCode", "Start", "End", "Submit", "Restarts", "NodeList", "Reason"),
+    *("User", "JobName"),
+)
 
 ALIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "STOPPED"}
 ALIVE |= {"REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "SPECIAL_EXIT"}
@@ -43,6 +47,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     nodes: str = ""
     dependency: str = ""
     exit_code: str = ""
+    name: str = ""
+    command: str = ""
+    """The path of its batch script, as far as it has one and squeue knows it."""
     ahead: int = 0
     """Pending jobs of its partition that come before it, any user's."""
 
@@ -141,12 +148,13 @@ def parse_squeue(text: str) -> dict[str, Job]:
     queues: dict[str, list[tuple[int, int]]] = {}
     rows: list[tuple[str, int, list[str]]] = []
     for line in text.splitlines():
+        line, _, free = line.partition(_MARK)
         fields = line.split("|", 11)
         if len(fields) < 12 or not fields[0].isdigit():
             continue
         number, array, element, state, partition, rank = fields[:6]
         id = f"{array}_{element}" if element.isdigit() else array
-        rows.append((id, int(number), fields))
+        rows.append((id, int(number), [*fields, free]))
         # A job that waits for another, or is held, is in nobody's way.
         held = fields[11].startswith(("Dependency", "JobHeld", "DependencyNeverSatisfied"))
         if state == "PENDING" and not held:
@@ -155,7 +163,8 @@ def parse_squeue(text: str) -> dict[str, Job]:
     for queue in queues.values():
         queue.sort()
     for id, order, fields in rows:
-        state, partition, rank, user, start, submit, nodes, dependency, reason = fields[3:]
+        state, partition, rank, user, start, submit, nodes, dependency, reason, free = fields[3:]
+        command, _, name = free.partition(_MARK)
         place = (-_number(rank), order)
         ahead = 0
         if state == "PENDING":
@@ -171,6 +180,8 @@ def parse_squeue(text: str) -> dict[str, Job]:
             submit=_time(submit),
             nodes=nodes,
             dependency="" if dependency == "(null)" else dependency,
+            name=name,
+            command="" if command == "(null)" else command,
             ahead=ahead,
         )
     return jobs
@@ -181,14 +192,16 @@ def parse_sacct(text: str) -> list[Job]:
     jobs = []
     for line in text.splitlines():
         fields = line.split("|", len(_SACCT) - 1)
-        if len(fields) < len(_SACCT):
+        if len(fields) < len(_SACCT) - 2:
             continue
-        id, state, code, start, end, submit, _, nodes, reason = fields
+        id, state, code, start, end, submit, _, nodes, reason, user, name = [*fields, "", ""][: len(_SACCT)]
         jobs.append(
             Job(
                 id=id,
                 state=state.split()[0] if state else UNKNOWN,
                 reason="" if reason == "None" else reason,
+                user=user,
+                name=name,
                 exit_code=code,
                 start=_time(start),
                 end=_time(end),

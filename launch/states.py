@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from jobs.run_directory import Run
-from launch import efficiency, history, words
+from launch import efficiency, history, identity, words
 from launch.history import History, StageJob
 from launch.slurm_queries import UNKNOWN, Answer, Job, is_slurm
 
@@ -120,6 +120,7 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
 
 
 def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
+    answer = identity.mine(run, past, answer)
     if past.finished is not None:
         return _after_training(run, past, answer)
     if past.cancelled is not None:
@@ -181,7 +182,7 @@ def _living(file: Path) -> int | None:
     chain = history.read_json(file)
     try:
         stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
-    except (KeyError, TypeError, ValueError, OSError):
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
     # After the command's name, which may hold anything: the state is field 3, the start time field 22.
     fields = stat.rpartition(")")[2].split()

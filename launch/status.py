@@ -24,7 +24,7 @@ import msgspec  # noqa: E402
 
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
-from launch import efficiency, history, runs, slurm_queries, states, tables, words  # noqa: E402
+from launch import efficiency, history, identity, runs, slurm_queries, states, tables, words  # noqa: E402
 from launch.history import History  # noqa: E402
 from launch.slurm_queries import Answer, Job  # noqa: E402
 
@@ -182,7 +182,7 @@ def _of(done: int | None, total: int | None) -> str:
 
 def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
     past = history.read(run)
-    answer = slurm.ask(past.job_ids())
+    answer = identity.mine(run, past, slurm.ask(past.job_ids()))
     history.add_accounting(past, slurm.incarnations(past.job_ids()))
     one = states.status(run, past, answer, now)
     lives = one.state in ("running", "starting", "requeueing")

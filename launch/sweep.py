@@ -19,7 +19,7 @@ import msgspec
 from jobs import events
 from jobs.errors import UserError
 from jobs.run_directory import Run, check_seed
-from launch import data_ready, options, requests, runs
+from launch import data_ready, machine, options, requests, runs
 
 
 def parse(text: str) -> tuple[str, list[Any]]:
@@ -126,6 +126,7 @@ def _submit(
                 stage=stage,
                 job=id,
                 executor="slurm",
+                cluster=machine.cluster_name() or None,
                 element=number,
                 after=(ahead.dependency or None) if stage == "train" else ids["train"],
                 ranks=ranks if stage == "train" else None,

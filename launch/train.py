@@ -28,6 +28,7 @@ from launch import (  # noqa: E402
     data_ready,
     interpreters,
     job_environment,
+    machine,
     options,
     profiles,
     requests,
@@ -189,20 +190,19 @@ def submit(
     if evaluate:
         with submission.withdrawn_on_error(train):
             jobs["evaluate"] = submission.submit_script(run.job / "evaluate.sbatch", after=train)
-    noted = {"executor": "slurm", "nodes": wish.train.nodes[1]}
+    noted = {"executor": "slurm", "cluster": machine.cluster_name() or None}
     events.append(
         run.events,
         "submitted",
         stage="train",
         job=train,
         ranks=ranks,
+        nodes=wish.train.nodes[1],
         after=ahead.dependency or None,
         **noted,
     )
     if evaluate:
-        events.append(
-            run.events, "submitted", stage="evaluate", job=jobs["evaluate"], after=train, executor="slurm"
-        )
+        events.append(run.events, "submitted", stage="evaluate", job=jobs["evaluate"], after=train, **noted)
     return jobs, None
 
 

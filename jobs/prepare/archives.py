@@ -8,22 +8,22 @@ are required. Nothing is extracted by name: `walk` yields members, the caller as
 from __future__ import annotations
 
 import bz2
-import gzip
 import hashlib
 import io
 import lzma
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from jobs.errors import UserError
-from jobs.prepare.deflate import open_gzip
+from jobs.prepare.deflate import GUNZIP_ERRORS, open_gzip
 
 BLOCK = 512
 CHUNK = 1 << 20
+
+READ_ERRORS: tuple[type[Exception], ...] = (*GUNZIP_ERRORS, lzma.LZMAError, OSError)
 
 MOST_HEADER = 1 << 20
 """Bytes that a long name or a pax header may have: it is read whole, whatever size it claims."""
@@ -86,7 +86,7 @@ class Stream:
         """Exactly `count` bytes, fewer only at the end of the archive."""
         try:
             content = self.file.read(count)
-        except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError) as error:
+        except READ_ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise DamagedArchive(
@@ -145,6 +145,10 @@ def walk(stream: Stream) -> Iterator[Member]:
             name, long_name = (long_name or name).removeprefix("./"), None
             if name.startswith("/") or ".." in name.split("/"):
                 raise DamagedArchive(f"{stream.path}: member {name!r} would leave the folder")
+            if "\0" in name:
+                raise DamagedArchive(
+                    f"{stream.path} is damaged: no file is called {name!r}: download it again"
+                )
             folder = kind == b"5" or name.endswith("/")
             yield Member(name, kind in b"0\0" + b"7" and not folder, folder, content_at, size)
         stream.skip_to(after)

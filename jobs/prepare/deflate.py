@@ -11,6 +11,8 @@ import io
 import zlib
 from typing import IO, Any, cast
 
+GUNZIP_ERRORS: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, zlib.error)
+
 inflater: Any
 packer: Any
 gunzipper: Any
@@ -21,6 +23,9 @@ except ImportError:
 try:
     from isal import igzip_threaded as gunzipper
     from isal import isal_zlib as packer
+    from isal.igzip_lib import IsalError
+
+    GUNZIP_ERRORS += (cast(type[Exception], IsalError),)
 except ImportError:
     gunzipper, packer = None, zlib
 
@@ -57,7 +62,7 @@ def crc32(content: bytes) -> int:
 def open_gzip(file: IO[bytes]) -> IO[bytes]:
     """The inflated content of an open file, which stays open.
 
-    Reading raises EOFError or gzip.BadGzipFile where it is cut off or altered.
+    Reading raises one of GUNZIP_ERRORS where it is cut off or altered.
     """
     if gunzipper is None:
         return cast(IO[bytes], io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20))

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from jobs.errors import UserError
 from jobs.prepare.deflate import crc32
 
@@ -63,11 +65,12 @@ def read(root: Path) -> Manifest | None:
     path = root / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        manifest = Manifest(**values)
+        manifest = msgspec.convert(values, Manifest)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it and prepare again") from None
+    except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({reason}): remove it and prepare again") from None
     if manifest.version != VERSION:
         raise UserError(f"{path} has version {manifest.version}, not {VERSION}: remove it and prepare again")
     return manifest
@@ -83,9 +86,12 @@ def read_files(root: Path, manifest: Manifest) -> list[Entry]:
     if table_digest(content) != manifest.files_digest:
         raise UserError(f"{path} was altered: prepare again")
     entries = []
-    for line in content.decode().splitlines():
-        name, size, digest = line.split("\t")
-        entries.append(Entry(name, int(size), digest))
+    try:
+        for line in content.decode().splitlines():
+            name, size, digest = line.split("\t")
+            entries.append(Entry(name, int(size), digest))
+    except ValueError:  # as it was written, for its digest is right
+        raise UserError(f"{path} is damaged: prepare again") from None
     return entries
 
 

@@ -43,6 +43,9 @@ FIELDS = (
 )
 """What a manifest says of the state. The checkpoint's own `baton` part says the same."""
 
+DAMAGED = (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What reading a manifest raises that is missing, or is none."""
+
 Report = Callable[..., None]
 """Takes an event's name and its fields, as `Session.report`."""
 
@@ -68,6 +71,12 @@ class Checkpoint:
     def epoch(self) -> int:
         return int(self.manifest["epoch"])
 
+    @property
+    def start(self) -> int:
+        """Which start of the run wrote it; 0 if that is not told."""
+        start = self.manifest.get("start")
+        return start if isinstance(start, int) else 0
+
 
 # ----------------------------------------------------------------------------------------------- finding
 
@@ -79,7 +88,7 @@ def listed(directory: Path) -> list[Checkpoint]:
         checkpoint = _read(path)
         if checkpoint and not _wrong_size(checkpoint):
             found.append(checkpoint)
-    return sorted(found, key=lambda c: (c.step, c.manifest.get("start", 0)))
+    return sorted(found, key=lambda c: (c.step, c.start))
 
 
 def last(directory: Path) -> Checkpoint | None:
@@ -92,7 +101,7 @@ def best(directory: Path) -> Checkpoint | None:
     try:
         record = json.loads((directory / "best.json").read_text())
         checkpoint = _read(directory / f"{Path(record['path']).name}.json")
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         return None
     return checkpoint if checkpoint and not _wrong_size(checkpoint) else None
 
@@ -167,7 +176,7 @@ def _read(manifest: Path) -> Checkpoint | None:
             record = json.loads(manifest.read_bytes())
             int(record["step"]), int(record["epoch"]), int(record["bytes"])
             _known[manifest] = identity, record
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         return None
     return Checkpoint(manifest.with_name(manifest.name.removesuffix(".json")), record)
 

@@ -243,8 +243,15 @@ def presubmitted(run: Run, job: str) -> str | None:
         waiting = (run.job / f"presubmitted-{job}").read_text().strip()
     except OSError:
         return None
-    shown = slurm.call(["squeue", "--noheader", f"--jobs={waiting}", "--format=%T"]) if waiting else None
-    return waiting if shown and (shown.text.strip() if shown.ok else shown.unanswered) else None
+    if not waiting:
+        return None
+    shown = slurm.call(["squeue", "--noheader", f"--jobs={waiting}", "--format=%T|%o"])
+    if not shown.ok:
+        return waiting if shown.unanswered else None
+    state, _, command = shown.text.strip().partition("|")
+    # By the script, too: numbers begin anew, and a job that only has this one is not ours to cancel.
+    ours = not command or Path(command.partition(".sbatch")[0]).parent in (run.job, own_script(run).parent)
+    return waiting if state and ours else None
 
 
 def predecessor(run: Run, job: str) -> str | None:
