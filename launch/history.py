@@ -99,6 +99,9 @@ class Incarnation(msgspec.Struct, kw_only=True):
     seen_at: tuple[float, int] | None = None
     """(when, step) of the last word in progress.json, where that is later."""
     signals: list[tuple[float, str]] = []
+    suspensions: list[tuple[float, float]] = []
+    """(from, to) of the times for which its processes were stopped (SIGSTOP, `scontrol suspend`); none
+    overlaps another."""
 
     @property
     def interrupted(self) -> bool:
@@ -106,17 +109,33 @@ class Incarnation(msgspec.Struct, kw_only=True):
 
     @property
     def validations(self) -> list[tuple[int, float]]:
-        """(step, seconds) of each."""
-        return [(mark.step or 0, mark.seconds or 0.0) for mark in self.marks if mark.event == "validated"]
+        """(step, seconds) of each; what it stood still for is left out."""
+        return [
+            (mark.step or 0, self._net(mark, mark.seconds or 0.0))
+            for mark in self.marks
+            if mark.event == "validated"
+        ]
 
     @property
     def saves(self) -> list[tuple[int, float, float]]:
-        """(step, seconds it held the training up, seconds until it was on disk) of each."""
+        """(step, seconds it held the training up, seconds until it was on disk) of each; what it stood still
+        for is left out."""
         return [
-            (mark.step or 0, _stall(mark), mark.seconds or 0.0)
+            (mark.step or 0, self._net(mark, _stall(mark)), self._net(mark, mark.seconds or 0.0))
             for mark in self.marks
             if mark.event == "checkpoint"
         ]
+
+    def suspended(self, since: float, until: float) -> float:
+        """Seconds between two moments for which it was stopped."""
+        return sum(max(0.0, min(until, to) - max(since, begin)) for begin, to in self.suspensions)
+
+    def _net(self, mark: Mark, seconds: float) -> float:
+        """`seconds`, measured from where what the mark announces began, without those it was stopped for."""
+        if not self.suspensions:
+            return seconds
+        began = seconds_of(mark.time) - (mark.seconds or 0.0)
+        return max(0.0, seconds - self.suspended(began, began + seconds))
 
     def points(self) -> list[tuple[float, int]]:
         """(when, steps done by then), in order. A step validated or saved after is there again, later: the
@@ -345,6 +364,8 @@ def _take(
             incarnation.resumed_step = max(0, event["step"] - 1)
     elif incarnation is not None and name == "validated":
         _validated(history, event)
+    elif incarnation is not None and name == "suspended":
+        _suspended(incarnation, time, event["seconds"])
     elif incarnation is not None and name == "signal":
         incarnation.signals.append((time, str(event.get("signal", ""))))
     _jobs(history, event, name, stage, time)
@@ -404,6 +425,14 @@ def _started(history: History, starts: dict[int, Incarnation], event: dict[str, 
     )
     history.incarnations.append(new)
     history.failed, history.stopped, history.stopped_at = {}, "", None
+
+
+def _suspended(one: Incarnation, until: float, seconds: float) -> None:
+    """The event comes when it goes on."""
+    before = one.suspensions[-1][1] if one.suspensions else one.began
+    since = max(before, until - max(0.0, seconds))
+    if until > since:
+        one.suspensions.append((since, until))
 
 
 def _validated(history: History, event: dict[str, Any]) -> None:
