@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run, write_atomically  # noqa: E402
-from launch import history, runs, slurm, slurm_queries, states  # noqa: E402
+from launch import history, runs, slurm, slurm_queries, states, tables  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/cancel.py first
@@ -39,12 +39,17 @@ def main() -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name or path")
     parser.add_argument("--now", action="store_true", help="do not wait until its jobs are gone")
+    parser.add_argument(
+        "--lost",
+        action="store_true",
+        help="what was started on another machine counts as ended (it is gone for good, or was ended there)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     arguments = parser.parse_args()
     found = [runs.find(name) for name in arguments.runs]
     code = 0
     for run in found:
-        jobs, left = cancel(run, wait=not arguments.now)
+        jobs, left = cancel(run, wait=not arguments.now, lost=arguments.lost)
         if arguments.json:
             print(json.dumps({"run": run.name, "jobs": jobs, "left": left}))
         elif not jobs:
@@ -69,16 +74,26 @@ def is_preparation(run: Run) -> bool:
     return run.path.parent == runs.prepare_root()
 
 
-def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
+def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], list[str]]:
     """Cancels a run; returns the jobs that were ended and those that would not end.
 
     The mark comes first: a job that is leaving at this moment sees it and submits no successor. Then, until
     none is left: the run's jobs are read from its events anew (there may be a successor since) and cancelled
     again (a requeue may have brought one back).
 
-    Raises UserError if Slurm cannot be asked, or if it refuses.
+    `lost`: local jobs on other machines, which cannot be ended from here, count as ended.
+
+    Raises UserError if Slurm cannot be asked, or if it refuses, or for a local job on another machine.
     """
-    past = history.read(run)
+    past = history.attempt(run)
+    if isinstance(past, Exception):
+        raise UserError(f"{run.name} is {states.unreadable(run, past).words}")
+    far = _far_away(run, past)
+    if far and not lost:
+        raise UserError(
+            f"{run.name} was started on {', '.join(far.values())}: type this there; "
+            "if that machine is gone for good, add --lost"
+        )
     chains = _local_chains(run, past)
     ids = _slurm_ids(run, past)
     answer = slurm_queries.ask(ids, patience=60)
@@ -88,7 +103,7 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
                 f"cannot see whether the jobs of {run.name} live: {problem}; try again where Slurm is"
             )
     alive = sorted(id for id in ids if answer.job(id).alive)
-    if not alive and not chains:
+    if not alive and not chains and not far:
         return [], []
     by = getpass.getuser()
     mark = json.dumps({"time": events.now(), "by": by}).encode()
@@ -97,7 +112,7 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
         write_atomically(run.job / "cancelled", mark)
     except PermissionError:
         raise UserError(f"{run.path} belongs to another user: only that user can cancel the run") from None
-    ended = dict.fromkeys([*alive, *chains])
+    ended = dict.fromkeys([*alive, *chains, *far])
     try:
         for job, pid in chains.items():
             _terminate(job, pid)
@@ -129,6 +144,12 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
             _scancel(waiting)
         time.sleep(pause)
         pause = min(2.0, pause * 1.5)
+
+
+def _far_away(run: Run, past: history.History) -> dict[str, str]:
+    """Local jobs that may live on another machine: job -> its host."""
+    jobs = [job.id for job in past.jobs.values() if job.state in ("submitted", "started", "requeued")]
+    return {job: host for job in jobs if (host := states.elsewhere(run, job))}
 
 
 def _slurm_ids(run: Run, past: history.History) -> set[str]:
@@ -180,4 +201,5 @@ def _scancel(ids: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

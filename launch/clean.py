@@ -52,11 +52,16 @@ def main() -> int:
     if arguments.keep < 1:
         raise UserError("--keep must be 1 or more: without a checkpoint a run cannot go on")
     chosen = [runs.find(name) for name in arguments.runs] if arguments.runs else runs.all_runs()
-    pasts = [history.read(run) for run in chosen]
-    answer = slurm_queries.ask(id for past in pasts for id in open_jobs(past))
+    pasts = [history.attempt(run) for run in chosen]
+    answer = slurm_queries.ask(
+        id for past in pasts if isinstance(past, history.History) for id in open_jobs(past)
+    )
     found: list[tuple[str, Path, str, int]] = []
     skipped: list[tuple[str, str]] = []
     for run, past in zip(chosen, pasts, strict=True):
+        if isinstance(past, Exception):
+            skipped.append((run.name, states.unreadable(run, past).words))
+            continue
         if why := in_use(run, past, answer):
             skipped.append((run.name, why))
             continue
@@ -109,6 +114,9 @@ def in_use(run: Run, past: history.History, answer: slurm_queries.Answer) -> str
         return f"{state.words}; job {', '.join(alive)} is still there"
     if chains := states.local_chains(run):
         return f"{state.words}; {', '.join(chains)} is still there"
+    for job in past.jobs.values():
+        if job.state != "finished" and (host := states.elsewhere(run, job.id)):
+            return f"{state.words}; {job.id} was started on {host}, and may live there"
     asked = any(slurm_queries.is_slurm(id) for id in open_jobs(past))
     if asked and (silent := next((text for text in answer.problems if text.startswith("squeue")), "")):
         return f"{state.words}; whether its jobs live is unknown: {silent}"
@@ -165,4 +173,5 @@ def removable(run: Run, keep: int) -> list[tuple[Path, str]]:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from jobs.errors import run_command  # noqa: E402
-from launch import options, runs, single  # noqa: E402
+from launch import options, runs, single, tables  # noqa: E402
 
 EXAMPLES = """\
   python launch/evaluate.py first
@@ -45,4 +45,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from jobs.errors import UserError, run_command  # noqa: E402
-from launch import options, runs, single  # noqa: E402
+from launch import options, runs, single, tables  # noqa: E402
 
 EXAMPLES = """\
   python launch/infer.py first photo.jpg
@@ -68,4 +68,5 @@ def fresh(parent: Path) -> Path:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

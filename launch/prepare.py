@@ -17,7 +17,7 @@ from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.prepare import datasets, weights  # noqa: E402
 from jobs.run_directory import Request, Run  # noqa: E402
-from launch import data_ready, options, requests, runs, single, snapshot  # noqa: E402
+from launch import data_ready, options, requests, runs, single, snapshot, tables  # noqa: E402
 
 EXAMPLES = """\
   python launch/prepare.py
@@ -150,4 +150,5 @@ def check_fitting(arguments: argparse.Namespace, dataset: str) -> None:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

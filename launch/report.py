@@ -14,7 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import write_atomically  # noqa: E402
-from launch import report_data, report_page, runs, words  # noqa: E402
+from launch import report_data, report_page, runs, tables, words  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/report.py first                                writes RUN/report.html
@@ -55,4 +55,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

@@ -22,7 +22,7 @@ atexit.register(gc.freeze)
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
-from launch import configs, data_ready, options, profiles, requests, runs, script  # noqa: E402
+from launch import configs, data_ready, options, profiles, requests, runs, script, tables  # noqa: E402
 from launch.profiles import Profile  # noqa: E402
 
 DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
@@ -342,4 +342,5 @@ def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

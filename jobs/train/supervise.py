@@ -176,6 +176,8 @@ class _Supervisor:
         timeout, slept = (0.5 if self.fresh else 1.0), time.monotonic()
         ready = self.selector.select(timeout)
         now = time.monotonic()
+        if now - slept > timeout + SHORTEST_STOP:  # stopped meanwhile: what there is has not been looked at
+            ready = self.selector.select(0)
         for key, _ in ready:
             if key.data == "wakeup":
                 os.read(self.wakeup, 4096)

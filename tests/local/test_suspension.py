@@ -1,4 +1,4 @@
-"""Real SIGSTOP and SIGCONT on running trainings, as `scontrol suspend` sends them: what stood still is reported,
+"""Real SIGSTOP and SIGCONT on running trainings, as `scontrol suspend` sends them: the time is reported,
 counts as nothing else, and is no hang."""
 
 from __future__ import annotations
