@@ -310,12 +310,12 @@ def in_turn(things: tuple[str, ...], dice: random.Random) -> Iterator[str]:
 def epochs(faults: list[Fault]) -> int:
     """Epochs of a training in which every fault finds its place, and some to spare for those that wait for a
     validation or a save."""
-    return latest(faults)[-1] // PER_EPOCH + 2
+    return latest(faults)[-1] // PER_EPOCH + 4
 
 
 def latest(faults: list[Fault]) -> list[int]:
-    """The step by which each fault has struck at the latest: one that waits for a validation or a save may find
-    its own over, and the one after it then comes later, too."""
+    """The step by which each fault has struck at the latest: one that waits for a validation or a save may
+    find its own over, and the one after it then comes later, too."""
     found: list[int] = []
     at = 0
     for fault in faults:
@@ -348,8 +348,8 @@ def by_iteration(length: int) -> dict[str, Any]:
 def submit(
     slurm: Slurm, place: Path, name: str, root: Path, length: int, faults: list[Fault], config: str
 ) -> tuple[Run, str]:
-    """Submits a training of `length` epochs and its evaluation, with all faults in its way. Returns the run and
-    the training's job id."""
+    """Submits a training of `length` epochs and its evaluation, with all faults in its way. Returns the run
+    and the training's job id."""
     settings: dict[str, Any] = {
         "train_dataloader.batch_size": 4 // RANKS,
         "default_hooks.checkpoint.max_keep_ckpts": 4,
@@ -361,15 +361,13 @@ def submit(
         *(sys.executable, str(ROOT / "launch/train.py"), "--config", str(ROOT / config)),
         *("--run", name, "--data-root", str(root), "--cluster", "slurm", "--json", "--partition", "low"),
         *("--nodes", str(NODES), "--gpus", str(GPUS), "--cpus-per-gpu", "1"),
-        *("--time", "60", "--signal-delay", "110", "--sbatch", "exclusive=true", "--sbatch", "hold=true"),
+        *("--time", "60", "--signal-delay", "110", "--sbatch", "exclusive=true"),
         *("--set", *(f"{key}={value!r}" for key, value in settings.items())),
     ]
     environment = {"BATON_RUNS": str(place), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # Held until the faults are in place.
     answer = json.loads(slurm.run(*command, env=environment, cwd=ROOT).splitlines()[0])
     run, job = Run(place / name), answer["jobs"]["train"]
-    lay(run, faults)
-    slurm.run("scontrol", "release", job)
+    lay(run, faults)  # the hook waits for it
     return run, job
 
 
@@ -381,7 +379,7 @@ def strike(scene: Scene, fault: Fault) -> None:
     mark = struck(run, fault)
     if inside:
         reached(scene, mark.exists, fault)
-        start = scene.starts()
+        start = int(mark.read_text())
     else:
         if fault.place == "start":
             reached(scene, lambda: len(supervisors(scene)) == RANKS, fault)
@@ -431,7 +429,7 @@ class Ended(Exception):
 
 
 def reached(scene: Scene, condition: Callable[[], bool], fault: Fault) -> None:
-    """Waits until the run is where a fault is to happen, or has begun again. Raises Ended if it ends before."""
+    """Waits until the run is where a fault is to happen, or has begun again. Raises Ended if it ends."""
 
     def there() -> bool:
         last = (events.read(scene.run.events) or [{"event": ""}])[-1]
@@ -527,8 +525,10 @@ def play(
             try:
                 strike(scene, fault)
             except Ended as end:
-                if not struck(run, fault).exists():  # else it came about, and the run could end all the same
-                    scene.missed = [f"{one} ({end})" for one in faults[fault.number - 1 :]]
+                left = faults[fault.number - 1 :]
+                if struck(run, fault).exists():  # it came about, and the run could end all the same
+                    left = left[1:]
+                scene.missed = [f"{one} ({end})" for one in left]
                 break
             print(json.dumps(scene.struck[-1]), flush=True)
         wait_finished(slurm, run, scene.job)

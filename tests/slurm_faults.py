@@ -66,10 +66,10 @@ def die(how: str) -> None:
 
 @HOOKS.register_module(force=True)
 class Chaos(Hook):
-    """The faults in job/faults.json, in order: {"number", "place": start | step | validation | save, "step",
-    "rank", "slack", "do", "phase"}. A fault comes before step `step`, or in the first validation or save after
-    that, or before the first step of a start; only in a start later than the one that the fault before it struck,
-    whose number job/struck-NUMBER holds.
+    """The faults in job/faults.json, in order: {"number", "place": start | step | validation | save,
+    "step", "rank", "slack", "do", "phase"}. A fault comes before step `step`, or in the first validation or
+    save after that, or before the first step of a start; only in a start later than the one that the fault
+    before it struck, whose number job/struck-NUMBER holds.
 
     `do` of raise, exit, kill, segv: `rank` dies of it (in a save rank 0, at `phase` of the write), once: the
     file job/struck-NUMBER says so. `do` of wait: the ranks go on for at most `slack` steps and wait there for
@@ -102,6 +102,8 @@ class Chaos(Hook):
 
     def asked(self, place: str, step: int | None = None) -> dict[str, Any] | None:
         """The fault that is due at this place and has not struck yet."""
+        while not (self.job / "faults.json").exists():  # until whoever submitted the run has put it there
+            time.sleep(0.02)
         before = 0
         for fault in json.loads((self.job / "faults.json").read_text()):
             struck = self.struck(fault["number"])
