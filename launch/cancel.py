@@ -1,6 +1,6 @@
 """Ends a run: its training, the successors of it, its evaluation; also while it is being requeued.
 
-The training is told to save and leave; what is left can be resumed: python launch/train.py --resume RUN.
+The training saves and leaves, and can be resumed: python launch/train.py --resume RUN.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def main() -> int:
             )
         elif jobs and not arguments.json:
             if history.read(run).finished is None and not is_preparation(run):
-                print(f"to go on with it: python launch/train.py --resume {run.name}")
+                print(f"to resume it: python launch/train.py --resume {run.name}")
             else:
-                print(f"what next: python launch/status.py {run.name}")
+                print(f"next: python launch/status.py {run.name}")
         code = code or (1 if left else 0)
     return code
 

@@ -1,6 +1,6 @@
 """Frees disk space: old checkpoints and unfinished leftovers of runs that are not on their way.
 
-Only tells what it would delete, unless told --yes. What is always kept: the newest checkpoints, the best one,
+Only lists what it would delete, unless --yes is given. Always kept: the newest checkpoints, the best one,
 events, metrics, logs and evaluations; and everything of a run that lives, or of which nobody knows.
 """
 
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=int, default=2, metavar="N", help="newest checkpoints to keep (default 2)"
     )
-    parser.add_argument("--yes", action="store_true", help="delete, instead of only telling")
+    parser.add_argument("--yes", action="store_true", help="delete, instead of only listing")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     arguments = parser.parse_args()
     if arguments.keep < 1:

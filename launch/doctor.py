@@ -117,7 +117,7 @@ def main() -> int:
         except slurm.SlurmError as error:
             found.append(
                 Finding("probe", "bad", f"Slurm refuses it: {error}", "a run would be refused, too",
-                        "--account, --qos or --partition; `sbatch --test-only` tells whether Slurm takes it")
+                        "--account, --qos or --partition; `sbatch --test-only` shows whether Slurm takes it")
             )  # fmt: skip
     written = ""
     if arguments.write_profile:

@@ -96,7 +96,7 @@ def version(facts: Facts) -> Finding:
     if number < (20, 11):
         return Finding(
             "Slurm", "warning", f"version {facts.version or 'unknown'}",
-            "older than 20.11, with which nothing here was written",
+            "older than 20.11, the oldest version that Baton is written for",
             "submit with --submit-probe first; ask for an update",
         )  # fmt: skip
     return Finding("Slurm", "good", f"version {facts.version}", "everything used here is in it")
@@ -143,7 +143,7 @@ def requeue(facts: Facts) -> Finding:
         "requeue", "warning", "JobRequeue=0",
         "jobs are not requeued unless they ask for it, which ours do; a site may refuse even that, and "
         "then a successor job is submitted, under a new id",
-        "nothing to do; --submit-probe tells whether --requeue is honoured",
+        "nothing to do; --submit-probe shows whether --requeue is honoured",
     )  # fmt: skip
 
 
@@ -221,9 +221,9 @@ def _taken(facts: Facts, one: Partition, measured: Measured | None, topic: str) 
     if one.preempt_mode.startswith("SUSPEND") or "GANG" in one.preempt_mode:
         return Finding(
             topic, "warning", f"preempted jobs are suspended ({one.preempt_mode})",
-            "they stand still with their GPUs' memory in use and go on later; connections of several nodes "
-            "may time out meanwhile, and the start is then taken for hanging",
-            "a larger hang_minutes in the profile, or a partition that requeues",
+            "they stand still with their GPUs' memory in use and go on later, which is no hang; connections "
+            "between nodes may time out meanwhile, and the training is then started again",
+            "nothing to do; a partition that requeues gives the nodes back instead",
         )  # fmt: skip
     if one.preempt_mode == "CANCEL":
         return Finding(

@@ -166,7 +166,7 @@ def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | N
         code = 2 if _exit_code(answer.job(last)) == "2" else 1  # an image that is none, a wrong option
     if finished:
         return 0
-    print(f"error: {how}; python launch/logs.py {run.name} tells why", file=sys.stderr)
+    print(f"error: {how}; python launch/logs.py {run.name} shows why", file=sys.stderr)
     return code
 
 

@@ -272,8 +272,8 @@ NEVER = [
 ]  # fmt: skip
 WAITS = [
     "PartitionDown", "PartitionInactive", "ReqNodeNotAvail", "ReqNodeNotAvail, UnavailableNodes:n1",
-    "NodeDown", "Reservation", "Licenses", "JobArrayTaskLimit", "AssocGrpCpuLimit", "AssocGrpGRES", "QOSGrpNodeLimit",
-    "AssocGrpCPUMinutesLimit", "QOSMaxJobsPerUserLimit", "QOSMaxGRESPerUser", "AssocMaxJobsLimit",
+    "NodeDown", "Reservation", "Licenses", "JobArrayTaskLimit", "AssocGrpCpuLimit", "AssocGrpGRES",
+    "QOSGrpNodeLimit", "AssocGrpCPUMinutesLimit", "QOSMaxJobsPerUserLimit", "QOSMaxGRESPerUser", "AssocMaxJobsLimit",
     "QOSUsageThreshold", "MaxCpuPerAccount", "SomethingNew",
 ]  # fmt: skip
 
