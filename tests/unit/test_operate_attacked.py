@@ -273,8 +273,8 @@ NEVER = [
 WAITS = [
     "PartitionDown", "PartitionInactive", "ReqNodeNotAvail", "ReqNodeNotAvail, UnavailableNodes:n1",
     "NodeDown", "Reservation", "Licenses", "JobArrayTaskLimit", "AssocGrpCpuLimit", "AssocGrpGRES",
-    "QOSGrpNodeLimit", "AssocGrpCPUMinutesLimit", "QOSMaxJobsPerUserLimit", "QOSMaxGRESPerUser", "AssocMaxJobsLimit",
-    "QOSUsageThreshold", "MaxCpuPerAccount", "SomethingNew",
+    "QOSGrpNodeLimit", "AssocGrpCPUMinutesLimit", "QOSMaxJobsPerUserLimit", "QOSMaxGRESPerUser",
+    "AssocMaxJobsLimit", "QOSUsageThreshold", "MaxCpuPerAccount", "SomethingNew",
 ]  # fmt: skip
 
 
