@@ -232,6 +232,8 @@ def local_job(run: Run, job: str) -> bool:
 def _living(file: Path) -> int | None:
     """The pid of the process that a chain's file names, if that process lives; not another with its pid."""
     chain = history.read_json(file)
+    if place.elsewhere(chain):
+        return None
     try:
         stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
     except (KeyError, TypeError, ValueError, OSError):
