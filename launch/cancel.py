@@ -85,9 +85,7 @@ def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], 
 
     Raises UserError if Slurm cannot be asked, or if it refuses, or for a local job on another machine.
     """
-    past = history.attempt(run)
-    if isinstance(past, Exception):
-        raise UserError(f"{run.name} is {states.unreadable(run, past).words}")
+    past = states.past_of(run)
     far = _far_away(run, past)
     if far and not lost:
         raise UserError(

@@ -51,7 +51,7 @@ def main() -> int:
     if arguments.lines < 0:
         raise UserError(f"--lines {arguments.lines} must be 0 or more")
     run = runs.find(arguments.run)
-    past = history.read(run)
+    past = states.past_of(run)
     told = log_files.first_error(run, past)
     if told:
         print("\n".join(told))

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from jobs import place
+from jobs.errors import UserError
 from jobs.run_directory import Run
 from launch import efficiency, history, pending, words
 from launch.history import History, Incarnation, StageJob
@@ -121,6 +122,14 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
     if state.code in ("running", "starting", "requeueing", "suspended") and found.step and found.max_steps:
         found.eta_seconds = efficiency.eta(past, now, found.step, found.max_steps, found.seconds_per_step)
     return found
+
+
+def past_of(run: Run) -> History:
+    """The history of a run. Raises UserError if it cannot be read."""
+    past = history.attempt(run)
+    if isinstance(past, Exception):
+        raise UserError(f"{run.name} is {unreadable(run, past).words}")
+    return past
 
 
 def unreadable(run: Run, error: Exception) -> Status:

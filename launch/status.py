@@ -187,9 +187,7 @@ def _of(done: int | None, total: int | None) -> str:
 
 
 def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
-    past = history.attempt(run)
-    if isinstance(past, Exception):
-        raise UserError(f"{run.name} is {states.unreadable(run, past).words}")
+    past = states.past_of(run)
     answer = slurm.ask(past.job_ids())
     history.add_accounting(past, slurm.incarnations(past.job_ids()))
     one = states.status(run, past, answer, now)

@@ -131,7 +131,7 @@ def test_one_run_that_cannot_be_read_does_not_hide_the_others(shared: Path) -> N
         one["name"]: one["state"] for one in json.loads(command(shared, "status.py", "--json").stdout)["runs"]
     }
     assert found["folder"] == "unreadable"
-    for script in ("status.py", "cancel.py"):
+    for script in ("status.py", "cancel.py", "logs.py", "report.py"):
         one = command(shared, script, "pipe")
         assert (one.returncode, one.stderr.count("\n")) == (2, 1), one.stderr
     assert command(shared, "clean.py", "--yes").returncode == 0
