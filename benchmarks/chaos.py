@@ -80,6 +80,8 @@ class Scene(msgspec.Struct, kw_only=True):
     struck: list[dict[str, Any]] = []
     touched: list[str] = []
     """Names of files that the next start is to find damaged."""
+    missed: list[str] = []
+    """Faults that the run's end has forestalled."""
 
     def starts(self) -> int:
         return checkpoints.newest_start(self.run.job)
@@ -137,7 +139,7 @@ def begin_another(scene: Scene, fault: Fault) -> None:
     earlier, script = scene.job, str(run.job / "train.sbatch")
     scene.job = slurm.run("sbatch", "--parsable", script, env=environment, cwd=run.path).strip()
     wait_for(lambda: scene.starts() > before, "the other job begins", PATIENCE)
-    struck(run, fault).touch()  # the earlier, which has waited for this, goes on until it notices
+    mark_struck(run, fault, before)  # the earlier, which has waited for this, goes on until it notices
     assert slurm.wait_ended(earlier, PATIENCE) == "FAILED"
     slurm.wait_no_processes(earlier)
 
@@ -309,7 +311,21 @@ def in_turn(things: tuple[str, ...], dice: random.Random) -> Iterator[str]:
 def epochs(faults: list[Fault]) -> int:
     """Epochs of a training in which every fault finds its place, and some to spare for those that wait for a
     validation or a save."""
-    return faults[-1].step // PER_EPOCH + 4
+    return latest(faults)[-1] // PER_EPOCH + 4
+
+
+def latest(faults: list[Fault]) -> list[int]:
+    """The step by which each fault has struck at the latest: one that waits for a validation or a save may
+    find its own over, and the one after it then comes later, too."""
+    found: list[int] = []
+    at = 0
+    for fault in faults:
+        at = max(fault.step, at + 1)
+        every = {"validation": VALIDATED, "save": PER_EPOCH}.get(fault.place, 1)
+        # A save may be under way when it is asked for, and a start may resume after the validation.
+        at = -(-at // every) * every + (every if every > 1 else fault.slack + 1)
+        found.append(at)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ the running
@@ -331,15 +347,16 @@ def by_iteration(length: int) -> dict[str, Any]:
 
 
 def submit(
-    slurm: Slurm, place: Path, name: str, root: Path, length: int, broken: bool, config: str
+    slurm: Slurm, place: Path, name: str, root: Path, length: int, faults: list[Fault], config: str
 ) -> tuple[Run, str]:
-    """Submits a training of `length` epochs and its evaluation. Returns the run and the training's job id."""
+    """Submits a training of `length` epochs and its evaluation, with all faults in its way. Returns the run
+    and the training's job id."""
     settings: dict[str, Any] = {
         "train_dataloader.batch_size": 4 // RANKS,
         "default_hooks.checkpoint.max_keep_ckpts": 4,
         **(by_iteration if config == ITERATIONS else by_epoch)(length),
         "custom_imports": {"imports": ["tests.slurm_faults"], "allow_failed_imports": False},
-        "custom_hooks": [{"type": "Chaos"}] if broken else [],
+        "custom_hooks": [{"type": "Chaos"}] if faults else [],
     }
     command = [
         *(sys.executable, str(ROOT / "launch/train.py"), "--config", str(ROOT / config)),
@@ -350,22 +367,20 @@ def submit(
     ]
     environment = {"BATON_RUNS": str(place), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     answer = json.loads(slurm.run(*command, env=environment, cwd=ROOT).splitlines()[0])
-    return Run(place / name), answer["jobs"]["train"]
+    run, job = Run(place / name), answer["jobs"]["train"]
+    lay(run, faults)  # the hook waits for it
+    return run, job
 
 
 def strike(scene: Scene, fault: Fault) -> None:
-    """Lets one fault happen, when the run is where it is to happen."""
+    """Lets one fault happen, when the run is where it is to happen. It has been in place since before the run
+    began (`lay`), so that no start gets past it."""
     run, began = scene.run, time.monotonic()
     inside = INSIDE.get(fault.kind)
-    wish = {
-        "number": fault.number, "place": fault.place, "step": fault.step, "rank": fault.rank,
-        "slack": fault.slack, "do": inside or "wait", "phase": fault.detail,
-    }  # fmt: skip
-    write_atomically(run.job / "fault.json", json.dumps(wish).encode())
     mark = struck(run, fault)
     if inside:
         reached(scene, mark.exists, fault)
-        start = scene.starts()
+        start = int(mark.read_text())
     else:
         if fault.place == "start":
             reached(scene, lambda: len(supervisors(scene)) == RANKS, fault)
@@ -377,7 +392,7 @@ def strike(scene: Scene, fault: Fault) -> None:
     known = [checkpoint.step for checkpoint in whole(run)]
     if not inside:
         OUTSIDE[fault.kind](scene, fault)
-        mark.touch()
+        mark_struck(run, fault, start)
     if fault.kind in BETWEEN:
         known = [checkpoint.step for checkpoint in whole(run)]
     newest = max(known, default=0)
@@ -387,17 +402,40 @@ def strike(scene: Scene, fault: Fault) -> None:
     reached(scene, lambda: scene.starts() > start, fault)
 
 
+def lay(run: Run, faults: list[Fault]) -> None:
+    """Puts all faults in place for the hook `Chaos` of every start."""
+    wishes = [
+        {
+            "number": fault.number, "place": fault.place, "step": fault.step, "rank": fault.rank,
+            "slack": fault.slack, "do": INSIDE.get(fault.kind, "wait"), "phase": fault.detail,
+        }
+        for fault in faults
+    ]  # fmt: skip
+    write_atomically(run.job / "faults.json", json.dumps(wishes).encode())
+
+
 def struck(run: Run, fault: Fault) -> Path:
-    """The file that says that a fault has come about."""
+    """The file that says that a fault has come about, and in which start."""
     return run.job / f"struck-{fault.number}"
 
 
+def mark_struck(run: Run, fault: Fault, start: int) -> None:
+    """The fault after it is due from the next start on."""
+    if not struck(run, fault).exists():
+        write_atomically(struck(run, fault), str(start).encode())
+
+
+class Ended(Exception):
+    """The run has ended before a fault could strike."""
+
+
 def reached(scene: Scene, condition: Callable[[], bool], fault: Fault) -> None:
-    """Waits until the run is where a fault is to happen, or has begun again. Fails if it ends before."""
+    """Waits until the run is where a fault is to happen, or has begun again. Raises Ended if it ends."""
 
     def there() -> bool:
         last = (events.read(scene.run.events) or [{"event": ""}])[-1]
-        assert last["event"] not in ("stopped", "finished"), f"{last}; {fault}"
+        if last["event"] in ("stopped", "finished"):
+            raise Ended(f"{last['event']} {last.get('reason', '')}")
         return condition()
 
     wait_for(there, f"the run comes to {fault}, and goes on after it", PATIENCE)
@@ -424,6 +462,7 @@ def wait_finished(slurm: Slurm, run: Run, job: str) -> None:
 def problems(scene: Scene, alone: Run) -> list[str]:
     """Everything that is not as it is after a training that nobody touched, in words."""
     run, found = scene.run, []
+    found += [f"never struck: {one}" for one in scene.missed]
     found += [f"differs from a run left alone: {one}" for one in differences(run, alone)]
     story = events.read(run.events)
     evaluated = sum(event["event"] == "evaluated" for event in story)
@@ -477,16 +516,22 @@ def play(
 ) -> tuple[Scene, Run]:
     """Trains a run through all `faults`, and one beside it that is left alone; both to their evaluation."""
     length = epochs(faults)
-    run, job = submit(slurm, place, "chaos", root, length, True, config)
-    alone, other = submit(slurm, place, "alone", root, length, False, config)
+    run, job = submit(slurm, place, "chaos", root, length, faults, config)
+    alone, other = submit(slurm, place, "alone", root, length, [], config)
     scene = Scene(slurm=slurm, run=run, job=job, dice=random.Random(seed))
     # Slurm forgets a job some minutes after its end, so the other is not asked about at the end.
     with ThreadPoolExecutor() as pool:
         left_alone = pool.submit(wait_finished, slurm, alone, other)
         for fault in faults:
-            strike(scene, fault)
+            try:
+                strike(scene, fault)
+            except Ended as end:
+                left = faults[fault.number - 1 :]
+                if struck(run, fault).exists():  # it came about, and the run could end all the same
+                    left = left[1:]
+                scene.missed = [f"{one} ({end})" for one in left]
+                break
             print(json.dumps(scene.struck[-1]), flush=True)
-        (run.job / "fault.json").unlink()
         wait_finished(slurm, run, scene.job)
         left_alone.result()
     return scene, alone

@@ -46,6 +46,7 @@ EVENTS: dict[str, tuple[set[str], set[str]]] = {
     "signal": ({"signal", "rank", "host"}, set()),
     "preempted": ({"step", "epoch"}, set()),
     "hang": ({"seconds", "stacks"}, {"rank"}),
+    "suspended": ({"seconds"}, {"rank", "host"}),
     "failed": ({"reason"}, {"rank", "host", "error", "exit_code", "log", "step"}),
     "requeued": ({"how"}, {"successor", "exclude"}),
     "superseded": ({"by"}, set()),

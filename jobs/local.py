@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import events, exit_codes, private
+from jobs import events, exit_codes, place, private
 from jobs.errors import UserError
 from jobs.run_directory import Run, write_atomically
 from jobs.train import afterwards, processes, successor
@@ -90,6 +90,7 @@ class _Chain:
             wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
             self.wakeup = processes.wake_on_signals(self.signals.append, *wanted)
             me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "job": self.job}
+            me |= place.here()
             name = run.job / ("local.json" if owner else f"{self.job}.json")
             write_atomically(name, json.dumps(me).encode())
             try:

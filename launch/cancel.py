@@ -1,6 +1,6 @@
 """Ends a run: its training, the successors of it, its evaluation; also while it is being requeued.
 
-The training is told to save and leave; what is left can be resumed: python launch/train.py --resume RUN.
+The training saves and leaves, and can be resumed: python launch/train.py --resume RUN.
 """
 
 import argparse
@@ -19,7 +19,7 @@ environment.enter()
 from jobs import events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run, write_atomically  # noqa: E402
-from launch import history, identity, machine, runs, slurm, slurm_queries, states  # noqa: E402
+from launch import history, identity, machine, runs, slurm, slurm_queries, states, tables  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/cancel.py first
@@ -39,12 +39,17 @@ def main() -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name or path")
     parser.add_argument("--now", action="store_true", help="do not wait until its jobs are gone")
+    parser.add_argument(
+        "--lost",
+        action="store_true",
+        help="what was started on another machine counts as ended (it is gone for good, or was ended there)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     arguments = parser.parse_args()
     found = [runs.find(name) for name in arguments.runs]
     code = 0
     for run in found:
-        jobs, left = cancel(run, wait=not arguments.now)
+        jobs, left = cancel(run, wait=not arguments.now, lost=arguments.lost)
         if arguments.json:
             print(json.dumps({"run": run.name, "jobs": jobs, "left": left}))
         elif not jobs:
@@ -58,9 +63,9 @@ def main() -> int:
             )
         elif jobs and not arguments.json:
             if history.read(run).finished is None and not is_preparation(run):
-                print(f"to go on with it: python launch/train.py --resume {run.name}")
+                print(f"to resume it: python launch/train.py --resume {run.name}")
             else:
-                print(f"what next: python launch/status.py {run.name}")
+                print(f"next: python launch/status.py {run.name}")
         code = code or (1 if left else 0)
     return code
 
@@ -69,16 +74,24 @@ def is_preparation(run: Run) -> bool:
     return run.path.parent == runs.prepare_root()
 
 
-def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
+def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], list[str]]:
     """Cancels a run; returns the jobs that were ended and those that would not end.
 
     The mark comes first: a job that is leaving at this moment sees it and submits no successor. Then, until
     none is left: the run's jobs are read from its events anew (there may be a successor since) and cancelled
     again (a requeue may have brought one back).
 
-    Raises UserError if Slurm cannot be asked, or if it refuses.
+    `lost`: local jobs on other machines, which cannot be ended from here, count as ended.
+
+    Raises UserError if Slurm cannot be asked, or if it refuses, or for a local job on another machine.
     """
-    past = history.read(run)
+    past = states.past_of(run)
+    far = _far_away(run, past)
+    if far and not lost:
+        raise UserError(
+            f"{run.name} was started on {', '.join(far.values())}: type this there; "
+            "if that machine is gone for good, add --lost"
+        )
     chains = _local_chains(run, past)
     ids = _slurm_ids(run, past)
     answer = slurm_queries.ask(ids, patience=60)
@@ -96,7 +109,7 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
             file=sys.stderr,
         )
     alive = sorted(id for id in ids if answer.job(id).alive)
-    if not alive and not chains:
+    if not alive and not chains and not far:
         return [], []
     by = machine.user()
     mark = json.dumps({"time": events.now(), "by": by}).encode()
@@ -105,7 +118,7 @@ def cancel(run: Run, wait: bool = True) -> tuple[list[str], list[str]]:
         write_atomically(run.job / "cancelled", mark)
     except PermissionError:
         raise UserError(f"{run.path} belongs to another user: only that user can cancel the run") from None
-    ended = dict.fromkeys([*alive, *chains])
+    ended = dict.fromkeys([*alive, *chains, *far])
     try:
         for job, pid in chains.items():
             _terminate(job, pid)
@@ -148,6 +161,12 @@ def _own(
     strange = {id for id in ids if identity.is_stranger(run, past, answer.job(id), noted.get(id))}
     living = [answer.job(id) for id in sorted(strange) if answer.job(id).alive]
     return identity.without(answer, strange), living
+
+
+def _far_away(run: Run, past: history.History) -> dict[str, str]:
+    """Local jobs that may live on another machine: job -> its host."""
+    jobs = [job.id for job in past.jobs.values() if job.state in ("submitted", "started", "requeued")]
+    return {job: host for job in jobs if (host := states.elsewhere(run, job))}
 
 
 def _slurm_ids(run: Run, past: history.History) -> set[str]:
@@ -199,4 +218,5 @@ def _scancel(ids: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

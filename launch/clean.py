@@ -1,6 +1,6 @@
 """Frees disk space: old checkpoints and unfinished leftovers of runs that are not on their way.
 
-Only tells what it would delete, unless told --yes. What is always kept: the newest checkpoints, the best one,
+Only lists what it would delete, unless --yes is given. Always kept: the newest checkpoints, the best one,
 events, metrics, logs and evaluations; and everything of a run that lives, or of which nobody knows.
 """
 
@@ -47,17 +47,22 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=int, default=2, metavar="N", help="newest checkpoints to keep (default 2)"
     )
-    parser.add_argument("--yes", action="store_true", help="delete, instead of only telling")
+    parser.add_argument("--yes", action="store_true", help="delete, instead of only listing")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     arguments = parser.parse_args()
     if arguments.keep < 1:
         raise UserError("--keep must be 1 or more: without a checkpoint a run cannot go on")
     chosen = [runs.find(name) for name in arguments.runs] if arguments.runs else runs.all_runs()
-    pasts = [history.read(run) for run in chosen]
-    answer = slurm_queries.ask(id for past in pasts for id in open_jobs(past))
+    pasts = [history.attempt(run) for run in chosen]
+    answer = slurm_queries.ask(
+        id for past in pasts if isinstance(past, history.History) for id in open_jobs(past)
+    )
     found: list[tuple[str, Path, str, int]] = []
     skipped: list[tuple[str, str]] = []
     for run, past in zip(chosen, pasts, strict=True):
+        if isinstance(past, Exception):
+            skipped.append((run.name, states.unreadable(run, past).words))
+            continue
         why = in_use(run, past, answer)
         if why:
             skipped.append((run.name, why))
@@ -114,6 +119,9 @@ def in_use(run: Run, past: history.History, answer: slurm_queries.Answer) -> str
     chains = states.local_chains(run)
     if chains:
         return f"{state.words}; {', '.join(chains)} is still there"
+    for job in past.jobs.values():
+        if job.state != "finished" and (host := states.elsewhere(run, job.id)):
+            return f"{state.words}; {job.id} was started on {host}, and may live there"
     asked = any(slurm_queries.is_slurm(id) for id in open_jobs(past))
     silent = next((text for text in answer.problems if text.startswith("squeue")), "")
     if asked and silent:
@@ -171,4 +179,5 @@ def removable(run: Run, keep: int) -> list[tuple[Path, str]]:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

@@ -1,11 +1,12 @@
-"""Looks at this cluster and says what will and won't work there for a run, each with its mend.
+"""Looks at this cluster and says what will and won't work there for a run, and what to do about it.
 
-Read-only, unless told --submit-probe (submits one small job, to try it on the nodes) or --write-profile NAME
-(writes configs/clusters/NAME.yaml, for --cluster NAME).
+Read-only, except for --submit-probe (submits one small job, to try it on the nodes) and --write-profile NAME
+(writes configs/clusters/NAME.yaml, for --cluster NAME). Partitions that are alike are shown together.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,12 +21,25 @@ import msgspec  # noqa: E402
 from jobs import cuda, events  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import write_atomically  # noqa: E402
-from launch import cluster_facts, efficiency, findings, history, machine, probe_job, profiles, runs, slurm  # noqa: E402
+from launch import (  # noqa: E402
+    cluster_facts,
+    efficiency,
+    findings,
+    history,
+    machine,
+    probe_job,
+    profiles,
+    runs,
+    slurm,
+    tables,
+    words,
+)
 from launch.cluster_facts import Facts, Partition  # noqa: E402
 from launch.findings import Finding, Measured  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/doctor.py
+  python launch/doctor.py --verbose                         each partition on its own
   python launch/doctor.py --submit-probe --partition gpu
   python launch/doctor.py --write-profile mine && python launch/train.py --cluster mine --dry-run
   python launch/doctor.py --cluster mine --submit-probe     with its interpreter, set-up lines and account
@@ -38,8 +52,11 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--partition", metavar="NAME", help="for probe and profile (default: the best there is)"
+        "--partition",
+        metavar="NAME",
+        help="show this one alone; also for probe and profile (default: all, and the best there is)",
     )
+    parser.add_argument("--verbose", action="store_true", help="show each partition on its own")
     parser.add_argument("--account", default="", metavar="NAME", help="charge it for test start and probe")
     parser.add_argument("--qos", default="", metavar="NAME", help="quality of service for both")
     parser.add_argument(
@@ -51,7 +68,7 @@ def main() -> int:
     )
     parser.add_argument("--submit-probe", action="store_true", help="try it on the nodes, with one small job")
     parser.add_argument(
-        "--probe-minutes", type=float, default=10, metavar="N", help="wait so long (default 10)"
+        "--probe-minutes", type=float, default=10, metavar="N", help="wait at most N minutes (default 10)"
     )
     parser.add_argument("--write-profile", metavar="NAME", help="write configs/clusters/NAME.yaml")
     parser.add_argument("--force", action="store_true", help="overwrite a profile of that name")
@@ -78,7 +95,12 @@ def main() -> int:
         )  # fmt: skip
         return show([away], arguments.json)
     measured = measured_save()
-    found = findings.all_findings(facts, measured)
+    if arguments.partition:
+        choose(facts, arguments.partition)
+    shown = [arguments.partition] if arguments.partition else None
+    found = findings.all_findings(facts, measured, shown)
+    if not (arguments.json or arguments.verbose or arguments.partition):
+        found = findings.grouped(found)
     found += [
         Finding("Slurm", "note", problem, "that is unknown", "nothing to do, if the rest is good")
         for problem in facts.problems
@@ -96,7 +118,7 @@ def main() -> int:
         except slurm.SlurmError as error:
             found.append(
                 Finding("probe", "bad", f"Slurm refuses it: {error}", "a run would be refused, too",
-                        "--account, --qos or --partition; `sbatch --test-only` tells whether Slurm takes it")
+                        "--account, --qos or --partition; `sbatch --test-only` shows whether Slurm takes it")
             )  # fmt: skip
     written = ""
     if arguments.write_profile:
@@ -109,28 +131,20 @@ def show(found: list[Finding], as_json: bool, written: str = "", name: str = "")
     if as_json:
         print(json.dumps({"findings": msgspec.to_builtins(found), "profile": written or None}))
         return 0
-    colours = {"good": "green", "note": "cyan", "warning": "yellow", "bad": "bold red"}
-    terminal = sys.stdout.isatty()
-    if terminal:
-        from rich.console import Console
-        from rich.text import Text
-
-        console = Console(highlight=False)
+    colours = {"good": tables.GREEN, "note": tables.CYAN, "warning": tables.YELLOW, "bad": tables.BOLD_RED}
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for one in found:
-        head = f"{one.level:8} {one.topic}: {one.found}"
-        if terminal:
-            console.print(Text(head, style=colours[one.level]))
-        else:
-            print(head)
+        head = words.safe(f"{one.level:8} {one.topic}: {one.found}")
+        tables.control(f"{tables.paint(head, colours[one.level], coloured)}\n")
         print(f"         {one.means}")
         if one.mend:
-            print(f"         mend: {one.mend}")
+            print(f"         fix: {one.mend}")
     worst = sum(1 for one in found if one.level == "bad")
     print()
     if written:
         print(f"wrote {written}; next: python launch/train.py --cluster {name} --dry-run")
     elif worst:
-        print(f"{worst} of {len(found)} findings stand in the way of a run; their mends are above")
+        print(f"{worst} of {len(found)} findings stand in the way of a run; each says how to fix it")
     else:
         print("nothing stands in the way; next: python launch/doctor.py --submit-probe --write-profile mine")
     return 0
@@ -157,7 +171,10 @@ def local_findings() -> list[Finding]:
 def measured_save() -> Measured | None:
     """The slowest save that the newest runs measured; None if none has saved yet."""
     newest = sorted(runs.all_runs(), key=lambda run: run.path.stat().st_mtime, reverse=True)[:RUNS_LOOKED_AT]
-    found = [(run, efficiency.costs(history.read(run), time.time())) for run in newest]
+    pasts = [(run, history.attempt(run)) for run in newest]
+    found = [
+        (run, efficiency.costs(past, time.time())) for run, past in pasts if isinstance(past, history.History)
+    ]
     saved = [(run, costs) for run, costs in found if costs.save_seconds is not None]
     if not saved:
         return None
@@ -245,4 +262,5 @@ def _time(seconds: int) -> str:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

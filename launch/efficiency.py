@@ -2,7 +2,7 @@
 
 ETTR (effective training time ratio, arXiv 2410.21680): productive time over the time from submission to the
 end, the queue included. Productive is what the finished weights hold: training and validation whose
-steps were kept. Start-up, saving, redone steps and waiting are what it cost.
+steps were kept. Start-up, saving, redone steps, standing still and waiting are what it cost.
 
 Report, status and the simulator (benchmarks/simulate.py) share this file. Times are in seconds.
 """
@@ -27,6 +27,8 @@ class Shares(msgspec.Struct, kw_only=True):
     validation: float = 0.0
     saving: float = 0.0
     lost: float = 0.0
+    suspended: float = 0.0
+    """On its nodes, but stopped (`scontrol suspend`, SIGSTOP)."""
 
     @property
     def productive(self) -> float:
@@ -44,7 +46,7 @@ class Shares(msgspec.Struct, kw_only=True):
         return min(1.0, self.productive / on_nodes) if on_nodes > 0 and self.productive > 0 else None
 
 
-NAMES = ("training", "validation", "saving", "startup", "lost", "queue")
+NAMES = ("training", "validation", "saving", "startup", "lost", "suspended", "queue")
 
 
 class Costs(msgspec.Struct, kw_only=True):
@@ -76,7 +78,7 @@ def shares(history: History, now: float) -> Shares:
     total.wall = max(0.0, end - begin - history.paused)
     for one, kept in zip(history.incarnations, kept_steps(history), strict=True):
         _add(total, one, kept, end if one.ended is None else one.ended)
-    on_nodes = total.startup + total.training + total.validation + total.saving + total.lost
+    on_nodes = sum(getattr(total, name) for name in NAMES if name != "queue")
     total.queue = max(0.0, total.wall - on_nodes)
     total.wall = total.queue + on_nodes
     return total
@@ -106,11 +108,11 @@ def lost_steps(history: History) -> int:
 
 def _add(total: Shares, one: Incarnation, kept: float, end: float) -> None:
     end = max(end, one.began)
+    first = end if one.first_step is None else min(one.first_step, end)
+    total.suspended += one.suspended(one.began, end)
+    total.startup += first - one.began - one.suspended(one.began, first)
     if one.first_step is None:
-        total.startup += end - one.began
         return
-    first = min(one.first_step, end)
-    total.startup += first - one.began
     known = one.step or 0
     if kept > known or (kept == known and one.ending in ("", "finished", "preempted", "timeout")):
         until = end
@@ -120,13 +122,13 @@ def _add(total: Shares, one: Incarnation, kept: float, end: float) -> None:
         until = min(end, max(first, one.when(int(kept))))
     validation = sum(seconds for step, seconds in one.validations if step <= kept)
     saving = sum(stall for step, stall, _ in one.saves if step <= kept)
-    useful = until - first
+    useful = until - first - one.suspended(first, until)
     # The spans come from other clocks and roundings than the moments; together they cannot exceed them.
     scale = min(1.0, useful / (validation + saving)) if validation + saving > 0 else 1.0
     total.validation += validation * scale
     total.saving += saving * scale
     total.training += useful - (validation + saving) * scale
-    total.lost += end - until
+    total.lost += end - until - one.suspended(until, end)
 
 
 def costs(history: History, now: float) -> Costs:
@@ -137,7 +139,11 @@ def costs(history: History, now: float) -> Costs:
     if saves:
         found.save_stall = median([stall for _, stall, _ in saves])
         found.save_seconds = median([seconds for _, _, seconds in saves])
-    begun = [one.first_step - one.began for one in runs if one.first_step is not None]
+    begun = [
+        one.first_step - one.began - one.suspended(one.began, one.first_step)
+        for one in runs
+        if one.first_step is not None
+    ]
     found.startup = median(begun) if begun else None
     waits = [
         after.began - one.ended
@@ -146,7 +152,7 @@ def costs(history: History, now: float) -> Costs:
     ]
     found.queue = sum(waits) / len(waits) if waits else None
     if history.interruptions:
-        on_nodes = sum((one.ended or now) - one.began for one in runs)
+        on_nodes = sum(_lasted(one, now) for one in runs)
         found.mtbi = on_nodes / history.interruptions
     gaps, paces = [], []
     for one in runs:
@@ -154,13 +160,20 @@ def costs(history: History, now: float) -> Costs:
         if len(points) > 1 and points[-1][1] > points[0][1]:
             (t0, s0), (t1, s1) = points[0], points[-1]
             apart = sum(seconds for _, seconds in one.validations) + sum(stall for _, stall, _ in one.saves)
-            paces.append(max(0.0, t1 - t0 - apart) / (s1 - s0))
+            paces.append(max(0.0, t1 - t0 - apart - one.suspended(t0, t1)) / (s1 - s0))
         known = {step: time for time, step in reversed(points)}
         times = [known[step] for step, _, _ in one.saves if step in known]
-        gaps += [b - a for a, b in zip([one.first_step or one.began, *times], times, strict=False)]
+        before = [one.first_step or one.began, *times]
+        gaps += [b - a - one.suspended(a, b) for a, b in zip(before, times, strict=False)]
     found.interval = median(gaps) if gaps else None
     found.step = median(paces) if paces else None
     return found
+
+
+def _lasted(one: Incarnation, now: float) -> float:
+    """Seconds for which a start was on its nodes and could run."""
+    end = now if one.ended is None else one.ended
+    return end - one.began - one.suspended(one.began, end)
 
 
 def young(save: float, mtbi: float) -> float:
@@ -222,13 +235,14 @@ def eta(
     """Seconds until the last step if it goes on as so far, interruptions included; None if nothing is known.
 
     Before the first interruption that is the pace of the steps; after it, the kept steps over all the time
-    since the first start.
+    since the first start, except that for which it was stopped.
     """
     left = max_steps - step
     if left <= 0:
         return 0.0
     if history.incarnations and history.interruptions and step > 0:
         rested = sum(to - since for since, to in history.rests)
-        elapsed = now - history.incarnations[0].began - rested
+        stopped = sum(one.suspended(one.began, now) for one in history.incarnations)
+        elapsed = now - history.incarnations[0].began - rested - stopped
         return left * elapsed / step
     return left * seconds_per_step if seconds_per_step else None

@@ -9,7 +9,7 @@ from jobs import environment  # noqa: E402
 environment.enter()
 
 from jobs.errors import run_command  # noqa: E402
-from launch import options, runs, single  # noqa: E402
+from launch import options, runs, single, tables  # noqa: E402
 
 EXAMPLES = """\
   python launch/evaluate.py first
@@ -46,4 +46,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

@@ -1,4 +1,4 @@
-"""What a cluster's settings mean for a run, each with its mend: pure functions over facts and costs."""
+"""What a cluster's settings mean for a run, and what to do about each: pure functions of facts and costs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from launch.profiles import Settings
 
 Level = Literal["good", "note", "warning", "bad"]
 
+PARTITION = "partition "
+"""How the topic of a finding about a partition begins; its name follows."""
 DEFAULT_SAVE = 30.0
 """Seconds a save is taken to need before any run was measured: some GB to a shared file system."""
 
@@ -39,9 +41,50 @@ class Measured(msgspec.Struct, frozen=True):
         return f"in run {self.run} a save{size} took {self.costs.save_seconds or 0.0:.1f} s"
 
 
-def all_findings(facts: Facts, measured: Measured | None) -> list[Finding]:
-    """Everything that can be told without submitting anything. `measured`: what saves cost, if any run
-    has measured it."""
+MOST_NAMES = 6
+"""Partitions that are named where many are alike."""
+MOST_KINDS = 3
+"""Differing texts that are shown of findings that mean the same."""
+
+
+def grouped(found: list[Finding]) -> list[Finding]:
+    """The same with findings about partitions that mean the same put together, where the first of them is."""
+    alike: dict[tuple[str, ...], list[Finding]] = {}
+    for one in found:
+        alone = () if one.topic.startswith(PARTITION) else (one.topic, one.found)
+        alike.setdefault((one.level, one.means, one.mend, *alone), []).append(one)
+    return [_together(group) for group in alike.values()]
+
+
+def _together(group: list[Finding]) -> Finding:
+    if len(group) == 1:
+        return group[0]
+    by_text: dict[str, list[str]] = {}
+    for one in group:
+        by_text.setdefault(one.found, []).append(one.topic.removeprefix(PARTITION))
+    topic = f"{len(group)} partitions"
+    if len(by_text) == 1:
+        return msgspec.structs.replace(group[0], topic=f"{topic} ({named(next(iter(by_text.values())))})")
+    kinds = [f"{text} ({named(names)})" for text, names in list(by_text.items())[:MOST_KINDS]]
+    more = [f"{len(by_text) - MOST_KINDS} more: --verbose"] if len(by_text) > MOST_KINDS else []
+    return msgspec.structs.replace(group[0], topic=topic, found="; ".join([*kinds, *more]))
+
+
+def named(names: list[str]) -> str:
+    """The names, only the first of many."""
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[: MOST_NAMES - 1])} and {len(names) - MOST_NAMES + 1} more"
+
+
+def all_findings(
+    facts: Facts, measured: Measured | None, partitions: list[str] | None = None
+) -> list[Finding]:
+    """All that is found without submitting anything. `measured`: what saves cost, if any run has measured it;
+    `partitions`: only of these."""
+    if partitions is not None:
+        chosen = [one for one in facts.partitions if one.name in partitions]
+        facts = msgspec.structs.replace(facts, partitions=chosen)
     found = [version(facts), preemption(facts), signal(facts), requeue(facts), kill_wait(facts)]
     found += [finding for one in facts.partitions for finding in partition(facts, one, measured)]
     found += [accounting(facts), accounts(facts), gpus(facts), *cpus(facts), memory(facts), job_age(facts)]
@@ -53,7 +96,7 @@ def version(facts: Facts) -> Finding:
     if number < (20, 11):
         return Finding(
             "Slurm", "warning", f"version {facts.version or 'unknown'}",
-            "older than 20.11, with which nothing here was written",
+            "older than 20.11, the oldest version that Baton is written for",
             "submit with --submit-probe first; ask for an update",
         )  # fmt: skip
     return Finding("Slurm", "good", f"version {facts.version}", "everything used here is in it")
@@ -70,7 +113,7 @@ def preemption(facts: Facts) -> Finding:
     if not taken:
         return Finding("preemption", "good", what, "no partition is preemptible")
     return Finding(
-        "preemption", "note", what, f"jobs in {', '.join(taken)} may be interrupted",
+        "preemption", "note", what, f"jobs in {named(taken)} may be interrupted",
         "nothing to do: a training saves, leaves and goes on by itself; what each partition gives is below",
     )  # fmt: skip
 
@@ -100,7 +143,7 @@ def requeue(facts: Facts) -> Finding:
         "requeue", "warning", "JobRequeue=0",
         "jobs are not requeued unless they ask for it, which ours do; a site may refuse even that, and "
         "then a successor job is submitted, under a new id",
-        "nothing to do; --submit-probe tells whether --requeue is honoured",
+        "nothing to do; --submit-probe shows whether --requeue is honoured",
     )  # fmt: skip
 
 
@@ -119,7 +162,7 @@ def kill_wait(facts: Facts) -> Finding:
 
 
 def partition(facts: Facts, one: Partition, measured: Measured | None) -> list[Finding]:
-    topic = f"partition {one.name}"
+    topic = f"{PARTITION}{one.name}"
     found = []
     if not one.up:
         return [
@@ -178,9 +221,9 @@ def _taken(facts: Facts, one: Partition, measured: Measured | None, topic: str) 
     if one.preempt_mode.startswith("SUSPEND") or "GANG" in one.preempt_mode:
         return Finding(
             topic, "warning", f"preempted jobs are suspended ({one.preempt_mode})",
-            "they stand still with their GPUs' memory in use and go on later; connections of several nodes "
-            "may time out meanwhile, and the start is then taken for hanging",
-            "a larger hang_minutes in the profile, or a partition that requeues",
+            "they stand still with their GPUs' memory in use and go on later, which is no hang; connections "
+            "between nodes may time out meanwhile, and the training is then started again",
+            "nothing to do; a partition that requeues gives the nodes back instead",
         )  # fmt: skip
     if one.preempt_mode == "CANCEL":
         return Finding(
@@ -221,12 +264,14 @@ def time_to_save(measured: Measured | None) -> float:
 def accounting(facts: Facts) -> Finding:
     if facts.accounting:
         return Finding(
-            "accounting", "good", "sacct answers", "status says why a start ended, also without a word of it"
+            "accounting",
+            "good",
+            "sacct answers",
+            "status says why a start ended, even if it was killed outright",
         )
     return Finding(
         "accounting", "note", f"sacct does not answer: {facts.accounting_error}",
-        "everything works; of a job that has left the queue without a word, status says unknown or failed, "
-        "never success",
+        "everything works; of a job that was killed outright, status says unknown or failed, never success",
         "nothing to do; the administrator may set up slurmdbd",
     )  # fmt: skip
 
@@ -235,7 +280,7 @@ def accounts(facts: Facts) -> Finding | None:
     if len(facts.accounts) > 1:
         return Finding(
             "account", "note", f"you may charge {', '.join(facts.accounts)}",
-            "Slurm takes the default one unless told otherwise", "set `account` in the profile",
+            "Slurm takes the default one unless another is set", "set `account` in the profile",
         )  # fmt: skip
     return None
 
@@ -249,24 +294,28 @@ def gpus(facts: Facts) -> Finding:
             "gres: none in the profile (which --write-profile sets)",
         )  # fmt: skip
     style = gres_style(facts)
-    told = "; ".join(f"{one.name}: {one.gpus} a node {'/'.join(one.gpu_types)}".rstrip() for one in with_gpus)
-    return Finding("GPUs", "good", told, f"asked for by --{style}{'=gpu:N' if style == 'gres' else '=N'}")
+    alike: dict[str, list[str]] = {}
+    for one in with_gpus:
+        alike.setdefault(f"{one.gpus} a node {'/'.join(one.gpu_types)}".rstrip(), []).append(one.name)
+    has = "; ".join(f"{named(names)}: {what}" for what, names in alike.items())
+    return Finding("GPUs", "good", has, f"asked for by --{style}{'=gpu:N' if style == 'gres' else '=N'}")
 
 
 def cpus(facts: Facts) -> list[Finding]:
     """Partitions whose nodes have fewer CPUs than ranks on all their GPUs ask for."""
     wanted = Settings().cpus_per_gpu
-    found = []
+    alike: dict[tuple[str, int], list[str]] = {}
     for one in facts.partitions:
         share = one.cpus // max(1, one.gpus)
         if one.cpus and share < wanted:
             has = f"{one.cpus} CPUs a node" + (f" for {one.gpus} GPUs" if one.gpus else "")
-            found.append(
-                Finding("CPUs", "warning", f"{one.name}: {has}",
-                        f"a rank asks for {wanted} unless told otherwise: Slurm would refuse the job",
-                        f"cpus_per_gpu: {max(1, share)} in the profile (which --write-profile sets)")
-            )  # fmt: skip
-    return found
+            alike.setdefault((has, share), []).append(one.name)
+    return [
+        Finding("CPUs", "warning", f"{named(names)}: {has}",
+                f"a rank asks for {wanted} by default: Slurm would refuse the job",
+                f"cpus_per_gpu: {max(1, share)} in the profile (which --write-profile sets)")
+        for (has, share), names in alike.items()
+    ]  # fmt: skip
 
 
 def memory(facts: Facts) -> Finding | None:

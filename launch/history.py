@@ -7,8 +7,11 @@ passed over, a missing file is an empty one.
 # ruff: noqa: ARG001 -- the handlers of events share one shape
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import stat
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
@@ -117,6 +120,9 @@ class Incarnation(msgspec.Struct, kw_only=True):
     seen_at: tuple[float, int] | None = None
     """(when, step) of the last word in progress.json, where that is later."""
     signals: list[tuple[float, str]] = []
+    suspensions: list[tuple[float, float]] = []
+    """(from, to) of the times for which its processes were stopped (SIGSTOP, `scontrol suspend`); none
+    overlaps another."""
 
     @property
     def interrupted(self) -> bool:
@@ -124,17 +130,33 @@ class Incarnation(msgspec.Struct, kw_only=True):
 
     @property
     def validations(self) -> list[tuple[int, float]]:
-        """(step, seconds) of each."""
-        return [(mark.step or 0, mark.seconds or 0.0) for mark in self.marks if mark.event == "validated"]
+        """(step, seconds) of each; what it stood still for is left out."""
+        return [
+            (mark.step or 0, self._net(mark, mark.seconds or 0.0))
+            for mark in self.marks
+            if mark.event == "validated"
+        ]
 
     @property
     def saves(self) -> list[tuple[int, float, float]]:
-        """(step, seconds it held the training up, seconds until it was on disk) of each."""
+        """(step, seconds it held the training up, seconds until it was on disk) of each; what it stood still
+        for is left out."""
         return [
-            (mark.step or 0, _stall(mark), mark.seconds or 0.0)
+            (mark.step or 0, self._net(mark, _stall(mark)), self._net(mark, mark.seconds or 0.0))
             for mark in self.marks
             if mark.event == "checkpoint"
         ]
+
+    def suspended(self, since: float, until: float) -> float:
+        """Seconds between two moments for which it was stopped."""
+        return sum(max(0.0, min(until, to) - max(since, begin)) for begin, to in self.suspensions)
+
+    def _net(self, mark: Mark, seconds: float) -> float:
+        """`seconds`, measured from where what the mark announces began, without those it was stopped for."""
+        if not self.suspensions or (time := _moment(mark)) is None:
+            return seconds
+        began = time - (mark.seconds or 0.0)
+        return max(0.0, seconds - self.suspended(began, began + seconds))
 
     def points(self) -> list[tuple[float, int]]:
         """(when, steps done by then), in order. A step validated or saved after is there again, later: the
@@ -224,17 +246,25 @@ class History(msgspec.Struct, kw_only=True):
         return list(dict.fromkeys(job.id for job in self.jobs.values()))
 
 
+def content(path: Path) -> bytes:
+    """A file's content. Raises OSError, also for what is there but no file: a pipe would be waited for."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is no file", str(path))
+        return file.read()
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All whole JSON objects of a file of lines; a torn or damaged line is passed over."""
     try:
-        content = path.read_bytes()
+        text = content(path)
     except FileNotFoundError:
         return []
     try:
-        records = _decode_lines(content)
+        records = _decode_lines(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         records = []
-        for line in content.splitlines():
+        for line in text.splitlines():
             try:
                 records.append(_decode(line))
             except ValueError:
@@ -245,7 +275,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file's object; {} if it is missing or damaged."""
     try:
-        value = _decode(path.read_bytes())
+        value = _decode(content(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -262,11 +292,20 @@ def read(run: Run, slurm: dict[str, list[Job]] | None = None) -> History:
     return history
 
 
+def attempt(run: Run) -> History | Exception:
+    """As `read`, or why that is impossible: one run that cannot be read must not hide the others."""
+    try:
+        os.scandir(run.path).close()  # of a folder that is closed to us nothing else would be known
+        return read(run)
+    except Exception as error:
+        return error
+
+
 def reserve(run: Run, job: str) -> str | None:
     """The job that was submitted in advance, to go on if `job` is killed; None if none waits."""
     try:
-        return (run.job / f"presubmitted-{job}").read_text().strip() or None
-    except OSError:
+        return content(run.job / f"presubmitted-{job}").decode().strip() or None
+    except (OSError, ValueError):
         return None
 
 
@@ -295,14 +334,14 @@ def progress(run: Run) -> dict[str, Any]:
 
 
 def read_events(path: Path) -> list[tuple[Mark, bytes]]:
-    """Every whole event of a file, and its line; torn and foreign lines are passed over."""
+    """Every whole event of a file, and its line; torn and foreign lines are passed over. Raises OSError."""
     try:
-        content = path.read_bytes()
+        text = content(path)
     except FileNotFoundError:
         return []
-    lines = [line for line in content.split(b"\n") if line]
+    lines = [line for line in text.split(b"\n") if line]
     try:
-        return list(zip(_decode_marks(content), lines, strict=True))
+        return list(zip(_decode_marks(text), lines, strict=True))
     except (msgspec.DecodeError, ValueError, RecursionError):
         found = []
         for line in lines:
@@ -318,7 +357,24 @@ _FREQUENT = {"epoch", "checkpoint"}
 
 
 def build(events: Iterable[tuple[Mark, bytes]]) -> History:
-    """The history told by events in the order written. Unknown events and fields are passed over."""
+    """The history that events tell in the order written. Unknown events and fields are passed over, as are
+    events with a time that is none."""
+    events = list(events)
+    try:
+        return _build(events)
+    except (ValueError, OverflowError, IndexError):
+        return _build([(mark, line) for mark, line in events if _moment(mark) is not None])
+
+
+def _moment(mark: Mark) -> float | None:
+    """When it was, seconds since the epoch; None if its time is none."""
+    try:
+        return seconds_of(mark.time)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _build(events: Iterable[tuple[Mark, bytes]]) -> History:
     history = History()
     starts: dict[int, Incarnation] = {}
     clock = _Clock()
@@ -364,6 +420,8 @@ def _take(
             incarnation.resumed_step = max(0, event["step"] - 1)
     elif incarnation is not None and name == "validated":
         _validated(history, event)
+    elif incarnation is not None and name == "suspended":
+        _suspended(incarnation, time, event["seconds"])
     elif incarnation is not None and name == "signal":
         incarnation.signals.append((time, str(event.get("signal", ""))))
     _jobs(history, event, name, stage, time)
@@ -424,6 +482,14 @@ def _started(history: History, starts: dict[int, Incarnation], event: dict[str, 
     )
     history.incarnations.append(new)
     history.failed, history.stopped, history.stopped_at = {}, "", None
+
+
+def _suspended(one: Incarnation, until: float, seconds: float) -> None:
+    """The event comes when it goes on."""
+    before = one.suspensions[-1][1] if one.suspensions else one.began
+    since = max(before, until - max(0.0, seconds))
+    if until > since:
+        one.suspensions.append((since, until))
 
 
 def _validated(history: History, event: dict[str, Any]) -> None:
@@ -527,7 +593,7 @@ def _requeued(
     if one is not None and not one.ending and one.signals:
         _end(one, time, "preempted", f"preempted ({one.signals[-1][1]})")
     else:
-        _end(one, time, "killed", "ended without a word")
+        _end(one, time, "killed", "ended without saying why")
 
 
 def _superseded(
@@ -606,7 +672,7 @@ def _settle(history: History) -> None:
             if one.signals:
                 one.why = f"killed after {one.signals[-1][1]}, before it could save"
             else:
-                one.why = "killed without a word (node failure, or no signal before the kill)"
+                one.why = "killed without warning (node failure, or no signal before the kill)"
 
 
 def add_progress(history: History, progress: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ environment.enter()
 
 from jobs import output  # noqa: E402
 from jobs.errors import UserError, run_command  # noqa: E402
-from launch import options, runs, single  # noqa: E402
+from launch import options, runs, single, tables  # noqa: E402
 
 EXAMPLES = """\
   python launch/infer.py first photo.jpg
@@ -77,4 +77,5 @@ def fresh(parent: Path) -> Path:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from jobs.run_directory import Run
-from launch import history
+from launch import history, words
 from launch.history import History
 
 _LOCAL = re.compile(r"(local-\d+)-(\w+)_(\d+)_log\.(?:out|err)")
@@ -46,6 +47,8 @@ def find(run: Run, past: History, stage: str = "", rank: int | None = None) -> l
         return []
     for name in names:
         file = _of(run.job / name, stages)
+        if file and not file.path.is_file():
+            continue  # a pipe, say, which would be waited for
         if file and (not stage or file.stage == stage) and (rank is None or file.rank == rank):
             found.append(file)
     last = len(order)
@@ -111,6 +114,76 @@ class Growing:
             content = content[: content.rfind(b"\n") + 1]
         self.position += len(content)
         return content.decode(errors="replace").splitlines()
+
+
+# How Python writes a warning: FILE:LINE: CATEGORY: TEXT, then the indented line of the source.
+_WARNING = re.compile(r"(?P<file>\S*\.py):\d+: (?P<category>\w*Warning): (?P<text>.*)")
+_DEPRECATED = re.compile(r"deprecat|will be (removed|changed)|in a future (release|version)", re.IGNORECASE)
+# What differs between ranks in the same line of a log.
+_STAMP = re.compile(r"^\[?\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d\S*\s*")
+
+
+class Sieve:
+    """Leaves out of logs what a reader does not need twice, or at all, and counts it: deprecation warnings
+    of libraries, which only their developers can act on, and warnings that another rank has shown already.
+    The files keep everything."""
+
+    def __init__(self) -> None:
+        self.shown: dict[str, Path] = {}
+        """Warning -> the file that showed it."""
+        self.deprecations = self.repeated = 0
+        self._inside: set[Path] = set()
+        """Files whose last line was a warning left out: an indented one after it belongs to it."""
+
+    def take(self, file: Path, lines: Sequence[str]) -> list[str]:
+        """Those of `file`'s next lines that are to be shown."""
+        return [line for line in lines if self._keeps(file, line)]
+
+    def _keeps(self, file: Path, line: str) -> bool:
+        if file in self._inside and line.startswith("  ") and line.strip():
+            self._inside.discard(file)  # the one line of source
+            return False
+        self._inside.discard(file)
+        warning = _WARNING.search(line)
+        if warning is None:
+            return True
+        if _is_deprecation(warning):
+            self.deprecations += 1
+        elif self.shown.setdefault(warning[0], file) != file:
+            self.repeated += 1
+        else:
+            return True
+        self._inside.add(file)
+        return False
+
+    def told(self) -> str:
+        """What was left out, in words; "" if nothing."""
+        parts = [
+            words.plural(self.deprecations, "deprecation warning") + " of libraries"
+            if self.deprecations
+            else "",
+            words.plural(self.repeated, "warning") + " that another rank shows, too" if self.repeated else "",
+        ]
+        return " and ".join(part for part in parts if part)
+
+
+def _is_deprecation(warning: re.Match[str]) -> bool:
+    ours = not re.search(r"(site|dist)-packages/|/lib/python3", warning["file"])
+    category = warning["category"]
+    named = category in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")
+    return not ours and (named or bool(_DEPRECATED.search(warning["text"])))
+
+
+def in_all(texts: Sequence[Sequence[str]]) -> set[str]:
+    """The lines that stand in each of several texts, whenever they were written."""
+    if len(texts) < 2:
+        return set()
+    return set.intersection(*({unstamped(line) for line in text} for text in texts)) - {""}
+
+
+def unstamped(line: str) -> str:
+    """A line of a log without the time it begins with."""
+    return _STAMP.sub("", line).strip()
 
 
 def first_error(run: Run, past: History) -> list[str]:

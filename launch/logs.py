@@ -17,7 +17,7 @@ environment.enter()
 
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import Run  # noqa: E402
-from launch import history, log_files, runs, slurm_queries, states  # noqa: E402
+from launch import history, log_files, runs, slurm_queries, states, tables, words  # noqa: E402
 from launch.log_files import Growing, LogFile  # noqa: E402
 
 EXAMPLES = """examples:
@@ -39,6 +39,11 @@ def main() -> int:
     parser.add_argument("run", metavar="RUN", help="a run's name or path")
     parser.add_argument("-f", "--follow", action="store_true", help="follow it to its end")
     parser.add_argument("-n", "--lines", type=int, default=40, help="lines of each file (default 40; 0: all)")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="every line: libraries' deprecation warnings, each rank's repetitions",
+    )
     parser.add_argument("--rank", type=int, help="only this rank (default: all)")
     parser.add_argument(
         "--job", choices=("prepare", "train", "evaluate", "infer"), help="only this job (default: the newest)"
@@ -47,7 +52,7 @@ def main() -> int:
     if arguments.lines < 0:
         raise UserError(f"--lines {arguments.lines} must be 0 or more")
     run = runs.find(arguments.run)
-    past = history.read(run)
+    past = states.past_of(run)
     told = log_files.first_error(run, past)
     if told:
         print("\n".join(told))
@@ -60,11 +65,30 @@ def main() -> int:
     if not files:
         print(f"no log yet; python launch/status.py {run.name} says where it stands")
         return 0
-    for file in files:
-        print(f"==> {file.label} ({file.path})")
-        print("\n".join(log_files.tail(file.path, arguments.lines)))
+    show(files, arguments.lines, arguments.all)
     print(f"next: python launch/logs.py {run.name} -f follows it; python launch/status.py {run.name}")
     return 0
+
+
+def show(files: list[LogFile], lines: int, everything: bool) -> None:
+    """The last `lines` lines of each file. What all ranks say is shown once, under the first of them."""
+    sieve = log_files.Sieve()
+    texts = {file.path: log_files.tail(file.path, 0) for file in files}
+    if not everything:
+        texts = {path: sieve.take(path, text) for path, text in texts.items()}
+    ranks = [file for file in files if file.rank is not None]
+    common = set() if everything else log_files.in_all([texts[file.path] for file in ranks])
+    for file in files:
+        print(f"==> {file.label} ({file.path})")
+        text = texts[file.path]
+        if common and file.rank is not None and file is not ranks[0]:
+            text = [line for line in text if log_files.unstamped(line) not in common]
+            print(
+                f"    (without {words.plural(len(texts[file.path]) - len(text), 'line')} that all ranks say)"
+            )
+        print("\n".join(text[-lines:] if lines else text))
+    if left := sieve.told():
+        print(f"left out: {left}; --all shows them")
 
 
 def follow(run: Run, arguments: argparse.Namespace, told: list[str]) -> int:
@@ -73,6 +97,7 @@ def follow(run: Run, arguments: argparse.Namespace, told: list[str]) -> int:
     `told`: the first error, where it was shown already. Returns 0 if it ended well, else 1.
     """
     seen: dict[Path, Growing] = {}
+    sieve = log_files.Sieve()
     events = Growing(run.events)
     begun = time.monotonic()
     asked, state = -ASK, None
@@ -91,9 +116,12 @@ def follow(run: Run, arguments: argparse.Namespace, told: list[str]) -> int:
         for file in files:
             if file.path not in seen:
                 first = time.monotonic() - begun < LOOK / 2 or not seen
-                seen[file.path] = _begin(file, arguments.lines if first else 0, len(files) > 1)
+                seen[file.path] = growing = Growing(file.path)
+                there = _sifted(sieve, file, growing.lines(), arguments.all)
+                for line in there[-arguments.lines :] if first and arguments.lines else there:
+                    print(_prefix(file, len(files) > 1) + line, flush=True)
         for file in files:
-            for line in seen[file.path].lines(last=ended):
+            for line in _sifted(sieve, file, seen[file.path].lines(last=ended), arguments.all):
                 print(_prefix(file, len(files) > 1) + line, flush=True)
         for line in events.lines():
             text = _told(line)
@@ -103,18 +131,15 @@ def follow(run: Run, arguments: argparse.Namespace, told: list[str]) -> int:
             error = log_files.first_error(run, history.read(run))
             if error and error != told:
                 print("\n".join(error))
+            if left := sieve.told():
+                print(f"-- left out: {left}; --all shows them")
             print(f"-- {state.words}; next: python launch/status.py {run.name}")
             return 0 if trained or state.code == "finished" else 1
         time.sleep(LOOK)
 
 
-def _begin(file: LogFile, lines: int, several: bool) -> Growing:
-    """Prints the file's last lines (all if `lines` is 0) and returns the reader of what follows."""
-    growing = Growing(file.path)
-    text = growing.lines()
-    for line in text[-lines:] if lines else text:
-        print(_prefix(file, several) + line, flush=True)
-    return growing
+def _sifted(sieve: log_files.Sieve, file: LogFile, lines: list[str], everything: bool) -> list[str]:
+    return lines if everything else sieve.take(file.path, lines)
 
 
 def _prefix(file: LogFile, several: bool) -> str:
@@ -127,7 +152,8 @@ WORDS = {
     "started": "start {start} on {hosts}",
     "resumed": "goes on from step {step}",
     "preempted": "preempted, saved at step {step}",
-    "hang": "stood still for {seconds} s",
+    "hang": "no progress for {seconds} s",
+    "suspended": "goes on after {seconds} s for which it was suspended",
     "failed": "failed: {reason}",
     "requeued": "requeued ({how})",
     "superseded": "ended: start {by} of the run goes on instead",
@@ -144,11 +170,12 @@ def _told(line: str) -> str:
         event: Any = json.loads(line)
         if event["event"] == "failed":
             event["reason"] = event.get("error") or event["reason"]
-        words = WORDS[event["event"]].format(**event)
-        return f"-- {event['time'][:19]} {event.get('stage', '')} {words}"
+        text = WORDS[event["event"]].format(**event)
+        return f"-- {event['time'][:19]} {event.get('stage', '')} {text}"
     except (ValueError, KeyError, TypeError):
         return ""
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

@@ -19,7 +19,7 @@ from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.prepare import datasets, weights  # noqa: E402
 from jobs.run_directory import Request, Run  # noqa: E402
 from jobs.train import pretrained  # noqa: E402
-from launch import configs, data_ready, options, requests, runs, single, snapshot  # noqa: E402
+from launch import configs, data_ready, options, requests, runs, single, snapshot, tables  # noqa: E402
 
 EXAMPLES = """\
   python launch/prepare.py
@@ -186,4 +186,5 @@ def check_fitting(arguments: argparse.Namespace, dataset: str) -> None:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

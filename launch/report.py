@@ -15,7 +15,7 @@ environment.enter()
 
 from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.run_directory import write_atomically  # noqa: E402
-from launch import report_data, report_page, runs, words  # noqa: E402
+from launch import report_data, report_page, runs, tables, words  # noqa: E402
 
 EXAMPLES = """examples:
   python launch/report.py first                                writes RUN/report.html
@@ -70,4 +70,5 @@ def may_replace(file: Path) -> bool:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

@@ -53,11 +53,11 @@ class Data(msgspec.Struct):
 
 def gather(run: Run) -> Data:
     now = time.time()
-    past = history.read(run)
+    past = states.past_of(run)
     history.add_accounting(past, slurm_queries.incarnations(past.job_ids()))
     answer = slurm_queries.ask(states.jobs_to_ask(past))
     status = states.status(run, past, answer, now)
-    until = now if status.state in ("running", "starting", "requeueing") else past.last
+    until = now if status.state in ("running", "starting", "requeueing", "suspended") else past.last
     problems = list(answer.problems)
     try:
         request = run.request()

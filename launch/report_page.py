@@ -174,6 +174,16 @@ def _timeline(data: Data) -> str:
             bars.append(Bar(row, one.began, first, "startup", f"{text} (start-up)"))
             bars.append(Bar(row, first, lost, "training", text))
             bars.append(Bar(row, lost, ended, "lost", f"{text} (done again later)"))
+            bars += [
+                Bar(
+                    row,
+                    since,
+                    until,
+                    "suspended",
+                    f"start {one.start} stood still for {words.span(until - since)}",
+                )
+                for since, until in one.suspensions
+            ]
     bars = [bar for bar in bars if bar.end > bar.begin]
     chart = report_charts.timeline(
         "Starts on nodes over time", bars, begin, end, unit, f"{name} since submission"
@@ -202,6 +212,7 @@ WORDS = {
     "saving": ("saving", "what checkpoints held the training up"),
     "startup": ("start-up", "from each start to its first step"),
     "lost": ("lost", "steps that had to be done again"),
+    "suspended": ("suspended", "stopped on its nodes (scontrol suspend, SIGSTOP), until it could go on"),
     "queue": ("queue", "waiting to be started, at first and after interruptions"),
 }
 

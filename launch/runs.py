@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,14 +42,27 @@ def all_runs(root: Path | None = None) -> list[Run]:
         return []
     with os.scandir(root) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    return [Run(root / name) for name in names if (root / name / "run.yaml").is_file()]
+    return [Run(root / name) for name in names if _may_be_run(root / name)]
+
+
+def _may_be_run(path: Path) -> bool:
+    """Whether a folder holds a run; also of one that cannot be looked into, which its reader will notice."""
+    try:
+        return stat.S_ISREG((path / "run.yaml").stat().st_mode)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def find(name: str) -> Run:
     """The run of that name, or at that path. Raises UserError with the closest names."""
     for path in (runs_root() / name, prepare_root() / name, Path(name).expanduser().absolute()):
-        if (path / "run.yaml").is_file():
-            return Run(path)
+        try:
+            if (path / "run.yaml").is_file():
+                return Run(path)
+        except PermissionError:
+            raise UserError(f"{path} cannot be read: it belongs to another user") from None
     names = [run.name for run in all_runs()]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`python launch/status.py` lists all"

@@ -14,7 +14,7 @@ from datetime import datetime
 
 import msgspec
 
-from launch import slurm
+from launch import pending, slurm
 
 UNKNOWN = "UNKNOWN"
 
@@ -155,9 +155,10 @@ def parse_squeue(text: str) -> dict[str, Job]:
         number, array, element, state, partition, rank = fields[:6]
         id = f"{array}_{element}" if element.isdigit() else array
         rows.append((id, int(number), [*fields, free]))
-        # A job that waits for another, or is held, is in nobody's way.
-        held = fields[11].startswith(("Dependency", "JobHeld", "DependencyNeverSatisfied"))
-        if state == "PENDING" and not held:
+        # A job that waits for another, is held, or can never start, is in nobody's way.
+        reason = fields[11]
+        aside = reason.startswith("Dependency") or pending.is_held(reason) or bool(pending.never(reason))
+        if state == "PENDING" and not aside:
             for one in partition.split(","):
                 queues.setdefault(one, []).append((-_number(rank), int(number)))
     for queue in queues.values():

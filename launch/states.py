@@ -10,9 +10,11 @@ from typing import Any
 
 import msgspec
 
+from jobs import place
+from jobs.errors import UserError
 from jobs.run_directory import Run
-from launch import efficiency, history, identity, words
-from launch.history import History, StageJob
+from launch import efficiency, history, identity, pending, words
+from launch.history import History, Incarnation, StageJob
 from launch.slurm_queries import UNKNOWN, Answer, Job, is_slurm
 
 SILENT = 600.0
@@ -21,8 +23,8 @@ SILENT = 600.0
 
 class State(msgspec.Struct, frozen=True):
     code: str
-    """queued, waiting, starting, running, requeueing, finished, evaluating, prepared, cancelled, stopped,
-    failed, stuck, unknown."""
+    """queued, waiting, starting, running, suspended, requeueing, finished, evaluating, prepared, cancelled,
+    stopped, failed, stuck, unreadable, unknown."""
     words: str
     stage: str = "train"
     """Whose state it is: prepare, train, evaluate or infer."""
@@ -35,8 +37,10 @@ class State(msgspec.Struct, frozen=True):
             "waiting",
             "starting",
             "running",
+            "suspended",
             "requeueing",
             "evaluating",
+            "unreadable",
             "unknown",
         }
 
@@ -89,10 +93,11 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
     """Everything the table shows of a run; `past` has progress.json in it already."""
     progress = history.progress(run)
     state = judge(run, past, answer, progress, now)
+    if state.code == "suspended" and past.incarnations:
+        _still_suspended(past.incarnations[-1], now)
     shares = efficiency.shares(past, now if state.lives else past.last)
     job = newest_job(past, "train") or next(reversed(list(past.jobs.values())), None)
-    last = past.incarnations[-1] if past.incarnations else None
-    step = last.step if last is not None and last.step is not None else progress.get("step")
+    step, epoch = furthest(past, progress)
     found = Status(
         name=run.name,
         state=state.code,
@@ -100,7 +105,7 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
         stage=state.stage,
         job=job.id if job else "",
         step=step,
-        epoch=last.epoch if last and last.epoch is not None else progress.get("epoch"),
+        epoch=epoch,
         max_epochs=progress.get("max_epochs"),
         max_steps=progress.get("max_steps"),
         seconds_per_step=progress.get("seconds_per_step"),
@@ -114,13 +119,63 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
         efficiency=shares.ettr,
         updated=max(past.last, progress.get("time") or 0.0) or None,
     )
-    if state.code in ("running", "starting", "requeueing") and found.step and found.max_steps:
+    if state.code in ("running", "starting", "requeueing", "suspended") and found.step and found.max_steps:
         found.eta_seconds = efficiency.eta(past, now, found.step, found.max_steps, found.seconds_per_step)
     return found
 
 
+def past_of(run: Run) -> History:
+    """The history of a run. Raises UserError if it cannot be read."""
+    past = history.attempt(run)
+    if isinstance(past, Exception):
+        raise UserError(f"{run.name} is {unreadable(run, past).words}")
+    return past
+
+
+def unreadable(run: Run, error: Exception) -> Status:
+    """A run of which nothing can be read: another user's, or a damaged one."""
+    why = (
+        error.strerror
+        if isinstance(error, OSError) and error.strerror
+        else f"{type(error).__name__}: {error}"
+    )
+    where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    return Status(name=run.name, state="unreadable", words=f"unreadable: {words.gist(why)}{where}")
+
+
+def furthest(past: History, progress: dict[str, Any]) -> tuple[int | None, int | None]:
+    """(step, epoch) that the run is at: what the newest start says; before it says anything, what is saved,
+    for it goes on from there."""
+    if not past.incarnations:
+        return progress.get("step"), progress.get("epoch")
+    last = past.incarnations[-1]
+    if last.step is not None:
+        return last.step, last.epoch
+    if last.resumed_step is not None:
+        return last.resumed_step, last.epoch
+    saved = [
+        (mark.step, mark.epoch)
+        for one in past.incarnations
+        for mark in one.marks
+        if mark.event in ("checkpoint", "preempted") and mark.step is not None
+    ]
+    return max(saved, key=lambda pair: pair[0], default=(progress.get("step"), progress.get("epoch")))
+
+
+def _still_suspended(one: Incarnation, now: float) -> None:
+    """Adds the suspension that lasts: its event comes when it is over."""
+    since = max([one.last_seen, *(to for _, to in one.suspensions)])
+    if now > since:
+        one.suspensions.append((since, now))
+
+
 def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
-    answer = identity.mine(run, past, answer)
+    """Where a run stands, in one line of words."""
+    state = _judge(run, past, identity.mine(run, past, answer), progress, now)
+    return msgspec.structs.replace(state, words=words.gist(state.words))
+
+
+def _judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
     if past.finished is not None:
         return _after_training(run, past, answer)
     if past.cancelled is not None:
@@ -135,11 +190,17 @@ def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now
         return _other_stage(run, past, answer)
     if not is_slurm(job.id):
         if not local_job(run, job.id):
+            if host := elsewhere(run, job.id):
+                return _out_of_sight(host)
             return _gone(past, "its local process is gone")
+        if is_stopped(local_chains(run).get(job.id)):
+            return State("suspended", "suspended: its processes are stopped (SIGCONT continues them)")
         return _running(past, progress, now, preparing=_is_preparing(past))
     seen = answer.job(job.id)
     if seen.pending:
         return _pending(past, job, seen, now)
+    if seen.state in ("SUSPENDED", "STOPPED"):
+        return State("suspended", "suspended by Slurm, goes on by itself when it is resumed")
     if seen.alive:
         last = past.incarnations[-1] if past.incarnations else None
         if last is not None and last.job == job.id and last.ended is not None:
@@ -180,6 +241,8 @@ def local_job(run: Run, job: str) -> bool:
 def _living(file: Path) -> int | None:
     """The pid of the process that a chain's file names, if that process lives; not another with its pid."""
     chain = history.read_json(file)
+    if place.elsewhere(chain):
+        return None
     try:
         stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
@@ -188,6 +251,27 @@ def _living(file: Path) -> int | None:
     fields = stat.rpartition(")")[2].split()
     alive = fields[0] not in "ZX" and str(fields[19]) == str(chain.get("start_time"))
     return int(chain["pid"]) if alive else None
+
+
+def elsewhere(run: Run, job: str) -> str:
+    """The host where a local job that is not seen here may live; "" if it would be seen."""
+    for file in (run.job / f"{job}.json", run.job / "local.json"):
+        record = history.read_json(file)
+        if record and str(record.get("job") or job) == job:
+            return place.elsewhere(record)
+    return ""
+
+
+def _out_of_sight(host: str, stage: str = "train") -> State:
+    return State("unknown", f"runs on {host} or did: only there can be seen whether it lives", stage)
+
+
+def is_stopped(pid: int | None) -> bool:
+    """Whether a process is stopped, by a signal or a debugger."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
+    except OSError:
+        return False
 
 
 def _is_starting(run: Run, job: str) -> bool:
@@ -240,20 +324,25 @@ def _pending(past: History, job: StageJob, seen: Job, now: float) -> State:
         return State("stuck", f"will never start: {waited} did not succeed; cancel it and submit it again")
     if seen.reason.startswith("Dependency"):
         return State("waiting", f"waits for job {job.after or seen.dependency}{when}")
-    if "held" in seen.reason.lower() or seen.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"):
+    if pending.is_held(seen.reason) or seen.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"):
         return State("stuck", f"held ({seen.reason}); scontrol release {job.id} lets it go on")
+    if why := pending.never(seen.reason):
+        return State("stuck", f"will never start as it is: {why} ({seen.reason})")
     behind = _behind(seen)
     if past.incarnations:
         if seen.reason in ("BeginTime", "") or seen.state == "REQUEUED":
             return State("requeueing", f"waiting for requeue{when}")
         return State("requeueing", f"waiting for requeue, {behind}{when}")
-    odd = seen.reason not in ("", "Priority", "Resources", "BeginTime")
-    return State("queued", f"{behind}{when}" + (f" ({seen.reason})" if odd else ""))
+    return State("queued", f"{behind}{when}")
 
 
 def _behind(seen: Job) -> str:
     """Only a job that Slurm holds for its resources comes next; one held for its priority waits for jobs
-    that the counting within its partition does not see."""
+    that the counting within its partition does not see. Who waits for anything else stands in no line."""
+    if why := pending.never(seen.reason):
+        return f"will never start as it is: {why} ({seen.reason})"
+    if why := pending.waits(seen.reason):
+        return f"queued: {why} ({seen.reason})"
     if seen.ahead:
         return f"queued behind {words.plural(seen.ahead, 'job')}"
     if seen.reason == "Resources":
@@ -261,12 +350,15 @@ def _behind(seen: Job) -> str:
     return "queued, others go first" if seen.reason == "Priority" else "queued"
 
 
+def _queued(seen: Job, code: str) -> str:
+    """`code`, unless the job can never start."""
+    return "stuck" if pending.never(seen.reason) else code
+
+
 def _gone(past: History, how: str) -> State:
     if past.failed:
         return State("failed", f"failed: {_error(past)}")
-    return State(
-        "failed", f"{how}, without a word about why" if past.incarnations else f"{how} before it began"
-    )
+    return State("failed", f"{how}, and nothing says why" if past.incarnations else f"{how} before it began")
 
 
 def _error(past: History) -> str:
@@ -293,9 +385,11 @@ def _after_training(run: Run, past: History, answer: Answer) -> State:
     if not is_slurm(job.id):
         if local_job(run, job.id):
             return State("evaluating", "trained, being evaluated", "evaluate")
+        if host := elsewhere(run, job.id):
+            return _out_of_sight(host, "evaluate")
         return State("failed", "trained; its evaluation's local process is gone", "evaluate")
     if seen.pending:
-        return State("evaluating", f"trained, evaluation {_behind(seen)}", "evaluate")
+        return State(_queued(seen, "evaluating"), f"trained, evaluation {_behind(seen)}", "evaluate")
     if seen.alive:
         return State("evaluating", "trained, being evaluated", "evaluate")
     if seen.state == UNKNOWN:
@@ -311,7 +405,9 @@ def _beside(run: Run, past: History, answer: Answer, state: State, since: float)
             continue
         seen = answer.job(job.id)
         if seen.pending:
-            return State("evaluating", f"{state.words}; {job.stage} {_behind(seen)}", job.stage)
+            return State(
+                _queued(seen, "evaluating"), f"{state.words}; {job.stage} {_behind(seen)}", job.stage
+            )
         if seen.alive if is_slurm(job.id) else local_job(run, job.id):
             return State("evaluating", f"{state.words}; {doing[job.stage]}", job.stage)
     return state
@@ -332,10 +428,12 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
     if not is_slurm(job.id):
         if local_job(run, job.id):
             return State("running", doing, job.stage)
+        if host := elsewhere(run, job.id):
+            return _out_of_sight(host, job.stage)
         return State("failed", f"{job.stage}: its local process is gone", job.stage)
     seen = answer.job(job.id)
     if seen.pending:
-        return State("queued", _behind(seen), job.stage)
+        return State(_queued(seen, "queued"), _behind(seen), job.stage)
     if seen.alive:
         return State("running", doing, job.stage)
     if seen.state == UNKNOWN:

@@ -101,7 +101,7 @@ def watch(arguments: argparse.Namespace) -> int:
     while True:
         gc.collect()
         if sys.stdout.isatty():
-            print("\033[2J\033[H", end="")
+            tables.control("\033[2J\033[H")
             show(arguments, slurm)
         else:
             text = io.StringIO()
@@ -147,14 +147,21 @@ def patient() -> Slurm:
 def all_statuses(now: float, slurm: Slurm) -> tuple[list[states.Status], Answer]:
     """Every run and preparation, newest first, and what Slurm said (at most two calls)."""
     everything = [*runs.all_runs(runs.prepare_root()), *runs.all_runs()]
-    pasts = [history.read(run) for run in everything]
-    answer = slurm.ask(id for past in pasts for id in states.jobs_to_ask(past))
-    found = [
-        (past.submitted or past.last, states.status(run, past, answer, now))
-        for run, past in zip(everything, pasts, strict=True)
-    ]
+    pasts = [history.attempt(run) for run in everything]
+    answer = slurm.ask(id for past in pasts if isinstance(past, History) for id in states.jobs_to_ask(past))
+    found = [_status(run, past, answer, now) for run, past in zip(everything, pasts, strict=True)]
     found.sort(key=lambda pair: pair[0], reverse=True)
     return [one for _, one in found], answer
+
+
+def _status(run: Run, past: History | Exception, answer: Answer, now: float) -> tuple[float, states.Status]:
+    """(when it was submitted, how it stands)."""
+    if isinstance(past, Exception):
+        return 0.0, states.unreadable(run, past)
+    try:
+        return past.submitted or past.last, states.status(run, past, answer, now)
+    except Exception as error:
+        return 0.0, states.unreadable(run, error)
 
 
 def cells(one: states.Status) -> list[str]:
@@ -181,11 +188,11 @@ def _of(done: int | None, total: int | None) -> str:
 
 
 def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
-    past = history.read(run)
+    past = states.past_of(run)
     answer = identity.mine(run, past, slurm.ask(past.job_ids()))
     history.add_accounting(past, slurm.incarnations(past.job_ids()))
     one = states.status(run, past, answer, now)
-    lives = one.state in ("running", "starting", "requeueing")
+    lives = one.state in ("running", "starting", "requeueing", "suspended")
     command = next_command(run, one)
     shares = efficiency.shares(past, now if lives else past.last)
     if as_json:
@@ -201,6 +208,8 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
         print(json.dumps(data))
         return
     print(f"{run.name}: {one.words}\n{run.path}")
+    for line in _whole_reason(past, one):
+        print(f"  {line}")
     facts = [
         ("epoch", _of(one.epoch, one.max_epochs)),
         ("step", _of(one.step, one.max_steps)),
@@ -235,6 +244,16 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
     for problem in answer.problems:
         print(f"note: {problem}")
     print(f"\nnext: {command}")
+
+
+def _whole_reason(past: History, one: states.Status) -> list[str]:
+    """What the state's one line leaves out of an error's text."""
+    if one.state not in ("failed", "stopped"):
+        return []
+    jobs = [job.why for job in past.jobs.values() if job.stage == one.stage]
+    texts = [past.stopped, str(past.failed.get("error") or past.failed.get("reason") or ""), *jobs[-1:]]
+    whole = next((text for text in texts if text), "")
+    return whole.strip().splitlines() if len(whole.strip().splitlines()) > 1 else []
 
 
 def _start(one: history.Incarnation, now: float) -> list[str]:
@@ -309,7 +328,7 @@ def next_command(run: Run, one: states.Status) -> str:
         return f"python launch/report.py {name}" + (f" · {again['evaluate']}" if one.mIoU is None else "")
     if one.state in ("failed", "stopped"):
         of = "" if stage == "train" else f" --job {stage}"
-        return f"{look}{of}, mend it, then {again[stage]}"
+        return f"{look}{of}, fix it, then {again[stage]}"
     if one.state == "cancelled":
         return again[stage]
     if one.state == "stuck":
@@ -338,4 +357,5 @@ def _data_root(run: Run) -> str:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

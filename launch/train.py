@@ -34,6 +34,7 @@ from launch import (  # noqa: E402
     requests,
     runs,
     script,
+    tables,
 )
 from launch.profiles import Profile  # noqa: E402
 
@@ -374,4 +375,5 @@ def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process:
 
 
 if __name__ == "__main__":
+    tables.guard()
     run_command(main)

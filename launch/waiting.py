@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs import events
 from jobs.run_directory import Run
-from launch import figures, history, slurm, slurm_queries
+from launch import figures, history, slurm, slurm_queries, tables, words
 
 ASK_SECONDS = 10.0
 """How often Slurm is asked; events are read more often, they cost nothing."""
@@ -128,8 +128,8 @@ def _told(event: dict[str, Any]) -> str:
     if name == "evaluated":
         return figures.told(event)
     hidden = {"time", "event", "stage", "job", "start", "hosts", "stacks", "pid"}
-    words = [f"{key}={_short(value)}" for key, value in event.items() if key not in hidden]
-    return f"{event['time'][11:19]} {stage:8} {name:11} {'  '.join(words)}".rstrip()
+    fields = [f"{key}={_short(value)}" for key, value in event.items() if key not in hidden]
+    return f"{event['time'][11:19]} {stage:8} {name:11} {'  '.join(fields)}".rstrip()
 
 
 def _short(value: Any) -> str:
@@ -166,7 +166,7 @@ def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | N
         code = 2 if _exit_code(answer.job(last)) == "2" else 1  # an image that is none, a wrong option
     if finished:
         return 0
-    print(f"error: {how}; python launch/logs.py {run.name} tells why", file=sys.stderr)
+    print(f"error: {how}; python launch/logs.py {run.name} shows why", file=sys.stderr)
     return code
 
 
@@ -202,7 +202,7 @@ class _ProgressLine:
         text = self._training() if self.stage == "train" else self._last_words()
         text = text[: shutil.get_terminal_size().columns - 1]
         if text and text != self.shown:
-            print(f"\r\033[K{text}", end="", flush=True)
+            tables.control(f"\r\033[K{words.safe(text)}")
             self.shown = text
 
     def _training(self) -> str:
@@ -226,5 +226,5 @@ class _ProgressLine:
 
     def clear(self) -> None:
         if self.active and self.shown:
-            print("\r\033[K", end="", flush=True)
+            tables.control("\r\033[K")
             self.shown = ""

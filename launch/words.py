@@ -2,7 +2,44 @@
 
 from __future__ import annotations
 
+import re
 import time
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# What a terminal obeys instead of showing it: control characters but for tab and newline, marks that turn the
+# direction of the text round, separators that end a line; and halves of a character, which cannot be printed.
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+WIDEST = 100
+"""Characters of a cell of words in a table, at most."""
+
+
+def safe(text: str) -> str:
+    """`text` as it may be printed wherever it comes from: what a terminal would obey is shown as an escape,
+    such as \\x1b; colours are left out. Tabs and newlines stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], _COLOUR.sub("", text))
+
+
+def gist(text: str) -> str:
+    """The line that matters of a text of several: that of the exception, else the first; with the next where
+    it ends with a colon."""
+    before, traceback, after = text.partition("Traceback (most recent call last):")
+    if traceback:
+        ends = [line for line in after.splitlines() if line.strip() and not line.startswith(" ")]
+        text = before + (ends[-1] if ends else traceback)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def cut(text: str, most: int = WIDEST) -> str:
+    """`text` in at most so many characters: its middle is left out, for a file's name often comes last."""
+    if len(text) <= most:
+        return text
+    end = most // 2
+    return f"{text[: most - end - 1].rstrip()}…{text[-end:].lstrip()}"
 
 
 def span(seconds: float | None) -> str:

@@ -5,8 +5,8 @@
 until asked to leave (or for the end); slow: as hold, and then never finish the save; raise, exit, kill, segv:
 die of it. The file job/held-RANK in the run directory says that the place was reached.
 
-`Chaos` does what the file job/fault.json asks for, again and again: whoever breaks the run writes the next
-fault there when the last has struck (benchmarks/chaos.py).
+`Chaos` does what the file job/faults.json asks for, one fault after the other, each in a later start than the
+one before (benchmarks/chaos.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from jobs.run_directory import write_atomically
 from jobs.train import checkpoints
 
 
@@ -65,8 +66,10 @@ def die(how: str) -> None:
 
 @HOOKS.register_module(force=True)
 class Chaos(Hook):
-    """The fault in job/fault.json: {"number", "place": step | validation | save, "step", "rank", "slack",
-    "do", "phase"}. It comes before step `step`, or in the first validation or save after that.
+    """The faults in job/faults.json, in order: {"number", "place": start | step | validation | save,
+    "step", "rank", "slack", "do", "phase"}. A fault comes before step `step`, or in the first validation or
+    save after that, or before the first step of a start; only in a start later than the one that the fault
+    before it struck, whose number job/struck-NUMBER holds.
 
     `do` of raise, exit, kill, segv: `rank` dies of it (in a save rank 0, at `phase` of the write), once: the
     file job/struck-NUMBER says so. `do` of wait: the ranks go on for at most `slack` steps and wait there for
@@ -75,9 +78,12 @@ class Chaos(Hook):
 
     def __init__(self) -> None:
         self.rank = int(os.environ["RANK"])
+        self.start = int(os.environ["BATON_START"])
         self.job = Path(os.environ["BATON_RUN"]) / "job"
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
+        if fault := self.asked("start"):
+            self.strike(runner, fault, True)
         fault = self.asked("step", runner.iter + 1)
         if fault:
             self.strike(runner, fault, runner.iter + 1 - fault["step"] >= fault["slack"])
@@ -94,24 +100,38 @@ class Chaos(Hook):
         if fault := self.asked("validation", runner.iter):
             self.strike(runner, fault, True)
 
-    def asked(self, place: str, step: int) -> dict[str, Any] | None:
+    def asked(self, place: str, step: int | None = None) -> dict[str, Any] | None:
         """The fault that is due at this place and has not struck yet."""
+        while not (self.job / "faults.json").exists():  # until whoever submitted the run has put it there
+            time.sleep(0.02)
+        before = 0
+        for fault in json.loads((self.job / "faults.json").read_text()):
+            struck = self.struck(fault["number"])
+            if struck is None:
+                due = fault["place"] == place and (step is None or step >= fault["step"])
+                return dict(fault) if due and before < self.start else None
+            before = struck
+        return None
+
+    def struck(self, number: int) -> int | None:
+        """The start in which that fault struck; None if it has not."""
         try:
-            fault: dict[str, Any] = json.loads((self.job / "fault.json").read_text())
+            return int((self.job / f"struck-{number}").read_text())
         except FileNotFoundError:
             return None
-        due = fault["place"] == place and step >= fault["step"]
-        return fault if due and not (self.job / f"struck-{fault['number']}").exists() else None
+
+    def mark_struck(self, number: int) -> None:
+        write_atomically(self.job / f"struck-{number}", str(self.start).encode())
 
     def strike(self, runner: Any, fault: dict[str, Any], wait: bool) -> None:
         number = fault["number"]
         (self.job / f"there-{number}-{self.rank}").touch()
         if fault["do"] != "wait":
             if self.rank == fault["rank"]:
-                (self.job / f"struck-{number}").touch()
+                self.mark_struck(number)
                 die(fault["do"])
             return
-        while wait and not runner.survival.preempted.asked and self.asked(fault["place"], fault["step"]):
+        while wait and not runner.survival.preempted.asked and self.struck(number) is None:
             time.sleep(0.02)
 
     def break_save(self, fault: dict[str, Any]) -> None:
@@ -119,7 +139,7 @@ class Chaos(Hook):
 
         def at_phase(phase: str) -> None:
             if phase == fault["phase"]:
-                (self.job / f"struck-{fault['number']}").touch()
+                self.mark_struck(fault["number"])
                 die("kill")
 
         checkpoints.on_phase = at_phase

@@ -41,7 +41,7 @@ slow: list[bool] = []
 
 
 def beat(phase: str, step: int) -> None:
-    line = json.dumps({"phase": phase, "step": step}) + "\n"
+    line = json.dumps({"phase": phase, "step": step, "at": time.monotonic()}) + "\n"
     os.write(int(os.environ["BATON_HEARTBEAT_FD"]), line.encode())
 
 

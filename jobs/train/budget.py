@@ -46,7 +46,7 @@ class Start:
         if not self.failures:
             return None
         last = self.failures[-1]
-        return str(last.get("error") or last.get("reason") or "an error without a word")
+        return str(last.get("error") or last.get("reason") or "an error without a message")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def verdict(records: Sequence[dict[str, Any]] | None) -> Verdict:
     if len(barren) >= STARTS:
         return Verdict(
             stop=f"{len(barren)} starts in a row without a new checkpoint; "
-            f"the last: {last.error or 'ended without a word'}"
+            f"the last: {last.error or 'ended without saying why'}"
         )
     return Verdict(exclude=_bad_nodes(barren))
 

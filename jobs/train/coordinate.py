@@ -22,6 +22,8 @@ LOST_PEER = re.compile(
 SETTLE_SECONDS = 2.0
 DUMP_SECONDS = 10.0
 KILL_SECONDS = 30.0
+SHORTEST_SUSPENSION = 1.0
+"""What several ranks say of one suspension differs by less: it is reported once."""
 SILENT_SECONDS = 60.0
 """A supervisor that says nothing for so long is lost (they all send a sign of life every few seconds)."""
 PATIENCE = {"start": 3.0, "validate": 3.0, "save": 3.0, "end": 3.0}
@@ -68,6 +70,8 @@ class Coordinator:
     superseded: int | None = None
     """Number of the later start that has fenced this one off."""
     last_tick: float | None = None
+    suspended_until: float = 0.0
+    """The end of the last suspension that was reported."""
 
     # Reports
 
@@ -80,6 +84,8 @@ class Coordinator:
             rank.step = message.get("step", rank.step)
         elif "signal" in message:
             self._signalled(number, message["signal"], now)
+        elif "suspended" in message:
+            self._suspended(number, message["suspended"], now)
         elif "dumped" in message:
             rank.dumped = True
         elif "exit" in message and rank.exit is None:
@@ -205,6 +211,15 @@ class Coordinator:
         else:
             self.code = exit_codes.FINISHED
 
+    def _suspended(self, number: int, seconds: float, now: float) -> None:
+        """Rank `number` was stopped for the last `seconds`; the others were too, or waited for it."""
+        new = now - max(now - seconds, self.suspended_until)
+        if new > SHORTEST_SUSPENSION:
+            self.suspended_until = now
+            self.write("suspended", seconds=round(new, 1), rank=number, host=self.ranks[number].host)
+            for rank in self.ranks:
+                rank.beat = min(now, rank.beat + new)
+
     def _forgive_suspension(self, now: float) -> None:
         """A job that was suspended as a whole (SIGSTOP) has not hung: its clocks are set forward."""
         gap = now - self.last_tick if self.last_tick is not None else 0.0
@@ -212,8 +227,8 @@ class Coordinator:
         if gap > 10.0:
             self.since += gap
             for rank in self.ranks:
-                rank.beat += gap
-                rank.heard += gap
+                rank.beat = min(now, rank.beat + gap)
+                rank.heard = min(now, rank.heard + gap)
 
 
 def _echo(end: dict[str, Any]) -> int:

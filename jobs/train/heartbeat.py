@@ -29,7 +29,8 @@ class Heartbeat:
         if phase == self.phase and now - self.time < INTERVAL:
             return
         self.phase, self.time = phase, now
-        line = json.dumps({"phase": phase, "step": step}) + "\n"
+        # By the clock of the whole machine: whoever was stopped meanwhile can tell when it was written.
+        line = json.dumps({"phase": phase, "step": step, "at": round(now, 3)}) + "\n"
         # A full pipe, or a supervisor that is gone: nobody is listening, which is not for this rank to judge.
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(self.fd, line.encode())

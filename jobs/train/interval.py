@@ -42,11 +42,12 @@ class Past:
 def past(events: Iterable[dict[str, Any]], start: int) -> Past:
     """What a run's events say of the time before start number `start`.
 
-    The time of a start lasts from `first_step` to the last event that it wrote. Every start after the first
-    means one interruption, whatever ended the one before.
+    The time of a start lasts from `first_step` to the last event that it wrote, without the time for which it
+    was stopped. Every start after the first means one interruption, whatever ended the one before.
     """
     began: dict[int, float] = {}
     ended: dict[int, float] = {}
+    stopped: dict[int, float] = {}
     starts = {start}
     for event in events:
         number = event.get("start")
@@ -56,5 +57,8 @@ def past(events: Iterable[dict[str, Any]], start: int) -> Past:
         starts.add(number)
         if event["event"] == "first_step":
             began[number] = time
+        elif event["event"] == "suspended" and number in began:
+            stopped[number] = stopped.get(number, 0.0) + event["seconds"]
         ended[number] = max(time, ended.get(number, time))
-    return Past(sum(max(0.0, ended[number] - time) for number, time in began.items()), len(starts) - 1)
+    up = (ended[number] - time - stopped.get(number, 0.0) for number, time in began.items())
+    return Past(sum(max(0.0, one) for one in up), len(starts) - 1)

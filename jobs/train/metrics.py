@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,16 @@ class Metrics(Hook):
 
     priority = "LOWEST"
 
-    def __init__(self, session: Session, heart: Any, log_interval: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        heart: Any,
+        log_interval: int,
+        stood_still: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`stood_still`: seconds for which this process was stopped so far."""
         self.session, self.heart, self.log_interval = session, heart, log_interval
+        self.stood_still, self.known_still = stood_still, 0.0
         self.history = HISTORY
         self.runner: Any = None
         self.validation: dict[str, float | None] = {}
@@ -77,6 +86,7 @@ class Metrics(Hook):
         buffers = runner.message_hub.log_scalars
         for buffer in buffers.values():
             buffer.max_length = min(buffer.max_length, self.history)
+        self.forget_suspension()
         if not session.main:
             return
         step = runner.iter
@@ -86,6 +96,16 @@ class Metrics(Hook):
         if step % self.log_interval == 0 or step == runner.max_iters:
             self.record("train", self.scalars())
         self.progress("train")
+
+    def forget_suspension(self) -> None:
+        """A step during which the process was stopped counts as long as the others."""
+        if (still := self.stood_still()) == self.known_still:
+            return
+        self.known_still, stopped = still, still - self.known_still
+        if buffer := self.runner.message_hub.log_scalars.get("train/time"):
+            values, _ = buffer.data
+            others = values[-50:-1]
+            values[-1] = np.median(others) if len(others) else max(0.0, values[-1] - stopped)
 
     def epoch_done(self) -> None:
         runner = self.runner

@@ -45,6 +45,8 @@ class Preemption:
         """Called once for each signal, on the listening thread."""
         self.leave_validation: Callable[[], None] | None = None
         """Set during a validation: ends the process."""
+        self.stood_still = 0.0
+        """Seconds for which this process was stopped (SIGSTOP, `scontrol suspend`) so far, about."""
         self.leaving = False
         """The listening thread is about to end the process."""
         self._elsewhere: Callable[[], bool] | None = None
@@ -57,6 +59,8 @@ class Preemption:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGCONT, lambda *_: None)
+        signal.siginterrupt(signal.SIGCONT, False)
         threading.Thread(target=self._listen, name="preemption", daemon=True).start()
 
     def _listen(self) -> None:
@@ -70,11 +74,14 @@ class Preemption:
     def _watch(self) -> None:
         while True:
             # During a validation other ranks may have been asked instead of this one.
-            self._reader.settimeout(0.25 if self.leave_validation else 1.0)
+            timeout, slept = 0.25 if self.leave_validation else 1.0, time.monotonic()
+            self._reader.settimeout(timeout)
             try:
                 received = self._reader.recv(64)
             except TimeoutError:
                 received = b""
+            if signal.SIGCONT in received:
+                self.stood_still += max(0.0, time.monotonic() - slept - timeout / 2)
             for number in received:
                 if number in SIGNALS:
                     self.asked = True

@@ -102,7 +102,7 @@ def train(session: Session) -> None:
         runner_ = runner.build(prepared, session, path, weights)
     saver = saving.Saver(session, settings, config.digest(cfg), heart)
     log_interval = (prepared.default_hooks.get("logger") or {}).get("interval", 10)
-    numbers = metrics.Metrics(session, heart, log_interval)
+    numbers = metrics.Metrics(session, heart, log_interval, lambda: PREEMPTED.stood_still)
     runner_.register_hook(numbers)
     runner_.survival = loop.Survival(runner_, PREEMPTED, saver, numbers, heart)
 

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ from jobs.train.task import Task
 
 SIGN_OF_LIFE_SECONDS = 5.0
 DUMP_TURN_SECONDS = 1.0
+SHORTEST_STOP = 1.0
+"""Seconds: a stop of the worker that is shorter is not reported."""
+UNSEEN_STOP = 5.0
+"""The same where only this process's own sleep, far longer than it asked for, gives it away: a freezer stops
+without a signal that anybody could see. A busy machine may delay it by less."""
 RESERVE_SECONDS = 60.0
 """How long this start's end waits for the submission of a successor in advance."""
 DEATHS = {
@@ -111,6 +117,10 @@ class _Supervisor:
         now = time.monotonic()
         self.last_sign = self.heard = self.last_round = now
         self.heartbeats = b""
+        self.beaten: deque[float] = deque(maxlen=64)
+        """When the worker wrote its last signs of life, by the clock that a whole machine shares."""
+        self.stopped: float | None = None
+        """Since when the worker is stopped."""
         self.fresh = False
         self.told: tuple[str | None, float] = (None, 0.0)
         self.coordinator: Coordinator | None = None
@@ -169,8 +179,11 @@ class _Supervisor:
     # One round of the loop
 
     def round(self) -> None:
-        ready = self.selector.select(timeout=0.5 if self.fresh else 1.0)
+        timeout, slept = (0.5 if self.fresh else 1.0), time.monotonic()
+        ready = self.selector.select(timeout)
         now = time.monotonic()
+        if now - slept > timeout + SHORTEST_STOP:  # stopped meanwhile: what there is has not been looked at
+            ready = self.selector.select(0)
         for key, _ in ready:
             if key.data == "wakeup":
                 os.read(self.wakeup, 4096)
@@ -178,6 +191,7 @@ class _Supervisor:
                 self.read_heartbeats(now)
             else:
                 self.read_peer(key.data, now)
+        self.notice_stops(slept, timeout, now)
         self.pass_on_progress(now)
         self.take_signals(now)
         self.watch_worker(now)
@@ -199,6 +213,7 @@ class _Supervisor:
             try:
                 beat = json.loads(line)
                 self.phase, self.step = str(beat["phase"]), beat.get("step", self.step)
+                self.beaten.append(float(beat.get("at", now)))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # a child of the worker wrote into it; it says nothing about progress
             # The worker's handlers stand from its first sign on: now it gets what came in before.
@@ -207,6 +222,35 @@ class _Supervisor:
             self.pending.clear()
         self.fresh = True
         self.pass_on_progress(now)
+
+    def notice_stops(self, slept: float, timeout: float, now: float) -> None:
+        """Reports for how long the worker was stopped, by `scontrol suspend` or anybody's SIGSTOP, once it
+        goes on. Mostly this process is stopped together with it, while it sleeps in `select`: from `slept`
+        on, for `timeout` seconds as it thought.
+        """
+        overslept = now - slept - timeout
+        since = slept + timeout / 2 if overslept > SHORTEST_STOP else now
+        change = self.worker_change()
+        if change == os.CLD_STOPPED and self.stopped is None:
+            self.stopped = since
+        elif change == os.CLD_CONTINUED:
+            since, self.stopped = (since if self.stopped is None else self.stopped), None
+        elif overslept < UNSEEN_STOP or self.stopped is not None or self.ended:
+            return
+        elif any(since + SHORTEST_STOP < beat < now - SHORTEST_STOP for beat in self.beaten):
+            return  # it worked on: this process alone was stopped
+        if self.stopped is None and now - since > SHORTEST_STOP:
+            self.report({"suspended": round(now - since, 3)}, now)
+
+    def worker_change(self) -> int | None:
+        """CLD_STOPPED or CLD_CONTINUED if that has become of the worker since the last time, else None."""
+        if self.worker is None or self.ended:
+            return None
+        try:
+            change = os.waitid(os.P_PID, self.worker, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+        except ChildProcessError:
+            return None
+        return change.si_code if change is not None else None
 
     def pass_on_progress(self, now: float) -> None:
         """At most once a second, but a new phase at once."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs import events
+from jobs import events, place
 from jobs.local import _FreeGpus, visible_gpus
 from jobs.run_directory import Run
 from jobs.train import processes
@@ -97,6 +97,7 @@ def test_a_cancelled_chain_saves_and_can_be_resumed(tmp_path: Path) -> None:
         "pid": chain.pid,
         "start_time": processes.start_time(chain.pid),
         "job": f"local-{chain.pid}",
+        **place.here(),
     }
     chain.terminate()
     assert chain.wait(timeout=60) == 85

@@ -42,7 +42,7 @@ SETTINGS: dict[tuple[str, ...], list[tuple[str, str, str]]] = {
         ("partition low", "good", "^preempted jobs are requeued, 33 s from the warning"),
         ("partition lowcan", "warning", "cancelled, after 30 s"),
         ("partition gpu", "good", "^a small job with a GPU would start at once"),
-        ("GPUs", "good", "low: 2 a node fake"),
+        ("GPUs", "good", r"\blow\b.*: 2 a node fake"),
         ("memory", "note", "512 MB a CPU"),
         ("partition gpu", "note", "without --time a job gets 10 min"),
     ],
@@ -62,7 +62,7 @@ SETTINGS: dict[tuple[str, ...], list[tuple[str, str, str]]] = {
         ("partition gpu", "good", "60 s from the warning"),
     ],
     ("--nodes", "1", "--cpus", "2", "--no-accounting"): [
-        ("CPUs", "warning", "^gpu: 2 CPUs a node for 2 GPUs"),
+        ("CPUs", "warning", r"\bgpu\b.*: 2 CPUs a node for 2 GPUs"),
         ("KillWait", "note", "^3 s from TERM"),
     ],
     ("--grace", "120", "--no-accounting", "--user-signal"): [

@@ -101,7 +101,7 @@ def test_a_start_that_gave_way_to_a_later_one_is_no_failure_nor_is_it_the_later_
 def test_starts_that_end_without_a_word_count() -> None:
     story = Story().start().start()
     assert story.verdict.stop is None
-    assert "without a word" in str(story.start().verdict.stop)
+    assert "without saying why" in str(story.start().verdict.stop)
 
 
 def test_the_same_error_at_the_same_step_stops_at_once() -> None:

@@ -83,3 +83,46 @@ def test_left_counts_the_interruptions_so_far(tmp_path: Path) -> None:
     smooth = history.History()
     assert efficiency.eta(smooth, T0, 100, 200, 0.5) == 50
     assert efficiency.eta(smooth, T0, 100, 200, None) is None
+
+
+def test_what_stood_still_is_a_part_of_its_own(tmp_path: Path) -> None:
+    """40 s in the start-up, 60 s in a validation, 100 s in training, 50 s in steps that are lost."""
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    stopped = common(1) | {"rank": 0, "host": "n1"}
+    write(run, 0, "started", hosts=["n1"], world_size=1, **common(1))
+    write(run, 45, "suspended", seconds=40.0, **stopped)
+    write(run, 50, "first_step", step=1, seconds=50.0, **common(1))
+    write(run, 100, "epoch", epoch=1, step=51, seconds=50.0, **common(1))
+    write(run, 165, "suspended", seconds=60.0, **stopped)
+    write(run, 170, "validated", epoch=1, step=51, seconds=70.0, metrics={}, **common(1))
+    write(run, 300, "suspended", seconds=100.0, **stopped)
+    write(run, 320, "checkpoint", step=101, epoch=2, path="x", bytes=1, seconds=0.0, why="e", **common(1))
+    write(run, 380, "suspended", seconds=50.0, **stopped)
+    write(run, 390, "epoch", epoch=3, step=121, seconds=20.0, **common(1))
+    started(run, 400, 2, step=101)
+    write(run, 500, "finished", step=191, epoch=4, **common(2))
+    past = history.read(run)
+    assert [to - since for since, to in past.incarnations[0].suspensions] == [40, 60, 100, 50]
+    found = efficiency.shares(past, now=T0 + 9999)
+    assert found.suspended == pytest.approx(250)
+    assert found.startup == pytest.approx(10 + 10)
+    assert found.validation == pytest.approx(10)
+    assert found.training == pytest.approx(50 + 50 + 90)
+    assert found.lost == pytest.approx(20)
+    assert sum(getattr(found, name) for name in efficiency.NAMES) == pytest.approx(found.wall)
+    costs = efficiency.costs(past, now=T0 + 9999)
+    assert costs.startup == pytest.approx(10)
+    assert costs.mtbi == pytest.approx(390 - 250 + 100)
+    # A pace that no suspension slows: a step a second.
+    assert efficiency.eta(past, T0 + 500, 191, 382, None) == pytest.approx(500 - 250)
+
+
+def test_suspensions_that_overlap_count_once(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 0, 1)
+    for at in (100, 103):
+        write(run, at, "suspended", seconds=40.0, **common(1))
+    (one,) = history.read(run).incarnations
+    assert one.suspended(0, T0 + 1000) == pytest.approx(43)

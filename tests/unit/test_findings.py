@@ -248,3 +248,71 @@ def test_findings_are_shown_where_no_partition_takes_a_job(tmp_path: Path) -> No
     assert "with a GPU: Invalid account" in probe.stdout
     assert "no partition takes a job of yours" in probe.stderr
     assert "a small job with a GPU would start at once" in doctor("--account", "good").stdout
+
+
+FORTY = """#!/bin/sh
+case $0 in
+*scontrol) case "$*" in
+  *config*) printf '%s\\n' "SLURM_VERSION = 24.11.5" "PreemptType = preempt/partition_prio" \\
+      "PreemptMode = REQUEUE" "KillWait = 30 sec" "SelectType = select/cons_tres" ;;
+  *) for n in $(seq 10 49); do
+      mode=REQUEUE; test $n -ge 47 && mode=CANCEL
+      tier=$((n / 49 + 1))
+      echo "PartitionName=p$n State=UP TotalNodes=2 PreemptMode=$mode GraceTime=60 PriorityTier=$tier" \\
+        "MaxTime=0$((n % 3 + 1)):00:00 DefaultTime=00:10:00"
+    done ;;
+  esac ;;
+*sinfo) for n in $(seq 10 49); do echo "p$n|n$n|2|64000|gpu:a100:4|idle"; done ;;
+*sbatch) echo "sbatch: Job 1 to start at 2026-01-01T00:00:00 using 1 processors" >&2 ;;
+esac
+"""
+
+
+@pytest.fixture
+def forty(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """doctor.py on a cluster of forty partitions."""
+    for program in ("scontrol", "sinfo", "sbatch"):
+        (tmp_path / program).write_text(FORTY)
+        (tmp_path / program).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "BATON_RUNS": str(tmp_path / "runs"),
+        "SLURM_CONF": "/dev/null",
+    }  # fmt: skip
+
+    def doctor(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "launch/doctor.py"), *arguments],
+            env=environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return doctor
+
+
+def test_forty_partitions_are_read_on_one_screen(forty) -> None:  # type: ignore[no-untyped-def]
+    short, long = forty(), forty("--verbose")
+    lines = short.splitlines()
+    assert len(lines) <= 50, short
+    assert max(map(len, lines)) < 300
+    assert len(long.splitlines()) > 240
+    assert "mend" not in short
+    assert (
+        "40 partitions (p10, p11, p12, p13, p14 and 35 more): a small job with a GPU would start at once"
+        in short
+    )
+    # What a few have of their own is not lost among the others.
+    assert "(p47, p48): preempted jobs are cancelled" in short
+    assert "time limit 2 h" in short
+    assert short.count("fix: ") >= 3
+    assert "partition p23: " in long
+
+
+def test_one_partition_alone_and_all_of_them_for_a_program(forty) -> None:  # type: ignore[no-untyped-def]
+    import json
+
+    one = forty("--partition", "p23")
+    assert "partition p23: " in one
+    assert "p24" not in one
+    found = json.loads(forty("--json"))["findings"]
+    assert len({finding["topic"] for finding in found if finding["topic"].startswith("partition ")}) == 40

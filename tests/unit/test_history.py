@@ -24,7 +24,7 @@ def test_starts_end_for_the_reason_that_the_events_give(tmp_path: Path) -> None:
     past = history.read(interrupted_run(tmp_path / "run"))
     assert [one.ending for one in past.incarnations] == ["preempted", "killed", "finished"]
     assert "saved at step 150" in past.incarnations[0].why
-    assert "without a word" in past.incarnations[1].why
+    assert "without warning" in past.incarnations[1].why
     assert [one.resumed_step for one in past.incarnations] == [0, 150, 200]
     assert past.finished == T0 + 582
     assert past.best == (55.25, 400)

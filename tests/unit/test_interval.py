@@ -32,3 +32,9 @@ def test_interruptions_shorten_it() -> None:
     # 11 starts of 600 s, 10 interruptions; the twelfth means another.
     assert interval.past(events, 11).between() == pytest.approx((interval.PRIOR + 6600) / 11)
     assert interval.past(events, 12).between() == pytest.approx((interval.PRIOR + 6600) / 12)
+
+
+def test_time_for_which_it_was_stopped_is_not_time_that_it_trained() -> None:
+    stopped = event("suspended", 1, 2000) | {"seconds": 1500.0}
+    past = interval.past([event("first_step", 1, 0), stopped, event("epoch", 1, 3600)], 1)
+    assert past.up == 2100

@@ -71,6 +71,46 @@ def test_the_first_error_comes_first(tmp_path: Path) -> None:
     assert "peer closed" not in command(tmp_path, "logs.py", "run", "--rank", "1").stdout
 
 
+DEPRECATED = (
+    "/env/lib/python3.11/site-packages/torch/jit.py:12: FutureWarning: `torch.jit` is old, use another\n"
+    "  warnings.warn(\n"
+)
+OURS = "/home/me/code/mine.py:3: DeprecationWarning: my own\n  old()\n"
+ONCE = "/env/lib/python3.11/site-packages/mmcv/x.py:9: UserWarning: the loss is odd\n  warnings.warn(\n"
+BAD = "/env/lib/python3.11/site-packages/a.py:1: UserWarning: pkg_resources is deprecated\n  import it\n"
+
+
+def test_what_all_ranks_say_is_shown_once(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 1, 1)
+    for rank in range(3):
+        stamp = f"2026/11/25 10:00:0{rank} - "
+        (run.job / f"12_{rank}_log.out").write_text(
+            f"{DEPRECATED}{BAD}{ONCE}{stamp}all of us\nonly {rank}\n{OURS}"
+        )
+    shown = command(tmp_path, "logs.py", "run").stdout
+    for text in ("FutureWarning", "pkg_resources", "import it"):
+        assert text not in shown
+    assert shown.count("the loss is odd") == 1
+    assert shown.count("all of us") == 1
+    assert shown.count("DeprecationWarning: my own") == 1
+    assert [shown.count(f"only {rank}") for rank in range(3)] == [1, 1, 1]
+    assert "6 deprecation warnings of libraries" in shown
+    everything = command(tmp_path, "logs.py", "run", "--all").stdout
+    assert everything.count("FutureWarning") == everything.count("all of us") == 3
+    one = command(tmp_path, "logs.py", "run", "--rank", "2").stdout
+    assert "all of us" in one
+
+
+def test_lines_before_the_last_are_counted_after_the_warnings_have_gone(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    (run.job / "12_0_log.out").write_text(f"wanted\n{DEPRECATED * 5}also\n")
+    shown = command(tmp_path, "logs.py", "run", "-n", "2").stdout
+    assert "wanted\nalso" in shown
+
+
 def test_the_tail_of_a_long_file(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("".join(f"line {i}\n" for i in range(300_000)))
@@ -146,6 +186,25 @@ def test_following_a_run_that_fails_ends_with_the_error_and_its_traceback(tmp_pa
     assert rest[0] == "first error (start 1, rank 1, on n2): KeyError: 'a'"
     assert "    File x" in rest
     assert process.returncode == 1
+
+
+def test_following_leaves_the_same_out(tmp_path: Path) -> None:
+    run, job = made_run(tmp_path / "run"), "local-1"
+    submitted(run, job=job, executor="local")
+    alive(run, job)
+    started(run, 1, 1, job=job)
+    for rank in (0, 1):
+        (run.job / f"{job}-train_{rank}_log.out").write_text(f"{DEPRECATED}{ONCE}rank {rank} begins\n")
+    process = following(tmp_path)
+    assert _until(process, "[train 1] rank 1 begins")
+    with (run.job / f"{job}-train_1_log.out").open("a") as file:
+        file.write(f"{DEPRECATED}and goes on\n")
+    assert _until(process, "and goes on")
+    write(run, 30, "finished", step=9, epoch=1, **common(1, job))
+    (run.job / "local.json").unlink()
+    rest = process.communicate(timeout=60)[0]
+    assert "FutureWarning" not in rest
+    assert "left out: 3 deprecation warnings of libraries and 1 warning that another rank shows, too" in rest
 
 
 def test_following_one_rank_and_one_job(tmp_path: Path) -> None:

@@ -39,3 +39,19 @@ def test_a_history_of_a_whole_run_is_cut_with_the_next_value(tmp_path: Path) -> 
     assert values[-3:].tolist() == [VALUES - 2, VALUES - 1, -1.0]
     # What the next checkpoint holds of it.
     assert [len(part) for part in state.history(hub)["train/loss"]] == [HISTORY, HISTORY]
+
+
+def test_a_step_that_stood_still_counts_as_long_as_the_others(tmp_path: Path) -> None:
+    hub = MessageHub("stopped")
+    session = Session(
+        Run(tmp_path), Request(name="x", config="", data_root="", created=""),
+        rank=1, ranks=2, local_rank=0, local_ranks=1, start=1, job=None,
+    )  # fmt: skip
+    still = [0.0]
+    metrics = Metrics(session, Heartbeat(), 50, lambda: still[0])
+    metrics.before_train(SimpleNamespace(message_hub=hub, iter=9, epoch=1))
+    for seconds in (0.5, 0.5, 0.5, 40.5, 0.5):
+        hub.update_scalar("train/time", seconds)
+        still[0] += 40.0 * (seconds > 1)
+        metrics.step_done()
+    assert metrics.seconds_per_step() == 0.5

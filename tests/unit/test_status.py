@@ -215,7 +215,7 @@ NEXT = [
     (
         [*FINISHED, ("submitted", "evaluate"), ("failed", "evaluate")],
         "FAILED",
-        "logs.py run --job evaluate, mend it, then python launch/evaluate.py run",
+        "logs.py run --job evaluate, fix it, then python launch/evaluate.py run",
     ),
     ([("started", "train"), ("failed", "train")], "FAILED", "train.py --resume run"),
     ([("stopped", "train")], "", "train.py --resume run"),
@@ -351,7 +351,7 @@ def test_the_command(tmp_path: Path, command) -> None:  # type: ignore[no-untype
     assert {one["name"]: one["state"] for one in found} == {"one": "finished", "two": "unknown"}
     one = command("status.py", "one").stdout
     for part in (
-        "killed without a word",
+        "killed without warning",
         "saved at step 150",
         "efficiency (ETTR)",
         "50 steps done again",

@@ -139,3 +139,16 @@ def test_a_failure_is_at_the_step_of_the_rank_that_failed() -> None:
     made.handle(0, {"exit": {"code": 137, "signal": "SIGKILL", "error": "killed", "step": 3}}, 1.1)
     made.tick(1.2)
     assert (written[-1]["rank"], written[-1]["step"]) == (1, 2)
+
+
+def test_a_suspension_that_all_ranks_report_is_written_once() -> None:
+    made, _, written = coordinator(2)
+    for rank in (0, 1):
+        made.handle(rank, {"phase": "train", "step": 1}, 0.0)
+    made.handle(1, {"suspended": 500.0}, 600.0)
+    made.handle(0, {"suspended": 500.3}, 600.4)
+    assert written == [{"event": "suspended", "seconds": 500.0, "rank": 1, "host": "n1"}]
+    # Its clocks are set forward: what is left until a hang is what was left before.
+    assert [rank.beat for rank in made.ranks] == [500.0, 500.0]
+    made.handle(0, {"suspended": 20.0}, 610.0)
+    assert written[-1]["seconds"] == pytest.approx(10.0)
