@@ -166,7 +166,8 @@ def _own(
 def _far_away(run: Run, past: history.History) -> dict[str, str]:
     """Local jobs that may live on another machine: job -> its host."""
     jobs = [job.id for job in past.jobs.values() if job.state in ("submitted", "started", "requeued")]
-    return {job: host for job in jobs if (host := states.elsewhere(run, job))}
+    hosts = {job: states.elsewhere(run, job) for job in jobs}
+    return {job: host for job, host in hosts.items() if host}
 
 
 def _slurm_ids(run: Run, past: history.History) -> set[str]:

@@ -120,7 +120,8 @@ def in_use(run: Run, past: history.History, answer: slurm_queries.Answer) -> str
     if chains:
         return f"{state.words}; {', '.join(chains)} is still there"
     for job in past.jobs.values():
-        if job.state != "finished" and (host := states.elsewhere(run, job.id)):
+        host = states.elsewhere(run, job.id) if job.state != "finished" else ""
+        if host:
             return f"{state.words}; {job.id} was started on {host}, and may live there"
     asked = any(slurm_queries.is_slurm(id) for id in open_jobs(past))
     silent = next((text for text in answer.problems if text.startswith("squeue")), "")

@@ -71,14 +71,6 @@ class Mark(msgspec.Struct, gc=False):
 _decode_marks = msgspec.json.Decoder(Mark).decode_lines
 
 
-def _moment(mark: Mark) -> float | None:
-    """When it was; None of an event whose time is none."""
-    try:
-        return seconds_of(mark.time)
-    except (ValueError, OverflowError):
-        return None
-
-
 _decode_mark_strictly = msgspec.json.Decoder(Mark).decode
 
 

@@ -41,7 +41,8 @@ def main() -> int:
     if arguments.out:
         output.check(out, "--out")
         runs.check_path(out, "--out")
-    if over := next((path for path in images if Path(path).resolve() == out.resolve()), None):
+    over = next((path for path in images if Path(path).resolve() == out.resolve()), None)
+    if over:
         raise UserError(f"--out {out} is what is to be segmented ({over}): choose another folder")
     checkpoint = options.checkpoint(arguments.checkpoint, run)
     resolved = options.settings(arguments, options.profile_of(arguments, run, "infer"), "infer")

@@ -87,7 +87,8 @@ def show(files: list[LogFile], lines: int, everything: bool) -> None:
                 f"    (without {words.plural(len(texts[file.path]) - len(text), 'line')} that all ranks say)"
             )
         print("\n".join(text[-lines:] if lines else text))
-    if left := sieve.told():
+    left = sieve.told()
+    if left:
         print(f"left out: {left}; --all shows them")
 
 
@@ -131,7 +132,8 @@ def follow(run: Run, arguments: argparse.Namespace, told: list[str]) -> int:
             error = log_files.first_error(run, history.read(run))
             if error and error != told:
                 print("\n".join(error))
-            if left := sieve.told():
+            left = sieve.told()
+            if left:
                 print(f"-- left out: {left}; --all shows them")
             print(f"-- {state.words}; next: python launch/status.py {run.name}")
             return 0 if trained or state.code == "finished" else 1

@@ -138,10 +138,6 @@ def test_what_is_plain_is_unpacked_however_it_is_packed(kind: str, tmp_path: Pat
         member("../out-of-it"),
         member("/abs"),
         member("a/../../b"),
-        member("link", tarfile.SYMTYPE, "/etc/passwd"),
-        member("link", tarfile.LNKTYPE, "../x"),
-        member("fifo", tarfile.FIFOTYPE),
-        member("dev", tarfile.CHRTYPE),
     ],
 )
 def test_nothing_leaves_the_folder(bad: tarfile.TarInfo, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs import cuda
-from launch import cluster_facts, doctor, findings, probe_job, profiles, script
+from launch import cluster_facts, doctor, findings, job_environment, probe_job, profiles, script
 from launch.cluster_facts import Facts, Partition
 from launch.efficiency import Costs
 from launch.findings import Measured
@@ -204,9 +204,10 @@ def test_the_probe_takes_the_profile(tmp_path: Path) -> None:
     text = script.text(script.Batch(resolved=resolved, name="baton-doctor", run=tmp_path))
     for part in (
         "--partition=gpu", "--account=mine", "--qos=short", "--time=10", "--gpus-per-node=1",
-        "module load cuda", "python=/their/python", "export NCCL_DEBUG=INFO", '-m jobs.probe "$run"',
+        "module load cuda", "python=/their/python", '-m jobs.probe "$run"',
     ):  # fmt: skip
         assert part in text, text
+    assert "export NCCL_DEBUG=INFO\n" in job_environment.text(resolved.settings)
 
 
 REFUSING = """#!/bin/sh

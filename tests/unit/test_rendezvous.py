@@ -221,7 +221,7 @@ WORDS = [
     HELLO + b"\xff" * 32,
     HELLO + "é\n".encode() * 5_000,
     HELLO + b"[" * 100_000,
-    secrets.token_bytes(5_000),
+    bytes(range(256)) * 20,
 ]
 
 

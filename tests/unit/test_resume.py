@@ -48,18 +48,18 @@ def test_what_follows_a_run_takes_its_profile(made: Site) -> None:
     photo = made.runs.parent / "photo.jpg"
     photo.touch()
     common = ["#SBATCH --account=us", "#SBATCH --qos=low", "#SBATCH --nice=5", "module load cuda"]
-    common += ["export A=1", "python=/opt/python host_python"]
+    common += ["python=/opt/python host_python"]
     commands = {
         "train": ["train", "--resume", "mine", "--dry-run"],
         "evaluation": ["train", "--resume", "mine", "--dry-run=evaluate"],
         "evaluate": ["evaluate", "mine", "--dry-run"],
         "infer": ["infer", "mine", str(photo), "--dry-run"],
     }
-    evaluation = ["#SBATCH --partition=small", "#SBATCH --mem=3G", "export B=top"]
+    evaluation = ["#SBATCH --partition=small", "#SBATCH --mem=3G"]
     own = {
         "train": [
             *("#SBATCH --partition=big", "#SBATCH --time=9:00:00", "#SBATCH --gpus-per-node=2"),
-            *("export B=train", "#   time: '9:00:00' (run.yaml of mine (train))"),
+            "#   time: '9:00:00' (run.yaml of mine (train))",
         ],
         "evaluation": evaluation,
         "evaluate": evaluation,
@@ -69,6 +69,8 @@ def test_what_follows_a_run_takes_its_profile(made: Site) -> None:
         lines = shown(made(*command))
         for line in [*common, *own[name]]:
             assert any(one.startswith(line) for one in lines), (name, line, lines)
+    for stage, value in (("train", "train"), ("evaluate", "top"), ("infer", "top")):
+        assert (made.runs / "mine/job" / f"{stage}.env").read_text() == f"export A=1\nexport B={value}\n"
 
 
 def test_the_command_line_wins_over_the_runs_profile(made: Site) -> None:
