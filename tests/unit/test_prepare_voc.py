@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -80,17 +81,27 @@ def test_any_mask_survives_mat_and_png(height: int, width: int, seed: int) -> No
         np.testing.assert_array_equal(np.asarray(image), mask)
 
 
-@given(data=st.data())
-@settings(max_examples=150, deadline=None)
-def test_a_damaged_annotation_is_refused_or_read_as_scipy_does(data: st.DataObject) -> None:
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
     content = bytearray(cls_mat(np.arange(60, dtype=np.uint8).reshape(6, 10) % 21))
-    at = data.draw(st.integers(0, len(content) - 1))
-    content[at] ^= 1 << data.draw(st.integers(0, 7))
-    try:
-        mask = sbd.mask_of(bytes(content))
-    except sbd.BadMask:
-        return
-    np.testing.assert_array_equal(mask, sbd.by_scipy(bytes(content)))
+    at = draw(st.integers(0, len(content) - 1))
+    content[at] ^= 1 << draw(st.integers(0, 7))
+    return bytes(content)
+
+
+@given(content=damaged())
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_annotation_is_left_to_scipy_or_read_as_scipy_does(content: bytes) -> None:
+    mask = sbd.fast(content)
+    if mask is not None:  # scipy is a process of its own, half a second each
+        np.testing.assert_array_equal(mask, sbd.by_scipy(content))
+
+
+@given(content=damaged())
+@settings(max_examples=10, deadline=None)
+def test_a_damaged_annotation_is_refused_or_read(content: bytes) -> None:
+    with contextlib.suppress(sbd.BadMask):
+        assert sbd.mask_of(content).shape == (6, 10)
 
 
 def test_an_uncompressed_file_is_read_as_scipy_reads_it() -> None:
