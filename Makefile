@@ -15,7 +15,7 @@ ROW := tests/slurm/test_acceptance.py::test_no_run_is_lost[preempted with grace 
 # (`make acceptance`); `make test` plays those that wait least, and two of the 2x2.
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
-.PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit local zoo slurm-tests acceptance \
+.PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit local fuzz zoo slurm-tests acceptance \
 	slurm-matrix slurm-versions set-b torch-oldest torch-matrix torch-one test bare container-test bench clean
 
 help:
@@ -55,6 +55,10 @@ local: setup test-tools
 	$(PYTHON_A) -m pytest tests/local -q
 
 # One config of each of MMSegmentation's model families, small; writes docs/models.md.
+# The tests of bad input with thousands of mutations of each kind of file, instead of hundreds.
+fuzz: setup
+	BATON_MUTATIONS=4000 $(PYTHON_A) -m pytest tests/local/test_fuzz.py -q -n 2
+
 zoo: setup
 	$(PYTHON_A) -m tests.zoo
 

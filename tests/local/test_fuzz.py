@@ -1,7 +1,11 @@
-"""Thousands of mutations of every file that others can have written: no traceback, no hang, no file lost."""
+"""Mutations of every file that others can have written: no traceback, no hang, no file lost.
+
+A few hundred each in `make test`, thousands by `make fuzz`.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,12 +14,13 @@ from tests.fuzzing import targets
 from tests.mutations import attack
 
 NAMES = list(targets(Path()))
+MUTATIONS = int(os.environ.get("BATON_MUTATIONS", 200))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_no_mutation_is_more_than_one_line(name: str, tmp_path: Path) -> None:
     good, read, allowed, text, share = targets(tmp_path)[name]()
-    refused = attack(good, read, allowed, round(4000 * share), text=text, seed=1)
+    refused = attack(good, read, allowed, round(MUTATIONS * share), text=text, seed=1)
     # Or the mutations would not reach what is read. A history passes over what it cannot read.
-    assert refused > 100 * share or not allowed or name == "best checkpoint"
+    assert refused > MUTATIONS * share / 40 or not allowed or name == "best checkpoint"
