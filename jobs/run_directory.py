@@ -96,7 +96,7 @@ class Run:
             return request
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run directory: it has no run.yaml") from None
-        except (yaml.YAMLError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{self.request_file} is damaged: {' '.join(str(error).split())}") from None
 
     def write_request(self, request: Request) -> None:

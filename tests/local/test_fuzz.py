@@ -14,6 +14,8 @@ from tests.fuzzing import targets
 from tests.mutations import attack
 
 NAMES = list(targets(Path()))
+PASSED_OVER = ("dataset manifest", "dataset table", "checkpoint manifest", "best checkpoint")
+"""What is wrong with these is an answer, or is passed over; it is no error."""
 MUTATIONS = int(os.environ.get("BATON_MUTATIONS", 200))
 
 
@@ -23,4 +25,4 @@ def test_no_mutation_is_more_than_one_line(name: str, tmp_path: Path) -> None:
     good, read, allowed, text, share = targets(tmp_path)[name]()
     refused = attack(good, read, allowed, round(MUTATIONS * share), text=text, seed=1)
     # Or the mutations would not reach what is read. A history passes over what it cannot read.
-    assert refused > MUTATIONS * share / 40 or not allowed or name == "best checkpoint"
+    assert refused > MUTATIONS * share / 40 or not allowed or name in PASSED_OVER

@@ -54,8 +54,15 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_request_that_is_no_text_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_bytes(b"name: caf\xe9\n")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"name: caf\xe9\n",
+        b"name: a\nconfig: b\ndata_root: c\ncreated: d\nset: {e: {null: 1}}\n",  # a key that is no text
+    ],
+)
+def test_a_request_that_is_none_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"run\.yaml is damaged") as error:
         Run(tmp_path).request()
     assert "\n" not in str(error.value)
