@@ -68,7 +68,7 @@ def test_files_folders_and_globs_of_every_kind(random_run: Run, tmp_path: Path) 
         assert mask.size == size
         assert np.asarray(mask).max() < 21
         assert Image.open(out / f"{name}_overlay.jpg").size == size
-    assert len(list(out.rglob("*.*"))) == 2 * len(sizes)
+    assert len(list(out.rglob("[!.]*.*"))) == 2 * len(sizes)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,18 @@ def test_a_checkpoint_is_looked_for_before_anything_is_submitted(made: Site) -> 
     assert len(made.calls("sbatch")) == 1
 
 
+@pytest.mark.parametrize("way", ["photos", "link", "."])
+def test_photos_are_not_overwritten_by_their_masks(way: str, made: Site, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "one.png").write_bytes(b"a photo")
+    (tmp_path / "link").symlink_to(photos)
+    out = photos if way == "." else tmp_path / way
+    one_line(made("infer", "mine", str(photos), "--out", str(out)), "name a folder that is new or empty")
+    assert [path.name for path in photos.iterdir()] == ["one.png"]
+    assert len(made.calls("sbatch")) == 1
+
+
 @pytest.mark.parametrize("script", ["evaluate", "infer", "train"])
 def test_a_run_at_a_path_with_a_line_break_is_refused(script: str, made: Site) -> None:
     place = made.runs / "n\ntouch PWN;#"
