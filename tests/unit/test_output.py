@@ -23,7 +23,7 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path) 
     (tmp_path / "mine" / "photo.png").write_bytes(b"a photo")
     (tmp_path / "file").touch()
     for name in ("mine", "file"):
-        with pytest.raises(UserError, match="--out .* name a folder that is new or empty"):
+        with pytest.raises(UserError, match=r"--out .* name a folder that is new or empty"):
             output.claim(tmp_path / name, "--out")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["photo.png"]
 
