@@ -57,6 +57,8 @@ def families() -> dict[str, list[str]]:
 
 CROP = 64
 SMALLEST = {
+    # Its r18 gives the model no size to pad to, with which mmseg cannot train.
+    "upernet": "upernet_r50_4xb4-20k_voc12aug-512x512",
     "bisenetv1": "bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024",
     "dpt": "dpt_vit-b16_8xb2-160k_ade20k-512x512",
     "hrnet": "fcn_hr18s_4xb4-20k_voc12aug-512x512",

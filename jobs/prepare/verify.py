@@ -148,14 +148,18 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
     return sizes, problems
 
 
+FORMATS = ("PNG", "BMP", "JPEG", "TIFF")
+"""What converters write below a name that ends with .png; Pillow would start programs for others (EPS)."""
+
+
 def read_png(content: bytes) -> None:
-    """Raises BadMask if a PNG of any kind cannot be decoded to its end."""
+    """Raises BadMask if the image cannot be decoded to its end."""
     from PIL import Image
 
     from jobs.prepare.sbd import BadMask
 
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
     except Exception as error:  # a decoder raises anything, down to struct.error
         raise BadMask(f"is damaged ({error})") from None
