@@ -6,7 +6,6 @@ service of the system.
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import secrets
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from env.cluster import processes
-from env.cluster.config import Cluster, Layout
+from env.cluster.config import Cluster, Layout, user
 from env.cluster.packages import PATH, program
 from env.cluster.processes import Process
 from jobs.errors import UserError
@@ -139,7 +138,7 @@ def _argv(cluster: Cluster, name: str) -> list[str]:
         return [
             program("mariadbd"),
             "--no-defaults",
-            f"--user={getpass.getuser()}",
+            f"--user={user()}",
             f"--datadir={layout.database / 'data'}",
             f"--socket={layout.database / 'socket'}",
             f"--pid-file={layout.database / 'pid'}",
@@ -263,7 +262,7 @@ def _make_database(cluster: Cluster) -> None:
         install = [
             program("mariadb-install-db"),
             "--no-defaults",
-            f"--user={getpass.getuser()}",
+            f"--user={user()}",
             f"--datadir={unfinished}",
             "--skip-test-db",
             "--auth-root-authentication-method=normal",
