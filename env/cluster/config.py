@@ -7,8 +7,8 @@ a setting differently, the version decides.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
+import pwd
 import secrets
 import socket
 import stat
@@ -122,6 +122,15 @@ def load(state: Path | str) -> Cluster:
         raise UserError(f"{layout.marker} is damaged ({error}); delete {layout.state}") from None
 
 
+def user() -> str:
+    """Whose processes these are, whatever USER says. Raises UserError for one without a name, which no
+    daemon here takes."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise UserError(f"this machine has no user name for uid {os.getuid()}, which Slurm needs") from None
+
+
 def check(state: Path, options: Options) -> None:
     """Raises UserError for a state directory or options that Slurm could not live with."""
     text = str(state)
@@ -162,10 +171,7 @@ def check_names() -> None:
                 f"this machine's name {name!r} does not resolve, which Slurm and MariaDB need; "
                 f"as root: echo 127.0.0.1 {name} >> /etc/hosts"
             ) from None
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):  # OSError: Python 3.13
-        raise UserError(f"this machine has no user name for uid {os.getuid()}, which Slurm needs") from None
+    user()
 
 
 def write(cluster: Cluster) -> None:
@@ -190,14 +196,14 @@ def write(cluster: Cluster) -> None:
 
 def slurm_conf(cluster: Cluster) -> str:
     layout, options, ports = cluster.layout, cluster.options, cluster.ports
-    user, host = getpass.getuser(), socket.gethostname().split(".")[0]
+    owner, host = user(), socket.gethostname().split(".")[0]
     last = ports.first_node + options.nodes - 1
     names = f"n[1-{options.nodes}]"
     lines = [
         f"ClusterName={cluster.name}",
         f"SlurmctldHost={host}(127.0.0.1)",
-        f"SlurmUser={user}",
-        f"SlurmdUser={user}",
+        f"SlurmUser={owner}",
+        f"SlurmdUser={owner}",
         f"SlurmctldPort={ports.ctld}",
         "AuthType=auth/munge",
         "CredType=cred/munge" if cluster.version < (23, 11) else "CredType=auth/munge",
@@ -296,7 +302,7 @@ def slurmdbd_conf(cluster: Cluster) -> str:
             "DbdHost=localhost",
             "DbdAddr=127.0.0.1",
             f"DbdPort={ports.dbd}",
-            f"SlurmUser={getpass.getuser()}",
+            f"SlurmUser={user()}",
             f"LogFile={layout.logs}/slurmdbd.log",
             f"PidFile={layout.pids}/slurmdbd.pid",
             "StorageType=accounting_storage/mysql",

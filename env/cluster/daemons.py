@@ -6,7 +6,6 @@ service of the system.
 
 from __future__ import annotations
 
-import getpass
 import os
 import pwd
 import re
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from env.cluster import config, processes
-from env.cluster.config import Cluster, Layout
+from env.cluster.config import Cluster, Layout, user
 from env.cluster.packages import PATH, program
 from env.cluster.processes import Process
 from jobs.errors import UserError
@@ -255,16 +254,16 @@ DATABASE_HOME = Path("/var/lib/mysql")
 def _database_user(cluster: Cluster) -> str:
     """Whom the database runs as: not root, where that can be helped."""
     if cluster.namespaces != "root" or not DATABASE_HOME.is_dir():
-        return getpass.getuser()
+        return user()
     try:
         return pwd.getpwnam(DATABASE_USER).pw_name
     except KeyError:
-        return getpass.getuser()
+        return user()
 
 
 def _database_place(cluster: Cluster) -> Path:
     """The database's folder as the database sees it."""
-    own = _database_user(cluster) == getpass.getuser()
+    own = _database_user(cluster) == user()
     return cluster.layout.database if own else DATABASE_HOME
 
 
@@ -304,7 +303,7 @@ def _make_database(cluster: Cluster) -> None:
             f"--datadir={_database_place(cluster) / 'unfinished'}",
             "--skip-test-db",
             "--auth-root-authentication-method=socket",
-            f"--auth-root-socket-user={getpass.getuser()}",
+            f"--auth-root-socket-user={user()}",
         ]
         environment = os.environ | {"PATH": PATH, processes.DAEMON_VARIABLE: str(cluster.layout.state)}
         done = subprocess.run(install, capture_output=True, text=True, env=environment)

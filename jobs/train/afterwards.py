@@ -162,7 +162,7 @@ def _stay_away(run: Run, job: str) -> None:
     """This job is not to come back, and nobody in its place."""
     successor.withdraw(run, job)
     raw = os.environ.get("SLURM_JOB_ID")
-    if raw and slurm.fate(slurm.this_job()) == "requeued":
+    if raw and slurm.fate(slurm.this_job()) != "own":
         slurm.forbid_requeue(raw)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from jobs import events
 from jobs.exit_codes import FAILED, RESUME, SUPERSEDED, USER_ERROR
+from jobs.infer.__main__ import has_done
 from jobs.run_directory import Request, Run
 from jobs.train import afterwards
 from jobs.train.__main__ import is_finished
@@ -327,11 +328,13 @@ def test_a_finished_training_that_gets_no_successor_is_not_stopped(run: Run, slu
     assert "stopped" not in names(run)
 
 
+@pytest.mark.parametrize("flag", ["1", "5"])
 @pytest.mark.parametrize("why", ["superseded", "stopped", "cancelled"])
 def test_what_is_not_to_come_back_is_not_requeued_for_its_grace_time(
-    run: Run, slurm: FakeSlurm, why: str
+    run: Run, slurm: FakeSlurm, why: str, flag: str
 ) -> None:
-    in_grace(slurm)
+    """Nor held, where it has been requeued as often as Slurm does that."""
+    in_grace(slurm, BatchFlag=flag)
     start(run, 1)
     if why == "stopped":
         say(run, "stopped", start=1, reason="three starts")
@@ -368,6 +371,16 @@ def test_a_start_of_a_job_that_has_finished_the_training_has_nothing_left_to_do(
     job = "9" if how in ("successor", "in advance", "another") else "local-1"
     finished = is_finished(run, job, events.read(run.events))
     assert finished == (how in ("requeued", "successor", "in advance"))
+
+
+@pytest.mark.parametrize(("job", "done"), [("local-1", True), ("local-2", False), (None, False)])
+def test_an_inference_that_is_requeued_though_it_is_done_is_not_done_again(
+    run: Run, job: str | None, done: bool
+) -> None:
+    say(run, "finished", start=1, step=5, epoch=1)
+    assert not has_done(run, "local-1")  # that was the training
+    events.append(run.events, "finished", stage="infer", job="local-1")
+    assert has_done(run, job) == done
 
 
 class Told(NamedTuple):
