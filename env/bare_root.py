@@ -7,7 +7,8 @@
 As root, with mmdebstrap or debootstrap. The command sees the network and this machine's package settings (its
 Debian mirror, certificates, proxies, pip's configuration and what that names on disk), and nothing else of
 it: its root, its processes, its host name and its /tmp are its own. It starts in the clone of the last commit
-(what is not committed is not in it), and has no more than README asks for: Python, make, git.
+(what is not committed is not in it), and has no more than README asks for: Python, make, git. It is no jail:
+root in it could do to this machine what root can.
 
 Exit code: the command's; 2 for a mistake of yours; 3 where this machine or user cannot make such a root.
 """
@@ -242,7 +243,12 @@ def bring_settings(root: Path, home: Path, variables: Mapping[str, str], name: s
         put(file, root / file.relative_to("/"))
     with (root / "etc/hosts").open("a") as hosts:
         hosts.write(f"127.0.0.1 {name}\n")
-    return {path for path in named if path.is_dir() and not inside(root, path).is_dir()}
+    return {path for path in named if path.is_dir() and not holds_something(inside(root, path))}
+
+
+def holds_something(folder: Path) -> bool:
+    """A root has its own /etc/ssl/certs; where something is shared, an empty folder is left of it."""
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def inside(root: Path, path: Path) -> Path:
@@ -260,7 +266,7 @@ def clone(root: Path, home: Path) -> None:
     place = inside(root, home / CLONE)
     if place.exists():
         shutil.rmtree(place)
-    git = ["git", "-c", "safe.directory=*"]
+    git = [tool("git"), "-c", "safe.directory=*"]
     subprocess.run([*git, "clone", "-q", "--no-hardlinks", str(CHECKOUT), str(place)], check=True)
 
 

@@ -36,5 +36,5 @@ def test_a_training_in_a_container_is_preempted_comes_back_and_is_evaluated(
         assert launch.slurm.wait_ended(job, 600) == "COMPLETED"
     (preempted,) = of_run(run, "preempted")
     (resumed,) = of_run(run, "resumed")
-    assert resumed["step"] == preempted["step"] == 3  # the steps before the one that it was held at
+    assert resumed["step"] == preempted["step"] > 0, "finished steps were lost"
     assert len(of_run(run, "finished")) == len(of_run(run, "evaluated")) == 1

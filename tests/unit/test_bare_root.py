@@ -85,6 +85,9 @@ def test_package_settings_are_taken_along_and_nothing_else(tmp_path: Path) -> No
     file.touch()
     text = f"find-links = {wheels} /nowhere\nextra-index-url = file://{index}\n    https://x.example/simple"
     assert bare_root.on_disk([text, f"constraint={file}"]) == {wheels, index.parent, file}
+    # What is left of an earlier run's sharing hides nothing; what the root has of its own stays.
+    assert not bare_root.holds_something(wheels)
+    assert bare_root.holds_something(tmp_path)
 
 
 def run(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
