@@ -470,14 +470,17 @@ def problems(scene: Scene, alone: Run) -> list[str]:
         found.append(f"evaluated {evaluated} times")
     found += lost(scene, story)
     for event in story:
-        if event["event"] == "checkpoint_damaged" and not expected(scene, event):
+        if event["event"] == "checkpoint_damaged" and not expected(scene, event, story):
             found.append(f"start {event['start']}: nobody touched {event['path']}: {event['reason']}")
     return found
 
 
-def expected(scene: Scene, event: dict[str, Any]) -> bool:
-    """Whether a start found damaged what was damaged, or left without a manifest, before it."""
-    before = [fault for fault in scene.struck if event["start"] - 2 <= fault["start"] < event["start"]]
+def expected(scene: Scene, event: dict[str, Any], story: list[dict[str, Any]]) -> bool:
+    """Whether a start found damaged what was damaged, or left without a manifest, before it: since a start
+    last looked, for one that is told to leave at once looks at nothing."""
+    looked = [one["start"] for one in story if one["event"] == "resumed" and one["start"] < event["start"]]
+    first = min([event["start"] - 2, *looked[-1:]])
+    before = [fault for fault in scene.struck if first <= fault["start"] < event["start"]]
     return any(event["path"] in fault["touched"] or fault["detail"] == "renamed" for fault in before)
 
 

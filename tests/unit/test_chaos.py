@@ -155,6 +155,9 @@ def test_a_start_that_was_told_and_did_not_leave_is_seen() -> None:
 def test_only_what_was_damaged_may_be_found_damaged() -> None:
     broken = fault(4, "the newest checkpoint is damaged", 12) | {"touched": ["iter_9.pth"]}
     scene: Any = SimpleNamespace(struck=[broken])
-    assert chaos.expected(scene, at(5, "checkpoint_damaged", path="iter_9.pth"))
-    assert not chaos.expected(scene, at(5, "checkpoint_damaged", path="iter_12.pth"))
-    assert not chaos.expected(scene, at(9, "checkpoint_damaged", path="iter_9.pth"))
+    assert chaos.expected(scene, at(5, "checkpoint_damaged", path="iter_9.pth"), [])
+    assert not chaos.expected(scene, at(5, "checkpoint_damaged", path="iter_12.pth"), [])
+    # Had a start looked in between, it would have found it; one that was told to leave at once has not.
+    late = at(9, "checkpoint_damaged", path="iter_9.pth")
+    assert not chaos.expected(scene, late, [at(8, "resumed")])
+    assert chaos.expected(scene, late, [at(3, "resumed"), at(8, "preempted")])
