@@ -89,6 +89,7 @@ def main() -> int:
         wakeup=wakeup, signals=signals, last_checkpoint=budget.last_checkpoint(records),
     )  # fmt: skip
     story.flush(LAST_WORDS_SECONDS)
+    processes.ignore_signals()
     return code
 
 

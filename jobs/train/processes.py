@@ -154,6 +154,13 @@ def start_time(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[19])
 
 
+def ignore_signals() -> None:
+    """For the last moments of a process whose exit code says all: Python takes its handlers away before it
+    ends, and what others left with makes srun send SIGTERM to those that are still there."""
+    for number in CATCHABLE:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def wake_on_signals(handle: Callable[[signal.Signals], None], *numbers: signal.Signals) -> int:
     """Calls `handle` for each of these signals and makes the returned descriptor readable by it, so that a
     `select` returns. SIGCHLD only wakes."""

@@ -109,6 +109,7 @@ class _Supervisor:
         self.ended = False
         self.reserve: int | None = None
         """A process that submits the successor in advance."""
+        self.reserve_until: float | None = None
         self.phase: str | None = None
         self.step: int | None = None
         self.stacks_until: float | None = None
@@ -147,7 +148,6 @@ class _Supervisor:
                 self.round()
             return self.code
         finally:
-            self.end_reserve()
             processes.end_all()
             for connection in self.peers.values():
                 connection.close()
@@ -198,7 +198,8 @@ class _Supervisor:
         self.check_stacks(now)
         if self.coordinator:
             self.coordinator.tick(now)
-            if self.coordinator.code is not None:
+            # Not before this rank can end, too: srun kills what is left when others have left with an error.
+            if self.coordinator.code is not None and not self.awaits_reserve(now):
                 self.order_all({"do": "end", "code": self.coordinator.code})
         self.keep_in_touch(now)
         self.story.flush()
@@ -293,12 +294,12 @@ class _Supervisor:
             command = [sys.executable, "-m", "jobs.train.afterwards", str(self.run.path)]
             self.reserve = processes.start([*command, "--presubmit", "--if-ending"], os.environ)
 
-    def end_reserve(self) -> None:
+    def awaits_reserve(self, now: float) -> bool:
         """What it submits must be on record when the batch script looks for it."""
-        deadline = time.monotonic() + RESERVE_SECONDS
-        while self.reserve is not None and time.monotonic() < deadline:
-            self.reap()
-            time.sleep(0.02)
+        if self.reserve_until is None:
+            self.reserve_until = now + RESERVE_SECONDS
+        self.reap()
+        return self.reserve is not None and now < self.reserve_until
 
     def reap(self) -> dict[int, int]:
         ended = processes.reap()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from jobs import events
 from jobs.exit_codes import FAILED, FINISHED, RESUME, SUPERSEDED, USER_ERROR
 from tests import tiny
-from tests.stages import end_of, make_run, of, processes_of, start_ranks, wait_until
+from tests.stages import ROOT, end_of, make_run, of, processes_of, start_ranks, train_command, wait_until
 
 
 def fault(do: str, rank: int | str, step: int, start: int | str = 1) -> dict[str, Any]:
@@ -114,6 +116,30 @@ def test_a_signal_reaches_the_worker_which_saves_and_leaves(tmp_path: Path, numb
     assert event["signal"] == number.name
     assert of(run, "checkpoint")[-1]["why"] == "preempted"
     assert not of(run, "failed")
+
+
+LAST_MOMENT = """
+import os, signal, sys
+
+class Srun:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):
+        kill(pid, number)
+
+sys.modules["srun"] = Srun()  # collected when Python, which has taken its handlers away, is all but gone
+from jobs.train.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_a_signal_at_the_very_end_does_not_change_what_was_decided(tmp_path: Path) -> None:
+    """Other ranks have left with 85 by then, so srun ends those that are left."""
+    run = make_run(tmp_path / "run")
+    command = train_command(run)
+    command[1:3] = ["-c", LAST_MOMENT]
+    environment = {**os.environ, "SUBMITIT_LOCAL_JOB_ID": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == FINISHED
+    assert len(of(run, "finished")) == 1
 
 
 def test_a_signal_before_the_first_step_does_not_wait_for_the_workers(tmp_path: Path) -> None:
