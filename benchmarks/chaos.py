@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
@@ -36,10 +36,10 @@ from benchmarks.harness import record  # noqa: E402
 from benchmarks.on_slurm import cluster, data  # noqa: E402
 from env.cluster import processes  # noqa: E402
 from env.cluster.config import Options  # noqa: E402
-from jobs import events  # noqa: E402
-from jobs.errors import run_command  # noqa: E402
-from jobs.run_directory import Run, write_atomically  # noqa: E402
-from jobs.train import checkpoints  # noqa: E402
+from jobs.engine import checkpoints  # noqa: E402
+from jobs.run import events  # noqa: E402
+from jobs.run.directory import Run, newest_start, write_atomically  # noqa: E402
+from jobs.run.errors import run_command  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.slurm.clusters import Slurm, wait_for  # noqa: E402
 
@@ -84,7 +84,7 @@ class Scene(msgspec.Struct, kw_only=True):
     """Faults that the run's end has forestalled."""
 
     def starts(self) -> int:
-        return checkpoints.newest_start(self.run.job)
+        return newest_start(self.run.job)
 
 
 # ------------------------------------------------------------------------------------ what is done to the job

@@ -12,8 +12,8 @@ start takes (in the recipe it is more like fifty times):
   submitit   a submitit job whose checkpoint() submits it again, running the same
   floor      a job that does nothing but import the libraries, and goes whenever it is told to
 
-The peers get jobs/compat.py, without which they could not read their own checkpoints with torch ≥ 2.6. Where
-a peer's job is not requeued, which Slurm does not do after some endings, it is submitted again at once.
+The peers get jobs/mmseg/compat.py, without which they could not read their own checkpoints with torch ≥ 2.6.
+Where a peer's job is not requeued, which Slurm does not do after some endings, it is submitted again at once.
 
 Lost time is the jobs' time minus the productive: different steps times the median step, by the step log.
 ETTR is the productive time over the time from submission to end. Attainable is the ETTR of a training that
@@ -40,7 +40,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
@@ -50,8 +50,8 @@ from benchmarks import harness  # noqa: E402
 from benchmarks.harness import record  # noqa: E402
 from benchmarks.on_slurm import cluster, data  # noqa: E402
 from env.cluster.config import Options  # noqa: E402
-from jobs import compat  # noqa: E402
-from jobs.errors import run_command  # noqa: E402
+from jobs.mmseg import compat  # noqa: E402
+from jobs.run.errors import run_command  # noqa: E402
 from tests.slurm.clusters import Slurm, wait_for  # noqa: E402
 
 CONFIG = "tests/configs/tiny_trace.py"

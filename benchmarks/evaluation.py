@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,8 +36,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 
 from benchmarks import harness, pipeline  # noqa: E402
-from jobs import compat  # noqa: E402
-from jobs.run_directory import Request, Run  # noqa: E402
+from jobs.mmseg import compat  # noqa: E402
+from jobs.run.directory import Request, Run  # noqa: E402
 
 CLASSES = 21
 WEIGHTS = "weights.pth"
@@ -105,7 +105,7 @@ def metric_alone(rounds: int, images: int = 50) -> None:
     from mmengine.logging import MMLogger
     from mmseg.evaluation import IoUMetric
 
-    from jobs.evaluate.metric import FastIoUMetric
+    from jobs.mmseg.evaluator import FastIoUMetric
 
     torch.set_num_threads(1)
     MMLogger.get_instance("benchmark", log_level="ERROR")  # no tables
@@ -199,7 +199,7 @@ def make_run(folder: Path, config: str, images: int) -> Run:
     from mmseg.registry import MODELS
     from mmseg.utils import register_all_modules
 
-    from jobs import model as models
+    from jobs.mmseg import model as models
 
     base = folder / "data" / "VOCdevkit" / "VOC2012"
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):

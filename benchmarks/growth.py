@@ -28,15 +28,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
 from benchmarks import harness  # noqa: E402
 from benchmarks.trainings import past  # noqa: E402
-from jobs import events  # noqa: E402
-from jobs.run_directory import Request, Run  # noqa: E402
-from jobs.train import budget, checkpoints, interval  # noqa: E402
+from jobs.engine import checkpoints, interval  # noqa: E402
+from jobs.run import events  # noqa: E402
+from jobs.run.directory import Request, Run  # noqa: E402
+from jobs.supervise import budget  # noqa: E402
 from launch import status  # noqa: E402
 
 EPOCHS, INTERRUPTIONS = (100, 1_000, 10_000), (10, 100, 1_000)

@@ -18,13 +18,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
 from benchmarks import harness, step_time  # noqa: E402
 from benchmarks.trainings import start, turns  # noqa: E402
-from jobs.run_directory import Run  # noqa: E402
+from jobs.run.directory import Run  # noqa: E402
 from tests import tiny  # noqa: E402
 
 VALUES = 264_000

@@ -15,12 +15,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
 from benchmarks.harness import compare, timed  # noqa: E402
-from jobs.errors import UserError, run_command  # noqa: E402
+from jobs.run.errors import UserError, run_command  # noqa: E402
 
 ROUNDS = int(os.environ.get("BATON_ROUNDS", "15"))
 

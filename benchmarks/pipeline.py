@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -32,7 +32,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks import harness  # noqa: E402
-from jobs import compat  # noqa: E402
+from jobs.mmseg import compat  # noqa: E402
 
 RECIPE = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 
@@ -80,7 +80,7 @@ def pipelines(steps: Any) -> tuple[list[Any], list[Any]]:
     from mmseg.registry import TRANSFORMS
     from mmseg.utils import register_all_modules
 
-    from jobs.train.transforms import use_fast_transforms
+    from jobs.mmseg.transforms import use_fast_transforms
 
     register_all_modules()
     swapped = copy.deepcopy(steps)

@@ -29,7 +29,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
@@ -37,11 +37,11 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks import harness  # noqa: E402
-from jobs.errors import UserError, run_command  # noqa: E402
 from jobs.prepare import sources, verify, workers  # noqa: E402
-from jobs.prepare.build import write_masks  # noqa: E402
-from jobs.prepare.datasets import converters  # noqa: E402
+from jobs.prepare.recipes import converters  # noqa: E402
 from jobs.prepare.synthetic import Lists, make_lists, read_lists, write_archives  # noqa: E402
+from jobs.prepare.voc.build import write_masks  # noqa: E402
+from jobs.run.errors import UserError, run_command  # noqa: E402
 
 SCARCE = 1 << 30
 REAL_LISTS = ROOT / "tests/data/voc"

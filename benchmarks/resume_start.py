@@ -21,15 +21,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
 from benchmarks import harness, pipeline  # noqa: E402
 from benchmarks.trainings import past, start  # noqa: E402
-from jobs import compat  # noqa: E402
-from jobs.run_directory import Run  # noqa: E402
-from jobs.train import checkpoints  # noqa: E402
+from jobs.engine import checkpoints  # noqa: E402
+from jobs.mmseg import compat  # noqa: E402
+from jobs.run.directory import Run  # noqa: E402
 
 PICTURES, BATCH, LENGTH = 64, 4, 10_582
 PER_EPOCH = -(-LENGTH // BATCH)

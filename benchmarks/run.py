@@ -18,13 +18,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
 from benchmarks.harness import RESULTS  # noqa: E402
-from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.run_directory import write_atomically  # noqa: E402
+from jobs.run.directory import write_atomically  # noqa: E402
+from jobs.run.errors import UserError, run_command  # noqa: E402
 
 NOT_BENCHMARKS = {"harness", "run", "__init__"}
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"

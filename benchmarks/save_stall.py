@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 

@@ -6,8 +6,8 @@ wave takes a share of the cluster's nodes, so it hits a job the more surely the 
 several times in a row, each time soon after the job has come back.
 
 The simulation checks itself, and ends with 1 where it is off: against the closed formula of
-launch/efficiency.py; the interval that it finds best against Young/Daly's; and the ETTR that a real run
-observed (--trace; without it the run that benchmarks/ettr.py has left), gone through with the costs that
+launch/observe/efficiency.py; the interval that it finds best against Young/Daly's; and the ETTR that a real
+run observed (--trace; without it the run that benchmarks/ettr.py has left), gone through with the costs that
 were measured on that run and interrupted when that run was.
 
 examples:
@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
@@ -36,10 +36,11 @@ import msgspec  # noqa: E402
 
 from benchmarks import harness  # noqa: E402
 from benchmarks.harness import RESULTS, record  # noqa: E402
-from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.run_directory import Run  # noqa: E402
-from launch import efficiency, history, runs  # noqa: E402
-from launch.history import History  # noqa: E402
+from jobs.run.directory import Run  # noqa: E402
+from jobs.run.errors import UserError, run_command  # noqa: E402
+from launch.observe import efficiency, history  # noqa: E402
+from launch.observe.history import History  # noqa: E402
+from launch.submit import runs  # noqa: E402
 
 RATES = {"RSC-1": 6.50, "RSC-2": 2.34}
 """Failures per 1,000 node-days."""

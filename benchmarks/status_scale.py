@@ -19,12 +19,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
 from benchmarks.harness import record  # noqa: E402
-from jobs.run_directory import Request, Run  # noqa: E402
+from jobs.run.directory import Request, Run  # noqa: E402
 from tests.unit import terminal  # noqa: E402
 
 STAND_IN = """#!/bin/sh

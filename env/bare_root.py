@@ -35,7 +35,7 @@ from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.errors import UserError, run_command
+from jobs.run.errors import UserError, run_command
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RELEASES = ("bookworm", "trixie", "testing", "sid")

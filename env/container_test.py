@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.errors import UserError, run_command
+from jobs.run.errors import UserError, run_command
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DEFINITION = CHECKOUT / "env/container.def"

@@ -156,11 +156,11 @@ if [ -n "$given" ]; then
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "--python $given: $("$python" --version 2>&1) is older than 3.10"
     lacking=$(mktemp)
     trap 'rm -f "$lacking"' EXIT
-    tell() { "$python" -m jobs.environment --problems; }
+    tell() { "$python" -m jobs.run.environment --problems; }
     if [ "$torch" = locked ] && tell | grep -q '^torch '; then
         fail "--python $given: $(tell | grep '^torch '); --torch VERSION installs one there"
     fi
-    "$python" -m jobs.environment --wanted > "$lacking"
+    "$python" -m jobs.run.environment --wanted > "$lacking"
     if [ "$torch" = locked ] && [ ! -s "$lacking" ]; then
         echo "$python has all that Baton needs"
     else
@@ -179,7 +179,7 @@ if sys.prefix != sys.base_prefix: print(*("import site; site.addsitedir(%r)" % f
             mv "$venv/below.pth" "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/"
         fi
         [ "$torch" = locked ] || install_torch
-        "$python" -m jobs.environment --wanted > "$lacking"
+        "$python" -m jobs.run.environment --wanted > "$lacking"
         [ ! -s "$lacking" ] || install_rest "$lacking"
         check cv2 mmcv mmengine torch
         left=$(tell)

@@ -17,9 +17,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from jobs import cuda, environment
-from jobs.run_directory import write_atomically
-from jobs.train import rendezvous, task
+from jobs.run import cuda, environment, task
+from jobs.run.directory import write_atomically
+from jobs.supervise import rendezvous
 
 SECONDS = 60.0
 
@@ -67,7 +67,7 @@ def tried(work: Callable[[], str]) -> dict[str, Any]:
 
 
 def imports() -> str:
-    from jobs import compat
+    from jobs.mmseg import compat
 
     if wrong := environment.problems():
         raise RuntimeError(", ".join(wrong))
@@ -118,7 +118,7 @@ def together(me: task.Task, meeting: rendezvous.Meeting, on_gpu: bool) -> dict[s
     import torch
     import torch.distributed as dist
 
-    from jobs.train import distributed
+    from jobs.engine import distributed
 
     if meeting.interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", meeting.interface)

@@ -12,14 +12,17 @@ import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-from jobs import events  # noqa: E402
-from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.run_directory import Run, write_atomically  # noqa: E402
-from launch import history, identity, machine, runs, slurm, slurm_queries, states, tables  # noqa: E402
+from jobs.run import events
+from jobs.run.directory import Run, write_atomically
+from jobs.run.errors import UserError, run_command
+from jobs.slurm import login as slurm
+from jobs.slurm import queries as slurm_queries
+from launch.observe import history, states, tables
+from launch.submit import identity, machine, runs
 
 EXAMPLES = """examples:
   python launch/cancel.py first

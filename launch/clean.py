@@ -14,14 +14,18 @@ import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.run_directory import Run  # noqa: E402
-from jobs.train import checkpoints  # noqa: E402
-from launch import history, identity, probe_job, runs, slurm_queries, states, tables, words  # noqa: E402
+from jobs.engine import checkpoints
+from jobs.run.directory import Run
+from jobs.run.errors import UserError, run_command
+from jobs.slurm import queries as slurm_queries
+from launch.observe import history, states, tables
+from launch.observe import wording as words
+from launch.observe.doctor import probe as probe_job
+from launch.submit import identity, runs
 
 EXAMPLES = """examples:
   python launch/clean.py                    what could be deleted, of all runs

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-from jobs.errors import run_command  # noqa: E402
-from launch import runs  # noqa: E402
+from jobs.run.errors import run_command
+from launch.submit import runs
 
 COMMANDS = (
     *("prepare", "train", "evaluate", "infer"),

@@ -13,12 +13,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-from jobs.errors import run_command  # noqa: E402
-from launch import machine, runs  # noqa: E402
+from jobs.run.errors import run_command
+from launch.submit import machine, runs
 
 EXAMPLES = """examples:
   make demo                          sets up first, then runs this

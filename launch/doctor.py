@@ -12,30 +12,24 @@ import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-import msgspec  # noqa: E402
+import msgspec
 
-from jobs import cuda, events  # noqa: E402
-from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.run_directory import write_atomically  # noqa: E402
-from launch import (  # noqa: E402
-    cluster_facts,
-    efficiency,
-    findings,
-    history,
-    machine,
-    probe_job,
-    profiles,
-    runs,
-    slurm,
-    tables,
-    words,
-)
-from launch.cluster_facts import Facts, Partition  # noqa: E402
-from launch.findings import Finding, Measured  # noqa: E402
+from jobs.run import cuda, events
+from jobs.run.directory import write_atomically
+from jobs.run.errors import UserError, run_command
+from jobs.slurm import login as slurm
+from launch.observe import efficiency, history, tables
+from launch.observe import wording as words
+from launch.observe.doctor import facts as cluster_facts
+from launch.observe.doctor import findings
+from launch.observe.doctor import probe as probe_job
+from launch.observe.doctor.facts import Facts, Partition
+from launch.observe.doctor.findings import Finding, Measured
+from launch.submit import machine, profiles, runs
 
 EXAMPLES = """examples:
   python launch/doctor.py

@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-from jobs.errors import run_command  # noqa: E402
-from launch import options, runs, single, tables  # noqa: E402
+from jobs.run.errors import run_command
+from launch.observe import tables
+from launch.submit import options, runs
+from launch.submit import single_job as single
 
 EXAMPLES = """\
   python launch/evaluate.py first

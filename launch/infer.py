@@ -6,13 +6,15 @@ import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-from jobs import output  # noqa: E402
-from jobs.errors import UserError, run_command  # noqa: E402
-from launch import options, runs, single, tables  # noqa: E402
+from jobs.run import output
+from jobs.run.errors import UserError, run_command
+from launch.observe import tables
+from launch.submit import options, runs
+from launch.submit import single_job as single
 
 EXAMPLES = """\
   python launch/infer.py first photo.jpg

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.run_directory import Run  # noqa: E402
-from launch import history, log_files, runs, slurm_queries, states, tables, words  # noqa: E402
-from launch.log_files import Growing, LogFile  # noqa: E402
+from jobs.run.directory import Run
+from jobs.run.errors import UserError, run_command
+from jobs.slurm import queries as slurm_queries
+from launch.observe import history, log_files, states, tables
+from launch.observe import wording as words
+from launch.observe.log_files import Growing, LogFile
+from launch.submit import runs
 
 EXAMPLES = """examples:
   python launch/logs.py first                    the last lines of its newest job

@@ -10,16 +10,20 @@ import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-from jobs import events  # noqa: E402
-from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.prepare import datasets, weights  # noqa: E402
-from jobs.run_directory import Request, Run  # noqa: E402
-from jobs.train import pretrained  # noqa: E402
-from launch import configs, data_ready, options, requests, runs, single, snapshot, tables  # noqa: E402
+from jobs.mmseg import pretrained
+from jobs.prepare import recipes as datasets
+from jobs.prepare import weights
+from jobs.run import events
+from jobs.run.directory import Request, Run
+from jobs.run.errors import UserError, run_command
+from launch.observe import tables
+from launch.submit import configs, data_ready, options, runs, snapshot
+from launch.submit import creation as requests
+from launch.submit import single_job as single
 
 EXAMPLES = """\
   python launch/prepare.py

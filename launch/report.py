@@ -9,13 +9,17 @@ import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.run_directory import write_atomically  # noqa: E402
-from launch import report_data, report_page, runs, tables, words  # noqa: E402
+from jobs.run.directory import write_atomically
+from jobs.run.errors import UserError, run_command
+from launch.observe import tables
+from launch.observe import wording as words
+from launch.observe.report import data as report_data
+from launch.observe.report import page as report_page
+from launch.submit import runs
 
 EXAMPLES = """examples:
   python launch/report.py first                                writes RUN/report.html

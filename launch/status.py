@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 
-import msgspec  # noqa: E402
+import msgspec
 
-from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.run_directory import Run  # noqa: E402
-from launch import efficiency, history, identity, runs, slurm_queries, states, tables, words  # noqa: E402
-from launch.history import History  # noqa: E402
-from launch.slurm_queries import Answer, Job  # noqa: E402
+from jobs.run.directory import Run
+from jobs.run.errors import UserError, run_command
+from jobs.slurm import queries as slurm_queries
+from jobs.slurm.queries import Answer, Job
+from launch.observe import efficiency, history, states, tables
+from launch.observe import wording as words
+from launch.observe.history import History
+from launch.submit import identity, runs
 
 EXAMPLES = """examples:
   python launch/status.py                 all runs

@@ -13,30 +13,21 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs import environment  # noqa: E402
+from jobs.run import environment
 
 environment.enter()
 # Looking for garbage, while modules are read and once more at the end, would be a fifth of its time.
 gc.disable()
 atexit.register(gc.freeze)
 
-from jobs import events  # noqa: E402
-from jobs.errors import UserError, run_command  # noqa: E402
-from jobs.run_directory import MOST_SEED, Run, check_seed  # noqa: E402
-from launch import (  # noqa: E402
-    configs,
-    data_ready,
-    interpreters,
-    job_environment,
-    machine,
-    options,
-    profiles,
-    requests,
-    runs,
-    script,
-    tables,
-)
-from launch.profiles import Profile  # noqa: E402
+from jobs.run import events
+from jobs.run.directory import MOST_SEED, Run, check_seed
+from jobs.run.errors import UserError, run_command
+from launch.observe import tables
+from launch.submit import batch_script as script
+from launch.submit import configs, data_ready, interpreters, job_environment, machine, options, profiles, runs
+from launch.submit import creation as requests
+from launch.submit.profiles import Profile
 
 DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 
@@ -93,7 +84,7 @@ def main() -> int:
         runs.check_name(arguments.run)
     runs.check_root(runs.runs_root())
     if arguments.sweep:
-        from launch import sweep
+        from launch.submit import sweep
 
         return sweep.main(arguments, wish)
     if arguments.dry_run:
@@ -183,7 +174,7 @@ def submit(
     """
     if wish.train.executor == "local":
         return submit_locally(run, wish, ahead, evaluate)
-    from launch import submission
+    from launch.submit import submission
 
     ranks = wish.train.nodes[1] * wish.train.settings.gpus
     train = submission.submit_script(run.job / "train.sbatch", after=ahead.dependency)
@@ -210,7 +201,7 @@ def submit(
 def submit_locally(
     run: Run, wish: requests.Wish, ahead: data_ready.Ahead, evaluate: bool
 ) -> tuple[dict[str, str], Any]:
-    from launch import submission
+    from launch.submit import submission
 
     settings = wish.train.settings
     stages = stages_of(run.path, wish, ahead, evaluate)
@@ -226,7 +217,7 @@ def submit_locally(
 
 def stages_of(run: Path, wish: requests.Wish, ahead: data_ready.Ahead, evaluate: bool) -> list[Any]:
     """The chain of a local run. Preparations that are on their way are waited for, not done by it."""
-    from jobs.local import Stage
+    from jobs.supervise.local import Stage
 
     def stage(name: str, resolved: Any, tasks: int, *rest: str) -> Any:
         python = resolved.settings.python or sys.executable
@@ -299,7 +290,7 @@ def check_resumable(run: Run) -> None:
     for event in events.iterate(run.events):
         if event["event"] == "finished" and event.get("stage", "train") == "train":
             raise UserError(f"the training of {run.name} is finished: python launch/evaluate.py {run.name}")
-    from launch import alive
+    from launch.observe import liveness as alive
 
     job = alive.newest_job(run, "train")
     if alive.is_alive(run, job):
@@ -315,7 +306,7 @@ def dry_run(arguments: argparse.Namespace, wish: requests.Wish) -> int:
         raise UserError(f"the run name {name!r} is taken ({runs.runs_root() / name}): choose another")
     path = runs.runs_root() / name
     if wish.train.executor == "local":
-        from launch import submission
+        from launch.submit import submission
 
         print(f"# in {path / 'code'}, one after the other:")
         print(submission.shown(stages_of(path, wish, data_ready.Ahead(), not arguments.no_evaluation)))
@@ -368,7 +359,7 @@ def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process:
             print(f"{word:8} python launch/{word}.py {run.name}{command}", flush=True)
     if not arguments.wait:
         return 0
-    from launch import waiting
+    from launch.observe import waiting
 
     gc.enable()
     return waiting.wait(run, jobs, process)

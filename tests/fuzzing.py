@@ -17,16 +17,20 @@ import xxhash
 from PIL import Image
 from scipy.io import savemat
 
-from jobs import events
-from jobs.errors import UserError
+from jobs.engine import checkpoints
 from jobs.infer import images
-from jobs.prepare import build, manifest, png, state, verify
+from jobs.prepare import manifest, png, verify
+from jobs.prepare import readiness as state
 from jobs.prepare.archives import DamagedArchive, Stream, unpack_tar, walk
-from jobs.prepare.others import unpack
-from jobs.prepare.sbd import BadMask, mask_of
-from jobs.run_directory import Run
-from jobs.train import checkpoints
-from launch import efficiency, history, profiles, slurm_queries, states
+from jobs.prepare.converters import unpack
+from jobs.prepare.voc import build
+from jobs.prepare.voc.sbd import BadMask, mask_of
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+from jobs.slurm import queries as slurm_queries
+from launch.observe import efficiency, history, states
+from launch.submit import profiles
 from tests.unit.made_runs import interrupted_run, made_run
 
 
@@ -89,7 +93,7 @@ def _events(folder: Path) -> Target:
 
 
 def _metrics(folder: Path) -> Target:
-    from launch import report_data
+    from launch.observe.report import data as report_data
 
     run = interrupted_run(folder / "run")
     rows = [{"step": n, "epoch": 0, "start": 1 + n // 3, "kind": "train", "loss": 0.5} for n in range(1, 9)]

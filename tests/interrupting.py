@@ -19,7 +19,7 @@ import numpy as np
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from jobs.train import checkpoints
+from jobs.engine import checkpoints
 
 
 def pause(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import mmengine.runner.runner as runner
 from mmengine.model import BaseModule
 
-from jobs import compat
+from jobs.mmseg import compat
 
 
 def needless(*_: Any, **__: Any) -> NoReturn:

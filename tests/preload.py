@@ -5,7 +5,7 @@ Nothing of jobs.train, which has memory that a rank shares with its own children
 
 import gc
 
-from jobs import compat
+from jobs.mmseg import compat
 
 compat.prepare()
 

@@ -24,8 +24,8 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from jobs.run_directory import write_atomically
-from jobs.train import checkpoints
+from jobs.engine import checkpoints
+from jobs.run.directory import write_atomically
 
 
 @HOOKS.register_module(force=True)

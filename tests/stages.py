@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs import events
-from jobs.run_directory import Run
+from jobs.run import events
+from jobs.run.directory import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = [sys.executable, str(ROOT / "tests/stand_in_worker.py")]

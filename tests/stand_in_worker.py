@@ -26,10 +26,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs import events
-from jobs.exit_codes import SUPERSEDED
-from jobs.run_directory import Run, write_atomically
-from jobs.train.checkpoints import newest_start
+from jobs.run import events
+from jobs.run.directory import Run, newest_start, write_atomically
+from jobs.run.exit_codes import SUPERSEDED
 
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 start = int(os.environ["BATON_START"])

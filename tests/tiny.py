@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jobs.run_directory import Request, Run
+from jobs.run.directory import Request, Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,14 +91,14 @@ def start(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 180) -> l
 
 
 def start_commands(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 180) -> list[int]:
-    """As `start`, with real `python -m jobs.train.rank RUN` commands: slower, nothing inherited."""
+    """As `start`, with real `python -m jobs.mmseg.rank RUN` commands: slower, nothing inherited."""
     number = claim(run)
     processes = []
     for rank, environment in enumerate(environments(ranks, number, plan)):
         with (run.job / f"{number}_{rank}_log.out").open("wb") as log:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-u", "-m", "jobs.train.rank", str(run.path)],
+                    [sys.executable, "-u", "-m", "jobs.mmseg.rank", str(run.path)],
                     cwd=run.code,
                     env=os.environ | environment,
                     stdout=log,
@@ -180,7 +180,7 @@ def _enter(run: str) -> None:
 
 
 def _rank(run: str, environment: dict[str, str], log: str) -> None:
-    """What `python -m jobs.train.rank RUN` does in RUN/code, in a process that has torch already."""
+    """What `python -m jobs.mmseg.rank RUN` does in RUN/code, in a process that has torch already."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -190,7 +190,7 @@ def _rank(run: str, environment: dict[str, str], log: str) -> None:
     os.environ["BATON_HEARTBEAT_FD"] = str(os.open(beats, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
     _enter(run)
     sys.argv = ["rank", run]
-    from jobs.train import rank
+    from jobs.mmseg import rank
 
     rank.PREEMPTED.listen()
     sys.exit(rank.main())
@@ -199,8 +199,8 @@ def _rank(run: str, environment: dict[str, str], log: str) -> None:
 def final_state(run: Run) -> dict[str, Any]:
     """All of a finished run that must not depend on its interruptions: its last checkpoint without times, and
     the metrics by step."""
-    from jobs import compat
-    from jobs.train import checkpoints
+    from jobs.engine import checkpoints
+    from jobs.mmseg import compat
 
     newest = checkpoints.newest(run.checkpoints)
     assert newest is not None

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs import compat
-from jobs.exit_codes import RESUME
-from jobs.run_directory import Run
-from launch import config_files, configs, snapshot
+from jobs.mmseg import compat
+from jobs.run.directory import Run
+from jobs.run.exit_codes import RESUME
+from launch.submit import config_files, configs, snapshot
 from tests import tiny
 
 FOLDER = config_files.configs_of("mmseg") or Path()

@@ -12,7 +12,7 @@ import os
 import time
 from typing import Any
 
-from jobs import compat
+from jobs.mmseg import compat
 
 compat.prepare()
 

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 
-from jobs.exit_codes import RESUME
+from jobs.run.exit_codes import RESUME
 
 
 @HOOKS.register_module()

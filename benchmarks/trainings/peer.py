@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import compat
-from jobs.run_directory import Run
+from jobs.mmseg import compat
+from jobs.run.directory import Run
 
 
 def main() -> None:

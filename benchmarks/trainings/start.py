@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.exit_codes import FINISHED, RESUME
-from jobs.run_directory import Run
+from jobs.run.directory import Run
+from jobs.run.exit_codes import FINISHED, RESUME
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]

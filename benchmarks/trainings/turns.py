@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.trainings import start
-from jobs.run_directory import Run
-from jobs.train import processes
+from jobs.run.directory import Run
+from jobs.supervise import processes
 
 WARM_UP, UNTIMED = 16, 4
 

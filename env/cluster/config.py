@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import private
-from jobs.errors import UserError
+from jobs.run import private
+from jobs.run.errors import UserError
 
 GPUS_PER_NODE = 2
 

@@ -21,7 +21,7 @@ from env.cluster import config, processes
 from env.cluster.config import Cluster, Layout, user
 from env.cluster.packages import PATH, program
 from env.cluster.processes import Process
-from jobs.errors import UserError
+from jobs.run.errors import UserError
 
 
 class StartError(UserError):

@@ -10,14 +10,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs import environment
+from jobs.run import environment
 
 environment.enter()
 
 from env.cluster import daemons, ports
 from env.cluster.config import Layout
 from env.cluster.up import locked
-from jobs.errors import UserError, run_command
+from jobs.run.errors import UserError, run_command
 
 
 def stop(state: Path | str, wipe: bool = False) -> None:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from env.cluster.config import Layout
 from env.cluster.down import stop
-from jobs.errors import run_command
+from jobs.run.errors import run_command
 
 
 def main() -> None:

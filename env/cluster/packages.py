@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 
-from jobs.errors import UserError
+from jobs.run.errors import UserError
 
 PROGRAMS = {
     "slurmctld": "slurm-wlm",

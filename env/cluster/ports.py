@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from env.cluster.config import Layout, Ports
-from jobs import private
-from jobs.errors import UserError
+from jobs.run import private
+from jobs.run.errors import UserError
 
 BLOCK = 80
 # Below Linux' ephemeral range (32768..), whose ports any outgoing connection may take.

@@ -9,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs import environment
+from jobs.run import environment
 
 environment.enter()
 
 from env.cluster import config, daemons, processes
-from jobs.errors import run_command
+from jobs.run.errors import run_command
 
 
 def main() -> int:

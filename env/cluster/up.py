@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs import environment
+from jobs.run import environment
 
 environment.enter()
 
@@ -25,8 +25,8 @@ import msgspec
 
 from env.cluster import config, daemons, packages, ports
 from env.cluster.config import Cluster, Layout, Options
-from jobs.errors import UserError, run_command
-from jobs.run_directory import write_atomically
+from jobs.run.directory import write_atomically
+from jobs.run.errors import UserError, run_command
 
 
 def start(state: Path | str, options: Options | None = None) -> Cluster:

@@ -17,15 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from jobs import compat, events, failure, notify, output
-from jobs import model as models
-from jobs.errors import UserError, run_command
+from jobs.engine import checkpoints
 from jobs.evaluate import figures, ranks, report, results
 from jobs.infer import images
+from jobs.mmseg import compat
+from jobs.mmseg import model as models
 from jobs.prepare import progress
-from jobs.run_directory import Run
-from jobs.train import checkpoints
-from jobs.train.task import read as read_task
+from jobs.run import events, failure, notify, output
+from jobs.run.directory import Run
+from jobs.run.errors import UserError, run_command
+from jobs.run.task import read as read_task
 
 METRICS = ("mIoU", "mAcc", "aAcc")
 
@@ -147,7 +148,7 @@ def test_dataset(cfg: Any) -> Any:
     """The config's test dataset (for VOC: its val list). Raises UserError if its files are missing."""
     from mmseg.registry import DATASETS
 
-    from jobs.train.transforms import use_fast_transforms
+    from jobs.mmseg.transforms import use_fast_transforms
 
     description = copy.deepcopy(dict(cfg.test_dataloader.dataset))
     use_fast_transforms(description)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jobs.errors import UserError
-from jobs.run_directory import Run
-from jobs.train import rendezvous
-from jobs.train.task import Task, read
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+from jobs.run.task import Task, read
+from jobs.supervise import rendezvous
 
 SECONDS = 6 * 3600.0
 """How long a rank waits for the others to count: they may have the larger images, or the slower node."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.run_directory import Run
+from jobs.run.directory import Run
 
 SECONDS = 300.0
 COMMAND = Path(__file__).resolve().parents[2] / "launch" / "report.py"

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs import pictures
-from jobs.run_directory import Run, write_atomically
+from jobs.mmseg import pictures
+from jobs.run.directory import Run, write_atomically
 
 
 def folder(run: Run, checkpoint: Path, digest: str) -> Path:

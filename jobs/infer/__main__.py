@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from jobs import compat, events, failure, output
-from jobs import model as models
-from jobs.errors import UserError, run_command
-from jobs.exit_codes import USER_ERROR
 from jobs.infer import images
+from jobs.mmseg import compat
+from jobs.mmseg import model as models
 from jobs.prepare import progress
-from jobs.run_directory import Run
-from jobs.train.task import job_id
+from jobs.run import events, failure, output
+from jobs.run.directory import Run
+from jobs.run.errors import UserError, run_command
+from jobs.run.exit_codes import USER_ERROR
+from jobs.run.task import job_id
 
 
 def main() -> int:
@@ -110,7 +111,7 @@ def build_pipeline(cfg: Any) -> Any:
     """
     from mmengine.dataset import Compose
 
-    from jobs.train.config import name_of
+    from jobs.mmseg.config import name_of
 
     steps = [dict(step) for step in models.innermost(cfg.test_dataloader.dataset).get("pipeline", [])]
     steps = [step for step in steps if name_of(step["type"]) != "LoadAnnotations"]
@@ -144,7 +145,7 @@ def targets(name: Path) -> tuple[Path, Path]:
 
 
 def write(name: Path, image: np.ndarray, labels: np.ndarray, palette: Any) -> None:
-    from jobs import pictures
+    from jobs.mmseg import pictures
 
     name.parent.mkdir(parents=True, exist_ok=True)
     mask, overlay = targets(name)

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs import events, exit_codes, notify
-from jobs.errors import UserError, run_command
 from jobs.prepare import weights, workers
 from jobs.prepare.progress import say
-from jobs.run_directory import Run
+from jobs.run import events, exit_codes, notify
+from jobs.run.directory import Run
+from jobs.run.errors import UserError, run_command
 
 SHOWN = 20
 """Problems that --verify prints; the rest is counted."""
@@ -124,8 +124,9 @@ def prepared(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace, begun: float) -> int:
     workers.no_inner_threads()
     # Imported here: numpy and PIL are not needed to answer --help.
-    from jobs.prepare import others, prepare
-    from jobs.prepare.datasets import VOC, check_name, folder_of
+    from jobs.prepare import converters as others
+    from jobs.prepare.recipes import VOC, check_name, folder_of
+    from jobs.prepare.voc import pipeline as prepare
 
     root = args.data_root / folder_of(args.dataset)
     if args.wait_only is not None:

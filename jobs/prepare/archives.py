@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from jobs.errors import UserError
 from jobs.prepare.deflate import GUNZIP_ERRORS, open_gzip
+from jobs.run.errors import UserError
 
 BLOCK = 512
 CHUNK = 1 << 20

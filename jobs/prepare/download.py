@@ -16,11 +16,11 @@ from pathlib import Path
 
 import requests
 
-from jobs.errors import UserError
 from jobs.prepare.archives import DamagedArchive, looks_like_html
-from jobs.prepare.given import check_archive
+from jobs.prepare.local_archives import check_archive
 from jobs.prepare.progress import say, task
 from jobs.prepare.sources import Source
+from jobs.run.errors import UserError
 
 BLOCK = 1 << 16
 """A break loses what has arrived of one block; small enough to matter little."""

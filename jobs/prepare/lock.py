@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs import private
-from jobs.errors import UserError
+from jobs.run import private
+from jobs.run.errors import UserError
 
 NAME = ".prepare.lock"
 BEAT = 5.0

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.errors import UserError
 from jobs.prepare.deflate import crc32
+from jobs.run.errors import UserError
 
 MANIFEST = "manifest.json"
 FILES = "files.tsv"

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from jobs.errors import UserError, run_command
-from jobs.prepare.given import listed_digest
+from jobs.prepare.local_archives import listed_digest
+from jobs.run.errors import UserError, run_command
 
 Mask = NDArray[np.uint8]
 

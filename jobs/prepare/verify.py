@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.errors import UserError
 from jobs.prepare import manifest, workers
 from jobs.prepare.manifest import Entry
 from jobs.prepare.progress import task
+from jobs.run.errors import UserError
 
 BATCH = 256
 VOC = "VOC 2012 + SBD"
@@ -119,9 +119,9 @@ def batches(entries: list[Entry]) -> Iterator[list[Entry]]:
 
 def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int, int]], list[Finding]]:
     """(image sizes by path, findings) of some files; runs in a worker. `voc`: only VOC's labels may occur."""
-    from jobs.prepare.build import check_labels, decode_mask
     from jobs.prepare.png import BadImage, jpeg_size
-    from jobs.prepare.sbd import BadMask
+    from jobs.prepare.voc.build import check_labels, decode_mask
+    from jobs.prepare.voc.sbd import BadMask
 
     sizes: dict[str, tuple[int, int]] = {}
     problems = []
@@ -156,7 +156,7 @@ def read_png(content: bytes) -> None:
     """Raises BadMask if the image cannot be decoded to its end."""
     from PIL import Image
 
-    from jobs.prepare.sbd import BadMask
+    from jobs.prepare.voc.sbd import BadMask
 
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:

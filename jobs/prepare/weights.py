@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.errors import UserError
-from jobs.train import pretrained
+from jobs.mmseg import pretrained
+from jobs.run.errors import UserError
 
 if TYPE_CHECKING:
     # Launchers want the names below at once; requests and the like are imported where they are needed.
@@ -163,7 +163,7 @@ def check_given(file: Path, name: str, url: str) -> None:
     """Holds a file of the user's against the checksums file beside it, and against its own name. Raises
     UserError."""
     from jobs.prepare.archives import digest
-    from jobs.prepare.given import listed_digest
+    from jobs.prepare.local_archives import listed_digest
 
     wrong = ""
     if listed := listed_digest(file):
@@ -182,7 +182,7 @@ def check_content(file: Path) -> None:
     from jobs.prepare.progress import say
 
     try:
-        from jobs import compat
+        from jobs.mmseg import compat
 
         compat.load(file)
     except ImportError as error:

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs import environment, events, exit_codes
-from jobs.errors import UserError, run_command
-from jobs.run_directory import Run
-from jobs.train import budget, checkpoints, processes, rendezvous, successor
-from jobs.train.session import Forgiving
-from jobs.train.supervise import supervise
-from jobs.train.task import Task, read
+from jobs.run import environment, events, exit_codes
+from jobs.run.directory import Run, newest_start
+from jobs.run.errors import UserError, run_command
+from jobs.run.streams import TolerantStream
+from jobs.run.task import Task, read
+from jobs.slurm import successor
+from jobs.supervise import budget, processes, rendezvous
+from jobs.supervise.supervisor import supervise
 
 RENDEZVOUS_SECONDS = 300.0
 HANG_MINUTES = 10.0
@@ -33,13 +34,13 @@ CANCELLED = "the run was cancelled; python launch/train.py --resume {run} goes o
 """While its job was being requeued, say: a cancelled run must not train again for that."""
 FINISHED = "the training is finished"
 """Said to all ranks by the start of a job that Slurm has requeued although it was done, or of its successor
-(jobs/train/afterwards.py)."""
+(jobs/supervise/afterwards.py)."""
 T = TypeVar("T")
 
 
 def main() -> int:
     arguments = _arguments()
-    sys.stdout, sys.stderr = Forgiving(sys.stdout), Forgiving(sys.stderr)
+    sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
     # First of all, so that a preemption is not missed: it is passed on when the worker can hear it.
     signals: list[signal.Signals] = []
     wakeup = processes.wake_on_signals(signals.append, *processes.CATCHABLE)
@@ -83,7 +84,7 @@ def main() -> int:
             world_size=task.world_size, pid=os.getpid(),
             ranks_per_node=max(meeting.hosts.count(host) for host in meeting.hosts),
         )  # fmt: skip
-    command = arguments.worker or [sys.executable, "-u", "-m", "jobs.train.rank", str(run.path)]
+    command = arguments.worker or [sys.executable, "-u", "-m", "jobs.mmseg.rank", str(run.path)]
     code = supervise(
         run, task, meeting, command, story, hang_seconds=hang_seconds(run), environ=os.environ,
         wakeup=wakeup, signals=signals, last_checkpoint=budget.last_checkpoint(records),
@@ -103,7 +104,7 @@ def unfit() -> str | None:
 def claim_start(run: Run, task: Task) -> int:
     """The next number of a start of this run. The file that claims it also says who: an older start that
     finds a newer one here knows that it is no longer the one (fencing)."""
-    number = checkpoints.newest_start(run.job) + 1
+    number = newest_start(run.job) + 1
     owner = {
         "job": task.job,
         "restart": task.restart,

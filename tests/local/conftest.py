@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jobs.run_directory import Run
+from jobs.run.directory import Run
 from tests import tiny
 
 
@@ -19,7 +19,7 @@ def random_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     script = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from jobs import compat; compat.prepare()\n"
+        "from jobs.mmseg import compat; compat.prepare()\n"
         "from mmengine.config import Config\n"
         "from mmengine.registry import init_default_scope\n"
         "from mmseg.registry import MODELS\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run_directory import Run
+from jobs.run.directory import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 

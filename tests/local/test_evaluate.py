@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs import events
-from jobs.run_directory import Run
+from jobs.run import events
+from jobs.run.directory import Run
 
 
 def evaluate(run: Run, *arguments: str, processes: int = 1) -> list[subprocess.CompletedProcess[str]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import events
-from jobs.exit_codes import RESUME, SUPERSEDED
-from jobs.run_directory import Run
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.run.exit_codes import RESUME, SUPERSEDED
 from tests import tiny
 
 pytestmark = pytest.mark.slow

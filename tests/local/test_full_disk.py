@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import compat, events
-from jobs.exit_codes import FAILED, FINISHED, RESUME
-from jobs.run_directory import Run
-from jobs.train import checkpoints
+from jobs.engine import checkpoints
+from jobs.mmseg import compat
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.run.exit_codes import FAILED, FINISHED, RESUME
 from tests import tiny
 from tests.stages import end_of, make_run, of, start_ranks, wait_until
 
@@ -135,10 +136,10 @@ def test_tensorboard_goes_on(disk: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from jobs import compat
+from jobs.mmseg import compat
 compat.prepare()
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
-from jobs.train.runner import guard
+from jobs.mmseg.runner import guard
 disk = Path(sys.argv[1])
 backends = [TensorboardVisBackend(save_dir=str(disk / "tb")), LocalVisBackend(save_dir=str(disk / "local"))]
 for backend in backends:

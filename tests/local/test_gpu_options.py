@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from jobs import compat
-from jobs.exit_codes import RESUME
-from jobs.train import checkpoints
+from jobs.engine import checkpoints
+from jobs.mmseg import compat
+from jobs.run.exit_codes import RESUME
 from tests import tiny
 
 pytestmark = pytest.mark.slow

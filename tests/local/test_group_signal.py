@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import events
-from jobs.exit_codes import FINISHED, RESUME
-from jobs.run_directory import Run
-from jobs.train import checkpoints, processes
+from jobs.engine import checkpoints
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.run.exit_codes import FINISHED, RESUME
+from jobs.supervise import processes
 from tests import tiny
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import events
-from jobs.run_directory import Run
+from jobs.run import events
+from jobs.run.directory import Run
 
 
 def infer(run: Run, *arguments: str) -> subprocess.CompletedProcess[str]:

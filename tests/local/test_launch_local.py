@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import events
+from jobs.run import events
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +140,7 @@ def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
     assert "finished" in names(run)
     lines = imported.read_text().splitlines()
     assert all(line.startswith(f"{run}/code/jobs/") for line in lines)
-    for module in ("submitit.core._submit", "jobs.train", "jobs.train.rank"):
+    for module in ("submitit.core._submit", "jobs.train", "jobs.mmseg.rank"):
         assert any(f"'{module}'" in line for line in lines), (module, lines)
 
 

@@ -12,23 +12,23 @@ from typing import Any
 
 import pytest
 
-from jobs import events, place
-from jobs.local import _FreeGpus, visible_gpus
-from jobs.run_directory import Run
-from jobs.train import processes
+from jobs.run import events, place
+from jobs.run.directory import Run
+from jobs.supervise import processes
+from jobs.supervise.local import _FreeGpus, visible_gpus
 from tests.stages import ROOT, make_run, of, processes_of, train_command, wait_until
 
 EVALUATE = """
 import sys
-from jobs import events
+from jobs.run import events
 from pathlib import Path
 file = Path(sys.argv[1]) / "events.jsonl"
 events.append(file, "evaluated", stage="evaluate", checkpoint="c", metrics={}, path="eval")
 """
 CHAIN = """
 import json, sys
-from jobs.errors import run_command
-from jobs.local import Stage, chain
+from jobs.run.errors import run_command
+from jobs.supervise.local import Stage, chain
 stages = [Stage(**stage) for stage in json.loads(sys.argv[2])]
 run_command(lambda: chain(sys.argv[1], stages))
 """

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs import events
+from jobs.run import events
 
 ROOT = Path(__file__).resolve().parents[2]
 

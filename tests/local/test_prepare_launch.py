@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import events
-from jobs.prepare.state import state
+from jobs.prepare.readiness import state
+from jobs.run import events
 from tests.local.test_prepare_others import ade  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]

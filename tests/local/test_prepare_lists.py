@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import events
+from jobs.run import events
 from tests import tiny
 
 

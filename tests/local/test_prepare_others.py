@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import slurm
 from jobs.prepare import verify
 from jobs.prepare.archives import digest
-from jobs.prepare.datasets import RECIPES, converters
-from jobs.prepare.others import limit_is_too_short
-from jobs.prepare.state import state
+from jobs.prepare.converters import limit_is_too_short
+from jobs.prepare.readiness import state
+from jobs.prepare.recipes import RECIPES, converters
+from jobs.slurm import calls as slurm
 from tests.local.test_prepare_survives import alive, mounted
 
 ROOT = Path(__file__).parents[2]

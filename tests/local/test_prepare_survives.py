@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import events
-from jobs.exit_codes import RESUME
 from jobs.prepare import verify
-from jobs.prepare.state import state
+from jobs.prepare.readiness import state
+from jobs.run import events
+from jobs.run.exit_codes import RESUME
 from tests.conftest import run_module
 
 ROOT = Path(__file__).parents[2]

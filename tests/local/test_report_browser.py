@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import report_data, report_page
+from launch.observe.report import data as report_data
+from launch.observe.report import page as report_page
 from tests.unit.made_runs import with_everything
 
 NAMES = ("chromium", "google-chrome")

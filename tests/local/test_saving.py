@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import events
-from jobs.exit_codes import FINISHED, RESUME, SUPERSEDED, USER_ERROR
-from jobs.run_directory import Run
-from jobs.train import checkpoints
+from jobs.engine import checkpoints
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.run.exit_codes import FINISHED, RESUME, SUPERSEDED, USER_ERROR
 from tests import tiny
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.exit_codes import FINISHED, USER_ERROR
+from jobs.run.exit_codes import FINISHED, USER_ERROR
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def place_weights(path: Path, kind: str) -> None:
     """A file with weights of the tiny config's backbone, or of one with another stem."""
     import torch
 
-    from jobs import compat
+    from jobs.mmseg import compat
 
     compat.prepare()
     from mmseg.models import backbones
@@ -57,8 +57,8 @@ def test_weights_with_another_stem_end_the_start(data: Path, tmp_path: Path) -> 
 def test_the_backbone_begins_with_its_file_and_the_rate_follows_the_global_batch(
     ranks: int, data: Path, tmp_path: Path
 ) -> None:
-    from jobs import compat
-    from jobs.train import checkpoints
+    from jobs.engine import checkpoints
+    from jobs.mmseg import compat
 
     place_weights(data / "pretrained" / "mine.pth", "ResNetV1c")
     settings: dict[str, Any] = ONE | {

@@ -14,9 +14,10 @@ import pytest
 import torch.distributed as dist
 from mmengine.dist import collect_results
 
-from jobs.run_directory import Request, Run
-from jobs.train import distributed, rendezvous, wire
-from jobs.train.session import Session
+from jobs.engine import distributed, wire
+from jobs.engine.session import Session
+from jobs.run.directory import Request, Run
+from jobs.supervise import rendezvous
 from tests.strangers import needs_root, succeeds_as_stranger
 
 pytestmark = needs_root

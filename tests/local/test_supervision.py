@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from jobs import events
-from jobs.exit_codes import FAILED, FINISHED, RESUME, SUPERSEDED, USER_ERROR
+from jobs.run import events
+from jobs.run.exit_codes import FAILED, FINISHED, RESUME, SUPERSEDED, USER_ERROR
 from tests import tiny
 from tests.stages import ROOT, end_of, make_run, of, processes_of, start_ranks, train_command, wait_until
 

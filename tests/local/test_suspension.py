@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.exit_codes import FINISHED
-from jobs.run_directory import Run
-from jobs.train import processes
-from launch import efficiency, history
+from jobs.run.directory import Run
+from jobs.run.exit_codes import FINISHED
+from jobs.supervise import processes
+from launch.observe import efficiency, history
 from tests import tiny
 from tests.stages import end_of, make_run, of, start_ranks, wait_until
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from jobs import compat, events
-from jobs.exit_codes import FINISHED, RESUME
-from jobs.run_directory import Run
-from jobs.train import checkpoints
+from jobs.engine import checkpoints
+from jobs.mmseg import compat
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.run.exit_codes import FINISHED, RESUME
 from tests import tiny
 
 pytestmark = pytest.mark.slow

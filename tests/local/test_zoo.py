@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import compat
-from jobs.model import weights_of
-from jobs.run_directory import Request, Run
-from jobs.train import pretrained
-from jobs.train.session import Session
-from launch import configs, literals, snapshot
-from launch.literals import UNKNOWN
+from jobs.engine.session import Session
+from jobs.mmseg import compat, pretrained
+from jobs.mmseg.model import weights_of
+from jobs.run.directory import Request, Run
+from launch.submit import configs, literals, snapshot
+from launch.submit.literals import UNKNOWN
 from tests import tiny, zoo
 
 pytestmark = pytest.mark.slow
@@ -49,7 +48,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_job_reads_what_the_submission_read(family: str, code: Path, tmp_path: Path) -> None:
     """Every config of the family, inherited by one of the user's, up to where the model would be built."""
     compat.prepare()
-    from jobs.train import config
+    from jobs.mmseg import config
 
     mine = tmp_path / "mine.py"
     for name in zoo.families()[family]:

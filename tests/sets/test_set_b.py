@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs.exit_codes import RESUME
-from jobs.run_directory import Run
-from launch import requests
+from jobs.run.directory import Run
+from jobs.run.exit_codes import RESUME
+from launch.submit import creation as requests
 from tests import tiny
 from tests.unit.test_transforms import assert_equal_samples
 

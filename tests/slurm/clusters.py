@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from env.cluster import daemons, processes
 from env.cluster.config import Cluster
-from jobs import events
+from jobs.run import events
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from launcher import Launcher
 from env.cluster import config, packages
 from env.cluster.config import Layout
 from env.cluster.down import stop
-from jobs.errors import UserError
+from jobs.run.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent

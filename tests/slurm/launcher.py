@@ -10,7 +10,7 @@ from typing import Any
 
 from clusters import Slurm, wait_event, wait_for
 
-from jobs import events
+from jobs.run import events
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--config", "tests/configs/tiny.py", "--cpus-per-gpu", "1")

@@ -20,8 +20,8 @@ import pytest
 from clusters import Slurm, wait_for
 from conftest import ROOT
 
-from jobs import events
-from jobs.run_directory import Run
+from jobs.run import events
+from jobs.run.directory import Run
 from tests import tiny
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from env.cluster import config, daemons, packages, processes
 from env.cluster.config import Layout
 from env.cluster.down import stop
 from env.cluster.up import start
-from jobs.errors import UserError
+from jobs.run.errors import UserError
 from tests.strangers import needs_root, succeeds_as_stranger
 
 # Deaf to what ends an ordinary process, out of its process group, and without Slurm's variables.

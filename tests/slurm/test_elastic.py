@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from clusters import Slurm, wait_event, wait_for
 
-from jobs import events
-from jobs.run_directory import Run
+from jobs.run import events
+from jobs.run.directory import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = 4

@@ -15,7 +15,7 @@ from clusters import Slurm, wait_event, wait_for
 from launcher import HELD, ROOT, Launcher, of_run
 from test_supervision import at_work, follow, make, submit
 
-from jobs.run_directory import Run
+from jobs.run.directory import Run
 from tests.stages import of
 
 pytestmark = pytest.mark.versions

@@ -13,7 +13,7 @@ from clusters import Slurm, wait_event, wait_for
 from launcher import HELD, ROOT, TINY, Launcher, of_run, requeue_held
 
 from env.cluster import daemons, processes
-from jobs.run_directory import Run
+from jobs.run.directory import Run
 
 
 def queue(slurm: Slurm) -> set[str]:

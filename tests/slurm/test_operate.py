@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from clusters import Slurm, wait_event, wait_for
 
-from jobs import events
+from jobs.run import events
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -242,7 +242,7 @@ def test_cancelling_ends_successors_too(variant: Callable[..., Slurm], runs: Pat
     profile = runs.parent / "ahead.yaml"
     profile.write_text(
         "partition: lowcan\nsetup:\n"
-        """  - cd "$run/code" && "$python" -m jobs.train.afterwards "$run" --presubmit\n"""
+        """  - cd "$run/code" && "$python" -m jobs.supervise.afterwards "$run" --presubmit\n"""
     )
     ahead, jobs_ahead = train(slurm, runs, voc_small, "ahead", "--cluster", str(profile), "--gres", "none")
     wait_event(ahead, "epoch", epoch=1)

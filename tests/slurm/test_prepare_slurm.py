@@ -71,7 +71,9 @@ def test_interrupted_while_converting_it_goes_on_and_the_training_behind_it_star
 
 def test_a_job_knows_when_its_time_limit_ends_it(cluster: Slurm) -> None:
     """With a Slurm that does not put it into the environment, too."""
-    program = "import os; from jobs import slurm; print(*slurm.span(), os.environ['SLURM_JOB_ID'])"
+    program = (
+        "import os; from jobs.slurm import calls as slurm; print(*slurm.span(), os.environ['SLURM_JOB_ID'])"
+    )
     answer = cluster.run("srun", "--time=7", sys.executable, "-c", program, cwd=ROOT)
     begin, end, job = answer.split()
     assert float(end) - float(begin) == 7 * 60

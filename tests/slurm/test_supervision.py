@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from clusters import Slurm, wait_event, wait_for
 
-from jobs import events
-from jobs.run_directory import Run
-from launch import script
+from jobs.run import events
+from jobs.run.directory import Run
+from launch.submit import batch_script as script
 from tests.stages import ROOT, make_run, of
 
 HEADER = """#!/bin/bash
@@ -39,7 +39,7 @@ def make(path: Path, *options: str, presubmit: bool = False, **plan: Any) -> Run
     """A run whose snapshot trains with the stand-in, and its batch script."""
     run = make_run(path, **{"steps": 400, "seconds": 0.05, "save_every": 10} | plan)
     shutil.copytree(ROOT / "jobs", run.code / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "tests/stand_in_worker.py", run.code / "jobs/train/rank.py")
+    shutil.copy(ROOT / "tests/stand_in_worker.py", run.code / "jobs/mmseg/rank.py")
     head = HEADER.format(
         job=run.job,
         run=run.path,

@@ -9,7 +9,7 @@ import pytest
 from clusters import Slurm, wait_event
 from test_operate import call, status, train
 
-from jobs import events
+from jobs.run import events
 
 SECONDS = 15.0
 

@@ -7,8 +7,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from jobs import events
-from jobs.run_directory import Request, Run
+from jobs.run import events
+from jobs.run.directory import Request, Run
 
 T0 = 1_790_000_000.0
 """When the made runs begin, seconds since the epoch."""

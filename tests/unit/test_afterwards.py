@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import pytest
 
-from jobs import events
-from jobs.exit_codes import FAILED, RESUME, SUPERSEDED, USER_ERROR
 from jobs.infer.__main__ import has_done
-from jobs.run_directory import Request, Run
-from jobs.train import afterwards
+from jobs.run import events
+from jobs.run.directory import Request, Run
+from jobs.run.exit_codes import FAILED, RESUME, SUPERSEDED, USER_ERROR
+from jobs.supervise import afterwards
+from jobs.supervise.afterwards import AGAIN_HERE, after_srun
 from jobs.train.__main__ import is_finished
-from jobs.train.afterwards import AGAIN_HERE, after_srun
 from tests.unit.slurm_answers import FakeSlurm
 
 

@@ -15,9 +15,9 @@ from types import FrameType
 
 import pytest
 
-from jobs.prepare import build
 from jobs.prepare.archives import MOST_CONTENT, MOST_HEADER, DamagedArchive, Stream, unpack_tar, walk
-from jobs.prepare.others import check_zip, unpack, unpacked_size
+from jobs.prepare.converters import check_zip, unpack, unpacked_size
+from jobs.prepare.voc import build
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from env import bare_root, container_test
-from jobs.errors import UserError
+from jobs.run.errors import UserError
 from tests.unit.fake_slurm import ROOT
 
 DEB822 = """\

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import harness, run
 from benchmarks.trainings import past
-from jobs import events
+from jobs.run import events
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = {"against": "a peer", "unit": "seconds", "better": "lower", "goal": 1.0}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.train import budget
+from jobs.supervise import budget
 
 
 class Story:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import chaos
-from jobs.run_directory import Run
+from jobs.run.directory import Run
 from tests import slurm_faults
 
 

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import compat
-from jobs.errors import UserError
-from jobs.train import checkpoints
+from jobs.engine import checkpoints
+from jobs.mmseg import compat
+from jobs.run.errors import UserError
 from tests import tiny
 
 CONTENT = {"state_dict": {"weight": torch.arange(3000.0)}, "meta": {"epoch": 1}}

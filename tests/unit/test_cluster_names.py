@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from env.cluster import config
-from launch import machine
+from launch.submit import machine
 from tests.unit.fake_slurm import ROOT, one_line
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs import compat
-from jobs.errors import UserError
-from jobs.run_directory import Request, Run
-from jobs.train.session import Session
+from jobs.engine.session import Session
+from jobs.mmseg import compat
+from jobs.run.directory import Request, Run
+from jobs.run.errors import UserError
 
 compat.prepare()
 
-from jobs.train import config  # noqa: E402
+from jobs.mmseg import config  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"

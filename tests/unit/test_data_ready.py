@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import events
-from jobs.errors import UserError
 from jobs.prepare import lock, manifest
 from jobs.prepare.manifest import Manifest
-from jobs.run_directory import Request, Run
-from launch import configs, data_ready
+from jobs.run import events
+from jobs.run.directory import Request, Run
+from jobs.run.errors import UserError
+from launch.submit import configs, data_ready
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "model = dict(decode_head=dict())\ntrain_cfg = dict()\n"
@@ -151,7 +151,7 @@ def request(name: str, data: Path, dataset: str, verify: str = "") -> Run:
 
 
 def test_a_preparation_on_its_way_is_that_of_its_dataset(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launch import alive
+    from launch.observe import liveness as alive
 
     monkeypatch.setattr(alive, "is_alive", lambda _, job: job in ("41", "42", f"local-{os.getpid()}"))
     (data.parent / "link").symlink_to(data.parent)  # another way to write the same folder
@@ -181,7 +181,7 @@ def test_a_preparation_on_its_way_is_that_of_its_dataset(data: Path, monkeypatch
 
 def test_weights_still_on_their_way_are_waited_for(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A preparation fetches them when the dataset is there."""
-    from launch import alive
+    from launch.observe import liveness as alive
 
     monkeypatch.setattr(alive, "is_alive", lambda _, job: job == "42")
     made(data, "VOCdevkit")

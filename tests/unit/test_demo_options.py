@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from launch import demo, machine
+from launch import demo
+from launch.submit import machine
 
 
 @pytest.mark.parametrize(("present", "asked"), [(0, 2), (1, 1), (2, 2), (8, 2)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import efficiency, history
+from launch.observe import efficiency, history
 from tests.unit.made_runs import T0, common, interrupted_run, made_run, started, submitted, write
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import environment
+from jobs.run import environment
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,12 +54,12 @@ def test_a_login_nodes_old_python_reads_every_command(path: Path) -> None:
         elif isinstance(node, ast.ImportFrom):
             names.add(f"{node.module}.{node.names[0].name}" if node.module == "jobs" else f"{node.module}")
     names = {name if name.startswith("jobs.") else name.split(".")[0] for name in names}
-    assert names - sys.stdlib_module_names == {"jobs.environment"}
+    assert names - sys.stdlib_module_names == {"jobs.run.environment"}
     assert "__future__" not in names  # annotations: since 3.7
 
 
 def test_a_login_nodes_old_python_reads_what_they_enter_by() -> None:
-    for path in ("jobs/environment.py", "jobs/__init__.py"):
+    for path in ("jobs/run/environment.py", "jobs/__init__.py"):
         text = (ROOT / path).read_text()
         ast.parse(text, feature_version=(3, 6))
         assert "\nfrom __future__" not in text

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from jobs import events
+from jobs.run import events
 
 
 def test_a_record_comes_back_as_written(tmp_path: Path) -> None:

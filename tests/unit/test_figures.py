@@ -22,7 +22,7 @@ def maps(count: int, absent: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def test_the_figures_are_those_of_mmseg() -> None:
-    from jobs import compat
+    from jobs.mmseg import compat
 
     compat.prepare()
     import torch

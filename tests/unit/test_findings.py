@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 
-from jobs import cuda
-from launch import cluster_facts, doctor, findings, job_environment, probe_job, profiles, script
-from launch.cluster_facts import Facts, Partition
-from launch.efficiency import Costs
-from launch.findings import Measured
+from jobs.run import cuda
+from launch import doctor
+from launch.observe.doctor import facts as cluster_facts
+from launch.observe.doctor import findings
+from launch.observe.doctor import probe as probe_job
+from launch.observe.doctor.facts import Facts, Partition
+from launch.observe.doctor.findings import Measured
+from launch.observe.efficiency import Costs
+from launch.submit import batch_script as script
+from launch.submit import job_environment, profiles
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import history
-from launch.slurm_queries import Job, parse_sacct
+from jobs.slurm.queries import Job, parse_sacct
+from launch.observe import history
 from tests.unit.made_runs import (
     T0,
     common,

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run_directory import Run
-from jobs.train import successor
-from launch import alive, cancel, history, identity, machine, slurm_queries, states
-from launch.slurm_queries import Job
+from jobs.run.directory import Run
+from jobs.slurm import queries as slurm_queries
+from jobs.slurm import successor
+from jobs.slurm.queries import Job
+from launch import cancel
+from launch.observe import history, states
+from launch.observe import liveness as alive
+from launch.submit import identity, machine
 from tests.unit.made_runs import T0, made_run, started, submitted, write
 from tests.unit.slurm_answers import FakeSlurm
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import pictures
 from jobs.infer import images
+from jobs.mmseg import pictures
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])

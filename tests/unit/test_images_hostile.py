@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import pictures
-from jobs.errors import UserError
 from jobs.infer import images
-from jobs.prepare import build, deflate, png, verify
-from jobs.prepare.sbd import BadMask, mask_of
+from jobs.mmseg import pictures
+from jobs.prepare import deflate, png, verify
+from jobs.prepare.voc import build
+from jobs.prepare.voc.sbd import BadMask, mask_of
+from jobs.run.errors import UserError
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(hello) print\n%%EOF\n"
 
@@ -118,7 +119,7 @@ MEASURE = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from jobs import pictures
+from jobs.mmseg import pictures
 from jobs.infer import images
 at_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 image = images.read(Path(sys.argv[1]))

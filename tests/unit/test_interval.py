@@ -1,6 +1,6 @@
 import pytest
 
-from jobs.train import interval
+from jobs.engine import interval
 
 
 def event(name: str, start: int, second: int) -> dict:

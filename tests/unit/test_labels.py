@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jobs import compat
+from jobs.mmseg import compat
 
 compat.prepare()
 

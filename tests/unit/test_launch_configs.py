@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import UserError
-from launch import configs, snapshot
+from jobs.run.errors import UserError
+from launch.submit import configs, snapshot
 
 SEG = (
     "model = dict(type='EncoderDecoder', decode_head=dict())\ntrain_dataloader = dict()\ntrain_cfg = dict()\n"
@@ -76,7 +76,7 @@ def test_a_snapshot_holds_the_jobs_and_the_whole_chain_of_a_config_from_outside(
     assert copied.read_text() == "_base_ = '../base.py'\n"
     assert (copied.parent / "../base.py").read_text() == SEG
     assert (tmp_path / "code" / "data").readlink() == data
-    assert (tmp_path / "code" / "jobs" / "train" / "rank.py").is_file()
+    assert (tmp_path / "code" / "jobs" / "mmseg" / "rank.py").is_file()
     assert not list((tmp_path / "code").rglob("__pycache__"))
     (home / "base.py").write_text("changed = 1\n")
     assert (copied.parent / "../base.py").read_text() == SEG

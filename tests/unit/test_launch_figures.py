@@ -8,7 +8,7 @@ import numpy as np
 
 from jobs.evaluate import figures as made
 from jobs.evaluate import results
-from launch import figures
+from launch.observe import evaluation_table as figures
 
 
 def test_the_table_by_class_is_shown_also_where_a_figure_is_not_defined(tmp_path: Path) -> None:

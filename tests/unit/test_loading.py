@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from jobs import compat
-from jobs.errors import UserError
+from jobs.mmseg import compat
+from jobs.run.errors import UserError
 
 compat.prepare()
 

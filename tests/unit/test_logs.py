@@ -9,8 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.run_directory import Run
-from launch import clean, history, log_files
+from jobs.run.directory import Run
+from launch import clean
+from launch.observe import history, log_files
 from tests.unit.made_runs import common, interrupted_run, made_run, started, submitted, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,7 +252,7 @@ def _checkpoint(run: Run, name: str, step: int, manifest: bool = True) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"x" * 1000)
     if manifest:
-        from jobs.train import checkpoints
+        from jobs.engine import checkpoints
 
         record = {"step": step, "epoch": step, "bytes": 1000, "digest": checkpoints.digest(path), "start": 1}
         (run.checkpoints / f"{name}.json").write_text(json.dumps(record))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from mmengine.logging import HistoryBuffer, MessageHub
 
-from jobs.run_directory import Request, Run
-from jobs.train import state
-from jobs.train.heartbeat import Heartbeat
-from jobs.train.metrics import HISTORY, Metrics
-from jobs.train.session import Session
+from jobs.engine.session import Session
+from jobs.mmseg import state
+from jobs.mmseg.metrics import HISTORY, Metrics
+from jobs.run.directory import Request, Run
+from jobs.supervise.heartbeat import Heartbeat
 
 VALUES = 264_000
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import compat
+from jobs.mmseg import compat
 
 compat.prepare()
 
@@ -16,7 +16,7 @@ from mmengine.config import Config  # noqa: E402
 from mmseg.evaluation import IoUMetric  # noqa: E402
 from mmseg.registry import METRICS  # noqa: E402
 
-from jobs.evaluate.metric import FastIoUMetric, use_fast_metric  # noqa: E402
+from jobs.mmseg.evaluator import FastIoUMetric, use_fast_metric  # noqa: E402
 
 
 def computed(kind: type[IoUMetric], samples: list[tuple[np.ndarray, np.ndarray]], **settings: Any) -> Any:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import compat, model
-from jobs.errors import UserError
-from jobs.run_directory import Run
+from jobs.mmseg import compat, model
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
 
 compat.prepare()
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from jobs import notify
-from jobs.errors import UserError
-from jobs.run_directory import Run
-from launch import profiles
+from jobs.run import notify
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+from launch.submit import profiles
 from tests.unit.made_runs import made_run
 
 

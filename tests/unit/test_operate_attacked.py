@@ -15,10 +15,14 @@ from typing import Any
 
 import pytest
 
-from jobs import place
-from jobs.run_directory import Run
-from launch import alive, history, pending, slurm_queries, states, tables, words
-from launch.slurm_queries import Answer, Job
+from jobs.run import place
+from jobs.run.directory import Run
+from jobs.slurm import pending
+from jobs.slurm import queries as slurm_queries
+from jobs.slurm.queries import Answer, Job
+from launch.observe import history, states, tables
+from launch.observe import liveness as alive
+from launch.observe import wording as words
 from tests.unit import terminal
 from tests.unit.made_runs import T0, common, interrupted_run, made_run, started, submitted, write
 
@@ -76,7 +80,7 @@ def test_nothing_that_is_printed_is_obeyed_by_a_terminal(tmp_path: Path, argumen
 def test_the_progress_line_of_wait_shows_a_log_without_obeying_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launch import waiting
+    from launch.observe import waiting
 
     run = made_run(tmp_path / "run")
     (run.job / "12_0_log.out").write_text(f"{ATTACK}\n")
@@ -145,10 +149,12 @@ def test_another_users_closed_run_is_a_line_of_its_own(shared: Path) -> None:
     closed = made_run(shared / "theirs")
     closed.path.chmod(0o700)
     # What the other user could not read here is loaded before becoming that user.
-    loaded = "import launch.efficiency, launch.states, launch.tables, launch.runs, launch.waiting\n"
+    loaded = (
+        "from launch.observe import efficiency, states, tables, waiting\nfrom launch.submit import runs\n"
+    )
     script = "import sys; sys.path.insert(0, sys.argv[2]); sys.argv.pop(2)\n" + loaded
     run_status = (
-        "from launch import status, tables; import argparse, os\n"
+        "from launch import status; from launch.observe import tables; import argparse, os\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "status.show(argparse.Namespace(run=None, json=False), status.Slurm())\n"
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import output
-from jobs.errors import UserError
+from jobs.run import output
+from jobs.run.errors import UserError
 
 
 def test_a_folder_is_taken_if_it_is_new_or_empty_and_again_once_it_is_ours(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.exit_codes import FAILED
+from jobs.run.exit_codes import FAILED
 
 ROOT = Path(__file__).resolve().parents[2]
 DEAF = """
 import threading
-from jobs.train.preemption import Preemption
+from jobs.engine.preemption import Preemption
 
 def elsewhere():
     raise AttributeError("this torch has no such thing")

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from jobs.prepare import verify
-from jobs.prepare.state import state
+from jobs.prepare.readiness import state
 from jobs.prepare.synthetic import make_lists
 
 LISTS = make_lists(24, 8)

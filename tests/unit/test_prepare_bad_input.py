@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from jobs.errors import UserError
-from jobs.prepare import build, lock, sources, verify
+from jobs.prepare import lock, sources, verify
 from jobs.prepare.archives import DamagedArchive, Stream, digest, walk
-from jobs.prepare.prepare import prepare, watcher
-from jobs.prepare.state import state
+from jobs.prepare.readiness import state
 from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE, cls_mat, make_lists
+from jobs.prepare.voc import build
+from jobs.prepare.voc.pipeline import prepare, watcher
+from jobs.run.errors import UserError
 from tests.archive_edits import SBD, VOC, copy, edit
 
 LISTS = make_lists(24, 8)

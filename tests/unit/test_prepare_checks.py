@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import UserError
-from jobs.prepare import disk, given, sources
+from jobs.prepare import disk, sources
+from jobs.prepare import local_archives as given
 from jobs.prepare.archives import DamagedArchive
-from jobs.prepare.given import checking
+from jobs.prepare.local_archives import checking
 from jobs.prepare.synthetic import VOC_ARCHIVE
+from jobs.run.errors import UserError
 
 WAIT = 30.0
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import UserError
 from jobs.prepare import download
 from jobs.prepare.download import Patience, fetch
 from jobs.prepare.sources import Source
+from jobs.run.errors import UserError
 
 CONTENT = hashlib.shake_128(b"archive").digest(3_000_000)
 PATIENCE = Patience(attempts=3, backoff=0.01, connect=2, stall=0.3)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import UserError
 from jobs.prepare import sources
-from jobs.prepare.prepare import prepare
 from jobs.prepare.sources import Source
 from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE
+from jobs.prepare.voc.pipeline import prepare
+from jobs.run.errors import UserError
 from tests.archive_edits import VOC, copy, edit
 from tests.unit.test_prepare_download import Handler, Server
 
@@ -70,7 +70,7 @@ def published(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the trainaug list of the real archives is not what these give."""
     monkeypatch.setattr(sources, "VOC", released(server, VOC_ARCHIVE))
     monkeypatch.setattr(sources, "SBD", released(server, SBD_ARCHIVE))
-    monkeypatch.setattr("jobs.prepare.voc.check_real", lambda _: None)
+    monkeypatch.setattr("jobs.prepare.voc.lists.check_real", lambda _: None)
 
 
 @pytest.mark.usefixtures("published")
@@ -111,11 +111,11 @@ def test_a_placed_archive_of_ones_own_is_checked_by_a_list_beside_it(
 PROGRAM = """
 import sys
 from pathlib import Path
-from jobs.prepare import sources, voc
+from jobs.prepare import sources; from jobs.prepare.voc import lists as voc
 from jobs.prepare.sources import Source
 sources.VOC, sources.SBD = eval(sys.argv[1])
 voc.check_real = lambda _: None
-from jobs.prepare.prepare import prepare
+from jobs.prepare.voc.pipeline import prepare
 prepare(Path(sys.argv[2]), processes=1)
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.prepare.archives import DamagedArchive
-from jobs.prepare.others import unpack
+from jobs.prepare.converters import unpack
 
 CONTENT = bytes(range(256)) * 9000  # more than one read
 

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from jobs.prepare import png, sbd, sources, voc
-from jobs.prepare.build import decode_mask
+from jobs.prepare import png, sources
 from jobs.prepare.synthetic import cls_mat, read_lists, voc_palette
+from jobs.prepare.voc import lists as voc
+from jobs.prepare.voc import sbd
+from jobs.prepare.voc.build import decode_mask
 
 DATA = Path(__file__).parents[1] / "data/voc"
 LISTS = read_lists(DATA)

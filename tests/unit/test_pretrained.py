@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import compat
-from jobs.errors import UserError
-from jobs.train import pretrained
+from jobs.mmseg import compat, pretrained
+from jobs.run.errors import UserError
 from tests import tiny
 
 compat.prepare()

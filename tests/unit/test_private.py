@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import private
-from jobs.errors import UserError
 from jobs.prepare import lock
+from jobs.run import private
+from jobs.run.errors import UserError
 from tests.stages import wait_until
 from tests.strangers import UID, needs_root, stranger, succeeds_as_stranger
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.errors import UserError
-from launch import profiles
+from jobs.run.errors import UserError
+from launch.submit import profiles
 
 SITE = """
 partition: gpu

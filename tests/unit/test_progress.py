@@ -53,7 +53,7 @@ def test_wait_shows_how_far_the_job_is_on_a_terminal(tmp_path: Path) -> None:
     log = run.job / "local-1-prepare_0_log.out"
     log.write_text("reading the archives: 40% (120.0 MB/s)\n")
     code = (
-        "import sys\nfrom jobs.run_directory import Run\nfrom launch import waiting\n"
+        "import sys\nfrom jobs.run.directory import Run\nfrom launch.observe import waiting\n"
         "sys.exit(waiting.wait(Run(sys.argv[1]), {'prepare': 'local-1'}))"
     )
     with terminal.Terminal([sys.executable, "-c", code, str(run.path)], ENVIRONMENT, columns=100) as shown:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.evaluate.ranks import Ranks, gather
-from jobs.train.rendezvous import meet
+from jobs.supervise.rendezvous import meet
 from tests.unit.test_rendezvous import place
 
 

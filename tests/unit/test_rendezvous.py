@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.train import rendezvous
-from jobs.train.rendezvous import Connection, Meeting, RendezvousError, meet
-from jobs.train.task import Task
+from jobs.run.task import Task
+from jobs.supervise import rendezvous
+from jobs.supervise.rendezvous import Connection, Meeting, RendezvousError, meet
 from tests.stages import wait_until
 from tests.strangers import needs_root, stranger, succeeds_as_stranger
 

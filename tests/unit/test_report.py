@@ -12,9 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.run_directory import Run
-from launch import report_charts, report_data, report_page
-from launch.history import read
+from jobs.run.directory import Run
+from launch.observe.history import read
+from launch.observe.report import charts as report_charts
+from launch.observe.report import data as report_data
+from launch.observe.report import page as report_page
 from tests.unit.made_runs import interrupted_run, made_run, with_everything
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import requests, snapshot
+from launch.submit import creation as requests
+from launch.submit import snapshot
 
 
 def test_versions_are_those_of_the_packages_metadata(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

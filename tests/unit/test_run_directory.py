@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import UserError
-from jobs.run_directory import Request, Run, write_atomically
+from jobs.run.directory import Request, Run, write_atomically
+from jobs.run.errors import UserError
 
 
 def request(**fields: object) -> Request:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.errors import UserError
-from jobs.run_directory import Run
-from launch import runs
-from launch.slurm import SlurmError
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+from jobs.slurm.login import SlurmError
+from launch.submit import runs
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.errors import UserError
-from jobs.train.sampling import Plan, Sample, deal, mix, order, rounds_for
+from jobs.mmseg.sampling import Plan, Sample, deal, mix, order, rounds_for
+from jobs.run.errors import UserError
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 5))

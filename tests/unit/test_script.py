@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.errors import UserError
-from jobs.run_directory import Run
-from launch import job_environment, profiles, script
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+from launch.submit import batch_script as script
+from launch.submit import job_environment, profiles
 
 ROOT = Path(__file__).resolve().parents[2]
 NASTY = ["a b", "a'b", 'a"b', "a;touch x", "$(touch x)", "`touch x`", "a&b", "-x", "%j", "a#b", "é"]
@@ -120,15 +121,15 @@ def test_a_container_sees_the_folder_of_the_archives(tmp_path: Path) -> None:
 def test_a_preparation_is_told_of_its_time_limit_and_goes_on() -> None:
     text = script.text(batch(Path("/r/x"), stage="prepare"))
     assert "#SBATCH --signal=USR2@120\n" in text
-    assert '-m jobs.afterwards prepare "$run" "$code")' in text
+    assert '-m jobs.slurm.afterwards prepare "$run" "$code")' in text
     # The successor of a job by the tracked script gets the same arguments.
-    assert '-m jobs.afterwards prepare "$run" "$code" "$@")' in script.tracked("prepare")
-    assert '-m jobs.afterwards infer "$run" "$code" "$name" "$@")' in script.tracked("infer")
+    assert '-m jobs.slurm.afterwards prepare "$run" "$code" "$@")' in script.tracked("prepare")
+    assert '-m jobs.slurm.afterwards infer "$run" "$code" "$name" "$@")' in script.tracked("infer")
 
 
 def test_a_successor_is_submitted_in_advance_only_where_the_profile_says_so() -> None:
     text = script.text(batch(Path("/r/x"), "presubmit: 'true'"))
-    assert text.index('jobs.train.afterwards "$run" --presubmit') < text.index("while :; do")
+    assert text.index('jobs.supervise.afterwards "$run" --presubmit') < text.index("while :; do")
     assert "--presubmit" not in script.text(batch(Path("/r/x")))
     assert "--presubmit" not in script.text(batch(Path("/r/x"), "presubmit: 'true'", "evaluate"))
 
@@ -177,7 +178,7 @@ def test_no_setup_line_keeps_a_preempted_training_from_coming_back(line: str, tm
     )
     assert done.returncode == 85
     told = (tmp_path / "afterwards").read_text()
-    assert told == f"-m jobs.train.afterwards {tmp_path} --exit-code 85\n"
+    assert told == f"-m jobs.supervise.afterwards {tmp_path} --exit-code 85\n"
 
 
 @pytest.mark.parametrize("place", ["/x/n\ntouch PWN;#/r", "/x/back\\slash"])
@@ -209,7 +210,7 @@ def test_a_container_is_put_before_the_interpreter_and_not_before_the_requeueing
     text = script.text(batch(Path("/r/x"), apptainer))
     assert "apptainer exec --nv --bind" in text
     assert "'/i/a b.sif' \"$python\" -u -m jobs.train" in text
-    assert '\n  (trap "" USR2 TERM; exec "$host_python" -m jobs.train.afterwards' in text
+    assert '\n  (trap "" USR2 TERM; exec "$host_python" -m jobs.supervise.afterwards' in text
     pyxis = script.text(batch(Path("/r/x"), "container: {kind: pyxis, image: 'nvcr.io#x'}"))
     assert "--container-image='nvcr.io#x'" in pyxis
 

@@ -11,9 +11,11 @@ from threading import Thread
 
 import pytest
 
-from jobs import notify, secrets
-from jobs.run_directory import write_atomically
-from launch import job_environment, profiles, report_data, report_page, runs, snapshot
+from jobs.run import notify, secrets
+from jobs.run.directory import write_atomically
+from launch.observe.report import data as report_data
+from launch.observe.report import page as report_page
+from launch.submit import job_environment, profiles, runs, snapshot
 from tests.unit.made_runs import made_run, with_everything
 from tests.unit.test_launch_errors import launch
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from benchmarks import simulate
-from launch import efficiency
+from launch.observe import efficiency
 from tests.unit.made_runs import common, made_run, started, submitted, write
 
 WORLD = simulate.World(

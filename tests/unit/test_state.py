@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from mmengine.hooks import EarlyStoppingHook, Hook
 
-from jobs.train import state
-from jobs.train.runner import guard
+from jobs.mmseg import state
+from jobs.mmseg.runner import guard
 
 
 class Counting(Hook):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run_directory import Run
-from launch import history, slurm_queries, states, status, tables
-from launch.slurm_queries import Answer, Job
+from jobs.run.directory import Run
+from jobs.slurm import queries as slurm_queries
+from jobs.slurm.queries import Answer, Job
+from launch import status
+from launch.observe import history, states, tables
 from tests.unit import terminal
 from tests.unit.made_runs import (
     T0,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.run_directory import Run
-from launch import submission
+from jobs.run.directory import Run
+from launch.submit import submission
 from tests.unit.fake_slurm import Site, one_line
 from tests.unit.made_runs import made_run, submitted, write
 

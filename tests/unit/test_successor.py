@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import afterwards, events, slurm
-from jobs.run_directory import Run
-from jobs.train import successor
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.slurm import afterwards, successor
+from jobs.slurm import calls as slurm
 from tests.unit.slurm_answers import FakeSlurm
 
 # As Slurm 22.05 says it; submitted with `-p low --account=lab --time=7 --gpus-per-node=2 --mem=200 -x n4`.

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs.exit_codes import FAILED, SUPERSEDED
-from jobs.train.coordinate import SILENT_SECONDS, Coordinator, Rank
+from jobs.run.exit_codes import FAILED, SUPERSEDED
+from jobs.supervise.coordinate import SILENT_SECONDS, Coordinator, Rank
 
 
 def coordinator(ranks: int = 3) -> tuple[Coordinator, list[dict[str, Any]], list[dict[str, Any]]]:

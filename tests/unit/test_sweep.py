@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import UserError
-from launch import options, sweep
+from jobs.run.errors import UserError
+from launch.submit import options, sweep
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.errors import UserError
-from jobs.train import task
+from jobs.run import task
+from jobs.run.errors import UserError
 
 SLURM = {
     "SLURM_JOB_ID": "77",

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import compat
-from jobs.run_directory import Request, Run
-from jobs.train.session import Session
+from jobs.engine.session import Session
+from jobs.mmseg import compat
+from jobs.run.directory import Request, Run
 
 compat.prepare()
 
@@ -28,13 +28,8 @@ from mmseg.datasets.transforms import (  # noqa: E402
 )
 from mmseg.registry import TRANSFORMS  # noqa: E402
 
-from jobs.train import config  # noqa: E402
-from jobs.train.transforms import (  # noqa: E402
-    FAST,
-    FastPhotoMetricDistortion,
-    FastRandomCrop,
-    use_fast_transforms,
-)
+from jobs.mmseg import config  # noqa: E402
+from jobs.mmseg.transforms import FAST, FastPhotoMetricDistortion, FastRandomCrop, use_fast_transforms  # noqa: E402
 
 
 def sample(index: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import events
-from jobs.run_directory import Run
-from launch import slurm_queries, waiting
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.slurm import queries as slurm_queries
+from launch.observe import waiting
 from tests.stages import wait_until
 from tests.unit.made_runs import made_run
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import UserError
+from jobs.mmseg import pretrained
 from jobs.prepare import weights
-from jobs.train import pretrained
-from launch import configs
+from jobs.run.errors import UserError
+from launch.submit import configs
 from tests.unit.test_prepare_download import CONTENT, PATIENCE, Server
 from tests.unit.test_prepare_download import server as server
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.errors import UserError
-from jobs.train import wire
+from jobs.engine import wire
+from jobs.run.errors import UserError
 
 VALUE: dict[Any, Any] = {
     "plain": [None, True, -5, 2**63, 1.5, float("inf"), "é\n", b"\x00"],

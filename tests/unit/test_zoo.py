@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import UserError
-from launch import configs, literals
-from launch.literals import UNKNOWN
+from jobs.run.errors import UserError
+from launch.submit import configs, literals
+from launch.submit.literals import UNKNOWN
 from tests import zoo
 
 

@@ -1,0 +1,415 @@
+"""Checkpoints on disk: whole or absent, found again newest first, pruned only behind a verified newer one.
+
+`epoch_N.pth` or `iter_N.pth` is what plain mmengine tools read; the manifest beside it (`epoch_N.pth.json`)
+makes it valid: if size or digest differ, or without one, it does not count unless its own content proves it
+whole. Writing, in this order: a temporary file, fsync, rename, the manifest (atomic), reading back, pruning.
+A crash between any two leaves the previous checkpoints as they were.
+
+Nothing here imports torch before it writes: launchers read manifests, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from jobs.run.directory import newest_start, write_atomically
+from jobs.run.errors import UserError
+from jobs.run.events import now
+
+KEEP = 2
+"""Checkpoints that are always kept, beside the best one: the newest could turn out damaged."""
+
+FIELDS = (
+    "step",
+    "epoch",
+    "position",
+    "world_size",
+    "global_batch",
+    "config_digest",
+    "why",
+    "asked",
+    "validation_due",
+)
+"""What a manifest says of the state. The checkpoint's own `baton` part says the same."""
+
+DAMAGED = (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What reading a manifest raises that is missing, or is none."""
+
+Report = Callable[..., None]
+"""Takes an event's name and its fields, as `Session.report`."""
+
+
+def on_phase(phase: str) -> None:
+    """Called between the phases of a write; the tests for crashes put a function here that kills."""
+
+
+class FencedOff(RuntimeError):
+    """A later start of the run is alive: this one must not touch the checkpoints any more."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+    @property
+    def epoch(self) -> int:
+        return int(self.manifest["epoch"])
+
+    @property
+    def start(self) -> int:
+        """Which start of the run wrote it; 0 if that is not told."""
+        start = self.manifest.get("start")
+        return start if isinstance(start, int) else 0
+
+
+# ----------------------------------------------------------------------------------------------- finding
+
+
+def listed(directory: Path) -> list[Checkpoint]:
+    """Checkpoints with a readable manifest and a file of the right size, oldest first. Cheap: no digests."""
+    found = []
+    for path in directory.glob("*.pth.json"):
+        checkpoint = _read(path)
+        if checkpoint and not _wrong_size(checkpoint):
+            found.append(checkpoint)
+    return sorted(found, key=lambda c: (c.step, c.start))
+
+
+def last(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint, by its manifest and size."""
+    return next(reversed(listed(directory)), None)
+
+
+def best(directory: Path) -> Checkpoint | None:
+    """The checkpoint with the best validation so far; None if there was none, or if its file is gone."""
+    try:
+        record = json.loads((directory / "best.json").read_text())
+        checkpoint = _read(directory / f"{Path(record['path']).name}.json")
+    except DAMAGED:
+        return None
+    return checkpoint if checkpoint and not _wrong_size(checkpoint) else None
+
+
+def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
+    """The newest checkpoint that is whole, digest and all; None if there never was one.
+
+    Damaged ones are renamed to *.damaged, and told to `report` as `checkpoint_damaged`, so that they are seen
+    and never tried again. Temporary files of writers that died stay: a live orphan may still hold one.
+
+    Raises OSError where something cannot be read: a file server that does not answer is not damage. Raises
+    UserError if there are checkpoints but none that is whole: a run never begins again at 0 by itself.
+    """
+    try:
+        # Not glob, which takes a folder that it may not read for an empty one.
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return None
+    useless = [name for name in names if name.endswith(".damaged")]
+    candidates = []
+    for path in (directory / name for name in names if name.endswith(".pth")):
+        with _naming(path):
+            checkpoint = _read(_beside(path))
+            wrong = _wrong_size(checkpoint) if checkpoint else "its manifest is missing or unreadable"
+            if wrong:
+                # A crash between rename and manifest leaves a file that is whole.
+                checkpoint = _rebuilt(path)
+        if checkpoint:
+            candidates.append(checkpoint)
+        elif wrong and path.exists():
+            useless.append(_set_aside(path, wrong, report))
+    for checkpoint in sorted(candidates, key=lambda c: (c.step, c.epoch), reverse=True):
+        path = checkpoint.path
+        with _naming(path):
+            if digest(path) == checkpoint.manifest.get("digest"):
+                return checkpoint
+            # The manifest may be another writer's.
+            if rebuilt := _rebuilt(path):
+                return rebuilt
+        useless.append(_set_aside(path, "its content does not match its digest", report))
+    if useless:
+        some = ", ".join(useless[:3]) + (", …" if len(useless) > 3 else "")
+        raise UserError(
+            f"none of the checkpoints in {directory} is whole ({some}), and a run does not begin again by "
+            "itself: put a whole one there, or delete the folder to begin at step 0"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives an OSError of the block the name of the file, which those of `read` lack."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+_known: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+"""Manifests that this process has read: every save looks at all of them."""
+
+
+def _read(manifest: Path) -> Checkpoint | None:
+    """The checkpoint of a manifest; None if that is missing or no manifest. Raises OSError."""
+    try:
+        status = manifest.stat()
+        identity = (status.st_ino, status.st_mtime_ns, status.st_size)
+        old, record = _known.get(manifest, (None, {}))
+        if old != identity:
+            record = json.loads(manifest.read_bytes())
+            int(record["step"]), int(record["epoch"]), int(record["bytes"])
+            _known[manifest] = identity, record
+    except DAMAGED:
+        return None
+    return Checkpoint(manifest.with_name(manifest.name.removesuffix(".json")), record)
+
+
+def _beside(path: Path) -> Path:
+    """The manifest of a checkpoint."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _wrong_size(checkpoint: Checkpoint) -> str | None:
+    try:
+        size = checkpoint.path.stat().st_size
+    except FileNotFoundError:
+        return "it is gone"
+    expected = checkpoint.manifest["bytes"]
+    return None if size == expected else f"it has {size} bytes instead of {expected}"
+
+
+def _rebuilt(path: Path) -> Checkpoint | None:
+    """The checkpoint of a file that is whole by its own account, its manifest made anew; None if it is not.
+
+    torch writes a ZIP archive with a CRC-32 for each of its members, and the state itself says what state it
+    is. Raises OSError if the file cannot be read.
+    """
+    from jobs.mmseg import compat
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        own = compat.load(path)["baton"]
+        record = {key: own[key] for key in FIELDS}
+    except OSError as error:
+        # A damaged directory of the archive sends its reader to impossible places.
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            return None
+        raise
+    except Exception:
+        # A damaged file may make its readers raise anything.
+        return None
+    record |= {"bytes": path.stat().st_size, "digest": digest(path), "time": now()}
+    print(f"{path.name} is whole, without a manifest that fits: made anew", flush=True)
+    with contextlib.suppress(OSError):  # a full disk: the next start finds out again
+        write_atomically(_beside(path), json.dumps(record).encode())
+    return Checkpoint(path, record)
+
+
+def _set_aside(path: Path, reason: str, report: Report | None) -> str:
+    """Renames a damaged file. Returns its name from then on."""
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        os.replace(path, aside)
+        _beside(path).unlink(missing_ok=True)
+    except OSError as error:
+        reason += f" (and it could not be set aside: {error.strerror})"
+        aside = path
+    if report:
+        report("checkpoint_damaged", path=path.name, reason=reason)
+    return aside.name
+
+
+def digest(path: Path) -> str:
+    """XXH3 of a file's content, 128 bits: against bit rot and torn writes, at memory speed."""
+    h = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            h.update(chunk)
+    return str(h.hexdigest())
+
+
+# ----------------------------------------------------------------------------------------------- writing
+
+
+def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Path, start: int) -> Checkpoint:
+    """Writes `content` to `path` and makes it valid. Returns it, verified.
+
+    `manifest` is completed with bytes, digest, start and time. `job` is the directory with the marks start-N
+    of all starts: raises FencedOff if there is a later one than `start`. Raises OSError if the disk is full,
+    read-only, …; what was there before is then still there.
+    """
+    beside = _beside(path)
+    old = _read(beside)
+    if old and not _wrong_size(old) and digest(path) == old.manifest.get("digest"):
+        # The same step of the same run: equal by design, and never worth a moment without it.
+        return old
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{start}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            on_phase("opened")
+            hashing = _Hashing(file)
+            _save(content, hashing)
+            on_phase("written")
+            file.flush()
+            os.fsync(file.fileno())
+            size = file.tell()
+        on_phase("synced")
+        check_fence(job, start)
+        # That of a damaged file of the same name, which the new file would not fit.
+        beside.unlink(missing_ok=True)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    on_phase("renamed")
+    record = manifest | {"bytes": size, "digest": hashing.digest, "start": start, "time": now()}
+    # A process that stood still anywhere here may wake up long after a later start has taken over.
+    check_fence(job, start)
+    try:
+        _sync_directory(path.parent)
+        write_atomically(beside, json.dumps(record).encode())
+        _sync_directory(path.parent)
+        on_phase("manifest")
+        if digest(path) != hashing.digest:
+            raise OSError(f"{path.name} read back differs from what was written")
+    except OSError:
+        check_fence(job, start)
+        # Half a checkpoint is of no use, and takes the room of the next.
+        path.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+        raise
+    on_phase("verified")
+    return Checkpoint(path, record)
+
+
+def _save(content: dict[str, Any], file: _Hashing) -> None:
+    """torch.save, which raises whatever it likes when the disk is full: here it is the OSError."""
+    import torch
+
+    try:
+        torch.save(content, file)  # type: ignore[arg-type]
+    except Exception as error:
+        if file.error and error is not file.error:
+            raise file.error from error
+        raise
+
+
+class _Hashing:
+    """A file for torch.save that keeps the digest of all that passes."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.hash = xxhash.xxh3_128()
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        try:
+            return int(self.file.write(data))
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    @property
+    def digest(self) -> str:
+        return str(self.hash.hexdigest())
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def check_fence(job: Path, start: int) -> None:
+    """Raises FencedOff if there is a later start than `start`."""
+    if (latest := newest_start(job)) > start:
+        raise FencedOff(
+            f"start {latest} of this run is under way: start {start} leaves the checkpoints alone"
+        )
+
+
+# ----------------------------------------------------------------------------------------------- keeping
+
+
+def prune(directory: Path, most: int, job: Path, start: int) -> list[Path]:
+    """Deletes what need not be kept, after a newer checkpoint was verified. Returns what was deleted.
+
+    Kept are: the newest `KEEP`, the best, and of those that the config's interval asked for (`asked` in the
+    manifest) the newest `most` (all if `most` < 1). Raises FencedOff as `write` does.
+    """
+    everything = listed(directory)
+    keep = {checkpoint.path for checkpoint in everything[-KEEP:]}
+    asked = [checkpoint.path for checkpoint in everything if checkpoint.manifest.get("asked")]
+    keep.update(asked[-most:] if most > 0 else asked)
+    if favourite := best(directory):
+        keep.add(favourite.path)
+    deleted = []
+    for checkpoint in everything:
+        if checkpoint.path not in keep:
+            check_fence(job, start)
+            # The manifest last: without its file it is nothing, but a file without it counts as damaged.
+            checkpoint.path.unlink(missing_ok=True)
+            _beside(checkpoint.path).unlink(missing_ok=True)
+            deleted.append(checkpoint.path)
+    return deleted
+
+
+def clear(directory: Path, job: Path, start: int) -> None:
+    """Deletes what writers of earlier starts left half-written or half-deleted: it takes the room of the next
+    checkpoint.
+
+    One of them that is still alive will be fenced off. Raises FencedOff as `write` does, and OSError.
+    """
+    check_fence(job, start)
+    for path in directory.glob(".*.tmp"):
+        mark = re.fullmatch(r"\..+\.(\d+)\.\d+\.tmp", path.name)
+        if mark is None or int(mark[1]) < start:
+            path.unlink(missing_ok=True)
+    for path in directory.glob("*.pth.json"):
+        if not path.with_name(path.name.removesuffix(".json")).exists():
+            path.unlink(missing_ok=True)
+
+
+def mark_best(directory: Path, checkpoint: Checkpoint, metric: str, metrics: dict[str, float | None]) -> None:
+    """Records `checkpoint` as the best so far, by `metric`."""
+    record = {
+        "path": checkpoint.path.name,
+        "step": checkpoint.step,
+        "metric": metric,
+        "value": metrics[metric],
+        "mIoU": metrics.get("mIoU"),
+        "metrics": metrics,
+    }
+    write_atomically(directory / "best.json", json.dumps(record).encode())
+
+
+def best_value(directory: Path) -> float | None:
+    """The value of the best validation so far, whose checkpoint is still there."""
+    if best(directory) is None:
+        return None
+    return float(json.loads((directory / "best.json").read_text())["value"])

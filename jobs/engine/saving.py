@@ -1,0 +1,235 @@
+"""When to save, and how a save stays off the training's way: a copy in memory, then a thread that writes it.
+
+Saves happen at step boundaries only, on all ranks together: by the config's own interval, before every
+validation, when the Young/Daly interval has passed (interval.py), when the run is preempted, and at the end.
+A disk that is full or gone does not end the training: it is reported, and tried again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.engine import checkpoints, interval
+from jobs.engine.session import Session
+from jobs.mmseg import state
+from jobs.run import events
+from jobs.supervise.heartbeat import Heartbeat
+
+RETRY = 60.0
+"""Seconds until a failed save is tried again."""
+
+RETRY_LEAVING = 2.0
+"""The same where the ranks wait for it to leave."""
+
+LESS_IS_BETTER = ("loss",)
+
+
+@dataclass
+class Settings:
+    """What the config says about saving: its CheckpointHook's arguments, and `baton.save_seconds`."""
+
+    interval: int = -1
+    by_epoch: bool = True
+    save_begin: int = 0
+    max_keep_ckpts: int = -1
+    save_best: str | None = None
+    rule: str | None = None
+    seconds: float | None = None
+    """Seconds between saves; None: the Young/Daly optimum; 0: never by time."""
+
+    def asks(self, done: int) -> bool:
+        """Whether the config's interval asks for a save after `done` epochs (or iterations)."""
+        return self.interval > 0 and done >= self.save_begin and (done - self.save_begin) % self.interval == 0
+
+
+class Saver:
+    def __init__(self, session: Session, settings: Settings, config_digest: str, heart: Heartbeat) -> None:
+        self.session, self.settings, self.config_digest = session, settings, config_digest
+        self.heart = heart
+        self.directory = session.run.checkpoints
+        self.fence = (session.run.job, session.start)
+        self.snapshots = state.Snapshots()
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.writing: Future[checkpoints.Checkpoint | None] | None = None
+        self.fenced_off: checkpoints.FencedOff | None = None
+        self.saved: tuple[int, int] | None = None
+        self.on_disk = (0, 0)
+        """Step and epoch that a resume would begin with now."""
+        self.failed: tuple[Any, ...] | None = None
+        """What `_write` could not write last."""
+        self.patience = float(session.request.cluster.get("signal_delay") or 120) / 2
+        """Seconds for which a preempted run tries to save: before a time limit it must also leave in time."""
+        self.cost = 1.0
+        self.began = time.monotonic()
+        if session.main:
+            self.past = interval.past(events.iterate(session.run.events), session.start)
+            self._clear()
+        self.next = self._next()
+
+    def _clear(self) -> None:
+        try:
+            checkpoints.clear(self.directory, *self.fence)
+        except OSError as error:
+            # Only room is lost.
+            print(f"half-written checkpoints could not be deleted: {error}", file=sys.stderr, flush=True)
+
+    def _next(self) -> float:
+        now, seconds = time.monotonic(), self.settings.seconds
+        if seconds is None and self.session.main:
+            seconds = interval.optimum(self.cost, self.past.between(now - self.began))
+        return now + seconds if seconds else float("inf")
+
+    def due(self) -> bool:
+        """Whether it is time to save by the clock. Only rank 0's answer counts."""
+        return self.session.main and time.monotonic() >= self.next and not self.busy()
+
+    def busy(self) -> bool:
+        return self.writing is not None and not self.writing.done()
+
+    def save(
+        self,
+        runner: Any,
+        why: str,
+        *,
+        asked: bool = False,
+        validation_due: bool = False,
+        wait: float | None = None,
+    ) -> None:
+        """Saves the state at this step boundary. All ranks must call it.
+
+        `validation_due`: the step's validation is still to come; a resume begins with it. With `wait`, the
+        state is on disk after, unless it failed for so many seconds (`on_disk` says what is).
+        """
+        loop = runner.train_loop
+        if self.saved != (loop.iter, loop.epoch):
+            self._begin(runner, why, asked, validation_due, wait is not None)
+        elif wait is not None:
+            self.finish()
+            self._again()
+        if wait is not None:
+            self.insist(wait)
+
+    def _begin(self, runner: Any, why: str, asked: bool, validation_due: bool, wait: bool) -> None:
+        loop = runner.train_loop
+        began = time.monotonic()
+        manifest = {
+            "step": loop.iter,
+            "epoch": loop.epoch,
+            "position": loop.position,
+            "world_size": self.session.ranks,
+            "global_batch": loop.plan.batch,
+            "config_digest": self.config_digest,
+            "why": why,
+            "asked": asked,
+            "validation_due": validation_due,
+        }
+        content = state.collect(runner, self.session, manifest)
+        self.saved = (loop.iter, loop.epoch)
+        if content is None:
+            return
+        # The memory of the last snapshot is free once it is written.
+        self.finish()
+        copy = self.snapshots.take(content)
+        name = f"epoch_{loop.epoch}.pth" if loop.by_epoch and loop.position == 0 else f"iter_{loop.iter}.pth"
+        stall = time.monotonic() - began
+        # Set again by the writing thread, which may be done before `submit` returns.
+        self.next = float("inf")
+        self.writing = self.thread.submit(self._write, name, copy, manifest, began, None if wait else stall)
+        if wait:
+            self.finish()
+        self.cost = time.monotonic() - began if wait else stall
+
+    def _write(
+        self, name: str, copy: Any, manifest: dict[str, Any], began: float, stall: float | None
+    ) -> checkpoints.Checkpoint | None:
+        session = self.session
+        self.failed = None
+        try:
+            checkpoint = checkpoints.write(self.directory / name, copy, manifest, *self.fence)
+        except checkpoints.FencedOff as error:
+            self.fenced_off = error
+            return None
+        except OSError as error:
+            session.report("checkpoint_failed", step=manifest["step"], reason=str(error))
+            self.failed = (name, copy, manifest, began, stall)
+            self.next = time.monotonic() + RETRY
+            return None
+        self.on_disk = (manifest["step"], manifest["epoch"])
+        session.report(
+            "checkpoint",
+            step=manifest["step"],
+            epoch=manifest["epoch"],
+            path=name,
+            bytes=checkpoint.manifest["bytes"],
+            seconds=round(time.monotonic() - began, 3),
+            why=manifest["why"],
+            stall_seconds=None if stall is None else round(stall, 4),
+        )
+        try:
+            checkpoints.prune(self.directory, self.settings.max_keep_ckpts, *self.fence)
+            self.next = self._next()
+        except checkpoints.FencedOff as error:
+            self.fenced_off = error
+        except OSError as error:
+            # What was to be deleted stays for the next time.
+            session.report("checkpoint_failed", step=manifest["step"], reason=f"pruning: {error}")
+            self.next = self._next()
+        return checkpoint
+
+    def finish(self) -> checkpoints.Checkpoint | None:
+        """Waits for the write that is under way. Returns its checkpoint, if it came to be one."""
+        if self.writing is None:
+            return None
+        if self.busy():
+            # Whatever the ranks were at: from here on they stand still for the disk.
+            self.heart.beat("save", self.saved[0] if self.saved else 0)
+        return self.writing.result()
+
+    def insist(self, seconds: float) -> None:
+        """Waits for the write that is under way; if it fails, for so many seconds tries again."""
+        end = time.monotonic() + seconds
+        self.finish()
+        while self.failed and time.monotonic() < end:
+            time.sleep(RETRY_LEAVING)
+            self._again()
+
+    def _again(self) -> None:
+        if self.failed:
+            self.writing = self.thread.submit(self._write, *self.failed)
+            self.finish()
+
+    def check_finished(self) -> None:
+        """Raises OSError if the state that was saved last is not on disk."""
+        if self.failed:
+            raise OSError(f"the final state could not be saved as {self.failed[0]}")
+
+    def check_fence(self) -> None:
+        """Raises FencedOff if a later start of the run has been noticed."""
+        if self.fenced_off:
+            raise self.fenced_off
+
+    def validated(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Takes a validation's result: is the checkpoint of that step, saved before it, the best so far?"""
+        metric = self.settings.save_best
+        if metric == "auto" or (metric is None and "mIoU" not in metrics):
+            metric = next(iter(metrics), None)
+        metric = metric or "mIoU"
+        value = metrics.get(metric)
+        if not self.session.main or value is None:
+            return
+        self.finish()
+        less = self.settings.rule == "less" or (
+            self.settings.rule is None and any(word in metric for word in LESS_IS_BETTER)
+        )
+        try:
+            checkpoint = next((c for c in checkpoints.listed(self.directory) if c.step == step), None)
+            old = checkpoints.best_value(self.directory)
+            if checkpoint and (old is None or (value < old if less else value > old)):
+                checkpoints.check_fence(*self.fence)
+                checkpoints.mark_best(self.directory, checkpoint, metric, metrics)
+        except OSError as error:
+            self.session.report("checkpoint_failed", step=step, reason=f"best.json: {error}")

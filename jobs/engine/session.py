@@ -1,0 +1,57 @@
+"""What one start of a rank knows: its run, its place among the ranks, its device, how it reports."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.run import events
+from jobs.run.directory import Request, Run
+
+
+@dataclass
+class Session:
+    run: Run
+    request: Request
+    rank: int
+    ranks: int
+    local_rank: int
+    local_ranks: int
+    start: int
+    """Number of this start of the run, 1, 2, …; a later start fences off the earlier ones."""
+    job: str | None
+    began: float = field(default_factory=time.time)
+    """When the process began, seconds since 1970."""
+    device: str = "cpu"
+    control: Any = None
+    """A gloo process group for what the ranks agree on; None with one rank."""
+    store: Any = None
+    """The TCPStore of the ranks; None with one rank."""
+
+    def __post_init__(self) -> None:
+        self._events = events.Writer(self.run.events, stage="train", job=self.job, start=self.start)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def report(self, event: str, **fields: Any) -> None:
+        """Appends an event. A full disk must not end a training: the event is then written with the next."""
+        self._events.append(event, **fields)
+
+
+def from_environment(run: Run) -> Session:
+    """The session that the supervisor (jobs/supervise/supervisor.py) describes in environment variables."""
+    env = os.environ
+    return Session(
+        run=run,
+        request=run.request(),
+        rank=int(env.get("RANK", 0)),
+        ranks=int(env.get("WORLD_SIZE", 1)),
+        local_rank=int(env.get("LOCAL_RANK", 0)),
+        local_ranks=int(env.get("LOCAL_WORLD_SIZE", env.get("WORLD_SIZE", 1))),
+        start=int(env.get("BATON_START", 1)),
+        job=env.get("BATON_JOB"),
+    )

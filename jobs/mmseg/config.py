@@ -1,0 +1,296 @@
+"""From the run's request to the config that trains: `resolve` what the user wrote, `prepare` it to be exact.
+
+The resolved config is a plain MMSegmentation config (RUN/config.py); mmengine's own tools take it. What makes
+it exactly resumable is put in afterwards, in memory: sampler, loop and checkpointing, so that any config
+trains unchanged, by epoch or by iteration, with its own hooks.
+
+Baton's own settings stand in the config's `baton` (or `--set baton.KEY=…`): see supported.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.utils import ConfigParsingError
+
+from jobs.engine.saving import Settings
+from jobs.engine.session import Session
+from jobs.mmseg import compat, pretrained, sampling, supported
+from jobs.mmseg.evaluator import use_fast_metric
+from jobs.mmseg.supported import name_of, settings
+from jobs.mmseg.transforms import use_fast_transforms
+from jobs.run import private
+from jobs.run.directory import check_seed, write_atomically
+from jobs.run.errors import UserError
+
+NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
+VISUALIZERS = {"WandbVisBackend": "wandb", "MLflowVisBackend": "mlflow", "ClearMLVisBackend": "clearml"}
+
+
+# ----------------------------------------------------------------------------------------------- resolving
+
+
+def resolve(session: Session) -> Config:
+    """The config of a run, from its code snapshot and the request's overrides.
+
+    Raises UserError for a file that is missing, that does not parse or that is no training config.
+    """
+    request = session.request
+    cfg = read(session.run.code / request.config)
+    try:
+        cfg.merge_from_dict(dict(request.set))
+    except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
+        raise UserError(f"--set does not fit {request.config}: {' '.join(str(error).split())}") from None
+    import_modules(cfg, request.config)
+    if absent := [key for key in NEEDED if key not in cfg]:
+        raise UserError(
+            f"{request.config} is not an MMSegmentation training config: it has no {', '.join(absent)}"
+        )
+    content = cfg.to_dict()
+    with named(request.config):
+        supported.check(content)
+        supported.check_packages(content)
+    randomness = dict(cfg.get("randomness") or {})
+    if randomness.get("seed") is None or request.seed:
+        randomness["seed"] = request.seed
+    check_seed(randomness["seed"], request.config)
+    cfg.randomness = randomness
+    cfg.work_dir = str(session.run.path / "mmengine")
+    add_tensorboard(cfg, session)
+    return cfg
+
+
+@contextlib.contextmanager
+def named(config: str) -> Iterator[None]:
+    """Puts the config's name before a UserError of what it says."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{config}: {error}") from None
+
+
+def read(path: Path) -> Config:
+    """A config file, as plain values: a class that a config in pure Python names is its dotted path, and what
+    mmengine itself has put in for merging is gone. Its `custom_imports` are still to be imported.
+
+    Raises UserError instead of whatever reading it raises.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no config {path}")
+    try:
+        cfg = Config.fromfile(str(path), import_custom_modules=False)
+        content = cfg.to_dict()
+    except (ConfigParsingError, FileNotFoundError, ModuleNotFoundError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        # A config is a program of the user's: it may raise anything.
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+    # Configs in pure Python have None there; names such as mmseg's "IoUMetric" are always understood here.
+    content["default_scope"] = content.get("default_scope") or "mmseg"
+    return Config(_without_marks(content, content["default_scope"]))
+
+
+def _without_marks(node: Any, scope: str) -> Any:
+    """A copy without what mmengine writes into dicts that are inherited: `_scope_` where it is the config's
+    own scope, and a `_delete_` that had nothing to delete."""
+    if isinstance(node, dict):
+        return {
+            key: _without_marks(value, scope)
+            for key, value in node.items()
+            if key != "_delete_" and not (key == "_scope_" and value == scope)
+        }
+    if isinstance(node, (list, tuple)):
+        return type(node)(_without_marks(value, scope) for value in node)
+    return node
+
+
+def import_modules(cfg: Config, config: str) -> None:
+    """Imports what `custom_imports` names. Raises UserError, with the reason, for what cannot be imported."""
+    given = supported.unmarked(cfg.get("custom_imports"))
+    names = given.get("imports") or []
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            if given.get("allow_failed_imports"):
+                print(f"custom_imports: {name} cannot be imported and is left out: {error}", flush=True)
+                continue
+            top = name.partition(".")[0]
+            reason = f"{top} is not installed" if not compat.is_installed(top) else str(error)
+            raise UserError(f"{config}: custom_imports names {name}: {reason}") from None
+
+
+def add_tensorboard(cfg: Config, session: Session) -> None:
+    """TensorBoard beside mmengine's own files; services that are not installed are left out, said aloud."""
+    visualizer = dict(cfg.get("visualizer") or {"type": "SegLocalVisualizer", "name": "visualizer"})
+    # One folder for all starts: one curve in TensorBoard.
+    visualizer.setdefault("save_dir", str(session.run.path / "tensorboard"))
+    backends = list(visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}])
+    for backend in list(backends):
+        package = VISUALIZERS.get(name_of(backend["type"]))
+        if package and not compat.is_installed(package):
+            backends.remove(backend)
+            if session.main:
+                print(f"{name_of(backend['type'])} is left out: {package} is not installed", flush=True)
+    if all(name_of(backend["type"]) != "TensorboardVisBackend" for backend in backends):
+        backends.append({"type": "TensorboardVisBackend"})
+    visualizer["vis_backends"] = backends
+    cfg.visualizer = visualizer
+
+
+def write(cfg: Config, session: Session) -> None:
+    """Writes RUN/config.py, if this start is the first or the request has changed (rank 0 only)."""
+    mark = f"# Resolved from {session.request.config}, digest {digest(cfg)}\n"
+    path = session.run.config
+    if session.main and not (path.is_file() and path.read_text(encoding="utf-8").startswith(mark)):
+        write_atomically(path, (mark + compat.formatted(cfg)).encode())
+
+
+def digest(cfg: Config) -> str:
+    return hashlib.blake2b(cfg.pretty_text.encode(), digest_size=8).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------- preparing
+
+
+def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
+    """A copy of a resolved config for this start, with exact sampling and resuming put in.
+
+    `global_batch`: samples an iteration, all ranks together, which the run has kept from its first start.
+    Raises UserError where a config has something that cannot be resumed exactly.
+    """
+    cfg = Config(cfg._cfg_dict.to_dict(), filename=None)
+    own = settings(cfg)
+    cfg.launcher = "pytorch" if session.ranks > 1 else "none"
+    cfg.randomness["deterministic"] = cfg.randomness.get("deterministic", False) or own["deterministic"]
+    endless = exact_sampling(cfg, session, global_batch)
+    exact_loop(cfg, endless)
+    # Ours saves; `Settings` has what it asks for.
+    cfg.default_hooks = dict(cfg.get("default_hooks") or {}) | {"checkpoint": None}
+    if session.device == "cpu":
+        without_gpu(cfg, session)
+    if cfg.get("compile"):
+        cfg.compile = exact_compiling(cfg.compile)
+        # What it finds there it runs, and by default it looks in /tmp, under a name that others can guess.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private.folder("inductor")))
+    if own["fast_transforms"] and cfg.default_scope == "mmseg":
+        use_fast_transforms(cfg.train_dataloader.dataset)
+    use_fast_metric(cfg.get("val_evaluator"))
+    return cfg
+
+
+def exact_sampling(cfg: Config, session: Session, global_batch: int) -> bool:
+    """Puts the exact sampler into the training's data loader. Returns whether it is endless."""
+    loader = cfg.train_dataloader
+    endless = supported.sampler(loader)
+    sampler = loader.get("sampler") or {}
+    loader.batch_size = loader.get("batch_size", 1)
+    loader.sampler = {
+        "type": "ExactSampler",
+        "seed": cfg.randomness.seed if sampler.get("seed") is None else sampler["seed"],
+        "batch": global_batch,
+        "rank": session.rank,
+        "ranks": session.ranks,
+        "rounds": sampling.rounds_for(global_batch, session.ranks, loader.batch_size),
+        "shuffle": sampler.get("shuffle", True),
+        "endless": endless,
+        "drop_last": loader.pop("drop_last", False),
+    }
+    loader.batch_sampler = {"type": "Batches"}
+    loader.dataset = {"type": "SeededDataset", "dataset": loader.dataset}
+    if not loader.get("num_workers"):
+        loader.num_workers = 0
+        loader.persistent_workers = False
+    return endless
+
+
+def exact_loop(cfg: Config, endless: bool) -> None:
+    loop = cfg.train_cfg
+    kind = supported.train_loop(loop, endless)
+    loop.pop("by_epoch", None)
+    loop.type = supported.LOOPS[kind]
+
+
+def exact_compiling(options: Any) -> dict[str, Any]:
+    """The config's `compile`, with a kernel for each shape.
+
+    By default torch.compile makes one for any shape once it has seen two: which of them computes a batch
+    would depend on the batches that this start saw before.
+    """
+    given = dict(options) if isinstance(options, dict) else {}
+    return {"dynamic": False} | given
+
+
+def without_gpu(cfg: Config, session: Session) -> None:
+    """What mmengine asserts a GPU for: mixed precision, and DistributedDataParallel's device."""
+    if name_of(cfg.optim_wrapper.get("type", "")) == "AmpOptimWrapper":
+        cfg.optim_wrapper.type = "CpuAmpOptimWrapper"
+        if session.main and cfg.optim_wrapper.get("dtype") != "bfloat16":
+            print("no GPU: mixed precision is bfloat16 instead of float16, without loss scaling", flush=True)
+    if cfg.launcher != "none":
+        unused = cfg.get("find_unused_parameters", False)
+        default = {
+            "type": "MMDistributedDataParallel",
+            "broadcast_buffers": False,
+            "find_unused_parameters": unused,
+        }
+        cfg.model_wrapper_cfg = default | dict(cfg.get("model_wrapper_cfg") or {}) | {"device_ids": None}
+
+
+def saving(cfg: Config) -> Settings:
+    """What the resolved config says about saving. Raises UserError for a checkpoint hook of another type."""
+    hook = supported.checkpoint_hook((cfg.get("default_hooks") or {}).get("checkpoint"))
+    return Settings(
+        interval=hook.get("interval", -1),
+        by_epoch=hook.get("by_epoch", True),
+        save_begin=hook.get("save_begin", 0),
+        max_keep_ckpts=hook.get("max_keep_ckpts", -1),
+        save_best=hook["save_best"],
+        rule=hook["rule"],
+        seconds=settings(cfg)["save_seconds"],
+    )
+
+
+def begin_from(cfg: Config, resuming: bool) -> list[str]:
+    """Points a resolved config to the files of pretrained weights that it names, and returns them; where the
+    run resumes, it names none any more. Raises UserError if one is missing."""
+    if resuming:
+        return pretrained.forget(cfg.model)
+    named = pretrained.parts(cfg)
+    found = pretrained.localise(named)
+    cfg.load_from = named["load_from"]
+    return found
+
+
+def check_data(cfg: Config, session: Session) -> None:
+    """Raises UserError, before anything is built, if a data set is not where the config looks for it."""
+    for name in ("train_dataloader", "val_dataloader"):
+        for dataset in _datasets(cfg.get(name) or {}):
+            root, listing = dataset.get("data_root"), dataset.get("ann_file")
+            path = Path(root or "") / (listing or "")
+            if (root or listing) and not path.exists():
+                raise UserError(
+                    f"{name} needs {path}, which is not there (data root {session.request.data_root}): "
+                    "run python launch/prepare.py first"
+                )
+
+
+def _datasets(node: Any) -> list[Any]:
+    found = []
+    if isinstance(node, dict):
+        if "data_root" in node or "ann_file" in node:
+            found.append(node)
+        for key, value in node.items():
+            if key != "pipeline":
+                found += _datasets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            found += _datasets(value)
+    return found

@@ -1,0 +1,402 @@
+"""The training loops: mmengine's, with batches by iteration number and a survival check at each step's end.
+
+`Boundary` is what both loops do between two steps; it is where a preempted run saves and leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.registry import LOOPS
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner.utils import calc_dynamic_intervals
+
+from jobs.engine import distributed, preemption
+from jobs.mmseg import state
+from jobs.mmseg.sampling import HOOKS, STEP, VALIDATION, Batches, Plan, mix, seed_everything
+from jobs.run.exit_codes import SUPERSEDED
+
+
+class Exact:
+    """What the two loops share. `runner.survival` (a `Survival`) is set before `run`."""
+
+    runner: Any
+    dataloader: Any
+    by_epoch: bool
+    _iter: int
+    _epoch: int
+
+    @property
+    def batches(self) -> Batches:
+        found = self.dataloader.batch_sampler
+        assert isinstance(found, Batches)
+        return found
+
+    @property
+    def plan(self) -> Plan:
+        return self.batches.sampler.plan
+
+    @property
+    def position(self) -> int:
+        """Samples of the current epoch that all ranks together have seen."""
+        if self.plan.endless:
+            return self._iter * self.plan.batch % self.plan.samples
+        return self._iter % self.plan.iterations * self.plan.batch
+
+    def loaded(self, stop: int) -> Iterator[list[Any]]:
+        """The batches of this rank from the current iteration up to `stop`: a list of rounds for each."""
+        self.batches.first, self.batches.stop = self._iter, stop
+        if self._iter >= stop:
+            return
+        iterator = iter(self.dataloader)
+        if self.runner.resumed and self.runner.session.ranks > 2:
+            rounds = [next(iterator) for _ in range(self.batches.sampler.rounds)]
+            if self._iter >= max(w._accumulative_counts for w in state.wrappers(self.runner.optim_wrapper)):
+                settle_buckets(self.runner.model, rounds[0])
+            self.runner.resumed = None
+            yield rounds
+        for _ in range(self._iter, stop):
+            yield [next(iterator) for _ in range(self.batches.sampler.rounds)]
+
+    def step(self, index: int, rounds: list[Any]) -> None:
+        """One iteration; then, if the ranks have agreed to, saves and leaves."""
+        runner, survival = self.runner, self.runner.survival
+        survival.step_begins()
+        weights = self.batches.weights(self._iter)
+        self.seed_hooks(self._iter)
+        runner.call_hook("before_train_iter", batch_idx=index, data_batch=rounds[0])
+        outputs = [self.round(number, batch, weights[number]) for number, batch in enumerate(rounds)]
+        runner.call_hook(
+            "after_train_iter",
+            batch_idx=index,
+            data_batch=rounds[0],
+            outputs=outputs[0] if len(outputs) == 1 else averaged(outputs, weights),
+        )
+        self._iter += 1
+        survival.step_ends()
+
+    def seed_hooks(self, *place: int) -> None:
+        """What a hook draws by chance depends on the place in the training, as everything else does: not on
+        what was drawn before, which a resumed run has not done."""
+        seed_everything(mix(self.plan.seed, HOOKS, self.batches.sampler.rank, *place))
+
+    def round(self, number: int, batch: Any, weight: float) -> Any:
+        """Forward and backward of one slot; the last round of an iteration updates the weights."""
+        runner, sampler = self.runner, self.batches.sampler
+        slot = number * sampler.ranks + sampler.rank
+        seed_everything(mix(self.plan.seed, STEP, self._iter, slot))
+        if weight == 1.0:
+            return runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
+        with weighted(runner.optim_wrapper, weight):
+            return runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
+
+    def prepare_rounds(self) -> None:
+        """With several rounds an iteration, gradients are accumulated over that many more train steps."""
+        rounds = self.batches.sampler.rounds
+        for wrapper in state.wrappers(self.runner.optim_wrapper) if rounds > 1 else []:
+            wrapper._accumulative_counts *= rounds
+            wrapper.initialize_count_status(self.runner.model, self._iter * rounds, self._max_iters * rounds)
+
+    _max_iters: int
+
+
+def settle_buckets(model: Any, batch: Any) -> None:
+    """Brings a fresh DistributedDataParallel to where it is after its first step, leaving no trace.
+
+    In that step it orders the gradients anew in its buckets. With three ranks or more, the order in which a
+    gradient's parts are added up depends on its place: without this, the first step after a resume would
+    differ in the last bits from the uninterrupted run's.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = None
+    # The preprocessor pads annotations in place: the real step needs its own.
+    model.train_step(copy.deepcopy(batch), optim_wrapper=BackwardOnly())
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradients[name]
+
+
+class BackwardOnly:
+    """An optimizer wrapper that updates nothing."""
+
+    def optim_context(self, model: Any) -> Any:  # noqa: ARG002
+        return contextlib.nullcontext()
+
+    def update_params(self, loss: Any) -> None:
+        loss.backward()
+
+
+class weighted:
+    """While it lasts, losses count `weight` times: a slot with fewer samples than the others."""
+
+    def __init__(self, optim_wrapper: Any, weight: float) -> None:
+        self.wrappers, self.weight = state.wrappers(optim_wrapper), weight
+
+    def __enter__(self) -> None:
+        for wrapper in self.wrappers:
+            scale = wrapper.scale_loss
+            wrapper.scale_loss = lambda loss, scale=scale: scale(loss) * self.weight
+
+    def __exit__(self, *_: object) -> None:
+        for wrapper in self.wrappers:
+            del wrapper.scale_loss
+
+
+def averaged(outputs: list[dict[str, Any]], weights: list[float]) -> dict[str, Any]:
+    """The log values of an iteration from those of its rounds."""
+    total = sum(weights)
+    return {
+        key: sum(output[key] * weight for output, weight in zip(outputs, weights, strict=True)) / total
+        for key in outputs[0]
+    }
+
+
+@LOOPS.register_module()
+class ExactEpochLoop(Exact, EpochBasedTrainLoop):
+    """mmengine's EpochBasedTrainLoop, exactly resumable at any step."""
+
+    by_epoch = True
+
+    def run(self) -> Any:
+        runner = self.runner
+        runner.call_hook("before_train")
+        self.prepare_rounds()
+        if runner.survival.begin():
+            self.validate()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._decide_current_val_interval()
+            due = (
+                runner.val_loop is not None
+                and self._epoch >= self.val_begin
+                and (self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs)
+            )
+            runner.survival.epoch_ended(validation_due=due)
+            if due:
+                self.validate()
+        runner.survival.end()
+        runner.call_hook("after_train")
+        return runner.model
+
+    def run_epoch(self) -> None:
+        runner = self.runner
+        self.seed_hooks(self._epoch, 0)
+        runner.call_hook("before_train_epoch")
+        runner.model.train()
+        stop = (self._epoch + 1) * self.plan.iterations
+        for rounds in self.loaded(stop):
+            self.step(self._iter % self.plan.iterations, rounds)
+            if self._iter < stop:
+                runner.survival.between_steps()
+        runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+    def validate(self) -> None:
+        self.runner.survival.validate()
+
+
+@LOOPS.register_module()
+class ExactIterLoop(Exact, IterBasedTrainLoop):
+    """mmengine's IterBasedTrainLoop, exactly resumable at any step; nothing is replayed."""
+
+    by_epoch = False
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: Any,
+        max_iters: int,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ) -> None:
+        # Not IterBasedTrainLoop's own: it starts the workers at once, before the position is known.
+        BaseLoop.__init__(self, runner, dataloader)
+        self._max_iters = int(max_iters)
+        self._max_epochs = 1
+        self._epoch = 0
+        self._iter = 0
+        self.val_begin = val_begin
+        self.val_interval = val_interval
+        self.stop_training = False
+        runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, "metainfo", None)
+        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(
+            val_interval, dynamic_intervals
+        )
+
+    def run(self) -> Any:
+        runner = self.runner
+        runner.call_hook("before_train")
+        self.prepare_rounds()
+        if runner.survival.begin():
+            runner.survival.validate()
+        self.seed_hooks(0, 0)
+        runner.call_hook("before_train_epoch")
+        iterator = self.loaded(self._max_iters)
+        while self._iter < self._max_iters and not self.stop_training:
+            runner.model.train()
+            self.step(self._iter, next(iterator))
+            self._decide_current_val_interval()
+            due = (
+                runner.val_loop is not None
+                and self._iter >= self.val_begin
+                and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
+            )
+            runner.survival.between_steps(validation_due=due)
+            if due:
+                runner.survival.validate()
+        runner.call_hook("after_train_epoch")
+        runner.survival.end()
+        runner.call_hook("after_train")
+        return runner.model
+
+
+class Survival:
+    """What stands between two steps, and around a validation."""
+
+    def __init__(self, runner: Any, preempted: preemption.Preemption, saver: Any, metrics: Any, heart: Any):
+        self.runner, self.preempted, self.saver, self.metrics, self.heart = (
+            runner,
+            preempted,
+            saver,
+            metrics,
+            heart,
+        )
+        self.session = runner.session
+        self.agreement = preemption.Agreement(self.session.control)
+        self.together: preemption.LeaveTogether | None = None
+        if self.session.ranks > 1:
+            store = distributed.open_store(self.session.ranks, False, distributed.TIMEOUT)
+            self.together = preemption.LeaveTogether(
+                store, distributed.store_key(), self.session.ranks, self.session.rank
+            )
+        self.leave, self.save = False, False
+
+    # -- the start
+
+    def begin(self) -> bool:
+        """Before the first step. Returns whether the validation of the resumed step is still to be done."""
+        gc.freeze()
+        gc.enable()
+        for loop in (self.runner.train_loop, self.runner.val_loop):
+            if loop is not None:
+                preemption.outlive(loop.dataloader)
+        self.saver.on_disk = (self.runner.train_loop.iter, self.runner.train_loop.epoch)
+        # Asked to leave while starting: nothing new to save.
+        (leave,) = self.agreement.now(self.preempted.asked)
+        if leave:
+            self._leave()
+        return bool((self.runner.resumed or {}).get("validation_due"))
+
+    # -- a step
+
+    def step_begins(self) -> None:
+        self.agreement.propose(self.preempted.asked, self.saver.due())
+
+    def step_ends(self) -> None:
+        self.leave, self.save = self.agreement.answer()
+        step = self.runner.train_loop.iter
+        self.heart.beat("train", step)
+        self.metrics.step_done()
+        self.saver.check_fence()
+
+    def between_steps(self, validation_due: bool = False) -> None:
+        """After a step that does not end an epoch."""
+        loop = self.runner.train_loop
+        by_epoch = self.saver.settings.by_epoch
+        asked = not by_epoch and self._asked(loop.iter, loop.iter == loop.max_iters)
+        self._boundary(asked, validation_due)
+
+    def epoch_ended(self, validation_due: bool) -> None:
+        """After the last step of an epoch and everything that hooks do there."""
+        loop = self.runner.train_loop
+        state.average_statistics(self.runner, self.session)
+        self.metrics.epoch_done()
+        asked = self._asked(loop.epoch, loop.epoch == loop.max_epochs) or (
+            not self.saver.settings.by_epoch and self._asked(loop.iter, loop.iter == loop.max_iters)
+        )
+        self._boundary(asked, validation_due, averaged=True)
+
+    def _asked(self, done: int, at_end: bool) -> bool:
+        return self.saver.settings.asks(done) or at_end
+
+    def _boundary(self, asked: bool, validation_due: bool, averaged: bool = False) -> None:
+        if validation_due and not averaged:
+            state.average_statistics(self.runner, self.session)
+        if self.leave:
+            self.heart.beat("save", self.runner.train_loop.iter)
+            patience = self.saver.patience
+            self.saver.save(
+                self.runner, "preemption", asked=asked, validation_due=validation_due, wait=patience
+            )
+            self._leave()
+        elif asked or validation_due or self.save:
+            why = "interval" if asked else "validation" if validation_due else "time"
+            self.saver.save(self.runner, why, asked=asked, validation_due=validation_due)
+
+    def _leave(self) -> None:
+        """All ranks are here: ends this one when rank 0 has written what it holds."""
+        self.saver.check_fence()
+        distributed.barrier(self.session)
+        self._say_preempted()
+        preemption.leave()
+
+    def _say_preempted(self) -> None:
+        if self.session.main:
+            step, epoch = self.saver.on_disk
+            self.session.report("preempted", step=step, epoch=epoch)
+
+    # -- a validation
+
+    def validate(self) -> None:
+        loop = self.runner.train_loop
+        self.heart.beat("validate", loop.iter)
+        seed_everything(mix(loop.plan.seed, VALIDATION, loop.iter))
+        elsewhere = self.together.elsewhere if self.together else None
+        with self.preempted.validating(self._leave_validation, elsewhere):
+            self.runner.val_loop.run()
+        metrics = self.metrics.validation_done()
+        self.saver.validated(loop.iter, metrics)
+        (leave,) = self.agreement.now(self.preempted.asked)
+        if leave:
+            self.saver.insist(self.saver.patience)
+            self._leave()
+
+    def _leave_validation(self) -> None:
+        """On the listening thread: the state before the validation is saved, or about to be."""
+        if self.together:
+            self.together.go(self._last_words)
+        self._last_words()
+        preemption.leave()
+
+    def _last_words(self) -> None:
+        self.saver.insist(self.saver.patience)
+        if self.saver.fenced_off:
+            print(self.saver.fenced_off, file=sys.stderr)
+            preemption.leave(SUPERSEDED)
+        self._say_preempted()
+
+    # -- the end
+
+    def end(self) -> None:
+        """After the last step and validation: the final state is on disk when this returns."""
+        loop = self.runner.train_loop
+        self.heart.beat("save", loop.iter)
+        self.saver.save(self.runner, "end", asked=True, wait=0.0)
+        self.saver.check_fence()
+        self.saver.check_finished()
+        distributed.barrier(self.session)
+        if self.session.main:
+            self.session.report("finished", step=loop.iter, epoch=loop.epoch)
+        preemption.closing()
+        self.heart.beat("end", loop.iter)

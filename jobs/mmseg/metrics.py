@@ -1,0 +1,209 @@
+"""What a training says of itself while it runs: metrics.jsonl, progress.json, and events.
+
+Only rank 0 writes. Everything is read from mmengine's message hub, where models, hooks and the optimizer
+already leave their numbers; nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from mmengine.hooks import Hook
+
+from jobs.engine.session import Session
+from jobs.run.directory import write_atomically
+from jobs.run.events import append_line, now
+
+PROGRESS_INTERVAL = 5.0
+"""Seconds between two writes of progress.json, at least."""
+
+HISTORY = 1000
+"""Values of a logged scalar that are kept. mmengine keeps a million, and copies all of them in every step."""
+
+NOT_REPRODUCIBLE = ("time", "data_time")
+
+
+class Metrics(Hook):
+    """Collects a validation's result, and writes what the run's readers see."""
+
+    priority = "LOWEST"
+
+    def __init__(
+        self,
+        session: Session,
+        heart: Any,
+        log_interval: int,
+        stood_still: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`stood_still`: seconds for which this process was stopped so far."""
+        self.session, self.heart, self.log_interval = session, heart, log_interval
+        self.stood_still, self.known_still = stood_still, 0.0
+        self.history = HISTORY
+        self.runner: Any = None
+        self.validation: dict[str, float | None] = {}
+        self.validation_began = 0.0
+        self.epoch_began = time.time()
+        self.first_step: int | None = None
+        self.first_step_time = 0.0
+        self.progress_time = -math.inf
+        self.best: dict[str, Any] | None = None
+
+    def before_train(self, runner: Any) -> None:
+        self.runner = runner
+        self.epoch_began = time.time()
+        self.best = read_best(self.session)
+
+    def before_val_epoch(self, runner: Any) -> None:  # noqa: ARG002
+        self.validation, self.validation_began = {}, time.time()
+        self.progress("validate", force=True)
+
+    def after_val_iter(
+        self,
+        runner: Any,
+        batch_idx: int,  # noqa: ARG002
+        data_batch: Any = None,  # noqa: ARG002
+        outputs: Any = None,  # noqa: ARG002
+    ) -> None:
+        self.heart.beat("validate", runner.iter)
+
+    def after_val_epoch(
+        self,
+        runner: Any,  # noqa: ARG002
+        metrics: dict[str, Any] | None = None,
+    ) -> None:
+        self.validation = numbers(metrics or {})
+
+    # -- called by the loop, between steps
+
+    def step_done(self) -> None:
+        runner, session = self.runner, self.session
+        buffers = runner.message_hub.log_scalars
+        for buffer in buffers.values():
+            buffer.max_length = min(buffer.max_length, self.history)
+        self.forget_suspension()
+        if not session.main:
+            return
+        step = runner.iter
+        if self.first_step is None:
+            self.first_step, self.first_step_time = step, time.time()
+            session.report("first_step", step=step, seconds=round(time.time() - session.began, 3))
+        if step % self.log_interval == 0 or step == runner.max_iters:
+            self.record("train", self.scalars())
+        self.progress("train")
+
+    def forget_suspension(self) -> None:
+        """A step during which the process was stopped counts as long as the others."""
+        if (still := self.stood_still()) == self.known_still:
+            return
+        self.known_still, stopped = still, still - self.known_still
+        if buffer := self.runner.message_hub.log_scalars.get("train/time"):
+            values, _ = buffer.data
+            others = values[-50:-1]
+            values[-1] = np.median(others) if len(others) else max(0.0, values[-1] - stopped)
+
+    def epoch_done(self) -> None:
+        runner = self.runner
+        scalars = self.scalars()
+        if self.session.main:
+            self.session.report(
+                "epoch",
+                epoch=runner.epoch,
+                step=runner.iter,
+                seconds=round(time.time() - self.epoch_began, 3),
+                loss=scalars.get("loss"),
+                lr=scalars.get("lr"),
+            )
+        self.epoch_began = time.time()
+
+    def validation_done(self) -> dict[str, float | None]:
+        """Records the validation that has just ended; returns its metrics."""
+        runner = self.runner
+        if self.session.main:
+            self.record("val", self.validation)
+            self.session.report(
+                "validated",
+                epoch=runner.epoch,
+                step=runner.iter,
+                seconds=round(time.time() - self.validation_began, 3),
+                metrics={key: value for key, value in self.validation.items() if value is not None},
+            )
+        return self.validation
+
+    # -- writing
+
+    def scalars(self) -> dict[str, float | None]:
+        """The latest value of each training scalar that the message hub holds; None for one that is not
+        finite, as JSON knows no NaN."""
+        buffers = self.runner.message_hub.log_scalars
+        return {
+            key.removeprefix("train/"): finite(buffer.current())
+            for key, buffer in buffers.items()
+            if key.startswith("train/")
+        }
+
+    def record(self, kind: str, scalars: dict[str, float | None]) -> None:
+        runner = self.runner
+        line = {"step": runner.iter, "epoch": runner.epoch, "start": self.session.start, "kind": kind}
+        try:
+            append_line(self.session.run.metrics, json.dumps(line | scalars))
+        except OSError as error:
+            # A full disk must not end a training.
+            print(f"metrics of step {runner.iter} could not be written: {error}", file=sys.stderr)
+
+    def progress(self, phase: str, force: bool = False) -> None:
+        clock = time.monotonic()
+        if not self.session.main or (not force and clock - self.progress_time < PROGRESS_INTERVAL):
+            return
+        self.progress_time = clock
+        runner, scalars = self.runner, self.scalars()
+        done = runner.iter - self.first_step if self.first_step is not None else 0
+        record = {
+            "time": now(),
+            "start": self.session.start,
+            "step": runner.iter,
+            "epoch": runner.epoch,
+            "max_steps": runner.max_iters,
+            "max_epochs": runner.max_epochs,
+            "seconds_per_step": self.seconds_per_step() if done else None,
+            "loss": scalars.get("loss"),
+            "lr": scalars.get("lr"),
+            "phase": phase,
+            "best": self.best,
+        }
+        try:
+            write_atomically(self.session.run.path / "progress.json", json.dumps(record).encode())
+        except OSError as error:
+            print(f"progress.json could not be written: {error}", file=sys.stderr)
+
+    def seconds_per_step(self) -> float | None:
+        buffer = self.runner.message_hub.log_scalars.get("train/time")
+        return round(float(buffer.mean(50)), 4) if buffer else None
+
+
+def finite(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def read_best(session: Session) -> dict[str, Any] | None:
+    try:
+        record = json.loads((session.run.checkpoints / "best.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return {key: record.get(key) for key in ("mIoU", "metric", "value", "step")}
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """The scalars among `metrics`, without the prefix that some evaluators put before them; None for one that
+    is not finite."""
+    return {
+        key.rsplit("/", 1)[-1]: finite(value)
+        for key, value in metrics.items()
+        if isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    }

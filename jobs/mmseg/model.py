@@ -1,0 +1,127 @@
+"""A run's trained model, for evaluating and for segmenting: the config's, with a checkpoint's weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from jobs.engine import checkpoints
+from jobs.mmseg import compat
+from jobs.mmseg.supported import name_of
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+
+
+def chosen_checkpoint(run: Run, which: str) -> Path:
+    """The file that `which` means: `best` by mIoU (the last, where nothing was validated), `last`, or a path,
+    absolute or below the run's checkpoints. Raises UserError where there is none."""
+    if which in ("best", "last"):
+        found = checkpoints.best(run.checkpoints) if which == "best" else None
+        found = found or checkpoints.last(run.checkpoints)
+        if found is None:
+            raise UserError(f"run {run.name} has no checkpoint yet: train it first (status.py {run.name})")
+        return found.path
+    for path in (Path(which), run.checkpoints / which):
+        if path.is_file():
+            return path.resolve()
+    raise UserError(f"there is no checkpoint {which}; give best, last, or the path of a .pth file")
+
+
+def config(run: Run) -> Any:
+    """The resolved config that the run trains with; what it tests on is what it validates on, unless it says
+    otherwise. Raises UserError before the run's first start, and for a config with neither."""
+    from mmengine.config import Config
+
+    if not run.config.is_file():
+        raise UserError(f"run {run.name} has not started yet: {run.config} is written by its first start")
+    cfg = Config.fromfile(str(run.config))
+    for what in ("dataloader", "evaluator"):
+        cfg[f"test_{what}"] = cfg.get(f"test_{what}") or cfg.get(f"val_{what}")
+    if not cfg.test_dataloader:
+        raise UserError(f"{run.config} has neither test_dataloader nor val_dataloader: nothing to test on")
+    return cfg
+
+
+def load(cfg: Any, checkpoint: Path, device: str) -> Any:
+    """The segmentor of `cfg` with the weights of `checkpoint`, on `device`, in evaluation mode.
+
+    Its `dataset_meta` has `classes` and `palette`. Every weight must be there and have its place: raises
+    UserError for a checkpoint of another model, or one that is damaged.
+    """
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+    from mmseg.utils import register_all_modules
+
+    from jobs.mmseg import pretrained
+
+    register_all_modules(init_default_scope=False)
+    init_default_scope(cfg.get("default_scope") or "mmseg")
+    description = copy.deepcopy(cfg.model)
+    pretrained.forget(description)
+    if device == "cpu":
+        synchronised_to_plain(description)
+    model = MODELS.build(description)
+    weights = weights_of(checkpoint)
+    try:
+        missing, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        # torch lists every weight of another shape, after a headline.
+        first = str(error).partition("\n")[2].partition("\n")[0]
+        raise UserError(f"{checkpoint} does not fit the run's model: {' '.join(first.split())}") from None
+    if missing or unknown:
+        example = (missing or unknown)[0]
+        raise UserError(
+            f"{checkpoint} does not fit the run's model: {len(missing)} weights are missing and "
+            f"{len(unknown)} unknown (for example {example})"
+        )
+    model.dataset_meta = meta(cfg)
+    return model.to(device).eval()
+
+
+def weights_of(checkpoint: Path) -> dict[str, Any]:
+    """Name -> weight of a checkpoint's model. Raises UserError for what is none, or damaged."""
+    try:
+        content = compat.load(checkpoint)
+    except Exception as error:
+        # Whatever a damaged file makes the reader stumble over; it runs no code from it.
+        raise UserError(
+            f"{checkpoint} cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        ) from None
+    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        raise UserError(f"{checkpoint} is no checkpoint of a model: it has no weights by name")
+    return weights
+
+
+def meta(cfg: Any) -> dict[str, Any]:
+    """Class names and palette (RGB, 0..255) of the config's test dataset, whose files need not be there where
+    its class knows both."""
+    from mmseg.registry import DATASETS
+
+    dataset = dict(innermost(cfg.test_dataloader.dataset))
+    kind = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+    if hasattr(kind, "_load_metainfo"):
+        known = kind._load_metainfo(copy.deepcopy(dataset.get("metainfo")))
+        if known.get("classes") and len(known["classes"]) == len(known.get("palette") or ()):
+            return dict(known)
+    return dict(DATASETS.build(dataset | {"lazy_init": True}).metainfo)
+
+
+def innermost(dataset: Any) -> Any:
+    """The dataset inside wrappers such as RepeatDataset; the first of several."""
+    while "dataset" in dataset or "datasets" in dataset:
+        dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
+    return dataset
+
+
+def synchronised_to_plain(node: Any) -> None:
+    """SyncBN does not run on the CPU, and in evaluation it is the same as BN."""
+    if isinstance(node, dict):
+        if name_of(node.get("type")) in ("SyncBN", "SyncBatchNorm"):
+            node["type"] = "BN"
+        for value in node.values():
+            synchronised_to_plain(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            synchronised_to_plain(value)

@@ -1,0 +1,63 @@
+"""Label maps as pictures: palette masks that any viewer shows in colour, and overlays on the image."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jobs.run.directory import write_atomically
+
+IGNORED = (224, 224, 192)
+"""What PASCAL VOC paints label 255 with."""
+
+
+BAND = 1 << 18
+"""Pixels that are mixed at a time."""
+
+
+def table(palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """N × 3 RGB colours (uint8): those of the classes, then black. N is 256, and 255 VOC's border colour, up
+    to 255 classes; with more it is 65,536."""
+    colours = np.zeros((256 if len(palette) <= 256 else 1 << 16, 3), np.uint8)
+    colours[: len(palette)] = np.asarray(palette, np.uint8)
+    if len(palette) < 256:
+        colours[255] = IGNORED
+    return colours
+
+
+def mask(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """A label map (H × W, uint8) as a palette image: its pixel values are the labels. One of uint16 becomes
+    16-bit grey, for palettes end at 256."""
+    if labels.dtype == np.uint16:
+        return Image.fromarray(np.ascontiguousarray(labels))
+    image = Image.fromarray(np.ascontiguousarray(labels, np.uint8), mode=None).convert("L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette(table(palette).reshape(-1).tolist())
+    return image
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5
+) -> Image.Image:
+    """The labels' colours over an RGB image (H × W × 3, uint8) of the same size; class 0 keeps the image
+    where the palette paints it black (VOC's background)."""
+    colours = table(palette)
+    shown = np.empty(image.shape, np.uint8)
+    # In bands: a large image as floating-point numbers would take 24 bytes a pixel.
+    rows = max(1, BAND // max(1, image.shape[1]))
+    for top in range(0, len(image), rows):
+        part, painted = image[top : top + rows], colours[labels[top : top + rows]]
+        mixed = (part * (1 - opacity) + painted * opacity).round()
+        shown[top : top + rows] = np.where((painted.sum(axis=2) == 0)[..., None], part, mixed)
+    return Image.fromarray(shown)
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Writes a picture whole or not at all, in the format of its ending."""
+    buffer = io.BytesIO()
+    image.save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[path.suffix], quality=92)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,153 @@
+"""mmengine's Runner, with what a start does not need left out, and resuming decided by the run directory."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPERS
+from mmengine.runner import Runner
+
+from jobs.engine.session import Session
+from jobs.mmseg import loop as _loops  # noqa: F401 - registers the loops
+from jobs.mmseg import pretrained, sampling, state
+
+DATASETS.register_module(module=sampling.SeededDataset, force=True)
+DATA_SAMPLERS.register_module(module=sampling.ExactSampler, force=True)
+DATA_SAMPLERS.register_module(module=sampling.Batches, force=True)
+
+
+def build(cfg: Config, session: Session, resume_from: Path | None, weights: list[str]) -> TrainingRunner:
+    """A runner for a prepared config. `resume_from`: the checkpoint to go on from; `weights`: the pretrained
+    files that the model is initialised from otherwise."""
+    names = [name for name in inspect.signature(Runner.__init__).parameters if name in cfg]
+    arguments = {name: cfg[name] for name in names if name != "cfg"}
+    arguments["resume"] = resume_from is not None
+    return TrainingRunner(**arguments, cfg=cfg, session=session, resume_from=resume_from, weights=weights)
+
+
+class TrainingRunner(Runner):
+    survival: Any
+    resumed: dict[str, Any] | None = None
+    """What `state.restore` says of the checkpoint that this start goes on from."""
+
+    def __init__(
+        self, *args: Any, session: Session, resume_from: Path | None, weights: list[str], **kwargs: Any
+    ) -> None:
+        self.session, self.resume_from, self.weights = session, resume_from, weights
+        super().__init__(*args, **kwargs)
+
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        """mmengine's own takes a second (it starts nvcc and gcc), and fails where torchvision does not fit
+        torch; run.yaml has the versions."""
+        self.logger.info(f"seed {self.seed}, {self.world_size} ranks, torch {torch.__version__}, {env_cfg}")
+
+    def build_visualizer(self, visualizer: Any = None) -> Any:
+        built = super().build_visualizer(visualizer)
+        for backend in built._vis_backends.values():
+            guard(backend)
+        return built
+
+    def build_evaluator(self, evaluator: Any) -> Any:
+        """Ranks exchange their results through the process group ("gpu", which gloo does as well); by
+        default mmengine does it through files on the shared file system."""
+        built = super().build_evaluator(evaluator)
+        for metric in built.metrics:
+            metric.collect_device = "gpu"
+        return built
+
+    def dump_config(self) -> None:
+        """RUN/config.py is there already."""
+
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: Any) -> Any:
+        if self.session.device == "cpu":
+            # SyncBN has no CPU version. `state.average_statistics` keeps the ranks' statistics together.
+            model = revert_sync_batchnorm(model)
+        if (self.cfg.get("baton") or {}).get("channels_last"):
+            # Activations follow the weights from the first convolution on.
+            model = model.to(memory_format=torch.channels_last)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        """By the global batch, which stays the same when the run goes on with other GPUs."""
+        if not auto_scale_lr or not auto_scale_lr.get("enable"):
+            return
+        batch, base = self.train_loop.plan.batch, auto_scale_lr["base_batch_size"]
+        if self.session.main:
+            print(f"learning rate × {batch / base:g}: global batch {batch}, made for {base}", flush=True)
+        for wrapper in state.wrappers(optim_wrapper):
+            # With the one that stands for what `paramwise_cfg` does not name, by which the rate is told.
+            for group in wrapper.param_groups:
+                group["lr"] *= batch / base
+
+    def _init_model_weights(self) -> None:
+        """Not at all when resuming; and with proof that pretrained weights are really used."""
+        if self.resume_from is not None:
+            return
+        partly = (self.cfg.get("baton") or {}).get("partly_pretrained")
+        sampling.seed_everything(sampling.mix(self.seed, 0))
+        with ExitStack() as stack:
+            for backbone in (
+                pretrained.backbones(state.bare(self.model)) if self.weights and not partly else []
+            ):
+                stack.enter_context(pretrained.every_weight_loaded(backbone))
+            super()._init_model_weights()
+
+    def load_or_resume(self) -> None:
+        if self.resume_from is None:
+            super().load_or_resume()
+            return
+        self.resumed = state.restore(self, self.session, str(self.resume_from))
+        self._has_loaded = True
+
+
+def guard(backend: Any) -> None:
+    """Makes a training outlive what a visualizer's backend raises, whatever that is (a full disk, a service
+    that is gone): what it cannot write is lost, and said once.
+
+    TensorBoard's writer is dead after an OSError; the next value that comes opens a new file.
+    """
+    said = False
+
+    def guarded(method: Any) -> Any:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal said
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                if isinstance(error, OSError):
+                    backend._env_initialized = False
+                if not said:
+                    what = str(error) or type(error).__name__
+                    print(f"{type(backend).__name__} could not write: {what}", file=sys.stderr, flush=True)
+                said = True
+                return None
+
+        return call
+
+    for name in ("add_config", "add_graph", "add_image", "add_scalar", "add_scalars", "close"):
+        setattr(backend, name, guarded(getattr(backend, name)))
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuAmpOptimWrapper(OptimWrapper):
+    """AmpOptimWrapper where there is no GPU: bfloat16, which needs no loss scaling."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        for needless in ("loss_scale", "dtype", "use_fsdp"):
+            kwargs.pop(needless, None)
+        super().__init__(**kwargs)
+
+    @contextmanager
+    def optim_context(self, model: Any) -> Any:
+        with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
+            yield

@@ -1,0 +1,313 @@
+"""The state of a training as plain data, and back: what a checkpoint holds.
+
+The layout is mmengine's (meta, state_dict, optimizer, param_schedulers, message_hub, and what hooks add), so
+that its tools read the file; `baton` holds what mmengine leaves out. Everything is tensors and plain Python
+values: such a file is read without running any code of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import mmengine
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from jobs.engine import distributed
+from jobs.engine.session import Session
+from jobs.mmseg import compat
+
+Tree = Any
+
+EVOLVING = {
+    "last_step",
+    "_global_step",
+    "_last_value",
+    "base_values",
+    "best",
+    "num_bad_epochs",
+    "cooldown_counter",
+}
+"""What of a scheduler's state comes from training. The rest comes from the config, which may have been
+extended since: mmengine would restore the old `end`, and the learning rate would stay at its minimum."""
+
+HOOK_STATE = {"EarlyStoppingHook": ("wait_count", "best_score")}
+"""State that mmengine's own hooks forget. Any hook with state_dict and load_state_dict keeps its own."""
+
+
+def bare(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model
+
+
+def networks(runner: Any) -> dict[str, Any]:
+    """The model, and the averaged copies of it that hooks keep (EMAHook), by what their names begin with."""
+    found = {"": bare(runner.model)}
+    for hook in runner.hooks:
+        if isinstance(averaged := getattr(hook, "ema_model", None), torch.nn.Module):
+            found[f"averaged.{len(found) - 1}."] = averaged
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- collecting
+
+
+def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | None:
+    """The whole state at a step boundary, on rank 0; None on the others. All ranks must call it.
+
+    The tensors are the live ones: `snapshot` them before the next step.
+    """
+    locals_ = gather_local(runner, session)
+    if not session.main:
+        return None
+    loop = runner.train_loop
+    checkpoint: Tree = {
+        "meta": {
+            "epoch": loop.epoch,
+            "iter": loop.iter,
+            "seed": runner.seed,
+            "cfg": runner.cfg.pretty_text,
+            "experiment_name": runner.experiment_name,
+            "time": time.strftime("%Y%m%d_%H%M%S"),
+            "mmengine_version": mmengine.__version__,
+            "dataset_meta": plain(getattr(runner.train_dataloader.dataset, "metainfo", {})),
+        },
+        "state_dict": dict(bare(runner.model).state_dict()),
+        "message_hub": hub_state(runner.message_hub),
+        "optimizer": runner.optim_wrapper.state_dict(),
+        "baton": {
+            **manifest,
+            "history": history(runner.message_hub),
+            "ranks": locals_,
+            "hooks": hook_state(runner),
+            "stop_training": bool(loop.stop_training),
+        },
+    }
+    schedulers = runner.param_schedulers
+    if isinstance(schedulers, dict):
+        checkpoint["param_schedulers"] = {k: [s.state_dict() for s in v] for k, v in schedulers.items()}
+    elif schedulers is not None:
+        checkpoint["param_schedulers"] = [s.state_dict() for s in schedulers]
+    runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+    return checkpoint
+
+
+def gather_local(runner: Any, session: Session) -> list[Tree]:
+    """What differs from rank to rank, in rank order (rank 0 only): running statistics of batch norms that
+    are not synchronised, and gradients that are still being accumulated."""
+    mine = {}
+    if session.ranks > 1:
+        mine["statistics"] = {name: tensor.cpu() for name, tensor in statistics(runner).items()}
+    if accumulating(runner.optim_wrapper):
+        named = bare(runner.model).named_parameters()
+        mine["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
+    if not any(mine.values()):
+        return []
+    return distributed.gather(session, mine) or []
+
+
+def statistics(runner: Any) -> dict[str, torch.Tensor]:
+    """Running means and variances that each rank keeps for itself (SyncBN's are equal anyway)."""
+    found = {}
+    for prefix, network in networks(runner).items():
+        for name, module in network.named_modules():
+            if isinstance(module, _BatchNorm) and not isinstance(module, torch.nn.SyncBatchNorm):
+                for key in ("running_mean", "running_var"):
+                    if getattr(module, key) is not None:
+                        found[f"{prefix}{name}.{key}"] = getattr(module, key)
+    return found
+
+
+def average_statistics(runner: Any, session: Session) -> None:
+    """Gives all ranks the mean of their running statistics: before a validation and at the end of an epoch.
+
+    So every rank validates the same network, which is also the one in the checkpoint.
+    """
+    tensors = list(statistics(runner).values()) if session.ranks > 1 else []
+    if not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    torch.distributed.all_reduce(flat)
+    flat /= session.ranks
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def wrappers(optim_wrapper: OptimWrapper | OptimWrapperDict) -> list[OptimWrapper]:
+    return list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+
+
+def accumulating(optim_wrapper: Any) -> bool:
+    """Whether gradients of earlier iterations wait for the next update."""
+    return any(w._inner_count % w._accumulative_counts for w in wrappers(optim_wrapper))
+
+
+def hub_state(hub: Any) -> Tree:
+    """The message hub without its histories (their class could not be read without running code; `history`
+    has them) and without the text of the config."""
+    info = {k: plain(v) for k, v in hub.runtime_info.items() if hub._resumed_keys.get(k) and k != "cfg"}
+    return {"log_scalars": {}, "runtime_info": info, "resumed_keys": dict.fromkeys(info, True)}
+
+
+def history(hub: Any) -> Tree:
+    """Logged values and their weights, by key: two float64 tensors of at most the bounded length."""
+    return {
+        key: [torch.from_numpy(np.array(part, dtype=np.float64)) for part in buffer.data]
+        for key, buffer in hub.log_scalars.items()
+        if hub._resumed_keys.get(key)
+    }
+
+
+def hook_state(runner: Any) -> Tree:
+    found: Tree = {}
+    for key, hook in named_hooks(runner):
+        kept = HOOK_STATE.get(type(hook).__name__)
+        if hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict"):
+            found[key] = plain(hook.state_dict())
+        elif kept:
+            found[key] = {name: plain(getattr(hook, name)) for name in kept if hasattr(hook, name)}
+    return found
+
+
+def named_hooks(runner: Any) -> Iterator[tuple[str, Any]]:
+    """Every hook with its key in a checkpoint: its class, and its number among the hooks of that class."""
+    counts: Counter[str] = Counter()
+    for hook in runner.hooks:
+        name = type(hook).__name__
+        yield f"{name}/{counts[name]}", hook
+        counts[name] += 1
+
+
+def plain(value: Any) -> Any:
+    """`value` as tensors and plain Python values; what cannot be expressed so becomes its `repr`."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes, torch.Tensor)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, dict):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return (tuple if isinstance(value, tuple) else list)(plain(v) for v in value)
+    return repr(value)
+
+
+class Snapshots:
+    """Copies of states in main memory, made into the same memory again and again: the step that follows may
+    change the originals while the copy is written to disk."""
+
+    def __init__(self) -> None:
+        self.memory: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def take(self, tree: Tree) -> Tree:
+        """A copy of `tree` with all tensors on the CPU. The copy before this one is overwritten."""
+        copy = self._copy(tree, ())
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return copy
+
+    def _copy(self, tree: Tree, path: tuple[Any, ...]) -> Tree:
+        if isinstance(tree, torch.Tensor):
+            old = self.memory.get(path)
+            if old is None or old.shape != tree.shape or old.dtype != tree.dtype:
+                # Like it in the order of its elements, too (channels_last): fused optimizers rely on that.
+                old = torch.empty_like(tree, device="cpu", pin_memory=tree.is_cuda)
+                self.memory[path] = old
+            old.copy_(tree.detach(), non_blocking=True)
+            return old
+        if isinstance(tree, dict):
+            return {key: self._copy(value, (*path, key)) for key, value in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            parts = [self._copy(value, (*path, i)) for i, value in enumerate(tree)]
+            return tuple(parts) if isinstance(tree, tuple) else parts
+        return plain(tree)
+
+
+# ----------------------------------------------------------------------------------------------- restoring
+
+
+def restore(runner: Any, session: Session, path: str) -> Tree:
+    """Puts the state of a checkpoint into a freshly built runner. Returns what the loop has to know: whether
+    the `validation_due` at that step is still to come.
+
+    The world size may differ from the one that saved. Raises RuntimeError if the model has changed.
+    """
+    checkpoint = compat.load(path)
+    # Hooks (EMA) take their part, and swap weights, before the model is loaded.
+    runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+    model = bare(runner.model)
+    model.load_state_dict(checkpoint["state_dict"], strict=True)
+    own = checkpoint["baton"]
+    loop = runner.train_loop
+    loop._epoch, loop._iter = checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"]
+    loop.stop_training = own["stop_training"]
+    # Nothing that stays may be a part of the file's memory map: once the file is pruned, it would keep its
+    # room on the disk.
+    runner.message_hub.load_state_dict(cloned(checkpoint["message_hub"]))
+    for key, (values, counts) in own["history"].items():
+        runner.message_hub.log_scalars[key] = HistoryBuffer(values.tolist(), counts.tolist())
+        runner.message_hub._resumed_keys[key] = True
+    runner.optim_wrapper.load_state_dict(cloned(checkpoint["optimizer"]))
+    _restore_schedulers(runner.param_schedulers, checkpoint.get("param_schedulers"))
+    _restore_hooks(runner, cloned(own["hooks"]))
+    _restore_local(runner, session, own["ranks"])
+    return {"validation_due": own["validation_due"]}
+
+
+def _restore_schedulers(schedulers: Any, saved: Any) -> None:
+    if schedulers is None or saved is None:
+        return
+    if isinstance(schedulers, dict):
+        for key, group in schedulers.items():
+            _restore_schedulers(group, saved.get(key))
+        return
+    for scheduler, state in zip(schedulers, saved, strict=False):
+        fresh = scheduler.state_dict()
+        scheduler.load_state_dict({k: v for k, v in state.items() if k in EVOLVING or k not in fresh})
+
+
+def _restore_hooks(runner: Any, saved: Tree) -> None:
+    for key, hook in named_hooks(runner):
+        state = saved.get(key)
+        if state is None:
+            continue
+        if hasattr(hook, "load_state_dict"):
+            hook.load_state_dict(state)
+        else:
+            for name, value in state.items():
+                setattr(hook, name, value)
+
+
+def _restore_local(runner: Any, session: Session, ranks: list[Tree]) -> None:
+    if not ranks:
+        return
+    same = len(ranks) == session.ranks
+    if ranks[0].get("statistics"):
+        for name, tensor in statistics(runner).items():
+            saved = [rank["statistics"][name] for rank in ranks if name in rank["statistics"]]
+            if saved:
+                tensor.copy_(saved[session.rank] if same else torch.stack(saved).mean(0))
+    if ranks[0].get("gradients"):
+        for name, parameter in bare(runner.model).named_parameters():
+            grads = [rank["gradients"][name] for rank in ranks if name in rank["gradients"]]
+            if grads:
+                # Other ranks than before: each takes the mean, of which the reduction is the same again.
+                grad = grads[session.rank] if same else torch.stack(grads).mean(0)
+                parameter.grad = grad.clone().to(parameter.device)
+
+
+def cloned(tree: Tree) -> Tree:
+    if isinstance(tree, torch.Tensor):
+        return tree.clone()
+    if isinstance(tree, dict):
+        return {key: cloned(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(cloned(value) for value in tree)
+    return tree

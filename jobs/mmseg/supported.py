@@ -1,0 +1,204 @@
+"""What a config may ask for so that it can be resumed exactly, and which packages its parts need.
+
+Plain dicts in, no mmengine: the launcher asks the same of what it can read of a config
+(launch/submit/configs.py) as the job does of the resolved one (config.py). A missing `type` means nothing to
+object to: mmengine's default, or something that only the job will know.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from jobs.run.errors import UserError
+
+BATON: dict[str, Any] = {
+    # Seconds between saves; None: the Young/Daly optimum of measured figures; 0: only as the config asks.
+    "save_seconds": None,
+    # Deterministic kernels only (GPU): bit for bit, at some cost in speed.
+    "deterministic": False,
+    # jobs/mmseg/transforms.py in place of mmseg's, equal bit for bit.
+    "fast_transforms": True,
+    # Weights and activations in NHWC order, which tensor cores like (GPU, with mixed precision).
+    "channels_last": False,
+    # The backbone's file has only some of its weights, by design; the others stay random.
+    "partly_pretrained": False,
+}
+
+SAMPLERS = {"DefaultSampler": False, "InfiniteSampler": True}
+"""Samplers that the exact one stands in for, and whether they are endless."""
+LOOPS = {"EpochBasedTrainLoop": "ExactEpochLoop", "IterBasedTrainLoop": "ExactIterLoop"}
+HONOURED = ("interval", "by_epoch", "save_begin", "max_keep_ckpts", "save_best", "rule")
+"""CheckpointHook's options that saving.py follows."""
+_WHOLE = "a run resumes from its whole state"
+_RULE = "say what is better by rule='greater' or rule='less'"
+NOT_OURS: dict[str, tuple[Any, str]] = {
+    "save_optimizer": (True, _WHOLE),
+    "save_param_scheduler": (True, _WHOLE),
+    "save_last": (True, _WHOLE),
+    "out_dir": (None, "checkpoints are kept in the run's own directory"),
+    "filename_tmpl": (None, "checkpoints are named epoch_N.pth and iter_N.pth"),
+    "published_keys": (None, "publish the finished run's checkpoint with mmengine's tools"),
+    "greater_keys": (None, _RULE),
+    "less_keys": (None, _RULE),
+    "backend_args": (None, "checkpoints are local files"),
+    "file_client_args": (None, "checkpoints are local files"),
+}
+"""Those that it does not: the one value that they may have, and why."""
+MARKS = ("_scope_", "_delete_")
+"""What mmengine itself writes into a config; no part of what it says."""
+
+NEEDS = {
+    "MaskFormerHead": ("mmdet", "mmdet"),
+    "Mask2FormerHead": ("mmdet", "mmdet"),
+    "TIMMBackbone": ("timm", "timm"),
+    "Albu": ("albumentations", "albumentations"),
+    "LoadSingleRSImageFromFile": ("osgeo", "GDAL"),
+    "LoadMultipleRSImageFromFile": ("osgeo", "GDAL"),
+    "LoadBiomedicalImageFromFile": ("nibabel", "nibabel"),
+    "DSDLSegDataset": ("dsdl", "dsdl"),
+    "VPD": ("ldm", "ldm, the code of Stable Diffusion"),
+}
+"""Types of mmseg that fail without a package that it does not require: what is imported, what to install."""
+COMPILED = {"PSAHead": "PSAMask"}
+"""Types that cannot run without one of mmcv's compiled operations."""
+READ = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "optim_wrapper", "custom_hooks")
+"""Parts of a config whose types are looked at."""
+
+
+def check(values: dict[str, Any]) -> None:
+    """Raises UserError for what could not be resumed exactly, or is not known."""
+    settings(values)
+    if values.get("resume"):
+        raise UserError("the config sets resume: a run always resumes by itself; remove it")
+    loader, loop = values.get("train_dataloader"), values.get("train_cfg")
+    endless = sampler(loader) if isinstance(loader, dict) else False
+    if isinstance(loop, dict):
+        train_loop(loop, endless)
+    model: Any = values.get("model")
+    multimodal = isinstance(model, dict) and name_of(model.get("type")) == "MultimodalEncoderDecoder"
+    if multimodal and model.get("pretrained", "") is None:
+        raise UserError("mmseg cannot begin SAN without CLIP's weights: name them in model.pretrained")
+    hooks = values.get("default_hooks")
+    hook = hooks.get("checkpoint") if isinstance(hooks, dict) else None
+    if isinstance(hook, dict):
+        checkpoint_hook(hook)
+
+
+def settings(values: Any) -> dict[str, Any]:
+    """Baton's own settings, defaults filled in. Raises UserError for an unknown one."""
+    own = unmarked(values.get("baton"))
+    for key in own:
+        if key not in BATON:
+            near = difflib.get_close_matches(key, BATON, 1)
+            raise UserError(f"unknown setting baton.{key}" + (f": did you mean {near[0]}?" if near else ""))
+    return BATON | own
+
+
+def sampler(loader: Any) -> bool:
+    """Whether the training's sampler is endless. Raises UserError for one that cannot be resumed exactly."""
+    if loader.get("batch_sampler") is not None:
+        raise UserError("train_dataloader.batch_sampler cannot be resumed exactly: remove it")
+    given = unmarked(loader.get("sampler"))
+    kind = name_of(given.get("type") or "DefaultSampler")
+    if kind not in SAMPLERS:
+        raise UserError(
+            f"train_dataloader.sampler {kind} cannot be resumed exactly: use "
+            "sampler=dict(type='DefaultSampler', shuffle=True), or InfiniteSampler by iteration; what it "
+            "weights or repeats can be put into the data set (RepeatDataset, ConcatDataset, its list)"
+        )
+    if unknown := set(given) - {"type", "shuffle", "seed", "round_up"}:
+        raise UserError(f"train_dataloader.sampler: {kind} takes no {', '.join(sorted(unknown))}: remove it")
+    return SAMPLERS[kind]
+
+
+def train_loop(loop: Any, endless: bool) -> str:
+    """The loop's type. Raises UserError for one that cannot be resumed exactly."""
+    kind = name_of(
+        loop.get("type") or ("EpochBasedTrainLoop" if loop.get("by_epoch") else "IterBasedTrainLoop")
+    )
+    if kind not in LOOPS:
+        raise UserError(f"train_cfg.type {kind} cannot be resumed exactly: use {' or '.join(LOOPS)}")
+    if endless and kind == "EpochBasedTrainLoop":
+        raise UserError("an InfiniteSampler has no epochs: use DefaultSampler with EpochBasedTrainLoop")
+    return kind
+
+
+def checkpoint_hook(given: Any) -> dict[str, Any]:
+    """The options of CheckpointHook that are honoured, `save_best` and `rule` among them as plain strings.
+    Raises UserError for others, and for a hook of another type."""
+    hook = unmarked(given)
+    kind = name_of(hook.pop("type", "CheckpointHook"))
+    if kind != "CheckpointHook":
+        raise UserError(f"default_hooks.checkpoint of type {kind} is not supported: use CheckpointHook")
+    for key, value in hook.items():
+        where = f"default_hooks.checkpoint.{key}"
+        if key in NOT_OURS and value != NOT_OURS[key][0]:
+            raise UserError(f"{where} = {value!r} is not supported: {NOT_OURS[key][1]}; remove it")
+        if key not in NOT_OURS and key not in HONOURED:
+            near = difflib.get_close_matches(key, [*HONOURED, *NOT_OURS], 1)
+            raise UserError(f"unknown {where}" + (f": did you mean {near[0]}?" if near else ": remove it"))
+    best, rule = _only(hook, "save_best"), _only(hook, "rule")
+    if rule not in (None, "greater", "less"):
+        raise UserError(f"default_hooks.checkpoint.rule is {rule!r}: use 'greater' or 'less'")
+    return hook | {"save_best": best, "rule": rule}
+
+
+def _only(hook: dict[str, Any], key: str) -> str | None:
+    """The value of an option that may be a list of one. Raises UserError for a longer list."""
+    value = hook.get(key)
+    if not isinstance(value, (list, tuple)):
+        return None if value is None else str(value)
+    if len(value) != 1:
+        raise UserError(
+            f"default_hooks.checkpoint.{key} names {len(value)}: one best checkpoint is kept, name one"
+        )
+    return str(value[0])
+
+
+def unmarked(node: Any) -> dict[str, Any]:
+    """A dict of the config ({} for none), without mmengine's marks at its top."""
+    return {key: value for key, value in dict(node or {}).items() if key not in MARKS}
+
+
+def name_of(kind: Any) -> str:
+    """The class name of a registry type, given as a name, with a scope, or as the class itself."""
+    return kind.__name__ if isinstance(kind, type) else str(kind).rsplit(".", 1)[-1]
+
+
+def check_packages(values: dict[str, Any], own: set[str] | frozenset[str] = frozenset()) -> None:
+    """Raises UserError if a part of the config needs a package that this environment does not have. `own`:
+    top-level names of the user's modules, which come along."""
+    from jobs.mmseg import compat
+
+    for kind in types({key: values.get(key) for key in READ}):
+        top, dot, _ = kind.partition(".")
+        needed = NEEDS.get(name_of(kind))
+        if dot and top not in own and not compat.is_installed(top):
+            needed = (top, top)
+        if needed and not compat.is_installed(needed[0]):
+            raise UserError(
+                f"{name_of(kind)} needs {needed[1]}, which is not installed in this environment "
+                "(docs/models.md names what each model needs)"
+            )
+        if (operation := COMPILED.get(name_of(kind))) and not compat.has_compiled_mmcv():
+            raise UserError(
+                f"{name_of(kind)} needs mmcv's compiled operation {operation}, which is not installed: "
+                "mmcv-lite has none; install mmcv, compiled for this torch"
+            )
+
+
+def types(node: Any) -> Iterator[str]:
+    """Every `type` in nested dicts and lists, as text."""
+    if isinstance(node, dict):
+        kind = node.get("type")
+        if isinstance(kind, type):
+            yield f"{kind.__module__}.{kind.__name__}"
+        elif isinstance(kind, str):
+            yield str(kind)
+        for value in node.values():
+            yield from types(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from types(value)

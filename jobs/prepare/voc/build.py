@@ -1,0 +1,405 @@
+"""Both archives, in one pass, to a dataset in a staging folder; nothing else of them touches the disk.
+
+VOC's tar is indexed first (it can be sought in), which gives the lists. SBD's stream is then inflated once,
+which takes longest: its masks are converted as they pass, and in what time is left the workers copy VOC's own
+files and the images of those masks out of VOC's tar. At its end its lists say what is still missing. Every
+file goes through `put`, which leaves alone what an earlier, interrupted run wrote right: so a restart picks
+up, and a torn or empty file is never taken for done.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jobs.prepare import sources
+from jobs.prepare.archives import MOST_CONTENT, DamagedArchive, Member, Stream, walk, whole
+from jobs.prepare.manifest import Entry, content_digest
+from jobs.prepare.png import MOST_PIXELS, BadImage, decode_fast, encode_grey, jpeg_size, png_size
+from jobs.prepare.progress import task
+from jobs.prepare.voc import lists as voc
+from jobs.prepare.voc.sbd import BadMask, mask_of
+from jobs.prepare.workers import Workers
+from jobs.run.errors import UserError
+
+# Whole prefixes: SBD carries a decoy dataset below benchmark_code_RELEASE/demo.
+VOC_ROOT = "VOCdevkit/VOC2012/"
+SBD_ROOT = "benchmark_RELEASE/dataset/"
+BATCH = 64
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Written:
+    entry: Entry
+    size: Size
+    """(width, height) of the image."""
+
+
+def build(
+    voc_tar: Path,
+    sbd_tgz: Path,
+    staging: Path,
+    workers: Workers,
+    look: Callable[[], None],
+) -> tuple[voc.Splits, list[Entry]]:
+    """Writes the dataset below `staging`; returns the lists and every file written.
+
+    `look` is called now and then, to raise what became known of the archives meanwhile.
+    Raises UserError, in one line, for whatever is wrong with the archives; OSError for a full disk.
+    """
+    index = index_voc(voc_tar)
+    train, val = (voc_list(voc_tar, index, name) for name in ("train", "val"))
+    picking_up = (staging / "VOC2012").exists()
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (staging / "VOC2012" / folder).mkdir(parents=True, exist_ok=True)
+
+    copier = Copier(voc_tar, index, staging, workers)
+    own = sorted({*train, *val})
+    names = [image_of(name) for name in own] + [own_mask_of(name) for name in own]
+    # VOC's own files at least; what SBD adds is known of the release.
+    size, files = sum(find(index, name, voc_tar).size for name in names), len(names)
+    if voc_tar.stat().st_size == sources.VOC.size:
+        size, files = sources.DATASET_BYTES, sources.DATASET_FILES
+    check_space(staging, size, files)
+    copier.want(names)
+    sbd_lists, converted = convert_sbd(sbd_tgz, set(own), copier, look)
+
+    splits = voc.join(train, val, *sbd_lists)
+    missing = [name for name in splits.aug if name not in converted]
+    if missing:
+        raise UserError(
+            f"{sbd_tgz}: {len(missing):,} of {len(splits.aug):,} masks are missing, the first is "
+            f"{SBD_ROOT}cls/{missing[0]}.mat: it is not the whole release"
+        )
+    ids = sorted({*splits.trainaug, *splits.val})
+    copier.want([image_of(name) for name in ids])
+    copier.copy_rest()
+    written: dict[str, Written] = dict(one for batch in workers.results() for one in batch)
+
+    masks = {name: written[mask_of_sbd(name)] for name in splits.aug}
+    masks |= {name: written[own_mask_of(name)] for name in splits.trainval}
+    images = {name: written[image_of(name)] for name in ids}
+    for name, mask in masks.items():
+        if mask.size != images[name].size:
+            archive, member = (sbd_tgz, f"{name}.mat") if name in converted else (voc_tar, f"{name}.png")
+            raise UserError(
+                f"{archive}: the mask {member} is {mask.size[0]}×{mask.size[1]}, "
+                f"its image {images[name].size[0]}×{images[name].size[1]}"
+            )
+    entries = [one.entry for one in (*masks.values(), *images.values())]
+    entries += link_own_masks(splits, masks, staging)
+    for name, listed in splits.by_name().items():
+        entries.append(put(staging, f"VOC2012/ImageSets/Segmentation/{name}.txt", voc.text(listed)))
+    kept = {entry.path for entry in entries}
+    if picking_up:
+        remove_strangers(staging, kept)
+    for one in written.values():
+        if one.entry.path not in kept:
+            (staging / one.entry.path).unlink()
+    return splits, entries
+
+
+def image_of(name: str) -> str:
+    return f"JPEGImages/{name}.jpg"
+
+
+def own_mask_of(name: str) -> str:
+    return f"SegmentationClass/{name}.png"
+
+
+def mask_of_sbd(name: str) -> str:
+    return f"SegmentationClassAug/{name}.png"
+
+
+# --- VOC's index and lists ---
+
+
+def index_voc(voc_tar: Path) -> dict[str, Member]:
+    """Every member that can be needed, by its path below VOCdevkit/VOC2012/."""
+    wanted = ("ImageSets/Segmentation/", "JPEGImages/", "SegmentationClass/")
+    index: dict[str, Member] = {}
+    with Stream(voc_tar) as stream:
+        if stream.size is None:
+            raise DamagedArchive(
+                f"{voc_tar} is compressed; the release is a plain tar: unpack it with gunzip"
+            )
+        for member in walk(stream):
+            if not member.name.startswith(VOC_ROOT):
+                continue
+            name = member.name[len(VOC_ROOT) :]
+            if (
+                name.startswith(wanted)
+                and not name.endswith("/")
+                and member.name.count("/") == name.count("/") + 2
+            ):
+                add(index, name, member, voc_tar)
+    return index
+
+
+def add(index: dict[str, Member], name: str, member: Member, archive: Path) -> None:
+    if name in index:
+        raise DamagedArchive(f"{archive}: {member.name} occurs twice")
+    index[name] = member
+
+
+def voc_list(voc_tar: Path, index: dict[str, Member], name: str) -> list[str]:
+    member = find(index, f"ImageSets/Segmentation/{name}.txt", voc_tar)
+    with open(voc_tar, "rb") as file:
+        return voc.parse(os.pread(file.fileno(), member.size, member.offset), f"{voc_tar}: {member.name}")
+
+
+def find(index: dict[str, Member], name: str, voc_tar: Path) -> Member:
+    try:
+        member = index[name]
+    except KeyError:
+        raise UserError(f"{voc_tar}: {VOC_ROOT}{name} is missing: it is not the whole release") from None
+    if not member.regular:
+        raise DamagedArchive(f"{voc_tar}: {member.name} is not a plain file")
+    if member.size > MOST_CONTENT:
+        raise DamagedArchive(f"{voc_tar}: {member.name} has {member.size:,} bytes: this is not the release")
+    return member
+
+
+# --- SBD ---
+
+
+def convert_sbd(
+    sbd_tgz: Path, skip: set[str], copier: Copier, look: Callable[[], None]
+) -> tuple[tuple[list[str], list[str]], set[str]]:
+    """One pass: ((train, val) lists, ids of the masks converted). The ids in `skip` are VOC's matter."""
+    lists: dict[str, list[str]] = {}
+    seen: dict[str, Member] = {}
+    converted: set[str] = set()
+    batch: list[tuple[str, bytes]] = []
+    folder = SBD_ROOT + "cls/"
+
+    def submit() -> None:
+        look()
+        copier.workers.submit(write_masks, sbd_tgz, copier.staging, batch)
+        converted.update(name for name, _ in batch)
+        # Their images are most likely wanted; those that no list names are removed at the end.
+        copier.want([image_of(name) for name, _ in batch], required=False)
+
+    with Stream(sbd_tgz) as stream, task(f"convert {sbd_tgz.name}", sbd_tgz.stat().st_size, "B") as advance:
+        told = 0
+        for member in walk(stream):
+            name = member.name
+            now = stream.packed_position()
+            advance(now - told)
+            told = now
+            copier.copy_some()
+            if not name.startswith(SBD_ROOT) or not name.endswith((".mat", ".txt")):
+                continue
+            if name in (SBD_ROOT + "train.txt", SBD_ROOT + "val.txt"):
+                add(seen, name, regular(member, sbd_tgz), sbd_tgz)
+                lists[name[len(SBD_ROOT) : -4]] = voc.parse(content_of(stream, member), f"{sbd_tgz}: {name}")
+            elif name.startswith(folder) and voc.ID.fullmatch(name[len(folder) : -4]):
+                add(seen, name, regular(member, sbd_tgz), sbd_tgz)
+                if name[len(folder) : -4] not in skip:
+                    batch.append((name[len(folder) : -4], content_of(stream, member)))
+            if len(batch) == BATCH:
+                submit()
+                batch = []
+        submit()
+    for name in ("train", "val"):
+        if name not in lists:
+            raise UserError(f"{sbd_tgz}: {SBD_ROOT}{name}.txt is missing: it is not the whole release")
+    return (lists["train"], lists["val"]), converted
+
+
+def regular(member: Member, archive: Path) -> Member:
+    if not member.regular:
+        raise DamagedArchive(f"{archive}: {member.name} is not a plain file")
+    return member
+
+
+def content_of(stream: Stream, member: Member) -> bytes:
+    return whole(stream, member.size, MOST_CONTENT, member.name)
+
+
+def write_masks(archive: Path, staging: Path, batch: list[tuple[str, bytes]]) -> list[tuple[str, Written]]:
+    """Converts (id, .mat content) pairs and writes them to SegmentationClassAug; runs in a worker."""
+    written = []
+    for name, mat in batch:
+        try:
+            mask = mask_of(mat)
+        except BadMask as error:
+            raise UserError(f"{archive}: {SBD_ROOT}cls/{name}.mat {error}") from None
+        entry = put(staging, f"VOC2012/{mask_of_sbd(name)}", encode_grey(mask))
+        written.append((mask_of_sbd(name), Written(entry, (mask.shape[1], mask.shape[0]))))
+    return written
+
+
+# --- VOC ---
+
+
+class Copier:
+    """Copies members of VOC's tar by name, each once, in the workers."""
+
+    def __init__(self, voc_tar: Path, index: dict[str, Member], staging: Path, workers: Workers) -> None:
+        self.voc_tar = voc_tar
+        self.index = index
+        self.staging = staging
+        self.workers = workers
+        self.wanted: set[str] = set()
+        self.batches: deque[list[tuple[Member, str]]] = deque()
+
+    def want(self, names: list[str], required: bool = True) -> None:
+        """Raises UserError for a name that is not there, unless it is not `required` (yet)."""
+        fresh = [name for name in names if name not in self.wanted]
+        if not required:
+            fresh = [name for name in fresh if name in self.index and self.index[name].regular]
+        self.wanted.update(fresh)
+        jobs = [(find(self.index, name, self.voc_tar), name) for name in fresh]
+        # In the archive's order, so that a disk reads it front to back.
+        jobs.sort(key=lambda job: job[0].offset)
+        self.batches += [jobs[at : at + BATCH] for at in range(0, len(jobs), BATCH)]
+
+    def copy_some(self) -> None:
+        """What keeps the workers busy, no more: inflating SBD takes longest, and must not wait for them."""
+        while self.batches and self.workers.room():
+            self.copy()
+
+    def copy_rest(self) -> None:
+        while self.batches:
+            self.copy()
+
+    def copy(self) -> None:
+        self.workers.submit(copy_members, self.voc_tar, self.staging, self.batches.popleft())
+
+
+def copy_members(archive: Path, staging: Path, batch: list[tuple[Member, str]]) -> list[tuple[str, Written]]:
+    """Copies members to their places, looking at each; runs in a worker."""
+    written = []
+    with open(archive, "rb", buffering=0) as file:
+        for member, name in batch:
+            content = read_at(file.fileno(), member.offset, member.size)
+            try:
+                size = jpeg_size(content) if name.endswith(".jpg") else own_mask_size(content)
+            except (BadImage, BadMask) as error:
+                raise UserError(f"{archive}: {member.name} {error}") from None
+            written.append((name, Written(put(staging, f"VOC2012/{name}", content), size)))
+    return written
+
+
+def read_at(fd: int, offset: int, size: int) -> bytes:
+    content = os.pread(fd, size, offset)
+    while len(content) < size:
+        more = os.pread(fd, size - len(content), offset + len(content))
+        if not more:
+            raise DamagedArchive("the archive became shorter while it was read")
+        content += more
+    return content
+
+
+def own_mask_size(content: bytes) -> Size:
+    """(width, height) of one of VOC's masks, after a look at every label. Raises BadMask or BadImage."""
+    size = png_size(content)
+    labels = decode_mask(content)
+    check_labels(labels)
+    return size
+
+
+def decode_mask(content: bytes) -> np.ndarray:
+    """Labels of a mask PNG, H×W uint8, palette or grey. Raises BadMask."""
+    labels = decode_fast(content)
+    if labels is not None:
+        return labels
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.mode not in ("P", "L"):
+                raise BadMask(f"is a PNG of mode {image.mode}, not a mask")
+            if image.width * image.height > MOST_PIXELS:
+                raise BadMask(f"is a mask of {image.width}×{image.height}")
+            return np.asarray(image)
+    except BadMask:
+        raise
+    except Exception as error:  # a decoder raises anything, down to struct.error
+        raise BadMask(f"is damaged ({error})") from None
+
+
+def check_labels(labels: np.ndarray) -> None:
+    """Raises BadMask for a label that is neither a class (0 to 20) nor void (255)."""
+    if ((labels > 20) & (labels < 255)).any():
+        raise BadMask(f"has label {int(labels[labels < 255].max())}; labels are 0 to 20 and 255")
+
+
+def link_own_masks(splits: voc.Splits, masks: dict[str, Written], staging: Path) -> list[Entry]:
+    """VOC's training masks in SegmentationClassAug too, so that trainaug.txt finds all its masks there."""
+    entries = []
+    for name in splits.train:
+        source = masks[name].entry
+        path = f"VOC2012/SegmentationClassAug/{name}.png"
+        target = staging / path
+        if not (target.exists() and target.samefile(staging / source.path)):
+            target.unlink(missing_ok=True)
+            try:
+                os.link(staging / source.path, target)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(staging / source.path, target)
+        entries.append(Entry(path, source.size, source.digest))
+    return entries
+
+
+# --- writing ---
+
+
+def put(staging: Path, path: str, content: bytes) -> Entry:
+    """Writes `content` to `staging/path` unless exactly that is there already."""
+    target = os.path.join(staging, path)
+    try:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        with open(target, "rb") as file:
+            if file.read() == content:
+                return Entry(path, len(content), content_digest(content))
+        os.unlink(target)
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        view = memoryview(content)
+        while view:  # a nearly full disk takes a part and says so only the next time
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+    return Entry(path, len(content), content_digest(content))
+
+
+def check_space(staging: Path, size: int, files: int) -> None:
+    """Raises UserError unless the file system takes that much more; what is staged counts as there."""
+    there = sum(len(names) for _, _, names in os.walk(staging))
+    used = 0
+    if there:
+        used = sum(
+            os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(staging) for name in names
+        )
+    system = os.statvfs(staging)
+    free = system.f_bavail * system.f_frsize
+    if free < size - used:
+        raise UserError(
+            f"{staging} has {free / 1e6:,.0f} MB free and needs {(size - used) / 1e6:,.0f} MB more: "
+            "make room or choose another --data-root"
+        )
+    if system.f_files and system.f_favail < files - there:
+        raise UserError(
+            f"{staging} has {system.f_favail:,} files (inodes) free and needs {files - there:,} more: "
+            "make room or choose another --data-root"
+        )
+
+
+def remove_strangers(staging: Path, expected: set[str]) -> None:
+    """Removes what an interrupted run of other archives may have left."""
+    for at, _, names in os.walk(staging):
+        for name in names:
+            path = os.path.join(at, name)
+            if os.path.relpath(path, staging) not in expected:
+                os.unlink(path)

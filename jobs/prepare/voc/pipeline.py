@@ -1,0 +1,239 @@
+"""VOC 2012 + SBD, from wherever the archives are to a dataset in the data root; nothing in between counts.
+
+DATA/.prepare.lock     who prepares it
+DATA/.prepare/         downloads and the staging folder: a later start goes on with them
+DATA/VOCdevkit/        appears whole, by one rename, manifest included
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from jobs.prepare import lock as locks
+from jobs.prepare import manifest, sources, verify, workers
+from jobs.prepare.disk import sync, writing_behind
+from jobs.prepare.local_archives import checking, find_given
+from jobs.prepare.lock import Lock, Owner, hold
+from jobs.prepare.manifest import Manifest
+from jobs.prepare.progress import say
+from jobs.prepare.recipes import VOC_FOLDER as FOLDER
+from jobs.prepare.recipes import dataset_of
+from jobs.prepare.sources import Source
+from jobs.prepare.voc import build
+from jobs.prepare.voc import lists as voc
+from jobs.run.errors import UserError
+
+WORK = ".prepare"
+PARALLEL_FROM = 32 << 20
+"""Archive bytes from which starting worker processes pays."""
+
+
+@dataclass(frozen=True)
+class Result:
+    manifest: Manifest
+    seconds: float
+    done_before: bool
+
+
+def prepare(
+    data_root: Path,
+    archives: Path | None = None,
+    checksum: bool = True,
+    wait: bool = True,
+    processes: int | None = None,
+) -> Result:
+    """Makes DATA/VOCdevkit, unless it is there and sound. Idempotent; may be killed at any moment.
+
+    `archives`: a folder with the two archives; without it they are downloaded. `processes`: workers, by
+    default all cores of the job. Raises UserError for whatever the user can mend.
+    """
+    begun = time.monotonic()
+    look = watcher(data_root)
+    if found := look():
+        tidy(data_root, WORK)
+        return Result(found, time.monotonic() - begun, True)
+    data_root.mkdir(parents=True, exist_ok=True)
+    with hold(
+        data_root, wait, say_waiting(data_root), done=lambda: look() is not None, folder=FOLDER
+    ) as lock:
+        # While waiting, or between the first look and the lock, another process may have finished it.
+        found = present(data_root)
+        if found or lock is None:
+            assert found is not None
+            return Result(found, time.monotonic() - begun, True)
+        refuse_foreign(data_root)
+        made = make(data_root, archives, checksum, processes, lock)
+    return Result(made, time.monotonic() - begun, False)
+
+
+def say_waiting(data_root: Path) -> Callable[[Owner], None]:
+    return lambda owner: say(f"{data_root} is being prepared by {owner}; waiting for it")
+
+
+def present(data_root: Path, folder: str = FOLDER) -> Manifest | None:
+    """The dataset's manifest if it is there and passes the quick check; says what is wrong otherwise."""
+    root = data_root / folder
+    found = manifest.read(root)
+    if found is None:
+        return None
+    problems = verify.quick(root)
+    if not problems:
+        return found
+    say(f"{root} is damaged and will be made anew: {problems[0]}")
+    return None
+
+
+def watcher(data_root: Path, folder: str = FOLDER) -> Callable[[], Manifest | None]:
+    """`present` for who looks again and again: silent, and not twice at what it has found damaged."""
+    root = data_root / folder
+    damaged: tuple[int, int] | None = None
+
+    def look() -> Manifest | None:
+        nonlocal damaged
+        try:
+            status = (root / manifest.MANIFEST).stat()
+        except OSError:
+            return None
+        this = (status.st_ino, status.st_mtime_ns)
+        if this == damaged:
+            return None
+        found = manifest.read(root)
+        if found and not verify.quick(root):
+            return found
+        damaged = this
+        return None
+
+    return look
+
+
+def tidy(data_root: Path, work: str) -> None:
+    """Removes what a start left behind that was killed when it had just published the dataset."""
+    if not (data_root / work).exists():
+        return
+    # Held by another process, or not to be written: it is not ours to remove.
+    with contextlib.suppress(UserError, OSError), hold(data_root, wait=False):
+        shutil.rmtree(data_root / work)
+
+
+def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.STALE) -> Manifest:
+    """Makes nothing: returns when others have made the dataset and are gone (they may have more to do there).
+
+    `preparer`: id of a process of this machine that makes it, or is about to; 0 for none. Raises UserError
+    when neither that process nor an owner of the data root's lock is left and the dataset is not there.
+    """
+    look = watcher(data_root, folder)
+    started = locks.process_start(preparer) if preparer else None
+    owner: Owner | None = None
+    beat, since = 0.0, time.monotonic()
+    told = False
+    while True:
+        # Whether they live is asked before their work is looked at, so that a last act is not missed.
+        lives = started is not None and locks.process_start(preparer) == started
+        held = locks.read(data_root)
+        if held and held[0].folder in ("", folder) and not locks.is_dead(held[0]):
+            if held != (owner, beat):
+                (owner, beat), since = held, time.monotonic()
+            lives = lives or time.monotonic() - since < stale
+        # Between two holds of the lock, a process of this machine is seen to live on.
+        lives = lives or (held is None and owner is not None and locks.is_alive(owner))
+        found = look()
+        if not lives and found:
+            return found
+        if not lives:
+            dataset = dataset_of(folder)
+            raise UserError(
+                f"the preparation of {data_root / folder} that was waited for has ended without it: "
+                f"python launch/prepare.py --data-root {data_root} --dataset {dataset} makes it"
+            )
+        if not told:
+            say(f"{data_root / folder} is being prepared; waiting for it")
+            told = True
+        # The owner may be on another node: there is no event to wait for, only files to look at.
+        time.sleep(locks.POLL)
+
+
+def refuse_foreign(data_root: Path, folder: str = FOLDER) -> None:
+    """Raises UserError if the place is taken by something that prepare did not make."""
+    root = data_root / folder
+    if root.exists() and manifest.read(root) is None:
+        raise UserError(
+            f"{root} was not made by prepare (it has no {manifest.MANIFEST}): move it away, "
+            "or choose another --data-root"
+        )
+
+
+def make(
+    data_root: Path, archives: Path | None, checksum: bool, processes: int | None, lock: Lock
+) -> Manifest:
+    work = data_root / WORK
+    work.mkdir(exist_ok=True)
+    both = (sources.VOC, sources.SBD)
+    paths = obtain(data_root, both, work) if archives is None else find_given(archives, both)
+    staging = work / FOLDER
+    staging.mkdir(exist_ok=True)
+    count = processes or workers.cores()
+    if processes is None and sum(path.stat().st_size for path in paths.values()) < PARALLEL_FROM:
+        count = 1
+    say(f"preparing {data_root / FOLDER} with {count} process{'es' if count > 1 else ''}")
+    # The checksums are taken beside the conversion: nothing is published before they are known to be right.
+    with (
+        checking(both, paths, checksum, work) as checks,
+        writing_behind(staging),
+        workers.start(count) as pool,
+    ):
+        splits, entries = build.build(
+            paths[sources.VOC.name], paths[sources.SBD.name], staging, pool, checks.look
+        )
+        checked = checks.results()
+    if any(c.real for c in checked.values()):
+        voc.check_real(splits)
+
+    table = manifest.files_text(entries)
+    build.put(staging, manifest.FILES, table)
+    made = Manifest(
+        dataset=verify.VOC,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        files=len(entries),
+        bytes=sum(entry.size for entry in entries),
+        files_digest=manifest.table_digest(table),
+        lists={name: {"count": len(ids), "md5": voc.md5(ids)} for name, ids in splits.by_name().items()},
+        archives={
+            name: {"bytes": c.size, c.algorithm or "unchecked": c.digest} for name, c in checked.items()
+        },
+    )
+    build.put(staging, manifest.MANIFEST, manifest.to_json(made))
+    sync(staging)
+    lock.check()
+    publish(staging, data_root / FOLDER)
+    shutil.rmtree(work)
+    return made
+
+
+def obtain(data_root: Path, wanted: tuple[Source, ...], work: Path) -> dict[str, Path]:
+    """The archives: those that the user placed in the data root, the others downloaded."""
+    from jobs.prepare.download import fetch  # a node without network need not import requests
+
+    paths = {}
+    room = sources.DATASET_BYTES + sum(source.size for source in wanted)
+    for source in wanted:
+        room -= source.size
+        placed = data_root / source.name
+        paths[source.name] = placed if placed.is_file() else fetch(source, work, room=room)
+    return paths
+
+
+def publish(staging: Path, target: Path) -> None:
+    """One rename; a damaged earlier dataset steps aside before it."""
+    old = staging.with_name("old")
+    if old.exists():
+        shutil.rmtree(old)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(staging, target)

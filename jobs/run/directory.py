@@ -1,0 +1,133 @@
+"""A run directory: where each thing of a run lies, and `run.yaml`, the request it was made from.
+
+This module and `events.py` are all that launchers and jobs share. Layout (docs/run-directory.md):
+
+    run.yaml        the request: config, overrides, data root, resources, seed, cluster profile, versions
+    config.py       the resolved MMSegmentation config, written by the first start
+    code/           snapshot of jobs/ and configs/, and the link `data` to the data root; a job's working
+                    directory, so that edits after submission change nothing and `data/...` in any config
+                    means the data root
+    checkpoints/    epoch_N.pth, iter_N.pth and a manifest beside each
+    events.jsonl    what happened (events.py)
+    metrics.jsonl   training and validation scalars by step
+    job/            batch scripts, submitit's files, one log a rank
+    eval/           one folder an evaluation
+    report.html
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from jobs.run.errors import UserError
+
+MOST_SEED = 2**32 - 1
+"""NumPy takes no larger one."""
+
+
+def check_seed(seed: Any, where: str) -> None:
+    """Raises UserError for a seed that no generator takes; what is no number is another's matter."""
+    if isinstance(seed, int) and not 0 <= seed <= MOST_SEED:
+        raise UserError(f"{where}: a seed must be 0 to {MOST_SEED}, not {seed}")
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What the user asked for, resolved: the content of `run.yaml`."""
+
+    name: str
+    config: str
+    """Path of the config below `code/`."""
+    data_root: str
+    """Absolute path that `data/` stands for in configs."""
+    created: str
+    set: dict[str, Any] = {}
+    """`--set` overrides, dotted key -> value, as mmengine's `cfg_options`."""
+    seed: int = 0
+    nodes: int = 1
+    gpus: int = 1
+    """Ranks a node; processes on the CPU where there is no GPU."""
+    executor: str = "local"
+    """slurm or local."""
+    checkpoint: str = "best"
+    """What the dependent evaluation takes: best, last, or a path."""
+    cluster: dict[str, Any] = {}
+    """The resolved cluster profile."""
+    python: str = ""
+    """The interpreter that runs the jobs."""
+    command: list[str] = []
+    """The command line that made the run."""
+    versions: dict[str, str] = {}
+    dataset: str = ""
+    """What a preparation makes, as `--dataset` names it; "" is VOC."""
+    verify: str = ""
+    """quick or deep, if it only looks."""
+
+
+class Run:
+    """Paths of one run directory. Making one touches nothing on disk."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.request_file = self.path / "run.yaml"
+        self.config = self.path / "config.py"
+        self.code = self.path / "code"
+        self.checkpoints = self.path / "checkpoints"
+        self.events = self.path / "events.jsonl"
+        self.metrics = self.path / "metrics.jsonl"
+        self.job = self.path / "job"
+        self.eval = self.path / "eval"
+        self.report = self.path / "report.html"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def request(self) -> Request:
+        """Reads run.yaml. Raises UserError if it is missing or not a request."""
+        try:
+            data = yaml.safe_load(self.request_file.read_text(encoding="utf-8"))
+            request = msgspec.convert(data, Request)
+            msgspec.json.encode(request)  # not with a lone surrogate: that could not be shown
+            return request
+        except FileNotFoundError:
+            raise UserError(f"{self.path} is not a run directory: it has no run.yaml") from None
+        except (yaml.YAMLError, msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{self.request_file} is damaged: {' '.join(str(error).split())}") from None
+
+    def write_request(self, request: Request) -> None:
+        # libyaml's writer, which not every PyYAML has, takes a tenth of the time.
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        text = yaml.dump(msgspec.to_builtins(request), Dumper=dumper, sort_keys=False, allow_unicode=True)
+        write_atomically(self.request_file, text.encode(), private=True)
+
+
+def write_atomically(path: Path, content: bytes, durable: bool = True, private: bool = False) -> None:
+    """Writes a file so that a reader, or a crash at any moment, sees the old content or the new, whole.
+
+    `durable`: also if it is the machine that crashes, which takes as long as the disk does. `private`: for
+    its owner's eyes alone.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # a killed writer's, with whatever permissions
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        with open(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def newest_start(job: Path) -> int:
+    """The highest N of the marks `start-N` in a run's job directory; 0 if there is none."""
+    marks = (re.fullmatch(r"start-([0-9]{1,9})", entry.name) for entry in job.glob("start-*"))
+    return max((int(mark[1]) for mark in marks if mark), default=0)

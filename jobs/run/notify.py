@@ -1,0 +1,101 @@
+"""Tells the user how a run, or a job of it, has ended: by a webhook or a mail command of the profile.
+
+    notify:
+      webhook_file: ~/.config/baton-webhook         an address that gets a JSON object by POST; its `text` is
+                                                    what chats show. Or webhook: $VARIABLE, or the address
+      mail: [mail, -s, "{subject}", me@example.org] a command; the text comes on its standard input
+      on: [finished, failed, stopped, evaluated]    default: the first three
+
+Whatever goes wrong here is said in the job's log and nothing else: no notification is worth a job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jobs.run import secrets
+from jobs.run.directory import Run
+from jobs.run.task import job_id
+
+SECONDS = 15.0
+DEFAULT_EVENTS = ("finished", "failed", "stopped")
+
+
+def about(run: Run, event: str, words: str) -> None:
+    """Sends what the run's profile asks for about `event`. Never raises, never takes long."""
+    try:
+        wish = run.request().cluster.get("notify") or {}
+    except Exception as error:
+        print(f"baton: no notification: {error}", file=sys.stderr, flush=True)
+        return
+    if not wish or event not in (wish.get("on") or DEFAULT_EVENTS):
+        return
+    subject = f"{run.name}: {event}"
+    text = f"{subject}\n{words}\n{run.path}\nstatus: python launch/status.py {run.name}\n"
+    ways: tuple[tuple[str, Any], ...] = (("webhook_file", _post), ("webhook", _post), ("mail", _mail))
+    for key, send in ways:
+        if not wish.get(key):
+            continue
+        try:
+            target = secrets.read(wish[key], key) if key == "webhook_file" else wish[key]
+            send(target, subject, text, {"run": run.name, "event": event, "path": str(run.path)})
+        except Exception as error:  # by design: see above
+            print(f"baton: notification failed: {error}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def failures_of(run: Run | None, stage: str) -> Iterator[None]:
+    """Tells of an error that ends a job of the run, here its `stage`. Of its tasks the first does."""
+    try:
+        yield
+    except Exception as error:
+        if run is not None and _first(run, stage):
+            about(run, "failed", f"{stage}: {' '.join(str(error).split()) or repr(error)}")
+        raise
+
+
+def _first(run: Run, stage: str) -> bool:
+    job = job_id()
+    mark = run.job / f"told-{stage}-{job}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
+    try:
+        if job:
+            mark.open("x").close()
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # better twice than never
+    return True
+
+
+def _post(url: str, subject: str, text: str, facts: dict[str, Any]) -> None:
+    """Raises RuntimeError, in whose words the address, which lets anybody write there, is not."""
+    if url.startswith("$"):
+        url = os.environ.get(name := url[1:], "")
+        if not url:
+            raise RuntimeError(f"the webhook's variable {name} is not set in the job")
+    if not url.startswith(("https://", "http://")):
+        raise RuntimeError("the webhook is no web address")
+    body = json.dumps({"text": text, "subject": subject, "host": socket.gethostname()} | facts).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            answer.read(1)
+    except Exception as error:
+        code = getattr(error, "code", "")
+        reason = getattr(error, "reason", "") or type(error).__name__
+        raise RuntimeError(f"the webhook: {f'HTTP {code} ' if code else ''}{reason}") from None
+
+
+def _mail(command: list[str], subject: str, text: str, _: dict[str, Any]) -> None:
+    words = [word.replace("{subject}", subject) for word in command]
+    done = subprocess.run(words, input=text, text=True, capture_output=True, timeout=SECONDS, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{words[0]} ended with {done.returncode}: {' '.join(done.stderr.split())}")

@@ -1,0 +1,61 @@
+"""Folders that results go to: nothing of the user's is overwritten there.
+
+A folder is ours if it is new, empty, or has our mark, which whoever writes into it leaves first: so a job
+that is started again, and a second inference, write over what the first one wrote, and over nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from jobs.run.errors import UserError
+
+MARK = ".baton-results"
+
+
+def check(folder: Path, option: str, own: Path | None = None) -> None:
+    """Raises UserError unless `folder` may be written into; `own`: a folder that is ours anyway."""
+    if own is not None and folder.resolve().is_relative_to(own.resolve()):
+        return
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{option} {folder}: {error.strerror}; name a folder that is new or empty") from None
+    if names and MARK not in names:
+        raise UserError(
+            f"{option} {folder} has other files in it, and results could overwrite them: "
+            "name a folder that is new or empty"
+        )
+
+
+def claim(folder: Path, option: str, own: Path | None = None) -> None:
+    """Makes the folder and leaves the mark. Raises UserError as `check`, and where it cannot be made."""
+    check(folder, option, own)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).touch()
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"{option} {folder} cannot be written to: {error.strerror}") from None
+
+
+def check_apart(inputs: Iterable[Path], targets: Iterable[Path]) -> None:
+    """Raises UserError if a result would be written over one of the files that are read, by whatever name."""
+    read = {identity(path): path for path in inputs}
+    for target in targets:
+        if (found := identity(target)) and found in read:
+            raise UserError(
+                f"{read[found]} would be overwritten by a result ({target}): choose another --out"
+            )
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file, the same by all its names; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

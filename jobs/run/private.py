@@ -1,0 +1,154 @@
+"""Files and folders that are this user's own, in places where others may have been first (/tmp, say).
+
+A name that others can guess may be theirs by the time it is used: a link to somewhere else, a file that they
+hold a lock on. What is opened here is looked at once it is open, so it cannot be exchanged in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pwd
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.run.errors import UserError
+
+LOCK_SECONDS = 60.0
+_NOT_SUCH = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENXIO)
+
+
+def folder(name: str) -> Path:
+    """A folder of this machine's for what `name` says, which nobody else can enter, always the same one.
+
+    Below /tmp (or $TMPDIR); if somebody else has taken the name there, below the home directory, and the log
+    says so. Raises UserError if neither can be had.
+    """
+    there = Path(tempfile.gettempdir()) / f"baton-{os.geteuid()}"
+    try:
+        _make_own(there)
+    except (UserError, OSError) as error:
+        home = Path.home() / ".cache" / "baton"
+        print(f"baton: {error}; using {home}", file=sys.stderr, flush=True)
+        there = home
+        try:
+            home.parent.mkdir(parents=True, exist_ok=True)
+            _make_own(home)
+        except OSError as trouble:
+            raise UserError(f"{error}, and {trouble}: set TMPDIR to a folder of your own") from None
+    inner = there / name
+    inner.mkdir(mode=0o700, exist_ok=True)
+    return inner
+
+
+def open_own(path: Path) -> int:
+    """A descriptor of the file at `path`, made if there is none, that its owner alone can read and write.
+
+    It is created in one go with looking for it: a network file system may go on saying for a minute that a
+    file that it was asked for before is not there, but asks the server when it is to create it.
+
+    Raises UserError where there is anything else than such a file of this user's; OSError as `open`.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in _NOT_SUCH and os.path.lexists(path):
+            raise UserError(f"{path} is not a file of this user's own ({_whose(path)}): remove it") from None
+        raise
+    try:
+        _check(fd, path, "file")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Holds a lock on a file of this user's own, waiting at most so long for it.
+
+    `what`: who we are, for whoever waits. Raises UserError, naming the holder, if it is not to be had.
+    """
+    fd = open_own(path)
+    try:
+        deadline = time.monotonic() + seconds
+        while not try_lock(fd, what):
+            if time.monotonic() > deadline:
+                raise UserError(f"{path} is held by {holder(path)}, for more than {seconds:.0f} s")
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
+
+
+def try_lock(fd: int, what: str) -> bool:
+    """Whether the lock on a file could be had; the file then says who has it, until the descriptor closes."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    with contextlib.suppress(OSError):  # on a full disk nobody is told who
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{what} (process {os.getpid()} on {os.uname().nodename})".encode(), 0)
+    return True
+
+
+def holder(path: Path) -> str:
+    """Who says in a lock's file that he holds it."""
+    try:
+        return path.read_text(errors="replace")[:200].strip() or "somebody who has not said who"
+    except OSError:
+        return "somebody"
+
+
+def _make_own(path: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NOT_SUCH:
+            raise UserError(f"{path} is not a folder of this user's own ({_whose(path)})") from None
+        raise
+    try:
+        _check(fd, path, "folder")
+    finally:
+        os.close(fd)
+
+
+def _check(fd: int, path: Path, kind: str) -> None:
+    """Raises UserError unless what is open is this user's own, under this one name, and closed to others."""
+    status = os.fstat(fd)
+    right = stat.S_ISREG(status.st_mode) if kind == "file" else stat.S_ISDIR(status.st_mode)
+    if not right or status.st_uid != os.geteuid() or (kind == "file" and status.st_nlink > 1):
+        raise UserError(f"{path} is not a {kind} of this user's own ({_whose(path)}): remove it")
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        os.fchmod(fd, 0o600 if kind == "file" else 0o700)
+        if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
+            raise UserError(f"{path}: this file system lets others in whatever its mode; take another one")
+
+
+def _whose(path: Path) -> str:
+    """What is there instead, in words."""
+    try:
+        status = path.lstat()
+    except OSError as error:
+        return str(error.strerror)
+    kinds = {
+        stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", stat.S_IFIFO: "a pipe"
+    }  # fmt: skip
+    names = "under several names, " if stat.S_ISREG(status.st_mode) and status.st_nlink > 1 else ""
+    return f"{kinds.get(stat.S_IFMT(status.st_mode), 'something else')}, {names}of {user(status.st_uid)}"
+
+
+def user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

@@ -1,0 +1,50 @@
+"""What must not be read by others: keys of services, passwords, a webhook's address.
+
+The way to give a job one is a file of yours (`secrets:` in the profile, `webhook_file:` below `notify:`) or a
+variable of the shell that submits. What stands in clear in a profile all the same is kept in files that only
+its owner can read, and shown nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+from jobs.run.errors import UserError
+
+_WORDS = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "APIKEY", "CREDENTIALS"}
+_PAIRS = ("API_KEY", "ACCESS_KEY", "SECRET_KEY", "PRIVATE_KEY", "AUTH_KEY")
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a variable or a setting of that name holds a secret: WANDB_API_KEY, hf_token."""
+    upper = re.sub(r"[^A-Z0-9]+", "_", name.upper())
+    return bool(_WORDS & set(upper.split("_"))) or any(pair in upper for pair in _PAIRS)
+
+
+def in_text(text: str) -> str:
+    """The name of the first secret that a line of shell, or an option, sets to a value written out; ""
+    without one. `KEY=$(cat file)` and `KEY=$OTHER` write out none."""
+    for name, value in re.findall(r"([A-Za-z_][A-Za-z0-9_]*)=([^\s,]*)", text):
+        if looks_secret(name) and not value.strip("'\"").startswith(("$", "`")) and value.strip("'\""):
+            return str(name)
+    return ""
+
+
+def read(path: str | os.PathLike[str], what: str) -> str:
+    """The content of a file with a secret, without its last line break. Raises UserError unless it is there
+    and its owner's alone."""
+    file = Path(path).expanduser()
+    try:
+        mode = file.stat().st_mode
+        content = file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"{what}: {file} cannot be read: {reason}") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise UserError(f"{what}: others may read {file}: chmod 600 {file}")
+    if not content or any(ord(character) < 32 or ord(character) == 127 for character in content):
+        raise UserError(f"{what}: {file} must hold one line, and nothing but the secret")
+    return content

@@ -1,0 +1,65 @@
+"""What the batch script of a preparation, evaluation or inference does when srun has ended:
+`python -m jobs.slurm.afterwards STAGE RUN CODE [ARGUMENT…]`, with the script's own arguments.
+
+Tasks that were told to leave (85) have more to do, and the job must come back; one that is done (0) must
+count as that for those who wait for it. Neither is a matter of course where Slurm takes any end of a job
+within its grace time for the preemption's (`slurm.fate`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from jobs.run import events, exit_codes
+from jobs.run.directory import Run
+from jobs.run.errors import run_command
+from jobs.run.task import job_id
+from jobs.slurm import calls as slurm
+from jobs.slurm import successor
+
+
+def main() -> int:
+    if len(sys.argv) < 4:
+        print("usage: python -m jobs.slurm.afterwards STAGE RUN CODE [ARGUMENT…]", file=sys.stderr)
+        return 2
+    stage, path, code, *arguments = sys.argv[1:]
+    return after_srun(stage, Run(Path(path).resolve()), int(code), arguments)
+
+
+def after_srun(stage: str, run: Run, code: int, arguments: list[str]) -> int:
+    """0, or 1 if the job must come back and cannot. `run` is the checkout for a script without a run."""
+    job = job_id()
+    shown = slurm.this_job()
+    # A job that Slurm has requeued itself comes back, and one that is being cancelled does not.
+    if job is None or shown.get("JobState") != "RUNNING":
+        return 0
+    fate = slurm.fate(shown)
+    if fate == "preempted" and slurm.forbid_requeue(os.environ["SLURM_JOB_ID"]).ok:
+        return _hand_over(stage, run, job, code, arguments)
+    if code == exit_codes.FINISHED or fate == "requeued":
+        return 0
+    answer = slurm.call(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+    if not answer.ok:
+        print(f"error: the job could not be requeued: {answer.text}", file=sys.stderr)
+    return 0 if answer.ok else 1
+
+
+def _hand_over(stage: str, run: Run, job: str, code: int, arguments: list[str]) -> int:
+    """Another job goes on with the work, or, where that is done, says so to those who wait for it."""
+    if code == exit_codes.FINISHED and not successor.dependents(job):
+        return 0
+    new, text = successor.submit(run, f"afterany:{job}", arguments=arguments, stage=stage)
+    if new is None:
+        print(f"error: no other job could be submitted in the place of this one: {text}", file=sys.stderr)
+        return 1
+    successor.move_dependents(job, lambda text: successor.rename(text, job, new), but=new)
+    if run.events.exists():
+        events.append(run.events, "requeued", stage=stage, job=job, how="successor", successor=new)
+    print(f"baton: submitted job {new}, which goes on", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,354 @@
+"""What the batch script does when srun has ended: `python -m jobs.supervise.afterwards RUN --exit-code N`.
+
+Its own exit code says how the batch script goes on: 75 start the ranks again in this allocation; anything
+else is the job's exit code: 0 only when the training is finished, since the evaluation depends on it.
+
+A training that saved and left (85) must come back, by whichever way the cluster allows: Slurm has requeued
+the job already, or does so when it ends (`slurm.fate`); `scontrol requeue`; or, where requeueing is forbidden
+or the partition cancels, a successor (successor.py). Whoever waits for this job is moved to the successor
+while this job still lives, for a dependency that can never be fulfilled would be cancelled at its end.
+
+Within a grace time the same may happen to a training that is finished (0): then the requeued job, or the
+successor, finds that there is nothing left to do (jobs/train/__main__.py) and ends with 0 at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.run import events, exit_codes, notify
+from jobs.run.directory import Run, newest_start, write_atomically
+from jobs.run.errors import run_command
+from jobs.run.streams import TolerantStream
+from jobs.run.task import job_id
+from jobs.slurm import calls as slurm
+from jobs.slurm import successor
+from jobs.supervise import budget
+
+AGAIN_HERE = 75
+UNREADABLE_SECONDS = 60.0
+UNWRITABLE_SECONDS = 5.0
+EXCLUDE_SECONDS = 5.0
+
+# What Slurm says to a requeue of a job that it has requeued itself.
+ALREADY = re.compile(r"pending execution", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer to the batch script, and what to tell the reader of the job's log."""
+
+    code: int
+    words: str
+    news: str = ""
+    """What the user may want to be notified of: finished, failed or stopped; "": not at all."""
+
+
+def main() -> int:
+    sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
+    parser = argparse.ArgumentParser(prog="python -m jobs.supervise.afterwards", description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run directory")
+    parser.add_argument("--exit-code", type=int, help="the exit code of srun")
+    parser.add_argument(
+        "--presubmit",
+        action="store_true",
+        help="before the training: submit the successor already, for a partition that kills without grace",
+    )
+    parser.add_argument("--if-ending", action="store_true", help="--presubmit only near the job's end")
+    arguments = parser.parse_args()
+    run = Run(arguments.run.resolve())
+    if arguments.presubmit:
+        print(f"baton: {successor.presubmit(run, arguments.if_ending)}", flush=True)
+        return 0
+    if arguments.exit_code is None:
+        parser.error("--exit-code or --presubmit is required")
+    outcome = after_srun(run, arguments.exit_code)
+    print(f"baton: {outcome.words}", flush=True)
+    return outcome.code
+
+
+def after_srun(run: Run, code: int) -> Outcome:
+    """What follows on srun's exit code. Writes the events, does the requeueing, tells who wants to know."""
+    outcome = _after_srun(run, code)
+    if outcome.news:
+        notify.about(run, outcome.news, outcome.words)
+    return outcome
+
+
+def _after_srun(run: Run, code: int) -> Outcome:
+    job = job_id() or "unknown"
+    if code == exit_codes.FINISHED and os.environ.get("SLURM_JOB_ID") and not _finished(run):
+        # srun also ends with 0 when Slurm ends its step (at the time limit) before the tasks could answer.
+        code = exit_codes.FAILED
+    if code == exit_codes.FINISHED:
+        return _finish(run, job)
+    if by := _cancelled(run, job):
+        _stay_away(run, job)
+        return Outcome(code, f"cancelled by {by}: not started again")
+    if code == exit_codes.SUPERSEDED or _later_start(run, job):
+        return _give_way(run, job, code)
+    if code == exit_codes.RESUME:
+        return _come_back(run, job, code)
+    state = slurm.state()
+    if state not in ("RUNNING", "UNKNOWN"):
+        # Preempted without grace, timed out, a node lost: Slurm has ended it, the failure is none of ours.
+        return _come_back(run, job, code)
+    return _after_failure(run, job, code)
+
+
+def _after_failure(run: Run, job: str, code: int) -> Outcome:
+    records = _read_patiently(run.events)
+    counted = records is not None and _record_failure(run, job, code, records)
+    if counted:
+        records = budget.read(run.events)
+    verdict = budget.verdict(records)
+    if records and records[-1]["event"] == "stopped":
+        _stay_away(run, job)
+        return Outcome(code, f"stopped: {records[-1].get('reason')}", "stopped")
+    if code == exit_codes.USER_ERROR or verdict.stop:
+        reason = verdict.stop or "the configuration is wrong; the log says where"
+        _say(run, job, "stopped", start=_last_start(records), reason=reason)
+        _stay_away(run, job)
+        return Outcome(code, f"stopped: {reason}", "stopped")
+    on_slurm = bool(os.environ.get("SLURM_JOB_ID"))
+    if not verdict.known or (not counted and on_slurm):
+        # Perhaps another node can read and write it. What cannot be counted must not go round and round here.
+        outcome = _come_back(run, job, code)
+    elif verdict.exclude and on_slurm:
+        outcome = _come_back(run, job, code, verdict.exclude)
+    else:
+        outcome = Outcome(AGAIN_HERE, f"a rank failed (exit code {code}): starting again in this allocation")
+    return dataclasses.replace(outcome, news=outcome.news or "failed")
+
+
+# How to end, how to give way, and how to come back
+
+
+def _finish(run: Run, job: str) -> Outcome:
+    """The job is COMPLETED, or will be when it, or its successor, has begun once more and ended at once."""
+    news = "" if _found_finished(run) else "finished"
+    raw = os.environ.get("SLURM_JOB_ID")
+    fate = slurm.fate(slurm.this_job()) if raw else "own"
+    words = "training is finished"
+    if raw and fate == "preempted" and slurm.forbid_requeue(raw).ok:
+        outcome = _succeed(run, job, 0, f"{words}, but this preemption ends the job for good")
+        return dataclasses.replace(outcome, words=f"{words}; {outcome.words}", news=news)
+    successor.withdraw(run, job)
+    if fate == "requeued":
+        _note_requeue(run, job, "slurm")
+        words += "; preempted as it was, Slurm requeues the job once more, which then ends at once"
+    return Outcome(0, words, news)
+
+
+def _found_finished(run: Run) -> bool:
+    """Whether it was an earlier start that finished the training, and told so."""
+    newest = newest_start(run.job)
+    told = [
+        r for r in budget.read(run.events) or [] if r["event"] == "finished" and r.get("stage") == "train"
+    ]
+    return bool(told) and int(told[-1].get("start") or newest) < newest
+
+
+def _stay_away(run: Run, job: str) -> None:
+    """This job is not to come back, and nobody in its place."""
+    successor.withdraw(run, job)
+    raw = os.environ.get("SLURM_JOB_ID")
+    if raw and slurm.fate(slurm.this_job()) != "own":
+        slurm.forbid_requeue(raw)
+
+
+def _give_way(run: Run, job: str, code: int) -> Outcome:
+    """A later start of the run is under way, in another job or in this one after a requeue that it missed.
+    Coming back would fence that one off in turn."""
+    _stay_away(run, job)
+    owner = str((_later_start(run, job) or {}).get("job") or "")
+    moved: list[str] = []
+    if owner not in ("", job) and os.environ.get("SLURM_JOB_ID"):
+        # What waits for the training waits for the job that goes on with it.
+        moved = successor.move_dependents(job, lambda text: successor.rename(text, job, owner), but=owner)
+    words = f"a later start of the run{f' (job {owner})' if owner else ''} goes on: this one ends"
+    return Outcome(code if code != exit_codes.RESUME else exit_codes.SUPERSEDED, words + _followers(moved))
+
+
+def _later_start(run: Run, job: str) -> dict[str, Any] | None:
+    """Who holds the run's newest start (`claim_start` in __main__.py), if that came after this job's own."""
+    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    newer = None
+    for number in range(newest_start(run.job), 0, -1):
+        try:
+            owner = json.loads((run.job / f"start-{number}").read_bytes())
+            if owner["job"] == job and (owner["restart"] <= restart or not os.environ.get("SLURM_JOB_ID")):
+                return newer
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # torn, on a full disk: it says nothing
+        newer = newer or owner
+    return None
+
+
+def _come_back(run: Run, job: str, code: int, exclude: Sequence[str] = ()) -> Outcome:
+    """Sees to it that the job runs again; the batch script then ends with `code`."""
+    raw = os.environ.get("SLURM_JOB_ID")
+    if not raw:
+        return Outcome(code, "saved; start it again to go on")
+    fate = slurm.fate(slurm.this_job())
+    if fate == "requeued":
+        # A successor that waits in advance may stay until the job is there again.
+        _note_requeue(run, job, "slurm")
+        return Outcome(code, "preempted: Slurm requeues the job as it ends")
+    if fate == "preempted" and slurm.forbid_requeue(raw).ok:
+        return _succeed(run, job, code, "this preemption ends the job for good", exclude)
+    answer = slurm.call(["scontrol", "requeue", job])
+    if answer.ok or ALREADY.search(answer.text):
+        if exclude and not _exclude(raw, exclude):
+            exclude = ()
+        successor.withdraw(run, job)
+        _note_requeue(run, job, "scontrol" if answer.ok else "slurm", exclude=exclude)
+        words = "requeued" if answer.ok else "Slurm has requeued the job already"
+        return Outcome(code, words + (f", away from {', '.join(exclude)}" if exclude else ""))
+    return _succeed(run, job, code, f"requeueing is refused: {answer.text}", exclude)
+
+
+def _succeed(run: Run, job: str, code: int, why: str, exclude: Sequence[str] = ()) -> Outcome:
+    """Sees to it that another job goes on, since this one cannot come back: `why`."""
+    if waiting := successor.presubmitted(run, job):
+        # It waits for this job to end in any way but success.
+        if exclude and not _exclude(waiting, exclude):
+            exclude = ()
+        # Those that wait for this job alone are content with either already.
+        change = lambda text: text if "?" in text else successor.rename(text, job, waiting)  # noqa: E731
+        moved = successor.move_dependents(job, change, but=waiting)
+        _note_requeue(run, job, "successor", waiting, exclude)
+        return Outcome(code, f"job {waiting} was submitted in advance and goes on{_followers(moved)}")
+    print(f"baton: {why}; submitting a successor", flush=True)
+    options = [f"--exclude={','.join(exclude)}"] if exclude else []
+    new, text = successor.submit(run, f"afterany:{job}", options)
+    if new is None and code == exit_codes.FINISHED:
+        command = f"python launch/evaluate.py {run.name}"
+        return Outcome(code, f"no successor could be submitted ({text}); to evaluate: {command}")
+    if new is None:
+        command = f"sbatch {successor.own_script(run)}"
+        reason = f"the job cannot come back ({why}), nor could a successor be submitted ({text})"
+        _say(run, job, "stopped", reason=f"{reason}; to go on: {command}")
+        return Outcome(code, f"stopped: {reason}; to go on, type: {command}", "stopped")
+    # First the dependents, then everything else: there may be little time left.
+    moved = successor.move_dependents(job, lambda text: successor.rename(text, job, new), but=new)
+    _note_requeue(run, job, "successor", new, exclude)
+    return Outcome(code, f"submitted job {new}, which goes on{_followers(moved)}")
+
+
+def _followers(moved: Sequence[str]) -> str:
+    return f"; {', '.join(moved)} now wait{'s' * (len(moved) == 1)} for it" if moved else ""
+
+
+def _exclude(job: str, nodes: Sequence[str]) -> bool:
+    """Keeps a job off these nodes, beside those it avoids already. False if Slurm refuses.
+
+    Only a pending job can be told so, and it may take a moment until the requeued one counts as that.
+    """
+    shown = slurm.call(["scontrol", "show", "job", "-o", job])
+    before = re.search(r"\bExcNodeList=(\S+)", shown.text)
+    names = [before[1]] if before and before[1] != "(null)" else []
+    command = ["scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join([*names, *nodes])}"]
+    deadline = time.monotonic() + EXCLUDE_SECONDS
+    while not (answer := slurm.call(command)).ok and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if not answer.ok:
+        print(f"baton: could not exclude {', '.join(nodes)}: {answer.text}", flush=True)
+    return answer.ok
+
+
+# What is known about this job
+
+
+def cancelled_by(run: Run) -> str | None:
+    """Who cancelled the run since it was last submitted, if anybody has."""
+    if (run.job / "cancelled").exists():
+        return "the user"
+    by = None
+    for record in budget.read(run.events) or []:
+        if record["event"] == "cancelled":
+            by = str(record.get("by") or "the user")
+        elif record["event"] == "submitted" and record.get("stage", "train") == "train":
+            by = None
+    return by
+
+
+def _cancelled(run: Run, job: str) -> str | None:
+    """As `cancelled_by`, but sees a plain scancel too, and notes it as an event."""
+    by = cancelled_by(run)
+    if by is None and slurm.state() == "CANCELLED":
+        by = "scancel"
+        _say(run, job, "cancelled", by=by)
+    return by
+
+
+def _finished(run: Run) -> bool:
+    """Whether the newest start of the training has said that it is finished. If it could not write that, the
+    next start, which finds everything done, will; if nothing can be read, srun is believed."""
+    records = _read_patiently(run.events)
+    starts = [r for r in records or [] if r["event"] in ("started", "finished") and r.get("stage") == "train"]
+    return records is None or bool(starts and starts[-1]["event"] == "finished")
+
+
+def _record_failure(run: Run, job: str, code: int, records: Sequence[Mapping[str, object]]) -> bool:
+    """Sees to it that this failure counts: one that no supervisor lived to note is noted here. False if it
+    could not be written."""
+    memory = run.job / "failures-noted"
+    try:
+        before = int(memory.read_text())
+    except (OSError, ValueError):  # there was none, or it was torn
+        before = 0
+    now = sum(
+        record["event"] in ("failed", "stopped") and record.get("stage") == "train" for record in records
+    )
+    noted = now > before
+    try:
+        write_atomically(memory, str(now if noted else now + 1).encode())
+    except OSError as error:
+        print(f"baton: {memory}: {error}", flush=True)
+    if noted:
+        return True
+    number = f" (signal {code - 128})" if code > 128 else ""
+    reason = f"srun ended with exit code {code}{number}, and no rank lived to say why"
+    return _say(run, job, "failed", start=_last_start(records), exit_code=code, reason=reason)
+
+
+def _last_start(records: Sequence[Mapping[str, object]] | None) -> int | None:
+    found = [record.get("start") for record in records or [] if record["event"] == "started"]
+    return int(str(found[-1])) if found and found[-1] is not None else None
+
+
+def _note_requeue(
+    run: Run, job: str, how: str, successor: str | None = None, exclude: Sequence[str] = ()
+) -> None:
+    _say(run, job, "requeued", how=how, successor=successor, exclude=list(exclude) or None)
+
+
+def _say(run: Run, job: str, event: str, **fields: Any) -> bool:
+    """Appends an event. On a full disk it is tried for some seconds, then it is lost, which must not keep the
+    job from coming back: False."""
+    story = events.Writer(run.events, stage="train", job=job)
+    story.append(event, **fields)
+    return story.flush(UNWRITABLE_SECONDS)
+
+
+def _read_patiently(path: Path) -> list[dict[str, object]] | None:
+    """A run's events; None if they cannot be read for a whole minute (a file server that restarts)."""
+    deadline = time.monotonic() + UNREADABLE_SECONDS
+    while (records := budget.read(path)) is None and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return records
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,351 @@
+"""The whole of a run on one machine without Slurm: prepare, then train until it is finished, then evaluate.
+
+submitit's local executor starts one task, this chain; what that executor lacks stands here. The stages depend
+on each other; a training that was preempted or failed is started again, within the same budget as on a
+cluster; a dead rank ends its stage; the chain has a session of its own, so neither Ctrl-C nor the end of the
+terminal reaches it; several chains share the machine's GPUs; and however it ends, so do its children.
+
+Signals: TERM or INT cancels (the ranks save and leave, and the run can be resumed), a second one kills at
+once; USR2 is a preemption (the ranks save, leave, and are started again). The process is named in
+RUN/job/local.json (an evaluation or inference by hand in RUN/job/local-PID.json, while it lives).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.run import events, exit_codes, place, private
+from jobs.run.directory import Run, write_atomically
+from jobs.run.errors import UserError
+from jobs.run.streams import TolerantStream
+from jobs.slurm import successor
+from jobs.supervise import afterwards, processes
+
+LEAVE_SECONDS = 120.0
+"""How long the tasks of a cancelled stage may take to save and leave."""
+FOLLOW_SECONDS = 30.0
+"""How long the other tasks of a stage may live on when one has failed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    """prepare, train or evaluate, as in events."""
+    command: Sequence[str]
+    """What each task runs, as srun would."""
+    tasks: int = 1
+    gpus: int | None = None
+    """How many GPUs the stage gets to see, where the machine has any. None: one a task, none to prepare."""
+
+    def wanted_gpus(self) -> int:
+        if self.gpus is not None:
+            return self.gpus
+        return 0 if self.name == "prepare" else self.tasks
+
+
+def chain(run_path: str, stages: Sequence[Stage]) -> int:
+    """Runs the stages one after the other, each only if the one before it succeeded. Returns the exit code.
+
+    0: all done. 85: cancelled, and resumable by running the same chain again. Otherwise that of the failed
+    stage. Raises UserError if a chain of this run is running already.
+    """
+    return _Chain(Run(Path(run_path).resolve())).run(stages)
+
+
+class _Chain:
+    def __init__(self, run: Run) -> None:
+        self.run_directory = run
+        self.signals: list[signal.Signals] = []
+        self.cancelled = 0
+        self.owner = False
+        self.job = _job_id()
+        self.story = events.Writer(run.events, job=self.job)
+        self.restart = 0
+
+    def run(self, stages: Sequence[Stage]) -> int:
+        run = self.run_directory
+        sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
+        run.job.mkdir(exist_ok=True)
+        if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid():
+            os.setsid()
+        # An evaluation or inference by hand may run beside the run's own chain, which cancel must still find.
+        self.owner = owner = any(stage.name in ("train", "prepare") for stage in stages)
+        with ExitStack() as stack:
+            if owner:
+                _lock(stack, run)
+            # In an allocation, the local chain is still no job of Slurm's.
+            environ = successor.clean_environment(os.environ) | {"BATON_JOB": self.job}
+            os.environ.clear()
+            os.environ.update(environ)
+            processes.adopt_orphans()
+            wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+            self.wakeup = processes.wake_on_signals(self.signals.append, *wanted)
+            me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "job": self.job}
+            me |= place.here()
+            name = run.job / ("local.json" if owner else f"{self.job}.json")
+            write_atomically(name, json.dumps(me).encode())
+            try:
+                for stage in stages:
+                    code = self.run_stage(stage)
+                    if code != 0:
+                        return code
+                return 0
+            finally:
+                processes.end_all()
+                if not owner:
+                    name.unlink(missing_ok=True)
+
+    def run_stage(self, stage: Stage) -> int:
+        if stage.name == "train":
+            return self.train(stage)
+        # An evaluation by hand is meant, whatever there is.
+        if stage.name == "evaluate" and self.owner and self.evaluated():
+            return 0
+        told = self.failures(stage)
+        codes = self.run_tasks(stage)
+        code = _first_failure(codes)
+        if self.cancelled:
+            return exit_codes.RESUME
+        # A job gives its own reason, unless it was killed or could not begin.
+        if code != 0 and self.failures(stage) == told:
+            rank = next(rank for rank, one in codes.items() if one != 0)
+            log = f"job/{self.log_name(stage, rank)}"
+            error = _last_line(self.run_directory.path / log)
+            self.story.append(
+                "failed", stage=stage.name, rank=rank, exit_code=code,
+                reason=f"{stage.name} failed: {error or f'exit code {code}'}", error=error, log=log,
+            )  # fmt: skip
+        return code
+
+    def failures(self, stage: Stage) -> int:
+        told = events.iterate(self.run_directory.events)
+        return sum(1 for one in told if one["event"] == "failed" and one.get("stage") == stage.name)
+
+    def train(self, stage: Stage) -> int:
+        while True:
+            code = _first_failure(self.run_tasks(stage))
+            if self.cancelled and code != exit_codes.FINISHED:
+                return exit_codes.RESUME
+            outcome = afterwards.after_srun(self.run_directory, code)
+            print(f"baton: {outcome.words}", flush=True)
+            again = outcome.code in (afterwards.AGAIN_HERE, exit_codes.RESUME) and not self.cancelled
+            if not again or afterwards.cancelled_by(self.run_directory):
+                return outcome.code
+            if outcome.code == exit_codes.RESUME:
+                self.story.append("requeued", stage="train", how="local")
+            self.restart += 1
+
+    def run_tasks(self, stage: Stage) -> dict[int, int]:
+        """Starts the stage's tasks and waits for all: rank -> exit code (128 + n when killed by signal n)."""
+        codes: dict[int, int] = {}
+        with ExitStack() as stack:
+            gpus = stack.enter_context(_FreeGpus(stage.wanted_gpus(), self)).numbers
+            if self.cancelled:
+                return {0: exit_codes.RESUME}
+            tasks: dict[int, int] = {}
+            for rank in range(stage.tasks):
+                log = stack.enter_context((self.run_directory.job / self.log_name(stage, rank)).open("ab"))
+                pid = processes.start(
+                    stage.command, self.environment(stage, rank, gpus), output=log,
+                    cwd=self.run_directory.code, deaf=stage.name == "train",
+                )  # fmt: skip
+                tasks[pid] = rank
+            deadline: float | None = None
+            while tasks:
+                left = 1.0 if deadline is None else max(0.0, min(1.0, deadline - time.monotonic()))
+                self.wait(left)
+                if self.take_signals(list(tasks)):
+                    deadline = time.monotonic() + LEAVE_SECONDS
+                for pid, status in processes.reap().items():
+                    if pid not in tasks:
+                        continue
+                    code = os.waitstatus_to_exitcode(status)
+                    codes[tasks.pop(pid)] = code if code >= 0 else 128 - code
+                    if code != 0 and deadline is None:
+                        deadline = time.monotonic() + FOLLOW_SECONDS
+                if self.cancelled > 1 or (deadline is not None and time.monotonic() > deadline):
+                    for pid, status in processes.end_all().items():
+                        if pid in tasks:
+                            code = os.waitstatus_to_exitcode(status)
+                            codes[tasks.pop(pid)] = code if code >= 0 else 128 - code
+            processes.end_all()
+        return dict(sorted(codes.items()))
+
+    def wait(self, seconds: float) -> None:
+        if select.select([self.wakeup], [], [], seconds)[0]:
+            os.read(self.wakeup, 4096)
+
+    def take_signals(self, tasks: Sequence[int]) -> bool:
+        """Passes on what has come in; True if the tasks have been asked to leave for good."""
+        asked = False
+        while self.signals:
+            number = self.signals.pop(0)
+            if number is signal.SIGUSR2:
+                for pid in tasks:
+                    processes.send(pid, number)
+                continue
+            self.cancelled += 1
+            asked = True
+            if self.cancelled == 1:
+                if not afterwards.cancelled_by(self.run_directory):
+                    self.story.append("cancelled", stage="train", by=number.name)
+                for pid in tasks:
+                    processes.send(pid, signal.SIGTERM)
+        return asked
+
+    def environment(self, stage: Stage, rank: int, gpus: str | None) -> dict[str, str]:
+        env = dict(os.environ) | {
+            "SUBMITIT_LOCAL_JOB_ID": self.job.removeprefix("local-"),
+            "SUBMITIT_LOCAL_NTASKS": str(stage.tasks),
+            "SUBMITIT_LOCAL_GLOBALID": str(rank),
+            "SUBMITIT_LOCAL_LOCALID": str(rank),
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "BATON_RESTART": str(self.restart),
+        }
+        # submitit sets it to nothing; what the user had comes as BATON_VISIBLE_GPUS.
+        env.pop("CUDA_VISIBLE_DEVICES", None)
+        if gpus is not None:
+            env["CUDA_VISIBLE_DEVICES"] = gpus
+        return env
+
+    def log_name(self, stage: Stage, rank: int) -> str:
+        return f"{self.job}-{stage.name}_{rank}_log.out"
+
+    def evaluated(self) -> bool:
+        """Whether the finished training has been evaluated already (a chain that is run again)."""
+        done, furthest = False, -1
+        for record in events.read(self.run_directory.events):
+            if record["event"] == "finished" and record.get("stage") == "train":
+                # A finished training that is started again ends at once, at the same step.
+                done &= record.get("step", 0) <= furthest
+                furthest = max(furthest, record.get("step", 0))
+            elif record["event"] == "evaluated":
+                done = True
+        return done
+
+
+class _FreeGpus:
+    """Holds that many GPUs, for as long as the context lasts, that no other process computes on.
+
+    Chains agree by locks, which end with their process; others show in nvidia-smi. Waits until enough are
+    free.
+    `numbers` is a CUDA_VISIBLE_DEVICES, or None where there is no nvidia-smi and the user set nothing either.
+    """
+
+    def __init__(self, wanted: int, owner: _Chain) -> None:
+        self.wanted, self.owner = wanted, owner
+        self.numbers: str | None = None
+        self.locks: list[int] = []
+
+    def __enter__(self) -> _FreeGpus:
+        if self.wanted == 0 or not visible_gpus():
+            # "" hides them, be it from a stage that needs none or because the user's own setting does.
+            self.numbers = "" if visible_gpus() or "BATON_VISIBLE_GPUS" in os.environ else None
+            return self
+        said = False
+        while (gpus := visible_gpus()) and not self.owner.cancelled:
+            if len(gpus) < self.wanted:
+                raise UserError(f"{self.wanted} GPUs are wanted, but this machine has {len(gpus)}")
+            busy = busy_gpus()
+            for identifier, number in gpus.items():
+                if len(self.locks) < self.wanted and identifier not in busy and self.take(identifier):
+                    self.numbers = number if self.numbers is None else f"{self.numbers},{number}"
+            if len(self.locks) == self.wanted:
+                return self
+            self.release()
+            if not said:
+                held = [f"{number}: {self.holder(one, busy)}" for one, number in gpus.items()]
+                print(f"baton: waiting for {self.wanted} free GPUs ({'; '.join(held)})", flush=True)
+                said = True
+            self.owner.wait(5.0)
+            self.owner.take_signals([])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def take(self, identifier: str) -> bool:
+        fd = private.open_own(private.folder("gpus") / identifier)
+        if not private.try_lock(fd, self.owner.run_directory.name):
+            os.close(fd)
+            return False
+        self.locks.append(fd)
+        return True
+
+    def holder(self, identifier: str, busy: set[str]) -> str:
+        """Who has a GPU, as far as that can be told."""
+        if identifier in busy:
+            return "something computes on it"
+        return private.holder(private.folder("gpus") / identifier)
+
+    def release(self) -> None:
+        self.numbers = None
+        while self.locks:
+            os.close(self.locks.pop())
+
+
+def visible_gpus(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The GPUs this user may use: uuid -> number, in order; {} where there is no nvidia-smi.
+
+    BATON_VISIBLE_GPUS (the launcher's CUDA_VISIBLE_DEVICES) limits them.
+    """
+    env = os.environ if environ is None else environ
+    found = {uuid: number for number, uuid in _nvidia_smi("--query-gpu=index,uuid")}
+    if "BATON_VISIBLE_GPUS" not in env:
+        return found
+    names = [name.strip() for name in env["BATON_VISIBLE_GPUS"].split(",") if name.strip()]
+    return {uuid: number for name in names for uuid, number in found.items() if name in (uuid, number)}
+
+
+def busy_gpus() -> set[str]:
+    return {uuid for (uuid,) in _nvidia_smi("--query-compute-apps=gpu_uuid")}
+
+
+def _nvidia_smi(query: str) -> list[tuple[str, ...]]:
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        return []
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        print(f"baton: nvidia-smi fails, so no GPUs are chosen: {error}", file=sys.stderr, flush=True)
+        return []
+    return [tuple(part.strip() for part in line.split(",")) for line in done.stdout.splitlines() if line]
+
+
+def _first_failure(codes: Mapping[int, int]) -> int:
+    """0 if all tasks ended well, 85 if they left together, else the code of the first that failed."""
+    failed = [code for code in codes.values() if code not in (exit_codes.FINISHED, exit_codes.RESUME)]
+    return failed[0] if failed else max(codes.values())
+
+
+def _job_id() -> str:
+    return f"local-{os.environ.get('SUBMITIT_LOCAL_JOB_ID') or os.getpid()}"
+
+
+def _lock(stack: ExitStack, run: Run) -> None:
+    """Until the stack is closed no other chain of the run may start. The file is closed to others, who could
+    hold a lock on what they can read."""
+    path = run.job / "local.lock"
+    fd = private.open_own(path)
+    stack.callback(os.close, fd)
+    if not private.try_lock(fd, run.name):
+        raise UserError(f"{run.name} is running on this machine already: {private.holder(path)}")
+
+
+def _last_line(path: Path) -> str | None:
+    """The last line of a log that says something, which is where Python puts an error."""
+    lines = path.read_bytes()[-65536:].decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), None)

@@ -1,0 +1,569 @@
+"""The supervisors of a step find each other over TCP, before torch is there, among strangers.
+
+Rank 0 listens at a port that the kernel picks, and publishes it with a fresh random key in a file of the run
+directory that its owner alone can read, named after this very step. Whoever connects must prove to know the
+key, by messages of a fixed length in which there is nothing to parse; after that every message carries a MAC
+over its number, made with keys that come from both sides' nonces and differ by direction: who relays the
+handshake can neither forge, repeat, reorder nor turn around what follows. A publication left over from a
+start that was killed leads to nobody who knows its key: the others go on looking at the file.
+
+The connections stay open: supervise.py uses them to learn at once of any rank's end, evaluate/ranks.py to
+add up what the ranks have counted. On the way out rank 0 also opens the socket that torch's store will listen
+on: at loopback for one node, else at the address at which the other nodes reach this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hmac
+import json
+import os
+import secrets
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.run import private
+from jobs.run.errors import UserError
+from jobs.run.task import Task
+
+HANDSHAKE_SECONDS = 3.0
+GUESTS = 64
+"""How many may be before their proof at once, beside the ranks themselves. The oldest has to go then."""
+_LOOPBACK = "127.0.0.1"
+_NONCE = 32
+_MAC = 32
+_HELLO = b"baton-rendezvous-2\n"
+_LONGEST = 1 << 26
+_SIOCGIFADDR = 0x8915
+
+
+class RendezvousError(Exception):
+    """The supervisors did not all meet in time; says who is missing, and where it was looked for."""
+
+
+class Connection:
+    """Messages over a socket between two sides that have proved to know the same key.
+
+    Each is its length (4 bytes, big endian), its content, and the HMAC-SHA256 of the sending side's key over
+    its number on this connection (8 bytes), its length and its content.
+    """
+
+    def __init__(self, sock: socket.socket, mine: bytes, theirs: bytes, received: bytes = b"") -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.socket = sock
+        self._keys = (mine, theirs)
+        self._sent = self._read = 0
+        self._buffer = bytearray(received)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def send(self, message: dict[str, Any]) -> bool:
+        """False if the other end is gone (or has not read for a long time, which is as bad)."""
+        return self.send_bytes(json.dumps(message, separators=(",", ":")).encode(), HANDSHAKE_SECONDS)
+
+    def send_bytes(self, content: bytes, seconds: float) -> bool:
+        """As `send`. Raises ValueError for more than 64 MiB."""
+        if len(content) > _LONGEST:
+            raise ValueError(f"a message of {len(content)} bytes; {_LONGEST} are the most")
+        head = struct.pack(">I", len(content))
+        mac = _mac(self._keys[0], struct.pack(">Q", self._sent), head, content)
+        self._sent += 1
+        try:
+            self.socket.settimeout(seconds)
+            self.socket.sendall(head + content + mac)
+        except OSError:
+            return False
+        return True
+
+    def receive(self, one: bool = False) -> list[dict[str, Any]] | None:
+        """The messages that have come in, possibly none; None when the other end is gone or talks nonsense.
+
+        Call it when the socket is readable, or let it wait as long as the socket's timeout. `one`: leaves
+        what follows the first in the socket.
+        """
+        contents = self.receive_bytes(one)
+        if contents is None:
+            return None
+        try:
+            messages = [json.loads(content) for content in contents]
+        except (ValueError, RecursionError):
+            return None
+        return messages if all(isinstance(message, dict) for message in messages) else None
+
+    def receive_bytes(self, one: bool = False) -> list[bytes] | None:
+        """As `receive`, with the contents as they came."""
+        try:
+            data = self.socket.recv(self._end() - len(self._buffer) if one else 1 << 16)
+        except (TimeoutError, BlockingIOError):
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        self._buffer += data
+        return self.take()
+
+    def take(self) -> list[bytes] | None:
+        """The contents that are here already, as far as they are whole; None if one is not the other's."""
+        contents = []
+        while 4 < (end := self._end()) <= len(self._buffer):
+            head, content, mac = (
+                bytes(self._buffer[a:b]) for a, b in ((0, 4), (4, end - _MAC), (end - _MAC, end))
+            )
+            right = _mac(self._keys[1], struct.pack(">Q", self._read), head, content)
+            if not hmac.compare_digest(mac, right):
+                return None
+            self._read += 1
+            del self._buffer[:end]
+            contents.append(content)
+        return contents if self._end() <= 4 + _LONGEST + _MAC else None
+
+    def _end(self) -> int:
+        """Where in the buffer the first message ends; 4, the end of its length, until that is there."""
+        if len(self._buffer) < 4:
+            return 4
+        return int(4 + struct.unpack_from(">I", self._buffer)[0] + _MAC)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@dataclass
+class Meeting:
+    """What every rank knows after the supervisors have met."""
+
+    hosts: list[str]
+    """Host of each rank."""
+    start: int
+    """Number of this start of the run."""
+    stop: str | None
+    """Why this start must end at once, if it must."""
+    master_address: str = _LOOPBACK
+    master_port: int = 0
+    """Where torch's store is; 0 with one rank, which needs none."""
+    store_key: str = ""
+    """What the names of all that the ranks put into the store begin with: not to be guessed by a stranger."""
+    interface: str | None = None
+    """The network interface that leads to the other ranks, where it could be told."""
+    peers: dict[int, Connection] = field(default_factory=dict)
+    """On rank 0: a connection to each other rank. On the others: one to rank 0."""
+    store: socket.socket | None = None
+    """On rank 0 of several: listens for torch's store, which takes it over."""
+
+    def close(self) -> None:
+        for connection in self.peers.values():
+            connection.close()
+        if self.store:
+            self.store.close()
+
+
+def meet(
+    task: Task, folder: Path, seconds: float, start: int | None = None, stop: str | None = None
+) -> Meeting:
+    """Returns when all supervisors of the step are there. Rank 0 gives `start` and perhaps `stop`.
+
+    `folder`: where rank 0 publishes, the same for all. Raises RendezvousError after `seconds`, or at once
+    where the file system lets others read or write what is published; OSError where it cannot be written.
+    """
+    if task.rank == 0 and start is None:
+        raise ValueError("rank 0 must give the number of the start")
+    if task.world_size == 1:
+        return Meeting([task.host], start or 0, stop)
+    path = folder / f"meeting-{task.identity}"
+    deadline = time.monotonic() + seconds
+    if task.rank == 0:
+        return _gather(task, path, deadline, seconds, start or 0, stop)
+    return _join(task, path, deadline, seconds)
+
+
+def interface_of(address: str) -> str | None:
+    """Name of this machine's network interface with this IP address; None if there is none."""
+    address = _plain(address).split("%")[0]
+    if ":" in address:
+        wanted = socket.inet_pton(socket.AF_INET6, address).hex()
+        lines = Path("/proc/net/if_inet6").read_text().splitlines()
+        return next((line.split()[5] for line in lines if line.split()[0] == wanted), None)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(sock, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # an interface without an IPv4 address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
+
+
+def listen(address: str | None, port: int = 0) -> socket.socket:
+    """A listening socket at an address of this machine, or at all of them; port 0: one that nobody knows."""
+    if address is not None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        place = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4]
+        return socket.create_server(place[:2] if len(place) == 2 else place, family=family, backlog=1024)
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(
+                ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
+            )
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    return socket.create_server(("", port), backlog=1024)
+
+
+# ----------------------------------------------------------------------------------------------- publishing
+
+
+def _open(path: Path) -> int:
+    try:
+        return private.open_own(path)
+    except UserError as error:
+        raise RendezvousError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _published(path: Path, port: int, key: bytes) -> Iterator[None]:
+    """Rank 0's port and key, for as long as the block runs. One write: a reader sees them whole or not yet.
+
+    Afterwards the file is kept, blank, under another name: the next start writes into the room that it has
+    on the disk, and so finds some on a full one, too.
+    """
+    kept = path.with_name("meeting-over")
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(kept, path)
+    fd = _open(path)
+    try:
+        line = f"{port:5} {key.hex()}\n".encode()
+        os.pwrite(fd, line, 0)
+        os.fsync(fd)  # to the server, where the others look
+        yield
+        os.pwrite(fd, b" " * len(line), 0)
+        os.replace(path, kept)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _look_up(path: Path) -> tuple[int, bytes] | None:
+    """The port and key that rank 0 has published; None if there are none yet."""
+    fd = _open(path)
+    try:
+        words = os.read(fd, 256).decode("ascii", "replace").split()
+    finally:
+        os.close(fd)
+    try:
+        port, key = words
+        return int(port), bytes.fromhex(key)
+    except ValueError:
+        return None
+
+
+def _leave_nothing(path: Path) -> None:
+    """Removes the file that only somebody who looked for it has made."""
+    with contextlib.suppress(OSError):
+        if path.lstat().st_size == 0:
+            path.unlink()
+
+
+# -------------------------------------------------------------------------------------------- the handshake
+#
+#   guest → rank 0    _HELLO, nonce g
+#   rank 0 → guest    nonce h, MAC("rank 0 knows", g, h)
+#   guest → rank 0    MAC("guest knows ", g, h), then messages as of Connection
+
+
+def _mac(key: bytes, *parts: bytes) -> bytes:
+    return hmac.digest(key, b"".join(parts), "sha256")
+
+
+@dataclass
+class _Shake:
+    """What follows from the key and both nonces."""
+
+    key: bytes
+    nonces: bytes
+
+    def proof(self, of_rank_0: bool) -> bytes:
+        return _mac(self.key, b"rank 0 knows" if of_rank_0 else b"guest knows ", self.nonces)
+
+    def connection(self, sock: socket.socket, as_rank_0: bool, received: bytes = b"") -> Connection:
+        down, up = _mac(self.key, b"from rank 0 ", self.nonces), _mac(self.key, b"from a guest", self.nonces)
+        return Connection(sock, down, up, received) if as_rank_0 else Connection(sock, up, down, received)
+
+
+@dataclass
+class _Guest:
+    """A connection that has not yet proved itself, or not yet said which rank it is."""
+
+    socket: socket.socket
+    until: float
+    received: bytes = b""
+    shake: _Shake | None = None
+    connection: Connection | None = None
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def go_on(self, key: bytes) -> list[bytes] | None:
+        """One step: the messages that it has sent since its proof, possibly none; None to dismiss it."""
+        if self.connection:
+            return self.connection.receive_bytes()
+        try:
+            data = self.socket.recv(512)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        self.received += data
+        if not data or not self._shake_hands(key):
+            return None
+        return self.connection.take() if self.connection else []
+
+    def _shake_hands(self, key: bytes) -> bool:
+        """Whether what has come in so far is a guest's part of the handshake, as far as it goes."""
+        if self.shake is None:
+            hello = len(_HELLO) + _NONCE
+            if not self.received.startswith(_HELLO[: len(self.received)]):
+                return False
+            if len(self.received) < hello:
+                return True
+            mine = secrets.token_bytes(_NONCE)
+            self.shake = _Shake(key, self.received[len(_HELLO) : hello] + mine)
+            self.received = self.received[hello:]
+            try:
+                self.socket.sendall(mine + self.shake.proof(of_rank_0=True))
+            except OSError:
+                return False
+        if len(self.received) >= _MAC:
+            proof, rest = self.received[:_MAC], self.received[_MAC:]
+            if not hmac.compare_digest(proof, self.shake.proof(of_rank_0=False)):
+                return False
+            self.connection = self.shake.connection(self.socket, as_rank_0=True, received=rest)
+        return True
+
+
+def _shake_hands(sock: socket.socket, key: bytes) -> Connection | None:
+    """A guest's side: the connection, if the other end knows the key, which now knows that we do, too."""
+    mine = secrets.token_bytes(_NONCE)
+    try:
+        sock.sendall(_HELLO + mine)
+        answer = _read_exactly(sock, _NONCE + _MAC)
+        shake = _Shake(key, mine + answer[:_NONCE])
+        if not hmac.compare_digest(answer[_NONCE:], shake.proof(of_rank_0=True)):
+            return None
+        sock.sendall(shake.proof(of_rank_0=False))
+    except OSError:
+        return None
+    return shake.connection(sock, as_rank_0=False)
+
+
+def _read_exactly(sock: socket.socket, length: int) -> bytes:
+    """Raises OSError if so much does not come within the time of a handshake."""
+    until, data = time.monotonic() + HANDSHAKE_SECONDS, b""
+    while len(data) < length:
+        sock.settimeout(max(until - time.monotonic(), 0.001))
+        part = sock.recv(length - len(data))
+        if not part:
+            raise ConnectionError("closed")
+        data += part
+    return data
+
+
+# --------------------------------------------------------------------------------------------------- rank 0
+
+
+def _gather(task: Task, path: Path, deadline: float, seconds: float, start: int, stop: str | None) -> Meeting:
+    alone = len(task.hosts) == 1
+    key = secrets.token_bytes(_NONCE)
+    hosts = {0: task.host}
+    with listen(_LOOPBACK if alone else None) as listener:
+        port = listener.getsockname()[1]
+        with _published(path, port, key):
+            peers = _let_in(listener, task, key, hosts, deadline)
+    if len(hosts) < task.world_size:
+        for connection in peers.values():
+            connection.close()
+        missing = [rank for rank in range(task.world_size) if rank not in hosts]
+        raise RendezvousError(
+            f"rank 0 on {task.host} waited {seconds:.0f} s at port {port} for "
+            f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:20]))} of {task.world_size}"
+        )
+    address = _LOOPBACK if alone else _common_address(peers.values())
+    meeting = Meeting([hosts[rank] for rank in range(task.world_size)], start, stop)
+    meeting.peers, meeting.store, meeting.store_key = peers, listen(address), secrets.token_hex(16)
+    meeting.master_address = address or _LOOPBACK
+    meeting.master_port = meeting.store.getsockname()[1]
+    meeting.interface = interface_of(address) if address else _any_interface(peers.values())
+    welcome = {
+        "hosts": meeting.hosts, "start": start, "stop": stop,
+        "address": address, "port": meeting.master_port, "store": meeting.store_key,
+    }  # fmt: skip
+    for rank, connection in peers.items():
+        if not connection.send(welcome):
+            meeting.close()
+            raise RendezvousError(f"rank {rank} on {hosts[rank]} was lost as soon as all had met")
+    return meeting
+
+
+def _let_in(
+    listener: socket.socket, task: Task, key: bytes, hosts: dict[int, str], deadline: float
+) -> dict[int, Connection]:
+    """Waits for the other ranks, fills `hosts`, and turns everybody else away. What a guest sends can end no
+    more than its own connection."""
+    peers: dict[int, Connection] = {}
+    guests: list[_Guest] = []
+    listener.setblocking(False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ, None)
+
+        def part_from(guest: _Guest) -> None:
+            selector.unregister(guest)
+            guests.remove(guest)
+
+        def dismiss(guest: _Guest) -> None:
+            part_from(guest)
+            guest.socket.close()
+
+        while len(hosts) < task.world_size and (now := time.monotonic()) < deadline:
+            for guest in [guest for guest in guests if guest.until < now]:
+                dismiss(guest)
+            for ready, _ in selector.select(timeout=0.5):
+                if ready.data is None:
+                    if len(guests) >= GUESTS + task.world_size:
+                        dismiss(guests[0])
+                    try:
+                        sock, _ = listener.accept()
+                    except OSError:  # gone again before it was let in; or there are no descriptors left
+                        if guests:
+                            dismiss(guests[0])
+                        continue
+                    sock.setblocking(False)
+                    guests.append(_Guest(sock, now + HANDSHAKE_SECONDS))
+                    selector.register(guests[-1], selectors.EVENT_READ, guests[-1])
+                    continue
+                guest = ready.data
+                if guest not in guests:  # dismissed a moment ago
+                    continue
+                messages = guest.go_on(key)
+                if messages is None:
+                    dismiss(guest)
+                elif messages:
+                    introduced = _introduced(messages[0], task.world_size)
+                    if introduced is None or guest.connection is None:
+                        dismiss(guest)
+                        continue
+                    part_from(guest)
+                    rank, hosts[introduced[0]] = introduced
+                    if rank in peers:  # it gave up on its first connection and came again
+                        peers[rank].close()
+                    peers[rank] = guest.connection
+        for guest in list(guests):
+            dismiss(guest)
+    return peers
+
+
+def _introduced(message: bytes, world_size: int) -> tuple[int, str] | None:
+    """(rank, host) of a guest that has proved itself; None if it makes no sense."""
+    try:
+        said = json.loads(message)
+        rank, host = said["rank"], said["host"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return (rank, host) if type(rank) is int and 0 < rank < world_size and isinstance(host, str) else None
+
+
+def _common_address(peers: Iterable[Connection]) -> str | None:
+    """The address of this machine at which the other nodes have reached it; None if they did not agree (the
+    ranks beside this one may have come by loopback, and can come by that of the others)."""
+    mine = {_plain(str(connection.socket.getsockname()[0])) for connection in peers}
+    outside = {address for address in mine if not _is_loopback(address)}
+    found = outside or mine
+    return found.pop() if len(found) == 1 else None
+
+
+def _any_interface(peers: Iterable[Connection]) -> str | None:
+    mine = (str(connection.socket.getsockname()[0]) for connection in peers)
+    return next((name for address in mine if (name := interface_of(address))), None)
+
+
+def _plain(address: str) -> str:
+    return address.removeprefix("::ffff:")
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
+# ----------------------------------------------------------------------------------------------- the others
+
+
+def _join(task: Task, path: Path, deadline: float, seconds: float) -> Meeting:
+    pause = 0.05
+    trouble: dict[str, str] = {}
+    while True:
+        if published := _look_up(path):
+            for address in task.addresses:
+                connection = _look_for_rank_0(address, *published, trouble)
+                if connection is not None and connection.send({"rank": task.rank, "host": task.host}):
+                    return _wait_for_all(connection, task, deadline)
+        if time.monotonic() > deadline:
+            last = "; ".join(f"{address}: {why}" for address, why in trouble.items())
+            _leave_nothing(path)
+            raise RendezvousError(
+                f"rank {task.rank} on {task.host} did not reach rank 0 within {seconds:.0f} s "
+                f"({last or f'it has published no port in {path}'})"
+            )
+        time.sleep(pause)  # rank 0 is not listening yet
+        pause = min(2 * pause, 1.0)
+
+
+def _look_for_rank_0(address: str, port: int, key: bytes, trouble: dict[str, str]) -> Connection | None:
+    """A proved connection, or None and why in `trouble`."""
+    try:
+        sock = socket.create_connection((address, port), timeout=HANDSHAKE_SECONDS)
+    except OSError as error:
+        refused = isinstance(error, ConnectionRefusedError)
+        trouble[address] = f"nobody listens there at port {port}" if refused else str(error)
+        return None
+    connection = _shake_hands(sock, key)
+    if connection is None:
+        trouble[address] = f"at port {port} is somebody else's service"
+        sock.close()
+    return connection
+
+
+def _wait_for_all(connection: Connection, task: Task, deadline: float) -> Meeting:
+    theirs = _plain(str(connection.socket.getpeername()[0]))
+    while (left := deadline - time.monotonic()) > 0:
+        connection.socket.settimeout(left)
+        messages = connection.receive(one=True)
+        if messages is None:
+            raise RendezvousError(
+                f"rank {task.rank} on {task.host} lost rank 0 ({theirs}) before all had met"
+            )
+        if messages:
+            welcome = messages[0]
+            mine = str(connection.socket.getsockname()[0])
+            return Meeting(
+                list(welcome["hosts"]),
+                int(welcome["start"]),
+                welcome["stop"],
+                welcome["address"] or theirs,
+                int(welcome["port"]),
+                str(welcome["store"]),
+                interface_of(mine),
+                {0: connection},
+            )
+    raise RendezvousError(f"rank {task.rank} on {task.host} is with rank 0 ({theirs}), but others never came")

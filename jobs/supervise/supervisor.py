@@ -1,0 +1,444 @@
+"""One rank's supervisor: it runs the worker, and stays when the worker dies, hangs or is killed.
+
+It reports to rank 0's supervisor, which decides for all (coordinate.py), so that no rank is left behind: a
+dead rank ends all ranks on all nodes within seconds, the first error is the one recorded, and whatever
+happens no process of the job is left. Imports no torch: it is there before the worker and after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.run import events, exit_codes
+from jobs.run.directory import Run, newest_start
+from jobs.run.task import Task
+from jobs.supervise import processes
+from jobs.supervise.coordinate import DUMP_SECONDS, SILENT_SECONDS, Coordinator, Rank
+from jobs.supervise.rendezvous import Meeting
+
+SIGN_OF_LIFE_SECONDS = 5.0
+DUMP_TURN_SECONDS = 1.0
+SHORTEST_STOP = 1.0
+"""Seconds: a stop of the worker that is shorter is not reported."""
+UNSEEN_STOP = 5.0
+"""The same where only this process's own sleep, far longer than it asked for, gives it away: a freezer stops
+without a signal that anybody could see. A busy machine may delay it by less."""
+RESERVE_SECONDS = 60.0
+"""How long this start's end waits for the submission of a successor in advance."""
+DEATHS = {
+    signal.SIGKILL: "killed by SIGKILL, probably for want of memory (the out-of-memory killer sends it)",
+    signal.SIGSEGV: "died of a segmentation fault (SIGSEGV) in native code",
+    signal.SIGBUS: "died of a bus error (SIGBUS), often a full /dev/shm (the loaders share memory there)",
+    signal.SIGABRT: "was aborted (SIGABRT): native code gave up, its last words are in the log",
+    signal.SIGILL: "died of an illegal instruction (SIGILL): a package built for another CPU",
+    signal.SIGFPE: "died of an arithmetic error (SIGFPE) in native code",
+}
+
+
+def supervise(
+    run: Run,
+    task: Task,
+    meeting: Meeting,
+    command: Sequence[str],
+    story: events.Writer,
+    *,
+    hang_seconds: float,
+    environ: Mapping[str, str],
+    wakeup: int,
+    signals: list[signal.Signals],
+    last_checkpoint: tuple[int, int],
+) -> int:
+    """Runs this rank's worker to its end and returns the exit code that all ranks agreed on.
+
+    `signals` is where the caller's handlers put what has come in, and `wakeup` a descriptor that becomes
+    readable then. `story` takes the events, on rank 0 alone (on rank 1 if rank 0's supervisor is lost).
+    `last_checkpoint` is the (step, epoch) that this start goes on from.
+    """
+    supervisor = _Supervisor(run, task, meeting, story, wakeup, signals)
+    if task.rank == 0:
+        now = time.monotonic()
+        supervisor.coordinator = Coordinator(
+            ranks=[Rank(host, now, now) for host in meeting.hosts],
+            order=supervisor.order_all,
+            write=story.append,
+            hang_seconds=hang_seconds,
+            last_checkpoint=last_checkpoint,
+            stacks=f"job/stacks-{meeting.start}-*.txt",
+        )
+    return supervisor.run_worker(command, environ)
+
+
+def describe(status: int) -> tuple[int, str | None, str]:
+    """A wait status as (exit code as a shell gives it, signal name, plain words)."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return code, None, f"ended with exit code {code} and left no error; its log has more"
+    number = signal.Signals(-code)
+    return 128 - code, number.name, DEATHS.get(number, f"was killed by {number.name}")
+
+
+class _Supervisor:
+    """State of one rank's supervisor. `coordinator` is there on rank 0 alone."""
+
+    def __init__(
+        self,
+        run: Run,
+        task: Task,
+        meeting: Meeting,
+        story: events.Writer,
+        wakeup: int,
+        signals: list[signal.Signals],
+    ) -> None:
+        self.run, self.task, self.meeting, self.story = run, task, meeting, story
+        self.peers = dict(meeting.peers)
+        self.wakeup, self.signals = wakeup, signals
+        # Inside a container there may be no Slurm.
+        self.submits = "SLURM_JOB_ID" in os.environ and shutil.which("sbatch") is not None
+        self.worker: int | None = None
+        self.ended = False
+        self.reserve: int | None = None
+        """A process that submits the successor in advance."""
+        self.reserve_until: float | None = None
+        self.phase: str | None = None
+        self.step: int | None = None
+        self.stacks_until: float | None = None
+        self.code: int | None = None
+        self.pending: list[signal.Signals] = []
+        now = time.monotonic()
+        self.last_sign = self.heard = self.last_round = now
+        self.heartbeats = b""
+        self.beaten: deque[float] = deque(maxlen=64)
+        """When the worker wrote its last signs of life, by the clock that a whole machine shares."""
+        self.stopped: float | None = None
+        """Since when the worker is stopped."""
+        self.fresh = False
+        self.told: tuple[str | None, float] = (None, 0.0)
+        self.coordinator: Coordinator | None = None
+
+    def run_worker(self, command: Sequence[str], environ: Mapping[str, str]) -> int:
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(read_end, selectors.EVENT_READ, "heartbeat")
+        self.selector.register(self.wakeup, selectors.EVENT_READ, "wakeup")
+        for number, connection in self.peers.items():
+            self.selector.register(connection, selectors.EVENT_READ, number)
+        env = self.worker_environment(environ) | {"BATON_HEARTBEAT_FD": str(write_end)}
+        passed = [write_end]
+        if self.meeting.store:
+            passed.append(self.meeting.store.fileno())
+            env["BATON_STORE_FD"] = str(self.meeting.store.fileno())
+        self.heartbeat_end = read_end
+        try:
+            self.worker = processes.start(command, env, pass_fds=passed)
+            os.close(write_end)
+            if self.meeting.store:  # it is the worker's now, and ends with it
+                self.meeting.store.close()
+            while self.code is None:
+                self.round()
+            return self.code
+        finally:
+            processes.end_all()
+            for connection in self.peers.values():
+                connection.close()
+            self.selector.close()
+            os.close(read_end)
+
+    def worker_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        task, meeting = self.task, self.meeting
+        env = dict(environ) | {
+            "RANK": str(task.rank),
+            "WORLD_SIZE": str(task.world_size),
+            "LOCAL_RANK": str(task.local_rank),
+            "LOCAL_WORLD_SIZE": str(task.local_world_size),
+            "MASTER_ADDR": meeting.master_address,
+            "MASTER_PORT": str(meeting.master_port),
+            "BATON_STORE_KEY": meeting.store_key,
+            "BATON_RUN": str(self.run.path),
+            "BATON_START": str(meeting.start),
+            "BATON_JOB": task.job,
+        }
+        if meeting.interface:
+            # gloo goes by the host's name otherwise, which many machines resolve to a loopback address, and
+            # one that is alone to an address that others reach.
+            env.setdefault("GLOO_SOCKET_IFNAME", meeting.interface)
+            if len(set(meeting.hosts)) == 1:
+                env.setdefault("NCCL_SOCKET_IFNAME", meeting.interface)
+        return env
+
+    # One round of the loop
+
+    def round(self) -> None:
+        timeout, slept = (0.5 if self.fresh else 1.0), time.monotonic()
+        ready = self.selector.select(timeout)
+        now = time.monotonic()
+        if now - slept > timeout + SHORTEST_STOP:  # stopped meanwhile: what there is has not been looked at
+            ready = self.selector.select(0)
+        for key, _ in ready:
+            if key.data == "wakeup":
+                os.read(self.wakeup, 4096)
+            elif key.data == "heartbeat":
+                self.read_heartbeats(now)
+            else:
+                self.read_peer(key.data, now)
+        self.notice_stops(slept, timeout, now)
+        self.pass_on_progress(now)
+        self.take_signals(now)
+        self.watch_worker(now)
+        self.check_stacks(now)
+        if self.coordinator:
+            self.coordinator.tick(now)
+            # Not before this rank can end, too: srun kills what is left when others have left with an error.
+            if self.coordinator.code is not None and not self.awaits_reserve(now):
+                self.order_all({"do": "end", "code": self.coordinator.code})
+        self.keep_in_touch(now)
+        self.story.flush()
+
+    def read_heartbeats(self, now: float) -> None:
+        data = os.read(self.heartbeat_end, 65536)
+        if not data:  # the worker and all it has started have closed it
+            self.selector.unregister(self.heartbeat_end)
+            return
+        *lines, self.heartbeats = (self.heartbeats + data).split(b"\n")
+        for line in lines:
+            try:
+                beat = json.loads(line)
+                self.phase, self.step = str(beat["phase"]), beat.get("step", self.step)
+                self.beaten.append(float(beat.get("at", now)))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # a child of the worker wrote into it; it says nothing about progress
+            # The worker's handlers stand from its first sign on: now it gets what came in before.
+            for number in self.pending:
+                self.forward(number)
+            self.pending.clear()
+        self.fresh = True
+        self.pass_on_progress(now)
+
+    def notice_stops(self, slept: float, timeout: float, now: float) -> None:
+        """Reports for how long the worker was stopped, by `scontrol suspend` or anybody's SIGSTOP, once it
+        goes on. Mostly this process is stopped together with it, while it sleeps in `select`: from `slept`
+        on, for `timeout` seconds as it thought.
+        """
+        overslept = now - slept - timeout
+        since = slept + timeout / 2 if overslept > SHORTEST_STOP else now
+        change = self.worker_change()
+        if change == os.CLD_STOPPED and self.stopped is None:
+            self.stopped = since
+        elif change == os.CLD_CONTINUED:
+            since, self.stopped = (since if self.stopped is None else self.stopped), None
+        elif overslept < UNSEEN_STOP or self.stopped is not None or self.ended:
+            return
+        elif any(since + SHORTEST_STOP < beat < now - SHORTEST_STOP for beat in self.beaten):
+            return  # it worked on: this process alone was stopped
+        if self.stopped is None and now - since > SHORTEST_STOP:
+            self.report({"suspended": round(now - since, 3)}, now)
+
+    def worker_change(self) -> int | None:
+        """CLD_STOPPED or CLD_CONTINUED if that has become of the worker since the last time, else None."""
+        if self.worker is None or self.ended:
+            return None
+        try:
+            change = os.waitid(os.P_PID, self.worker, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+        except ChildProcessError:
+            return None
+        return change.si_code if change is not None else None
+
+    def pass_on_progress(self, now: float) -> None:
+        """At most once a second, but a new phase at once."""
+        phase, at = self.told
+        if self.fresh and self.phase is not None and (self.phase != phase or now - at > 1.0):
+            self.told, self.fresh = (self.phase, now), False
+            self.report({"phase": self.phase, "step": self.step}, now)
+
+    def read_peer(self, number: int, now: float) -> None:
+        messages = self.peers[number].receive()
+        if messages is None:
+            self.selector.unregister(self.peers[number])
+            self.peers.pop(number).close()
+            if self.coordinator:
+                self.coordinator.lost(number, "its supervisor was killed, or its node is lost", now)
+            elif self.code is None:
+                self.abandoned("rank 0's supervisor was killed, or its node is lost")
+            return
+        self.heard = now
+        for message in messages:
+            if self.coordinator:
+                self.coordinator.handle(number, message, now)
+            elif "do" in message:
+                self.obey(message, now)
+
+    def take_signals(self, now: float) -> None:
+        while self.signals:
+            number = self.signals.pop(0)
+            self.report({"signal": number.name}, now)
+            self.submit_reserve()
+            if self.phase is None:
+                self.pending.append(number)
+            else:
+                self.forward(number)
+
+    def submit_reserve(self) -> None:
+        """At the end of the job's time a save may take longer than what is left: whatever becomes of it, a
+        successor is to go on. In a process of its own, since Slurm may take its time to answer."""
+        if self.coordinator and self.reserve is None and self.submits:
+            command = [sys.executable, "-m", "jobs.supervise.afterwards", str(self.run.path)]
+            self.reserve = processes.start([*command, "--presubmit", "--if-ending"], os.environ)
+
+    def awaits_reserve(self, now: float) -> bool:
+        """What it submits must be on record when the batch script looks for it."""
+        if self.reserve_until is None:
+            self.reserve_until = now + RESERVE_SECONDS
+        self.reap()
+        return self.reserve is not None and now < self.reserve_until
+
+    def reap(self) -> dict[int, int]:
+        ended = processes.reap()
+        self.reserve = None if self.reserve in ended else self.reserve
+        return ended
+
+    def end_processes(self) -> dict[int, int]:
+        """Ends the worker, its loaders, and grandchildren that it left behind."""
+        ended = processes.end_all(spare=self.reserve)
+        self.reserve = None if self.reserve in ended else self.reserve
+        return ended
+
+    def forward(self, number: signal.Signals) -> None:
+        """Slurm signals the worker itself too; its handler sets a flag, so that twice does no harm."""
+        if self.worker is not None and not self.ended:
+            processes.send(self.worker, number)
+
+    def watch_worker(self, now: float) -> None:
+        status = self.reap().get(self.worker or -1)
+        if status is not None:
+            self.worker_ended(status, now)
+
+    def worker_ended(self, status: int, now: float) -> None:
+        if self.heartbeat_end in self.selector.get_map():
+            # Its last words may still be in the pipe.
+            os.set_blocking(self.heartbeat_end, False)
+            with contextlib.suppress(BlockingIOError):
+                self.read_heartbeats(now)
+        self.ended = True
+        self.end_processes()
+        self.report({"exit": self.describe_end(status)}, now)
+
+    def describe_end(self, status: int) -> dict[str, Any]:
+        code, by_signal, words = describe(status)
+        if code == exit_codes.FINISHED and self.phase != "end":
+            code, words = exit_codes.FAILED, "ended with exit code 0 before the training was finished"
+        end: dict[str, Any] = {"code": code, "signal": by_signal, "step": self.step}
+        if code == exit_codes.SUPERSEDED:
+            return end | {"by": newest_start(self.run.job)}
+        if code in (exit_codes.FINISHED, exit_codes.RESUME):
+            return end
+        recorded = self.run.job / f"error-{self.meeting.start}-{self.task.rank}.json"
+        try:
+            end["error"] = words if by_signal else str(json.loads(recorded.read_bytes())["error"])
+        except FileNotFoundError:
+            end["error"] = words
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            end["error"] = f"{words} ({recorded.name} cannot be read: {error})"
+        end["log"] = _log_of(self.run, self.task)
+        return end
+
+    @property
+    def stacks(self) -> Path:
+        return self.run.job / f"stacks-{self.meeting.start}-{self.task.rank}.txt"
+
+    def check_stacks(self, now: float) -> None:
+        """Says so when the worker has written its stacks, or is not able to."""
+        if self.stacks_until is None:
+            return
+        path = self.stacks
+        written = _size(path) > 0 and time.time() - path.stat().st_mtime > 0.5
+        if written or self.ended or now > self.stacks_until:
+            self.stacks_until = None
+            self.report({"dumped": True}, now)
+
+    def keep_in_touch(self, now: float) -> None:
+        if now - self.last_round > 10.0:  # this process was suspended
+            self.heard = now
+        self.last_round = now
+        if now - self.last_sign > SIGN_OF_LIFE_SECONDS:
+            self.last_sign = now
+            for connection in self.peers.values():
+                connection.send({"alive": True})
+        if not self.coordinator and self.code is None and now - self.heard > SILENT_SECONDS:
+            self.abandoned(f"rank 0's supervisor was not heard of for {SILENT_SECONDS:.0f} s")
+
+    # Reports up, orders down
+
+    def report(self, message: dict[str, Any], now: float) -> None:
+        if self.coordinator:
+            self.coordinator.handle(0, message, now)
+        elif 0 in self.peers:
+            self.peers[0].send(message)
+
+    def order_all(self, order: dict[str, Any]) -> None:
+        for connection in self.peers.values():
+            connection.send(order)
+        self.obey(order, time.monotonic())
+
+    def obey(self, order: dict[str, Any], now: float) -> None:
+        if order["do"] == "dump":
+            self.stacks_until = now + DUMP_SECONDS
+            self.dump_stacks()
+        elif order["do"] == "kill" and not self.ended and self.worker is not None:
+            ended = self.end_processes()
+            status = ended.get(self.worker)
+            self.worker_ended(status if status is not None else signal.SIGKILL, now)
+        elif order["do"] == "end":
+            self.code = int(order["code"])
+
+    def dump_stacks(self) -> None:
+        """SIGUSR1 makes the worker's faulthandler write; its forked loaders have inherited that. They write
+        into one file, so each has its turn: at once, their lines would be mixed up."""
+        for pid in processes.descendants(os.getpid()):
+            if processes.catches(pid, signal.SIGUSR1):
+                before = _size(self.stacks)
+                if processes.send(pid, signal.SIGUSR1):
+                    _wait_written(self.stacks, before)
+
+    def abandoned(self, why: str) -> None:
+        """Without rank 0's supervisor there is nobody to go on with."""
+        self.end_processes()
+        if self.task.rank == 1:
+            self.story.append("failed", reason=why, rank=0, host=self.meeting.hosts[0], error=why)
+        self.code = exit_codes.FAILED
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _wait_written(path: Path, before: int) -> None:
+    """Until a file has grown beyond `before` bytes and grows no more; a process that cannot write is not
+    waited for longer than DUMP_TURN_SECONDS."""
+    give_up, size = time.monotonic() + DUMP_TURN_SECONDS, before
+    while time.monotonic() < give_up:
+        time.sleep(0.05)
+        if before < size == _size(path):
+            return
+        size = _size(path)
+
+
+def _log_of(run: Run, task: Task) -> str | None:
+    """This rank's log below the run directory, as srun (%j_%t_log.out) and the local chain name it."""
+    raw = os.environ.get("SLURM_JOB_ID", "")
+    for name in (f"{task.job}_{task.rank}", f"{raw}_{task.rank}", f"{task.job}-train_{task.rank}"):
+        if (path := run.job / f"{name}_log.out").exists():
+            return str(Path("job") / path.name)
+    return None

@@ -1,0 +1,717 @@
+"""A run's events as a history: its starts one after the other, why each ended, and the jobs behind them.
+
+Reads `events.jsonl`, `metrics.jsonl` and `progress.json`, also while they are being written: a torn line is
+passed over, a missing file is an empty one.
+"""
+
+# ruff: noqa: ARG001 -- the handlers of events share one shape
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.run.directory import Run
+from jobs.run.events import seconds_of
+from jobs.slurm.queries import Job
+
+_decode_strictly = msgspec.json.Decoder().decode
+_decode_lines = msgspec.json.Decoder().decode_lines
+
+
+def _decode(text: bytes) -> Any:
+    """A JSON value; also one with NaN or Infinity, which Python's json writes and msgspec refuses.
+
+    Raises ValueError (msgspec.DecodeError is one).
+    """
+    try:
+        return _decode_strictly(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_leniently(text)
+
+
+def _decode_leniently(text: bytes) -> Any:
+    """Raises ValueError, also for what is nested without end, or could not be shown (a lone surrogate)."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def number(value: Any) -> float | int | None:
+    """`value` if it is a finite number, else None."""
+    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if right else None
+
+
+class Mark(msgspec.Struct, gc=False):
+    """An event as read at first: the fields of those that come by the thousand. The rest is decoded again."""
+
+    time: str
+    event: str
+    stage: str = "train"
+    start: int | None = None
+    step: int | None = None
+    epoch: int | None = None
+    seconds: float | None = None
+    stall_seconds: float | None = None
+
+
+_decode_marks = msgspec.json.Decoder(Mark).decode_lines
+
+
+_decode_mark_strictly = msgspec.json.Decoder(Mark).decode
+
+
+def _decode_mark(line: bytes) -> Mark:
+    """Raises ValueError."""
+    try:
+        return _decode_mark_strictly(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.convert(_decode_leniently(line), Mark)
+
+
+class Incarnation(msgspec.Struct, kw_only=True):
+    """One start of the training. Times are seconds since the epoch, spans are seconds."""
+
+    start: int
+    job: str
+    began: float
+    hosts: list[str] = []
+    world_size: int = 1
+    device: str = ""
+    restart: int = 0
+    resumed_step: int | None = None
+    """The step it went on from; None until it has said so, 0 from scratch."""
+    first_step: float | None = None
+    """When its first step was done."""
+    last_seen: float
+    ended: float | None = None
+    """When it ended, as far as anything says; None while nothing has followed it."""
+    ending: str = ""
+    """finished, preempted, timeout, failed, hang, cancelled, superseded, killed (no word of its own); "": it
+    lives."""
+    why: str = ""
+    """How it ended, in words."""
+    step: int | None = None
+    """The last step it is known to have done."""
+    epoch: int | None = None
+    marks: list[Mark] = []
+    """Its events first_step, epoch, validated, checkpoint, preempted and finished, in order."""
+    seen_at: tuple[float, int] | None = None
+    """(when, step) of the last word in progress.json, where that is later."""
+    signals: list[tuple[float, str]] = []
+    suspensions: list[tuple[float, float]] = []
+    """(from, to) of the times for which its processes were stopped (SIGSTOP, `scontrol suspend`); none
+    overlaps another."""
+
+    @property
+    def interrupted(self) -> bool:
+        return self.ending not in ("", "finished", "cancelled")
+
+    @property
+    def validations(self) -> list[tuple[int, float]]:
+        """(step, seconds) of each; what it stood still for is left out."""
+        return [
+            (mark.step or 0, self._net(mark, mark.seconds or 0.0))
+            for mark in self.marks
+            if mark.event == "validated"
+        ]
+
+    @property
+    def saves(self) -> list[tuple[int, float, float]]:
+        """(step, seconds it held the training up, seconds until it was on disk) of each; what it stood still
+        for is left out."""
+        return [
+            (mark.step or 0, self._net(mark, _stall(mark)), self._net(mark, mark.seconds or 0.0))
+            for mark in self.marks
+            if mark.event == "checkpoint"
+        ]
+
+    def suspended(self, since: float, until: float) -> float:
+        """Seconds between two moments for which it was stopped."""
+        return sum(max(0.0, min(until, to) - max(since, begin)) for begin, to in self.suspensions)
+
+    def _net(self, mark: Mark, seconds: float) -> float:
+        """`seconds`, measured from where what the mark announces began, without those it was stopped for."""
+        if not self.suspensions or (time := _moment(mark)) is None:
+            return seconds
+        began = time - (mark.seconds or 0.0)
+        return max(0.0, seconds - self.suspended(began, began + seconds))
+
+    def points(self) -> list[tuple[float, int]]:
+        """(when, steps done by then), in order. A step validated or saved after is there again, later: the
+        last time is when the next step could begin."""
+        found: list[tuple[float, int]] = []
+        for mark in self.marks:
+            if mark.step is None or (time := _moment(mark)) is None:
+                continue
+            if mark.event == "checkpoint":
+                # Written in the background, it is announced later than the step was done.
+                time += _stall(mark) - (mark.seconds or 0.0)
+            _point(found, time, mark.step)
+        if self.seen_at is not None:
+            _point(found, *self.seen_at)
+        return found
+
+    def when(self, step: int) -> float:
+        """When `step` was done, with the validation and the save after it; between the known points."""
+        points = self.points()
+        right = bisect_right([known for _, known in points], step)
+        if right == 0:
+            return self.first_step or self.began
+        before, known = points[right - 1]
+        if known == step or right == len(points):
+            return before
+        after, later = points[right]
+        return before + (after - before) * (step - known) / (later - known)
+
+
+class StageJob(msgspec.Struct, kw_only=True):
+    """A job that was submitted for the run (a successor too) and what the events say became of it."""
+
+    id: str
+    stage: str
+    submitted: float
+    after: str = ""
+    executor: str = ""
+    cluster: str = ""
+    """Slurm's, if the launcher knew its name."""
+    started: float | None = None
+    ended: float | None = None
+    state: str = "submitted"
+    """submitted, started, finished, failed, requeued, superseded, stopped, cancelled."""
+    why: str = ""
+
+
+class History(msgspec.Struct, kw_only=True):
+    """What happened to a run."""
+
+    incarnations: list[Incarnation] = []
+    jobs: dict[str, StageJob] = {}
+    """By "stage id": stages of a local chain share one id."""
+    reserve: str | None = None
+    """The job that goes on if the newest training job is killed."""
+    submitted: float | None = None
+    finished: float | None = None
+    cancelled: float | None = None
+    """When it was cancelled; None again once it was resumed."""
+    stopped: str = ""
+    """Why it was stopped for good, if it was."""
+    stopped_at: float | None = None
+    rests: list[tuple[float, float]] = []
+    """(from, to) between a cancellation or stop and the submission that resumed the run."""
+    failed: dict[str, Any] = {}
+    """The first error of the newest ending by one, until a later start."""
+    paused: float = 0.0
+    """Seconds of all `rests`."""
+    evaluations: list[dict[str, Any]] = []
+    validations: list[dict[str, Any]] = []
+    prepared: dict[str, Any] = {}
+    """The event `prepared`, or `verified`, of a preparation that ended well."""
+    best: tuple[float, int] | None = None
+    """The best validation mIoU and its step."""
+    last: float = 0.0
+    """The time of the newest event."""
+
+    @property
+    def interruptions(self) -> int:
+        """Starts that ended before the training did, except by the user's own wish."""
+        return sum(1 for one in self.incarnations if one.interrupted)
+
+    @property
+    def preemptions(self) -> int:
+        return sum(1 for one in self.incarnations if one.ending == "preempted")
+
+    def job_ids(self) -> list[str]:
+        return list(dict.fromkeys(job.id for job in self.jobs.values()))
+
+
+def content(path: Path) -> bytes:
+    """A file's content. Raises OSError, also for what is there but no file: a pipe would be waited for."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is no file", str(path))
+        return file.read()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole JSON objects of a file of lines; a torn or damaged line is passed over."""
+    try:
+        text = content(path)
+    except FileNotFoundError:
+        return []
+    try:
+        records = _decode_lines(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        records = []
+        for line in text.splitlines():
+            try:
+                records.append(_decode(line))
+            except ValueError:
+                continue
+    return [record for record in records if isinstance(record, dict)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file's object; {} if it is missing or damaged."""
+    try:
+        value = _decode(content(path))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read(run: Run, slurm: dict[str, list[Job]] | None = None) -> History:
+    """The history of a run. `slurm`: what accounting remembers of each job's incarnations, to say more."""
+    history = build(read_events(run.events))
+    add_progress(history, progress(run))
+    training = [job.id for job in history.jobs.values() if job.stage == "train"]
+    history.reserve = reserve(run, training[-1]) if training and history.finished is None else None
+    if slurm:
+        add_accounting(history, slurm)
+    return history
+
+
+def attempt(run: Run) -> History | Exception:
+    """As `read`, or why that is impossible: one run that cannot be read must not hide the others."""
+    try:
+        os.scandir(run.path).close()  # of a folder that is closed to us nothing else would be known
+        return read(run)
+    except Exception as error:
+        return error
+
+
+def reserve(run: Run, job: str) -> str | None:
+    """The job that was submitted in advance, to go on if `job` is killed; None if none waits."""
+    try:
+        return content(run.job / f"presubmitted-{job}").decode().strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def progress(run: Run) -> dict[str, Any]:
+    """`progress.json`, with `time` as seconds since the epoch; {} if there is none yet.
+
+    Where a field holds no finite number although it should, it is None.
+    """
+    found = read_json(run.path / "progress.json")
+    try:
+        found["time"] = seconds_of(found["time"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        found["time"] = None
+    for key in ("start", "step", "epoch", "max_steps", "max_epochs"):
+        found[key] = found.get(key) if isinstance(found.get(key), int) else None
+    # The loss of a step that was done is a number, unless it is none (NaN, infinite; or null, as those are
+    # written where JSON must have no NaN).
+    found["diverged"] = (
+        number(found.get("seconds_per_step")) is not None and number(found.get("loss")) is None
+    )
+    for key in ("seconds_per_step", "loss", "lr"):
+        found[key] = number(found.get(key))
+    best = found.get("best")
+    found["best"] = number(best.get("mIoU")) if isinstance(best, dict) else None
+    return found
+
+
+def read_events(path: Path) -> list[tuple[Mark, bytes]]:
+    """Every whole event of a file, and its line; torn and foreign lines are passed over. Raises OSError."""
+    try:
+        text = content(path)
+    except FileNotFoundError:
+        return []
+    lines = [line for line in text.split(b"\n") if line]
+    try:
+        return list(zip(_decode_marks(text), lines, strict=True))
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        found = []
+        for line in lines:
+            try:
+                found.append((_decode_mark(line), line))
+            except ValueError:
+                continue
+        return found
+
+
+# These come by the thousand and only say how far it is.
+_FREQUENT = {"epoch", "checkpoint"}
+
+
+def build(events: Iterable[tuple[Mark, bytes]]) -> History:
+    """The history that events tell in the order written. Unknown events and fields are passed over, as are
+    events with a time that is none."""
+    events = list(events)
+    try:
+        return _build(events)
+    except (ValueError, OverflowError, IndexError):
+        return _build([(mark, line) for mark, line in events if _moment(mark) is not None])
+
+
+def _moment(mark: Mark) -> float | None:
+    """When it was, seconds since the epoch; None if its time is none."""
+    try:
+        return seconds_of(mark.time)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _build(events: Iterable[tuple[Mark, bytes]]) -> History:
+    history = History()
+    starts: dict[int, Incarnation] = {}
+    clock = _Clock()
+    last = ""
+    for mark, line in events:
+        name, start = mark.event, mark.start
+        incarnation = starts.get(start) if start is not None and mark.stage == "train" else None
+        if incarnation is not None:
+            incarnation.marks.append(mark)
+            if name in _FREQUENT:
+                continue
+        try:
+            time = clock(mark.time)
+            if mark.time > last:
+                last = mark.time
+            _take(history, starts, incarnation, _decode(line), name, mark.stage, time)
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError):
+            continue  # an event of ours with a field of another kind: nothing can be made of it
+    history.last = clock(last) if last else 0.0
+    for one in starts.values():
+        _sum_up(history, one, clock)
+    _settle(history)
+    return history
+
+
+def _take(
+    history: History,
+    starts: dict[int, Incarnation],
+    incarnation: Incarnation | None,
+    event: dict[str, Any],
+    name: str,
+    stage: str,
+    time: float,
+) -> None:
+    if name == "started" and stage == "train" and "start" in event:
+        _started(history, starts, event, time)
+    elif incarnation is not None and name == "resumed":
+        incarnation.resumed_step = event["step"]
+        incarnation.epoch = event.get("epoch")
+    elif incarnation is not None and name == "first_step":
+        incarnation.first_step = time
+        if incarnation.resumed_step is None:
+            incarnation.resumed_step = max(0, event["step"] - 1)
+    elif incarnation is not None and name == "validated":
+        _validated(history, event)
+    elif incarnation is not None and name == "suspended":
+        _suspended(incarnation, time, event["seconds"])
+    elif incarnation is not None and name == "signal":
+        incarnation.signals.append((time, str(event.get("signal", ""))))
+    _jobs(history, event, name, stage, time)
+    if name in _ENDINGS:
+        _ENDINGS[name](history, incarnation, event, stage, time)
+
+
+def _sum_up(history: History, one: Incarnation, clock: _Clock) -> None:
+    """What a start's marks come to. Signals and failures say nothing about steps done, and are left out."""
+    if not one.marks:
+        return
+    times = (_moment(mark) for mark in reversed(one.marks))
+    one.last_seen = max(one.last_seen, next((time for time in times if time is not None), 0.0))
+    history.last = max(history.last, one.last_seen)
+    one.marks = [mark for mark in one.marks if mark.event in _STEPS]
+    one.step = max((mark.step for mark in one.marks if mark.step is not None), default=None)
+    one.epoch = next((mark.epoch for mark in reversed(one.marks) if mark.epoch is not None), one.epoch)
+
+
+_STEPS = {"first_step", "epoch", "validated", "checkpoint", "preempted", "finished"}
+
+
+def _stall(mark: Mark) -> float:
+    return (mark.seconds or 0.0) if mark.stall_seconds is None else mark.stall_seconds
+
+
+def _point(points: list[tuple[float, int]], time: float, step: int) -> None:
+    if not points or step > points[-1][1] or (step == points[-1][1] and time > points[-1][0]):
+        points.append((time, step))
+
+
+class _Clock:
+    """Seconds of an event's time, quicker than `seconds_of`: a day is worked out once."""
+
+    def __init__(self) -> None:
+        self.days: dict[str, float] = {}
+
+    def __call__(self, text: str) -> float:
+        day = self.days.get(text[:10])
+        if day is None:
+            day = self.days[text[:10]] = seconds_of(text[:10] + "T00:00:00Z")
+        if text[-1] != "Z":
+            return seconds_of(text)
+        return day + int(text[11:13]) * 3600 + int(text[14:16]) * 60 + float(text[17:-1])
+
+
+def _started(history: History, starts: dict[int, Incarnation], event: dict[str, Any], time: float) -> None:
+    hosts = event.get("hosts") or []
+    starts[event["start"]] = new = Incarnation(
+        start=event["start"],
+        job=str(event.get("job", "")),
+        began=time,
+        last_seen=time,
+        hosts=[hosts] if isinstance(hosts, str) else list(hosts),
+        world_size=event.get("world_size") or 1,
+        device=str(event.get("device") or ""),
+        restart=event.get("restart") or 0,
+    )
+    history.incarnations.append(new)
+    history.failed, history.stopped, history.stopped_at = {}, "", None
+
+
+def _suspended(one: Incarnation, until: float, seconds: float) -> None:
+    """The event comes when it goes on."""
+    before = one.suspensions[-1][1] if one.suspensions else one.began
+    since = max(before, until - max(0.0, seconds))
+    if until > since:
+        one.suspensions.append((since, until))
+
+
+def _validated(history: History, event: dict[str, Any]) -> None:
+    history.validations.append(event)
+    miou = number((event.get("metrics") or {}).get("mIoU"))
+    if miou is not None and (history.best is None or miou > history.best[0]):
+        history.best = (float(miou), event["step"])
+
+
+def _jobs(history: History, event: dict[str, Any], name: Any, stage: str, time: float) -> None:
+    """Keeps the list of jobs: which were submitted, and what became of each."""
+    id = str(event.get("job", ""))
+    if name in ("submitted", "started", "evaluated", "prepared") and history.failed.get("stage") == stage:
+        history.failed = {}
+    if name == "submitted":
+        new = StageJob(id=id, stage=stage, submitted=time, executor=str(event.get("executor", "")))
+        new.after = _after(event.get("after"))
+        new.cluster = str(event.get("cluster") or "")
+        history.jobs.pop(f"{stage} {id}", None)  # the newest submission comes last
+        history.jobs[f"{stage} {id}"] = new
+        if stage == "train":
+            _resubmitted(history, time)
+        return
+    job = history.jobs.get(f"{stage} {id}")
+    if job is None:
+        if not id or name not in ("started", "evaluated", "prepared", "verified", "finished"):
+            return
+        # Plain `sbatch` of the script: nobody announced the job.
+        job = history.jobs[f"{stage} {id}"] = StageJob(id=id, stage=stage, submitted=time)
+    if name == "started":
+        job.started, job.ended, job.state, job.why = time, None, "started", ""
+    elif name in ("finished", "evaluated", "prepared", "verified"):
+        job.state, job.ended = "finished", time
+    elif name in ("failed", "stopped"):
+        job.state, job.ended, job.why = name, time, str(event.get("reason", ""))
+    elif name == "superseded":
+        job.state, job.ended = name, time
+    elif name == "requeued":
+        job.state, job.ended = "requeued", time
+    if name == "requeued" and event.get("successor"):
+        successor = str(event["successor"])
+        history.jobs.setdefault(
+            f"{stage} {successor}", StageJob(id=successor, stage=stage, submitted=time, executor=job.executor)
+        )
+
+
+def _after(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+
+def _resubmitted(history: History, time: float) -> None:
+    """The first submission begins the run; one after a cancellation or a stop goes on with it."""
+    if history.submitted is None:
+        history.submitted = time
+    resting = history.cancelled or history.stopped_at
+    if resting is not None:
+        history.paused += max(0.0, time - resting)
+        history.rests.append((resting, time))
+    history.cancelled, history.stopped_at, history.stopped, history.failed = None, None, "", {}
+
+
+def _end(one: Incarnation | None, time: float, ending: str, why: str) -> None:
+    """The first word about an ending counts, save that a job's own `preempted` says more than a signal."""
+    if one is not None and (not one.ending or ending == "finished"):
+        one.ended, one.ending, one.why = time, ending, why
+    elif one is not None and one.ended is not None and one.ending != "finished":
+        one.ended = max(one.ended, time)
+
+
+def _preempted(
+    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+) -> None:
+    if one is None:
+        return
+    names = " and ".join(dict.fromkeys(name for _, name in one.signals)) or "asked to leave"
+    _end(one, time, "preempted", f"preempted ({names}), saved at step {event.get('step')}")
+
+
+def _hang(history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float) -> None:
+    _end(
+        one, time, "hang", f"stood still for {event.get('seconds', 0):.0f} s; stacks in {event.get('stacks')}"
+    )
+
+
+def _failure(
+    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+) -> None:
+    where = f"rank {event['rank']}" if "rank" in event else ""
+    where += f" on {event['host']}" if event.get("host") else ""
+    text = str(event.get("error") or event.get("reason") or "")
+    if not history.failed:
+        history.failed = event
+    _end(one, time, "failed", f"{where}: {text}" if where else text)
+
+
+def _requeued(
+    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+) -> None:
+    if one is None and stage == "train" and history.incarnations:
+        one = history.incarnations[-1]
+    if one is not None and not one.ending and one.signals:
+        _end(one, time, "preempted", f"preempted ({one.signals[-1][1]})")
+    else:
+        _end(one, time, "killed", "ended without saying why")
+
+
+def _superseded(
+    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+) -> None:
+    _end(one, time, "superseded", f"start {event['by']} of the run goes on instead")
+
+
+def _stopped(
+    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+) -> None:
+    if stage != "train":
+        return
+    history.stopped, history.stopped_at = str(event.get("reason", "")), time
+    if one is None and history.incarnations:
+        one = history.incarnations[-1]
+    _end(one, time, "failed", history.stopped)
+
+
+def _cancelled(
+    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+) -> None:
+    # A training that is finished stays so: what was cancelled is its evaluation.
+    if history.finished is None and history.cancelled is None:
+        history.cancelled = time
+    if history.incarnations:
+        last = history.incarnations[-1]
+        _end(last, time, "cancelled", "cancelled" + (f" by {event['by']}" if event.get("by") else ""))
+    for job in history.jobs.values():
+        if job.state in ("submitted", "started", "requeued"):
+            job.state, job.ended = "cancelled", time
+
+
+def _finished(
+    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+) -> None:
+    if stage != "train":
+        return
+    history.finished = time
+    history.failed, history.stopped, history.cancelled = {}, "", None
+    _end(one, time, "finished", "finished")
+
+
+def _evaluated(
+    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+) -> None:
+    history.evaluations.append(event)
+
+
+def _prepared(
+    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+) -> None:
+    history.prepared = event
+
+
+_ENDINGS = {
+    "preempted": _preempted,
+    "hang": _hang,
+    "failed": _failure,
+    "requeued": _requeued,
+    "superseded": _superseded,
+    "stopped": _stopped,
+    "cancelled": _cancelled,
+    "finished": _finished,
+    "evaluated": _evaluated,
+    "prepared": _prepared,
+    "verified": _prepared,
+}
+
+
+def _settle(history: History) -> None:
+    """A start that another followed has ended, whether or not it could say so."""
+    for one, following in zip(history.incarnations, history.incarnations[1:], strict=False):
+        if one.ended is None:
+            one.ended, one.ending = min(one.last_seen, following.began), "killed"
+            if one.signals:
+                one.why = f"killed after {one.signals[-1][1]}, before it could save"
+            else:
+                one.why = "killed without warning (node failure, or no signal before the kill)"
+
+
+def add_progress(history: History, progress: dict[str, Any]) -> None:
+    """Adds what the newest `progress.json` knows beyond the events: how far a start got, and when."""
+    for one in reversed(history.incarnations):
+        if one.start == progress.get("start") and isinstance(progress.get("time"), float):
+            time = progress["time"]
+            if one.ending in ("", "killed", "cancelled"):
+                one.last_seen = max(one.last_seen, time)
+                if one.ended is not None and one.ending == "killed":
+                    one.ended = max(one.ended, time)
+            step = progress.get("step")
+            if isinstance(step, int) and (one.step is None or step > one.step):
+                one.step, one.seen_at = step, (time, step)
+                one.epoch = progress.get("epoch") or one.epoch
+            return
+
+
+# What Slurm's accounting calls an ending, in our words.
+_ACCOUNTED = {
+    "PREEMPTED": ("preempted", "preempted"),
+    "NODE_FAIL": ("killed", "the node failed"),
+    "TIMEOUT": ("timeout", "the time limit was reached"),
+    "OUT_OF_MEMORY": ("failed", "out of memory: killed by the node"),
+    "REQUEUED": ("killed", "requeued"),
+}
+
+
+def _start(row: Job) -> float:
+    return row.start or 0.0
+
+
+def add_accounting(history: History, slurm: dict[str, list[Job]]) -> None:
+    """Says more about endings that the events leave open, from accounting's rows of each incarnation."""
+    rows_of: dict[str, deque[Job]] = {}
+    for one in history.incarnations:
+        if one.job not in rows_of:
+            rows_of[one.job] = deque(sorted((r for r in slurm.get(one.job, []) if r.start), key=_start))
+        rows = rows_of[one.job]
+        while rows and rows[0].end is not None and rows[0].end < one.began:
+            rows.popleft()
+        row = next(iter(rows), None)
+        if row is None or (row.start or 0.0) - 2 > one.began or row.end is None or one.ended is None:
+            continue
+        if one.ending == "killed":
+            one.ended = max(one.ended, row.end)
+            one.ending, why = _ACCOUNTED.get(row.state, (one.ending, one.why))
+            one.why = f"{why} on {row.nodes}" if why != one.why and row.nodes else why
+        elif one.ending == "preempted" and row.state == "TIMEOUT":
+            one.ending, one.why = "timeout", f"{one.why}; the time limit was near"

@@ -1,0 +1,185 @@
+"""What a report shows of a run, gathered from its directory (and from Slurm's accounting, if it answers)."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.run.directory import Request, Run
+from jobs.run.errors import UserError
+from jobs.run.secrets import looks_secret
+from jobs.slurm import queries as slurm_queries
+from launch.observe import efficiency, history, states
+from launch.observe.efficiency import Costs, Shares
+from launch.observe.history import History
+from launch.submit.batch_script import UNTOLD
+
+HIDDEN = "…"
+MOST_PICTURES = 20
+MOST_PICTURE_BYTES = 6_000_000
+"""Of all pictures of a page together, so that it can still go by e-mail."""
+
+
+class Evaluation(msgspec.Struct):
+    name: str
+    metrics: dict[str, Any]
+    classes: list[dict[str, Any]]
+    names: list[str]
+    confusion: list[list[float]]
+    pictures: list[tuple[str, str]]
+    """(image id, data: URL)."""
+    left_out: int = 0
+
+
+class Data(msgspec.Struct):
+    run: Run
+    request: Request | None
+    past: History
+    status: states.Status
+    train: list[dict[str, Any]]
+    """Rows of metrics.jsonl by step; what a later start did again counts once, as done then."""
+    val: list[dict[str, Any]]
+    shares: Shares
+    costs: Costs
+    evaluation: Evaluation | None
+    now: float
+    problems: list[str]
+
+
+def gather(run: Run) -> Data:
+    now = time.time()
+    past = states.past_of(run)
+    history.add_accounting(past, slurm_queries.incarnations(past.job_ids()))
+    answer = slurm_queries.ask(states.jobs_to_ask(past))
+    status = states.status(run, past, answer, now)
+    until = now if status.state in ("running", "starting", "requeueing", "suspended") else past.last
+    problems = list(answer.problems)
+    try:
+        request = run.request()
+    except UserError as error:
+        request = None
+        problems.append(str(error))
+    train, val = kept_rows(history.read_lines(run.metrics), past)
+    return Data(
+        run=run,
+        request=request,
+        past=past,
+        status=status,
+        train=train,
+        val=val,
+        shares=efficiency.shares(past, until),
+        costs=efficiency.costs(past, until),
+        evaluation=newest_evaluation(run),
+        now=now,
+        problems=problems,
+    )
+
+
+def public(request: Request) -> dict[str, Any]:
+    """The request as a report may show it, which goes by e-mail: without anything that may be a secret."""
+
+    def without(settings: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in settings.items() if key not in (*UNTOLD, "sources")}
+        return {key: without(one) if isinstance(one, dict) else one for key, one in kept.items()}
+
+    shown: dict[str, Any] = msgspec.to_builtins(request)
+    shown["cluster"] = without(shown["cluster"])
+    shown["set"] = {key: HIDDEN if looks_secret(key) else one for key, one in shown["set"].items()}
+    return shown | {"command": shlex.join(repeat_command(request))}
+
+
+def repeat_command(request: Request) -> list[str]:
+    """The command that makes the same run under a name that is free; [] if none was recorded.
+
+    `--run` is left out: its name is taken. Of a sweep it makes the one element.
+    """
+    given, kept = list(request.command), ["python"]
+    while given:
+        argument = given.pop(0)
+        option, equals, value = argument.partition("=")
+        if option in ("--run", "--sweep"):
+            value = value if equals else given.pop(0) if given else ""
+            key = value.partition("=")[0]
+            if option == "--sweep" and key in request.set:
+                kept += ["--set", f"{key}={request.set[key]}"]
+        elif option not in ("--wait", "--json", "--no-submit"):
+            # A secret that an earlier version took, as --set KEY=VALUE or --set=KEY=VALUE.
+            name, equals, _ = argument.removeprefix("--set=").partition("=")
+            kept.append(
+                argument.partition(f"{name}=")[0] + f"{name}={HIDDEN}"
+                if equals and looks_secret(name)
+                else argument
+            )
+    return kept if request.command else []
+
+
+def kept_rows(rows: list[dict[str, Any]], past: History) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training, validation) rows by step. A start that went on from step s voids older rows beyond s."""
+    resumed = {one.start: one.resumed_step for one in past.incarnations}
+    kept: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "val": {}}
+    newest = 0
+    for row in rows:
+        start, step, kind = row.get("start", 1), row.get("step"), row.get("kind")
+        if not isinstance(step, int) or not isinstance(start, int) or start < newest:
+            continue
+        if not isinstance(kind, str) or kind not in kept:
+            continue
+        if start > newest:
+            base = resumed.get(start)
+            base = step - 1 if base is None else base
+            for one in kept.values():
+                for void in [at for at in one if at > base]:
+                    del one[void]
+            newest = start
+        kept[kind][step] = row
+    train, val = (sorted(one.values(), key=lambda row: row["step"]) for one in kept.values())
+    return train, val
+
+
+def newest_evaluation(run: Run) -> Evaluation | None:
+    """The evaluation written last, or None. metrics.json is written last: where it is, the rest is whole."""
+    done = [(path.stat().st_mtime, path) for path in run.eval.glob("*/metrics.json")]
+    if not done:
+        return None
+    where = max(done)[1].parent
+    metrics = history.read_json(where / "metrics.json")
+    names, confusion = read_confusion(where / "confusion.csv")
+    pictures, left_out = read_pictures(where / "pictures")
+    return Evaluation(
+        name=where.name,
+        metrics=metrics,
+        classes=list(metrics.get("classes") or []),
+        names=names,
+        confusion=confusion,
+        pictures=pictures,
+        left_out=left_out,
+    )
+
+
+def read_confusion(path: Path) -> tuple[list[str], list[list[float]]]:
+    """Class names and the matrix (row: truth, column: prediction); empty if there is no such file."""
+    try:
+        with path.open(newline="") as file:
+            header, *rows = list(csv.reader(file))
+        return header[1:], [[float(count) for count in row[1:]] for row in rows]
+    except (FileNotFoundError, ValueError):
+        return [], []
+
+
+def read_pictures(folder: Path) -> tuple[list[tuple[str, str]], int]:
+    """The first pictures as data URLs, and how many were left out for size or number."""
+    found, total = [], 0
+    paths = sorted(folder.glob("*.jpg"))
+    for path in paths[:MOST_PICTURES]:
+        content = path.read_bytes()
+        total += len(content)
+        if total > MOST_PICTURE_BYTES:
+            break
+        found.append((path.stem, "data:image/jpeg;base64," + base64.b64encode(content).decode()))
+    return found, len(paths) - len(found)

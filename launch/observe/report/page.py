@@ -1,0 +1,416 @@
+"""The report as one HTML file that needs nothing else: no script, no font, no request, by e-mail or offline.
+
+A Content-Security-Policy in the page holds a browser to that, whatever a name or an error text contains.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from launch.observe import efficiency, history
+from launch.observe import wording as words
+from launch.observe.report import charts as report_charts
+from launch.observe.report import data as report_data
+from launch.observe.report.charts import Bar, Mark, Series
+from launch.observe.report.data import Data, Evaluation
+
+STYLE = Path(__file__).with_name("report.css")
+GENERATOR = "Baton"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def page(data: Data) -> str:
+    """The whole report of one run."""
+    sections = [
+        _head(data),
+        _curves(data),
+        _timeline(data),
+        _time(data),
+        _evaluation(data.evaluation) if data.evaluation else "",
+        _environment(data),
+    ]
+    return document(f"{data.run.name} · Baton", "\n".join(section for section in sections if section))
+
+
+def comparison(all_data: Sequence[Data]) -> str:
+    """Several runs side by side: figures, curves, differences of their requests."""
+    rows = []
+    for data in all_data:
+        one, evaluated = data.status, data.evaluation.metrics if data.evaluation else {}
+        rows.append(
+            [
+                one.name, one.words, str(one.step or ""), _percent(one.best_mIoU),
+                _percent(evaluated.get("mIoU")), _percent(evaluated.get("aAcc")),
+                str(one.interruptions), str(one.lost_steps),
+                f"{data.shares.ettr:.3f}" if data.shares.ettr is not None else "",
+                words.span(data.shares.wall),
+            ]
+        )  # fmt: skip
+    head = (
+        "run",
+        "state",
+        ">step",
+        ">best mIoU",
+        ">mIoU",
+        ">aAcc",
+        ">interruptions",
+        ">steps redone",
+        ">ETTR",
+        ">time",
+    )
+    parts = [f"<h1>{escape(' · '.join(d.run.name for d in all_data))}</h1>", table(head, rows)]
+    marked = False
+    for title, key, kind, logarithmic in CURVES:
+        shown = [(data, points) for data in all_data if (points := _points(getattr(data, kind), key))]
+        series = [Series(data.run.name, points, kind == "val") for data, points in shown]
+        marks = [mark for index, (data, _) in enumerate(shown) for mark in interruptions(data, index)]
+        if chart := report_charts.lines(title, series, "step", marks, logarithmic):
+            parts.append(f"<h2>{escape(title)}</h2>{chart}")
+            marked = marked or bool(marks)
+    if marked:
+        parts.append('<p class="soft">Dashed: interruptions, each in the colour of its run.</p>')
+    parts.append(_class_comparison(all_data))
+    parts.append(_differences(all_data))
+    return document("Comparison · Baton", "\n".join(parts))
+
+
+def document(title: str, body: str) -> str:
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
+        f'<meta name="generator" content="{GENERATOR}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><style>{STYLE.read_text()}</style></head>\n'
+        f"<body>\n{body}\n</body></html>\n"
+    )
+
+
+CURVES = (
+    ("Loss", "loss", "train", True),
+    ("Learning rate", "lr", "train", False),
+    ("mIoU of the validations, in percent", "mIoU", "val", False),
+)
+
+
+def _head(data: Data) -> str:
+    one, past = data.status, data.past
+    facts: list[tuple[str, str]] = []
+    if data.evaluation and data.evaluation.metrics.get("mIoU") is not None:
+        facts.append((_percent(data.evaluation.metrics["mIoU"]), "mIoU, evaluated"))
+    if one.best_mIoU is not None:
+        facts.append((_percent(one.best_mIoU), "best mIoU in validation"))
+    if one.step is not None:
+        facts.append((f"{one.step:,}" + (f" / {one.max_steps:,}" if one.max_steps else ""), "steps"))
+    if data.shares.ettr is not None:
+        facts.append((f"{data.shares.ettr:.3f}", "ETTR, queue included"))
+    facts.append((str(past.interruptions), "interruptions"))
+    facts.append((f"{one.lost_steps:,}", "steps done again"))
+    facts.append((words.span(data.shares.wall), "from submission"))
+    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
+    problems = "".join(f'<p class="soft">note: {escape(text)}</p>' for text in data.problems)
+    bad = one.state in ("failed", "stopped", "stuck")
+    return (
+        f'<h1>{escape(data.run.name)}</h1><p class="{"bad" if bad else "soft"}">{escape(one.words)} · '
+        f"{escape(words.moment(data.now))}</p>{problems}"
+        f'<div class="facts">{cells}</div>'
+    )
+
+
+def _curves(data: Data) -> str:
+    marks = interruptions(data)
+    parts = []
+    for title, key, kind, logarithmic in CURVES:
+        series = [Series(title.split(",")[0], _points(getattr(data, kind), key), kind == "val")]
+        if chart := report_charts.lines(title, series, "step", marks, logarithmic):
+            parts.append(f"<h2>{escape(title)}</h2>{chart}")
+    if parts and marks:
+        parts.append(
+            '<p class="soft">Dashed: interruptions. What was done again is drawn once, as it was kept.</p>'
+        )
+    return "".join(parts)
+
+
+def interruptions(data: Data, series: int | None = None) -> list[Mark]:
+    """A mark for each ending of a start that was not the end of the training, at the last step it did."""
+    whose = "" if series is None else f"{data.run.name}, "
+    return [
+        Mark(
+            one.step if one.step is not None else one.resumed_step or 0,
+            f"{whose}start {one.start}: {one.why}",
+            series,
+        )
+        for one in data.past.incarnations
+        if one.ending not in ("", "finished")
+    ]
+
+
+def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[key]) for row in rows if history.number(row.get(key)) is not None]
+
+
+def _timeline(data: Data) -> str:
+    runs = data.past.incarnations
+    if not runs:
+        return ""
+    begin = min(data.past.submitted or runs[0].began, runs[0].began)
+    end = max([one.ended or data.now for one in runs])
+    unit, name = (60.0, "minutes") if end - begin < 3 * 3600 else (3600.0, "hours")
+    if end - begin < 300:
+        unit, name = 1.0, "seconds"
+    kept = efficiency.kept_steps(data.past)
+    hosts = {host for one in runs for host in one.hosts}
+    bars = []
+    for one, until in zip(runs, kept, strict=True):
+        ended = one.ended or data.now
+        text = f"start {one.start}, job {one.job}, {words.span(ended - one.began)}: {one.why or 'running'}"
+        first = min(one.first_step or ended, ended)
+        lost = ended
+        if one.step is not None and until < one.step:
+            lost = min(ended, max(first, one.when(int(until))))
+        rows = one.hosts if one.hosts and len(hosts) <= 24 else [f"start {one.start}"]
+        for row in rows:
+            bars.append(Bar(row, one.began, first, "startup", f"{text} (start-up)"))
+            bars.append(Bar(row, first, lost, "training", text))
+            bars.append(Bar(row, lost, ended, "lost", f"{text} (done again later)"))
+            bars += [
+                Bar(
+                    row,
+                    since,
+                    until,
+                    "suspended",
+                    f"start {one.start} stood still for {words.span(until - since)}",
+                )
+                for since, until in one.suspensions
+            ]
+    bars = [bar for bar in bars if bar.end > bar.begin]
+    chart = report_charts.timeline(
+        "Starts on nodes over time", bars, begin, end, unit, f"{name} since submission"
+    )
+    table_rows = []
+    for one in runs:
+        table_rows.append(
+            [
+                str(one.start),
+                one.why or "running",
+                words.moment(one.began),
+                words.span((one.ended or data.now) - one.began),
+                "" if one.resumed_step is None else f"{one.resumed_step:,}",
+                "" if one.step is None else f"{one.step:,}",
+                ", ".join(one.hosts),
+                one.job,
+            ]
+        )
+    head = (">start", "how it ended", "began", ">lasted", ">from step", ">to step", "on", "job")
+    return f"<h2>Starts</h2>{chart}{table(head, table_rows)}"
+
+
+WORDS = {
+    "training": ("training", "steps that the finished weights hold"),
+    "validation": ("validation", "during the training"),
+    "saving": ("saving", "what checkpoints held the training up"),
+    "startup": ("start-up", "from each start to its first step"),
+    "lost": ("lost", "steps that had to be done again"),
+    "suspended": ("suspended", "stopped on its nodes (scontrol suspend, SIGSTOP), until it could go on"),
+    "queue": ("queue", "waiting to be started, at first and after interruptions"),
+}
+
+
+def _time(data: Data) -> str:
+    spent = data.shares
+    if spent.wall <= 0:
+        return ""
+    parts = [
+        (WORDS[name][0], name, getattr(spent, name), words.span(getattr(spent, name)))
+        for name in efficiency.NAMES
+    ]
+    rows = "".join(
+        f'<tr><td class="legend"><span><i class="{kind}"></i>{escape(name)}</span></td>'
+        f'<td class="n">{escape(text)}</td><td class="n">{100 * amount / spent.wall:.1f}%</td>'
+        f'<td class="soft">{escape(WORDS[kind][1])}</td></tr>'
+        for name, kind, amount, text in parts
+    )
+    chart = report_charts.shares("Where the time went", parts)
+    return f"<h2>Where the time went</h2>{chart}<table>{rows}</table>{_advice(data)}"
+
+
+def _advice(data: Data) -> str:
+    """ETTR, and the interval between checkpoints that would have been best."""
+    spent, cost = data.shares, data.costs
+    lines = []
+    if spent.ettr is not None:
+        lines.append(
+            f"ETTR {spent.ettr:.3f}: training and validation that were kept, over all time from submission "
+            f"(arXiv 2410.21680). Without the queue it is {spent.running_ratio or 0:.3f}."
+        )
+    if cost.mtbi and cost.save_stall is not None:
+        restart = cost.startup or 0.0
+        save = max(cost.save_stall, 1e-3)
+        best = efficiency.best_interval(save, cost.mtbi, restart, cost.queue or 0.0)
+        text = (
+            f"An interruption came every {words.span(cost.mtbi)} on the nodes, a save held the training up "
+            f"for {words.span(cost.save_stall)}: for interruptions that come unannounced, a checkpoint every "
+            f"{words.span(best)} would have been best (Young {words.span(efficiency.young(save, cost.mtbi))})"
+        )
+        if cost.interval:
+            had, could = (
+                efficiency.expected_ettr(one, save, restart, cost.mtbi, cost.queue or 0.0)
+                for one in (cost.interval, best)
+            )
+            text += (
+                f"; it was every {words.span(cost.interval)} (expected ETTR {had:.3f} instead of {could:.3f})"
+            )
+        lines.append(text + ".")
+    elif spent.ettr is not None:
+        lines.append("No interruption so far, so there is no best interval between checkpoints to tell.")
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _evaluation(found: Evaluation) -> str:
+    metrics = found.metrics
+    figures = " · ".join(f"{name} {_percent(metrics.get(name))}" for name in ("mIoU", "mAcc", "aAcc"))
+    parts = [
+        f"<h2>Evaluation</h2><p>{escape(figures)} <span class=soft>("
+        f"{escape(str(metrics.get('checkpoint', '')))}, "
+        f"{escape(str(metrics.get('images', '')))} images)</span></p>"
+    ]
+    rows = []
+    for one in found.classes:
+        iou = history.number(one.get("IoU"))
+        width = f'<i style="width:{max(0.0, min(100.0, iou)):.1f}%"></i>' if iou is not None else ""
+        if iou is None:
+            width = '<span class="soft">not in the images</span>'
+        rows.append(
+            f'<tr><td>{escape(str(one.get("name")))}</td><td class="n">{_percent(iou)}</td>'
+            f'<td class="meter">{width}</td><td class="n">{_percent(one.get("Acc"))}</td></tr>'
+        )
+    if rows:
+        parts.append(
+            '<table><tr><th>class</th><th class="n">IoU</th><th></th><th class="n">Acc</th></tr>'
+            + "".join(rows)
+            + "</table>"
+        )
+    if found.confusion:
+        chart = report_charts.heatmap("Confusion matrix", found.names, found.confusion)
+        parts.append(
+            f'<h2>Confusion matrix</h2><p class="soft">Rows: the truth. Columns: what it was taken for, in '
+            f"percent of the row's pixels.</p>{chart}"
+        )
+    if found.pictures:
+        parts.append(
+            '<h2>Predictions</h2><p class="soft">Image, truth, prediction.</p><div class="pictures">'
+        )
+        parts += [
+            f'<figure><img alt="{escape(name)}: image, truth, prediction" src="{url}">'
+            f"<figcaption>{escape(name)}</figcaption></figure>"
+            for name, url in found.pictures
+        ]
+        parts.append("</div>")
+        if found.left_out:
+            parts.append(
+                f'<p class="soft">{words.plural(found.left_out, "more picture")} in '
+                f"eval/{escape(found.name)}/pictures.</p>"
+            )
+    return "".join(parts)
+
+
+def _environment(data: Data) -> str:
+    request = data.request
+    if request is None:
+        return ""
+    rows = [
+        ["config", request.config],
+        ["overrides", json.dumps(report_data.public(request)["set"]) if request.set else ""],
+        ["seed", str(request.seed)],
+        ["data", request.data_root],
+        [
+            "resources",
+            f"{words.plural(request.nodes, 'node')} × {words.plural(request.gpus, 'rank')}, "
+            f"{request.executor}",
+        ],
+        ["profile", str(request.cluster.get("profile", ""))],
+        ["interpreter", request.python],
+        *([name, version] for name, version in request.versions.items()),
+        ["run directory", str(data.run.path)],
+    ]
+    devices = sorted({one.device for one in data.past.incarnations if one.device})
+    if devices:
+        rows.insert(5, ["device", ", ".join(devices)])
+    shown = table(("what", "value"), [row for row in rows if row[1]])
+    repeat = ""
+    if command := report_data.repeat_command(request):
+        repeat = (
+            "<p>The command that makes it once more, under a new name; with the same data it gives the same "
+            f"weights:</p><pre>{escape(shlex.join(command))}</pre>"
+        )
+    return f"<h2>Environment</h2>{shown}{repeat}"
+
+
+def _class_comparison(all_data: Sequence[Data]) -> str:
+    evaluated = [data for data in all_data if data.evaluation]
+    if len(evaluated) < 2:
+        return ""
+    by_run = [
+        {one["name"]: one.get("IoU") for one in data.evaluation.classes}
+        for data in evaluated
+        if data.evaluation
+    ]
+    names = list(dict.fromkeys(name for classes in by_run for name in classes))
+    rows = [[name, *(_percent(classes.get(name)) for classes in by_run)] for name in names]
+    return "<h2>IoU by class</h2>" + table(("class", *(f">{data.run.name}" for data in evaluated)), rows)
+
+
+def _differences(all_data: Sequence[Data]) -> str:
+    """What the runs' requests differ in."""
+    flat = [_flat(report_data.public(data.request)) if data.request else {} for data in all_data]
+    keys = dict.fromkeys(key for one in flat for key in one if key not in ("name", "created"))
+    rows = [
+        [key, *(str(one.get(key, "")) for one in flat)]
+        for key in keys
+        if len({str(one.get(key, "")) for one in flat}) > 1
+    ]
+    if not rows:
+        return ""
+    return "<h2>What they differ in</h2>" + table(("what", *(data.run.name for data in all_data)), rows)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table; columns that begin with > hold numbers."""
+    numbers = [column.startswith(">") for column in columns]
+    head = "".join(
+        f"<th{' class=n' if n else ''}>{escape(c.removeprefix('>'))}</th>"
+        for c, n in zip(columns, numbers, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{' class=n' if n else _one_line(cell)}>{escape(cell)}</td>"
+            for cell, n in zip(row, numbers, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _one_line(cell: str) -> str:
+    """Short cells (a moment, a job, a host) are not broken; long ones (an error, a path) may be."""
+    return " class=one" if len(cell) <= 24 else ""
+
+
+def _percent(value: Any) -> str:
+    number = history.number(value)
+    return "" if number is None else f"{number:.2f}"

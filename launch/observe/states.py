@@ -1,0 +1,448 @@
+"""Where a run stands, in plain words: from its events, from Slurm, from the local chain's process.
+
+What nobody can tell is `unknown`, never a success.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.run import place
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+from jobs.slurm import pending
+from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
+from launch.observe import efficiency, history
+from launch.observe import wording as words
+from launch.observe.history import History, Incarnation, StageJob
+from launch.submit import identity
+
+SILENT = 600.0
+"""Seconds without progress after which a running training is said to be silent."""
+
+
+class State(msgspec.Struct, frozen=True):
+    code: str
+    """queued, waiting, starting, running, suspended, requeueing, finished, evaluating, prepared, cancelled,
+    stopped, failed, stuck, unreadable, unknown."""
+    words: str
+    stage: str = "train"
+    """Whose state it is: prepare, train, evaluate or infer."""
+
+    @property
+    def lives(self) -> bool:
+        """Something of it is queued or running, as far as is known."""
+        return self.code in {
+            "queued",
+            "waiting",
+            "starting",
+            "running",
+            "suspended",
+            "requeueing",
+            "evaluating",
+            "unreadable",
+            "unknown",
+        }
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """One run, as the table and `--json` show it."""
+
+    name: str
+    state: str
+    words: str
+    stage: str = "train"
+    """Whose state it is: prepare, train, evaluate or infer."""
+    job: str = ""
+    epoch: int | None = None
+    max_epochs: int | None = None
+    step: int | None = None
+    max_steps: int | None = None
+    seconds_per_step: float | None = None
+    loss: float | None = None
+    best_mIoU: float | None = None
+    mIoU: float | None = None
+    """Of the newest evaluation."""
+    preemptions: int = 0
+    interruptions: int = 0
+    starts: int = 0
+    lost_steps: int = 0
+    efficiency: float | None = None
+    """ETTR, queue included."""
+    eta_seconds: float | None = None
+    updated: float | None = None
+    """The newest word of it, seconds since the epoch."""
+
+
+def jobs_to_ask(past: History) -> list[str]:
+    """The Slurm jobs whose state the events leave open: the newest of each stage."""
+    over = ("finished", "failed", "superseded", "stopped", "cancelled")
+    open_jobs = [job for job in past.jobs.values() if job.state not in over and is_slurm(job.id)]
+    if past.finished is not None or past.stopped:
+        open_jobs = [job for job in open_jobs if job.stage != "train"]
+    newest = {job.stage: job.id for job in open_jobs}
+    failed = newest_job(past, "train")
+    if failed and failed.state == "failed" and past.cancelled is None and is_slurm(failed.id):
+        newest["train"] = failed.id
+    if past.reserve is not None and "train" in newest:
+        newest["its successor"] = past.reserve
+    return list(newest.values())
+
+
+def status(run: Run, past: History, answer: Answer, now: float) -> Status:
+    """Everything the table shows of a run; `past` has progress.json in it already."""
+    progress = history.progress(run)
+    state = judge(run, past, answer, progress, now)
+    if state.code == "suspended" and past.incarnations:
+        _still_suspended(past.incarnations[-1], now)
+    shares = efficiency.shares(past, now if state.lives else past.last)
+    job = newest_job(past, "train") or next(reversed(list(past.jobs.values())), None)
+    step, epoch = furthest(past, progress)
+    found = Status(
+        name=run.name,
+        state=state.code,
+        words=state.words,
+        stage=state.stage,
+        job=job.id if job else "",
+        step=step,
+        epoch=epoch,
+        max_epochs=progress.get("max_epochs"),
+        max_steps=progress.get("max_steps"),
+        seconds_per_step=progress.get("seconds_per_step"),
+        loss=progress.get("loss"),
+        best_mIoU=past.best[0] if past.best else progress.get("best"),
+        mIoU=_miou(past.evaluations[-1]) if past.evaluations else None,
+        preemptions=past.preemptions,
+        interruptions=past.interruptions,
+        starts=len(past.incarnations),
+        lost_steps=efficiency.lost_steps(past),
+        efficiency=shares.ettr,
+        updated=max(past.last, progress.get("time") or 0.0) or None,
+    )
+    if state.code in ("running", "starting", "requeueing", "suspended") and found.step and found.max_steps:
+        found.eta_seconds = efficiency.eta(past, now, found.step, found.max_steps, found.seconds_per_step)
+    return found
+
+
+def past_of(run: Run) -> History:
+    """The history of a run. Raises UserError if it cannot be read."""
+    past = history.attempt(run)
+    if isinstance(past, Exception):
+        raise UserError(f"{run.name} is {unreadable(run, past).words}")
+    return past
+
+
+def unreadable(run: Run, error: Exception) -> Status:
+    """A run of which nothing can be read: another user's, or a damaged one."""
+    why = (
+        error.strerror
+        if isinstance(error, OSError) and error.strerror
+        else f"{type(error).__name__}: {error}"
+    )
+    where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    return Status(name=run.name, state="unreadable", words=f"unreadable: {words.gist(why)}{where}")
+
+
+def furthest(past: History, progress: dict[str, Any]) -> tuple[int | None, int | None]:
+    """(step, epoch) that the run is at: what the newest start says; before it says anything, what is saved,
+    for it goes on from there."""
+    if not past.incarnations:
+        return progress.get("step"), progress.get("epoch")
+    last = past.incarnations[-1]
+    if last.step is not None:
+        return last.step, last.epoch
+    if last.resumed_step is not None:
+        return last.resumed_step, last.epoch
+    saved = [
+        (mark.step, mark.epoch)
+        for one in past.incarnations
+        for mark in one.marks
+        if mark.event in ("checkpoint", "preempted") and mark.step is not None
+    ]
+    return max(saved, key=lambda pair: pair[0], default=(progress.get("step"), progress.get("epoch")))
+
+
+def _still_suspended(one: Incarnation, now: float) -> None:
+    """Adds the suspension that lasts: its event comes when it is over."""
+    since = max([one.last_seen, *(to for _, to in one.suspensions)])
+    if now > since:
+        one.suspensions.append((since, now))
+
+
+def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
+    """Where a run stands, in one line of words."""
+    state = _judge(run, past, identity.mine(run, past, answer), progress, now)
+    return msgspec.structs.replace(state, words=words.gist(state.words))
+
+
+def _judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
+    if past.finished is not None:
+        return _after_training(run, past, answer)
+    if past.cancelled is not None:
+        cancelled = State("cancelled", "cancelled", _main_stage(past))
+        return _beside(run, past, answer, cancelled, past.cancelled)
+    if past.stopped:
+        return _beside(
+            run, past, answer, State("stopped", f"stopped: {past.stopped}"), past.stopped_at or past.last
+        )
+    job = newest_job(past, "train")
+    if job is None:
+        return _other_stage(run, past, answer)
+    if not is_slurm(job.id):
+        if not local_job(run, job.id):
+            if host := elsewhere(run, job.id):
+                return _out_of_sight(host)
+            return _gone(past, "its local process is gone")
+        if is_stopped(local_chains(run).get(job.id)):
+            return State("suspended", "suspended: its processes are stopped (SIGCONT continues them)")
+        return _running(past, progress, now, preparing=_is_preparing(past))
+    seen = answer.job(job.id)
+    if seen.pending:
+        return _pending(past, job, seen, now)
+    if seen.state in ("SUSPENDED", "STOPPED"):
+        return State("suspended", "suspended by Slurm, goes on by itself when it is resumed")
+    if seen.alive:
+        last = past.incarnations[-1] if past.incarnations else None
+        if last is not None and last.job == job.id and last.ended is not None:
+            if last.ending in ("failed", "hang", "killed") and seen.state == "RUNNING":
+                return State("starting", f"starting again after: {last.why}")
+            return State("requeueing", f"{last.why}; leaving the nodes")
+        return _running(past, progress, now)
+    if seen.state == UNKNOWN:
+        age = words.span(now - past.last) if past.last else "never"
+        error = f"; its last error: {_error(past)}" if past.failed else ""
+        return State("unknown", f"Slurm says nothing of job {job.id}; last word {age} ago{error}")
+    how = f"job {job.id} ended as {seen.state}{f' ({seen.reason})' if seen.reason else ''}"
+    if past.reserve is not None and answer.job(past.reserve).alive:
+        return State("requeueing", f"{how}; job {past.reserve} goes on")
+    return _gone(past, how)
+
+
+def local_chain(run: Run) -> int | None:
+    """The pid of the run's local chain, if that lives; a process with a reused pid is not taken for it."""
+    return _living(run.job / "local.json")
+
+
+def local_chains(run: Run) -> dict[str, int]:
+    """Every local chain of the run that lives, its own and those of evaluations and inferences by hand:
+    job id -> pid."""
+    found = {path.stem: _living(path) for path in sorted(run.job.glob("local-*.json"))}
+    chain = history.read_json(run.job / "local.json")
+    if (pid := local_chain(run)) is not None:
+        found[str(chain.get("job") or f"local-{pid}")] = pid
+    return {job: pid for job, pid in found.items() if pid is not None}
+
+
+def local_job(run: Run, job: str) -> bool:
+    """Whether a local job (`local-PID`) lives, or is just being started."""
+    return job in local_chains(run) or _is_starting(run, job)
+
+
+def _living(file: Path) -> int | None:
+    """The pid of the process that a chain's file names, if that process lives; not another with its pid."""
+    chain = history.read_json(file)
+    if place.elsewhere(chain):
+        return None
+    try:
+        stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return None
+    # After the command's name, which may hold anything: the state is field 3, the start time field 22.
+    fields = stat.rpartition(")")[2].split()
+    alive = fields[0] not in "ZX" and str(fields[19]) == str(chain.get("start_time"))
+    return int(chain["pid"]) if alive else None
+
+
+def elsewhere(run: Run, job: str) -> str:
+    """The host where a local job that is not seen here may live; "" if it would be seen."""
+    for file in (run.job / f"{job}.json", run.job / "local.json"):
+        record = history.read_json(file)
+        if record and str(record.get("job") or job) == job:
+            return place.elsewhere(record)
+    return ""
+
+
+def _out_of_sight(host: str, stage: str = "train") -> State:
+    return State("unknown", f"runs on {host} or did: only there can be seen whether it lives", stage)
+
+
+def is_stopped(pid: int | None) -> bool:
+    """Whether a process is stopped, by a signal or a debugger."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
+    except OSError:
+        return False
+
+
+def _is_starting(run: Run, job: str) -> bool:
+    """Whether submitit's controller of a local job is there: the chain itself may not have begun yet."""
+    try:
+        command = Path(f"/proc/{job.removeprefix('local-')}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return str(run.job).encode() in command
+
+
+def newest_job(past: History, stage: str) -> StageJob | None:
+    return next((job for job in reversed(list(past.jobs.values())) if job.stage == stage), None)
+
+
+def _main_stage(past: History) -> str:
+    """What the run is there for: a training, or else what it did last."""
+    stages = [job.stage for job in past.jobs.values()]
+    return "train" if past.incarnations or "train" in stages or not stages else stages[-1]
+
+
+def _is_preparing(past: History) -> bool:
+    job = newest_job(past, "prepare")
+    return job is not None and job.state in ("submitted", "started") and not past.incarnations
+
+
+def _running(past: History, progress: dict[str, Any], now: float, preparing: bool = False) -> State:
+    if preparing:
+        return State("waiting", "preparing the dataset")
+    last = past.incarnations[-1] if past.incarnations else None
+    if last is None or last.ended is not None:
+        return State("starting", "starting" + (" again" if last else ""))
+    if last.first_step is None:
+        step = last.resumed_step
+        return State("starting", f"starting, goes on from step {step:,}" if step else "starting")
+    phase = progress.get("phase")
+    doing = {"validate": "running, validating", "save": "running, saving"}.get(str(phase), "running")
+    if progress.get("diverged"):
+        doing = f"{doing}, but the loss is nan"
+    quiet = now - max(last.last_seen, progress.get("time") or 0.0)
+    if quiet > SILENT:
+        doing = f"{doing}, but silent for {words.span(quiet)}"
+    return State("running", doing)
+
+
+def _pending(past: History, job: StageJob, seen: Job, now: float) -> State:
+    when = f", expected start {words.clock(seen.start, now)}" if seen.start and seen.start > now else ""
+    if seen.reason.startswith("DependencyNeverSatisfied"):
+        waited = f"job {job.after}" if job.after else "the job it waits for"
+        return State("stuck", f"will never start: {waited} did not succeed; cancel it and submit it again")
+    if seen.reason.startswith("Dependency"):
+        return State("waiting", f"waits for job {job.after or seen.dependency}{when}")
+    if pending.is_held(seen.reason) or seen.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"):
+        return State("stuck", f"held ({seen.reason}); scontrol release {job.id} lets it go on")
+    if why := pending.never(seen.reason):
+        return State("stuck", f"will never start as it is: {why} ({seen.reason})")
+    behind = _behind(seen)
+    if past.incarnations:
+        if seen.reason in ("BeginTime", "") or seen.state == "REQUEUED":
+            return State("requeueing", f"waiting for requeue{when}")
+        return State("requeueing", f"waiting for requeue, {behind}{when}")
+    return State("queued", f"{behind}{when}")
+
+
+def _behind(seen: Job) -> str:
+    """Only a job that Slurm holds for its resources comes next; one held for its priority waits for jobs
+    that the counting within its partition does not see. Who waits for anything else stands in no line."""
+    if why := pending.never(seen.reason):
+        return f"will never start as it is: {why} ({seen.reason})"
+    if why := pending.waits(seen.reason):
+        return f"queued: {why} ({seen.reason})"
+    if seen.ahead:
+        return f"queued behind {words.plural(seen.ahead, 'job')}"
+    if seen.reason == "Resources":
+        return "queued, next in line"
+    return "queued, others go first" if seen.reason == "Priority" else "queued"
+
+
+def _queued(seen: Job, code: str) -> str:
+    """`code`, unless the job can never start."""
+    return "stuck" if pending.never(seen.reason) else code
+
+
+def _gone(past: History, how: str) -> State:
+    if past.failed:
+        return State("failed", f"failed: {_error(past)}")
+    return State("failed", f"{how}, and nothing says why" if past.incarnations else f"{how} before it began")
+
+
+def _error(past: History) -> str:
+    return str(past.failed.get("error") or past.failed.get("reason") or "")
+
+
+def _after_training(run: Run, past: History, answer: Answer) -> State:
+    """The training is finished: what became of its newest evaluation, and of an inference under way."""
+    job = newest_job(past, "evaluate")
+    evaluated = "finished, evaluated" if past.evaluations else "finished"
+    if job is None or job.state == "finished":
+        return _beside(run, past, answer, State("finished", evaluated), past.finished or 0.0)
+    if job.state == "failed":
+        return State("failed", f"trained; the evaluation failed: {job.why}", "evaluate")
+    if job.state == "cancelled":
+        return _beside(
+            run,
+            past,
+            answer,
+            State("finished", f"{evaluated}; an evaluation was cancelled"),
+            job.ended or 0.0,
+        )
+    seen = answer.job(job.id)
+    if not is_slurm(job.id):
+        if local_job(run, job.id):
+            return State("evaluating", "trained, being evaluated", "evaluate")
+        if host := elsewhere(run, job.id):
+            return _out_of_sight(host, "evaluate")
+        return State("failed", "trained; its evaluation's local process is gone", "evaluate")
+    if seen.pending:
+        return State(_queued(seen, "evaluating"), f"trained, evaluation {_behind(seen)}", "evaluate")
+    if seen.alive:
+        return State("evaluating", "trained, being evaluated", "evaluate")
+    if seen.state == UNKNOWN:
+        return State("finished", f"trained; of the evaluation (job {job.id}) Slurm says nothing", "evaluate")
+    return State("failed", f"trained; the evaluation's job {job.id} ended as {seen.state}", "evaluate")
+
+
+def _beside(run: Run, past: History, answer: Answer, state: State, since: float) -> State:
+    """`state`, and what was submitted by hand after it and is on its way: an evaluation, an inference."""
+    doing = {"evaluate": "being evaluated", "infer": "segmenting images"}
+    for job in reversed(list(past.jobs.values())):
+        if job.stage not in doing or job.submitted < since or job.state not in ("submitted", "started"):
+            continue
+        seen = answer.job(job.id)
+        if seen.pending:
+            return State(
+                _queued(seen, "evaluating"), f"{state.words}; {job.stage} {_behind(seen)}", job.stage
+            )
+        if seen.alive if is_slurm(job.id) else local_job(run, job.id):
+            return State("evaluating", f"{state.words}; {doing[job.stage]}", job.stage)
+    return state
+
+
+def _other_stage(run: Run, past: History, answer: Answer) -> State:
+    """A run without a training: a preparation, an evaluation of its own, or one never submitted."""
+    job = next(reversed(list(past.jobs.values())), None)
+    if job is None:
+        return State("finished", "prepared", "prepare") if past.prepared else State("queued", "not submitted")
+    if job.state == "finished":
+        return State("finished", str(past.prepared["event"]) if past.prepared else "finished", job.stage)
+    if job.state in ("failed", "stopped"):
+        return State("failed", f"{job.stage} failed: {job.why}", job.stage)
+    doing = {"prepare": "preparing", "evaluate": "evaluating", "infer": "segmenting"}.get(
+        job.stage, job.stage
+    )
+    if not is_slurm(job.id):
+        if local_job(run, job.id):
+            return State("running", doing, job.stage)
+        if host := elsewhere(run, job.id):
+            return _out_of_sight(host, job.stage)
+        return State("failed", f"{job.stage}: its local process is gone", job.stage)
+    seen = answer.job(job.id)
+    if seen.pending:
+        return State(_queued(seen, "queued"), _behind(seen), job.stage)
+    if seen.alive:
+        return State("running", doing, job.stage)
+    if seen.state == UNKNOWN:
+        return State("unknown", f"Slurm says nothing of job {job.id}", job.stage)
+    return State("failed", f"{job.stage}: job {job.id} ended as {seen.state}", job.stage)
+
+
+def _miou(event: dict[str, Any]) -> float | None:
+    return history.number((event.get("metrics") or {}).get("mIoU"))

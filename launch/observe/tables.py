@@ -1,0 +1,139 @@
+"""Tables for people: coloured and no wider than the terminal, or plain columns in a pipe."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Collection, Sequence
+from typing import Any, TextIO
+
+from launch.observe import wording as words
+
+GREEN, YELLOW, CYAN, MAGENTA, DIM, BOLD_GREEN, BOLD_RED = "32", "33", "36", "35", "2", "1;32", "1;31"
+COLOURS = {
+    "running": GREEN,
+    "starting": CYAN,
+    "queued": YELLOW,
+    "waiting": YELLOW,
+    "requeueing": YELLOW,
+    "suspended": YELLOW,
+    "evaluating": CYAN,
+    "finished": BOLD_GREEN,
+    "cancelled": DIM,
+    "stopped": BOLD_RED,
+    "failed": BOLD_RED,
+    "stuck": BOLD_RED,
+    "unreadable": BOLD_RED,
+    "unknown": MAGENTA,
+}
+"""State -> the parameters of the terminal's colour sequence."""
+
+GAP = "  "
+NARROWEST = 24
+"""Characters that the second column, the one with words, is never made narrower than."""
+
+
+class Guarded:
+    """Standard output or error for text of any origin (events, host names, errors, names of files): nothing
+    in it is obeyed by a terminal. What shall be obeyed goes through `control`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.unguarded = stream
+
+    def write(self, text: str) -> int:
+        self.unguarded.write(words.safe(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.unguarded, name)
+
+
+def guard() -> None:
+    """From here on whatever this command prints is safe for a terminal."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(stream := getattr(sys, name), Guarded):
+            setattr(sys, name, Guarded(stream))
+
+
+def control(text: str) -> None:
+    """Prints sequences that the terminal shall obey; all else in `text` must be safe."""
+    stream = getattr(sys.stdout, "unguarded", sys.stdout)
+    stream.write(text)
+    stream.flush()
+
+
+def show(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    states: Sequence[str] = (),
+    spare: Collection[str] = (),
+) -> None:
+    """Prints a table. `states` colours each row's second column; columns that begin with > are numbers.
+
+    On a terminal empty columns are left out, then those in `spare` (the first is the first to go) until the
+    rest fits, and the second column is broken into lines. Anywhere its cells are cut to words.WIDEST.
+    """
+    rows = [[words.safe(" ".join(cell.split())) for cell in row] for row in rows]
+    rows = [[row[0], words.cut(row[1]), *row[2:]] for row in rows]
+    if sys.stdout.isatty():
+        control(terminal(columns, rows, states, spare, shutil.get_terminal_size().columns) + "\n")
+    else:
+        print(plain(columns, rows))
+
+
+def terminal(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    states: Sequence[str],
+    spare: Collection[str],
+    width: int,
+) -> str:
+    """The table for a terminal of `width` characters."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else [0] * len(columns)
+    kept = [at for at in range(len(columns)) if widths[at] or at < 2]
+    widths = [max(known, len(_head(columns[at]))) for at, known in enumerate(widths)]
+
+    def room() -> int:
+        """What is left for the second column."""
+        return width - sum(widths[at] for at in kept if at != 1) - len(GAP) * (len(kept) - 1)
+
+    for name in spare:
+        if room() >= min(widths[1], NARROWEST):
+            break
+        kept = [at for at in kept if columns[at] != name]
+    widths[1] = min(widths[1], max(NARROWEST, room()))
+    coloured = not os.environ.get("NO_COLOR")
+    lines = [GAP.join(_fit(_head(columns[at]), columns[at], widths[at]) for at in kept)]
+    lines[0] = paint(lines[0].rstrip(), "1", coloured)
+    for index, row in enumerate(rows):
+        broken = [row[1]] if len(row[1]) <= widths[1] else textwrap.wrap(row[1], widths[1])
+        colour = COLOURS.get(states[index], "") if states else ""
+        for number, part in enumerate(broken):
+            cells = []
+            for at in kept:
+                text = part if at == 1 else "" if number else row[at]
+                cell = _fit(text, columns[at], widths[at])
+                cells.append(paint(cell, colour, coloured) if at == 1 else cell)
+            lines.append(GAP.join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as text: columns padded with spaces, no line longer than it must be."""
+    lines = [[_head(column) for column in columns], *rows]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
+    return "\n".join(GAP.join(map(_fit, line, columns, widths)).rstrip() for line in lines)
+
+
+def _head(column: str) -> str:
+    return column.removeprefix(">").upper()
+
+
+def _fit(cell: str, column: str, width: int) -> str:
+    return cell.rjust(width) if column.startswith(">") else cell.ljust(width)
+
+
+def paint(text: str, colour: str, coloured: bool = True) -> str:
+    return f"\033[{colour}m{text}\033[0m" if colour and coloured else text

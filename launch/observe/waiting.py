@@ -1,0 +1,234 @@
+"""`--wait`: follows a run to its end and returns the exit code of the outcome.
+
+It only reads the run directory and asks Slurm, so Ctrl-C ends the waiting and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any
+
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.slurm import login as slurm
+from jobs.slurm import queries as slurm_queries
+from launch.observe import evaluation_table as figures
+from launch.observe import history, tables
+from launch.observe import wording as words
+
+ASK_SECONDS = 10.0
+"""How often Slurm is asked; events are read more often, they cost nothing."""
+
+
+def wait(run: Run, jobs: dict[str, str], process: subprocess.Popen[bytes] | None = None) -> int:
+    """Waits until the last of `jobs` (stage -> job id, as submitted) has ended; prints events as they come.
+
+    Returns 0 if it ended well, 1 if not, 2 for a mistake of the user's. A job that has left without a word is
+    a failure. What other jobs of the run write (an evaluation or inference by hand, an earlier one) is not
+    taken for its end.
+    """
+    try:
+        return _follow(run, _Own(run, jobs), process)
+    except KeyboardInterrupt:
+        print(
+            f"\nThe run goes on without this command. How it stands: python launch/status.py {run.name}; "
+            f"to end it: python launch/cancel.py {run.name}",
+            file=sys.stderr,
+        )
+        raise
+
+
+class _Own:
+    """The jobs that are waited for: those submitted, and the successors that went on in their place."""
+
+    def __init__(self, run: Run, jobs: dict[str, str]) -> None:
+        self.run = run
+        self.current = dict(jobs)
+        self.last_stage = list(jobs)[-1]
+        self.ids = set(jobs.values())
+        self.submitted = False
+
+    def takes(self, event: dict[str, Any]) -> bool:
+        """Whether an event is about these jobs, since they were submitted; notes a successor."""
+        job = event.get("job")
+        if job is None:  # of the whole run, such as `cancelled`
+            return self.submitted
+        if job not in self.ids and self.submitted and "train" in self.current:
+            self._in_advance(self.current["train"])
+        if job not in self.ids:
+            return False
+        self.submitted = True
+        if event["event"] == "requeued" and (successor := event.get("successor")):
+            self._add(event.get("stage", "train"), successor)
+        return True
+
+    def last(self) -> str:
+        """The id of the job that ends it all."""
+        job = self.current[self.last_stage]
+        return self._in_advance(job) if self.last_stage == "train" else job
+
+    def _add(self, stage: str, successor: str) -> None:
+        self.ids.add(successor)
+        self.current[stage] = successor
+
+    def _in_advance(self, job: str) -> str:
+        """Who goes on with `job` if that is killed: a file says so, for as long as it waits."""
+        while (following := history.reserve(self.run, job)) is not None:
+            self.ids.add(following)
+            job = following
+        return job
+
+
+def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:
+    seen, asked = 0, time.monotonic()
+    line = _ProgressLine(run)
+    while True:
+        # Whether it lives is asked before its last words are read, so that none is missed.
+        last = own.last()
+        gone = process is not None and process.poll() is not None
+        if process is None and time.monotonic() - asked > ASK_SECONDS:
+            gone, asked = _left_the_queue(last), time.monotonic()
+        records = events.read(run.events)
+        for event in records[seen:]:
+            if not own.takes(event):
+                continue
+            line.clear()
+            if text := _told(event):
+                print(text, flush=True)
+            code = _outcome(event, own.last_stage)
+            if code is not None:
+                return code
+            line.stage, line.job = event.get("stage", line.stage), event.get("job", line.job)
+        seen = len(records)
+        if gone and own.last() == last:  # else it had a successor to name
+            line.clear()
+            return _after_it_has_gone(run, own, process)
+        line.show()
+        time.sleep(0.3)  # the pace of the display
+
+
+def _outcome(event: dict[str, Any], last_stage: str) -> int | None:
+    """The exit code if this event is the end of all there is to wait for, else None."""
+    name, stage = event["event"], event.get("stage")
+    if name in ("stopped", "cancelled"):
+        return 1
+    if name == "failed" and stage not in ("train", None):
+        # A failed start of a training may be followed by another; `stopped` ends that.
+        return 2 if event.get("exit_code") == 2 else 1
+    # An inference says in its exit code whether each image could be read, so its end is waited for.
+    ends = {"train": {"finished"}, "evaluate": {"evaluated"}, "prepare": {"prepared", "verified"}}
+    if name in ends.get(last_stage, ()) and (stage == last_stage or stage is None):
+        return 0
+    return None
+
+
+def _told(event: dict[str, Any]) -> str:
+    name, stage = event["event"], event.get("stage", "")
+    if name == "evaluated":
+        return figures.told(event)
+    hidden = {"time", "event", "stage", "job", "start", "hosts", "stacks", "pid"}
+    fields = [f"{key}={_short(value)}" for key, value in event.items() if key not in hidden]
+    return f"{event['time'][11:19]} {stage:8} {name:11} {'  '.join(fields)}".rstrip()
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(item)}" for key, item in value.items() if not isinstance(item, dict))
+    return str(value)
+
+
+def _left_the_queue(job: str) -> bool:
+    """Whether the last job of all has gone. A dependent one stays as long as it can still run.
+
+    squeue alone decides: a job that it does not name any more has gone, whether or not sacct can tell how.
+    """
+    answer = slurm_queries.ask([job], patience=60)
+    if any(problem.startswith("squeue") for problem in answer.problems):
+        return False  # no answer: no reason to give up
+    return not answer.job(job).alive
+
+
+def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:
+    """The exit code of a run that has ended without an event that says how. UNKNOWN is no success."""
+    last = own.last()
+    finished = own.last_stage == "infer" and any(
+        event["event"] == "finished" and event.get("job") == last for event in events.iterate(run.events)
+    )
+    how, code = "the run has ended unfinished", 1
+    if process is None:
+        answer = _slurm(own)
+        finished = finished and answer.job(last).state == "COMPLETED"
+        states = ", ".join(f"{stage} job {id} {answer.job(id).state}" for stage, id in own.current.items())
+        how = f"the run has left the queue unfinished: {states}"
+        code = 2 if _exit_code(answer.job(last)) == "2" else 1  # an image that is none, a wrong option
+    if finished:
+        return 0
+    print(f"error: {how}; python launch/logs.py {run.name} shows why", file=sys.stderr)
+    return code
+
+
+def _exit_code(job: slurm_queries.Job) -> str:
+    """The exit code of a failed job, "" where nothing tells it; squeue, which shows the job yet, does not."""
+    if job.exit_code or job.state != "FAILED":
+        return job.exit_code.partition(":")[0]
+    try:
+        shown = slurm.call("scontrol", "-o", "show", "job", job.id, patience=5)
+    except slurm.SlurmError:
+        return ""
+    found = re.search(r"\bExitCode=(\d+):", shown)
+    return found[1] if found else ""
+
+
+def _slurm(own: _Own) -> slurm_queries.Answer:
+    return slurm_queries.ask(own.current.values(), patience=60)
+
+
+class _ProgressLine:
+    """The last line of a terminal, rewritten in place; nothing where there is no terminal."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.stage = self.job = ""
+        """Whose event came last."""
+        self.shown = ""
+        self.active = sys.stdout.isatty()
+
+    def show(self) -> None:
+        if not self.active:
+            return
+        text = self._training() if self.stage == "train" else self._last_words()
+        text = text[: shutil.get_terminal_size().columns - 1]
+        if text and text != self.shown:
+            tables.control(f"\r\033[K{words.safe(text)}")
+            self.shown = text
+
+    def _training(self) -> str:
+        try:
+            now = json.loads((self.run.path / "progress.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return ""
+        total = f"/{now['max_steps']}" if now.get("max_steps") else ""
+        return f"{now.get('phase', '')} step {now.get('step')}{total}  loss {_short(now.get('loss'))}"
+
+    def _last_words(self) -> str:
+        """What the first rank of any other job wrote last: its log has a line every few seconds."""
+        names = (f"{self.job}_0_log.out", f"{self.job}-{self.stage}_0_log.out")
+        for file in (self.run.job / name for name in names):
+            if self.job and file.is_file():
+                with file.open("rb") as log:
+                    log.seek(max(0, file.stat().st_size - 1000))
+                    lines = log.read().decode(errors="replace").split("\n")
+                return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return ""
+
+    def clear(self) -> None:
+        if self.active and self.shown:
+            tables.control("\r\033[K")
+            self.shown = ""

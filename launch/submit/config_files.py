@@ -1,0 +1,230 @@
+"""Which files a config consists of: the config itself, by whichever name, its bases, and the user's modules.
+
+Only names and syntax trees are looked at; nothing is imported or run.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from jobs.run.errors import UserError
+from launch.submit.literals import is_read_base
+from launch.submit.runs import CHECKOUT
+
+
+class Base(msgspec.Struct, kw_only=True):
+    """A file that a config inherits from."""
+
+    path: Path | None
+    """None: it lies in a package that this interpreter does not have."""
+    written: str = ""
+    """As `_base_` names it; "" for one of `with read_base():`."""
+    package: str = ""
+    """The installed package that it is addressed through, if it is."""
+    line: int = 0
+
+
+def locate(config: str) -> Path:
+    """The file a user means by --config: as given, relative to the checkout, or `PACKAGE::PATH` for one of an
+    installed package. Raises UserError, with a near name where there is one."""
+    if "::" in config:
+        package, _, inside = config.partition("::")
+        found = of_package(package, inside)
+        if found is None:
+            raise UserError(f"--config {config}: {package} is not installed in this environment")
+        return found
+    given = Path(config).expanduser()
+    for path in (given.absolute(), CHECKOUT / given):
+        if path.is_file():
+            return path.resolve()
+    near = difflib.get_close_matches(given.name, [path.name for path in given.parent.glob("*.py")], 1)
+    if near:
+        raise UserError(f"there is no config {config!r}: did you mean {given.parent / near[0]}?")
+    # One of the zoo's by its bare name.
+    zoo = _near("mmseg", given.stem)
+    if zoo.endswith(f"/{given.stem}.py"):
+        raise UserError(f"there is no config {config!r}: did you mean {zoo}?")
+    known = sorted(str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "configs").glob("*.py"))
+    raise UserError(f"there is no config {config!r}; the checkout has {', '.join(known) or 'none'}")
+
+
+def of_package(package: str, inside: str) -> Path | None:
+    """The file of `PACKAGE::INSIDE`; None if the package is not installed.
+
+    Raises UserError, with the nearest name, if the package has no such config.
+    """
+    folder = configs_of(package)
+    if folder is None:
+        return None
+    if not (folder / inside).is_file():
+        near = _near(package, inside)
+        hint = f": did you mean {near}?" if near else f" (its configs: {folder})"
+        raise UserError(f"{package} has no config {inside}{hint}")
+    return folder / inside
+
+
+def configs_of(package: str) -> Path | None:
+    """The folder of an installed package's configs, as mmengine finds it; None if it is not installed."""
+    root = _root_of(package)
+    return root / ".mim" / "configs" if root else None
+
+
+def _root_of(package: str) -> Path | None:
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _near(package: str, name: str) -> str:
+    """The package's config that is nearest to a mistyped name, with or without its folder; "" for none."""
+    folder = configs_of(package)
+    if folder is None:
+        return ""
+    known = {path.relative_to(folder).as_posix(): path.stem for path in folder.rglob("*.py")}
+    if "_base_" not in name:
+        known = {path: stem for path, stem in known.items() if not path.startswith("_base_/")}
+    stem = name.rpartition("/")[2].removesuffix(".py")
+    for path, itself in known.items():
+        if itself == stem:
+            return f"{package}::{path}"
+    near = difflib.get_close_matches(name, known, 1)
+    if not near and (like := difflib.get_close_matches(stem, known.values(), 1, 0.8)):
+        near = [path for path, itself in known.items() if itself == like[0]]
+    return f"{package}::{near[0]}" if near else ""
+
+
+def place_in_package(path: Path) -> Path | None:
+    """PACKAGE/INSIDE for a config below an installed package's `.mim/configs`; None for any other file."""
+    parts = path.parts
+    for index in range(1, len(parts) - 2):
+        if parts[index : index + 2] == (".mim", "configs"):
+            return Path(parts[index - 1], *parts[index + 2 :])
+    return None
+
+
+def filled_in(text: str, path: Path) -> str:
+    """A config's text with mmengine's templates filled in: `{{ fileBasename }}`, `{{$HOME:/tmp}}`,
+    `{{_base_.model}}`."""
+    if "{{" not in text:
+        return text
+    known = {
+        "fileDirname": path.parent,
+        "fileBasename": path.name,
+        "fileBasenameNoExtension": path.stem,
+        "fileExtname": path.suffix,
+    }
+    for name, value in known.items():
+        text = re.sub(r"\{\{\s*" + name + r"\s*\}\}", lambda _, value=value: str(value), text)  # type: ignore[misc]
+    variable = r"\{\{['\"]?\s*\$(\w+)\s*:\s*(\S*?)\s*['\"]?\}\}"
+    text = re.sub(variable, lambda found: os.environ.get(found[1], found[2]), text)
+    return re.sub(r"\{\{\s*(_base_\.[\w.]+)\s*\}\}", r"\1", text)
+
+
+def bases(tree: ast.Module, path: Path) -> Iterator[Base]:
+    """What a config inherits from, in order. Raises UserError for what no reader could find."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "_base_" for t in node.targets):
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                raise UserError(
+                    f"{path}, line {node.lineno}: `_base_` must be written out, not computed"
+                ) from None
+            for written in [value] if isinstance(value, str) else value:
+                yield _named(str(written), path, node.lineno)
+        if isinstance(node, ast.With) and is_read_base(node):
+            for statement in node.body:
+                yield _from_module(statement, path)
+
+
+def _named(written: str, path: Path, line: int) -> Base:
+    package, colons, inside = written.partition("::")
+    if not colons:
+        return Base(path=(path.parent / written).resolve(), written=written, line=line)
+    try:
+        return Base(path=of_package(package, inside), written=written, package=package, line=line)
+    except UserError as error:
+        raise UserError(f"{path}, line {line}: {error}") from None
+
+
+def _from_module(statement: ast.stmt, path: Path) -> Base:
+    """`from .base import *` means the file beside this one, `from mmseg.configs.x import *` a package's."""
+    if not isinstance(statement, ast.ImportFrom) or not statement.module:
+        raise UserError(
+            f"{path}, line {statement.lineno}: `with read_base():` takes `from … import …` of a file only"
+        )
+    parts = statement.module.split(".")
+    if statement.level:
+        file = path.parents[statement.level - 1].joinpath(*parts).with_suffix(".py")
+        return Base(path=file.resolve(), line=statement.lineno)
+    root = _root_of(parts[0])
+    inside = root.joinpath(*parts[1:]).with_suffix(".py") if root else None
+    return Base(path=inside, package=parts[0], line=statement.lineno)
+
+
+# ------------------------------------------------------------------------------------------------- modules
+
+
+def imports(tree: ast.Module) -> list[str]:
+    """The modules that a config or module imports by their whole name, `read_base` apart."""
+    within = {id(one) for node in tree.body if isinstance(node, ast.With) for one in node.body}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module and id(node) not in within:
+            found.append(node.module)
+    return found
+
+
+def modules(names: list[str], places: list[Path]) -> list[Path]:
+    """Those of the named modules that lie in one of `places`, and what they import from there in turn: their
+    file, or their top-level package's folder."""
+    found: list[Path] = []
+    ahead = [(name, places) for name in names]
+    while ahead:
+        name, where = ahead.pop(0)
+        top = name.split(".")[0]
+        if top in sys.stdlib_module_names:
+            continue
+        for place in where:
+            module = _module(name, place)
+            if module is not None:
+                if module not in found:
+                    found.append(module)
+                    ahead += [(inner, [place]) for inner in _imported_by(module)]
+                break
+    return found
+
+
+def _module(name: str, place: Path) -> Path | None:
+    parts = name.split(".")
+    inner = place.joinpath(*parts)
+    top = place / parts[0]
+    if len(parts) > 1:
+        # The last part may be a name in the module.
+        there = inner.with_suffix(".py").is_file() or inner.is_dir() or (top / "__init__.py").is_file()
+        return top if there and top.is_dir() else None
+    if inner.with_suffix(".py").is_file():
+        return inner.with_suffix(".py")
+    return top if (top / "__init__.py").is_file() else None
+
+
+def _imported_by(module: Path) -> list[str]:
+    found: list[str] = []
+    for file in sorted(module.rglob("*.py")) if module.is_dir() else [module]:
+        try:
+            found += imports(ast.parse(file.read_text(encoding="utf-8")))
+        except (SyntaxError, ValueError, OSError):
+            continue  # the job's import of it will say so
+    return found

@@ -1,0 +1,223 @@
+"""MMSegmentation configs seen from the login node: what one says with all its bases, and whether it can run.
+
+Only the syntax trees are read; nothing is imported or run, so a wrong config is found in milliseconds.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.mmseg import compat, pretrained, supported
+from jobs.run.errors import UserError
+from launch.submit import config_files, literals
+from launch.submit.config_files import locate
+from launch.submit.literals import UNKNOWN
+from launch.submit.runs import CHECKOUT
+
+__all__ = ["CHECKOUT", "Chain", "check", "check_weights", "data_roots", "locate"]
+
+
+class Chain(msgspec.Struct, kw_only=True):
+    """A config and everything it inherits from."""
+
+    files: list[Path]
+    """The config first, then those of its bases that a run takes along."""
+    bases: dict[Path, dict[str, Path]] = {}
+    """For each of `files` what its `_base_` names, as written there, and the file meant."""
+    modules: list[Path] = []
+    """The user's own Python that `custom_imports` names or that a config imports: files and package folders,
+    found beside one of the configs or in the checkout."""
+    values: dict[str, Any] = {}
+    """Top-level names that any of them sets, and the values where they are written out
+    (launch/submit/literals.py); the nearest to the config wins, and `--set` over all."""
+    scope: str = ""
+    """`default_scope`, the nearest one to the config wins."""
+    segments: bool = False
+    """Some `model` has a decode_head."""
+    complete: bool = True
+    """False if a base lies in a package that this interpreter does not have."""
+    imports: list[str] = []
+    """What the files import, but for their bases."""
+
+
+def check(
+    config: Path, overrides: dict[str, Any] | None = None, evaluated: bool = True, here: bool = True
+) -> Chain:
+    """Reads the config's chain; `overrides` are those of `--set`. `here`: the jobs run in this environment,
+    so that a package which is missing in it is a mistake.
+
+    Raises UserError unless it is an MMSegmentation config that can be read, trained exactly and, if it is to
+    be `evaluated`, tested.
+    """
+    if config.suffix != ".py":
+        raise UserError(f"{config} is not an MMSegmentation config: its name does not end in .py")
+    chain = Chain(files=[])
+    chain.values = literals.overridden(_read(config, chain, [], here), overrides or {})
+    if isinstance(scope := chain.values.get("default_scope"), str):
+        chain.scope = scope
+    chain.modules = _modules(config, chain, here)
+    if not chain.complete:
+        return chain
+    _check_kind(config, chain)
+    known = _known(chain.values)
+    try:
+        supported.check(known)
+        if here:
+            supported.check_packages(known, {module.stem for module in chain.modules})
+    except UserError as error:
+        raise UserError(f"{config}: {error}") from None
+    _check_parts(config, chain, evaluated)
+    return chain
+
+
+def _check_kind(config: Path, chain: Chain) -> None:
+    if chain.values.get("model") is None:
+        raise UserError(f"{config} is not an MMSegmentation config: neither it nor its bases set `model`")
+    if chain.scope not in ("", "mmseg"):
+        raise UserError(f"{config} is not an MMSegmentation config: its default_scope is {chain.scope!r}")
+    if not chain.scope and not chain.segments:
+        raise UserError(f"{config} is not an MMSegmentation config: its model has no decode_head")
+
+
+def _check_parts(config: Path, chain: Chain, evaluated: bool) -> None:
+    names = {name for name, value in chain.values.items() if value is not None}
+    if missing := {"train_dataloader", "train_cfg"} - names:
+        missed = " and ".join(sorted(missing, reverse=True))
+        raise UserError(f"{config} cannot be trained: neither it nor its bases set {missed}")
+    for what in ("dataloader", "evaluator"):
+        # jobs/mmseg/model.py takes the validation's where there is none for the test.
+        if evaluated and not {f"test_{what}", f"val_{what}"} & names:
+            raise UserError(
+                f"{config} cannot be evaluated: neither it nor its bases set test_{what} or val_{what}; "
+                "add it, or train with --no-evaluation"
+            )
+    model = chain.values["model"]
+    if evaluated and isinstance(model, dict) and supported.name_of(model.get("type")) == "DepthEstimator":
+        raise UserError(
+            f"{config} cannot be evaluated: its model estimates depth, and what is evaluated here are "
+            "classes; train with --no-evaluation"
+        )
+
+
+def _known(node: Any) -> Any:
+    """A copy without what is UNKNOWN."""
+    if isinstance(node, dict):
+        return {key: _known(value) for key, value in node.items() if value is not UNKNOWN}
+    return [_known(one) for one in node if one is not UNKNOWN] if isinstance(node, list) else node
+
+
+def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
+    """Raises UserError if a file of pretrained weights that the config names is not in its place; those that
+    a preparation on its way will fetch are `coming` (as configs refer to them)."""
+    if not chain.complete:
+        return
+    for reference in weights(chain):
+        if reference not in coming:
+            pretrained.placed(reference, data_root / "pretrained")
+
+
+def weights(chain: Chain) -> list[str]:
+    """Every reference to pretrained weights, as the config names it; computed ones are not among them."""
+    found = pretrained.references(pretrained.parts(chain.values))
+    return list(dict.fromkeys(str(holder[key]) for holder, key in found))
+
+
+def data_roots(chain: Chain) -> set[str]:
+    """Every `data_root` of the training's and the validation's datasets, as the config writes it; those that
+    it computes are not among them."""
+    found: set[str] = set()
+
+    def look(node: Any) -> None:
+        if isinstance(node, dict):
+            if isinstance(root := node.get("data_root"), str):
+                found.add(root)
+            for key, value in node.items():
+                if key != "pipeline":
+                    look(value)
+        elif isinstance(node, list):
+            for value in node:
+                look(value)
+
+    look([chain.values.get("train_dataloader"), chain.values.get("val_dataloader")])
+    return found
+
+
+def _modules(config: Path, chain: Chain, here: bool) -> list[Path]:
+    """The user's modules that the configs need. Raises UserError for one of `custom_imports` that is neither
+    among them nor installed."""
+    given = chain.values.get("custom_imports")
+    given = given if isinstance(given, dict) else {}
+    named = given.get("imports")
+    names = [one for one in ([named] if isinstance(named, str) else named or []) if isinstance(one, str)]
+    places = [*dict.fromkeys(file.parent for file in chain.files), CHECKOUT]
+    found = config_files.modules([*names, *chain.imports], places)
+    own = {module.stem for module in found}
+    for name in names if here and not given.get("allow_failed_imports") else []:
+        top = name.split(".")[0]
+        if top not in own and not compat.is_installed(top):
+            raise UserError(
+                f"{config}: custom_imports names {name}: {top} is neither beside the config nor installed in "
+                "this environment"
+            )
+    return found
+
+
+def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool = True) -> dict[str, Any]:
+    """Adds a config and its bases to the chain; returns their values, merged. `taken`: into the snapshot."""
+    if path in above:
+        raise UserError(f"{path} inherits from itself, through {above[-1]}")
+    tree = _parsed(path, above)
+    if taken and path not in chain.files:
+        chain.files.append(path)
+        chain.imports += config_files.imports(tree)
+    bases: list[dict[str, Any]] = []
+    modules: list[dict[str, Any]] = []
+    for base in config_files.bases(tree, path):
+        if base.path is None:
+            if here:
+                raise UserError(
+                    f"{path}, line {base.line}: its base is one of {base.package}'s, which is not installed "
+                    "in this environment"
+                )
+            chain.complete = False
+            continue
+        # Dicts of another package's config are marked with its scope, so it is read where it is installed.
+        along = taken and base.package in ("", "mmseg") and (bool(base.written) or not base.package)
+        inherited = _read(base.path, chain, [*above, path], here, along)
+        (bases if base.written else modules).append(inherited)
+        if along and base.written:
+            chain.bases.setdefault(path, {})[base.written] = base.path
+    _check_distinct(path, bases)
+    mine = literals.values(tree, bases, modules)
+    model = mine.get("model")
+    chain.segments |= model is UNKNOWN or (isinstance(model, dict) and "decode_head" in model)
+    result: dict[str, Any] = {}
+    for inherited in bases:
+        result |= inherited
+    return dict(literals.merged(mine, result))
+
+
+def _parsed(path: Path, above: list[Path]) -> ast.Module:
+    try:
+        return ast.parse(config_files.filled_in(path.read_text(encoding="utf-8"), path), str(path))
+    except FileNotFoundError:
+        by = f", which {above[-1]} inherits from" if above else ""
+        raise UserError(f"there is no config {path}{by}") from None
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: not Python: {error.msg}") from None
+    except (UnicodeDecodeError, ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a config: {error}") from None
+
+
+def _check_distinct(path: Path, bases: list[dict[str, Any]]) -> None:
+    """mmengine refuses bases that set the same name."""
+    seen: set[str] = set()
+    for base in bases:
+        names = {name for name, value in base.items() if value is not UNKNOWN}
+        if twice := seen & names:
+            raise UserError(f"{path}: more than one of its bases sets {', '.join(sorted(twice))}")
+        seen |= names

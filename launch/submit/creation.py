@@ -1,0 +1,136 @@
+"""From the command line to a run directory: the request, the code snapshot, the batch scripts."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.run import environment, events
+from jobs.run.directory import Request, Run, write_atomically
+from jobs.slurm.login import SlurmError
+from launch.submit import batch_script as script
+from launch.submit import data_ready, job_environment, profiles, snapshot
+from launch.submit.configs import Chain
+from launch.submit.runs import CHECKOUT
+
+PACKAGES = (
+    *("torch", "mmsegmentation", "mmengine", "mmcv-lite", "mmcv"),
+    *("onedl-mmsegmentation", "onedl-mmengine", "onedl-mmcv", "numpy", "submitit"),
+)
+
+
+class Wish(msgspec.Struct, kw_only=True):
+    """What a training command asks for, checked; still without a name on disk."""
+
+    train: profiles.Resolved
+    evaluate: profiles.Resolved
+    infer: profiles.Resolved
+    """Only remembered, for launch/infer.py."""
+    config: Path
+    chain: Chain
+    data_root: Path
+    seed: int = 0
+    checkpoint: str = "best"
+    overrides: dict[str, Any] = {}
+
+
+def request(wish: Wish, name: str, config: str, versions: dict[str, str]) -> Request:
+    settings = wish.train.settings
+    return Request(
+        name=name,
+        config=config,
+        data_root=str(wish.data_root),
+        created=events.now(),
+        set=wish.overrides,
+        seed=wish.seed,
+        nodes=wish.train.nodes[1],
+        gpus=settings.gpus,
+        executor=wish.train.executor,
+        checkpoint=wish.checkpoint,
+        cluster=cluster(wish.train, wish.evaluate, wish.infer),
+        python=settings.python or sys.executable,
+        command=sys.argv,
+        versions=versions,
+    )
+
+
+def data_ahead(wish: Wish) -> data_ready.Ahead:
+    """The preparations that this training has to wait for. Raises UserError if there is none and no data."""
+    return data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
+
+
+def cluster(resolved: profiles.Resolved, *others: profiles.Resolved) -> dict[str, Any]:
+    """The profile as it was resolved, for run.yaml: the settings of the command's own job at the top, those
+    of the run's other jobs by their stage. `options.profile_of` reads it back."""
+
+    def told(one: profiles.Resolved) -> dict[str, Any]:
+        return {**msgspec.to_builtins(one.settings), "sources": one.sources}
+
+    return {
+        "profile": resolved.profile,
+        **told(resolved),
+        **{other.stage: told(other) for other in others},
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the run is made of: Python, the packages of this environment, the checkout's commit."""
+    found = {"python": platform.python_version()}
+    installed = environment.installed()
+    found |= {package: installed[package] for package in PACKAGES if package in installed}
+    if commit := _git_state():
+        found["git"] = commit
+    return found
+
+
+def _git_state() -> str:
+    """The checkout's commit and whether files of it were changed since; "" where there is no git, or no
+    repository."""
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            [*command, "--dirty= with changes"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def fill(run: Run, name: str, wish: Wish, versions: dict[str, str]) -> None:
+    """Writes code/ and run.yaml into the directory of a new run, which will be called `name`."""
+    config = snapshot.take(run.code, wish.data_root, wish.chain)
+    run.write_request(request(wish, name, config, versions))
+    job_environment.write(run, wish.infer)  # for the script of a dry run
+
+
+def write_scripts(run: Run, *batches: script.Batch) -> None:
+    """Writes `job/STAGE.sbatch`, and the environment that it reads, for each batch."""
+    for batch in batches:
+        file = run.job / f"{batch.resolved.stage}.sbatch"
+        content = script.text(batch).encode()
+        write_atomically(file, content, durable=False, private=True)  # Slurm keeps a copy
+        job_environment.write(run, batch.resolved)
+
+
+@contextmanager
+def restored_on_error(*files: Path) -> Iterator[None]:
+    """Gives the files back their content (or absence) if the body raises, so that a refused submission
+    changes nothing. Not after a submission that may have arrived: its job reads the new ones."""
+    before = {file: file.read_bytes() if file.exists() else None for file in files}
+    try:
+        yield
+    except BaseException as error:
+        if not (isinstance(error, SlurmError) and error.unanswered):
+            for file, content in before.items():
+                if content is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    write_atomically(file, content, private=True)
+        raise

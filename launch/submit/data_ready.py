@@ -1,0 +1,159 @@
+"""Are the datasets there before anything trains on them, and if not, is a preparation on its way?
+
+Which datasets: those whose data roots the config (or `--set`) names below `data/`. One that is not written
+out in the config is looked for by the job alone (jobs/mmseg/config.py, check_data). The pretrained weights
+that a preparation brings along are missed here too.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.prepare import readiness as state
+from jobs.prepare import weights
+from jobs.prepare.recipes import RECIPES, VOC_FOLDER, dataset_of, folder_of
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+from launch.submit import configs, runs
+
+ENDS = {"prepared", "verified", "failed", "cancelled", "stopped"}
+
+
+@dataclass
+class Ahead:
+    """The preparations that a training waits for."""
+
+    jobs: list[str] = field(default_factory=list)
+    """Slurm's job ids."""
+    stages: list[list[str]] = field(default_factory=list)
+    """Arguments of jobs.prepare that wait for them in a local chain."""
+    weights: set[str] = field(default_factory=set)
+    """Pretrained weights that they will fetch, as configs refer to them."""
+
+    @property
+    def dependency(self) -> str:
+        """As `--dependency=afterok:…` takes it; "" for nothing."""
+        return ":".join(self.jobs)
+
+
+def wait_for(data_root: Path, executor: str, chain: configs.Chain) -> Ahead:
+    """What must end before all that the config reads is ready; nothing, mostly.
+
+    Raises UserError, with the mend, if a dataset or a file of pretrained weights is neither there nor on its
+    way.
+    """
+    ahead = Ahead()
+    try:
+        configs.check_weights(chain, data_root, set())
+        whole = True
+    except UserError:  # they may be on their way with a dataset
+        whole = False
+    for path in paths(chain):
+        _look(data_root, path, executor, whole, ahead)
+    configs.check_weights(chain, data_root, ahead.weights)
+    return ahead
+
+
+def paths(chain: configs.Chain) -> list[str]:
+    """The config's data roots, as paths below the data root, sorted."""
+    normal = (posixpath.normpath(root) for root in configs.data_roots(chain))
+    return sorted(path.removeprefix("data/") for path in normal if path.startswith("data/"))
+
+
+def recipe_of(path: str) -> str:
+    """The dataset, as `prepare.py --dataset` names it, that is prepared to this path below a data root; ""
+    for one of the user's own."""
+    folder = path.split("/")[0]
+    dataset = dataset_of(folder)
+    # VOC 2010 and its like lie there too, and are not what is prepared.
+    ours = path.startswith(f"{VOC_FOLDER}/VOC2012") if folder == VOC_FOLDER else dataset in RECIPES
+    return dataset if ours else ""
+
+
+def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) -> None:
+    """Adds what is to be waited for. Not `whole`: weights are missing; they come behind the dataset."""
+    folder = path.split("/")[0]
+    dataset = dataset_of(folder)
+    ours = bool(recipe_of(path))
+    found = state.state(data_root, folder)
+    ready = found.ready and (ours or (data_root / path).exists())
+    if ready and whole:
+        return
+    from launch.observe import (
+        liveness as alive,  # with all that reads histories; not needed where the dataset is ready
+    )
+
+    run = preparing(data_root, folder)
+    if ready and run is None:
+        return
+    job = alive.newest_job(run, "prepare") if run else ""
+    if not job and found.owner:
+        job = found.owner.job or f"process {found.owner.pid} on {found.owner.host}"
+    if job:
+        asked = run.request().command if run else []
+        # Of other datasets only those that are asked for.
+        default = {weights.DEFAULT} if dataset == "voc" and "--no-weights" not in asked else set()
+        ahead.weights |= default | set(asked)
+    if not job:
+        _not_there(data_root, path, dataset if ours else "", found.reason)
+    elif executor == "local" and (found.owner or job.startswith("local-")):
+        # Of a local preparation that has not come to its lock yet, the process is known.
+        process = job.removeprefix("local-") if job.startswith("local-") else "0"
+        arguments = ["--data-root", str(data_root), "--dataset", dataset, "--wait-only", process]
+        if arguments not in ahead.stages:
+            ahead.stages.append(arguments)
+    elif executor != "local" and job.isdigit():
+        if job not in ahead.jobs:
+            ahead.jobs.append(job)
+    else:
+        what = "local run" if executor == "local" else "Slurm job"
+        raise UserError(
+            f"the dataset in {data_root / folder} is still being prepared, by {job}, which no {what} can "
+            "wait for: submit when it has ended (python launch/status.py shows it)"
+        )
+
+
+def _not_there(data_root: Path, path: str, dataset: str, reason: str) -> None:
+    """Lets the user's own data pass. Raises UserError for what is missing; `dataset`: prepare makes it."""
+    place = data_root / path
+    if place.exists() and dataset != "voc":
+        if dataset:
+            print(f"{place} was not made by launch/prepare.py: it is taken unverified", file=sys.stderr)
+        return
+    if not dataset:
+        raise UserError(f"the config reads data/{path}, and there is no {place}: put it there")
+    why = f" ({reason})" if reason else ""
+    which = "" if dataset == "voc" else f" --dataset {dataset}"
+    raise UserError(
+        f"there is no prepared dataset in {data_root / folder_of(dataset)}{why}: "
+        f"python launch/prepare.py --data-root {data_root}{which} makes it"
+    )
+
+
+def preparing(data_root: Path, folder: str) -> Run | None:
+    """The run of prepare.py that is queued or running for this folder of a data root, if there is one."""
+    from launch.observe import liveness as alive
+
+    found = [run for run in runs.all_runs(runs.prepare_root()) if run.events.exists()]
+    for run in sorted(found, key=lambda run: run.events.stat().st_mtime_ns, reverse=True):
+        request = run.request()
+        if request.verify or folder_of(request.dataset) != folder or _has_ended(run):
+            continue
+        if Path(request.data_root).resolve() != data_root.resolve():
+            continue
+        if alive.is_alive(run, alive.newest_job(run, "prepare")):
+            return run
+    return None
+
+
+def _has_ended(run: Run) -> bool:
+    ended = False
+    for event in events.iterate(run.events):
+        if event["event"] == "submitted":
+            ended = False
+        ended = ended or event["event"] in ENDS
+    return ended

@@ -1,0 +1,53 @@
+"""Refuses, before anything is submitted, what the interpreter of its tasks could not train and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+from jobs.run import environment
+from jobs.run.errors import UserError
+from launch.submit.profiles import Resolved
+from launch.submit.runs import CHECKOUT
+
+SECONDS = 60.0
+"""How long an interpreter on a slow file system may take to answer."""
+
+
+def check(*jobs: Resolved) -> None:
+    """Raises UserError if the interpreter of one of the jobs lacks something, or has what does not fit.
+
+    Nothing is said of one inside a container, or that this machine does not have or cannot run: the nodes
+    may, and a training looks for itself when it starts. What a job's set-up lines may bring is not missed.
+    """
+    for python, job in {job.settings.python or sys.executable: job for job in jobs}.items():
+        if job.settings.container is not None:
+            continue
+        wrong = environment.problems() if python == sys.executable else _asked(python, job)
+        if job.settings.setup:
+            wrong = [problem for problem in wrong if not problem.endswith(environment.MISSING)]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(
+                f"{python} could not train and resume a run: {', '.join(wrong[:3])}{more}; "
+                f"env/setup.sh --python {shlex.quote(python)} installs what it lacks"
+            )
+
+
+def _asked(python: str, job: Resolved) -> list[str]:
+    """What another interpreter says of itself; [] if it says nothing."""
+    program = shutil.which(os.path.expanduser(python))
+    if program is None:
+        return []
+    try:
+        answer = subprocess.run(
+            [program, "-m", "jobs.run.environment"], cwd=CHECKOUT, env=os.environ | job.settings.env,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=True,
+        )  # fmt: skip
+        return list(json.loads(answer.stdout)["problems"])
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
+        return []

@@ -1,0 +1,264 @@
+"""Options that all submitters share, and what they amount to: the profile, the settings of each job."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs.run import secrets
+from jobs.run.directory import Request, Run
+from jobs.run.errors import UserError
+from launch.submit import job_environment, machine, profiles
+from launch.submit.runs import CHECKOUT, check_path
+
+# option -> (setting, help)
+SETTINGS = {
+    "--partition": ("partition", "sbatch's --partition"),
+    "--account": ("account", "sbatch's --account"),
+    "--qos": ("qos", "sbatch's --qos"),
+    "--reservation": ("reservation", "sbatch's --reservation"),
+    "--constraint": ("constraint", "sbatch's --constraint"),
+    "--time": ("time", "time limit of the job, as HH:MM:SS or D-HH:MM:SS"),
+    "--memory": ("memory", "memory of each node, as 64G"),
+    "--cpus-per-gpu": ("cpus_per_gpu", "CPUs of each rank"),
+    "--gres": ("gres", "how GPUs are asked for: gpus-per-node, gres or none"),
+    "--gpu-type": ("gpu_type", "type of GPU, as in --gpus-per-node=TYPE:N"),
+    "--signal-delay": ("signal_delay", "seconds before the time limit at which the job saves and leaves"),
+}
+# What a dependent job of the same command takes over too; a time limit or a size is one job's own.
+COMMON = ("partition", "account", "qos", "reservation", "constraint", "gres", "gpu_type", "exclude", "sbatch")
+
+
+def parser(description: str, examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
+    """Adds the options of every submitter."""
+    to.add_argument(
+        "--cluster", default="", metavar="NAME", help="profile configs/clusters/NAME.yaml, `slurm` or `local`"
+    )
+    to.add_argument("--wait", action="store_true", help="wait for the end; the exit code says how it went")
+    to.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    group = to.add_argument_group("the job (the command line wins over the profile)")
+    if gpus:
+        group.add_argument(
+            "--nodes", metavar="N", help="nodes, or a range such as 1-2: start with what is free"
+        )
+        group.add_argument(
+            "--gpus",
+            type=whole("--gpus", 1, profiles.MOST["gpus"]),
+            metavar="N",
+            help="GPUs of each node, one rank each (processes where there are none)",
+        )
+    for option, (setting, help) in SETTINGS.items():
+        group.add_argument(option, dest=f"job_{setting}", metavar="X", help=help)
+    group.add_argument(
+        "--exclude", action="append", metavar="NODES", help="nodes to keep off (can be repeated)"
+    )
+    group.add_argument(
+        "--sbatch", action="append", metavar="KEY=VALUE", help="any further sbatch option, without its dashes"
+    )
+
+
+def whole(option: str, low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number in this range, in plain digits. Raises UserError, in one line."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,18}", text) or not low <= int(text) <= high:
+            raise UserError(f"{option} must be a whole number from {low} to {high}, not {text!r}")
+        return int(text)
+
+    return read
+
+
+def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the command line sets."""
+    values: dict[str, Any] = {}
+    for setting, _ in SETTINGS.values():
+        if (value := getattr(arguments, f"job_{setting}")) is not None:
+            values[setting] = value
+    if getattr(arguments, "nodes", None) is not None:
+        values["nodes"] = arguments.nodes
+    if getattr(arguments, "gpus", None) is not None:
+        values["gpus"] = arguments.gpus
+    if arguments.exclude:
+        values["exclude"] = arguments.exclude
+    if arguments.sbatch:
+        pairs = (pair.lstrip("-").partition("=") for pair in arguments.sbatch)
+        values["sbatch"] = {key: value for key, _, value in pairs}
+    return values
+
+
+def profile(arguments: argparse.Namespace) -> profiles.Profile:
+    """The profile asked for; without one Slurm where it can be reached, else this machine."""
+    if arguments.cluster:
+        return profiles.load(arguments.cluster)
+    return profiles.load("", "slurm" if machine.has_slurm() else "local")
+
+
+def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.Profile:
+    """The profile for a further job of a run: the one asked for, else what the run was submitted with.
+
+    The run remembers the settings of its training, its evaluation and inferences. A run of Slurm's that is
+    looked at where there is no Slurm counts as local.
+    """
+    request = run.request()
+    if not remembers(arguments, request):
+        return profile(arguments)
+    kept = request.cluster if stage == "train" else request.cluster.get(stage, {})
+    top: dict[str, Any] = {}
+    section: dict[str, Any] = {}
+    for key, source in kept.get("sources", {}).items():
+        setting, _, name = key.partition(".")
+        # What came from the section of this job alone still wins over what the command says of another.
+        layer = section if source.endswith(f"({stage})") else top
+        if name:
+            layer.setdefault(setting, {})[name] = kept[setting][name]
+        else:
+            layer[setting] = kept[setting]
+    return profiles.Profile(
+        name=str(request.cluster.get("profile", request.executor)),
+        executor="slurm" if request.executor == "slurm" else "local",
+        source=f"run.yaml of {run.name}",
+        top=top,
+        stages={stage: section},
+    )
+
+
+def remembers(arguments: argparse.Namespace, request: Request) -> bool:
+    """Whether `profile_of` goes by the run's own settings."""
+    return not arguments.cluster and (request.executor == "local" or machine.has_slurm())
+
+
+def settings(
+    arguments: argparse.Namespace, profile: profiles.Profile, stage: str, first: bool = True
+) -> profiles.Resolved:
+    """The settings of the command's own job (`first`), or of one that depends on it.
+
+    Raises UserError for what this machine cannot give to a local job.
+    """
+    given = chosen(arguments)
+    if first:
+        resolved = profiles.resolve(profile, stage, given)
+    else:
+        common = {key: value for key, value in given.items() if key in COMMON}
+        resolved = profiles.resolve(profile, stage, {}, common)
+    job_environment.check(resolved.settings)
+    clear = [name for name in resolved.settings.env if secrets.looks_secret(name)]
+    for name in clear:
+        resolved.hints.append(
+            f"{resolved.sources[f'env.{name}']}: {name} stands there in clear: put it into a file that only "
+            f"you can read, and name that instead, as secrets: {{{name}: FILE}}"
+        )
+    if profile.executor == "local":
+        _check_local(resolved)
+    return resolved
+
+
+def _check_local(resolved: profiles.Resolved) -> None:
+    settings = resolved.settings
+    if resolved.nodes[0] > 1:
+        raise UserError(
+            f"--nodes {settings.nodes} needs Slurm, and this run is local: use --nodes 1, or --cluster NAME"
+        )
+    for key in ("setup", "container"):
+        if getattr(settings, key):
+            raise UserError(
+                f"{resolved.sources[key]}: `{key}` is for Slurm jobs; a local run takes this environment"
+            )
+    gpus = machine.local_gpus()
+    if settings.gres != "none" and 0 < gpus < settings.gpus:
+        raise UserError(f"--gpus {settings.gpus}, but this machine has {gpus}: use --gpus {gpus}")
+    if gpus == 0 and resolved.stage == "train":
+        resolved.hints.append(
+            f"no GPU here: --gpus {settings.gpus} means {settings.gpus} "
+            f"CPU process{'es over gloo' if settings.gpus > 1 else ''}"
+        )
+
+
+def as_given(arguments: argparse.Namespace) -> list[str]:
+    """The options of `add_common` that say what the job is like, as they would be typed again elsewhere."""
+    cluster = arguments.cluster or "slurm"
+    if cluster.endswith((".yaml", ".yml")):
+        cluster = str(Path(cluster).expanduser().absolute())
+    words = [f"--cluster={cluster}"]
+    for option, (setting, _) in SETTINGS.items():
+        if (value := getattr(arguments, f"job_{setting}")) is not None:
+            words.append(f"{option}={value}")
+    for name in ("nodes", "gpus"):
+        if (value := getattr(arguments, name, None)) is not None:
+            words.append(f"--{name}={value}")
+    for name in ("exclude", "sbatch"):
+        words += [f"--{name}={value}" for value in getattr(arguments, name) or []]
+    return words
+
+
+def checkpoint(which: str, run: Run | None = None) -> str:
+    """What --checkpoint means: best, last, or the absolute path of a file.
+
+    A bare name is looked for among the checkpoints of `run` too; of a run that is still to be trained
+    (None), the name of a checkpoint that it will write will do. Raises UserError for anything else.
+    """
+    if which in ("best", "last"):
+        if run is not None and not any(run.checkpoints.glob("*.pth.json")):
+            raise UserError(
+                f"{run.name} has no checkpoint yet: python launch/status.py {run.name} shows how far it is"
+            )
+        return which
+    file = Path(which).expanduser().absolute()
+    if file.is_file():
+        check_path(file, "--checkpoint")
+        return str(file)
+    own = file.name == which and re.fullmatch(r"(epoch|iter)_[0-9]+\.pth", which)
+    if own and (run is None or (run.checkpoints / which).is_file()):
+        return which
+    close = difflib.get_close_matches(which, ["best", "last"], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "best and last are names too"
+    raise UserError(f"--checkpoint {which}: there is no such file; {hint}")
+
+
+def data_root(arguments: argparse.Namespace) -> Path:
+    """The data root as an absolute path; default: data/ of the checkout."""
+    path = Path(arguments.data_root).expanduser().absolute() if arguments.data_root else CHECKOUT / "data"
+    path = Path(os.path.normpath(path))
+    check_path(path, "--data-root")
+    return path
+
+
+def overrides(pairs: list[str]) -> dict[str, Any]:
+    """`--set` pairs as dotted key -> value; a value is Python's where it reads as such, else a string."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not all(part for part in key.split(".")):
+            raise UserError(f"--set {pair!r}: write KEY=VALUE, such as train_dataloader.batch_size=4")
+        if secrets.looks_secret(key.rpartition(".")[2]):
+            raise UserError(
+                f"--set {key}: a secret does not belong on a command line, which others see and the report "
+                "shows: give it as a variable of the job (secrets: in the profile)"
+            )
+        values[key] = literal(value)
+    return values
+
+
+def literal(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,166 @@
+"""Runs by name: where they lie, how one is found, how a new one gets its name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+from jobs.slurm.login import SlurmError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+# Names go into paths, Slurm's job names and --output patterns, and commands that people copy.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,99}")
+RESERVED = {"prepare", "slurm"}
+
+
+def runs_root() -> Path:
+    """The directory of all runs: $BATON_RUNS, or logs/runs in the checkout."""
+    if chosen := os.environ.get("BATON_RUNS"):
+        return Path(chosen).expanduser().absolute()
+    return CHECKOUT / "logs" / "runs"
+
+
+def prepare_root() -> Path:
+    """The directory of the runs of prepare.py: logs/prepare, or $BATON_RUNS/prepare."""
+    return runs_root() / "prepare" if os.environ.get("BATON_RUNS") else CHECKOUT / "logs" / "prepare"
+
+
+def all_runs(root: Path | None = None) -> list[Run]:
+    """Every run directory below `root` (default: runs_root()), by name."""
+    root = root or runs_root()
+    if not root.is_dir():
+        return []
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    return [Run(root / name) for name in names if _may_be_run(root / name)]
+
+
+def _may_be_run(path: Path) -> bool:
+    """Whether a folder holds a run; also of one that cannot be looked into, which its reader will notice."""
+    try:
+        return stat.S_ISREG((path / "run.yaml").stat().st_mode)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+
+
+def find(name: str) -> Run:
+    """The run of that name, or at that path. Raises UserError with the closest names."""
+    for path in (runs_root() / name, prepare_root() / name, Path(name).expanduser().absolute()):
+        try:
+            if (path / "run.yaml").is_file():
+                return Run(path)
+        except PermissionError:
+            raise UserError(f"{path} cannot be read: it belongs to another user") from None
+    names = [run.name for run in all_runs()]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`python launch/status.py` lists all"
+    raise UserError(f"there is no run {name!r} in {runs_root()}: {hint}")
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name that a path, a job name or a shell could misread."""
+    if not NAME.fullmatch(name) or name in RESERVED:
+        raise UserError(
+            f"--run {name!r} cannot be a run's name: use letters, digits and . _ + = @ - "
+            f"(100 at most, a letter or digit first; not {' or '.join(sorted(RESERVED))})"
+        )
+
+
+def check_path(path: Path, what: str) -> None:
+    """Raises UserError for a path that Slurm cannot carry in an --output pattern or a directive.
+
+    Spaces, quotes, `;`, `$` and `%` are quoted where they go; a line break would end a directive and a
+    backslash switches off Slurm's own patterns.
+    """
+    text = str(path)
+    if "\\" in text or any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise UserError(f"{what} {text!r} has a backslash or a control character: Slurm cannot carry it")
+
+
+def check_root(root: Path) -> None:
+    """Raises UserError if no run can lie below `root`."""
+    check_path(root, "the place of the runs")
+    if tags := [tag for tag in ("%j", "%t", "%A", "%a") if tag in str(root)]:
+        raise UserError(f"the place of the runs {str(root)!r} has {tags[0]}, which submitit would replace")
+
+
+def is_taken(name: str, root: Path | None = None) -> bool:
+    return os.path.lexists((root or runs_root()) / name)
+
+
+def free_name(stem: str, root: Path | None = None) -> str:
+    """`stem-N` with the first free N; `stem` is a config's file name, made fit for a name."""
+    stem = re.sub(r"[^A-Za-z0-9._+=@-]+", "-", stem).lstrip("._+=@-")[:80] or "run"
+    root = root or runs_root()
+    number = 1
+    while is_taken(f"{stem}-{number}", root):
+        number += 1
+    return f"{stem}-{number}"
+
+
+@contextmanager
+def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) -> Iterator[Run]:
+    """Makes the directory of a new run, and deletes it if the body (which submits it) raises.
+
+    `fill` writes its content, into a directory beside it (a Run of another name, with an empty `job/`) that
+    then gets the run's name: whoever sees the run sees all of it, and a launcher that is killed, as in a job
+    that makes its own run, leaves the name free. Only after a submission of which nobody knows whether it
+    arrived (SlurmError.unanswered) is the run kept: a job may need it.
+
+    Raises UserError if the name is taken, also by a launcher that took it this moment.
+    """
+    root = root or runs_root()
+    run = Run(root / name)
+    if is_taken(name, root):
+        raise _taken(run)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # No name of a run has a comma. A leading dot: no command takes it for a run.
+        unfinished = Run(tempfile.mkdtemp(prefix=f".{name},", dir=root))
+    except OSError as error:
+        raise UserError(
+            f"cannot make {run.path}: {error.strerror}; set BATON_RUNS to a place you own"
+        ) from None
+    try:
+        unfinished.path.chmod(0o777 & ~_umask())
+        unfinished.job.mkdir()
+        fill(unfinished)
+        os.rename(unfinished.path, run.path)
+    except BaseException as error:
+        shutil.rmtree(unfinished.path, ignore_errors=True)
+        if isinstance(error, OSError) and is_taken(name, root):
+            raise _taken(run) from None
+        raise
+    for left in root.glob(f".{name},*"):  # of launchers that were killed, or come too late
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        yield run
+    except BaseException as error:
+        if not (isinstance(error, SlurmError) and error.unanswered):
+            shutil.rmtree(run.path)
+        raise
+
+
+def _taken(run: Run) -> UserError:
+    return UserError(
+        f"the run name {run.name!r} is taken ({run.path}): choose another, or go on with it: "
+        f"--resume {run.name}"
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

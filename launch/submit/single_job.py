@@ -1,0 +1,108 @@
+"""Submission of a job that stands alone: a preparation, an evaluation by hand, an inference."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs.run import events
+from jobs.run.directory import Run
+from launch.submit import batch_script as script
+from launch.submit import creation as requests
+from launch.submit import interpreters, job_environment, machine, runs
+from launch.submit.profiles import Resolved
+
+
+def batch(
+    run: Path,
+    resolved: Resolved,
+    arguments: list[str],
+    name: str,
+    make: list[str] | None = None,
+    mounts: list[Path] | None = None,
+) -> script.Batch:
+    """`make`: the script makes the run directory itself; `mounts`: for a container. See script.Batch."""
+    return script.Batch(
+        resolved=resolved,
+        name=name,
+        run=run,
+        made=make is None,
+        make=make or [],
+        arguments=arguments,
+        mounts=mounts or [],
+        checkout=runs.CHECKOUT,
+    )
+
+
+def show(batch: script.Batch) -> int:
+    """--dry-run: prints the batch script, or the command of a local job."""
+    if batch.resolved.executor == "slurm":
+        print(script.text(batch), end="")
+        script.make_log_folder(batch)
+        if batch.made and batch.run is not None:
+            job_environment.write(Run(batch.run), batch.resolved)
+        print("nothing submitted", file=sys.stderr)
+    else:
+        from launch.submit import submission
+
+        print(submission.shown([stage(batch)]))
+    return 0
+
+
+def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
+    """Submits the job; returns its id and, if it is a local one, its process. If Slurm refuses it, the
+    run's script is what it was."""
+    from launch.submit import submission
+
+    resolved = batch.resolved
+    if resolved.stage != "prepare":
+        interpreters.check(resolved)
+    process: Any = None
+    if resolved.executor == "slurm":
+        file = run.job / f"{resolved.stage}.sbatch"
+        with requests.restored_on_error(file, job_environment.place(run, resolved.stage)):
+            requests.write_scripts(run, batch)
+            job = submission.submit_script(file)
+    else:
+        environment = job_environment.local(resolved.settings)
+        job, process = submission.submit_chain(run.path, [stage(batch)], environment)
+    cluster = machine.cluster_name() if resolved.executor == "slurm" else ""
+    events.append(
+        run.events,
+        "submitted",
+        stage=resolved.stage,
+        job=job,
+        executor=resolved.executor,
+        cluster=cluster or None,
+    )
+    return job, process
+
+
+def stage(batch: script.Batch) -> Any:
+    """The job as a stage of a local chain."""
+    from jobs.supervise.local import Stage
+
+    resolved = batch.resolved
+    python = resolved.settings.python or sys.executable
+    target = [] if resolved.stage == "prepare" else [str(batch.run)]
+    command = [python, "-u", "-m", f"jobs.{resolved.stage}", *target, *batch.arguments]
+    return Stage(name=resolved.stage, command=command, tasks=resolved.settings.gpus)
+
+
+def tell(arguments: argparse.Namespace, run: Run, stage: str, job: str, process: Any) -> int:
+    """Prints where the job lies and how to watch it; with --wait follows it to its end."""
+    if arguments.json:
+        print(json.dumps({"run": run.name, "path": str(run.path), "jobs": {stage: job}}), flush=True)
+    else:
+        print(f"run      {run.path}")
+        print(f"job      {job}")
+        print(f"status   python launch/status.py {run.name}")
+        print(f"logs     python launch/logs.py {run.name} -f", flush=True)
+    if not arguments.wait:
+        return 0
+    from launch.observe import waiting
+
+    return waiting.wait(run, {stage: job}, process)

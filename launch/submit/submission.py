@@ -1,0 +1,224 @@
+"""Submission through submitit's executors, which run our own command instead of a pickled function.
+
+Slurm: the batch script (launch/submit/batch_script.py) is submitted as it is, so that plain `sbatch` of the
+same file does the same; submitit gives the job object and the file layout. Local: one task of submitit's
+LocalExecutor runs the chain of stages (jobs/supervise/local.py) in a session of its own, so that launcher and
+terminal may end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedSubmissionError
+from submitit.local import local
+from submitit.slurm import slurm as submitit_slurm
+
+from jobs.run import events
+from jobs.slurm import login as slurm
+from launch.submit import profiles
+
+LATE_SECONDS = 2.0
+"""How long a job is looked for in the queue when sbatch's answer got lost."""
+YEARS = 60 * 24 * 365 * 10  # minutes; submitit's local executor wants a time limit
+
+
+class SlurmExecutor(submitit.SlurmExecutor):
+    """Submits a batch script that is there already, under its own name in the run's `job/`."""
+
+    def __init__(self, script: Path, options: tuple[str, ...] = ()) -> None:
+        """Raises SlurmError where Slurm could not run the job."""
+        slurm.require()
+        super().__init__(script.parent)
+        self.script = script
+        self.options = options
+
+    def submit_script(self) -> submitit_slurm.SlurmJob[Any]:
+        """Calls sbatch once. Raises SlurmError with Slurm's own message; unless the error is `unanswered`,
+        nothing was submitted then."""
+        command = self._make_submission_command(self.script)
+        hidden = overridden(self.script.read_text(encoding="utf-8"))
+        try:
+            answer = slurm.call(*command, changes=True, without=hidden)
+            id = self._get_job_id_from_submission_command(answer)
+        except slurm.SlurmError as error:
+            if not error.unanswered:
+                raise slurm.SlurmError(f"sbatch refused {self.script.name}: {error}") from None
+            id = arrived(self.script, str(error))
+        except FailedSubmissionError:
+            id = arrived(self.script, f"sbatch's answer names no job: {' '.join(answer.split())!r}")
+        except KeyboardInterrupt:
+            # The request may be on its way, and the run directory is about to be deleted.
+            withdraw(*_queued(self.script))
+            raise
+        return submitit_slurm.SlurmJob(folder=self.folder, job_id=id)
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return ["sbatch", *self.options, "--", str(submission_file_path)]
+
+
+def submit_script(script: Path, *, after: str = "", how: str = "afterok") -> str:
+    """Submits a batch script, behind job `after` if given, and returns the job id.
+
+    A job whose dependency can never be satisfied is cancelled by Slurm instead of waiting for ever.
+    """
+    options = (f"--dependency={how}:{after}", "--kill-on-invalid-dep=yes") if after else ()
+    return SlurmExecutor(script, options).submit_script().job_id
+
+
+def overridden(script: str) -> set[str]:
+    """Variables by which sbatch would take an option from the environment that the script sets itself.
+
+    sbatch reads the command line, then SBATCH_…, then the script; the settings of the launcher's command line
+    and of the profile stand in the script, and win over what a shell's start-up file may hold.
+    """
+    # Named otherwise than their option, or contradicting it.
+    more = {
+        "array": ("SBATCH_ARRAY_INX",),
+        "time": ("SBATCH_TIMELIMIT",),
+        "requeue": ("SBATCH_NO_REQUEUE",),
+        "mem": ("SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"),
+        "gpus-per-node": ("SBATCH_GPUS", "SBATCH_GPUS_PER_TASK"),
+        "cpus-per-task": ("SBATCH_CPUS_PER_GPU",),
+    }
+    written = set(re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE))
+    # Of what a user may leave to Slurm, the environment's word counts until a setting says otherwise.
+    options = written | (profiles.OWN_OPTIONS.keys() - profiles.Settings.__struct_fields__ - {"mem"})
+    plain = {f"SBATCH_{option.upper().replace('-', '_')}" for option in options}
+    return plain | {name for option in options for name in more.get(option, ())}
+
+
+def arrived(script: Path, problem: str) -> str:
+    """The id of the job that was submitted though sbatch's answer got lost.
+
+    Raises SlurmError (`unanswered`) if it is not in the queue, or the queue cannot be seen: the job may still
+    come, so its run directory must stay.
+    """
+    deadline = time.monotonic() + LATE_SECONDS
+    try:
+        while not (found := _queued(script)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.3)  # nothing but squeue tells when it comes
+    except slurm.SlurmError as error:
+        problem += f"; squeue: {error}"
+    else:
+        if found:
+            return max(found, key=int)
+    raise slurm.SlurmError(
+        f"whether {script} was submitted is not known ({problem}), so its run is kept; `squeue --me` tells; "
+        f"if it is not there: sbatch {shlex.quote(str(script))}",
+        unanswered=True,
+    )
+
+
+def _queued(script: Path) -> list[str]:
+    """Ids of the jobs in the queue that were made from this very script and that no event names yet.
+
+    By the script's path: names repeat, in another checkout and among the jobs of another run.
+    """
+    known = set()
+    for event in events.iterate(script.parent.parent / "events.jsonl"):
+        known |= {str(event.get(key, "")).partition("_")[0] for key in ("job", "successor")}
+    known |= {path.read_text().partition("_")[0].strip() for path in script.parent.glob("presubmitted-*")}
+    listed = slurm.call("squeue", "--me", "--noheader", "--states=all", "--format=%F|%o")
+    rows = [line.partition("|") for line in listed.splitlines()]
+    return sorted({id for id, _, command in rows if command == str(script) and id not in known})
+
+
+def withdraw(*jobs: str) -> None:
+    """Cancels jobs that were submitted a moment ago, since what should have followed was not.
+
+    Raises SlurmError (`unanswered`, for their run directory must stay) if Slurm does not do it.
+    """
+    try:
+        if jobs:
+            slurm.call("scancel", *jobs)
+    except slurm.SlurmError as error:
+        raise slurm.SlurmError(
+            f"job {' '.join(jobs)} was submitted and could not be cancelled ({error}); "
+            f"to do that: scancel {' '.join(jobs)}",
+            unanswered=True,
+        ) from None
+
+
+@contextmanager
+def withdrawn_on_error(job: str) -> Iterator[None]:
+    """Cancels `job` if the body raises; the error then says so, and both if that fails too."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            withdraw(job)
+        except slurm.SlurmError as left:
+            raise slurm.SlurmError(f"{error or 'interrupted'}; and {left}", unanswered=True) from None
+        raise
+
+
+class LocalExecutor(submitit.LocalExecutor):
+    """submitit's, but the controller gets its own session, working directory and log."""
+
+    def __init__(self, folder: Path, directory: Path, environment: dict[str, str]) -> None:
+        super().__init__(folder)
+        self.directory = directory
+        self.environment = environment
+
+    def _submit_command(self, command: str) -> local.LocalJob[Any]:
+        environment = slurm.clean_environment() | {
+            "SUBMITIT_LOCAL_NTASKS": "1",
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * YEARS),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_STDERR_TO_STDOUT": "1",
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+        }
+        if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+            environment["BATON_VISIBLE_GPUS"] = visible
+        with (self.folder / "controller.out").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "submitit.local._local", str(self.folder)],
+                env=environment | self.environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return local.LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=[0])
+
+
+def submit_chain(
+    run: Path, stages: list[Any], environment: dict[str, str]
+) -> tuple[str, subprocess.Popen[bytes]]:
+    """Starts the stages (jobs.supervise.local.Stage) one after the other on this machine.
+
+    Returns the job id that events carry, and the controller's process.
+    """
+    from jobs.supervise.local import chain
+
+    executor = LocalExecutor(run / "job", run / "code", environment)
+    job = executor.submit(chain, str(run), stages)
+    assert isinstance(job, local.LocalJob)
+    process = job._process
+    assert process is not None
+    return f"local-{job.job_id}", process
+
+
+def shown(stages: list[Any]) -> str:
+    """The stages as the commands they are, for --dry-run."""
+    return "\n".join(
+        f"# {stage.name}, {stage.tasks} task(s)\n{shlex.join(stage.command)}" for stage in stages
+    )

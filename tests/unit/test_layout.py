@@ -1,0 +1,113 @@
+"""The layout's rules: which package may import from which, and what the login node must not load.
+
+Read from the sources, imports inside functions too, so a rule cannot be got round by importing late.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FLOORS = (
+    ("jobs.run",),
+    ("jobs.slurm",),
+    ("jobs.supervise",),
+    ("jobs.engine",),
+    ("jobs.mmseg",),
+    ("jobs.prepare",),
+    ("jobs.evaluate", "jobs.infer", "jobs.train", "jobs.probe"),
+)
+"""From the ground up: a package imports from its own floor's package and from those below it."""
+
+HEAVY = {"torch", "torchvision", "mmengine", "mmseg", "mmcv"}
+MAY_LOAD = {
+    "jobs.engine": {"torch"},
+    "jobs.mmseg": HEAVY,
+    "jobs.prepare": HEAVY,
+    "jobs.evaluate": HEAVY,
+    "jobs.infer": HEAVY,
+    "jobs.probe": HEAVY,
+}
+"""Who may load a training library; nobody else."""
+
+STILL = {
+    ("jobs.engine.checkpoints", "jobs.mmseg"),
+    ("jobs.engine.saving", "jobs.mmseg"),
+    ("jobs.evaluate.__main__", "jobs.infer"),
+    ("jobs.infer.__main__", "jobs.evaluate"),
+    ("jobs.mmseg.evaluator", "jobs.evaluate"),
+    ("launch.submit.configs", "jobs.mmseg"),
+    ("launch.submit.data_ready", "jobs.prepare"),
+    ("launch.submit.single_job", "jobs.supervise"),
+    ("launch.submit.submission", "jobs.supervise"),
+    ("launch.train", "jobs.supervise"),
+    ("launch.prepare", "jobs.prepare"),
+    ("launch.prepare", "jobs.mmseg"),
+    ("launch.clean", "jobs.engine"),
+}
+"""Arrows that break a rule and wait to be turned: (module, package). The test fails if one has gone, too."""
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for top in ("jobs", "launch"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports; of `from a import b` both a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def package(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
+def floor(name: str) -> int | None:
+    return next((number for number, packages in enumerate(FLOORS) if name in packages), None)
+
+
+def broken() -> set[tuple[str, str]]:
+    found = set()
+    for name, path in modules():
+        own = package(name)
+        for target in {package(one) for one in imported(path) if one.startswith(("jobs.", "launch."))} - {
+            own
+        }:
+            if name.startswith("launch."):
+                wrong = target.startswith("jobs.") and target not in ("jobs.run", "jobs.slurm")
+            else:
+                mine, other = floor(own), floor(target)
+                wrong = target.startswith("launch.") or (
+                    mine is not None and other is not None and other >= mine
+                )
+            if wrong:
+                found.add((name, target))
+    return found
+
+
+def test_arrows_point_one_way() -> None:
+    assert broken() == STILL
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: str(value))
+def test_training_libraries_are_loaded_where_training_is(name: str, path: Path) -> None:
+    loaded = {one.partition(".")[0] for one in imported(path)} & HEAVY
+    assert loaded <= MAY_LOAD.get(package(name), set())
+
+
+def test_commands_do_not_lie_below_launch() -> None:
+    """launch/NAME.py are what users type, and all of them are commands."""
+    for path in (ROOT / "launch").glob("*.py"):
+        assert path.name == "__init__.py" or "run_command(main)" in path.read_text(), path
