@@ -1,0 +1,1 @@
+"""The training engine, on torch alone: preemption, saving, checkpoints, what ranks exchange."""

@@ -1,0 +1,1 @@
+"""What doctor finds out about a cluster: facts, findings, and a probe on its nodes."""
