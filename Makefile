@@ -51,8 +51,9 @@ lint: setup
 unit: setup
 	$(PYTHON_A) -m pytest tests/unit -q -n 2
 
+# A good part of these tests' time is waiting, for a start or for Slurm: three at once on two cores.
 local: setup test-tools
-	$(PYTHON_A) -m pytest tests/local -q
+	$(PYTHON_A) -m pytest tests/local -q -n 3 --dist worksteal
 
 # One config of each of MMSegmentation's model families, small; writes docs/models.md.
 # The tests of bad input with thousands of mutations of each kind of file, instead of hundreds.
@@ -63,7 +64,7 @@ zoo: setup
 	$(PYTHON_A) -m tests.zoo
 
 slurm-tests: setup slurm-if-possible
-	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow"
+	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow" -n 3 --dist worksteal
 	$(PYTHON_A) -m pytest tests/slurm -q -m slow -k "$(ACCEPTANCE)"
 
 acceptance: setup slurm
@@ -83,20 +84,22 @@ set-b: setup-b
 	$(PYTHON_B) -m pytest tests/sets -q
 
 # A torch in an environment of its own, by the Python of .venv: unit tests, exact resume, saving.
+# In `make test` only the unit tests that touch it, or its NumPy.
+USE_TORCH = $$(grep -lE "torch|numpy|jobs\.(engine|mmseg|evaluate|infer)" tests/unit/test_*.py)
 define try-torch
 	PYTHON="$$($(call OF_PYTHON,sys._base_executable))" env/setup.sh --torch $(1) --into .venv-torch
-	.venv-torch/bin/python -m pytest tests/unit -q -n 2
+	.venv-torch/bin/python -m pytest $(2) -q -n 2
 	.venv-torch/bin/python -m pytest tests/local/test_exact_resume.py tests/local/test_saving.py -q
 endef
 
 torch-oldest: setup
-	$(call try-torch,$(OLDEST))
+	$(call try-torch,$(OLDEST),$(USE_TORCH))
 
 torch-matrix: setup slurm-if-possible
 	for torch in $(OLDEST) $(MIDDLE) $(NEWEST); do $(MAKE) torch-one TORCH=$$torch || exit; done
 
 torch-one:
-	$(call try-torch,$(TORCH))
+	$(call try-torch,$(TORCH),tests/unit)
 	.venv-torch/bin/python -m pytest "$(ROW)" -q
 
 test: lint unit local slurm-tests set-b torch-oldest

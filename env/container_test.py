@@ -21,11 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from env.shared_environment import environment
 from jobs.run.errors import UserError, run_command
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DEFINITION = CHECKOUT / "env/container.def"
-VENV = (CHECKOUT / ".venv").resolve()
 PACKAGES = "apptainer,slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname"
 
 
@@ -67,11 +67,7 @@ def main() -> int:
     parser.add_argument("--roots", type=Path, metavar="DIR", help="keep the roots here and use them again")
     arguments = parser.parse_args()
     text = DEFINITION.read_text()
-    asked = [str(VENV / "bin/python"), "-c", "import sys; print(sys.base_prefix)"]
-    prefix = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
-    # Debian's own Python is another version there: then the root gets an environment of its own.
-    own = prefix in (Path("/usr"), Path("/"))
-    ready = "env/setup.sh a" if own else f"ln -sfn {shlex.quote(str(VENV))} .venv"
+    ready, shares = environment()
     with tempfile.TemporaryDirectory(prefix="baton-image-") as folder:
         roots = (arguments.roots or Path(folder)).absolute()
         image = roots / "image"
@@ -82,7 +78,7 @@ def main() -> int:
             return code
         test = f"{ready} && exec .venv/bin/python -m pytest tests/slurm/test_container.py -v"
         command = ["--set-env", f"BATON_TEST_IMAGE={image}", "--", "sh", "-c", test]
-        return bare("sid", roots / "sid", PACKAGES, [image, *([] if own else [VENV, prefix])], *command)
+        return bare("sid", roots / "sid", PACKAGES, [image, *shares], *command)
 
 
 if __name__ == "__main__":

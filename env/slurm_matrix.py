@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,10 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from env.shared_environment import environment
 from jobs.run.errors import UserError, run_command
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-VENV = (CHECKOUT / ".venv").resolve()
 RELEASES = ("bookworm", "trixie", "testing")
 PACKAGES = "slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname,python3-venv"
 # All that these tests need of a version is its own; several workers, for most of their time is waiting.
@@ -71,7 +70,7 @@ def play(release: str, root: Path, options: list[str]) -> tuple[int, str]:
     version = asked.stdout.split()[-1]
     print(f"\n=== Slurm {version} ({release})", flush=True)
     begin = time.monotonic()
-    ready = "env/setup.sh a" if environment() is None else f"ln -sfn {shlex.quote(str(VENV))} .venv"
+    ready, _ = environment()
     command = f'{ready} && exec .venv/bin/python -m pytest tests/slurm -q "$@"'
     code = bare(release, root, ["sh", "-c", command, "sh", *options]).returncode
     minutes, seconds = divmod(round(time.monotonic() - begin), 60)
@@ -84,21 +83,11 @@ def bare(
 ) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, str(CHECKOUT / "env/bare_root.py"), release, "--root", str(root)]
     argv += ["--include", PACKAGES, "--set-env", "BATON_REQUIRE_SLURM=1"]
-    if (shares := environment()) is not None:
+    if shares := environment()[1]:
         argv += ["--share", *map(str, shares)]
     return subprocess.run(
         [*argv, "--", *command], stdout=subprocess.PIPE if capture else None, text=True, check=False
     )
-
-
-def environment() -> list[Path] | None:
-    """What of this machine the environment is made of: its folder, and its Python's; None if that is
-    Debian's. Raises UserError if there is no environment."""
-    if not (VENV / "bin/python").exists():
-        raise UserError(f"{CHECKOUT} has no environment yet; make one: env/setup.sh")
-    asked = [str(VENV / "bin/python"), "-c", "import sys; print(sys.base_prefix)"]
-    prefix = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
-    return None if prefix in (Path("/usr"), Path("/")) else [VENV, prefix]
 
 
 if __name__ == "__main__":
