@@ -301,8 +301,8 @@ def test_another_user_does_not_get_at_the_database(cluster: Slurm) -> None:
 def test_a_state_directory_that_others_write_to_is_refused(tmp_path: Path, kind: str) -> None:
     state = tmp_path / "c"
     if kind == "link":
-        (tmp_path / "elsewhere").mkdir()
-        state.symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "e").mkdir()
+        state.symlink_to(tmp_path / "e")
     else:
         state.mkdir()
         state.chmod(0o777 if kind == "open" else 0o755)

@@ -86,7 +86,7 @@ def test_the_scripts_of_a_sweep_in_a_checkout_of_any_name(launch: Launcher, tmp_
 def test_a_run_made_by_hand_is_submitted_by_hand(launch: Launcher) -> None:
     arguments = [*TINY, "--data-root", launch.data, "--run", "s", "--no-submit"]
     _, told = launch("train", *arguments, "--sweep", "optim_wrapper.optimizer.lr=0.01,0.02")
-    assert f"sbatch {launch.submit.runs}/s-0/job/train.sbatch" in told
+    assert f"sbatch {launch.runs}/s-0/job/train.sbatch" in told
     assert sorted(path.name for path in launch.runs.iterdir()) == ["s-0", "s-1"]
-    launch.slurm.run("sbatch", "--test-only", f"{launch.submit.runs}/s-0/job/train.sbatch")
+    launch.slurm.run("sbatch", "--test-only", f"{launch.runs}/s-0/job/train.sbatch")
     assert "s-0" not in launch.slurm.run("squeue", "--noheader", "--format=%j")
