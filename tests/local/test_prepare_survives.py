@@ -189,9 +189,13 @@ def test_two_nodes_at_once(archives: Path, reference: tuple[str, float], tmp_pat
     first = start(root, archives)
     wait_for(root / ".prepare.lock", first)
     command = [sys.executable, "-m", "jobs.prepare", "--data-root", str(root), "--archives", str(archives)]
+    first.send_signal(
+        signal.SIGSTOP
+    )  # or it is done before the second has begun; its lock counts for a minute
     quick = subprocess.run(
-        [*isolate, *command, "--no-wait"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [*isolate, *command, "--no-wait"], cwd=ROOT, capture_output=True, text=True, timeout=50
     )
+    first.send_signal(signal.SIGCONT)
     patient = subprocess.run([*isolate, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert first.wait(120) == 0
     assert quick.returncode == 2
