@@ -117,24 +117,33 @@ install_torch() {
     pip install "$@" || fail "pip could not install torch ($torch); what it says is above. --torch-index names another place"
 }
 
+with_hashes() { # FILE: its requirements, each with what its files must hash to, in $checked
+    awk 'FNR == NR { hashes[$1] = substr($0, length($1) + 1); next }
+        /^[^#]/ { if (!($1 in hashes)) exit 1; print $0 hashes[$1] }' "$root/env/hashes.txt" "$1" >"$checked" ||
+        fail "env/hashes.txt does not have all of $1: run env/lock.sh"
+}
+
 install_rest() { # FILE
     # The lock is complete, so nothing is resolved again (--no-deps); opencv-python, which mmengine asks for
     # and which needs libGL, stays out in favour of the headless build of the same module. By uv where it can
     # be had, for it takes a tenth of the time; bytecode now, for jobs may not be able to write it, and
     # importing the stack without takes twice as long.
-    if uv=$(find_uv); then
+    uv=$(find_uv) || uv=
+    with_hashes "$1"
+    if [ -n "$uv" ]; then
         if (
             eval "$("$python" "$root/env/pip_settings.py")"
-            "$uv" pip install -q --compile-bytecode --python "$python" --no-deps -r "$1"
+            "$uv" pip install -q --compile-bytecode --python "$python" --no-deps --require-hashes -r "$checked"
         ); then return; fi
         echo "uv could not install everything; pip goes on" >&2
     fi
-    pip install -q --no-deps -r "$1" || fail "pip could not install $1; what it says is above"
+    pip install -q --no-deps --require-hashes -r "$checked" || fail "pip could not install $1; what it says is above"
 }
 
 find_uv() {
     # Nothing more than it lacks is put into an environment that is somebody's own.
-    [ -z "$given" ] && pip install -q uv >/dev/null 2>&1 &&
+    grep '^uv==' "$root/env/hashes.txt" >"$checked"
+    [ -z "$given" ] && pip install -q --require-hashes -r "$checked" >/dev/null 2>&1 &&
         "$python" -c 'import uv; print(uv.find_uv_bin())' 2>/dev/null
 }
 
@@ -149,13 +158,15 @@ suits() { # PYTHON
     "$1" -c "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))" 2>/dev/null
 }
 
+lacking= checked=$(mktemp)
+trap 'rm -f "$checked" $lacking' EXIT
+
 if [ -n "$given" ]; then
     python=$(command -v "$given") || fail "--python $given: there is no such interpreter"
     case $python in /*) ;; *) python=$PWD/$python ;; esac
     cd "$root"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "--python $given: $("$python" --version 2>&1) is older than 3.10"
     lacking=$(mktemp)
-    trap 'rm -f "$lacking"' EXIT
     tell() { "$python" -m jobs.run.environment --problems; }
     if [ "$torch" = locked ] && tell | grep -q '^torch '; then
         fail "--python $given: $(tell | grep '^torch '); --torch VERSION installs one there"
@@ -192,7 +203,7 @@ if sys.prefix != sys.base_prefix: print(*("import site; site.addsitedir(%r)" % f
 fi
 
 stamp=$venv/.complete
-wanted=$(cat "$lock" "$locked" "$locked_with" "$0" | cksum)" $chosen"
+wanted=$(cat "$lock" "$locked" "$locked_with" "$root/env/hashes.txt" "$0" | cksum)" $chosen"
 if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
 
 python=

@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No test depends on how fast things are.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Sums on the CPU depend on the number of threads; runs that are compared bit for bit must have the same.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

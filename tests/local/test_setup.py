@@ -71,14 +71,20 @@ def index(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A checkout's env/, with short locks."""
+def checkout(tmp_path: Path, index: str) -> Path:
+    """A checkout's env/, with short locks and what that index has at first."""
+    del index
     env = tmp_path / "checkout" / "env"
     env.mkdir(parents=True)
     for name in ("setup.sh", "pip_settings.py"):
         shutil.copy(ROOT / "env" / name, env)
     for name, numpy in (("a", "2.2.6"), ("a-numpy1", "1.26.4")):
         (env / f"lock-{name}.txt").write_text("\n".join([*LOCKED, f"numpy=={numpy}"]) + "\n")
+    hashes = []
+    for path in (tmp_path / "index").rglob("*.whl"):
+        name, number, _ = path.name.split("-", 2)
+        hashes.append(f"{name}=={number} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n")
+    (env / "hashes.txt").write_text("".join(hashes))
     (env / "requirements-torch.txt").write_text("torch==2.13.0\ntorchvision==0.28.0\n")
     (env / "lock-torch.txt").write_text("numpy==2.2.6\n")
     return env.parent
@@ -132,6 +138,18 @@ def test_what_cannot_be_had_is_told_and_nothing_counts_as_done(checkout: Path, i
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: pip could not install torch (2.7.0)")
     assert not (checkout / ".venv" / ".complete").exists()
+
+
+def test_a_file_that_an_index_has_exchanged_is_not_installed(
+    checkout: Path, index: str, tmp_path: Path
+) -> None:
+    wheel(tmp_path / "index", "mmengine", "1.0", "open('/tmp/owned', 'w')\n")
+    done = set_up(checkout, index, "--torch", "2.1")
+    assert done.returncode == 2
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+    assert "pip could not install" in done.stderr.splitlines()[-1]
+    assert not (checkout / ".venv" / ".complete").exists()
+    assert not list((checkout / ".venv").rglob("mmengine*"))
 
 
 @pytest.mark.parametrize(

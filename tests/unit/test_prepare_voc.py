@@ -71,7 +71,7 @@ def test_real_annotations_as_scipy_reads_them(path: Path) -> None:
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_mask_survives_mat_and_png(height: int, width: int, seed: int) -> None:
     mask = np.random.default_rng(seed).integers(0, 21, (height, width), dtype=np.uint8)
     content = cls_mat(mask)
@@ -130,7 +130,7 @@ def test_a_damaged_annotation_is_left_to_scipy_or_read_as_scipy_does(tmp_path: P
 
 
 @given(content=damaged())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_damaged_annotation_is_refused_or_read(content: bytes) -> None:
     with contextlib.suppress(sbd.BadMask):
         assert sbd.mask_of(content).shape == (6, 10)
