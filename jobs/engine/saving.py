@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.engine import checkpoints, interval
+from jobs.engine import checkpoints, interval, snapshots
 from jobs.engine.session import Session
-from jobs.mmseg import state
 from jobs.run import events
 from jobs.supervise.heartbeat import Heartbeat
 
@@ -47,12 +47,20 @@ class Settings:
 
 
 class Saver:
-    def __init__(self, session: Session, settings: Settings, config_digest: str, heart: Heartbeat) -> None:
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        config_digest: str,
+        heart: Heartbeat,
+        collect: Callable[[Any, Session, dict[str, Any]], dict[str, Any] | None],
+    ) -> None:
+        """`collect` gives the state of a runner, with the manifest in it; None on ranks that save nothing."""
         self.session, self.settings, self.config_digest = session, settings, config_digest
-        self.heart = heart
+        self.heart, self.collect = heart, collect
         self.directory = session.run.checkpoints
         self.fence = (session.run.job, session.start)
-        self.snapshots = state.Snapshots()
+        self.snapshots = snapshots.Snapshots()
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[checkpoints.Checkpoint | None] | None = None
         self.fenced_off: checkpoints.FencedOff | None = None
@@ -127,7 +135,7 @@ class Saver:
             "asked": asked,
             "validation_due": validation_due,
         }
-        content = state.collect(runner, self.session, manifest)
+        content = self.collect(runner, self.session, manifest)
         self.saved = (loop.iter, loop.epoch)
         if content is None:
             return

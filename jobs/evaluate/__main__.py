@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from jobs.engine import checkpoints
-from jobs.evaluate import figures, ranks, report, results
-from jobs.infer import images
-from jobs.mmseg import compat
+from jobs.evaluate import ranks, report, results
+from jobs.mmseg import compat, figures, images
 from jobs.mmseg import model as models
 from jobs.prepare import progress
 from jobs.run import events, failure, notify, output
@@ -49,7 +48,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
 
     # Only now what takes seconds to import.
     compat.prepare()
-    from jobs.evaluate import labels
+    from jobs.mmseg import labels
 
     us = ranks.join(run)
     if done is not None:

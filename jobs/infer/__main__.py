@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.infer import images
-from jobs.mmseg import compat
+from jobs.mmseg import compat, images
 from jobs.mmseg import model as models
 from jobs.prepare import progress
 from jobs.run import events, failure, output
@@ -62,7 +61,7 @@ def infer(run: Run, arguments: argparse.Namespace) -> int:
 
     # Only now what takes seconds to import.
     compat.prepare()
-    from jobs.evaluate import labels
+    from jobs.mmseg import labels
 
     cfg = models.config(run)
     model = models.load(cfg, checkpoint, device())

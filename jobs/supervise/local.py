@@ -21,12 +21,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.run import events, exit_codes, place, private
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
+from jobs.run.stages import Stage
 from jobs.run.streams import TolerantStream
 from jobs.slurm import successor
 from jobs.supervise import afterwards, processes
@@ -35,22 +35,6 @@ LEAVE_SECONDS = 120.0
 """How long the tasks of a cancelled stage may take to save and leave."""
 FOLLOW_SECONDS = 30.0
 """How long the other tasks of a stage may live on when one has failed."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    name: str
-    """prepare, train or evaluate, as in events."""
-    command: Sequence[str]
-    """What each task runs, as srun would."""
-    tasks: int = 1
-    gpus: int | None = None
-    """How many GPUs the stage gets to see, where the machine has any. None: one a task, none to prepare."""
-
-    def wanted_gpus(self) -> int:
-        if self.gpus is not None:
-            return self.gpus
-        return 0 if self.name == "prepare" else self.tasks
 
 
 def chain(run_path: str, stages: Sequence[Stage]) -> int:

@@ -12,9 +12,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.prepare import readiness as state
-from jobs.prepare import weights
-from jobs.prepare.recipes import RECIPES, VOC_FOLDER, dataset_of, folder_of
+from jobs.catalog import pretrained
+from jobs.catalog import readiness as state
+from jobs.catalog.recipes import RECIPES, VOC_FOLDER, dataset_of, folder_of
 from jobs.run import events
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
@@ -96,7 +96,7 @@ def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) 
     if job:
         asked = run.request().command if run else []
         # Of other datasets only those that are asked for.
-        default = {weights.DEFAULT} if dataset == "voc" and "--no-weights" not in asked else set()
+        default = {pretrained.DEFAULT} if dataset == "voc" and "--no-weights" not in asked else set()
         ahead.weights |= default | set(asked)
     if not job:
         _not_there(data_root, path, dataset if ours else "", found.reason)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.prepare import lock, manifest
-from jobs.prepare.manifest import Manifest
+from jobs.catalog import manifest
+from jobs.catalog.manifest import Manifest
+from jobs.prepare import lock
 from jobs.run import events
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
