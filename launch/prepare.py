@@ -143,6 +143,7 @@ def main() -> int:
                 versions=requests.versions(),
                 dataset=dataset,
                 verify=arguments.verify or "",
+                weights=weights_of(arguments, dataset),
             )
         )
 
@@ -152,6 +153,15 @@ def main() -> int:
             return 0
         job, process = single.submit(run, batch)
     return single.tell(arguments, run, "prepare", job, process)
+
+
+def weights_of(arguments: argparse.Namespace, dataset: str) -> list[str]:
+    """The pretrained weights that the job will fetch, as configs refer to them."""
+    if arguments.no_weights or arguments.verify:
+        return []
+    if arguments.weights:
+        return list(arguments.weights)
+    return [pretrained.DEFAULT] if dataset == "voc" else []
 
 
 def fit_to_config(arguments: argparse.Namespace) -> None:

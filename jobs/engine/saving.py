@@ -69,7 +69,7 @@ class Saver:
         """Step and epoch that a resume would begin with now."""
         self.failed: tuple[Any, ...] | None = None
         """What `_write` could not write last."""
-        self.patience = float(session.request.cluster.get("signal_delay") or 120) / 2
+        self.patience = session.request.settings.grace / 2
         """Seconds for which a preempted run tries to save: before a time limit it must also leave in time."""
         self.cost = 1.0
         self.began = time.monotonic()

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from jobs.run import environment, events, exit_codes
 from jobs.run.directory import Run, newest_start
 from jobs.run.errors import UserError, run_command
+from jobs.run.settings import Settings
 from jobs.run.streams import TolerantStream
 from jobs.run.task import Task, read
 from jobs.slurm import successor
@@ -27,7 +28,6 @@ from jobs.supervise import budget, processes, rendezvous
 from jobs.supervise.supervisor import supervise
 
 RENDEZVOUS_SECONDS = 300.0
-HANG_MINUTES = 10.0
 LAST_WORDS_SECONDS = 2.0
 """How long events that a full disk held up may take at the end."""
 CANCELLED = "the run was cancelled; python launch/train.py --resume {run} goes on with it"
@@ -161,11 +161,11 @@ def rendezvous_seconds() -> float:
 
 def hang_seconds(run: Run) -> float:
     """How long a step may take before the run counts as hung: BATON_HANG_SECONDS, the cluster profile's
-    `hang_minutes`, or 10 minutes."""
+    `hang_minutes`, or its default."""
     if "BATON_HANG_SECONDS" in os.environ:
         return float(os.environ["BATON_HANG_SECONDS"])
-    profile = run.request().cluster if run.request_file.exists() else {}
-    return 60.0 * float(profile.get("hang_minutes", HANG_MINUTES))
+    settings = run.request().settings if run.request_file.exists() else Settings()
+    return 60.0 * settings.hang_minutes
 
 
 def _arguments() -> argparse.Namespace:

@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 
 from jobs.run.errors import UserError
+from jobs.run.settings import Container
 from launch.submit import profiles, programs, runs
-from launch.submit.profiles import Container, Resolved
+from launch.submit.profiles import Resolved
 
 
 class Batch(msgspec.Struct, kw_only=True):

@@ -94,10 +94,10 @@ def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) 
     if not job and found.owner:
         job = found.owner.job or f"process {found.owner.pid} on {found.owner.host}"
     if job:
-        asked = run.request().command if run else []
-        # Of other datasets only those that are asked for.
-        default = {pretrained.DEFAULT} if dataset == "voc" and "--no-weights" not in asked else set()
-        ahead.weights |= default | set(asked)
+        asked = run.request().weights if run else None
+        if asked is None:  # not told: what a preparation fetches by itself
+            asked = [pretrained.DEFAULT] if dataset == "voc" else []
+        ahead.weights |= set(asked)
     if not job:
         _not_there(data_root, path, dataset if ours else "", found.reason)
     elif executor == "local" and (found.owner or job.startswith("local-")):

@@ -27,6 +27,7 @@ from submitit.local import local
 from submitit.slurm import slurm as submitit_slurm
 
 from jobs.run import events
+from jobs.run.settings import Settings
 from jobs.run.stages import Stage
 from jobs.slurm import login as slurm
 from launch.submit import profiles, programs
@@ -96,7 +97,7 @@ def overridden(script: str) -> set[str]:
     }
     written = set(re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE))
     # Of what a user may leave to Slurm, the environment's word counts until a setting says otherwise.
-    options = written | (profiles.OWN_OPTIONS.keys() - profiles.Settings.__struct_fields__ - {"mem"})
+    options = written | (profiles.OWN_OPTIONS.keys() - Settings.__struct_fields__ - {"mem"})
     plain = {f"SBATCH_{option.upper().replace('-', '_')}" for option in options}
     return plain | {name for option in options for name in more.get(option, ())}
 
