@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs.engine import checkpoints, interval, snapshots
 from jobs.engine.session import Session
-from jobs.run import events
+from jobs.run import story
 from jobs.supervise.heartbeat import Heartbeat
 
 RETRY = 60.0
@@ -74,7 +74,7 @@ class Saver:
         self.cost = 1.0
         self.began = time.monotonic()
         if session.main:
-            self.past = interval.past(events.iterate(session.run.events), session.start)
+            self.past = interval.past(story.read(session.run.events), session.start)
             self._clear()
         self.next = self._next()
 

@@ -19,7 +19,7 @@ import numpy as np
 from jobs.mmseg import compat, images
 from jobs.mmseg import model as models
 from jobs.prepare import progress
-from jobs.run import events, failure, output
+from jobs.run import events, failure, output, story
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 from jobs.run.exit_codes import USER_ERROR
@@ -44,10 +44,7 @@ def main() -> int:
 def has_done(run: Run, job: str | None) -> bool:
     """Whether this very job has come to its end before: Slurm may requeue one that ends well within the grace
     time of a preemption."""
-    return job is not None and any(
-        (event["event"], event.get("stage"), event.get("job")) == ("finished", "infer", job)
-        for event in events.iterate(run.events)
-    )
+    return job is not None and bool(story.read(run.events).finished("infer", job))
 
 
 def infer(run: Run, arguments: argparse.Namespace) -> int:

@@ -26,7 +26,8 @@ from submitit.core.utils import FailedSubmissionError
 from submitit.local import local
 from submitit.slurm import slurm as submitit_slurm
 
-from jobs.run import events
+from jobs.run import story
+from jobs.run.directory import Run
 from jobs.run.settings import Settings
 from jobs.run.stages import Stage
 from jobs.slurm import login as slurm
@@ -131,9 +132,7 @@ def _queued(script: Path) -> list[str]:
 
     By the script's path: names repeat, in another checkout and among the jobs of another run.
     """
-    known = set()
-    for event in events.iterate(script.parent.parent / "events.jsonl"):
-        known |= {str(event.get(key, "")).partition("_")[0] for key in ("job", "successor")}
+    known = story.read(Run(script.parent.parent).events).job_ids()
     known |= {path.read_text().partition("_")[0].strip() for path in script.parent.glob("presubmitted-*")}
     listed = slurm.call("squeue", "--me", "--noheader", "--states=all", "--format=%F|%o")
     rows = [line.partition("|") for line in listed.splitlines()]
