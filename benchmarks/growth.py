@@ -35,7 +35,7 @@ environment.enter()
 from benchmarks import harness  # noqa: E402
 from benchmarks.trainings import past  # noqa: E402
 from jobs.engine import checkpoints, interval  # noqa: E402
-from jobs.run import events  # noqa: E402
+from jobs.run import events, story  # noqa: E402
 from jobs.run.directory import Request, Run  # noqa: E402
 from jobs.supervise import budget  # noqa: E402
 from launch import status  # noqa: E402
@@ -202,8 +202,8 @@ def show_status(run: Run) -> None:
 
 def decide_resume(run: Run) -> None:
     """All that a start reads of the past: whether it may go on, and how often to save."""
-    assert budget.verdict(budget.read(run.events)).stop is None
-    interval.past(events.iterate(run.events), start=1)
+    assert budget.verdict(story.read(run.events)).stop is None
+    interval.past(story.read(run.events), start=1)
 
 
 # ----------------------------------------------------------------------------------------------- checkpoints

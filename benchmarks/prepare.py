@@ -37,8 +37,9 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks import harness  # noqa: E402
-from jobs.prepare import sources, verify, workers  # noqa: E402
-from jobs.prepare.recipes import converters  # noqa: E402
+from jobs.catalog import sources  # noqa: E402
+from jobs.catalog.recipes import converters  # noqa: E402
+from jobs.prepare import verify, workers  # noqa: E402
 from jobs.prepare.synthetic import Lists, make_lists, read_lists, write_archives  # noqa: E402
 from jobs.prepare.voc.build import write_masks  # noqa: E402
 from jobs.run.errors import UserError, run_command  # noqa: E402

@@ -6,7 +6,7 @@ Inherits the installed MMSegmentation's own config and says here only what diffe
 _base_ = "mmseg::upernet/upernet_r50_4xb4-20k_voc12aug-512x512.py"
 
 # From scratch, ResNetV1c's own ImageNet weights: data/pretrained/resnet50_v1c-2cccc1ad.pth. (torchvision's
-# resnet50 has another stem, which would stay random; jobs/mmseg/pretrained.py refuses it.)
+# resnet50 has another stem, which would stay random; jobs/catalog/pretrained.py refuses it.)
 
 # One list and one folder of masks with all 10,582 images: what `prepare` has verified is what is read.
 train_dataloader = dict(

@@ -67,12 +67,13 @@ def tried(work: Callable[[], str]) -> dict[str, Any]:
 
 
 def imports() -> str:
+    from jobs.engine import safe_load
     from jobs.mmseg import compat
 
     if wrong := environment.problems():
         raise RuntimeError(", ".join(wrong))
     compat.prepare()
-    compat.prove()
+    safe_load.prove()
     import mmengine
     import mmseg
     import torch

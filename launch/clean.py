@@ -18,7 +18,7 @@ from jobs.run import environment
 
 environment.enter()
 
-from jobs.engine import checkpoints
+from jobs.run import checkpoint_files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 from jobs.slurm import queries as slurm_queries
@@ -166,8 +166,8 @@ def removable(run: Run, keep: int) -> list[tuple[Path, str]]:
                 found.append((path, "unfinished"))
     if not run.checkpoints.is_dir():
         return found
-    valid = checkpoints.listed(run.checkpoints)
-    best = checkpoints.best(run.checkpoints)
+    valid = checkpoint_files.listed(run.checkpoints)
+    best = checkpoint_files.best(run.checkpoints)
     kept = {one.path.name for one in valid[-keep:]} | ({best.path.name} if best else set())
     whole = {one.path.name for one in valid}
     for path in sorted(run.checkpoints.iterdir()):

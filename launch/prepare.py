@@ -14,9 +14,8 @@ from jobs.run import environment
 
 environment.enter()
 
-from jobs.mmseg import pretrained
-from jobs.prepare import recipes as datasets
-from jobs.prepare import weights
+from jobs.catalog import pretrained
+from jobs.catalog import recipes as datasets
 from jobs.run import events
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError, run_command
@@ -57,7 +56,7 @@ def main() -> int:
         "--weights",
         nargs="+",
         metavar="REFERENCE",
-        help=f"pretrained weights to fetch, as configs name them (default the recipe's, {weights.DEFAULT})",
+        help=f"pretrained weights to fetch, as configs name them (default {pretrained.DEFAULT})",
     )
     parser.add_argument(
         "--for-config", metavar="CONFIG", help="the dataset and the weights that this config needs"
@@ -104,7 +103,7 @@ def main() -> int:
         job_arguments.append("--no-weights")
     elif arguments.weights:
         for reference in arguments.weights:
-            weights.name_of(reference)
+            pretrained.published(reference)
         job_arguments += ["--weights", *arguments.weights]
     if arguments.partial:
         job_arguments.append("--partial")
@@ -144,6 +143,7 @@ def main() -> int:
                 versions=requests.versions(),
                 dataset=dataset,
                 verify=arguments.verify or "",
+                weights=weights_of(arguments, dataset),
             )
         )
 
@@ -153,6 +153,15 @@ def main() -> int:
             return 0
         job, process = single.submit(run, batch)
     return single.tell(arguments, run, "prepare", job, process)
+
+
+def weights_of(arguments: argparse.Namespace, dataset: str) -> list[str]:
+    """The pretrained weights that the job will fetch, as configs refer to them."""
+    if arguments.no_weights or arguments.verify:
+        return []
+    if arguments.weights:
+        return list(arguments.weights)
+    return [pretrained.DEFAULT] if dataset == "voc" else []
 
 
 def fit_to_config(arguments: argparse.Namespace) -> None:

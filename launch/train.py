@@ -20,9 +20,10 @@ environment.enter()
 gc.disable()
 atexit.register(gc.freeze)
 
-from jobs.run import events
+from jobs.run import events, story
 from jobs.run.directory import MOST_SEED, Run, check_seed
 from jobs.run.errors import UserError, run_command
+from jobs.run.stages import Stage
 from launch.observe import tables
 from launch.submit import batch_script as script
 from launch.submit import configs, data_ready, interpreters, job_environment, machine, options, profiles, runs
@@ -215,11 +216,10 @@ def submit_locally(
     return jobs, process
 
 
-def stages_of(run: Path, wish: requests.Wish, ahead: data_ready.Ahead, evaluate: bool) -> list[Any]:
+def stages_of(run: Path, wish: requests.Wish, ahead: data_ready.Ahead, evaluate: bool) -> list[Stage]:
     """The chain of a local run. Preparations that are on their way are waited for, not done by it."""
-    from jobs.supervise.local import Stage
 
-    def stage(name: str, resolved: Any, tasks: int, *rest: str) -> Any:
+    def stage(name: str, resolved: Any, tasks: int, *rest: str) -> Stage:
         python = resolved.settings.python or sys.executable
         return Stage(name=name, command=[python, "-u", "-m", f"jobs.{name}", *rest], tasks=tasks)
 
@@ -287,12 +287,12 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def check_resumable(run: Run) -> None:
     """Raises UserError if the run's training is finished, or if a job of it lives."""
-    for event in events.iterate(run.events):
-        if event["event"] == "finished" and event.get("stage", "train") == "train":
-            raise UserError(f"the training of {run.name} is finished: python launch/evaluate.py {run.name}")
+    told = story.read(run.events)
+    if told.finished():
+        raise UserError(f"the training of {run.name} is finished: python launch/evaluate.py {run.name}")
     from launch.observe import liveness as alive
 
-    job = alive.newest_job(run, "train")
+    job = told.newest_job("train")
     if alive.is_alive(run, job):
         raise UserError(
             f"{run.name} is on its way as job {job}: python launch/cancel.py {run.name} ends that"

@@ -17,15 +17,17 @@ import xxhash
 from PIL import Image
 from scipy.io import savemat
 
+from jobs.catalog import manifest
+from jobs.catalog import readiness as state
 from jobs.engine import checkpoints
-from jobs.infer import images
-from jobs.prepare import manifest, png, verify
-from jobs.prepare import readiness as state
+from jobs.mmseg import images
+from jobs.prepare import png, verify
 from jobs.prepare.archives import DamagedArchive, Stream, unpack_tar, walk
 from jobs.prepare.converters import unpack
+from jobs.prepare.deflate import content_digest
 from jobs.prepare.voc import build
 from jobs.prepare.voc.sbd import BadMask, mask_of
-from jobs.run import events
+from jobs.run import checkpoint_files, events
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
@@ -161,7 +163,7 @@ def _dataset(folder: Path) -> Path:
     root.mkdir(parents=True)
     content = b"2008_000051\n"
     (root / "list.txt").write_bytes(content)
-    entries = [manifest.Entry("list.txt", len(content), manifest.content_digest(content))]
+    entries = [manifest.Entry("list.txt", len(content), content_digest(content))]
     table = manifest.files_text(entries)
     (root / manifest.FILES).write_bytes(table)
     made = manifest.Manifest(
@@ -213,7 +215,7 @@ def _checkpoint_file(folder: Path, name: str) -> Target:
         lay(where)
         (where / name).write_bytes(content)
         checkpoints.listed(where)
-        checkpoints.last(where)
+        checkpoint_files.last(where)
         checkpoints.best(where)
         checkpoints.newest(where, lambda *_, **__: None)
         left = {xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in where.iterdir()}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.mmseg import compat
+from jobs.catalog import installed
 from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME
 from launch.submit import config_files, configs, snapshot
@@ -35,7 +35,11 @@ says without it."""
 def refusal(name: str) -> str:
     """What a submission of a config says in this environment; "" where it passes."""
     package, words = NEEDS.get(name) or NEEDS.get(name.split("/")[0]) or ("", "")
-    there = compat.has_compiled_mmcv() if package == "mmcv._ext" else compat.is_installed(package or "mmseg")
+    there = (
+        installed.has_compiled_mmcv()
+        if package == "mmcv._ext"
+        else installed.is_installed(package or "mmseg")
+    )
     return "" if there else words
 
 

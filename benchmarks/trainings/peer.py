@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs.engine import safe_load
 from jobs.mmseg import compat
 from jobs.run.directory import Run
 
@@ -52,7 +53,7 @@ def load(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
     """torch.load, with the harmless classes allowed that mmengine's own checkpoints hold."""
     import torch
 
-    with torch.serialization.safe_globals([(value, name) for name, value in compat._allowed().items()]):
+    with torch.serialization.safe_globals([(value, name) for name, value in safe_load.allowed().items()]):
         return torch.load(filename, map_location=map_location, weights_only=True)
 
 

@@ -17,12 +17,12 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from jobs.run.checkpoint_files import Checkpoint, beside, best, listed, read, wrong_size
 from jobs.run.directory import newest_start, write_atomically
 from jobs.run.errors import UserError
 from jobs.run.events import now
@@ -43,9 +43,6 @@ FIELDS = (
 )
 """What a manifest says of the state. The checkpoint's own `baton` part says the same."""
 
-DAMAGED = (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
-"""What reading a manifest raises that is missing, or is none."""
-
 Report = Callable[..., None]
 """Takes an event's name and its fields, as `Session.report`."""
 
@@ -58,52 +55,7 @@ class FencedOff(RuntimeError):
     """A later start of the run is alive: this one must not touch the checkpoints any more."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        return int(self.manifest["step"])
-
-    @property
-    def epoch(self) -> int:
-        return int(self.manifest["epoch"])
-
-    @property
-    def start(self) -> int:
-        """Which start of the run wrote it; 0 if that is not told."""
-        start = self.manifest.get("start")
-        return start if isinstance(start, int) else 0
-
-
 # ----------------------------------------------------------------------------------------------- finding
-
-
-def listed(directory: Path) -> list[Checkpoint]:
-    """Checkpoints with a readable manifest and a file of the right size, oldest first. Cheap: no digests."""
-    found = []
-    for path in directory.glob("*.pth.json"):
-        checkpoint = _read(path)
-        if checkpoint and not _wrong_size(checkpoint):
-            found.append(checkpoint)
-    return sorted(found, key=lambda c: (c.step, c.start))
-
-
-def last(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint, by its manifest and size."""
-    return next(reversed(listed(directory)), None)
-
-
-def best(directory: Path) -> Checkpoint | None:
-    """The checkpoint with the best validation so far; None if there was none, or if its file is gone."""
-    try:
-        record = json.loads((directory / "best.json").read_text())
-        checkpoint = _read(directory / f"{Path(record['path']).name}.json")
-    except DAMAGED:
-        return None
-    return checkpoint if checkpoint and not _wrong_size(checkpoint) else None
 
 
 def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
@@ -124,8 +76,8 @@ def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
     candidates = []
     for path in (directory / name for name in names if name.endswith(".pth")):
         with _naming(path):
-            checkpoint = _read(_beside(path))
-            wrong = _wrong_size(checkpoint) if checkpoint else "its manifest is missing or unreadable"
+            checkpoint = read(beside(path))
+            wrong = wrong_size(checkpoint) if checkpoint else "its manifest is missing or unreadable"
             if wrong:
                 # A crash between rename and manifest leaves a file that is whole.
                 checkpoint = _rebuilt(path)
@@ -162,52 +114,19 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
-_known: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
-"""Manifests that this process has read: every save looks at all of them."""
-
-
-def _read(manifest: Path) -> Checkpoint | None:
-    """The checkpoint of a manifest; None if that is missing or no manifest. Raises OSError."""
-    try:
-        status = manifest.stat()
-        identity = (status.st_ino, status.st_mtime_ns, status.st_size)
-        old, record = _known.get(manifest, (None, {}))
-        if old != identity:
-            record = json.loads(manifest.read_bytes())
-            int(record["step"]), int(record["epoch"]), int(record["bytes"])
-            _known[manifest] = identity, record
-    except DAMAGED:
-        return None
-    return Checkpoint(manifest.with_name(manifest.name.removesuffix(".json")), record)
-
-
-def _beside(path: Path) -> Path:
-    """The manifest of a checkpoint."""
-    return path.with_name(f"{path.name}.json")
-
-
-def _wrong_size(checkpoint: Checkpoint) -> str | None:
-    try:
-        size = checkpoint.path.stat().st_size
-    except FileNotFoundError:
-        return "it is gone"
-    expected = checkpoint.manifest["bytes"]
-    return None if size == expected else f"it has {size} bytes instead of {expected}"
-
-
 def _rebuilt(path: Path) -> Checkpoint | None:
     """The checkpoint of a file that is whole by its own account, its manifest made anew; None if it is not.
 
     torch writes a ZIP archive with a CRC-32 for each of its members, and the state itself says what state it
     is. Raises OSError if the file cannot be read.
     """
-    from jobs.mmseg import compat
+    from jobs.engine import safe_load
 
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return None
-        own = compat.load(path)["baton"]
+        own = safe_load.load(path)["baton"]
         record = {key: own[key] for key in FIELDS}
     except OSError as error:
         # A damaged directory of the archive sends its reader to impossible places.
@@ -220,7 +139,7 @@ def _rebuilt(path: Path) -> Checkpoint | None:
     record |= {"bytes": path.stat().st_size, "digest": digest(path), "time": now()}
     print(f"{path.name} is whole, without a manifest that fits: made anew", flush=True)
     with contextlib.suppress(OSError):  # a full disk: the next start finds out again
-        write_atomically(_beside(path), json.dumps(record).encode())
+        write_atomically(beside(path), json.dumps(record).encode())
     return Checkpoint(path, record)
 
 
@@ -229,7 +148,7 @@ def _set_aside(path: Path, reason: str, report: Report | None) -> str:
     aside = path.with_name(f"{path.name}.damaged")
     try:
         os.replace(path, aside)
-        _beside(path).unlink(missing_ok=True)
+        beside(path).unlink(missing_ok=True)
     except OSError as error:
         reason += f" (and it could not be set aside: {error.strerror})"
         aside = path
@@ -257,9 +176,9 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
     of all starts: raises FencedOff if there is a later one than `start`. Raises OSError if the disk is full,
     read-only, …; what was there before is then still there.
     """
-    beside = _beside(path)
-    old = _read(beside)
-    if old and not _wrong_size(old) and digest(path) == old.manifest.get("digest"):
+    manifest_file = beside(path)
+    old = read(manifest_file)
+    if old and not wrong_size(old) and digest(path) == old.manifest.get("digest"):
         # The same step of the same run: equal by design, and never worth a moment without it.
         return old
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +195,7 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
         on_phase("synced")
         check_fence(job, start)
         # That of a damaged file of the same name, which the new file would not fit.
-        beside.unlink(missing_ok=True)
+        manifest_file.unlink(missing_ok=True)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -286,7 +205,7 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
     check_fence(job, start)
     try:
         _sync_directory(path.parent)
-        write_atomically(beside, json.dumps(record).encode())
+        write_atomically(manifest_file, json.dumps(record).encode())
         _sync_directory(path.parent)
         on_phase("manifest")
         if digest(path) != hashing.digest:
@@ -295,7 +214,7 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
         check_fence(job, start)
         # Half a checkpoint is of no use, and takes the room of the next.
         path.unlink(missing_ok=True)
-        beside.unlink(missing_ok=True)
+        manifest_file.unlink(missing_ok=True)
         raise
     on_phase("verified")
     return Checkpoint(path, record)
@@ -374,7 +293,7 @@ def prune(directory: Path, most: int, job: Path, start: int) -> list[Path]:
             check_fence(job, start)
             # The manifest last: without its file it is nothing, but a file without it counts as damaged.
             checkpoint.path.unlink(missing_ok=True)
-            _beside(checkpoint.path).unlink(missing_ok=True)
+            beside(checkpoint.path).unlink(missing_ok=True)
             deleted.append(checkpoint.path)
     return deleted
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.engine import checkpoints, interval
+from jobs.engine import checkpoints, interval, snapshots
 from jobs.engine.session import Session
-from jobs.mmseg import state
-from jobs.run import events
+from jobs.run import story
 from jobs.supervise.heartbeat import Heartbeat
 
 RETRY = 60.0
@@ -47,12 +47,20 @@ class Settings:
 
 
 class Saver:
-    def __init__(self, session: Session, settings: Settings, config_digest: str, heart: Heartbeat) -> None:
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        config_digest: str,
+        heart: Heartbeat,
+        collect: Callable[[Any, Session, dict[str, Any]], dict[str, Any] | None],
+    ) -> None:
+        """`collect` gives the state of a runner, with the manifest in it; None on ranks that save nothing."""
         self.session, self.settings, self.config_digest = session, settings, config_digest
-        self.heart = heart
+        self.heart, self.collect = heart, collect
         self.directory = session.run.checkpoints
         self.fence = (session.run.job, session.start)
-        self.snapshots = state.Snapshots()
+        self.snapshots = snapshots.Snapshots()
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.writing: Future[checkpoints.Checkpoint | None] | None = None
         self.fenced_off: checkpoints.FencedOff | None = None
@@ -61,12 +69,12 @@ class Saver:
         """Step and epoch that a resume would begin with now."""
         self.failed: tuple[Any, ...] | None = None
         """What `_write` could not write last."""
-        self.patience = float(session.request.cluster.get("signal_delay") or 120) / 2
+        self.patience = session.request.settings.grace / 2
         """Seconds for which a preempted run tries to save: before a time limit it must also leave in time."""
         self.cost = 1.0
         self.began = time.monotonic()
         if session.main:
-            self.past = interval.past(events.iterate(session.run.events), session.start)
+            self.past = interval.past(story.read(session.run.events), session.start)
             self._clear()
         self.next = self._next()
 
@@ -127,7 +135,7 @@ class Saver:
             "asked": asked,
             "validation_due": validation_due,
         }
-        content = state.collect(runner, self.session, manifest)
+        content = self.collect(runner, self.session, manifest)
         self.saved = (loop.iter, loop.epoch)
         if content is None:
             return

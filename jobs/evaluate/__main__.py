@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from jobs.engine import checkpoints
-from jobs.evaluate import figures, ranks, report, results
-from jobs.infer import images
-from jobs.mmseg import compat
+from jobs.evaluate import ranks, report, results
+from jobs.mmseg import compat, figures, images
 from jobs.mmseg import model as models
 from jobs.prepare import progress
-from jobs.run import events, failure, notify, output
+from jobs.run import events, failure, notify, output, story
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 from jobs.run.task import read as read_task
@@ -49,7 +48,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
 
     # Only now what takes seconds to import.
     compat.prepare()
-    from jobs.evaluate import labels
+    from jobs.mmseg import labels
 
     us = ranks.join(run)
     if done is not None:
@@ -118,10 +117,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
 
 def say_once(run: Run, job: str | None, checkpoint: str, done: dict[str, Any], where: Path) -> None:
     """A job that was killed between its result and the event of it has left that to the next."""
-    told = [
-        e for e in events.iterate(run.events) if e["event"] == "evaluated" and e.get("path") == str(where)
-    ]
-    if not told:
+    if not story.read(run.events).evaluated(str(where)):
         events.append(
             run.events, "evaluated", stage="evaluate", job=job, checkpoint=checkpoint,
             seconds=done.get("seconds"), metrics={key: done[key] for key in METRICS}, path=str(where),

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.infer import images
-from jobs.mmseg import compat
+from jobs.mmseg import compat, images
 from jobs.mmseg import model as models
 from jobs.prepare import progress
-from jobs.run import events, failure, output
+from jobs.run import events, failure, output, story
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 from jobs.run.exit_codes import USER_ERROR
@@ -45,10 +44,7 @@ def main() -> int:
 def has_done(run: Run, job: str | None) -> bool:
     """Whether this very job has come to its end before: Slurm may requeue one that ends well within the grace
     time of a preemption."""
-    return job is not None and any(
-        (event["event"], event.get("stage"), event.get("job")) == ("finished", "infer", job)
-        for event in events.iterate(run.events)
-    )
+    return job is not None and bool(story.read(run.events).finished("infer", job))
 
 
 def infer(run: Run, arguments: argparse.Namespace) -> int:
@@ -62,7 +58,7 @@ def infer(run: Run, arguments: argparse.Namespace) -> int:
 
     # Only now what takes seconds to import.
     compat.prepare()
-    from jobs.evaluate import labels
+    from jobs.mmseg import labels
 
     cfg = models.config(run)
     model = models.load(cfg, checkpoint, device())

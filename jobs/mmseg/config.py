@@ -20,11 +20,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 
+from jobs.catalog import installed, pretrained, supported
+from jobs.catalog.supported import name_of, settings
 from jobs.engine.saving import Settings
 from jobs.engine.session import Session
-from jobs.mmseg import compat, pretrained, sampling, supported
+from jobs.mmseg import compat, sampling
 from jobs.mmseg.evaluator import use_fast_metric
-from jobs.mmseg.supported import name_of, settings
 from jobs.mmseg.transforms import use_fast_transforms
 from jobs.run import private
 from jobs.run.directory import check_seed, write_atomically
@@ -123,7 +124,7 @@ def import_modules(cfg: Config, config: str) -> None:
                 print(f"custom_imports: {name} cannot be imported and is left out: {error}", flush=True)
                 continue
             top = name.partition(".")[0]
-            reason = f"{top} is not installed" if not compat.is_installed(top) else str(error)
+            reason = f"{top} is not installed" if not installed.is_installed(top) else str(error)
             raise UserError(f"{config}: custom_imports names {name}: {reason}") from None
 
 
@@ -135,7 +136,7 @@ def add_tensorboard(cfg: Config, session: Session) -> None:
     backends = list(visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}])
     for backend in list(backends):
         package = VISUALIZERS.get(name_of(backend["type"]))
-        if package and not compat.is_installed(package):
+        if package and not installed.is_installed(package):
             backends.remove(backend)
             if session.main:
                 print(f"{name_of(backend['type'])} is left out: {package} is not installed", flush=True)

@@ -8,7 +8,7 @@ import torch
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 
-from jobs.evaluate.figures import histogram
+from jobs.mmseg.figures import histogram
 
 
 @METRICS.register_module()

@@ -6,9 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from jobs.engine import checkpoints
+from jobs.catalog.supported import name_of
 from jobs.mmseg import compat
-from jobs.mmseg.supported import name_of
+from jobs.run import checkpoint_files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 
@@ -17,8 +17,8 @@ def chosen_checkpoint(run: Run, which: str) -> Path:
     """The file that `which` means: `best` by mIoU (the last, where nothing was validated), `last`, or a path,
     absolute or below the run's checkpoints. Raises UserError where there is none."""
     if which in ("best", "last"):
-        found = checkpoints.best(run.checkpoints) if which == "best" else None
-        found = found or checkpoints.last(run.checkpoints)
+        found = checkpoint_files.best(run.checkpoints) if which == "best" else None
+        found = found or checkpoint_files.last(run.checkpoints)
         if found is None:
             raise UserError(f"run {run.name} has no checkpoint yet: train it first (status.py {run.name})")
         return found.path
@@ -53,7 +53,7 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
     from mmseg.registry import MODELS
     from mmseg.utils import register_all_modules
 
-    from jobs.mmseg import pretrained
+    from jobs.catalog import pretrained
 
     register_all_modules(init_default_scope=False)
     init_default_scope(cfg.get("default_scope") or "mmseg")

@@ -26,7 +26,7 @@ PREEMPTED = Preemption()
 if __name__ == "__main__":
     PREEMPTED.listen()
 
-from jobs.engine import checkpoints  # noqa: E402
+from jobs.engine import checkpoints, safe_load  # noqa: E402
 from jobs.engine.session import Session, from_environment  # noqa: E402
 from jobs.mmseg import compat  # noqa: E402
 from jobs.run.directory import Run, write_atomically  # noqa: E402
@@ -76,10 +76,10 @@ def train(session: Session) -> None:
     # Nothing made on the way to the first step is garbage; looking for it takes a second of it.
     gc.disable()
     compat.prepare()
-    compat.prove()
+    safe_load.prove()
 
     from jobs.engine import distributed, saving
-    from jobs.mmseg import config, loop, metrics, runner
+    from jobs.mmseg import config, loop, metrics, runner, state
 
     # mmengine collects by itself for each data set: not what is there already.
     gc.freeze()
@@ -102,7 +102,7 @@ def train(session: Session) -> None:
     path = checkpoint.path if checkpoint else None
     with user_errors(session):
         runner_ = runner.build(prepared, session, path, weights)
-    saver = saving.Saver(session, settings, config.digest(cfg), heart)
+    saver = saving.Saver(session, settings, config.digest(cfg), heart, state.collect)
     log_interval = (prepared.default_hooks.get("logger") or {}).get("interval", 10)
     numbers = metrics.Metrics(session, heart, log_interval, lambda: PREEMPTED.stood_still)
     runner_.register_hook(numbers)

@@ -17,8 +17,8 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
 from jobs.engine.session import Session
+from jobs.mmseg import backbone_weights, sampling, state
 from jobs.mmseg import loop as _loops  # noqa: F401 - registers the loops
-from jobs.mmseg import pretrained, sampling, state
 
 DATASETS.register_module(module=sampling.SeededDataset, force=True)
 DATA_SAMPLERS.register_module(module=sampling.ExactSampler, force=True)
@@ -96,9 +96,9 @@ class TrainingRunner(Runner):
         sampling.seed_everything(sampling.mix(self.seed, 0))
         with ExitStack() as stack:
             for backbone in (
-                pretrained.backbones(state.bare(self.model)) if self.weights and not partly else []
+                backbone_weights.backbones(state.bare(self.model)) if self.weights and not partly else []
             ):
-                stack.enter_context(pretrained.every_weight_loaded(backbone))
+                stack.enter_context(backbone_weights.every_weight_loaded(backbone))
             super()._init_model_weights()
 
     def load_or_resume(self) -> None:

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from jobs.engine import distributed
 from jobs.engine.session import Session
+from jobs.engine.snapshots import plain
 from jobs.mmseg import compat
 
 Tree = Any
@@ -182,52 +183,6 @@ def named_hooks(runner: Any) -> Iterator[tuple[str, Any]]:
         name = type(hook).__name__
         yield f"{name}/{counts[name]}", hook
         counts[name] += 1
-
-
-def plain(value: Any) -> Any:
-    """`value` as tensors and plain Python values; what cannot be expressed so becomes its `repr`."""
-    if value is None or isinstance(value, (bool, int, float, str, bytes, torch.Tensor)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, dict):
-        return {plain(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return (tuple if isinstance(value, tuple) else list)(plain(v) for v in value)
-    return repr(value)
-
-
-class Snapshots:
-    """Copies of states in main memory, made into the same memory again and again: the step that follows may
-    change the originals while the copy is written to disk."""
-
-    def __init__(self) -> None:
-        self.memory: dict[tuple[Any, ...], torch.Tensor] = {}
-
-    def take(self, tree: Tree) -> Tree:
-        """A copy of `tree` with all tensors on the CPU. The copy before this one is overwritten."""
-        copy = self._copy(tree, ())
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return copy
-
-    def _copy(self, tree: Tree, path: tuple[Any, ...]) -> Tree:
-        if isinstance(tree, torch.Tensor):
-            old = self.memory.get(path)
-            if old is None or old.shape != tree.shape or old.dtype != tree.dtype:
-                # Like it in the order of its elements, too (channels_last): fused optimizers rely on that.
-                old = torch.empty_like(tree, device="cpu", pin_memory=tree.is_cuda)
-                self.memory[path] = old
-            old.copy_(tree.detach(), non_blocking=True)
-            return old
-        if isinstance(tree, dict):
-            return {key: self._copy(value, (*path, key)) for key, value in tree.items()}
-        if isinstance(tree, (list, tuple)):
-            parts = [self._copy(value, (*path, i)) for i, value in enumerate(tree)]
-            return tuple(parts) if isinstance(tree, tuple) else parts
-        return plain(tree)
 
 
 # ----------------------------------------------------------------------------------------------- restoring

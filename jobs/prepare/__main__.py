@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jobs.catalog import pretrained
 from jobs.prepare import weights, workers
 from jobs.prepare.progress import say
 from jobs.run import events, exit_codes, notify
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="REFERENCE",
         help="pretrained weights to fetch, as configs refer to them, or addresses (default with VOC the "
-        f"recipe's, {weights.DEFAULT}); with --archives they are taken from there, nothing is downloaded",
+        f"recipe's, {pretrained.DEFAULT}); with --archives they are taken from there, nothing is downloaded",
     )
     add("--no-weights", action="store_const", dest="weights", const=[], help="no pretrained weights")
     add("--run", type=Path, metavar="DIR", help="run directory that gets the events")
@@ -124,8 +125,8 @@ def prepared(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace, begun: float) -> int:
     workers.no_inner_threads()
     # Imported here: numpy and PIL are not needed to answer --help.
+    from jobs.catalog.recipes import VOC, check_name, folder_of
     from jobs.prepare import converters as others
-    from jobs.prepare.recipes import VOC, check_name, folder_of
     from jobs.prepare.voc import pipeline as prepare
 
     root = args.data_root / folder_of(args.dataset)
@@ -146,7 +147,7 @@ def run(args: argparse.Namespace, begun: float) -> int:
     lists = result.manifest.lists
     counts = ", ".join(f"{name} {values['count']:,}" for name, values in lists.items())
     say(f"{root} {'was ready' if result.done_before else 'is ready'}: {counts} ({result.seconds:.1f} s)")
-    default = [] if order else [weights.DEFAULT]
+    default = [] if order else [pretrained.DEFAULT]
     for reference in default if args.weights is None else args.weights:
         if file := weights.fetch(reference, args.data_root, args.archives):
             weights.check_content(file)
@@ -160,7 +161,8 @@ def run(args: argparse.Namespace, begun: float) -> int:
 
 def look(args: argparse.Namespace, root: Path, begun: float) -> int:
     """--verify. Raises UserError, naming the first file that is wrong."""
-    from jobs.prepare import manifest, verify
+    from jobs.catalog import manifest
+    from jobs.prepare import verify
 
     problems = verify.deep(root, args.processes) if args.verify == "deep" else verify.quick(root)
     for problem in problems[:SHOWN]:

@@ -21,16 +21,18 @@ import zipfile
 from datetime import datetime, timezone
 from pathlib import Path
 
+from jobs.catalog import manifest
+from jobs.catalog.manifest import Entry, Manifest
+from jobs.catalog.recipes import RECIPES, Recipe, check_name, converters, split_arguments
+from jobs.catalog.sources import Source
 from jobs.prepare import converter_process as guarded
-from jobs.prepare import manifest, workers
+from jobs.prepare import workers
 from jobs.prepare.archives import DamagedArchive, unpack_tar
+from jobs.prepare.deflate import content_digest
 from jobs.prepare.disk import sync
 from jobs.prepare.local_archives import Checked, check_archive, listed_digest
 from jobs.prepare.lock import hold
-from jobs.prepare.manifest import Entry, Manifest
 from jobs.prepare.progress import say, task
-from jobs.prepare.recipes import RECIPES, Recipe, check_name, converters, split_arguments
-from jobs.prepare.sources import Source
 from jobs.prepare.voc import pipeline as prepare
 from jobs.prepare.voc.build import check_space, put
 from jobs.run.errors import UserError
@@ -370,8 +372,6 @@ def entries_of(staging: Path) -> list[Entry]:
     with task("digests", len(paths)) as advance:
         for path in paths:
             content = path.read_bytes()
-            entries.append(
-                Entry(path.relative_to(staging).as_posix(), len(content), manifest.content_digest(content))
-            )
+            entries.append(Entry(path.relative_to(staging).as_posix(), len(content), content_digest(content)))
             advance(1)
     return entries

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import requests
 
+from jobs.catalog.sources import Source
 from jobs.prepare.archives import DamagedArchive, looks_like_html
 from jobs.prepare.local_archives import check_archive
 from jobs.prepare.progress import say, task
-from jobs.prepare.sources import Source
 from jobs.run.errors import UserError
 
 BLOCK = 1 << 16

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.catalog.sources import Source
 from jobs.prepare.archives import DamagedArchive, digest, looks_like_html
 from jobs.prepare.progress import say, task
-from jobs.prepare.sources import Source
 from jobs.prepare.workers import NICER
 from jobs.run.directory import write_atomically
 from jobs.run.errors import UserError

@@ -15,111 +15,23 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from jobs.catalog.owner import NAME, Owner, is_dead, myself, read
 from jobs.run import private
 from jobs.run.errors import UserError
 
-NAME = ".prepare.lock"
 BEAT = 5.0
 STALE = 60.0
 POLL = 0.5
 GUARD_SECONDS = 10.0
 """How long the kernel lock is waited for, which is held for the blink of an eye."""
 TELL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Owner:
-    host: str
-    pid: int
-    process_start: int
-    """From /proc, so that a reused process id is not taken for the owner."""
-    namespace: str
-    """Process ids mean something only within one."""
-    job: str
-    """Slurm job id, or empty."""
-    restart: int
-    token: str
-    folder: str = ""
-    """What it prepares; "" if it has not said."""
-
-    def __str__(self) -> str:
-        return f"{f'job {self.job}' if self.job else f'process {self.pid}'} on {self.host}"
-
-
-def myself(folder: str = "") -> Owner:
-    return Owner(
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        process_start=process_start(os.getpid()) or 0,
-        namespace=namespace(),
-        job=os.environ.get("SLURM_JOB_ID", ""),
-        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        token=uuid.uuid4().hex,
-        folder=folder,
-    )
-
-
-def process_start(pid: int) -> int | None:
-    """Clock ticks since boot at which the process started; None if there is no such (living) process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else int(fields[18])
-
-
-def namespace() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def read(data_root: Path) -> tuple[Owner, float] | None:
-    """(owner, time of the last heartbeat) of the lock; None if nobody holds it.
-
-    A lock that was just created may still be empty: its owner is then unknown (`token` is empty).
-    """
-    try:
-        # Opened, not stat'ed: NFS looks at the server again then.
-        with open(data_root / NAME, encoding="utf-8") as file:
-            beat = os.fstat(file.fileno()).st_mtime
-            content = file.read()
-    except FileNotFoundError:
-        return None
-    try:
-        return Owner(**json.loads(content)), beat
-    except (ValueError, TypeError):
-        return Owner("an unknown host", 0, 0, "", "", 0, ""), beat
-
-
-def is_dead(owner: Owner) -> bool:
-    """Whether the owner has certainly gone. False: it lives, or cannot be seen from here."""
-    same_job = owner.job != "" and owner.job == os.environ.get("SLURM_JOB_ID")
-    if same_job and owner.restart < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-        # Slurm starts a job again only when its earlier start is over.
-        return True
-    return is_here(owner) and process_start(owner.pid) != owner.process_start
-
-
-def is_alive(owner: Owner) -> bool:
-    """Whether the owner is seen to live. False: it has gone, or cannot be seen from here."""
-    return is_here(owner) and process_start(owner.pid) == owner.process_start
-
-
-def is_here(owner: Owner) -> bool:
-    return bool(owner.namespace) and owner.namespace == namespace() and owner.host == socket.gethostname()
 
 
 class Lock:

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.prepare import manifest, workers
-from jobs.prepare.manifest import Entry
+from jobs.catalog import manifest
+from jobs.catalog.manifest import Entry
+from jobs.prepare import workers
+from jobs.prepare.deflate import content_digest
 from jobs.prepare.progress import task
 from jobs.run.errors import UserError
 
@@ -83,7 +85,7 @@ def check_lists(root: Path, entries: list[Entry]) -> list[Finding]:
                 content = (root / entry.path).read_bytes()
             except FileNotFoundError:
                 continue  # check_sizes has said so
-            if manifest.content_digest(content) != entry.digest:
+            if content_digest(content) != entry.digest:
                 problems.append(finding(root / entry.path, "was altered"))
     return problems
 
@@ -129,7 +131,7 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
         path = root / entry.path
         try:
             content = path.read_bytes()
-            if manifest.content_digest(content) != entry.digest:
+            if content_digest(content) != entry.digest:
                 problems.append(finding(path, "was altered or damaged: it is not what was prepared"))
             elif entry.path.endswith(".jpg"):
                 sizes[entry.path] = jpeg_size(content)

@@ -11,16 +11,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.mmseg import pretrained
+from jobs.catalog import pretrained
 from jobs.run.errors import UserError
 
 if TYPE_CHECKING:
     # Launchers want the names below at once; requests and the like are imported where they are needed.
+    from jobs.catalog.owner import Owner
     from jobs.prepare.download import Patience
-    from jobs.prepare.lock import Owner
-
-DEFAULT = "open-mmlab://resnet50_v1c"
-"""What the recipe's configs begin with."""
 
 MIRRORS = {
     "resnet50_v1c-2cccc1ad.pth": (
@@ -55,7 +52,7 @@ def fetch(
     from jobs.prepare.lock import hold
     from jobs.prepare.progress import say
 
-    url, name = name_of(reference)
+    url, name = pretrained.published(reference)
     folder = data_root / "pretrained"
     target = folder / name
     if target.is_file():
@@ -88,19 +85,10 @@ def fetch(
     return target
 
 
-def name_of(reference: str) -> tuple[str, str]:
-    """The address and the file name of published weights. Raises UserError for what is neither a known name
-    nor an address."""
-    url = pretrained.address(reference)
-    if url is None:
-        raise UserError(f"--weights {reference}: give a name such as {DEFAULT}, or an address")
-    return url, pretrained.file_name(url)
-
-
 def transfer(name: str, urls: tuple[str, ...], part: Path, patience: Patience | None) -> None:
+    from jobs.catalog.sources import Source
     from jobs.prepare import download
     from jobs.prepare.archives import DamagedArchive
-    from jobs.prepare.sources import Source
 
     patience = patience or download.Patience()
     reasons = []

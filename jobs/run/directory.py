@@ -26,6 +26,7 @@ import msgspec
 import yaml
 
 from jobs.run.errors import UserError
+from jobs.run.settings import Settings, of_request
 
 MOST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
@@ -67,6 +68,13 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What a preparation makes, as `--dataset` names it; "" is VOC."""
     verify: str = ""
     """quick or deep, if it only looks."""
+    weights: list[str] | None = None
+    """Pretrained weights that a preparation fetches, as configs refer to them; None if that is not told."""
+
+    @property
+    def settings(self) -> Settings:
+        """Those of its training, or of a preparation. Raises msgspec.ValidationError as `of_request`."""
+        return of_request(self.cluster)
 
 
 class Run:
@@ -93,6 +101,7 @@ class Run:
         try:
             data = yaml.safe_load(self.request_file.read_text(encoding="utf-8"))
             request = msgspec.convert(data, Request)
+            _ = request.settings
             msgspec.json.encode(request)  # not with a lone surrogate: that could not be shown
             return request
         except FileNotFoundError:
@@ -103,7 +112,9 @@ class Run:
     def write_request(self, request: Request) -> None:
         # libyaml's writer, which not every PyYAML has, takes a tenth of the time.
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        text = yaml.dump(msgspec.to_builtins(request), Dumper=dumper, sort_keys=False, allow_unicode=True)
+        # The run's own code may be older, and know no field that a training does not have.
+        content = {key: value for key, value in msgspec.to_builtins(request).items() if value is not None}
+        text = yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True)
         write_atomically(self.request_file, text.encode(), private=True)
 
 

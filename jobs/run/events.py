@@ -3,8 +3,9 @@
 Every line has `time` (UTC, RFC 3339, milliseconds), `event` and, when a job wrote it, `stage`
 (prepare, train, evaluate, infer), `job` (the job id; an array element's as 12_3) and, in training, `start`:
 the 1-based number of this start of the run, which also counts successor jobs (SLURM_RESTART_COUNT begins
-anew with those; it is the field `restart` of `started`). `EVENTS` names the fields of each event.
-docs/run-directory.md explains them; status, report and the efficiency figures are computed from nothing else.
+anew with those; it is the field `restart` of `started`). The structs below are
+their only definition; docs/run-directory.md explains each field. What the events say of a run is worked out
+in story.py, and for people in launch/observe/history.py.
 """
 
 from __future__ import annotations
@@ -14,49 +15,226 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-COMMON = {"time", "event", "stage", "job", "start"}
+import msgspec
 
-# event -> (required fields, optional fields), beside COMMON.
-EVENTS: dict[str, tuple[set[str], set[str]]] = {
-    # the launcher
-    "submitted": ({"executor"}, {"after", "nodes", "ranks", "element", "cluster"}),
-    "cancelled": (set(), {"by"}),
-    # a start of a job
-    "started": ({"hosts", "world_size"}, {"restart", "device", "pid", "ranks_per_node"}),
-    "resumed": ({"step", "epoch", "checkpoint"}, {"world_size_before", "accumulate"}),
-    "first_step": ({"step", "seconds"}, set()),
-    # progress; `epoch` counts finished epochs, `step` finished optimizer iterations
-    "epoch": ({"epoch", "step", "seconds"}, {"loss", "lr"}),
-    "validated": ({"epoch", "step", "seconds", "metrics"}, set()),
-    "checkpoint": (
-        {"step", "epoch", "path", "bytes", "seconds", "why"},
-        {"stall_seconds"},
-    ),
-    "checkpoint_damaged": ({"path", "reason"}, set()),
-    "checkpoint_failed": ({"step", "reason"}, set()),
-    # endings
-    "signal": ({"signal", "rank", "host"}, set()),
-    "preempted": ({"step", "epoch"}, set()),
-    "hang": ({"seconds", "stacks"}, {"rank"}),
-    "suspended": ({"seconds"}, {"rank", "host"}),
-    "failed": ({"reason"}, {"rank", "host", "error", "exit_code", "log", "step"}),
-    "requeued": ({"how"}, {"successor", "exclude"}),
-    "superseded": ({"by"}, set()),
-    "stopped": ({"reason"}, set()),
-    "finished": (set(), {"step", "epoch"}),
-    # the other stages
-    "evaluated": ({"checkpoint", "metrics", "path"}, {"seconds"}),
-    "prepared": ({"data_root"}, {"seconds", "images"}),
-    "verified": ({"data_root", "check"}, {"seconds", "files"}),
-}
+
+def _tag(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class _Event(msgspec.Struct, kw_only=True, tag_field="event", tag=_tag):
+    """The fields of every event; those without a default are the required ones of each.
+
+    What is read may have further fields (of a later version, or `started.device`, of an earlier one).
+    """
+
+    time: str
+    stage: str = "train"
+    job: str | None = None
+    start: int | None = None
+
+
+# --- the launcher
+
+
+class Submitted(_Event):
+    executor: str
+    after: str | None = None
+    nodes: int | None = None
+    ranks: int | None = None
+    element: int | None = None
+    cluster: str | None = None
+
+
+class Cancelled(_Event):
+    by: str | None = None
+
+
+# --- a start of a job
+
+
+class Started(_Event):
+    hosts: list[str]
+    world_size: int
+    restart: int | None = None
+    pid: int | None = None
+    ranks_per_node: int | None = None
+
+
+class Resumed(_Event):
+    step: int
+    epoch: int
+    checkpoint: str
+    world_size_before: int | None = None
+    accumulate: int | None = None
+
+
+class FirstStep(_Event):
+    step: int
+    seconds: float | None
+
+
+# --- progress; `epoch` counts finished epochs, `step` finished optimizer iterations
+
+
+class Epoch(_Event):
+    epoch: int
+    step: int
+    seconds: float | None
+    loss: float | None = None
+    lr: float | None = None
+
+
+class Validated(_Event):
+    epoch: int
+    step: int
+    seconds: float | None
+    metrics: dict[str, Any]
+
+
+class Checkpoint(_Event):
+    step: int
+    epoch: int
+    path: str
+    bytes: int
+    seconds: float | None
+    why: str
+    stall_seconds: float | None = None
+
+
+class CheckpointDamaged(_Event):
+    path: str
+    reason: str
+
+
+class CheckpointFailed(_Event):
+    step: int
+    reason: str
+
+
+# --- endings
+
+
+class Signal(_Event):
+    signal: str
+    rank: int
+    host: str
+
+
+class Preempted(_Event):
+    step: int
+    epoch: int
+
+
+class Hang(_Event):
+    seconds: float | None
+    stacks: Any
+    rank: int | None = None
+
+
+class Suspended(_Event):
+    seconds: float
+    rank: int | None = None
+    host: str | None = None
+
+
+class Failed(_Event):
+    reason: str
+    rank: int | None = None
+    host: str | None = None
+    error: str | None = None
+    exit_code: int | None = None
+    log: str | None = None
+    step: int | None = None
+
+
+class Requeued(_Event):
+    how: str
+    successor: str | None = None
+    exclude: list[str] | None = None
+
+
+class Superseded(_Event):
+    by: int
+
+
+class Stopped(_Event):
+    reason: str
+
+
+class Finished(_Event):
+    step: int | None = None
+    epoch: int | None = None
+
+
+# --- the other stages
+
+
+class Evaluated(_Event):
+    checkpoint: str
+    metrics: dict[str, Any]
+    path: str
+    seconds: float | None = None
+
+
+class Prepared(_Event):
+    data_root: str
+    seconds: float | None = None
+    images: int | None = None
+
+
+class Verified(_Event):
+    data_root: str
+    check: str
+    seconds: float | None = None
+    files: int | None = None
+
+
+Event = (
+    Submitted
+    | Cancelled
+    | Started
+    | Resumed
+    | FirstStep
+    | Epoch
+    | Validated
+    | Checkpoint
+    | CheckpointDamaged
+    | CheckpointFailed
+    | Signal
+    | Preempted
+    | Hang
+    | Suspended
+    | Failed
+    | Requeued
+    | Superseded
+    | Stopped
+    | Finished
+    | Evaluated
+    | Prepared
+    | Verified
+)
+
+COMMON = {"event", *_Event.__struct_fields__}
+
+
+def _fields(kind: type[_Event]) -> tuple[set[str], set[str]]:
+    fields = [field for field in msgspec.structs.fields(kind) if field.name not in COMMON]
+    required = {field.name for field in fields if field.required}
+    return required, {field.name for field in fields} - required
+
+
+EVENTS = {_tag(kind.__name__): _fields(kind) for kind in get_args(Event)}
+"""event -> (required fields, optional fields), beside COMMON."""
 
 
 class EventError(ValueError):
@@ -197,3 +375,37 @@ def iterate(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(record, dict) and "event" in record:
                 yield record
+
+
+_decode_line = msgspec.json.Decoder(Event).decode
+_decode_lines = msgspec.json.Decoder(Event).decode_lines
+
+
+def of(record: Any) -> Event:
+    """The event of a record as `read` gives it. Raises msgspec.ValidationError if it is none of ours."""
+    event: Event = msgspec.convert(record, Event)
+    return event
+
+
+def load(path: Path) -> list[Event]:
+    """All events of a file that this version knows, in the order written; [] if there is no file. Others are
+    passed over, and so are torn lines and events that lack a field, or have one of another kind."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    try:
+        return list(_decode_lines(text))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return [event for line in text.split(b"\n") if (event := _of_line(line)) is not None]
+
+
+def _of_line(line: bytes) -> Event | None:
+    try:
+        return _decode_line(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass
+    try:  # with a NaN, which Python's json writes and msgspec refuses
+        return of(json.loads(line))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None

@@ -32,21 +32,25 @@ DEFAULT_EVENTS = ("finished", "failed", "stopped")
 def about(run: Run, event: str, words: str) -> None:
     """Sends what the run's profile asks for about `event`. Never raises, never takes long."""
     try:
-        wish = run.request().cluster.get("notify") or {}
+        wish = run.request().settings.notify
     except Exception as error:
         print(f"baton: no notification: {error}", file=sys.stderr, flush=True)
         return
-    if not wish or event not in (wish.get("on") or DEFAULT_EVENTS):
+    if wish is None or event not in (wish.on or DEFAULT_EVENTS):
         return
     subject = f"{run.name}: {event}"
     text = f"{subject}\n{words}\n{run.path}\nstatus: python launch/status.py {run.name}\n"
     ways: tuple[tuple[str, Any], ...] = (("webhook_file", _post), ("webhook", _post), ("mail", _mail))
     for key, send in ways:
-        if not wish.get(key):
+        if not (value := getattr(wish, key)):
             continue
         try:
-            target = secrets.read(wish[key], key) if key == "webhook_file" else wish[key]
-            send(target, subject, text, {"run": run.name, "event": event, "path": str(run.path)})
+            send(
+                secrets.read(value, key) if key == "webhook_file" else value,
+                subject,
+                text,
+                {"run": run.name, "event": event, "path": str(run.path)},
+            )
         except Exception as error:  # by design: see above
             print(f"baton: notification failed: {error}", file=sys.stderr, flush=True)
 

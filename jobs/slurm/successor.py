@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from jobs.run.directory import Run, write_atomically
+from jobs.run.settings import Settings
 from jobs.run.task import job_id
 from jobs.slurm import calls as slurm
 
@@ -231,10 +232,10 @@ def _ending(run: Run) -> bool:
             return False
     try:
         end = datetime.fromisoformat(shown["EndTime"]).timestamp()
-        delay = float(run.request().cluster.get("signal_delay", 120)) if run.request_file.exists() else 120.0
+        settings = run.request().settings if run.request_file.exists() else Settings()
     except (KeyError, ValueError):
         return False
-    return end - time.time() < delay + SLACK_SECONDS
+    return end - time.time() < settings.signal_delay + SLACK_SECONDS
 
 
 def presubmitted(run: Run, job: str) -> str | None:

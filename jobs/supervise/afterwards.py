@@ -21,14 +21,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.run import events, exit_codes, notify
+from jobs.run import events, exit_codes, notify, story
 from jobs.run.directory import Run, newest_start, write_atomically
 from jobs.run.errors import run_command
+from jobs.run.story import Story
 from jobs.run.streams import TolerantStream
 from jobs.run.task import job_id
 from jobs.slurm import calls as slurm
@@ -107,17 +108,17 @@ def _after_srun(run: Run, code: int) -> Outcome:
 
 
 def _after_failure(run: Run, job: str, code: int) -> Outcome:
-    records = _read_patiently(run.events)
-    counted = records is not None and _record_failure(run, job, code, records)
+    told = _read_patiently(run.events)
+    counted = told is not None and _record_failure(run, job, code, told)
     if counted:
-        records = budget.read(run.events)
-    verdict = budget.verdict(records)
-    if records and records[-1]["event"] == "stopped":
+        told = story.attempt(run.events)
+    verdict = budget.verdict(told)
+    if told and (stopped := told.stopped()):
         _stay_away(run, job)
-        return Outcome(code, f"stopped: {records[-1].get('reason')}", "stopped")
+        return Outcome(code, f"stopped: {stopped}", "stopped")
     if code == exit_codes.USER_ERROR or verdict.stop:
         reason = verdict.stop or "the configuration is wrong; the log says where"
-        _say(run, job, "stopped", start=_last_start(records), reason=reason)
+        _say(run, job, "stopped", start=told and told.last_start(), reason=reason)
         _stay_away(run, job)
         return Outcome(code, f"stopped: {reason}", "stopped")
     on_slurm = bool(os.environ.get("SLURM_JOB_ID"))
@@ -153,10 +154,8 @@ def _finish(run: Run, job: str) -> Outcome:
 def _found_finished(run: Run) -> bool:
     """Whether it was an earlier start that finished the training, and told so."""
     newest = newest_start(run.job)
-    told = [
-        r for r in budget.read(run.events) or [] if r["event"] == "finished" and r.get("stage") == "train"
-    ]
-    return bool(told) and int(told[-1].get("start") or newest) < newest
+    told = _told(run).finished()
+    return bool(told) and (told[-1].start or newest) < newest
 
 
 def _stay_away(run: Run, job: str) -> None:
@@ -274,13 +273,12 @@ def cancelled_by(run: Run) -> str | None:
     """Who cancelled the run since it was last submitted, if anybody has."""
     if (run.job / "cancelled").exists():
         return "the user"
-    by = None
-    for record in budget.read(run.events) or []:
-        if record["event"] == "cancelled":
-            by = str(record.get("by") or "the user")
-        elif record["event"] == "submitted" and record.get("stage", "train") == "train":
-            by = None
-    return by
+    return _told(run).cancelled_by()
+
+
+def _told(run: Run) -> Story:
+    """What the run's events say; nothing, if they cannot be read."""
+    return story.attempt(run.events) or Story()
 
 
 def _cancelled(run: Run, job: str) -> str | None:
@@ -295,12 +293,11 @@ def _cancelled(run: Run, job: str) -> str | None:
 def _finished(run: Run) -> bool:
     """Whether the newest start of the training has said that it is finished. If it could not write that, the
     next start, which finds everything done, will; if nothing can be read, srun is believed."""
-    records = _read_patiently(run.events)
-    starts = [r for r in records or [] if r["event"] in ("started", "finished") and r.get("stage") == "train"]
-    return records is None or bool(starts and starts[-1]["event"] == "finished")
+    told = _read_patiently(run.events)
+    return told is None or told.ends_finished()
 
 
-def _record_failure(run: Run, job: str, code: int, records: Sequence[Mapping[str, object]]) -> bool:
+def _record_failure(run: Run, job: str, code: int, told: Story) -> bool:
     """Sees to it that this failure counts: one that no supervisor lived to note is noted here. False if it
     could not be written."""
     memory = run.job / "failures-noted"
@@ -308,9 +305,7 @@ def _record_failure(run: Run, job: str, code: int, records: Sequence[Mapping[str
         before = int(memory.read_text())
     except (OSError, ValueError):  # there was none, or it was torn
         before = 0
-    now = sum(
-        record["event"] in ("failed", "stopped") and record.get("stage") == "train" for record in records
-    )
+    now = told.failures_and_stops()
     noted = now > before
     try:
         write_atomically(memory, str(now if noted else now + 1).encode())
@@ -320,12 +315,7 @@ def _record_failure(run: Run, job: str, code: int, records: Sequence[Mapping[str
         return True
     number = f" (signal {code - 128})" if code > 128 else ""
     reason = f"srun ended with exit code {code}{number}, and no rank lived to say why"
-    return _say(run, job, "failed", start=_last_start(records), exit_code=code, reason=reason)
-
-
-def _last_start(records: Sequence[Mapping[str, object]] | None) -> int | None:
-    found = [record.get("start") for record in records or [] if record["event"] == "started"]
-    return int(str(found[-1])) if found and found[-1] is not None else None
+    return _say(run, job, "failed", start=told.last_start(), exit_code=code, reason=reason)
 
 
 def _note_requeue(
@@ -337,17 +327,17 @@ def _note_requeue(
 def _say(run: Run, job: str, event: str, **fields: Any) -> bool:
     """Appends an event. On a full disk it is tried for some seconds, then it is lost, which must not keep the
     job from coming back: False."""
-    story = events.Writer(run.events, stage="train", job=job)
-    story.append(event, **fields)
-    return story.flush(UNWRITABLE_SECONDS)
+    writer = events.Writer(run.events, stage="train", job=job)
+    writer.append(event, **fields)
+    return writer.flush(UNWRITABLE_SECONDS)
 
 
-def _read_patiently(path: Path) -> list[dict[str, object]] | None:
-    """A run's events; None if they cannot be read for a whole minute (a file server that restarts)."""
+def _read_patiently(path: Path) -> Story | None:
+    """What a run's events say; None if they cannot be read for a minute (a file server that restarts)."""
     deadline = time.monotonic() + UNREADABLE_SECONDS
-    while (records := budget.read(path)) is None and time.monotonic() < deadline:
+    while (told := story.attempt(path)) is None and time.monotonic() < deadline:
         time.sleep(1.0)
-    return records
+    return told
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from jobs.run import events, exit_codes
+from jobs.run import exit_codes
+from jobs.run.story import Start, Story
 
 STARTS = 3
 NODE_FAILURES = 2
@@ -29,26 +28,6 @@ HARDWARE = re.compile(
 )
 
 
-@dataclass
-class Start:
-    """What became of one start of the training."""
-
-    number: int | None
-    hosts: list[str] = field(default_factory=list)
-    progress: bool = False
-    preempted: bool = False
-    finished: bool = False
-    superseded: bool = False
-    failures: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def error(self) -> str | None:
-        if not self.failures:
-            return None
-        last = self.failures[-1]
-        return str(last.get("error") or last.get("reason") or "an error without a message")
-
-
 @dataclass(frozen=True)
 class Verdict:
     stop: str | None = None
@@ -59,34 +38,18 @@ class Verdict:
     """False if the events could not be read: then nothing is known, which is not the same as no failures."""
 
 
-def read(path: Path) -> list[dict[str, Any]] | None:
-    """A run's events; None if the file cannot be read."""
-    try:
-        return events.read(path)
-    except OSError:
-        return None
-
-
-def last_checkpoint(records: Sequence[dict[str, Any]] | None) -> tuple[int, int]:
-    """(step, epoch) of the newest checkpoint that events tell of; (0, 0) if none."""
-    for record in reversed(records or []):
-        if record["event"] == "checkpoint" and _step(record) >= 0:
-            return _step(record), int(record.get("epoch") or 0)
-    return 0, 0
-
-
-def verdict(records: Sequence[dict[str, Any]] | None) -> Verdict:
-    """What the events of a run say about starting it once more; `records` None: they cannot be read."""
-    if records is None:
+def verdict(story: Story | None) -> Verdict:
+    """What the events of a run say about starting it once more; `story` None: they cannot be read."""
+    if story is None:
         return Verdict(known=False)
-    barren = _barren(starts(records))
+    barren = _barren(story.starts())
     if not barren:
         return Verdict()
     last = barren[-1]
-    if any(failure.get("exit_code") == exit_codes.USER_ERROR for failure in last.failures):
+    if any(failure.exit_code == exit_codes.USER_ERROR for failure in last.failures):
         return Verdict(stop=last.error)
     if len(barren) >= 2 and _same(barren[-2], last):
-        step = last.failures[-1].get("step")
+        step = last.failures[-1].step
         where = f"at step {step}" if step is not None else "before the first step"
         return Verdict(stop=f"the same error twice in a row {where}: {last.error}")
     if len(barren) >= STARTS:
@@ -95,52 +58,6 @@ def verdict(records: Sequence[dict[str, Any]] | None) -> Verdict:
             f"the last: {last.error or 'ended without saying why'}"
         )
     return Verdict(exclude=_bad_nodes(barren))
-
-
-def starts(records: Sequence[dict[str, Any]]) -> list[Start]:
-    """The starts of the training since the user last submitted it, in order."""
-    found: list[Start] = []
-    best = -1
-    for record in records:
-        name = record["event"]
-        if record.get("stage", "train") != "train":
-            continue
-        # A start that a later one has fenced off may still speak.
-        number = record.get("start")
-        named = next((one for one in reversed(found) if one.number == number), None)
-        if name == "submitted":
-            found = []
-        elif name == "started":
-            named = Start(number, hosts=list(record.get("hosts", [])))
-            found.append(named)
-        elif name == "failed" and (named is None or (named.failures and "rank" not in record)):
-            # It never came to `started`: the ranks did not meet, or srun itself failed.
-            named = Start(number, failures=[record])
-            found.append(named)
-        if not found:
-            if name in ("checkpoint", "epoch"):
-                best = max(best, _step(record))
-            continue
-        current = named or found[-1]
-        if name in ("checkpoint", "epoch"):
-            # An epoch done again after a resume is no progress.
-            current.progress |= _step(record) > best
-            best = max(best, _step(record))
-        elif name in ("signal", "preempted"):
-            current.preempted = True
-        elif name == "finished":
-            current.finished = True
-        elif name == "superseded":
-            current.superseded = True
-        elif name == "failed" and record not in current.failures:
-            current.failures.append(record)
-    return found
-
-
-def _step(record: dict[str, Any]) -> int:
-    """The step of an event; -1 if it has none (a line that somebody has edited)."""
-    step = record.get("step")
-    return step if isinstance(step, int) else -1
 
 
 def _barren(all_starts: Sequence[Start]) -> list[Start]:
@@ -163,11 +80,11 @@ def _same(one: Start, other: Start) -> bool:
     if not one.failures or not other.failures:
         return False
     a, b = one.failures[-1], other.failures[-1]
-    by_program = "rank" in a and "rank" in b and 0 < (a.get("exit_code") or 0) < 128
+    by_program = a.rank is not None and b.rank is not None and 0 < (a.exit_code or 0) < 128
     return (
         by_program
-        and a.get("step") == b.get("step")
-        and a.get("exit_code") == b.get("exit_code")
+        and a.step == b.step
+        and a.exit_code == b.exit_code
         and _normal(one.error) == _normal(other.error)
         and not HARDWARE.search(one.error or "")
         and "no progress for" not in (one.error or "")
@@ -180,5 +97,5 @@ def _normal(error: str | None) -> str:
 
 
 def _bad_nodes(barren: Sequence[Start]) -> tuple[str, ...]:
-    hosts = [failure["host"] for one in barren for failure in one.failures[-1:] if failure.get("host")]
+    hosts = [failure.host for one in barren for failure in one.failures[-1:] if failure.host]
     return tuple(sorted({host for host in hosts if hosts.count(host) >= NODE_FAILURES}))

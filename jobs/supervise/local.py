@@ -21,12 +21,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.run import events, exit_codes, place, private
+from jobs.run import events, exit_codes, place, private, story
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
+from jobs.run.stages import Stage
 from jobs.run.streams import TolerantStream
 from jobs.slurm import successor
 from jobs.supervise import afterwards, processes
@@ -35,22 +35,6 @@ LEAVE_SECONDS = 120.0
 """How long the tasks of a cancelled stage may take to save and leave."""
 FOLLOW_SECONDS = 30.0
 """How long the other tasks of a stage may live on when one has failed."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    name: str
-    """prepare, train or evaluate, as in events."""
-    command: Sequence[str]
-    """What each task runs, as srun would."""
-    tasks: int = 1
-    gpus: int | None = None
-    """How many GPUs the stage gets to see, where the machine has any. None: one a task, none to prepare."""
-
-    def wanted_gpus(self) -> int:
-        if self.gpus is not None:
-            return self.gpus
-        return 0 if self.name == "prepare" else self.tasks
 
 
 def chain(run_path: str, stages: Sequence[Stage]) -> int:
@@ -69,7 +53,7 @@ class _Chain:
         self.cancelled = 0
         self.owner = False
         self.job = _job_id()
-        self.story = events.Writer(run.events, job=self.job)
+        self.writer = events.Writer(run.events, job=self.job)
         self.restart = 0
 
     def run(self, stages: Sequence[Stage]) -> int:
@@ -109,7 +93,7 @@ class _Chain:
         if stage.name == "train":
             return self.train(stage)
         # An evaluation by hand is meant, whatever there is.
-        if stage.name == "evaluate" and self.owner and self.evaluated():
+        if stage.name == "evaluate" and self.owner and story.read(self.run_directory.events).is_evaluated():
             return 0
         told = self.failures(stage)
         codes = self.run_tasks(stage)
@@ -121,15 +105,14 @@ class _Chain:
             rank = next(rank for rank, one in codes.items() if one != 0)
             log = f"job/{self.log_name(stage, rank)}"
             error = _last_line(self.run_directory.path / log)
-            self.story.append(
+            self.writer.append(
                 "failed", stage=stage.name, rank=rank, exit_code=code,
                 reason=f"{stage.name} failed: {error or f'exit code {code}'}", error=error, log=log,
             )  # fmt: skip
         return code
 
     def failures(self, stage: Stage) -> int:
-        told = events.iterate(self.run_directory.events)
-        return sum(1 for one in told if one["event"] == "failed" and one.get("stage") == stage.name)
+        return story.read(self.run_directory.events).failures(stage.name)
 
     def train(self, stage: Stage) -> int:
         while True:
@@ -142,7 +125,7 @@ class _Chain:
             if not again or afterwards.cancelled_by(self.run_directory):
                 return outcome.code
             if outcome.code == exit_codes.RESUME:
-                self.story.append("requeued", stage="train", how="local")
+                self.writer.append("requeued", stage="train", how="local")
             self.restart += 1
 
     def run_tasks(self, stage: Stage) -> dict[int, int]:
@@ -198,7 +181,7 @@ class _Chain:
             asked = True
             if self.cancelled == 1:
                 if not afterwards.cancelled_by(self.run_directory):
-                    self.story.append("cancelled", stage="train", by=number.name)
+                    self.writer.append("cancelled", stage="train", by=number.name)
                 for pid in tasks:
                     processes.send(pid, signal.SIGTERM)
         return asked
@@ -220,18 +203,6 @@ class _Chain:
 
     def log_name(self, stage: Stage, rank: int) -> str:
         return f"{self.job}-{stage.name}_{rank}_log.out"
-
-    def evaluated(self) -> bool:
-        """Whether the finished training has been evaluated already (a chain that is run again)."""
-        done, furthest = False, -1
-        for record in events.read(self.run_directory.events):
-            if record["event"] == "finished" and record.get("stage") == "train":
-                # A finished training that is started again ends at once, at the same step.
-                done &= record.get("step", 0) <= furthest
-                furthest = max(furthest, record.get("step", 0))
-            elif record["event"] == "evaluated":
-                done = True
-        return done
 
 
 class _FreeGpus:

@@ -15,11 +15,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from jobs.run import environment, events, exit_codes
+from jobs.run import environment, events, exit_codes, story
 from jobs.run.directory import Run, newest_start
 from jobs.run.errors import UserError, run_command
+from jobs.run.settings import Settings
+from jobs.run.story import Story
 from jobs.run.streams import TolerantStream
 from jobs.run.task import Task, read
 from jobs.slurm import successor
@@ -27,7 +29,6 @@ from jobs.supervise import budget, processes, rendezvous
 from jobs.supervise.supervisor import supervise
 
 RENDEZVOUS_SECONDS = 300.0
-HANG_MINUTES = 10.0
 LAST_WORDS_SECONDS = 2.0
 """How long events that a full disk held up may take at the end."""
 CANCELLED = "the run was cancelled; python launch/train.py --resume {run} goes on with it"
@@ -51,22 +52,22 @@ def main() -> int:
         raise UserError(f"there is no run directory {run.path}")
     run.job.mkdir(exist_ok=True)
     # Rank 0 has the word: what the run's events say, which start this is, and whether it may be.
-    records = budget.read(run.events) if task.rank == 0 else None
+    told = story.attempt(run.events) if task.rank == 0 else None
     start, stop, cancelled = None, None, False
-    story = events.Writer(run.events, stage="train", job=task.job)
+    writer = events.Writer(run.events, stage="train", job=task.job)
     try:
         if task.rank == 0:
-            start = story.common["start"] = patiently(lambda: claim_start(run, task))
+            start = writer.common["start"] = patiently(lambda: claim_start(run, task))
             cancelled = (run.job / "cancelled").exists()
-            stop = CANCELLED.format(run=run.name) if cancelled else unfit() or budget.verdict(records).stop
-            stop = FINISHED if is_finished(run, task.job, records or []) else stop
+            stop = CANCELLED.format(run=run.name) if cancelled else unfit() or budget.verdict(told).stop
+            stop = FINISHED if is_finished(run, task.job, told or Story()) else stop
         meeting = patiently(lambda: rendezvous.meet(task, run.job, rendezvous_seconds(), start, stop))
     except (rendezvous.RendezvousError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         if task.rank == 0:
-            story.append("failed", reason=str(error), rank=0, host=task.host, error=str(error))
+            writer.append("failed", reason=str(error), rank=0, host=task.host, error=str(error))
         return exit_codes.FAILED
-    story.common["start"] = meeting.start
+    writer.common["start"] = meeting.start
     if meeting.stop == FINISHED:
         if task.rank == 0:
             print(f"baton: {FINISHED}: nothing is left to do", flush=True)
@@ -75,21 +76,21 @@ def main() -> int:
         if task.rank == 0:
             print(f"error: {meeting.stop}", file=sys.stderr)
             if not cancelled:
-                story.append("stopped", reason=meeting.stop)
+                writer.append("stopped", reason=meeting.stop)
         return exit_codes.FAILED
     if task.rank == 0:
-        note_predecessor(run, task, story, records or [])
-        story.append(
+        note_predecessor(run, task, writer, told or Story())
+        writer.append(
             "started", restart=task.restart, hosts=list(dict.fromkeys(meeting.hosts)),
             world_size=task.world_size, pid=os.getpid(),
             ranks_per_node=max(meeting.hosts.count(host) for host in meeting.hosts),
         )  # fmt: skip
     command = arguments.worker or [sys.executable, "-u", "-m", "jobs.mmseg.rank", str(run.path)]
     code = supervise(
-        run, task, meeting, command, story, hang_seconds=hang_seconds(run), environ=os.environ,
-        wakeup=wakeup, signals=signals, last_checkpoint=budget.last_checkpoint(records),
+        run, task, meeting, command, writer, hang_seconds=hang_seconds(run), environ=os.environ,
+        wakeup=wakeup, signals=signals, last_checkpoint=(told or Story()).last_checkpoint(),
     )  # fmt: skip
-    story.flush(LAST_WORDS_SECONDS)
+    writer.flush(LAST_WORDS_SECONDS)
     processes.ignore_signals()
     return code
 
@@ -124,21 +125,18 @@ def claim_start(run: Run, task: Task) -> int:
         return number
 
 
-def is_finished(run: Run, job: str, records: list[dict[str, Any]]) -> bool:
+def is_finished(run: Run, job: str, told: Story) -> bool:
     """Whether this very job, or the one that it goes on for, has finished the training. Any other job that
     begins a finished run was submitted to train on, for more epochs, say."""
     ours = {job, successor.predecessor(run, job)}
-    ours |= {record.get("job") for record in records if record.get("successor") == job}
-    words = ("submitted", "started", "finished")
-    last = [one for one in records if one.get("stage") == "train" and one["event"] in words][-1:]
-    return any(one["event"] == "finished" and one.get("job") in ours for one in last)
+    return told.finished_by() in (ours | told.predecessors(job)) - {None}
 
 
-def note_predecessor(run: Run, task: Task, story: events.Writer, records: list[dict[str, Any]]) -> None:
+def note_predecessor(run: Run, task: Task, writer: events.Writer, told: Story) -> None:
     """A job that was killed could not say who goes on with it: its successor does."""
     before = successor.predecessor(run, task.job)
-    if before and not any(record.get("successor") == task.job for record in records):
-        story.append("requeued", job=before, start=None, how="successor", successor=task.job)
+    if before and not told.predecessors(task.job):
+        writer.append("requeued", job=before, start=None, how="successor", successor=task.job)
 
 
 def patiently(action: Callable[[], T]) -> T:
@@ -161,11 +159,11 @@ def rendezvous_seconds() -> float:
 
 def hang_seconds(run: Run) -> float:
     """How long a step may take before the run counts as hung: BATON_HANG_SECONDS, the cluster profile's
-    `hang_minutes`, or 10 minutes."""
+    `hang_minutes`, or its default."""
     if "BATON_HANG_SECONDS" in os.environ:
         return float(os.environ["BATON_HANG_SECONDS"])
-    profile = run.request().cluster if run.request_file.exists() else {}
-    return 60.0 * float(profile.get("hang_minutes", HANG_MINUTES))
+    settings = run.request().settings if run.request_file.exists() else Settings()
+    return 60.0 * settings.hang_minutes
 
 
 def _arguments() -> argparse.Namespace:

@@ -90,7 +90,6 @@ class Incarnation(msgspec.Struct, kw_only=True):
     began: float
     hosts: list[str] = []
     world_size: int = 1
-    device: str = ""
     restart: int = 0
     resumed_step: int | None = None
     """The step it went on from; None until it has said so, 0 from scratch."""
@@ -233,6 +232,9 @@ class History(msgspec.Struct, kw_only=True):
     @property
     def preemptions(self) -> int:
         return sum(1 for one in self.incarnations if one.ending == "preempted")
+
+    def newest_job(self, stage: str) -> StageJob | None:
+        return next((job for job in reversed(list(self.jobs.values())) if job.stage == stage), None)
 
     def job_ids(self) -> list[str]:
         return list(dict.fromkeys(job.id for job in self.jobs.values()))
@@ -469,7 +471,6 @@ def _started(history: History, starts: dict[int, Incarnation], event: dict[str, 
         last_seen=time,
         hosts=[hosts] if isinstance(hosts, str) else list(hosts),
         world_size=event.get("world_size") or 1,
-        device=str(event.get("device") or ""),
         restart=event.get("restart") or 0,
     )
     history.incarnations.append(new)

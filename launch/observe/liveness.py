@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from jobs.run import events
 from jobs.run.directory import Run
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, states
@@ -18,17 +17,3 @@ def is_alive(run: Run, job: str) -> bool:
         answer = identity.mine(run, history.read(run), slurm_queries.ask([job], patience=30))
         return answer.job(job).alive or any(problem.startswith("squeue") for problem in answer.problems)
     return states.local_job(run, job) or bool(states.elsewhere(run, job))
-
-
-def newest_job(run: Run, stage: str) -> str:
-    """The id of the newest job of that stage, successors and those of plain sbatch included; "" without
-    one."""
-    job = ""
-    for event in events.iterate(run.events):
-        if event.get("stage", stage) != stage:
-            continue
-        if event["event"] in ("submitted", "started"):  # plain sbatch of a script says only that it started
-            job = event.get("job", job)
-        elif event["event"] == "requeued" and event.get("successor"):
-            job = event["successor"]
-    return job

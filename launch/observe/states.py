@@ -84,7 +84,7 @@ def jobs_to_ask(past: History) -> list[str]:
     if past.finished is not None or past.stopped:
         open_jobs = [job for job in open_jobs if job.stage != "train"]
     newest = {job.stage: job.id for job in open_jobs}
-    failed = newest_job(past, "train")
+    failed = past.newest_job("train")
     if failed and failed.state == "failed" and past.cancelled is None and is_slurm(failed.id):
         newest["train"] = failed.id
     if past.reserve is not None and "train" in newest:
@@ -99,7 +99,7 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
     if state.code == "suspended" and past.incarnations:
         _still_suspended(past.incarnations[-1], now)
     shares = efficiency.shares(past, now if state.lives else past.last)
-    job = newest_job(past, "train") or next(reversed(list(past.jobs.values())), None)
+    job = past.newest_job("train") or next(reversed(list(past.jobs.values())), None)
     step, epoch = furthest(past, progress)
     found = Status(
         name=run.name,
@@ -188,7 +188,7 @@ def _judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], no
         return _beside(
             run, past, answer, State("stopped", f"stopped: {past.stopped}"), past.stopped_at or past.last
         )
-    job = newest_job(past, "train")
+    job = past.newest_job("train")
     if job is None:
         return _other_stage(run, past, answer)
     if not is_slurm(job.id):
@@ -286,10 +286,6 @@ def _is_starting(run: Run, job: str) -> bool:
     return str(run.job).encode() in command
 
 
-def newest_job(past: History, stage: str) -> StageJob | None:
-    return next((job for job in reversed(list(past.jobs.values())) if job.stage == stage), None)
-
-
 def _main_stage(past: History) -> str:
     """What the run is there for: a training, or else what it did last."""
     stages = [job.stage for job in past.jobs.values()]
@@ -297,7 +293,7 @@ def _main_stage(past: History) -> str:
 
 
 def _is_preparing(past: History) -> bool:
-    job = newest_job(past, "prepare")
+    job = past.newest_job("prepare")
     return job is not None and job.state in ("submitted", "started") and not past.incarnations
 
 
@@ -370,7 +366,7 @@ def _error(past: History) -> str:
 
 def _after_training(run: Run, past: History, answer: Answer) -> State:
     """The training is finished: what became of its newest evaluation, and of an inference under way."""
-    job = newest_job(past, "evaluate")
+    job = past.newest_job("evaluate")
     evaluated = "finished, evaluated" if past.evaluations else "finished"
     if job is None or job.state == "finished":
         return _beside(run, past, answer, State("finished", evaluated), past.finished or 0.0)

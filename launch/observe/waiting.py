@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from jobs.run import events
+from jobs.run import events, story
 from jobs.run.directory import Run
 from jobs.slurm import login as slurm
 from jobs.slurm import queries as slurm_queries
@@ -158,9 +158,7 @@ def _left_the_queue(job: str) -> bool:
 def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:
     """The exit code of a run that has ended without an event that says how. UNKNOWN is no success."""
     last = own.last()
-    finished = own.last_stage == "infer" and any(
-        event["event"] == "finished" and event.get("job") == last for event in events.iterate(run.events)
-    )
+    finished = own.last_stage == "infer" and bool(story.read(run.events).finished("infer", last))
     how, code = "the run has ended unfinished", 1
     if process is None:
         answer = _slurm(own)

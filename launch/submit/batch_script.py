@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 
 from jobs.run.errors import UserError
-from launch.submit import profiles, runs
-from launch.submit.profiles import Container, Resolved
+from jobs.run.settings import Container
+from launch.submit import profiles, programs, runs
+from launch.submit.profiles import Resolved
 
 
 class Batch(msgspec.Struct, kw_only=True):
@@ -280,15 +281,20 @@ def _command(batch: Batch) -> str:
         else 'cd "$checkout" || exit 2'
     )
     start = " ".join(srun)
+    code = batch.run / "code" if batch.run is not None and batch.made else None
     if stage == "train":
-        presubmit = PRESUBMIT if settings.presubmit else ""
-        return TRAIN.format(cd=cd, srun=start, python=python, presubmit=presubmit)
+        after = programs.module(code, programs.AFTER_TRAINING)
+        presubmit = PRESUBMIT.format(after=after) if settings.presubmit else ""
+        return TRAIN.format(cd=cd, srun=start, python=python, presubmit=presubmit, after=after)
     target = "" if stage == "prepare" else ' "$run"'
     command = f"{python} -u -m jobs.{stage}{target} {given}".rstrip()
-    again = f'{stage} "$run" "$code"'
+    after = programs.module(code, programs.AFTER_OTHERS)
+    if after != programs.AFTER_OTHERS:  # which knew no requeue of a job that was done
+        return OTHER.format(cd=cd, srun=start, command=command, codes="85", again=f"{after} requeue")
+    again = f'{after} {stage} "$run" "$code"'
     if batch.run is None:
         again += ' "$@"' if stage == "prepare" else ' "$name" "$@"'
-    return OTHER.format(cd=cd, srun=start, command=command, again=again)
+    return OTHER.format(cd=cd, srun=start, command=command, codes="0 | 85", again=again)
 
 
 OTHER = """\
@@ -299,13 +305,13 @@ OTHER = """\
 code=$?
 # 85: it was told to leave and goes on in another start, unless the job is being cancelled. 0: it is done,
 # which Slurm must hear in a way that it understands within a grace time, too.
-case "$code" in 0 | 85) (trap "" USR2 TERM; exec "$host_python" -m jobs.slurm.afterwards {again}) ;; esac
+case "$code" in {codes}) (trap "" USR2 TERM; exec "$host_python" -m {again}) ;; esac
 exit "$code"
 """
 
 PRESUBMIT = """\
 # The partition kills without notice: a successor waits, for any end of this job but success.
-(trap "" USR2 TERM; exec "$host_python" -m jobs.supervise.afterwards "$run" --presubmit)
+(trap "" USR2 TERM; exec "$host_python" -m {after} "$run" --presubmit)
 """
 
 TRAIN = """\
@@ -315,7 +321,7 @@ TRAIN = """\
   {srun} \\
     sh -c 'trap "" USR2 TERM; exec "$@"' baton {python} -u -m jobs.train "$run"
   code=$?
-  (trap "" USR2 TERM; exec "$host_python" -m jobs.supervise.afterwards "$run" --exit-code "$code")
+  (trap "" USR2 TERM; exec "$host_python" -m {after} "$run" --exit-code "$code")
   next=$?
   # 75: start again here. All else is the job's end; 0 only when training is finished.
   [ "$next" -eq 75 ] || exit "$next"

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.mmseg import compat, pretrained, supported
+from jobs.catalog import installed, pretrained, supported
 from jobs.run.errors import UserError
 from launch.submit import config_files, literals
 from launch.submit.config_files import locate
@@ -158,7 +158,7 @@ def _modules(config: Path, chain: Chain, here: bool) -> list[Path]:
     own = {module.stem for module in found}
     for name in names if here and not given.get("allow_failed_imports") else []:
         top = name.split(".")[0]
-        if top not in own and not compat.is_installed(top):
+        if top not in own and not installed.is_installed(top):
             raise UserError(
                 f"{config}: custom_imports names {name}: {top} is neither beside the config nor installed in "
                 "this environment"

@@ -12,15 +12,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.prepare import readiness as state
-from jobs.prepare import weights
-from jobs.prepare.recipes import RECIPES, VOC_FOLDER, dataset_of, folder_of
-from jobs.run import events
+from jobs.catalog import pretrained
+from jobs.catalog import readiness as state
+from jobs.catalog.recipes import RECIPES, VOC_FOLDER, dataset_of, folder_of
+from jobs.run import story
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from launch.submit import configs, runs
-
-ENDS = {"prepared", "verified", "failed", "cancelled", "stopped"}
 
 
 @dataclass
@@ -83,21 +81,17 @@ def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) 
     ready = found.ready and (ours or (data_root / path).exists())
     if ready and whole:
         return
-    from launch.observe import (
-        liveness as alive,  # with all that reads histories; not needed where the dataset is ready
-    )
-
     run = preparing(data_root, folder)
     if ready and run is None:
         return
-    job = alive.newest_job(run, "prepare") if run else ""
+    job = story.read(run.events).newest_job("prepare") if run else ""
     if not job and found.owner:
         job = found.owner.job or f"process {found.owner.pid} on {found.owner.host}"
     if job:
-        asked = run.request().command if run else []
-        # Of other datasets only those that are asked for.
-        default = {weights.DEFAULT} if dataset == "voc" and "--no-weights" not in asked else set()
-        ahead.weights |= default | set(asked)
+        asked = run.request().weights if run else None
+        if asked is None:  # not told: what a preparation fetches by itself
+            asked = [pretrained.DEFAULT] if dataset == "voc" else []
+        ahead.weights |= set(asked)
     if not job:
         _not_there(data_root, path, dataset if ours else "", found.reason)
     elif executor == "local" and (found.owner or job.startswith("local-")):
@@ -141,19 +135,11 @@ def preparing(data_root: Path, folder: str) -> Run | None:
     found = [run for run in runs.all_runs(runs.prepare_root()) if run.events.exists()]
     for run in sorted(found, key=lambda run: run.events.stat().st_mtime_ns, reverse=True):
         request = run.request()
-        if request.verify or folder_of(request.dataset) != folder or _has_ended(run):
+        told = story.read(run.events)
+        if request.verify or folder_of(request.dataset) != folder or told.preparation_has_ended():
             continue
         if Path(request.data_root).resolve() != data_root.resolve():
             continue
-        if alive.is_alive(run, alive.newest_job(run, "prepare")):
+        if alive.is_alive(run, told.newest_job("prepare")):
             return run
     return None
-
-
-def _has_ended(run: Run) -> bool:
-    ended = False
-    for event in events.iterate(run.events):
-        if event["event"] == "submitted":
-            ended = False
-        ended = ended or event["event"] in ENDS
-    return ended

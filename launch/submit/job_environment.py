@@ -11,7 +11,8 @@ from pathlib import Path
 
 from jobs.run import secrets
 from jobs.run.directory import Run, write_atomically
-from launch.submit.profiles import Resolved, Settings
+from jobs.run.settings import Settings
+from launch.submit.profiles import Resolved
 
 
 def check(settings: Settings) -> None:

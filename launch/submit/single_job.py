@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs.run import events
 from jobs.run.directory import Run
+from jobs.run.stages import Stage
 from launch.submit import batch_script as script
 from launch.submit import creation as requests
 from launch.submit import interpreters, job_environment, machine, runs
@@ -81,10 +82,8 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
     return job, process
 
 
-def stage(batch: script.Batch) -> Any:
+def stage(batch: script.Batch) -> Stage:
     """The job as a stage of a local chain."""
-    from jobs.supervise.local import Stage
-
     resolved = batch.resolved
     python = resolved.settings.python or sys.executable
     target = [] if resolved.stage == "prepare" else [str(batch.run)]

@@ -8,6 +8,7 @@ terminal may end.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -19,14 +20,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import submitit
 from submitit.core.utils import FailedSubmissionError
 from submitit.local import local
 from submitit.slurm import slurm as submitit_slurm
 
-from jobs.run import events
+from jobs.run import story
+from jobs.run.directory import Run
+from jobs.run.settings import Settings
+from jobs.run.stages import Stage
 from jobs.slurm import login as slurm
-from launch.submit import profiles
+from launch.submit import profiles, programs
 
 LATE_SECONDS = 2.0
 """How long a job is looked for in the queue when sbatch's answer got lost."""
@@ -93,7 +98,7 @@ def overridden(script: str) -> set[str]:
     }
     written = set(re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE))
     # Of what a user may leave to Slurm, the environment's word counts until a setting says otherwise.
-    options = written | (profiles.OWN_OPTIONS.keys() - profiles.Settings.__struct_fields__ - {"mem"})
+    options = written | (profiles.OWN_OPTIONS.keys() - Settings.__struct_fields__ - {"mem"})
     plain = {f"SBATCH_{option.upper().replace('-', '_')}" for option in options}
     return plain | {name for option in options for name in more.get(option, ())}
 
@@ -127,9 +132,7 @@ def _queued(script: Path) -> list[str]:
 
     By the script's path: names repeat, in another checkout and among the jobs of another run.
     """
-    known = set()
-    for event in events.iterate(script.parent.parent / "events.jsonl"):
-        known |= {str(event.get(key, "")).partition("_")[0] for key in ("job", "successor")}
+    known = story.read(Run(script.parent.parent).events).job_ids()
     known |= {path.read_text().partition("_")[0].strip() for path in script.parent.glob("presubmitted-*")}
     listed = slurm.call("squeue", "--me", "--noheader", "--states=all", "--format=%F|%o")
     rows = [line.partition("|") for line in listed.splitlines()]
@@ -201,23 +204,28 @@ class LocalExecutor(submitit.LocalExecutor):
 
 
 def submit_chain(
-    run: Path, stages: list[Any], environment: dict[str, str]
+    run: Path, stages: list[Stage], environment: dict[str, str]
 ) -> tuple[str, subprocess.Popen[bytes]]:
-    """Starts the stages (jobs.supervise.local.Stage) one after the other on this machine.
+    """Starts the stages one after the other on this machine.
 
     Returns the job id that events carry, and the controller's process.
     """
-    from jobs.supervise.local import chain
-
     executor = LocalExecutor(run / "job", run / "code", environment)
-    job = executor.submit(chain, str(run), stages)
+    # By value: the run's code, which is all that the job imports, may be older than this checkout.
+    cloudpickle.register_pickle_by_value(programs)
+    job = executor.submit(
+        programs.run_chain,
+        programs.module(run / "code", programs.CHAIN),
+        str(run),
+        [dataclasses.asdict(stage) for stage in stages],
+    )
     assert isinstance(job, local.LocalJob)
     process = job._process
     assert process is not None
     return f"local-{job.job_id}", process
 
 
-def shown(stages: list[Any]) -> str:
+def shown(stages: list[Stage]) -> str:
     """The stages as the commands they are, for --dry-run."""
     return "\n".join(
         f"# {stage.name}, {stage.tasks} task(s)\n{shlex.join(stage.command)}" for stage in stages

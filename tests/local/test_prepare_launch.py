@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.prepare.readiness import state
+from jobs.catalog.readiness import state
 from jobs.run import events
 from tests.local.test_prepare_others import ade  # noqa: F401 (a fixture)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.catalog.readiness import state
 from jobs.prepare import verify
-from jobs.prepare.readiness import state
 from jobs.run import events
 from jobs.run.exit_codes import RESUME
 from tests.conftest import run_module

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.catalog import pretrained
 from jobs.engine.session import Session
-from jobs.mmseg import compat, pretrained
+from jobs.mmseg import compat
 from jobs.mmseg.model import weights_of
 from jobs.run.directory import Request, Run
 from launch.submit import configs, literals, snapshot

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from jobs.infer.__main__ import has_done
-from jobs.run import events
+from jobs.run import events, story
 from jobs.run.directory import Request, Run
 from jobs.run.exit_codes import FAILED, RESUME, SUPERSEDED, USER_ERROR
 from jobs.supervise import afterwards
@@ -369,7 +369,7 @@ def test_a_start_of_a_job_that_has_finished_the_training_has_nothing_left_to_do(
     if how == "submitted":
         say(run, "submitted", executor="slurm")
     job = "9" if how in ("successor", "in advance", "another") else "local-1"
-    finished = is_finished(run, job, events.read(run.events))
+    finished = is_finished(run, job, story.read(run.events))
     assert finished == (how in ("requeued", "successor", "in advance"))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.run import story
 from jobs.supervise import budget
 
 
@@ -14,11 +17,13 @@ class Story:
     """Builds the events of a run."""
 
     def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = [{"event": "submitted", "stage": "train", "executor": "slurm"}]
         self.number = 0
+        self.records: list[dict[str, Any]] = []
+        self.say("submitted", executor="slurm")
 
     def say(self, event: str, **fields: Any) -> Story:
-        self.events.append({"event": event, "stage": "train", "start": self.number, **fields})
+        time = "2026-01-01T00:00:00.000Z"
+        self.records.append({"time": time, "event": event, "stage": "train", "start": self.number} | fields)
         return self
 
     def start(self) -> Story:
@@ -31,11 +36,19 @@ class Story:
         )
 
     def save(self, step: int) -> Story:
-        return self.say("checkpoint", step=step)
+        return self.say("checkpoint", step=step, epoch=0, path="", bytes=0, seconds=0.0, why="interval")
+
+    @property
+    def told(self) -> story.Story:
+        """As it is read from the file that has these lines."""
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.writelines(json.dumps(record) + "\n" for record in self.records)
+            file.flush()
+            return story.read(Path(file.name))
 
     @property
     def verdict(self) -> budget.Verdict:
-        return budget.verdict(self.events)
+        return budget.verdict(self.told)
 
 
 def test_a_first_failure_may_start_again() -> None:
@@ -43,71 +56,71 @@ def test_a_first_failure_may_start_again() -> None:
 
 
 def test_three_starts_without_a_checkpoint_stop() -> None:
-    story = Story()
+    run = Story()
     for step in (1, 2):
-        story.start().fail(step=step)
-    assert story.verdict.stop is None
-    stop = story.start().fail(step=3).verdict.stop
+        run.start().fail(step=step)
+    assert run.verdict.stop is None
+    stop = run.start().fail(step=3).verdict.stop
     assert stop is not None
     assert "3 starts in a row" in stop
     assert "ValueError: x" in stop
 
 
 def test_a_checkpoint_between_them_is_a_fresh_chance_but_an_old_step_is_none() -> None:
-    story = Story().start().fail(step=1).start().fail(step=2).start().save(10).fail(step=11)
-    assert story.verdict.stop is None
+    run = Story().start().fail(step=1).start().fail(step=2).start().save(10).fail(step=11)
+    assert run.verdict.stop is None
     # These only save again what was there.
-    story.start().save(10).fail(step=12).start().save(10).fail(step=13).start().save(10).fail(step=14)
-    assert story.verdict.stop is not None
+    run.start().save(10).fail(step=12).start().save(10).fail(step=13).start().save(10).fail(step=14)
+    assert run.verdict.stop is not None
 
 
 def test_an_epoch_is_progress() -> None:
-    story = Story()
+    run = Story()
     for step in range(1, 6):
-        story.start().say("epoch", epoch=step, step=10 * step).fail(step=step)
-    assert story.verdict.stop is None
+        run.start().say("epoch", epoch=step, step=10 * step, seconds=1.0).fail(step=step)
+    assert run.verdict.stop is None
 
 
 def test_preemptions_exhaust_nothing() -> None:
-    story = Story()
+    run = Story()
     for _ in range(20):
-        story.start().say("signal", signal="SIGTERM").say("preempted", step=0, epoch=0)
-    assert story.verdict == budget.Verdict()
+        run.start().say("signal", signal="SIGTERM", rank=0, host="n1").say("preempted", step=0, epoch=0)
+    assert run.verdict == budget.Verdict()
 
 
 def test_preemptions_between_failures_do_not_hide_them() -> None:
-    story = Story()
+    run = Story()
     for step in (1, 2, 3):
-        story.start().fail(step=step)
-        story.start().say("preempted", step=0, epoch=0)
-    assert story.verdict.stop is not None
+        run.start().fail(step=step)
+        run.start().say("preempted", step=0, epoch=0)
+    assert run.verdict.stop is not None
 
 
 def test_a_start_that_gave_way_to_a_later_one_is_no_failure_nor_is_it_the_later_ones() -> None:
-    story = Story().start().start()
+    run = Story().start().start()
     for _ in range(3):
-        story.start()
-        story.number -= 1
-        story.say("superseded", by=story.number + 1)
-        story.number += 1
-    story.fail()
-    (first, *given_way, last) = budget.starts(story.events)
+        run.start()
+        run.number -= 1
+        run.say("superseded", by=run.number + 1)
+        run.number += 1
+    run.fail()
+    (first, *given_way, last) = run.told.starts()
     assert [one.superseded for one in given_way] == [True] * 3
     assert not first.superseded
     assert last.failures
-    assert story.verdict == budget.Verdict()
+    assert run.verdict == budget.Verdict()
 
 
 def test_starts_that_end_without_a_word_count() -> None:
-    story = Story().start().start()
-    assert story.verdict.stop is None
-    assert "without saying why" in str(story.start().verdict.stop)
+    run = Story().start().start()
+    assert run.verdict.stop is None
+    assert "without saying why" in str(run.start().verdict.stop)
 
 
 def test_the_same_error_at_the_same_step_stops_at_once() -> None:
-    story = Story().start().fail("ValueError: tensor at 0x7f01 is bad", step=7)
-    story.start().fail("ValueError: tensor at 0x7f99 is bad", step=7)
-    assert "same error twice in a row at step 7" in str(story.verdict.stop)
+    run = Story().start().fail("ValueError: tensor at 0x7f01 is bad", step=7)
+    run.start().fail("ValueError: tensor at 0x7f99 is bad", step=7)
+    assert "same error twice in a row at step 7" in str(run.verdict.stop)
 
 
 @pytest.mark.parametrize(
@@ -115,17 +128,17 @@ def test_the_same_error_at_the_same_step_stops_at_once() -> None:
     [("killed by SIGKILL", 137), ("RuntimeError: CUDA error: uncorrectable ECC error", 1)],
 )
 def test_what_may_pass_is_tried_again(error: str, code: int) -> None:
-    story = Story()
+    run = Story()
     for host in ("n1", "n2"):
-        story.start().fail(error, step=7, host=host, code=code)
-    assert story.verdict == budget.Verdict()
+        run.start().fail(error, step=7, host=host, code=code)
+    assert run.verdict == budget.Verdict()
 
 
 def test_a_node_that_fails_twice_is_excluded() -> None:
-    story = Story().start().fail("killed by SIGKILL", step=7, host="n2", code=137)
-    assert story.verdict.exclude == ()
-    story.start().fail("killed by SIGKILL", step=9, host="n2", code=137)
-    assert story.verdict == budget.Verdict(exclude=("n2",))
+    run = Story().start().fail("killed by SIGKILL", step=7, host="n2", code=137)
+    assert run.verdict.exclude == ()
+    run.start().fail("killed by SIGKILL", step=9, host="n2", code=137)
+    assert run.verdict == budget.Verdict(exclude=("n2",))
 
 
 def test_the_users_mistake_stops_at_once() -> None:
@@ -133,38 +146,38 @@ def test_the_users_mistake_stops_at_once() -> None:
 
 
 def test_submitting_again_is_a_fresh_chance() -> None:
-    story = Story()
+    run = Story()
     for step in (1, 2, 3):
-        story.start().fail(step=step)
-    assert story.verdict.stop is not None
-    story.say("submitted", executor="slurm")
-    assert story.verdict == budget.Verdict()
+        run.start().fail(step=step)
+    assert run.verdict.stop is not None
+    run.say("submitted", executor="slurm")
+    assert run.verdict == budget.Verdict()
 
 
 def test_a_start_that_never_came_to_be_counts() -> None:
-    story = Story()
+    run = Story()
     for number in (1, 2, 3):
-        story.number = number
-        story.say("failed", reason=f"rank 0 waited for rank {number}", error=f"waited for rank {number}")
-    assert story.verdict.stop is not None
+        run.number = number
+        run.say("failed", reason=f"rank 0 waited for rank {number}", error=f"waited for rank {number}")
+    assert run.verdict.stop is not None
 
 
 def test_failures_of_the_evaluation_are_not_the_trainings() -> None:
-    story = Story().start().save(5)
+    run = Story().start().save(5)
     for _ in range(5):
-        story.events.append({"event": "failed", "stage": "evaluate", "reason": "x"})
-    assert story.verdict == budget.Verdict()
+        run.say("failed", stage="evaluate", reason="x")
+    assert run.verdict == budget.Verdict()
 
 
 def test_events_that_lack_a_field_say_nothing() -> None:
-    story = Story().start().say("checkpoint").say("epoch", step="5").say("failed")
-    assert story.verdict == budget.Verdict()
-    assert budget.last_checkpoint(story.events) == (0, 0)
-    assert budget.last_checkpoint(story.save(7).say("checkpoint").events) == (7, 0)
-    assert budget.last_checkpoint(None) == (0, 0)
+    run = Story().start().say("checkpoint").say("epoch", step="5").say("failed")
+    assert run.verdict == budget.Verdict()
+    assert run.told.last_checkpoint() == (0, 0)
+    assert run.save(7).say("checkpoint").told.last_checkpoint() == (7, 0)
+    assert story.Story().last_checkpoint() == (0, 0)
 
 
 def test_unreadable_is_unknown_and_not_none(tmp_path: Path) -> None:
-    assert budget.read(tmp_path / "absent.jsonl") == []
-    assert budget.read(tmp_path) is None
+    assert story.attempt(tmp_path / "absent.jsonl") == story.Story([])
+    assert story.attempt(tmp_path) is None
     assert budget.verdict(None) == budget.Verdict(known=False)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.engine import checkpoints
+from jobs.engine import checkpoints, safe_load
 from jobs.mmseg import compat
 from jobs.run.errors import UserError
 from tests import tiny
@@ -471,7 +471,7 @@ def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
 
 def load_before_2_6(path: Path) -> Any:
     """What torch 2.1 to 2.5 load with; a newer one can, too."""
-    return compat._load_before_2_6(str(path), "cpu", compat._is_zip(str(path)) or None)
+    return safe_load._load_before_2_6(str(path), "cpu", safe_load._is_zip(str(path)) or None)
 
 
 LOADERS = [compat.load, load_before_2_6]
@@ -590,7 +590,7 @@ def test_mmengines_own_checkpoints_are_read(load: Callable[..., Any], tmp_path: 
 
 
 def test_an_environment_that_cannot_load_what_it_saves_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    compat.prove()
+    safe_load.prove()
 
     # torch before 2.3 with NumPy 2 says this of every array.
     def from_numpy(_: object) -> None:
@@ -598,4 +598,4 @@ def test_an_environment_that_cannot_load_what_it_saves_is_refused(monkeypatch: p
 
     monkeypatch.setattr(torch, "from_numpy", from_numpy)
     with pytest.raises(UserError, match=r"could not resume a run: .*Numpy is not available"):
-        compat.prove()
+        safe_load.prove()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.catalog import installed
 from jobs.engine.session import Session
 from jobs.mmseg import compat
 from jobs.run.directory import Request, Run
@@ -43,7 +44,7 @@ def test_shipped_configs_have_none_of_the_guides_defects(path: str, tmp_path: Pa
     assert {"type": "TensorboardVisBackend"} in cfg.visualizer.vis_backends
 
 
-@pytest.mark.skipif(compat.is_installed("wandb"), reason="wandb is installed here")
+@pytest.mark.skipif(installed.is_installed("wandb"), reason="wandb is installed here")
 def test_a_service_that_is_not_installed_is_left_out_and_said_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

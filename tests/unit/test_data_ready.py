@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jobs.prepare import lock, manifest
-from jobs.prepare.manifest import Manifest
+from jobs.catalog import manifest
+from jobs.catalog.manifest import Manifest
+from jobs.prepare import lock
 from jobs.run import events
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
@@ -141,11 +143,11 @@ def test_data_of_the_users_own_are_taken_as_they_are(data: Path, capsys: pytest.
     assert ahead(data, context) == data_ready.Ahead()
 
 
-def request(name: str, data: Path, dataset: str, verify: str = "") -> Run:
+def request(name: str, data: Path, dataset: str, verify: str = "", **more: Any) -> Run:
     run = Run(data.parent / "runs" / "prepare" / name)
-    run.job.mkdir(parents=True)
+    run.job.mkdir(parents=True, exist_ok=True)
     run.write_request(
-        Request(name=name, config="", data_root=str(data), created="", dataset=dataset, verify=verify)
+        Request(name=name, config="", data_root=str(data), created="", dataset=dataset, verify=verify, **more)
     )
     return run
 
@@ -192,6 +194,24 @@ def test_weights_still_on_their_way_are_waited_for(data: Path, monkeypatch: pyte
     events.append(run.events, "submitted", stage="prepare", job="42", executor="slurm")
     assert ahead(data, needy).dependency == "42"
     assert ahead(data, VOC) == data_ready.Ahead()
+
+
+def test_weights_that_no_preparation_fetches_are_missed_however_that_was_said(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request says which are fetched; an option may be abbreviated, or have its value behind a `=`."""
+    from launch.observe import liveness as alive
+
+    monkeypatch.setattr(alive, "is_alive", lambda _, job: job == "42")
+    made(data, "VOCdevkit")
+    run = request("prepare-1", data, "voc", weights=[], command=["launch/prepare.py", "--no-w"])
+    events.append(run.events, "submitted", stage="prepare", job="42", executor="slurm")
+    needy = f"{VOC}\nmodel = dict(decode_head=dict(), pretrained='open-mmlab://resnet101_v1c')"
+    with pytest.raises(UserError, match=r"resnet101_v1c-"):
+        ahead(data, needy)
+    reference = "open-mmlab://resnet101_v1c"
+    request("prepare-1", data, "voc", weights=[reference], command=["prepare.py", f"--weights={reference}"])
+    assert ahead(data, needy).dependency == "42"
 
 
 def test_the_lock_says_which_dataset_is_being_prepared(data: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from launch.submit.profiles import Container, Settings
+from jobs.run.settings import Container, Settings
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/clusters.md").read_text()
 

@@ -98,3 +98,26 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     for writer_number in range(4):
         numbers = [r["exit_code"] for r in records if r["rank"] == writer_number]
         assert numbers == list(range(200))
+
+
+def test_what_is_read_typed_is_what_this_version_knows(tmp_path: Path) -> None:
+    """Lines of earlier and later versions, torn, foreign and edited ones."""
+    path = tmp_path / "events.jsonl"
+    events.append(path, "finished", stage="train", job="7", step=3)
+    started = '"time":"2026-01-01T00:00:00.000Z","event":"started","stage":"train","start":1,"hosts":["n1"]'
+    with path.open("a") as file:
+        file.write(f'{{{started},"world_size":1,"device":"cpu"}}\n')  # with a field that there is no more
+        file.write('{"time":"2026-01-01T00:00:00.000Z","event":"launched"}\n')
+        file.write(f"{{{started}}}\n")
+        file.write('{"time":"2026-01-01T00:00:00.000Z","event":"stopped","reason":7}\n')
+        file.write('{"time":"2026-01-01T00:00:00.000Z","event":"sto\n[1]\nnull\n\xff\n')
+        file.write(
+            '{"time":"2026-01-01T00:00:00.000Z","event":"validated","step":1,"epoch":1,"seconds":1,'
+            '"metrics":{"mIoU":NaN}}\n'
+        )
+    finished, first, validated = events.load(path)
+    assert finished == events.Finished(time=finished.time, job="7", step=3)
+    assert first == events.Started(time="2026-01-01T00:00:00.000Z", start=1, hosts=["n1"], world_size=1)
+    assert isinstance(validated, events.Validated)
+    assert events.load(tmp_path / "none") == []
+    assert [events.of(record) for record in events.read(path)[:2]] == [finished, first]

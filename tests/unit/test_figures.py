@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.evaluate.figures import confusion, figures
+from jobs.mmseg.figures import confusion, figures
 
 NAMES = [f"class {number}" for number in range(7)]
 

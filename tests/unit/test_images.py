@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.infer import images
-from jobs.mmseg import pictures
+from jobs.mmseg import images, pictures
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])

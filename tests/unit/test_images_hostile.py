@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.infer import images
-from jobs.mmseg import pictures
+from jobs.mmseg import images, pictures
 from jobs.prepare import deflate, png, verify
 from jobs.prepare.voc import build
 from jobs.prepare.voc.sbd import BadMask, mask_of
@@ -120,7 +119,7 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from jobs.mmseg import pictures
-from jobs.infer import images
+from jobs.mmseg import images
 at_first = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 image = images.read(Path(sys.argv[1]))
 labels = np.zeros(image.shape[:2], np.uint8)

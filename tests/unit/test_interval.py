@@ -1,11 +1,23 @@
+from typing import Any
+
 import pytest
 
 from jobs.engine import interval
+from jobs.run import events
+from jobs.run.story import Story
 
 
-def event(name: str, start: int, second: int) -> dict:
+def event(kind: type[Any], start: int, second: int, **fields: Any) -> Any:
     time = f"2026-01-01T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}.000Z"
-    return {"time": time, "event": name, "stage": "train", "start": start}
+    return kind(time=time, stage="train", start=start, **fields)
+
+
+def first_step(start: int, second: int) -> Any:
+    return event(events.FirstStep, start, second, step=1, seconds=1.0)
+
+
+def epoch(start: int, second: int) -> Any:
+    return event(events.Epoch, start, second, epoch=1, step=2, seconds=1.0)
 
 
 def test_the_optimum_is_young_and_dalys() -> None:
@@ -19,22 +31,22 @@ def test_the_optimum_stays_within_bounds() -> None:
 
 
 def test_without_interruptions_the_mean_time_grows_with_the_time_run() -> None:
-    quiet = [event("first_step", 1, 0), event("epoch", 1, 3600)]
-    assert interval.past([], 1).between() == interval.PRIOR
+    quiet = Story([first_step(1, 0), epoch(1, 3600)])
+    assert interval.past(Story(), 1).between() == interval.PRIOR
     assert interval.past(quiet, 1).between() == interval.PRIOR + 3600
     assert interval.past(quiet, 1).between(since=60) == interval.PRIOR + 3660
 
 
 def test_interruptions_shorten_it() -> None:
-    events = []
+    told = []
     for start in range(1, 12):
-        events += [event("first_step", start, start * 700), event("epoch", start, start * 700 + 600)]
+        told += [first_step(start, start * 700), epoch(start, start * 700 + 600)]
     # 11 starts of 600 s, 10 interruptions; the twelfth means another.
-    assert interval.past(events, 11).between() == pytest.approx((interval.PRIOR + 6600) / 11)
-    assert interval.past(events, 12).between() == pytest.approx((interval.PRIOR + 6600) / 12)
+    assert interval.past(Story(told), 11).between() == pytest.approx((interval.PRIOR + 6600) / 11)
+    assert interval.past(Story(told), 12).between() == pytest.approx((interval.PRIOR + 6600) / 12)
 
 
 def test_time_for_which_it_was_stopped_is_not_time_that_it_trained() -> None:
-    stopped = event("suspended", 1, 2000) | {"seconds": 1500.0}
-    past = interval.past([event("first_step", 1, 0), stopped, event("epoch", 1, 3600)], 1)
+    stopped = event(events.Suspended, 1, 2000, seconds=1500.0)
+    past = interval.past(Story([first_step(1, 0), stopped, epoch(1, 3600)]), 1)
     assert past.up == 2100

@@ -12,8 +12,8 @@ compat.prepare()
 from mmseg.models.segmentors.base import BaseSegmentor  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 
-from jobs.evaluate import labels  # noqa: E402
-from jobs.evaluate.labels import best_class, use_fast_labels  # noqa: E402
+from jobs.mmseg import labels  # noqa: E402
+from jobs.mmseg.labels import best_class, use_fast_labels  # noqa: E402
 
 
 @pytest.mark.parametrize("classes", [2, 21, 300])

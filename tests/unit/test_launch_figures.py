@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.evaluate import figures as made
 from jobs.evaluate import results
+from jobs.mmseg import figures as made
 from launch.observe import evaluation_table as figures
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import loadmat
 
+from jobs.catalog.readiness import state
 from jobs.prepare import verify
-from jobs.prepare.readiness import state
 from jobs.prepare.synthetic import make_lists
 
 LISTS = make_lists(24, 8)

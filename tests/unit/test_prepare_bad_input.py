@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from jobs.prepare import lock, sources, verify
+from jobs.catalog import sources
+from jobs.catalog.readiness import state
+from jobs.prepare import lock, verify
 from jobs.prepare.archives import DamagedArchive, Stream, digest, walk
-from jobs.prepare.readiness import state
 from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE, cls_mat, make_lists
 from jobs.prepare.voc import build
 from jobs.prepare.voc.pipeline import prepare, watcher

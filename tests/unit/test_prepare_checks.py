@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.prepare import disk, sources
+from jobs.catalog import sources
+from jobs.prepare import disk
 from jobs.prepare import local_archives as given
 from jobs.prepare.archives import DamagedArchive
 from jobs.prepare.local_archives import checking

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.catalog.sources import Source
 from jobs.prepare import download
 from jobs.prepare.download import Patience, fetch
-from jobs.prepare.sources import Source
 from jobs.run.errors import UserError
 
 CONTENT = hashlib.shake_128(b"archive").digest(3_000_000)
@@ -264,7 +264,7 @@ def test_room_for_what_is_unpacked_is_looked_at_too(
 
 
 def test_real_sources_are_complete() -> None:
-    from jobs.prepare import sources
+    from jobs.catalog import sources
 
     for real in (sources.VOC, sources.SBD):
         assert len(real.urls) >= 2

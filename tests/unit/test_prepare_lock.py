@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.catalog.owner import NAME, Owner, is_dead, myself
+from jobs.catalog.readiness import state
 from jobs.prepare import lock
-from jobs.prepare.lock import NAME, Owner, hold, is_dead, myself
-from jobs.prepare.readiness import state
+from jobs.prepare.lock import hold
 from jobs.run.errors import UserError
 
 ELSEWHERE = Owner("node17", 4242, 99, "another boot pid:[1]", "811", 0, "token-of-node17")

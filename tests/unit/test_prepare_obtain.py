@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.prepare import sources
-from jobs.prepare.sources import Source
+from jobs.catalog import sources
+from jobs.catalog.sources import Source
 from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE
 from jobs.prepare.voc.pipeline import prepare
 from jobs.run.errors import UserError
@@ -112,7 +112,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from jobs.prepare import sources; from jobs.prepare.voc import lists as voc
-from jobs.prepare.sources import Source
+from jobs.catalog.sources import Source
 sources.VOC, sources.SBD = eval(sys.argv[1])
 voc.check_real = lambda _: None
 from jobs.prepare.voc.pipeline import prepare

@@ -100,7 +100,8 @@ def test_damaged_file_table_is_found(root: Path) -> None:
 
 def test_every_pixel_counts_even_if_the_table_agrees(root: Path) -> None:
     """A mask with a label that cannot be, and one of another size than its image, entered in the table."""
-    from jobs.prepare import manifest
+    from jobs.catalog import manifest
+    from jobs.prepare.deflate import content_digest
 
     found = manifest.read(root)
     assert found
@@ -110,7 +111,7 @@ def test_every_pixel_counts_even_if_the_table_agrees(root: Path) -> None:
         buffer = io.BytesIO()
         Image.fromarray(mask).save(buffer, "PNG")
         (root / name).write_bytes(buffer.getvalue())
-        entries[name] = manifest.Entry(name, buffer.tell(), manifest.content_digest(buffer.getvalue()))
+        entries[name] = manifest.Entry(name, buffer.tell(), content_digest(buffer.getvalue()))
     table = manifest.files_text(entries.values())
     (root / "files.tsv").write_bytes(table)
     values = json.loads((root / "manifest.json").read_text())

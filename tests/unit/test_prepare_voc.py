@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from jobs.prepare import png, sources
+from jobs.catalog import sources
+from jobs.prepare import png
 from jobs.prepare.synthetic import cls_mat, read_lists, voc_palette
 from jobs.prepare.voc import lists as voc
 from jobs.prepare.voc import sbd

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.mmseg import compat, pretrained
+from jobs.catalog import pretrained
+from jobs.mmseg import backbone_weights, compat
 from jobs.run.errors import UserError
 from tests import tiny
 
@@ -35,7 +36,7 @@ def test_every_weight_comes_from_the_file(kind: type, more: dict, tmp_path: Path
     path = tmp_path / "weights.pth"
     state = weights_of(kind, path, **more)
     model = backbone(kind, path, **more)
-    with pretrained.every_weight_loaded(model):
+    with backbone_weights.every_weight_loaded(model):
         model.init_weights()
     for name, value in model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
@@ -48,7 +49,7 @@ def test_a_random_stem_is_impossible(tmp_path: Path) -> None:
     weights_of(ResNet, path)
     model = backbone(ResNetV1c, path, stem_channels=8)
     with pytest.raises(UserError, match=r"stem\.0\.weight.*conv1\.weight"):  # noqa: SIM117
-        with pretrained.every_weight_loaded(model):
+        with backbone_weights.every_weight_loaded(model):
             model.init_weights()
 
 
@@ -71,7 +72,7 @@ def test_a_file_that_matches_nothing_is_refused(
     init = [{"type": "Kaiming", "layer": "Conv2d"}, *init] if kaiming else init
     model = kind(**more, init_cfg=init)
     with pytest.raises(UserError, match=rf"does not fit the backbone {kind.__name__}.*conv1\.other"):  # noqa: SIM117
-        with pretrained.every_weight_loaded(model):
+        with backbone_weights.every_weight_loaded(model):
             model.init_weights()
 
 
@@ -80,7 +81,7 @@ def test_other_families_are_loaded_whole(kind: type, more: dict, tmp_path: Path)
     state = {key: torch.rand_like(value.float()) for key, value in kind(**more).state_dict().items()}
     torch.save({"state_dict": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "w.pth")
     model = kind(**more, init_cfg={"type": "Pretrained", "checkpoint": f"mmcls://{tmp_path / 'w.pth'}"})
-    with pretrained.every_weight_loaded(model):
+    with backbone_weights.every_weight_loaded(model):
         model.init_weights()
     for name, value in model.state_dict().items():
         assert name.endswith("num_batches_tracked") or torch.equal(value, state[name]), name
@@ -98,7 +99,7 @@ def test_only_what_has_a_file_is_judged_by_it(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     state = weights_of(ResNet, path)
     model = Holder(backbone(ResNet, path))
-    with pretrained.every_weight_loaded(model):
+    with backbone_weights.every_weight_loaded(model):
         model.init_weights()
     assert torch.equal(model.parts[0].conv1.weight, state["conv1.weight"])
     assert not any(torch.isnan(value).any() for value in model.state_dict().values())
@@ -118,11 +119,11 @@ def test_the_image_encoder_of_san_has_every_weight_of_its_part_of_the_file(
     model.image_encoder = VisionTransformer(
         **size, init_cfg={"type": "Pretrained_Part", "checkpoint": str(path)}
     )
-    (encoder,) = pretrained.backbones(model)
+    (encoder,) = backbone_weights.backbones(model)
     with contextlib.ExitStack() as stack:
         if left_out:
             stack.enter_context(pytest.raises(UserError, match=left_out))
-        stack.enter_context(pretrained.every_weight_loaded(encoder))
+        stack.enter_context(backbone_weights.every_weight_loaded(encoder))
         encoder.init_weights()
     assert left_out or not tiny.differences(encoder.state_dict(), state)
 
@@ -130,7 +131,7 @@ def test_the_image_encoder_of_san_has_every_weight_of_its_part_of_the_file(
 def test_a_backbone_without_a_file_is_left_alone() -> None:
     """A decode head may have the only one."""
     model = ResNet(**SMALL)
-    with pretrained.every_weight_loaded(model):
+    with backbone_weights.every_weight_loaded(model):
         model.init_weights()
     assert not torch.isnan(model.conv1.weight).any()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.catalog import owner
 from jobs.prepare import lock
 from jobs.run import private
 from jobs.run.errors import UserError
@@ -122,7 +123,7 @@ def test_a_reader_of_a_data_root_cannot_hold_a_preparation_up(
     said = capsys.readouterr().err
     assert f"of {private.user(UID)}; waiting" in said
     assert said.count("going on") == 1
-    assert not (root / lock.NAME).exists()
+    assert not (root / owner.NAME).exists()
 
 
 def is_free(root: Path) -> bool:

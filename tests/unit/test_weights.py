@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.mmseg import pretrained
+from jobs.catalog import pretrained
 from jobs.prepare import weights
 from jobs.run.errors import UserError
 from launch.submit import configs
@@ -41,15 +41,15 @@ def test_taken_from_the_archives_folder_and_missed_there(
 ) -> None:
     given, data = tmp_path / "given", tmp_path / "data"
     given.mkdir()
-    assert weights.fetch(weights.DEFAULT, data, given) is None
+    assert weights.fetch(pretrained.DEFAULT, data, given) is None
     assert f"{NAME} is not in {given}" in capsys.readouterr().out
     (given / NAME).write_bytes(b"weights")
     with pytest.raises(UserError, match=rf"{given}/{NAME} is damaged: its sha256 is .*, not 2cccc1ad…"):
-        weights.fetch(weights.DEFAULT, data, given)
+        weights.fetch(pretrained.DEFAULT, data, given)
     assert not (data / "pretrained" / NAME).exists()
     assert (given / NAME).read_bytes() == b"weights"
     monkeypatch.setitem(weights.DIGESTS, NAME, hashlib.sha256(b"weights").hexdigest())
-    assert weights.fetch(weights.DEFAULT, data, given) == data / "pretrained" / NAME
+    assert weights.fetch(pretrained.DEFAULT, data, given) == data / "pretrained" / NAME
     assert (data / "pretrained" / NAME).read_bytes() == b"weights"
 
 
@@ -120,7 +120,7 @@ def test_damage_is_set_aside_fetched_again_and_an_error_where_that_is_damaged_to
 )  # fmt: skip
 def test_an_address_must_end_in_a_files_name(url: str, name: str, tmp_path: Path) -> None:
     if name:
-        assert weights.name_of(url)[1] == name
+        assert pretrained.published(url)[1] == name
     else:
         with pytest.raises(UserError, match="does not end in a file's name"):
             weights.fetch(url, tmp_path)
@@ -156,7 +156,7 @@ def test_the_recipe_misses_its_file_before_it_is_submitted(tmp_path: Path) -> No
     for said in (f"place it as {place}", f"https://download.openmmlab.com/pretrain/third_party/{NAME}"):
         assert said in str(error.value)
     assert "--weights open-mmlab://resnet50_v1c fetches" in str(error.value)
-    configs.check_weights(chain, tmp_path, {weights.DEFAULT})
+    configs.check_weights(chain, tmp_path, {pretrained.DEFAULT})
     place.parent.mkdir()
     place.touch()
     configs.check_weights(chain, tmp_path, set())

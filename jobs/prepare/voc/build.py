@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jobs.prepare import sources
+from jobs.catalog import sources
+from jobs.catalog.manifest import Entry
 from jobs.prepare.archives import MOST_CONTENT, DamagedArchive, Member, Stream, walk, whole
-from jobs.prepare.manifest import Entry, content_digest
+from jobs.prepare.deflate import content_digest
 from jobs.prepare.png import MOST_PIXELS, BadImage, decode_fast, encode_grey, jpeg_size, png_size
 from jobs.prepare.progress import task
 from jobs.prepare.voc import lists as voc

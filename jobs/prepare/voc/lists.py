@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jobs.prepare import sources
+from jobs.catalog import sources
 from jobs.run.errors import UserError
 
 ID = re.compile(r"[0-9]{4}_[0-9]{6}")

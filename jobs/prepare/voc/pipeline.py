@@ -16,16 +16,19 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from jobs.catalog import manifest, sources
+from jobs.catalog import owner as owners
+from jobs.catalog.manifest import Manifest
+from jobs.catalog.owner import Owner
+from jobs.catalog.recipes import VOC_FOLDER as FOLDER
+from jobs.catalog.recipes import dataset_of
+from jobs.catalog.sources import Source
 from jobs.prepare import lock as locks
-from jobs.prepare import manifest, sources, verify, workers
+from jobs.prepare import verify, workers
 from jobs.prepare.disk import sync, writing_behind
 from jobs.prepare.local_archives import checking, find_given
-from jobs.prepare.lock import Lock, Owner, hold
-from jobs.prepare.manifest import Manifest
+from jobs.prepare.lock import Lock, hold
 from jobs.prepare.progress import say
-from jobs.prepare.recipes import VOC_FOLDER as FOLDER
-from jobs.prepare.recipes import dataset_of
-from jobs.prepare.sources import Source
 from jobs.prepare.voc import build
 from jobs.prepare.voc import lists as voc
 from jobs.run.errors import UserError
@@ -129,20 +132,20 @@ def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.
     when neither that process nor an owner of the data root's lock is left and the dataset is not there.
     """
     look = watcher(data_root, folder)
-    started = locks.process_start(preparer) if preparer else None
+    started = owners.process_start(preparer) if preparer else None
     owner: Owner | None = None
     beat, since = 0.0, time.monotonic()
     told = False
     while True:
         # Whether they live is asked before their work is looked at, so that a last act is not missed.
-        lives = started is not None and locks.process_start(preparer) == started
-        held = locks.read(data_root)
-        if held and held[0].folder in ("", folder) and not locks.is_dead(held[0]):
+        lives = started is not None and owners.process_start(preparer) == started
+        held = owners.read(data_root)
+        if held and held[0].folder in ("", folder) and not owners.is_dead(held[0]):
             if held != (owner, beat):
                 (owner, beat), since = held, time.monotonic()
             lives = lives or time.monotonic() - since < stale
         # Between two holds of the lock, a process of this machine is seen to live on.
-        lives = lives or (held is None and owner is not None and locks.is_alive(owner))
+        lives = lives or (held is None and owner is not None and owners.is_alive(owner))
         found = look()
         if not lives and found:
             return found

@@ -6,10 +6,10 @@ from typing import Literal
 
 import msgspec
 
+from jobs.run.settings import Settings
 from launch.observe import wording as words
 from launch.observe.doctor.facts import Facts, Partition, gres_style
 from launch.observe.efficiency import Costs
-from launch.submit.profiles import Settings
 
 Level = Literal["good", "note", "warning", "bad"]
 

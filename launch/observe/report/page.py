@@ -337,9 +337,6 @@ def _environment(data: Data) -> str:
         *([name, version] for name, version in request.versions.items()),
         ["run directory", str(data.run.path)],
     ]
-    devices = sorted({one.device for one in data.past.incarnations if one.device})
-    if devices:
-        rows.insert(5, ["device", ", ".join(devices)])
     shown = table(("what", "value"), [row for row in rows if row[1]])
     repeat = ""
     if command := report_data.repeat_command(request):

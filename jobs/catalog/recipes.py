@@ -13,7 +13,7 @@ import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jobs.prepare.sources import Source
+from jobs.catalog.sources import Source
 from jobs.run.errors import UserError
 
 VOC = ("voc", "voc_aug")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.prepare import manifest
+from jobs.catalog import manifest
 from jobs.run.errors import UserError
 
 if TYPE_CHECKING:
-    from jobs.prepare import lock
+    from jobs.catalog import owner as lock
 
 SILENT = 600.0
 """Seconds without a heartbeat after which an owner on another host counts as gone."""
@@ -40,7 +40,7 @@ def state(data_root: Path | str, folder: str = "VOCdevkit") -> State:
             return State("ready")
     except UserError as error:
         reason = str(error)
-    from jobs.prepare import lock  # not needed where the dataset is ready
+    from jobs.catalog import owner as lock  # not needed where the dataset is ready
 
     held = lock.read(data_root)
     ours = held is not None and held[0].folder in ("", folder)

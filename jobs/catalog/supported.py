@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
+from jobs.catalog import installed
 from jobs.run.errors import UserError
 
 BATON: dict[str, Any] = {
@@ -170,19 +171,17 @@ def name_of(kind: Any) -> str:
 def check_packages(values: dict[str, Any], own: set[str] | frozenset[str] = frozenset()) -> None:
     """Raises UserError if a part of the config needs a package that this environment does not have. `own`:
     top-level names of the user's modules, which come along."""
-    from jobs.mmseg import compat
-
     for kind in types({key: values.get(key) for key in READ}):
         top, dot, _ = kind.partition(".")
         needed = NEEDS.get(name_of(kind))
-        if dot and top not in own and not compat.is_installed(top):
+        if dot and top not in own and not installed.is_installed(top):
             needed = (top, top)
-        if needed and not compat.is_installed(needed[0]):
+        if needed and not installed.is_installed(needed[0]):
             raise UserError(
                 f"{name_of(kind)} needs {needed[1]}, which is not installed in this environment "
                 "(docs/models.md names what each model needs)"
             )
-        if (operation := COMPILED.get(name_of(kind))) and not compat.has_compiled_mmcv():
+        if (operation := COMPILED.get(name_of(kind))) and not installed.has_compiled_mmcv():
             raise UserError(
                 f"{name_of(kind)} needs mmcv's compiled operation {operation}, which is not installed: "
                 "mmcv-lite has none; install mmcv, compiled for this torch"

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.prepare.deflate import crc32
 from jobs.run.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -44,11 +43,6 @@ class Entry:
     """Relative to the folder that holds the manifest, with forward slashes."""
     size: int
     digest: str
-
-
-def content_digest(content: bytes) -> str:
-    """crc32 of a dataset's file: it finds damage, and costs nothing beside reading the file."""
-    return f"{crc32(content):08x}"
 
 
 def table_digest(content: bytes) -> str:

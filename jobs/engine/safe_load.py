@@ -1,0 +1,175 @@
+"""Reading a checkpoint's content: data only, never code, on every torch from 2.1 on.
+
+torch's own `weights_only` takes tensors and plain Python values. What else the checkpoints of a training
+library hold is registered here by its adapter (`allow`), by name: nothing but that is ever looked up.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import os
+import pickle
+import re
+import tarfile
+import types
+from collections.abc import Callable
+from typing import Any
+
+from jobs.run.errors import UserError
+
+_registered: list[Callable[[], dict[str, Any]]] = []
+
+
+def allow(classes: Callable[[], dict[str, Any]]) -> None:
+    """Registers what a training library's checkpoints hold.
+
+    `classes` is called when a file is read and gives name in the file -> object. Such an object must be
+    harmless whatever arguments a crafted file calls it with.
+    """
+    _registered.append(classes)
+
+
+def load(filename: str | os.PathLike[str], map_location: Any = "cpu", **_: Any) -> Any:
+    """A checkpoint's content. Tensors are mapped from the file, not read, until they are used.
+
+    Our own checkpoints hold nothing but tensors and plain Python values. Those that mmengine wrote also hold
+    the few harmless classes of `allowed`. Raises pickle.UnpicklingError for a file with anything else in it
+    (such a file could run any code), FileNotFoundError where there is none.
+    """
+    import torch
+
+    path = os.path.expanduser(os.fspath(filename))
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} can not be found.")
+    # The format before torch 1.6 (many published weights have it) cannot be mapped.
+    mapped = _is_zip(path) or None
+    if release(torch.__version__) < (2, 6):
+        return _load_before_2_6(path, map_location, mapped)
+    names: list[Any] = [(value, name) for name, value in allowed().items()]
+    with torch.serialization.safe_globals(names):
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+
+
+def prove() -> None:
+    """Saves and loads a small state, as checkpoints are. Raises UserError if this environment cannot: that
+    has to be known before a training, not after its first preemption."""
+    import numpy as np
+    import torch
+
+    file = os.memfd_create("state")
+    try:
+        state: dict[str, Any] = {"x": torch.from_numpy(np.arange(3.0)), "step": 1}
+        path = f"/proc/self/fd/{file}"
+        torch.save(state, path)
+        found = load(path)
+        if found["step"] != 1 or not torch.equal(found["x"], state["x"]):
+            raise ValueError(f"loaded {found}")
+    except Exception as error:
+        # Whatever an unknown release of torch or NumPy makes of it.
+        raise UserError(
+            f"torch {torch.__version__} with NumPy {np.__version__} could not resume a run: a small state "
+            f"could not be saved and loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from None
+    finally:
+        os.close(file)
+
+
+def release(version: str) -> tuple[int, int]:
+    """(2, 4) of "2.4.1+cu121"."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(re.sub(r"\D.*", "", minor))
+
+
+def _load_before_2_6(path: str, map_location: Any, mapped: bool | None) -> Any:
+    """`load` for torch 2.1 to 2.5, whose own weights_only cannot be told of further names (safe_globals came
+    with 2.5, names for them with 2.6) and lets crafted files run code (CVE-2025-32434, mended in 2.6).
+
+    torch.load with an unpickler of ours: whatever a file names is looked up in a list, and nowhere else. The
+    two formats that torch.load hands to other readers are refused, as from 2.6 on.
+    """
+    import torch
+
+    reader: Any = torch._C.PyTorchFileReader
+    if mapped:
+        if reader(path).has_record("constants.pkl"):
+            raise pickle.UnpicklingError(f"{path} is a TorchScript archive, not a checkpoint")
+    elif tarfile.is_tarfile(path):
+        raise pickle.UnpicklingError(f"{path} is a tar archive, not a checkpoint")
+    return torch.load(
+        path, map_location=map_location, pickle_module=_restricted(), weights_only=False, mmap=mapped
+    )
+
+
+def _restricted() -> Any:
+    """A stand-in for the module `pickle`, with what torch.load takes of it."""
+    import torch
+
+    known = allowed() | {
+        "collections.OrderedDict": collections.OrderedDict,
+        "_codecs.encode": _latin1,
+        "torch.Size": torch.Size,
+        "torch.Tensor": torch.Tensor,
+        "torch.device": torch.device,
+        "torch.nn.parameter.Parameter": torch.nn.Parameter,
+        "torch.serialization._get_layout": torch.serialization._get_layout,
+        "torch.storage.UntypedStorage": torch.UntypedStorage,
+        "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
+        "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+        "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    }
+    known |= {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    # As protocol 2, in which torch writes, calls them.
+    known["builtins.set"] = set
+    known |= {
+        f"__builtin__.{name.partition('.')[2]}": value
+        for name, value in known.items()
+        if name.startswith("builtins.")
+    }
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            """Called for everything in a pickle that is not plain data. (torch's subclass of this answers
+            for the names of storages itself, with a mere description of one.)"""
+            found = known.get(f"{module}.{name}")
+            if found is None:
+                raise pickle.UnpicklingError(
+                    f"the file asks for {module}.{name}: it is not a plain checkpoint"
+                )
+            return found
+
+    def load(file: Any, **options: Any) -> Any:
+        return Unpickler(file, **options).load()
+
+    module: Any = types.ModuleType("restricted_pickle")
+    module.Unpickler, module.load = Unpickler, load
+    return module
+
+
+def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
+    """How protocol 2 writes bytes."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError(f"the file asks for bytes in {encoding!r}: it is not a plain checkpoint")
+    return text.encode("latin1")
+
+
+def _is_zip(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def allowed() -> dict[str, Any]:
+    """What checkpoints hold that weights_only does not know by itself, by the names that stand in the files:
+    NumPy's arrays and numbers, and what is registered."""
+    import numpy as np
+
+    arrays = importlib.import_module("numpy._core" if release(np.__version__) >= (2, 0) else "numpy.core")
+    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "uint8", "bool")]
+    found = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+    found |= {f"{dtype.__module__}.{dtype.__name__}": dtype for dtype in dtypes}
+    for package in ("numpy.core", "numpy._core"):  # NumPy 2 moved its internals; a file may be of either
+        found[f"{package}.multiarray._reconstruct"] = arrays.multiarray._reconstruct
+        found[f"{package}.multiarray.scalar"] = arrays.multiarray.scalar
+    for classes in _registered:
+        found |= classes()
+    return found

@@ -1,0 +1,89 @@
+"""The checkpoints of a run by their manifests: what there is, without reading any of it. No torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DAMAGED = (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What reading a manifest raises that is missing, or is none."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.manifest["step"])
+
+    @property
+    def epoch(self) -> int:
+        return int(self.manifest["epoch"])
+
+    @property
+    def start(self) -> int:
+        """Which start of the run wrote it; 0 if that is not told."""
+        start = self.manifest.get("start")
+        return start if isinstance(start, int) else 0
+
+
+def listed(directory: Path) -> list[Checkpoint]:
+    """Checkpoints with a readable manifest and a file of the right size, oldest first. Cheap: no digests."""
+    found = []
+    for path in directory.glob("*.pth.json"):
+        checkpoint = read(path)
+        if checkpoint and not wrong_size(checkpoint):
+            found.append(checkpoint)
+    return sorted(found, key=lambda c: (c.step, c.start))
+
+
+def last(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint, by its manifest and size."""
+    return next(reversed(listed(directory)), None)
+
+
+def best(directory: Path) -> Checkpoint | None:
+    """The checkpoint with the best validation so far; None if there was none, or if its file is gone."""
+    try:
+        record = json.loads((directory / "best.json").read_text())
+        checkpoint = read(directory / f"{Path(record['path']).name}.json")
+    except DAMAGED:
+        return None
+    return checkpoint if checkpoint and not wrong_size(checkpoint) else None
+
+
+_known: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+"""Manifests that this process has read: every save looks at all of them."""
+
+
+def read(manifest: Path) -> Checkpoint | None:
+    """The checkpoint of a manifest; None if that is missing or no manifest. Raises OSError."""
+    try:
+        status = manifest.stat()
+        identity = (status.st_ino, status.st_mtime_ns, status.st_size)
+        old, record = _known.get(manifest, (None, {}))
+        if old != identity:
+            record = json.loads(manifest.read_bytes())
+            int(record["step"]), int(record["epoch"]), int(record["bytes"])
+            _known[manifest] = identity, record
+    except DAMAGED:
+        return None
+    return Checkpoint(manifest.with_name(manifest.name.removesuffix(".json")), record)
+
+
+def beside(path: Path) -> Path:
+    """The manifest of a checkpoint."""
+    return path.with_name(f"{path.name}.json")
+
+
+def wrong_size(checkpoint: Checkpoint) -> str | None:
+    try:
+        size = checkpoint.path.stat().st_size
+    except FileNotFoundError:
+        return "it is gone"
+    expected = checkpoint.manifest["bytes"]
+    return None if size == expected else f"it has {size} bytes instead of {expected}"

@@ -1,0 +1,94 @@
+"""What a job asks for and how it is to behave: the keys of a cluster profile with their defaults.
+
+docs/clusters.md explains every key; launch/submit/profiles.py says where each value comes from.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Container(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Where the tasks run; the batch shell and the requeueing stay outside, where Slurm's commands are."""
+
+    kind: Literal["apptainer", "singularity", "pyxis"]
+    image: str
+    mounts: list[str] = []
+    """SOURCE:TARGET or SOURCE; the run, the data root and the checkout are always there."""
+    options: list[str] = []
+    """Further flags of `apptainer exec`, or of srun for pyxis."""
+
+
+class Notify(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Whom to tell about a run (jobs/run/notify.py); what fails there never fails a job."""
+
+    webhook: str = ""
+    """An address that takes a JSON object by POST, or $NAME: a variable of the job that holds it."""
+    webhook_file: str = ""
+    """A file of yours that holds the address."""
+    mail: list[str] = []
+    """A command and its arguments, `{subject}` replaced; the text comes on its standard input."""
+    on: list[Literal["finished", "failed", "stopped", "evaluated"]] = []
+    """Empty: finished, failed and stopped."""
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What one job asks for. Empty means: say nothing, let the cluster decide."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    reservation: str = ""
+    constraint: str = ""
+    time: str = ""
+    """As Slurm writes it: minutes, HH:MM:SS, D-HH:MM:SS."""
+    memory: str = ""
+    """A node, as 64G."""
+    nodes: str = "1"
+    """N, or MIN-MAX: start with what is free."""
+    gpus: int = 1
+    """A node; one rank each. Processes on the CPU where `gres` is none."""
+    cpus_per_gpu: int = 4
+    """CPUs of each rank."""
+    gres: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
+    """How GPUs are asked for: --gpus-per-node=N, --gres=gpu:N, or not at all."""
+    gpu_type: str = ""
+    exclude: list[str] = []
+    setup: list[str] = []
+    """Shell lines of your own (module load …) that run first in the batch script; one that fails ends it."""
+    env: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    """Variables of the job, each with the file of yours that holds its value."""
+    container: Container | None = None
+    srun: list[str] = []
+    """Further options of srun."""
+    sbatch: dict[str, str] = {}
+    """Any further sbatch option, without the dashes; `true` for one that takes no value."""
+    signal_delay: int = 120
+    """Seconds before the time limit at which the job is told to save and leave (--signal=USR2@N)."""
+    presubmit: bool = False
+    """Submit the training's successor when it starts, for partitions that kill without notice."""
+    notify: Notify | None = None
+    """Whom to tell when a run has finished, failed or stopped."""
+    hang_minutes: int = 10
+    """A training that makes no step for so long is taken for hanging."""
+    python: str = ""
+    """The interpreter of the tasks (inside the container, if there is one); default: the launcher's own."""
+
+    @property
+    def grace(self) -> float:
+        """Seconds that a job may count on to save and leave, once it is told to. Without a signal of our own
+        (`signal_delay: 0`) there may still be the cluster's, whose grace time is not known."""
+        return float(self.signal_delay or type(self)().signal_delay)
+
+
+def of_request(cluster: dict[str, Any]) -> Settings:
+    """The settings of a run's training as run.yaml has them. What a version had that this one does not know
+    is passed over, and what it did not know has its default.
+
+    Raises msgspec.ValidationError for a value of another kind.
+    """
+    known = {key: value for key, value in cluster.items() if key in Settings.__struct_fields__}
+    return msgspec.convert(known, Settings, strict=False)
