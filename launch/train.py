@@ -26,7 +26,17 @@ from jobs.run.errors import UserError, run_command
 from jobs.run.stages import Stage
 from launch.observe import tables
 from launch.submit import batch_script as script
-from launch.submit import configs, data_ready, interpreters, job_environment, machine, options, profiles, runs
+from launch.submit import (
+    configs,
+    data_ready,
+    interpreters,
+    job_environment,
+    machine,
+    options,
+    own_worker,
+    profiles,
+    runs,
+)  # fmt: skip
 from launch.submit import creation as requests
 from launch.submit.profiles import Profile
 
@@ -41,6 +51,7 @@ EXAMPLES = """\
   python launch/train.py --resume first                    go on with a run that was cancelled or has failed
   python launch/train.py --run first --dry-run | sbatch    the training without submitit
   python launch/train.py --cluster local --config configs/demo.py --gpus 2 --wait
+  python launch/train.py --worker examples/plain_pytorch.py --gpus 2 -- --steps 2000
 """
 
 
@@ -49,6 +60,11 @@ def main() -> int:
     parser.add_argument(
         "--config",
         help=f"an MMSegmentation config, or mmseg::PATH of the model zoo (default {DEFAULT_CONFIG})",
+    )
+    parser.add_argument(
+        "--worker",
+        metavar="FILE",
+        help="a Python program that trains instead (docs/worker-protocol.md); its arguments follow after --",
     )
     parser.add_argument("--run", metavar="NAME", help="the run's name (default: made from the config's)")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run instead of making a new one")
@@ -77,10 +93,13 @@ def main() -> int:
     # With --no-submit: of a sweep only this run, for the script of a dry run.
     parser.add_argument("--element", type=options.whole("--element", 0, 10**6), help=argparse.SUPPRESS)
     options.add_common(parser)
-    arguments = parser.parse_args()
+    given, arguments_of_worker = own_worker.split(sys.argv[1:])
+    arguments = parser.parse_args(given)
+    own_worker.check_options(arguments, arguments_of_worker)
+    arguments.no_evaluation |= arguments.worker is not None
     if arguments.resume:
         return resume(arguments)
-    wish = read_wish(arguments, options.profile(arguments))
+    wish = read_wish(arguments, options.profile(arguments), arguments_of_worker)
     if arguments.run:
         runs.check_name(arguments.run)
     runs.check_root(runs.runs_root())
@@ -93,22 +112,30 @@ def main() -> int:
     return submit_new(arguments, wish)
 
 
-def read_wish(arguments: argparse.Namespace, profile: Profile) -> requests.Wish:
+def read_wish(
+    arguments: argparse.Namespace, profile: Profile, arguments_of_worker: list[str]
+) -> requests.Wish:
     """Checks everything that can be checked before anything is made. Raises UserError."""
     seed = arguments.seed or 0
-    config = configs.locate(arguments.config or DEFAULT_CONFIG)
     overrides = options.overrides(arguments.set)
     train = options.settings(arguments, profile, "train")
+    if arguments.worker:
+        chain = own_worker.read(arguments.worker)
+        config = chain.files[0]
+    else:
+        config = configs.locate(arguments.config or DEFAULT_CONFIG)
+        chain = configs.check(config, overrides, not arguments.no_evaluation, here(train))
     wish = requests.Wish(
         train=train,
         evaluate=options.settings(arguments, profile, "evaluate", first=False),
         infer=options.settings(arguments, profile, "infer", first=False),
         config=config,
-        chain=configs.check(config, overrides, not arguments.no_evaluation, here(train)),
+        chain=chain,
         data_root=options.data_root(arguments),
         seed=seed,
         checkpoint=options.checkpoint(arguments.checkpoint or "best"),
         overrides=overrides,
+        worker=arguments_of_worker if arguments.worker else None,
     )
     interpreters.check(wish.train, wish.evaluate)
     randomness = wish.chain.values.get("randomness")
@@ -233,7 +260,7 @@ def stages_of(run: Path, wish: requests.Wish, ahead: data_ready.Ahead, evaluate:
 
 def resume(arguments: argparse.Namespace) -> int:
     """Submits an existing run again: same directory, same code and config, other resources if asked."""
-    fixed = ("run", "set", "sweep", "config", "seed", "data_root", "checkpoint", "no_submit")
+    fixed = ("run", "set", "sweep", "config", "worker", "seed", "data_root", "checkpoint", "no_submit")
     values = {name: getattr(arguments, name) for name in fixed}
     given = [name for name, value in values.items() if value or type(value) is int]
     if given:
@@ -252,16 +279,24 @@ def resume(arguments: argparse.Namespace) -> int:
         return options.settings(arguments, profile, stage, first=stage == "train")
 
     train = settings("train")
+    arguments.no_evaluation |= bool(old.worker)
+    config = run.code / (old.worker[0] if old.worker else old.config)
+    evaluated = not arguments.no_evaluation
     wish = requests.Wish(
         train=train,
         evaluate=settings("evaluate"),
         infer=settings("infer"),
-        config=run.code / old.config,
-        chain=configs.check(run.code / old.config, old.set, not arguments.no_evaluation, here(train)),
+        config=config,
+        chain=(
+            own_worker.read(str(config))
+            if old.worker
+            else configs.check(config, old.set, evaluated, here(train))
+        ),
         data_root=Path(old.data_root),
         seed=old.seed,
         checkpoint=old.checkpoint,
         overrides=old.set,
+        worker=old.worker[1:] if old.worker else None,
     )
     interpreters.check(wish.train, wish.evaluate)
     check_resumable(run)
@@ -338,10 +373,13 @@ def make_command(arguments: argparse.Namespace, wish: requests.Wish, name: str) 
         "--no-submit",
         "--run",
         name,
-        f"--config={wish.config}",
+        f"--{'config' if wish.worker is None else 'worker'}={wish.config}",
         f"--data-root={wish.data_root}",
     ]
-    words += [f"--seed={wish.seed}", f"--checkpoint={wish.checkpoint}", *options.as_given(arguments)]
+    words += [f"--seed={wish.seed}", *options.as_given(arguments)]
+    if wish.worker is not None:
+        return [*words, "--", *wish.worker]
+    words.append(f"--checkpoint={wish.checkpoint}")
     words += [f"--set={pair}" for pair in arguments.set]
     if arguments.sweep:
         words.append(f"--sweep={arguments.sweep}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run import events
-from jobs.run.directory import Run
+from jobs.run.directory import Request, Run
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_IN = [sys.executable, str(ROOT / "tests/stand_in_worker.py")]
@@ -25,6 +25,7 @@ def make_run(path: Path, **plan: Any) -> Run:
         directory.mkdir(parents=True)
     plan = {"steps": 20, "seconds": 0.01, "save_every": 5} | plan
     (path / "plan.json").write_text(json.dumps(plan))
+    run.write_request(Request(name=run.name, config="", data_root=str(path), created=events.now()))
     return run
 
 

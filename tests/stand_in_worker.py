@@ -1,4 +1,4 @@
-"""A worker without torch for the tests of what is around it: does as told, and else behaves as rank.py.
+"""A worker without torch, on jobs/worker, for the tests of what is around it: it does as it is told.
 
     python stand_in_worker.py PLAN
 
@@ -15,7 +15,6 @@ With several ranks they agree through files on whether to leave, as the real one
 from __future__ import annotations
 
 import ctypes
-import faulthandler
 import json
 import os
 import signal
@@ -23,64 +22,45 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from jobs.run.directory import write_atomically
+from jobs.worker import Worker
 
-from jobs.run import events
-from jobs.run.directory import Run, newest_start, write_atomically
-from jobs.run.exit_codes import SUPERSEDED
-
-rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-start = int(os.environ["BATON_START"])
-run = Run(os.environ["BATON_RUN"])
-given = Path(sys.argv[1])
-plan = json.loads((given / "plan.json" if given.is_dir() else given).read_text())
-asked: list[int] = []
 slow: list[bool] = []
 
 
-def beat(phase: str, step: int) -> None:
-    line = json.dumps({"phase": phase, "step": step, "at": time.monotonic()}) + "\n"
-    os.write(int(os.environ["BATON_HEARTBEAT_FD"]), line.encode())
+def count_file(worker: Worker) -> Path:
+    return worker.run.checkpoints / "count"
 
 
-story = events.Writer(run.events, stage="train", job=os.environ["BATON_JOB"], start=start)
+def save(worker: Worker, step: int, why: str) -> None:
+    if not worker.main:
+        return
+    worker.check_fence()
+    worker.beat("save", step)
+    while slow:
+        time.sleep(1)
+    try:
+        write_atomically(count_file(worker), str(step).encode())
+    except OSError as error:  # a full disk costs a checkpoint
+        worker.report("checkpoint_failed", step=step, reason=str(error))
+        return
+    worker.report(
+        "checkpoint", step=step, epoch=0, path="checkpoints/count", bytes=1, seconds=0.0, why=why
+    )  # fmt: skip
 
 
-def event(name: str, **fields: object) -> None:
-    if rank == 0:
-        story.append(name, **fields)
-
-
-def count_file() -> Path:
-    return run.checkpoints / "count"
-
-
-def save(step: int, why: str) -> None:
-    if rank == 0:
-        if newest_start(run.job) > start:
-            sys.exit(SUPERSEDED)
-        beat("save", step)
-        while slow:
-            time.sleep(1)
-        try:
-            write_atomically(count_file(), str(step).encode())
-        except OSError as error:  # a full disk costs a checkpoint
-            event("checkpoint_failed", step=step, reason=str(error))
-            return
-        event("checkpoint", step=step, epoch=0, path="checkpoints/count", bytes=1, seconds=0.0, why=why)
-
-
-def all_agree(step: int) -> bool:
+def all_agree(worker: Worker, step: int) -> bool:
     """Whether any rank was asked to leave; every rank gives the same answer. A lost peer raises."""
-    if world == 1:
-        return bool(asked)
-    mine = run.job / f"vote-{start}-{step}-{rank}"
-    write_atomically(mine, str(len(asked)).encode())
+    if worker.ranks == 1:
+        return worker.asked
+    job, start = worker.run.job, worker.start
+    write_atomically(job / f"vote-{start}-{step}-{worker.rank}", str(int(worker.asked)).encode())
     votes = []
     deadline = time.monotonic() + 60
-    for other in range(world):
-        path = run.job / f"vote-{start}-{step}-{other}"
+    for other in range(worker.ranks):
+        path = job / f"vote-{start}-{step}-{other}"
         while not path.exists():
             if time.monotonic() > deadline:
                 raise ConnectionError(f"gloo: rank {other} did not vote: Connection closed by peer")
@@ -89,12 +69,13 @@ def all_agree(step: int) -> bool:
     return any(votes)
 
 
-def misbehave(what: str) -> None:
-    (run.job / f"died-{start}-{rank}").touch()
+def misbehave(worker: Worker, what: str) -> None:
+    job, mark = worker.run.job, f"{worker.start}-{worker.rank}"
+    (job / f"died-{mark}").touch()
     if what == "raise":
-        raise ValueError(f"a bad batch in rank {rank}")
-    if what.startswith("exit"):
-        sys.exit(int(what.split()[1]))
+        raise ValueError(f"a bad batch in rank {worker.rank}")
+    if what.startswith("exit"):  # as native code may: nothing of Python's hears of it
+        os._exit(int(what.split()[1]))
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "segv":
@@ -107,7 +88,7 @@ def misbehave(what: str) -> None:
         sleep = "[sys.executable, '-c', 'import time; time.sleep(600)']"
         code = f"import subprocess as s, sys, time; s.Popen({sleep}, start_new_session=True); time.sleep(600)"
         child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-        (run.job / f"child-{start}-{rank}").write_text(str(child.pid))
+        (job / f"child-{mark}").write_text(str(child.pid))
     if what == "slow":
         slow.append(True)
     if what == "deaf":
@@ -115,46 +96,37 @@ def misbehave(what: str) -> None:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
-def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda n, _: asked.append(n))
-    stacks = (run.job / f"stacks-{start}-{rank}.txt").open("w")
-    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
-    beat("start", 0)
+def train(worker: Worker, plan: dict[str, Any]) -> None:
+    start, job = worker.start, worker.run.job
     # What an earlier start has left running, on whichever node.
-    pids = [file.read_text() for file in run.job.glob("child-*") if int(file.name.split("-")[1]) < start]
+    pids = [file.read_text() for file in job.glob("child-*") if int(file.name.split("-")[1]) < start]
     left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-    write_atomically(run.job / f"left-{start}-{rank}", " ".join(left).encode())
+    write_atomically(job / f"left-{start}-{worker.rank}", " ".join(left).encode())
     time.sleep(plan.get("start_seconds", 0))
-    run.checkpoints.mkdir(exist_ok=True)
-    step = int(count_file().read_text()) if count_file().exists() else 0
+    worker.run.checkpoints.mkdir(exist_ok=True)
+    step = int(count_file(worker).read_text()) if count_file(worker).exists() else 0
     if step:
-        event("resumed", step=step, epoch=0, checkpoint="checkpoints/count")
-    faults = [f for f in plan.get("faults", []) if f["start"] in (start, "*") and f["rank"] in (rank, "*")]
+        worker.report("resumed", step=step, epoch=0, checkpoint="checkpoints/count")
+    mine = ((start, "*"), (worker.rank, "*"))
+    faults = [one for one in plan.get("faults", []) if one["start"] in mine[0] and one["rank"] in mine[1]]
     while step < plan["steps"]:
         for fault in faults:
             if fault["step"] == step:
-                misbehave(fault["do"])
+                misbehave(worker, fault["do"])
         time.sleep(plan["seconds"])
         step += 1
-        beat("train", step)
-        if all_agree(step):
+        worker.beat("train", step)
+        if all_agree(worker, step):
             if plan.get("finish_when_asked"):
                 break
-            save(step, "preempted")
-            event("preempted", step=step, epoch=0)
-            # At its end Python takes the handlers away, and a second signal would kill.
-            os._exit(85)
+            save(worker, step, "preempted")
+            worker.preempted(step)
         if step % plan["save_every"] == 0:
-            save(step, "interval")
-    event("finished", step=step, epoch=0)
-    beat("end", step)
+            save(worker, step, "interval")
+    worker.finish(step)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except Exception as error:
-        record = {"error": f"{type(error).__name__}: {error}", "traceback": ""}
-        write_atomically(run.job / f"error-{start}-{rank}.json", json.dumps(record).encode())
-        raise
+    given = Path(sys.argv[1])
+    with Worker() as worker_:
+        train(worker_, json.loads((given / "plan.json" if given.is_dir() else given).read_text()))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +15,9 @@ from typing import Any
 import numpy as np
 from mmengine.hooks import Hook
 
+from jobs.engine import progress
+from jobs.engine.progress import finite
 from jobs.engine.session import Session
-from jobs.run.directory import write_atomically
-from jobs.run.events import append_line, now
-
-PROGRESS_INTERVAL = 5.0
-"""Seconds between two writes of progress.json, at least."""
 
 HISTORY = 1000
 """Values of a logged scalar that are kept. mmengine keeps a million, and copies all of them in every step."""
@@ -149,46 +145,31 @@ class Metrics(Hook):
 
     def record(self, kind: str, scalars: dict[str, float | None]) -> None:
         runner = self.runner
-        line = {"step": runner.iter, "epoch": runner.epoch, "start": self.session.start, "kind": kind}
-        try:
-            append_line(self.session.run.metrics, json.dumps(line | scalars))
-        except OSError as error:
-            # A full disk must not end a training.
-            print(f"metrics of step {runner.iter} could not be written: {error}", file=sys.stderr)
+        progress.record(self.session, kind, runner.iter, runner.epoch, scalars)
 
     def progress(self, phase: str, force: bool = False) -> None:
         clock = time.monotonic()
-        if not self.session.main or (not force and clock - self.progress_time < PROGRESS_INTERVAL):
+        if not self.session.main or (not force and clock - self.progress_time < progress.INTERVAL):
             return
         self.progress_time = clock
         runner, scalars = self.runner, self.scalars()
         done = runner.iter - self.first_step if self.first_step is not None else 0
-        record = {
-            "time": now(),
-            "start": self.session.start,
-            "step": runner.iter,
-            "epoch": runner.epoch,
-            "max_steps": runner.max_iters,
-            "max_epochs": runner.max_epochs,
-            "seconds_per_step": self.seconds_per_step() if done else None,
-            "loss": scalars.get("loss"),
-            "lr": scalars.get("lr"),
-            "phase": phase,
-            "best": self.best,
-        }
-        try:
-            write_atomically(self.session.run.path / "progress.json", json.dumps(record).encode())
-        except OSError as error:
-            print(f"progress.json could not be written: {error}", file=sys.stderr)
+        progress.show(
+            self.session,
+            step=runner.iter,
+            epoch=runner.epoch,
+            max_steps=runner.max_iters,
+            max_epochs=runner.max_epochs,
+            seconds_per_step=self.seconds_per_step() if done else None,
+            loss=scalars.get("loss"),
+            lr=scalars.get("lr"),
+            phase=phase,
+            best=self.best,
+        )
 
     def seconds_per_step(self) -> float | None:
         buffer = self.runner.message_hub.log_scalars.get("train/time")
         return round(float(buffer.mean(50)), 4) if buffer else None
-
-
-def finite(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 def read_best(session: Session) -> dict[str, Any] | None:

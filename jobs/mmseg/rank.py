@@ -9,29 +9,27 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
-import json
 import re
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 # The signal handlers must stand before the seconds that importing torch takes.
-from jobs.engine.preemption import Preemption, closing, leave
+from jobs.engine.preemption import Preemption, closing
 
 PREEMPTED = Preemption()
 if __name__ == "__main__":
     PREEMPTED.listen()
 
-from jobs.engine import checkpoints, safe_load  # noqa: E402
+from jobs.engine import checkpoints, endings, safe_load  # noqa: E402
 from jobs.engine.session import Session, from_environment  # noqa: E402
 from jobs.mmseg import compat  # noqa: E402
 from jobs.run.directory import Run, write_atomically  # noqa: E402
 from jobs.run.errors import UserError  # noqa: E402
-from jobs.run.exit_codes import FAILED, FINISHED, SUPERSEDED, USER_ERROR  # noqa: E402
+from jobs.run.exit_codes import FINISHED, USER_ERROR  # noqa: E402
 from jobs.run.streams import TolerantStream  # noqa: E402
 from jobs.supervise.heartbeat import Heartbeat  # noqa: E402
 
@@ -49,23 +47,9 @@ def main() -> int:
         stacks = (run.job / f"stacks-{session.start}-{session.rank}.txt").open("a")
         faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
         train(session)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        record(run, session, str(error), "")
-        leave(USER_ERROR)
-    except checkpoints.FencedOff as error:
-        print(error, file=sys.stderr, flush=True)
-        leave(SUPERSEDED)
     except BaseException as error:
-        if PREEMPTED.leaving:
-            # The other ranks have left a collective; this one's listening thread is about to follow them.
-            threading.Event().wait()
-        # SystemExit and KeyboardInterrupt, too: whatever ends a rank, the other ranks' user wants to read it.
-        text = traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
-        record(run, session, last_line(error), text)
-        # Other ranks may be waiting for this one: destructors could hang.
-        leave(FAILED)
+        start, rank = (session.start, session.rank) if session else (1, 0)
+        endings.end(error, run, start, rank, PREEMPTED)
     return FINISHED
 
 
@@ -173,18 +157,6 @@ def user_errors(session: Session) -> Iterator[None]:
             raise
         reason = " ".join(str(error.args[0]).split()).split(". ")[0]
         raise UserError(f"{session.request.config}: {reason}") from error
-
-
-def record(run: Run, session: Session | None, error: str, text: str) -> None:
-    """Leaves the error where the supervisor finds it."""
-    start, rank = (session.start, session.rank) if session else (1, 0)
-    content = {"error": error, "traceback": text}
-    with contextlib.suppress(OSError):  # it is on stderr as well
-        write_atomically(run.job / f"error-{start}-{rank}.json", json.dumps(content).encode())
-
-
-def last_line(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip()
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     name: str
     config: str
-    """Path of the config below `code/`."""
+    """Path of the config below `code/`; "" for a run with a `worker`."""
     data_root: str
     """Absolute path that `data/` stands for in configs."""
     created: str
@@ -70,6 +70,8 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """quick or deep, if it only looks."""
     weights: list[str] | None = None
     """Pretrained weights that a preparation fetches, as configs refer to them; None if that is not told."""
+    worker: list[str] = []
+    """What trains instead of MMSegmentation: the program's path below `code/`, and its arguments."""
 
     @property
     def settings(self) -> Settings:

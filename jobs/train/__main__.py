@@ -1,4 +1,5 @@
-"""`python -m jobs.train RUN`: one task of a training job. It supervises; its worker trains (rank.py).
+"""`python -m jobs.train RUN`: one task of a training job. It supervises; its worker trains
+(jobs/mmseg/rank.py, or the program that `train.py --worker` was given).
 
 Started N times by srun or by the local chain. Read downwards; then supervise.py, coordinate.py, and what the
 batch script does afterwards: afterwards.py.
@@ -85,9 +86,9 @@ def main() -> int:
             world_size=task.world_size, pid=os.getpid(),
             ranks_per_node=max(meeting.hosts.count(host) for host in meeting.hosts),
         )  # fmt: skip
-    command = arguments.worker or [sys.executable, "-u", "-m", "jobs.mmseg.rank", str(run.path)]
+    command = arguments.worker or worker_command(run)
     code = supervise(
-        run, task, meeting, command, writer, hang_seconds=hang_seconds(run), environ=os.environ,
+        run, task, meeting, command, writer, hang_seconds=hang_seconds(run), environ=worker_environment(),
         wakeup=wakeup, signals=signals, last_checkpoint=(told or Story()).last_checkpoint(),
     )  # fmt: skip
     writer.flush(LAST_WORDS_SECONDS)
@@ -100,6 +101,19 @@ def unfit() -> str | None:
     another than it was, and what was submitted without a launcher was not looked at before."""
     wrong = environment.problems()
     return f"{sys.executable} could not train and resume a run: {', '.join(wrong)}" if wrong else None
+
+
+def worker_command(run: Run) -> list[str]:
+    """The program that trains: what the run was submitted with as `--worker`, else MMSegmentation's."""
+    own = run.request().worker if run.request_file.exists() else []
+    program = [str(run.code / own[0]), *own[1:]] if own else ["-m", "jobs.mmseg.rank", str(run.path)]
+    return [sys.executable, "-u", *program]
+
+
+def worker_environment() -> dict[str, str]:
+    """This process's, with what lies in this folder (the run's `code/`) to be imported from anywhere."""
+    more = os.environ.get("PYTHONPATH")
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *([more] if more else [])])}
 
 
 def claim_start(run: Run, task: Task) -> int:

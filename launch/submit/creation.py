@@ -39,13 +39,16 @@ class Wish(msgspec.Struct, kw_only=True):
     seed: int = 0
     checkpoint: str = "best"
     overrides: dict[str, Any] = {}
+    worker: list[str] | None = None
+    """The arguments of the program that `config` then is: a training that is not MMSegmentation's."""
 
 
 def request(wish: Wish, name: str, config: str, versions: dict[str, str]) -> Request:
     settings = wish.train.settings
     return Request(
         name=name,
-        config=config,
+        config="" if wish.worker is not None else config,
+        worker=[] if wish.worker is None else [config, *wish.worker],
         data_root=str(wish.data_root),
         created=events.now(),
         set=wish.overrides,

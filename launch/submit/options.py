@@ -208,8 +208,13 @@ def checkpoint(which: str, run: Run | None = None) -> str:
     """What --checkpoint means: best, last, or the absolute path of a file.
 
     A bare name is looked for among the checkpoints of `run` too; of a run that is still to be trained
-    (None), the name of a checkpoint that it will write will do. Raises UserError for anything else.
+    (None), the name of a checkpoint that it will write will do. Raises UserError for anything else, and for a
+    run that was trained without MMSegmentation.
     """
+    if run is not None and (worker := run.request().worker):
+        raise UserError(
+            f"{run.name} was trained by {worker[0]}: only MMSegmentation's models are evaluated and used here"
+        )
     if which in ("best", "last"):
         if run is not None and not any(run.checkpoints.glob("*.pth.json")):
             raise UserError(

@@ -2,9 +2,9 @@
 
 code/jobs/  launch/  configs/    as in the checkout at that moment
 code/data                    link to the data root
-code/MODULE                  the user's modules that the configs import
-code/…                       configs from elsewhere in the checkout, at the same place
-code/config_files/…          configs from outside the checkout, in the same layout
+code/MODULE                  the user's modules that the configs (or the `--worker`) import
+code/…                       configs, or the `--worker`, from elsewhere in the checkout, at the same place
+code/config_files/…          those from outside the checkout, in the same layout
 code/package_configs/…       configs of an installed package (`mmseg::…`, or by their path)
 
 Where a `_base_` would not lead to its copy (an absolute path, `mmseg::…`), the copy names it anew; nothing
@@ -24,6 +24,9 @@ from launch.submit import config_files
 from launch.submit.configs import Chain
 from launch.submit.runs import CHECKOUT
 
+FOLDERS = ("jobs", "launch", "configs")
+"""Of the checkout; launch/ for the report after an evaluation."""
+
 
 def take(code: Path, data_root: Path, chain: Chain | None = None) -> str:
     """Fills `code` (made here) and returns the config's path below it ("" without a config).
@@ -31,7 +34,7 @@ def take(code: Path, data_root: Path, chain: Chain | None = None) -> str:
     Raises UserError if a config cannot be placed without losing its bases.
     """
     code.mkdir()
-    for folder in ("jobs", "launch", "configs"):  # launch/ for the report after an evaluation
+    for folder in FOLDERS:
         _copy_tree(CHECKOUT / folder, code / folder)
     (code / "data").symlink_to(data_root)
     return place(code, chain) if chain else ""

@@ -39,7 +39,10 @@ def make(path: Path, *options: str, presubmit: bool = False, **plan: Any) -> Run
     """A run whose snapshot trains with the stand-in, and its batch script."""
     run = make_run(path, **{"steps": 400, "seconds": 0.05, "save_every": 10} | plan)
     shutil.copytree(ROOT / "jobs", run.code / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "tests/stand_in_worker.py", run.code / "jobs/mmseg/rank.py")
+    shutil.copy(ROOT / "tests/stand_in_worker.py", run.code)
+    request = run.request()
+    request.worker = ["stand_in_worker.py", str(run.path)]
+    run.write_request(request)
     head = HEADER.format(
         job=run.job,
         run=run.path,

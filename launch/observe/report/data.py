@@ -102,6 +102,8 @@ def repeat_command(request: Request) -> list[str]:
     given, kept = list(request.command), ["python"]
     while given:
         argument = given.pop(0)
+        if argument == "--":  # what follows is a --worker's own
+            return [*kept, argument, *given]
         option, equals, value = argument.partition("=")
         if option in ("--run", "--sweep"):
             value = value if equals else given.pop(0) if given else ""

@@ -323,7 +323,7 @@ def _environment(data: Data) -> str:
     if request is None:
         return ""
     rows = [
-        ["config", request.config],
+        ["worker", shlex.join(request.worker)] if request.worker else ["config", request.config],
         ["overrides", json.dumps(report_data.public(request)["set"]) if request.set else ""],
         ["seed", str(request.seed)],
         ["data", request.data_root],

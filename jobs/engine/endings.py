@@ -1,0 +1,42 @@
+"""How a rank ends on an error: what it leaves for its supervisor to read, and with which exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import traceback
+from typing import NoReturn
+
+from jobs.engine.checkpoints import FencedOff
+from jobs.engine.preemption import Preemption, leave
+from jobs.run.directory import Run, write_atomically
+from jobs.run.errors import UserError
+from jobs.run.exit_codes import FAILED, SUPERSEDED, USER_ERROR
+
+
+def end(error: BaseException, run: Run, start: int, rank: int, preemption: Preemption) -> NoReturn:
+    """Ends this process on `error`, at once: other ranks may be waiting for it, so destructors could hang."""
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        record(run, start, rank, str(error), "")
+        leave(USER_ERROR)
+    if isinstance(error, FencedOff):
+        print(error, file=sys.stderr, flush=True)
+        leave(SUPERSEDED)
+    if preemption.leaving:
+        # The other ranks have left a collective; this one's listening thread is about to follow them.
+        threading.Event().wait()
+    # SystemExit and KeyboardInterrupt, too: whatever ends a rank, the other ranks' user wants to read it.
+    text = "".join(traceback.format_exception(error))
+    print(text, file=sys.stderr, flush=True)
+    record(run, start, rank, traceback.format_exception_only(error)[-1].strip(), text)
+    leave(FAILED)
+
+
+def record(run: Run, start: int, rank: int, error: str, text: str) -> None:
+    """Leaves the error where the supervisor finds it: `job/error-START-RANK.json`."""
+    content = {"error": error, "traceback": text}
+    with contextlib.suppress(OSError):  # it is on stderr as well
+        write_atomically(run.job / f"error-{start}-{rank}.json", json.dumps(content).encode())

@@ -1,0 +1,66 @@
+"""`train.py --worker FILE -- ARGUMENTS`: a training without MMSegmentation (docs/worker-protocol.md)."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+from pathlib import Path
+
+from jobs.run import secrets
+from jobs.run.errors import UserError
+from launch.submit import config_files, snapshot
+from launch.submit.configs import Chain
+from launch.submit.runs import CHECKOUT
+
+NOT_FOR_IT = ("config", "set", "sweep", "checkpoint", "element")
+"""Options that only mean something for an MMSegmentation config."""
+
+
+def split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """A command line as (what is train.py's, what follows after `--` and is the program's)."""
+    if "--" not in argv:
+        return argv, []
+    place = argv.index("--")
+    return argv[:place], argv[place + 1 :]
+
+
+def check_options(arguments: argparse.Namespace, own: list[str]) -> None:
+    """Raises UserError for options that do not go together, and for a secret among the program's."""
+    if not arguments.worker:
+        if own:
+            raise UserError(f"`-- {own[0]} …`: only a --worker takes arguments of its own after --")
+        return
+    for name in NOT_FOR_IT:
+        if (value := getattr(arguments, name)) or type(value) is int:
+            raise UserError(
+                f"--worker trains without an MMSegmentation config, so it takes no --{name}: "
+                "what it is to do stands in its own arguments, after --"
+            )
+    for argument in own:
+        name = argument.partition("=")[0]
+        if name.startswith("-") and secrets.looks_secret(name):
+            raise UserError(
+                f"{name}: a secret does not belong on a command line, which others see and the report "
+                "shows: give it as a variable of the job (secrets: in the profile)"
+            )
+
+
+def read(worker: str) -> Chain:
+    """The program and the modules beside it that it imports, for the snapshot. Raises UserError if it is not
+    there or no Python."""
+    given = Path(worker).expanduser()
+    file = next((path for path in (given.absolute(), CHECKOUT / given) if path.is_file()), None)
+    if file is None:
+        near = difflib.get_close_matches(given.name, [path.name for path in given.parent.glob("*.py")], 1)
+        hint = f": did you mean {given.parent / near[0]}?" if near else ""
+        raise UserError(f"there is no program {worker!r} for --worker{hint}")
+    file = file.resolve()
+    try:
+        imports = config_files.imports(ast.parse(file.read_bytes(), str(file)))
+    except SyntaxError as error:
+        raise UserError(f"{file}, line {error.lineno}: not Python: {error.msg}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} cannot be read as a program: {error}") from None
+    names = [name for name in imports if name.split(".")[0] not in snapshot.FOLDERS]  # which are there
+    return Chain(files=[file], modules=config_files.modules(names, [file.parent, CHECKOUT]))
