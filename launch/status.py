@@ -328,7 +328,8 @@ def next_command(run: Run, one: states.Status) -> str:
     if one.state == "finished" and stage == "prepare":
         return f"python launch/train.py{_data_root(run)}"
     if one.state == "finished":
-        return f"python launch/report.py {name}" + (f" · {again['evaluate']}" if one.mIoU is None else "")
+        more = f" · {again['evaluate']}" if one.mIoU is None and _can_be_evaluated(run) else ""
+        return f"python launch/report.py {name}{more}"
     if one.state in ("failed", "stopped"):
         of = "" if stage == "train" else f" --job {stage}"
         return f"{look}{of}, fix it, then {again[stage]}"
@@ -339,6 +340,13 @@ def next_command(run: Run, one: states.Status) -> str:
     if one.state == "queued" and not one.job:
         return f"sbatch {shlex.quote(str(run.job / 'train.sbatch'))}"
     return f"{look} -f · to end it: python launch/cancel.py {name}"
+
+
+def _can_be_evaluated(run: Run) -> bool:
+    try:
+        return not run.request().worker
+    except UserError:
+        return True
 
 
 def _typed(run: Run) -> str:

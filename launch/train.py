@@ -324,7 +324,8 @@ def check_resumable(run: Run) -> None:
     """Raises UserError if the run's training is finished, or if a job of it lives."""
     told = story.read(run.events)
     if told.finished():
-        raise UserError(f"the training of {run.name} is finished: python launch/evaluate.py {run.name}")
+        command = "report" if run.request().worker else "evaluate"
+        raise UserError(f"the training of {run.name} is finished: python launch/{command}.py {run.name}")
     from launch.observe import liveness as alive
 
     job = told.newest_job("train")

@@ -19,7 +19,7 @@ FLOORS = (
     ("jobs.catalog",),
     ("jobs.supervise",),
     ("jobs.engine",),
-    ("jobs.mmseg",),
+    ("jobs.worker", "jobs.mmseg"),
     ("jobs.prepare",),
     ("jobs.evaluate", "jobs.infer", "jobs.train", "jobs.probe"),
 )

@@ -1,0 +1,106 @@
+"""`train.py --worker FILE -- ARGUMENTS`: what is refused, and what a run takes along."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.run.directory import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(runs: Path, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "BATON"))}
+    return subprocess.run(
+        [sys.executable, f"launch/{script}.py", *map(str, arguments)],
+        cwd=ROOT, env=kept | {"BATON_RUNS": str(runs)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--worker", "nowhere.py"], "there is no program 'nowhere.py' for --worker"),
+        (["--worker", "examples/plain_pytorc.py"], "did you mean examples/plain_pytorch.py?"),
+        (["--worker", "README.md"], "README.md, line"),
+        (["--worker", "examples/plain_pytorch.py", "--set", "a=1"], "takes no --set"),
+        (["--worker", "examples/plain_pytorch.py", "--config", "x.py"], "takes no --config"),
+        (["--worker", "examples/plain_pytorch.py", "--sweep", "lr=1,2"], "takes no --sweep"),
+        (["--worker", "examples/plain_pytorch.py", "--", "--api-key=x"], "--api-key: a secret does not"),
+        (["--config", "configs/demo.py", "--", "--steps", "5"], "only a --worker takes arguments"),
+    ],
+)
+def test_a_mistake_is_one_line_and_makes_no_run(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = launch(tmp_path / "runs", "train", "--cluster", "local", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_takes_the_program_and_its_modules_along(tmp_path: Path) -> None:
+    home, runs = tmp_path / "home", tmp_path / "runs"
+    (home / "parts").mkdir(parents=True)
+    (home / "mine.py").write_text("import parts.net\nimport helper\nfrom jobs.worker import Worker\n")
+    (home / "parts/__init__.py").write_text("")
+    (home / "parts/net.py").write_text("import more\n")
+    (home / "helper.py").write_text("")
+    (home / "more.py").write_text("")
+    (home / "unused.py").write_text("")
+    words = ["--cluster", "local", "--worker", home / "mine.py", "--run", "own", "--no-submit"]
+    done = launch(runs, "train", *words, "--", "--wait", "a b")
+    assert done.returncode == 0, done.stderr
+    run = Run(runs / "own")
+    request = run.request()
+    assert (request.config, request.worker) == ("", ["config_files/mine.py", "--wait", "a b"])
+    for name in ("config_files/mine.py", "helper.py", "parts/net.py", "more.py", "jobs/worker/__init__.py"):
+        assert (run.code / name).is_file(), name
+    assert not list(run.code.rglob("unused.py"))
+
+    # It has no MMSegmentation model, which the commands for one say.
+    for script, *rest in (("evaluate",), ("infer", home / "mine.py")):
+        done = launch(runs, script, "own", *rest)
+        assert done.returncode == 2
+        assert "own was trained by config_files/mine.py" in done.stderr
+    assert launch(runs, "train", "--resume", "own", "--worker", "x.py").returncode == 2
+
+    # Shown again, what is its own stays its own.
+    done = launch(runs, "report", "own")
+    assert done.returncode == 0, done.stderr
+    assert "-- --wait &#x27;a b&#x27;" in run.report.read_text()
+
+
+def test_a_dry_run_makes_the_same_run_by_plain_sbatch(tmp_path: Path) -> None:
+    done = launch(
+        tmp_path, "train", "--cluster", "slurm", "--worker", "examples/plain_pytorch.py", "--run", "own",
+        "--dry-run", "--", "--steps", "7",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (make,) = [line for line in done.stdout.splitlines() if "--no-submit" in line]
+    assert f"--worker={ROOT}/examples/plain_pytorch.py" in make
+    assert make.rstrip().endswith("-- --steps 7) || exit")
+    assert "--config" not in make
+    assert "--checkpoint" not in make
+
+
+def test_the_example_says_how_it_is_started() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/plain_pytorch.py"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "python launch/train.py --worker examples/plain_pytorch.py starts one" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_library_loads_no_torch() -> None:
+    code = "import sys, jobs.worker; print({'torch', 'mmengine', 'mmseg'} & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "set()"
