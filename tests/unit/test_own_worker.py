@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from jobs.run.directory import Run
+from jobs.run.exit_codes import FINISHED, RESUME, SUPERSEDED, USER_ERROR
+from jobs.supervise.supervisor import _Supervisor
+from jobs.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,6 +102,23 @@ def test_the_example_says_how_it_is_started() -> None:
     assert done.returncode == 2
     assert "python launch/train.py --worker examples/plain_pytorch.py starts one" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_page_names_every_variable_and_every_call() -> None:
+    page = (ROOT / "docs/worker-protocol.md").read_text()
+    meeting = SimpleNamespace(
+        master_address="", master_port=1, store_key="", start=1, interface="lo", hosts=["a", "a"]
+    )
+    task = SimpleNamespace(rank=0, world_size=1, local_rank=0, local_world_size=1, job="1")
+    supervisor: Any = SimpleNamespace(task=task, meeting=meeting, run=Run("run"))
+    told = _Supervisor.worker_environment(supervisor, {}).keys() | {"BATON_HEARTBEAT_FD", "BATON_STORE_FD"}
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`([A-Z][A-Z_]+)`", row)} == told
+    calls = {name for row in rows for name in re.findall(r"`worker\.(\w+)", row)}
+    left_to_end_step = {"save", "preempted", "check_fence", "report", "asked"}
+    assert calls == {name for name in vars(Worker) if not name.startswith("_")} - left_to_end_step
+    codes = {int(row.strip()) for row in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    assert codes == {FINISHED, USER_ERROR, RESUME, SUPERSEDED}
 
 
 def test_the_library_loads_no_torch() -> None:
