@@ -5,10 +5,7 @@ The training saves and leaves, and can be resumed: python launch/train.py --resu
 
 import argparse
 import json
-import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -16,24 +13,15 @@ from jobs.run import environment
 
 environment.enter()
 
-from jobs.run import events
-from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UserError, run_command
-from jobs.slurm import login as slurm
-from jobs.slurm import queries as slurm_queries
-from launch.observe import history, states, tables
-from launch.submit import identity, machine, runs
+from jobs.run.directory import Run
+from jobs.run.errors import run_command
+from launch.observe import history, tables
+from launch.submit import cancelling, runs
 
 EXAMPLES = """examples:
   python launch/cancel.py first
   python launch/cancel.py first second --now     without waiting until the jobs are gone
 """
-PATIENCE = 180.0
-"""Seconds to wait for the jobs to be gone: KillWait, plus a requeue that was on its way."""
-
-
-STARTING = 30.0
-"""Seconds that a local chain may take from its submission until it names its process."""
 
 
 def main() -> int:
@@ -52,7 +40,7 @@ def main() -> int:
     found = [runs.find(name) for name in arguments.runs]
     code = 0
     for run in found:
-        jobs, left = cancel(run, wait=not arguments.now, lost=arguments.lost)
+        jobs, left = cancelling.cancel(run, wait=not arguments.now, lost=arguments.lost)
         if arguments.json:
             print(json.dumps({"run": run.name, "jobs": jobs, "left": left}))
         elif not jobs:
@@ -75,150 +63,6 @@ def main() -> int:
 
 def is_preparation(run: Run) -> bool:
     return run.path.parent == runs.prepare_root()
-
-
-def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], list[str]]:
-    """Cancels a run; returns the jobs that were ended and those that would not end.
-
-    The mark comes first: a job that is leaving at this moment sees it and submits no successor. Then, until
-    none is left: the run's jobs are read from its events anew (there may be a successor since) and cancelled
-    again (a requeue may have brought one back).
-
-    `lost`: local jobs on other machines, which cannot be ended from here, count as ended.
-
-    Raises UserError if Slurm cannot be asked, or if it refuses, or for a local job on another machine.
-    """
-    past = states.past_of(run)
-    far = _far_away(run, past)
-    if far and not lost:
-        raise UserError(
-            f"{run.name} was started on {', '.join(far.values())}: type this there; "
-            "if that machine is gone for good, add --lost"
-        )
-    chains = _local_chains(run, past)
-    ids = _slurm_ids(run, past)
-    answer = slurm_queries.ask(ids, patience=60)
-    for problem in answer.problems:
-        if problem.startswith("squeue"):
-            raise UserError(
-                f"cannot see whether the jobs of {run.name} live: {problem}; try again where Slurm is"
-            )
-    answer, strangers = _own(run, past, ids, answer)
-    for stranger in strangers:
-        what = f"{stranger.user or 'somebody'}'s {stranger.name or stranger.command}"
-        print(
-            f"{run.name}: job {stranger.id} is another's by now ({what}): "
-            f"it is left alone (scancel {stranger.id} ends it all the same)",
-            file=sys.stderr,
-        )
-    alive = sorted(id for id in ids if answer.job(id).alive)
-    if not alive and not chains and not far:
-        return [], []
-    by = machine.user()
-    mark = json.dumps({"time": events.now(), "by": by}).encode()
-    try:
-        run.job.mkdir(exist_ok=True)
-        write_atomically(run.job / "cancelled", mark)
-    except PermissionError:
-        raise UserError(f"{run.path} belongs to another user: only that user can cancel the run") from None
-    ended = dict.fromkeys([*alive, *chains, *far])
-    try:
-        for job, pid in chains.items():
-            _terminate(job, pid)
-        if alive:
-            _scancel(alive)
-    except UserError:
-        (run.job / "cancelled").unlink(missing_ok=True)  # it goes on
-        raise
-    # Also of a run that was cancelled before: what lived now was submitted since.
-    events.append(run.events, "cancelled", by=by)
-    if not wait:
-        return list(ended), []
-    give_up = time.monotonic() + PATIENCE
-    pause = 0.2
-    while True:
-        past = history.read(run)
-        ids = _slurm_ids(run, past)
-        answer, _ = _own(run, past, ids, slurm_queries.ask(ids, patience=60))
-        left = sorted(id for id in ids if answer.job(id).alive)
-        again = [id for id in left if answer.job(id).state != "COMPLETING"]
-        ended |= dict.fromkeys(again)
-        left += states.local_chains(run)
-        if not left:
-            return list(ended), []
-        if time.monotonic() > give_up:
-            return list(ended), left
-        # A job that is running yet has its signal; one that came back by a requeue has not.
-        waiting = [id for id in again if answer.job(id).pending]
-        if waiting:
-            _scancel(waiting)
-        time.sleep(pause)
-        pause = min(2.0, pause * 1.5)
-
-
-def _own(
-    run: Run, past: history.History, ids: set[str], answer: slurm_queries.Answer
-) -> tuple[slurm_queries.Answer, list[slurm_queries.Job]]:
-    """What of an answer is about this run's jobs, and the jobs that live and only have such a number."""
-    noted = {job.id: job for job in past.jobs.values()}
-    strange = {id for id in ids if identity.is_stranger(run, past, answer.job(id), noted.get(id))}
-    living = [answer.job(id) for id in sorted(strange) if answer.job(id).alive]
-    return identity.without(answer, strange), living
-
-
-def _far_away(run: Run, past: history.History) -> dict[str, str]:
-    """Local jobs that may live on another machine: job -> its host."""
-    jobs = [job.id for job in past.jobs.values() if job.state in ("submitted", "started", "requeued")]
-    hosts = {job: states.elsewhere(run, job) for job in jobs}
-    return {job: host for job, host in hosts.items() if host}
-
-
-def _slurm_ids(run: Run, past: history.History) -> set[str]:
-    """Every Slurm job of the run that may live, also successors submitted in advance."""
-    over = {job.id for job in past.jobs.values() if job.state == "finished"}
-    ids = {job.id for job in past.jobs.values()} | {one.job for one in past.incarnations}
-    ids = {id for id in ids - over if slurm_queries.is_slurm(id)}
-    for path in run.job.glob("presubmitted-*"):
-        try:
-            ids.add(path.read_text().strip())
-        except FileNotFoundError:  # its job has just given it up
-            continue
-    return {id for id in ids if slurm_queries.is_slurm(id)}
-
-
-def _local_chains(run: Run, past: history.History) -> dict[str, int]:
-    """The local chains to end, job -> pid; one that was submitted this moment is waited for."""
-    give_up = time.monotonic() + STARTING
-    while True:
-        chains = states.local_chains(run)
-        starting = (job.id for job in past.jobs.values() if job.id.startswith("local-"))
-        if all(id in chains or not states.local_job(run, id) for id in starting):
-            return chains
-        if time.monotonic() > give_up:
-            return chains
-        time.sleep(0.1)  # until it has said which process it is
-
-
-def _terminate(job: str, pid: int) -> None:
-    """TERM to a local chain; one that has ended meanwhile is no error."""
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        return
-    except PermissionError:
-        raise UserError(f"{job} (process {pid}) belongs to another user: only that user can end it") from None
-
-
-def _scancel(ids: list[str]) -> None:
-    """scancel; a job that has ended meanwhile is no error. Raises UserError with Slurm's own words."""
-    try:
-        slurm.call("scancel", *ids)
-    except slurm.SlurmError as error:
-        text = str(error).lower()
-        if any(known in text for known in ("already completing", "invalid job id", "completed")):
-            return
-        whose = "; only the user who submitted them can" if "permission denied" in text else ""
-        raise UserError(f"cannot cancel {', '.join(ids)}: {error}{whose}") from None
 
 
 if __name__ == "__main__":

@@ -86,8 +86,7 @@ def script() -> str:
     """The completion script, made from the commands' own parsers."""
     options, choices = [], []
     for command in COMMANDS:
-        parser = parser_of(command)
-        named = [action for action in parser._actions if action.option_strings]
+        named = [action for action in parser_of(command)._actions if action.option_strings]
         words = " ".join(string for action in named for string in action.option_strings)
         options.append(f'    {command}.py) words="{words}" ;;')
         for action in named:

@@ -1,4 +1,4 @@
-"""A preemption, from the signal to the exit: everything that happens is in this file, top to bottom.
+"""A preemption inside a rank, from the signal to the exit. (Around it: docs/surviving.md names the files.)
 
 1. `listen` stands before anything heavy is imported. USR2 and TERM do no more than raise a flag; a thread of
    its own does that, so that it also happens while the main thread waits inside a collective. (Before this,

@@ -94,9 +94,9 @@ def test_its_error_is_the_runs_and_its_users_mistake_is_not_tried_again(tmp_path
         "    if sys.argv[1] == 'mistake':\n        raise UserError('no such thing as that')\n"
         "    raise ValueError('a bad batch')\n"
     )
-    launch("train", "--worker", program, *options, "--run", "mistake", "--", "mistake", code=2)
+    launch("train", "--worker", program, *options, "--run", "mistake", "--", "mistake", code=1)
     (failed,) = launch.events("mistake", "failed")
-    assert (failed["reason"], failed["exit_code"]) == ("no such thing as that", 2)
+    assert (failed["error"], failed["exit_code"]) == ("no such thing as that", 2)
     assert len(launch.events("mistake", "started")) == 1
 
     launch("train", "--worker", program, *options, "--run", "defect", "--", "defect", code=1)

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from jobs.run import cuda
-from launch import doctor
 from launch.observe.doctor import facts as cluster_facts
-from launch.observe.doctor import findings
+from launch.observe.doctor import findings, profile
 from launch.observe.doctor import probe as probe_job
 from launch.observe.doctor.facts import Facts, Partition
 from launch.observe.doctor.findings import Measured
@@ -106,7 +105,7 @@ def test_a_profile_from_facts_is_one_that_profiles_take() -> None:
     import yaml
 
     given = facts(accounts=["a", "b"], partition={"max_time": 3600})
-    text = doctor.profile_text("x", given, given.partitions[0], measured(10.0), {"qos": "long"})
+    text = profile.text("x", given, given.partitions[0], measured(10.0), {"qos": "long"})
     raw = yaml.load(text, yaml.BaseLoader)
     settings = profiles.resolve(profiles.parse(raw, "x.yaml", "x"), "train", {}).settings
     assert (settings.partition, settings.account, settings.time) == ("gpu", "a", "01:00:00")

@@ -12,10 +12,9 @@ from jobs.run.directory import Run
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm import successor
 from jobs.slurm.queries import Job
-from launch import cancel
 from launch.observe import history, states
 from launch.observe import liveness as alive
-from launch.submit import identity, machine
+from launch.submit import cancelling, identity, machine
 from tests.unit.made_runs import T0, made_run, started, submitted, write
 from tests.unit.slurm_answers import FakeSlurm
 
@@ -64,7 +63,7 @@ def test_a_stranger_is_neither_shown_nor_waited_for_nor_cancelled(
     other = (f"{tmp_path}/runs/second/job/train.sbatch", "first", ME)
     command, name, user = STRANGERS.get(kind, other)
     site.says("squeue", row(command, name, user))
-    assert cancel.cancel(run) == ([], [])
+    assert cancelling.cancel(run) == ([], [])
     assert "job 12 is another's by now" in capsys.readouterr().err
     assert not site.calls("scancel")
     assert not (run.job / "cancelled").exists()
@@ -91,7 +90,7 @@ def test_our_own_is_known_however_it_was_submitted(kind: str, run: Run, site: Fa
     command, name = OURS[kind]
     site.says("squeue", row(command.format(run=run.path), name))
     assert alive.is_alive(run, "12")
-    assert cancel.cancel(run, wait=False) == (["12"], [])
+    assert cancelling.cancel(run, wait=False) == (["12"], [])
     assert site.calls("scancel") == ["scancel 12"]
 
 

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 from jobs.run.directory import Run
-from launch import clean
-from launch.observe import history, log_files
+from launch.observe import history, leftovers, log_files
 from tests.unit.made_runs import common, interrupted_run, made_run, started, submitted, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -292,7 +291,7 @@ def test_clean_leaves_a_run_alone_of_which_nobody_knows(tmp_path: Path) -> None:
 def test_without_a_whole_checkpoint_a_doubtful_one_stays(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     _checkpoint(run, "epoch_1.pth", 1, manifest=False)
-    assert clean.removable(run, 1) == []
+    assert leftovers.removable(run, 1) == []
 
 
 def with_programs(root: Path, **programs: str) -> dict[str, str]:

@@ -14,8 +14,7 @@ import pytest
 from jobs.run.directory import Run
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer, Job
-from launch import status
-from launch.observe import history, states, tables
+from launch.observe import history, overview, states, tables, timeline
 from tests.unit import terminal
 from tests.unit.made_runs import (
     T0,
@@ -241,8 +240,8 @@ def test_the_next_command(tmp_path: Path, told: list[tuple[str, str]], slurm: st
         write(run, at + 1, event, stage=stage, job=job, **FIELDS.get(event, {}))
     answer = Answer(jobs={id: Job(id=id, state=slurm) for id in ("12", "14")} if slurm else {})
     shown = states.status(run, history.read(run), answer, T0 + 100)
-    assert command in status.next_command(run, shown), shown
-    assert ("--resume" in status.next_command(run, shown)) == ("--resume" in command)
+    assert command in timeline.next_command(run, shown), shown
+    assert ("--resume" in timeline.next_command(run, shown)) == ("--resume" in command)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +258,7 @@ def test_the_next_command_after_a_preparation(tmp_path: Path, event: str, comman
     fields = {"prepared": {"data_root": "/data"}, "failed": {"reason": "no space"}}.get(event, {})
     write(run, 1, event, stage="prepare", job="12", **fields)
     shown = states.status(run, history.read(run), Answer(), T0 + 100)
-    assert status.next_command(run, shown).endswith(command)
+    assert timeline.next_command(run, shown).endswith(command)
 
 
 def test_a_job_that_was_killed_while_its_successor_waits_is_no_failure(tmp_path: Path) -> None:
@@ -440,7 +439,7 @@ def test_watch_looks_again_and_asks_slurm_seldom(tmp_path: Path, with_slurm, nam
         assert shown.code() == 130
     assert shown.text.count("\033[2J") > 1
     asked = len((tmp_path / "calls").read_text().split())
-    assert asked <= 2 * (1 + (time.monotonic() - began) // status.ASK)
+    assert asked <= 2 * (1 + (time.monotonic() - began) // overview.ASK)
 
 
 def test_a_table_gives_up_columns_before_it_breaks_words() -> None:

@@ -34,6 +34,19 @@ def probes_root() -> Path:
     return runs_root().parent / "doctor"
 
 
+def tried(
+    facts: Facts, where: Partition, profile: profiles.Profile, chosen: dict[str, Any], minutes: float
+) -> list[Finding]:
+    """As `run`; that Slurm refuses the probe is a finding, too."""
+    try:
+        return run(facts, where, profile, chosen, minutes)
+    except slurm.SlurmError as error:
+        return [
+            Finding("probe", "bad", f"Slurm refuses it: {error}", "a run would be refused, too",
+                    "--account, --qos or --partition; `sbatch --test-only` shows whether Slurm takes it")
+        ]  # fmt: skip
+
+
 def run(
     facts: Facts, where: Partition, profile: profiles.Profile, chosen: dict[str, Any], minutes: float
 ) -> list[Finding]:

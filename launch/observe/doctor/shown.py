@@ -1,0 +1,36 @@
+"""Findings on the terminal, the worst in colour, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import msgspec
+
+from launch.observe import tables
+from launch.observe import wording as words
+from launch.observe.doctor.findings import Finding
+
+
+def show(found: list[Finding], as_json: bool, written: str = "", name: str = "") -> int:
+    if as_json:
+        print(json.dumps({"findings": msgspec.to_builtins(found), "profile": written or None}))
+        return 0
+    colours = {"good": tables.GREEN, "note": tables.CYAN, "warning": tables.YELLOW, "bad": tables.BOLD_RED}
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for one in found:
+        head = words.safe(f"{one.level:8} {one.topic}: {one.found}")
+        tables.control(f"{tables.paint(head, colours[one.level], coloured)}\n")
+        print(f"         {one.means}")
+        if one.mend:
+            print(f"         fix: {one.mend}")
+    worst = sum(1 for one in found if one.level == "bad")
+    print()
+    if written:
+        print(f"wrote {written}; next: python launch/train.py --cluster {name} --dry-run")
+    elif worst:
+        print(f"{worst} of {len(found)} findings stand in the way of a run; each says how to fix it")
+    else:
+        print("nothing stands in the way; next: python launch/doctor.py --submit-probe --write-profile mine")
+    return 0
