@@ -360,11 +360,11 @@ def show(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Ba
     print(script.text(evaluate if arguments.dry_run == "evaluate" else train), end="")
     script.make_log_folder(train)
     how = "aftercorr" if train.elements else "afterok"
-    print(
-        f"nothing submitted. By hand: … --run {name} --dry-run | sbatch, then "
-        f"… --run {name} --dry-run=evaluate | sbatch --dependency={how}:JOB --kill-on-invalid-dep=yes",
-        file=sys.stderr,
+    then = (
+        f", then … --run {name} --dry-run=evaluate | sbatch --dependency={how}:JOB --kill-on-invalid-dep=yes"
     )
+    by_hand = f"… --run {name} --dry-run | sbatch{'' if arguments.worker else then}"
+    print(f"nothing submitted. By hand: {by_hand}", file=sys.stderr)
 
 
 def make_command(arguments: argparse.Namespace, wish: requests.Wish, name: str) -> list[str]:

@@ -4,8 +4,8 @@ Rank 0 listens at a port that the kernel picks, and publishes it with a fresh ra
 directory that its owner alone can read, named after this very step. Whoever connects must prove to know the
 key, by messages of a fixed length in which there is nothing to parse; after that every message carries a MAC
 over its number, made with keys that come from both sides' nonces and differ by direction: who relays the
-handshake can neither forge, repeat, reorder nor turn around what follows. A publication left over from a
-start that was killed leads to nobody who knows its key: the others go on looking at the file.
+handshake can neither forge, repeat, reorder nor turn around what follows (handshake.py). A publication left
+over from a start that was killed leads to nobody who knows its key: the others go on looking at the file.
 
 The connections stay open: supervise.py uses them to learn at once of any rank's end, evaluate/ranks.py to
 add up what the ranks have counted. On the way out rank 0 also opens the socket that torch's store will listen
@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hmac
 import json
 import os
 import secrets
@@ -28,114 +27,20 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jobs.run import private
 from jobs.run.errors import UserError
 from jobs.run.task import Task
+from jobs.supervise.handshake import HANDSHAKE_SECONDS, NONCE, Connection, Guest, shake_hands
 
-HANDSHAKE_SECONDS = 3.0
 GUESTS = 64
 """How many may be before their proof at once, beside the ranks themselves. The oldest has to go then."""
 _LOOPBACK = "127.0.0.1"
-_NONCE = 32
-_MAC = 32
-_HELLO = b"baton-rendezvous-2\n"
-_LONGEST = 1 << 26
 _SIOCGIFADDR = 0x8915
 
 
 class RendezvousError(Exception):
     """The supervisors did not all meet in time; says who is missing, and where it was looked for."""
-
-
-class Connection:
-    """Messages over a socket between two sides that have proved to know the same key.
-
-    Each is its length (4 bytes, big endian), its content, and the HMAC-SHA256 of the sending side's key over
-    its number on this connection (8 bytes), its length and its content.
-    """
-
-    def __init__(self, sock: socket.socket, mine: bytes, theirs: bytes, received: bytes = b"") -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self.socket = sock
-        self._keys = (mine, theirs)
-        self._sent = self._read = 0
-        self._buffer = bytearray(received)
-
-    def fileno(self) -> int:
-        return self.socket.fileno()
-
-    def send(self, message: dict[str, Any]) -> bool:
-        """False if the other end is gone (or has not read for a long time, which is as bad)."""
-        return self.send_bytes(json.dumps(message, separators=(",", ":")).encode(), HANDSHAKE_SECONDS)
-
-    def send_bytes(self, content: bytes, seconds: float) -> bool:
-        """As `send`. Raises ValueError for more than 64 MiB."""
-        if len(content) > _LONGEST:
-            raise ValueError(f"a message of {len(content)} bytes; {_LONGEST} are the most")
-        head = struct.pack(">I", len(content))
-        mac = _mac(self._keys[0], struct.pack(">Q", self._sent), head, content)
-        self._sent += 1
-        try:
-            self.socket.settimeout(seconds)
-            self.socket.sendall(head + content + mac)
-        except OSError:
-            return False
-        return True
-
-    def receive(self, one: bool = False) -> list[dict[str, Any]] | None:
-        """The messages that have come in, possibly none; None when the other end is gone or talks nonsense.
-
-        Call it when the socket is readable, or let it wait as long as the socket's timeout. `one`: leaves
-        what follows the first in the socket.
-        """
-        contents = self.receive_bytes(one)
-        if contents is None:
-            return None
-        try:
-            messages = [json.loads(content) for content in contents]
-        except (ValueError, RecursionError):
-            return None
-        return messages if all(isinstance(message, dict) for message in messages) else None
-
-    def receive_bytes(self, one: bool = False) -> list[bytes] | None:
-        """As `receive`, with the contents as they came."""
-        try:
-            data = self.socket.recv(self._end() - len(self._buffer) if one else 1 << 16)
-        except (TimeoutError, BlockingIOError):
-            return []
-        except OSError:
-            return None
-        if not data:
-            return None
-        self._buffer += data
-        return self.take()
-
-    def take(self) -> list[bytes] | None:
-        """The contents that are here already, as far as they are whole; None if one is not the other's."""
-        contents = []
-        while 4 < (end := self._end()) <= len(self._buffer):
-            head, content, mac = (
-                bytes(self._buffer[a:b]) for a, b in ((0, 4), (4, end - _MAC), (end - _MAC, end))
-            )
-            right = _mac(self._keys[1], struct.pack(">Q", self._read), head, content)
-            if not hmac.compare_digest(mac, right):
-                return None
-            self._read += 1
-            del self._buffer[:end]
-            contents.append(content)
-        return contents if self._end() <= 4 + _LONGEST + _MAC else None
-
-    def _end(self) -> int:
-        """Where in the buffer the first message ends; 4, the end of its length, until that is there."""
-        if len(self._buffer) < 4:
-            return 4
-        return int(4 + struct.unpack_from(">I", self._buffer)[0] + _MAC)
-
-    def close(self) -> None:
-        self.socket.close()
 
 
 @dataclass
@@ -279,106 +184,9 @@ def _leave_nothing(path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------- the handshake
 #
-#   guest → rank 0    _HELLO, nonce g
+#   guest → rank 0    HELLO, nonce g
 #   rank 0 → guest    nonce h, MAC("rank 0 knows", g, h)
 #   guest → rank 0    MAC("guest knows ", g, h), then messages as of Connection
-
-
-def _mac(key: bytes, *parts: bytes) -> bytes:
-    return hmac.digest(key, b"".join(parts), "sha256")
-
-
-@dataclass
-class _Shake:
-    """What follows from the key and both nonces."""
-
-    key: bytes
-    nonces: bytes
-
-    def proof(self, of_rank_0: bool) -> bytes:
-        return _mac(self.key, b"rank 0 knows" if of_rank_0 else b"guest knows ", self.nonces)
-
-    def connection(self, sock: socket.socket, as_rank_0: bool, received: bytes = b"") -> Connection:
-        down, up = _mac(self.key, b"from rank 0 ", self.nonces), _mac(self.key, b"from a guest", self.nonces)
-        return Connection(sock, down, up, received) if as_rank_0 else Connection(sock, up, down, received)
-
-
-@dataclass
-class _Guest:
-    """A connection that has not yet proved itself, or not yet said which rank it is."""
-
-    socket: socket.socket
-    until: float
-    received: bytes = b""
-    shake: _Shake | None = None
-    connection: Connection | None = None
-
-    def fileno(self) -> int:
-        return self.socket.fileno()
-
-    def go_on(self, key: bytes) -> list[bytes] | None:
-        """One step: the messages that it has sent since its proof, possibly none; None to dismiss it."""
-        if self.connection:
-            return self.connection.receive_bytes()
-        try:
-            data = self.socket.recv(512)
-        except BlockingIOError:
-            return []
-        except OSError:
-            return None
-        self.received += data
-        if not data or not self._shake_hands(key):
-            return None
-        return self.connection.take() if self.connection else []
-
-    def _shake_hands(self, key: bytes) -> bool:
-        """Whether what has come in so far is a guest's part of the handshake, as far as it goes."""
-        if self.shake is None:
-            hello = len(_HELLO) + _NONCE
-            if not self.received.startswith(_HELLO[: len(self.received)]):
-                return False
-            if len(self.received) < hello:
-                return True
-            mine = secrets.token_bytes(_NONCE)
-            self.shake = _Shake(key, self.received[len(_HELLO) : hello] + mine)
-            self.received = self.received[hello:]
-            try:
-                self.socket.sendall(mine + self.shake.proof(of_rank_0=True))
-            except OSError:
-                return False
-        if len(self.received) >= _MAC:
-            proof, rest = self.received[:_MAC], self.received[_MAC:]
-            if not hmac.compare_digest(proof, self.shake.proof(of_rank_0=False)):
-                return False
-            self.connection = self.shake.connection(self.socket, as_rank_0=True, received=rest)
-        return True
-
-
-def _shake_hands(sock: socket.socket, key: bytes) -> Connection | None:
-    """A guest's side: the connection, if the other end knows the key, which now knows that we do, too."""
-    mine = secrets.token_bytes(_NONCE)
-    try:
-        sock.sendall(_HELLO + mine)
-        answer = _read_exactly(sock, _NONCE + _MAC)
-        shake = _Shake(key, mine + answer[:_NONCE])
-        if not hmac.compare_digest(answer[_NONCE:], shake.proof(of_rank_0=True)):
-            return None
-        sock.sendall(shake.proof(of_rank_0=False))
-    except OSError:
-        return None
-    return shake.connection(sock, as_rank_0=False)
-
-
-def _read_exactly(sock: socket.socket, length: int) -> bytes:
-    """Raises OSError if so much does not come within the time of a handshake."""
-    until, data = time.monotonic() + HANDSHAKE_SECONDS, b""
-    while len(data) < length:
-        sock.settimeout(max(until - time.monotonic(), 0.001))
-        part = sock.recv(length - len(data))
-        if not part:
-            raise ConnectionError("closed")
-        data += part
-    return data
 
 
 # --------------------------------------------------------------------------------------------------- rank 0
@@ -386,7 +194,7 @@ def _read_exactly(sock: socket.socket, length: int) -> bytes:
 
 def _gather(task: Task, path: Path, deadline: float, seconds: float, start: int, stop: str | None) -> Meeting:
     alone = len(task.hosts) == 1
-    key = secrets.token_bytes(_NONCE)
+    key = secrets.token_bytes(NONCE)
     hosts = {0: task.host}
     with listen(_LOOPBACK if alone else None) as listener:
         port = listener.getsockname()[1]
@@ -423,16 +231,16 @@ def _let_in(
     """Waits for the other ranks, fills `hosts`, and turns everybody else away. What a guest sends can end no
     more than its own connection."""
     peers: dict[int, Connection] = {}
-    guests: list[_Guest] = []
+    guests: list[Guest] = []
     listener.setblocking(False)
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ, None)
 
-        def part_from(guest: _Guest) -> None:
+        def part_from(guest: Guest) -> None:
             selector.unregister(guest)
             guests.remove(guest)
 
-        def dismiss(guest: _Guest) -> None:
+        def dismiss(guest: Guest) -> None:
             part_from(guest)
             guest.socket.close()
 
@@ -450,7 +258,7 @@ def _let_in(
                             dismiss(guests[0])
                         continue
                     sock.setblocking(False)
-                    guests.append(_Guest(sock, now + HANDSHAKE_SECONDS))
+                    guests.append(Guest(sock, now + HANDSHAKE_SECONDS))
                     selector.register(guests[-1], selectors.EVENT_READ, guests[-1])
                     continue
                 guest = ready.data
@@ -537,7 +345,7 @@ def _look_for_rank_0(address: str, port: int, key: bytes, trouble: dict[str, str
         refused = isinstance(error, ConnectionRefusedError)
         trouble[address] = f"nobody listens there at port {port}" if refused else str(error)
         return None
-    connection = _shake_hands(sock, key)
+    connection = shake_hands(sock, key)
     if connection is None:
         trouble[address] = f"at port {port} is somebody else's service"
         sock.close()

@@ -23,12 +23,11 @@ from typing import Any
 from jobs.run import events, exit_codes
 from jobs.run.directory import Run, newest_start
 from jobs.run.task import Task
-from jobs.supervise import processes
+from jobs.supervise import last_words, processes
 from jobs.supervise.coordinate import DUMP_SECONDS, SILENT_SECONDS, Coordinator, Rank
 from jobs.supervise.rendezvous import Meeting
 
 SIGN_OF_LIFE_SECONDS = 5.0
-DUMP_TURN_SECONDS = 1.0
 SHORTEST_STOP = 1.0
 """Seconds: a stop of the worker that is shorter is not reported."""
 UNSEEN_STOP = 5.0
@@ -36,14 +35,6 @@ UNSEEN_STOP = 5.0
 without a signal that anybody could see. A busy machine may delay it by less."""
 RESERVE_SECONDS = 60.0
 """How long this start's end waits for the submission of a successor in advance."""
-DEATHS = {
-    signal.SIGKILL: "killed by SIGKILL, probably for want of memory (the out-of-memory killer sends it)",
-    signal.SIGSEGV: "died of a segmentation fault (SIGSEGV) in native code",
-    signal.SIGBUS: "died of a bus error (SIGBUS), often a full /dev/shm (the loaders share memory there)",
-    signal.SIGABRT: "was aborted (SIGABRT): native code gave up, its last words are in the log",
-    signal.SIGILL: "died of an illegal instruction (SIGILL): a package built for another CPU",
-    signal.SIGFPE: "died of an arithmetic error (SIGFPE) in native code",
-}
 
 
 def supervise(
@@ -77,15 +68,6 @@ def supervise(
             stacks=f"job/stacks-{meeting.start}-*.txt",
         )
     return supervisor.run_worker(command, environ)
-
-
-def describe(status: int) -> tuple[int, str | None, str]:
-    """A wait status as (exit code as a shell gives it, signal name, plain words)."""
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return code, None, f"ended with exit code {code} and left no error; its log has more"
-    number = signal.Signals(-code)
-    return 128 - code, number.name, DEATHS.get(number, f"was killed by {number.name}")
 
 
 class _Supervisor:
@@ -333,7 +315,7 @@ class _Supervisor:
         self.report({"exit": self.describe_end(status)}, now)
 
     def describe_end(self, status: int) -> dict[str, Any]:
-        code, by_signal, words = describe(status)
+        code, by_signal, words = last_words.describe(status)
         if code == exit_codes.FINISHED and self.phase != "end":
             code, words = exit_codes.FAILED, "ended with exit code 0 before the training was finished"
         end: dict[str, Any] = {"code": code, "signal": by_signal, "step": self.step}
@@ -348,7 +330,7 @@ class _Supervisor:
             end["error"] = words
         except (OSError, ValueError, KeyError, TypeError) as error:
             end["error"] = f"{words} ({recorded.name} cannot be read: {error})"
-        end["log"] = _log_of(self.run, self.task)
+        end["log"] = last_words.log_of(self.run, self.task)
         return end
 
     @property
@@ -360,7 +342,7 @@ class _Supervisor:
         if self.stacks_until is None:
             return
         path = self.stacks
-        written = _size(path) > 0 and time.time() - path.stat().st_mtime > 0.5
+        written = last_words.size_of(path) > 0 and time.time() - path.stat().st_mtime > 0.5
         if written or self.ended or now > self.stacks_until:
             self.stacks_until = None
             self.report({"dumped": True}, now)
@@ -405,9 +387,9 @@ class _Supervisor:
         into one file, so each has its turn: at once, their lines would be mixed up."""
         for pid in processes.descendants(os.getpid()):
             if processes.catches(pid, signal.SIGUSR1):
-                before = _size(self.stacks)
+                before = last_words.size_of(self.stacks)
                 if processes.send(pid, signal.SIGUSR1):
-                    _wait_written(self.stacks, before)
+                    last_words.wait_written(self.stacks, before)
 
     def abandoned(self, why: str) -> None:
         """Without rank 0's supervisor there is nobody to go on with."""
@@ -415,30 +397,3 @@ class _Supervisor:
         if self.task.rank == 1:
             self.story.append("failed", reason=why, rank=0, host=self.meeting.hosts[0], error=why)
         self.code = exit_codes.FAILED
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _wait_written(path: Path, before: int) -> None:
-    """Until a file has grown beyond `before` bytes and grows no more; a process that cannot write is not
-    waited for longer than DUMP_TURN_SECONDS."""
-    give_up, size = time.monotonic() + DUMP_TURN_SECONDS, before
-    while time.monotonic() < give_up:
-        time.sleep(0.05)
-        if before < size == _size(path):
-            return
-        size = _size(path)
-
-
-def _log_of(run: Run, task: Task) -> str | None:
-    """This rank's log below the run directory, as srun (%j_%t_log.out) and the local chain name it."""
-    raw = os.environ.get("SLURM_JOB_ID", "")
-    for name in (f"{task.job}_{task.rank}", f"{raw}_{task.rank}", f"{task.job}-train_{task.rank}"):
-        if (path := run.job / f"{name}_log.out").exists():
-            return str(Path("job") / path.name)
-    return None

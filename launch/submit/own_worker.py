@@ -37,6 +37,8 @@ def check_options(arguments: argparse.Namespace, own: list[str]) -> None:
                 f"--worker trains without an MMSegmentation config, so it takes no --{name}: "
                 "what it is to do stands in its own arguments, after --"
             )
+    if arguments.dry_run == "evaluate":
+        raise UserError("--dry-run=evaluate: nothing is evaluated after a --worker")
     for argument in own:
         name = argument.partition("=")[0]
         if name.startswith("-") and secrets.looks_secret(name):

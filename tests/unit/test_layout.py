@@ -112,8 +112,6 @@ TOO_LONG = {
     "jobs/prepare/synthetic.py",
     "jobs/prepare/voc/build.py",
     "jobs/prepare/voc/build.py:build",
-    "jobs/supervise/rendezvous.py",
-    "jobs/supervise/supervisor.py",
     "launch/observe/history.py",
     "launch/observe/report/page.py",
     "launch/observe/states.py",

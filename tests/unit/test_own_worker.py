@@ -37,6 +37,7 @@ def launch(runs: Path, script: str, *arguments: object) -> subprocess.CompletedP
         (["--worker", "examples/plain_pytorch.py", "--set", "a=1"], "takes no --set"),
         (["--worker", "examples/plain_pytorch.py", "--config", "x.py"], "takes no --config"),
         (["--worker", "examples/plain_pytorch.py", "--sweep", "lr=1,2"], "takes no --sweep"),
+        (["--worker", "examples/plain_pytorch.py", "--dry-run=evaluate"], "nothing is evaluated after"),
         (["--worker", "examples/plain_pytorch.py", "--", "--api-key=x"], "--api-key: a secret does not"),
         (["--config", "configs/demo.py", "--", "--steps", "5"], "only a --worker takes arguments"),
     ],
@@ -92,6 +93,7 @@ def test_a_dry_run_makes_the_same_run_by_plain_sbatch(tmp_path: Path) -> None:
     assert make.rstrip().endswith("-- --steps 7) || exit")
     assert "--config" not in make
     assert "--checkpoint" not in make
+    assert done.stderr.strip().endswith("By hand: … --run own --dry-run | sbatch")
 
 
 def test_the_example_says_how_it_is_started() -> None:

@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from jobs.run.task import Task
-from jobs.supervise import rendezvous
-from jobs.supervise.rendezvous import Connection, Meeting, RendezvousError, meet
+from jobs.supervise import handshake, rendezvous
+from jobs.supervise.handshake import Connection
+from jobs.supervise.rendezvous import Meeting, RendezvousError, meet
 from tests.stages import wait_until
 from tests.strangers import needs_root, stranger, succeeds_as_stranger
 
-HELLO = rendezvous._HELLO + bytes(32)
+HELLO = handshake.HELLO + bytes(32)
 
 
 def place(rank: int, world: int, hosts: tuple[str, ...] = ("a",), job: str = "job") -> Task:
@@ -216,7 +217,7 @@ WORDS = [
     '{"proof":"é"}\n'.encode(),
     b"[" * 100_000 + b"\n",
     b"GET / HTTP/1.1\r\n\r\n",
-    rendezvous._HELLO[:3],
+    handshake.HELLO[:3],
     HELLO,
     HELLO + b"\xff" * 32,
     HELLO + "é\n".encode() * 5_000,
@@ -255,7 +256,7 @@ def test_nor_do_those_of_one_who_knows_the_key(tmp_path: Path, message: bytes) -
         gathering = pool.submit(meet, place(0, 2), tmp_path, 20.0, 1)
         port, key = published(tmp_path)
         with socket.create_connection(("127.0.0.1", port)) as sock:
-            connection = rendezvous._shake_hands(sock, key)
+            connection = handshake.shake_hands(sock, key)
             assert connection is not None
             assert connection.send_bytes(message, 5.0)
             sock.settimeout(10)
@@ -322,9 +323,9 @@ def between(folder: Path, tamper: Tamper) -> Iterator[tuple[Meeting, Meeting]]:
                             host.sendall(data)
 
                 going_up = pool.submit(up)
-                guest.sendall(rendezvous._read_exactly(host, 64))
-                head = rendezvous._read_exactly(host, 4)
-                guest.sendall(head + rendezvous._read_exactly(host, struct.unpack(">I", head)[0] + 32))
+                guest.sendall(handshake.read_exactly(host, 64))
+                head = handshake.read_exactly(host, 4)
+                guest.sendall(head + handshake.read_exactly(host, struct.unpack(">I", head)[0] + 32))
                 host.settimeout(20)
                 guest.sendall(tamper(host.recv(4096), bytes(said[len(HELLO) + 32 :])))
                 guest.shutdown(socket.SHUT_WR)
@@ -414,4 +415,4 @@ def test_a_long_message_arrives_whole(pair: tuple[Connection, Connection]) -> No
         assert sending.result()
     assert found == [content]
     with pytest.raises(ValueError, match="67108864 are the most"):
-        sender.send_bytes(bytes(rendezvous._LONGEST + 1), 1.0)
+        sender.send_bytes(bytes(handshake.LONGEST + 1), 1.0)

@@ -1,0 +1,58 @@
+"""What a worker leaves: how it ended, its log, and its stacks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from jobs.run.directory import Run
+from jobs.run.task import Task
+
+DUMP_TURN_SECONDS = 1.0
+
+DEATHS = {
+    signal.SIGKILL: "killed by SIGKILL, probably for want of memory (the out-of-memory killer sends it)",
+    signal.SIGSEGV: "died of a segmentation fault (SIGSEGV) in native code",
+    signal.SIGBUS: "died of a bus error (SIGBUS), often a full /dev/shm (the loaders share memory there)",
+    signal.SIGABRT: "was aborted (SIGABRT): native code gave up, its last words are in the log",
+    signal.SIGILL: "died of an illegal instruction (SIGILL): a package built for another CPU",
+    signal.SIGFPE: "died of an arithmetic error (SIGFPE) in native code",
+}
+
+
+def describe(status: int) -> tuple[int, str | None, str]:
+    """A wait status as (exit code as a shell gives it, signal name, plain words)."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return code, None, f"ended with exit code {code} and left no error; its log has more"
+    number = signal.Signals(-code)
+    return 128 - code, number.name, DEATHS.get(number, f"was killed by {number.name}")
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def wait_written(path: Path, before: int) -> None:
+    """Until a file has grown beyond `before` bytes and grows no more; a process that cannot write is not
+    waited for longer than DUMP_TURN_SECONDS."""
+    give_up, size = time.monotonic() + DUMP_TURN_SECONDS, before
+    while time.monotonic() < give_up:
+        time.sleep(0.05)
+        if before < size == size_of(path):
+            return
+        size = size_of(path)
+
+
+def log_of(run: Run, task: Task) -> str | None:
+    """This rank's log below the run directory, as srun (%j_%t_log.out) and the local chain name it."""
+    raw = os.environ.get("SLURM_JOB_ID", "")
+    for name in (f"{task.job}_{task.rank}", f"{raw}_{task.rank}", f"{task.job}-train_{task.rank}"):
+        if (path := run.job / f"{name}_log.out").exists():
+            return str(Path("job") / path.name)
+    return None
