@@ -106,18 +106,17 @@ MOST_LINES_OF_A_COMMAND = 120
 MOST_LINES_OF_A_FUNCTION = 60
 
 TOO_LONG = {
-    "jobs/engine/checkpoints.py",
     "jobs/evaluate/__main__.py:evaluate",
     "jobs/mmseg/loop.py",
     "jobs/prepare/synthetic.py",
     "jobs/prepare/voc/build.py",
     "jobs/prepare/voc/build.py:build",
+    "jobs/run/events.py",
     "launch/observe/history.py",
     "launch/observe/report/page.py",
     "launch/observe/states.py",
     "launch/prepare.py",
     "launch/prepare.py:main",
-    "launch/submit/profiles.py",
     "launch/train.py",
 }
 """Longer files, and functions as FILE:NAME, that wait to be cut. The test fails if one has gone, too."""
