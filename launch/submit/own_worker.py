@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import itertools
+import re
 from pathlib import Path
 
 from jobs.run import secrets
@@ -39,9 +41,10 @@ def check_options(arguments: argparse.Namespace, own: list[str]) -> None:
             )
     if arguments.dry_run == "evaluate":
         raise UserError("--dry-run=evaluate: nothing is evaluated after a --worker")
-    for argument in own:
-        name = argument.partition("=")[0]
-        if name.startswith("-") and secrets.looks_secret(name):
+    for argument, following in itertools.pairwise([*own, ""]):
+        name, equals, value = argument.partition("=")
+        no_secret = re.fullmatch(r"[0-9.eE+-]*|-.*", value if equals else following)  # --max-token 77
+        if name.startswith("-") and secrets.looks_secret(name) and not no_secret:
             raise UserError(
                 f"{name}: a secret does not belong on a command line, which others see and the report "
                 "shows: give it as a variable of the job (secrets: in the profile)"

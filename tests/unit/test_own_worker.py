@@ -39,6 +39,7 @@ def launch(runs: Path, script: str, *arguments: object) -> subprocess.CompletedP
         (["--worker", "examples/plain_pytorch.py", "--sweep", "lr=1,2"], "takes no --sweep"),
         (["--worker", "examples/plain_pytorch.py", "--dry-run=evaluate"], "nothing is evaluated after"),
         (["--worker", "examples/plain_pytorch.py", "--", "--api-key=x"], "--api-key: a secret does not"),
+        (["--worker", "examples/plain_pytorch.py", "--", "--hf-token", "abc"], "--hf-token: a secret"),
         (["--config", "configs/demo.py", "--", "--steps", "5"], "only a --worker takes arguments"),
     ],
 )
@@ -60,11 +61,14 @@ def test_a_run_takes_the_program_and_its_modules_along(tmp_path: Path) -> None:
     (home / "more.py").write_text("")
     (home / "unused.py").write_text("")
     words = ["--cluster", "local", "--worker", home / "mine.py", "--run", "own", "--no-submit"]
-    done = launch(runs, "train", *words, "--", "--wait", "a b")
+    done = launch(runs, "train", *words, "--", "--wait", "a b", "--max-token", "77")
     assert done.returncode == 0, done.stderr
     run = Run(runs / "own")
     request = run.request()
-    assert (request.config, request.worker) == ("", ["config_files/mine.py", "--wait", "a b"])
+    assert (request.config, request.worker) == (
+        "",
+        ["config_files/mine.py", "--wait", "a b", "--max-token", "77"],
+    )
     for name in ("config_files/mine.py", "helper.py", "parts/net.py", "more.py", "jobs/worker/__init__.py"):
         assert (run.code / name).is_file(), name
     assert not list(run.code.rglob("unused.py"))
