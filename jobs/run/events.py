@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
@@ -25,6 +26,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
+
+TURN_SECONDS = 5.0
+"""Who may write the file may hold its lock; nobody's events wait longer for that."""
 
 
 def _tag(name: str) -> str:
@@ -342,12 +346,30 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _take_turn(fd: int) -> None:
+    """A lock on the open file until it is closed. An NFS client works out by itself where a file ends, so
+    lines of two nodes could come to lie over each other; having got a lock it asks the server anew (nfs(5),
+    "Using file locks with NFS"). Where there are no locks, or none within TURN_SECONDS, the line is written
+    without."""
+    give_up = time.monotonic() + TURN_SECONDS
+    while True:
+        try:
+            return fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > give_up:
+                return None
+        except OSError:  # ENOLCK, ENOSYS: a file system without
+            return None
+        time.sleep(0.005)
+
+
 def append_line(path: Path, line: str) -> None:
     """Appends a line to a file of lines, as `append` does. Raises OSError; what has been written of the line
     by then stays behind as a torn one."""
     data = line.encode() + b"\n"
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
+        _take_turn(fd)
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             data = b"\n" + data

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from jobs.run import events
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_record_comes_back_as_written(tmp_path: Path) -> None:
@@ -98,6 +102,57 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     for writer_number in range(4):
         numbers = [r["exit_code"] for r in records if r["rank"] == writer_number]
         assert numbers == list(range(200))
+
+
+AN_NFS_CLIENT = """
+import os, sys, time
+real_open, real_write = os.open, os.write
+
+def open_(path, flags, mode=0o777):
+    fd = real_open(path, flags & ~os.O_APPEND, mode)
+    os.lseek(fd, 0, os.SEEK_END)
+    return fd
+
+def write(fd, data):
+    end = os.lseek(fd, 0, os.SEEK_END)
+    time.sleep(0.005)
+    return os.pwrite(fd, data, end)
+
+os.open, os.write = open_, write
+from pathlib import Path
+from jobs.run import events
+for number in range(40):
+    events.append(Path(sys.argv[1]), "cancelled", by=f"{os.getpid()} {number}")
+"""
+
+
+def test_lines_of_several_nodes_do_not_mix_on_nfs(tmp_path: Path) -> None:
+    """Where a client itself works out where the file ends, and writes there later."""
+    path = tmp_path / "events.jsonl"
+    command = [sys.executable, "-c", AN_NFS_CLIENT, str(path)]
+    writers = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert len({record["by"] for record in events.read(path)}) == 3 * 40
+
+
+def test_a_lock_that_somebody_holds_keeps_no_event_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.jsonl"
+    monkeypatch.setattr(events, "TURN_SECONDS", 0.1)
+    path.touch()
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        events.append(path, "cancelled", by="the user")
+        holder.communicate(b"\n")
+    assert len(events.read(path)) == 1
 
 
 def test_what_is_read_typed_is_what_this_version_knows(tmp_path: Path) -> None:
