@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
+from jobs.run import environment, files
 
 environment.enter()
 
@@ -118,7 +118,7 @@ def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], 
     mark = json.dumps({"time": events.now(), "by": by}).encode()
     try:
         run.job.mkdir(exist_ok=True)
-        write_atomically(run.job / "cancelled", mark)
+        write_atomically(run.job / files.CANCELLED(), mark)
     except PermissionError:
         raise UserError(f"{run.path} belongs to another user: only that user can cancel the run") from None
     ended = dict.fromkeys([*alive, *chains, *far])
@@ -128,7 +128,7 @@ def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], 
         if alive:
             _scancel(alive)
     except UserError:
-        (run.job / "cancelled").unlink(missing_ok=True)  # it goes on
+        (run.job / files.CANCELLED()).unlink(missing_ok=True)  # it goes on
         raise
     # Also of a run that was cancelled before: what lived now was submitted since.
     events.append(run.events, "cancelled", by=by)
@@ -178,7 +178,7 @@ def _slurm_ids(run: Run, past: history.History) -> set[str]:
     over = {job.id for job in past.jobs.values() if job.state == "finished"}
     ids = {job.id for job in past.jobs.values()} | {one.job for one in past.incarnations}
     ids = {id for id in ids - over if slurm_queries.is_slurm(id)}
-    for path in run.job.glob("presubmitted-*"):
+    for path in run.job.glob(files.PRESUBMITTED(JOB="*")):
         try:
             ids.add(path.read_text().strip())
         except FileNotFoundError:  # its job has just given it up

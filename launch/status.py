@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
+from jobs.run import environment, files
 
 environment.enter()
 
@@ -337,7 +337,7 @@ def next_command(run: Run, one: states.Status) -> str:
     if one.state == "stuck":
         return f"python launch/cancel.py {name}, then {again[stage]}"
     if one.state == "queued" and not one.job:
-        return f"sbatch {shlex.quote(str(run.job / 'train.sbatch'))}"
+        return f"sbatch {shlex.quote(str(run.job / files.SCRIPT(STAGE='train')))}"
     return f"{look} -f · to end it: python launch/cancel.py {name}"
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from mmengine.hooks import Hook
 
 from jobs.engine.session import Session
+from jobs.run import files
 from jobs.run.directory import write_atomically
 from jobs.run.events import append_line, now
 
@@ -177,7 +178,7 @@ class Metrics(Hook):
             "best": self.best,
         }
         try:
-            write_atomically(self.session.run.path / "progress.json", json.dumps(record).encode())
+            write_atomically(self.session.run.path / files.PROGRESS(), json.dumps(record).encode())
         except OSError as error:
             print(f"progress.json could not be written: {error}", file=sys.stderr)
 
@@ -193,7 +194,7 @@ def finite(value: Any) -> float | None:
 
 def read_best(session: Session) -> dict[str, Any] | None:
     try:
-        record = json.loads((session.run.checkpoints / "best.json").read_text())
+        record = json.loads((session.run.checkpoints / files.BEST).read_text())
     except (OSError, ValueError):
         return None
     return {key: record.get(key) for key in ("mIoU", "metric", "value", "step")}

@@ -29,6 +29,7 @@ if __name__ == "__main__":
 from jobs.engine import checkpoints, safe_load  # noqa: E402
 from jobs.engine.session import Session, from_environment  # noqa: E402
 from jobs.mmseg import compat  # noqa: E402
+from jobs.run import files  # noqa: E402
 from jobs.run.directory import Run, write_atomically  # noqa: E402
 from jobs.run.errors import UserError  # noqa: E402
 from jobs.run.exit_codes import FAILED, FINISHED, SUPERSEDED, USER_ERROR  # noqa: E402
@@ -46,7 +47,7 @@ def main() -> int:
     session = None
     try:
         session = from_environment(run)
-        stacks = (run.job / f"stacks-{session.start}-{session.rank}.txt").open("a")
+        stacks = (run.job / files.STACKS(START=session.start, RANK=session.rank)).open("a")
         faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
         train(session)
     except UserError as error:
@@ -125,7 +126,7 @@ def keep_global_batch(session: Session, cfg: Any, checkpoint: checkpoints.Checkp
     for it also writes."""
     if checkpoint:
         return int(checkpoint.manifest["global_batch"])
-    path = session.run.job / "global-batch"
+    path = session.run.job / files.GLOBAL_BATCH()
     if path.is_file():
         return int(path.read_text())
     batch = session.ranks * int(cfg.train_dataloader.get("batch_size", 1))
@@ -180,7 +181,7 @@ def record(run: Run, session: Session | None, error: str, text: str) -> None:
     start, rank = (session.start, session.rank) if session else (1, 0)
     content = {"error": error, "traceback": text}
     with contextlib.suppress(OSError):  # it is on stderr as well
-        write_atomically(run.job / f"error-{start}-{rank}.json", json.dumps(content).encode())
+        write_atomically(run.job / files.ERROR(START=start, RANK=rank), json.dumps(content).encode())
 
 
 def last_line(error: BaseException) -> str:

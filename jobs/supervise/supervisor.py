@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.run import events, exit_codes
+from jobs.run import events, exit_codes, files
 from jobs.run.directory import Run, newest_start
 from jobs.run.task import Task
 from jobs.supervise import processes
@@ -74,7 +74,7 @@ def supervise(
             write=story.append,
             hang_seconds=hang_seconds,
             last_checkpoint=last_checkpoint,
-            stacks=f"job/stacks-{meeting.start}-*.txt",
+            stacks=f"{files.JOB()}/{files.STACKS(START=meeting.start, RANK='*')}",
         )
     return supervisor.run_worker(command, environ)
 
@@ -341,7 +341,7 @@ class _Supervisor:
             return end | {"by": newest_start(self.run.job)}
         if code in (exit_codes.FINISHED, exit_codes.RESUME):
             return end
-        recorded = self.run.job / f"error-{self.meeting.start}-{self.task.rank}.json"
+        recorded = self.run.job / files.ERROR(START=self.meeting.start, RANK=self.task.rank)
         try:
             end["error"] = words if by_signal else str(json.loads(recorded.read_bytes())["error"])
         except FileNotFoundError:
@@ -353,7 +353,7 @@ class _Supervisor:
 
     @property
     def stacks(self) -> Path:
-        return self.run.job / f"stacks-{self.meeting.start}-{self.task.rank}.txt"
+        return self.run.job / files.STACKS(START=self.meeting.start, RANK=self.task.rank)
 
     def check_stacks(self, now: float) -> None:
         """Says so when the worker has written its stacks, or is not able to."""
@@ -439,6 +439,6 @@ def _log_of(run: Run, task: Task) -> str | None:
     """This rank's log below the run directory, as srun (%j_%t_log.out) and the local chain name it."""
     raw = os.environ.get("SLURM_JOB_ID", "")
     for name in (f"{task.job}_{task.rank}", f"{raw}_{task.rank}", f"{task.job}-train_{task.rank}"):
-        if (path := run.job / f"{name}_log.out").exists():
-            return str(Path("job") / path.name)
+        if (path := run.job / files.LOG(JOB=name)).exists():
+            return str(Path(files.JOB()) / path.name)
     return None

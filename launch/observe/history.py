@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.events import seconds_of
 from jobs.slurm.queries import Job
@@ -298,7 +299,7 @@ def attempt(run: Run) -> History | Exception:
 def reserve(run: Run, job: str) -> str | None:
     """The job that was submitted in advance, to go on if `job` is killed; None if none waits."""
     try:
-        return content(run.job / f"presubmitted-{job}").decode().strip() or None
+        return content(run.job / files.PRESUBMITTED(JOB=job)).decode().strip() or None
     except (OSError, ValueError):
         return None
 
@@ -308,7 +309,7 @@ def progress(run: Run) -> dict[str, Any]:
 
     Where a field holds no finite number although it should, it is None.
     """
-    found = read_json(run.path / "progress.json")
+    found = read_json(run.path / files.PROGRESS())
     try:
         found["time"] = seconds_of(found["time"])
     except (KeyError, TypeError, ValueError, AttributeError):

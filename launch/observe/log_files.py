@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from jobs.run import files
 from jobs.run.directory import Run
 from launch.observe import history
 from launch.observe import wording as words
@@ -65,9 +66,9 @@ def _of(path: Path, stages: dict[str, str]) -> LogFile | None:
     if local := _LOCAL.fullmatch(path.name):
         return LogFile(path, local[1], local[2], int(local[3]))
     for job in sorted(stages, key=len, reverse=True):
-        if path.name in (f"{job}_log.out", f"{job}_log.err"):
+        if path.name in (files.LOG(JOB=job), f"{job}_log.err"):
             return LogFile(path, job, stages[job], None)
-        if path.name == f"{job.removeprefix('local-')}_0_log.out" and job.startswith("local-"):
+        if path.name == files.RANK_LOG(JOB=job.removeprefix("local-"), RANK=0) and job.startswith("local-"):
             return LogFile(path, job, stages[job], None)  # submitit's own: what the chain itself said
         rest = path.name.removeprefix(job)
         if rest != path.name and (rank := _RANK.fullmatch(rest)):
@@ -199,7 +200,7 @@ def first_error(run: Run, past: History) -> list[str]:
         if failed.get(key) is not None
     )
     lines = [f"first error{f' ({where})' if where else ''}: {failed.get('error') or failed.get('reason')}"]
-    left = history.read_json(run.job / f"error-{start}-{rank}.json")
+    left = history.read_json(run.job / files.ERROR(START=start, RANK=rank))
     if left.get("traceback"):
         lines += [f"  {line}" for line in str(left["traceback"]).rstrip().splitlines()[-20:]]
     if failed.get("log"):

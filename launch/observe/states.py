@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import place
+from jobs.run import files, place
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import pending
@@ -223,14 +223,14 @@ def _judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], no
 
 def local_chain(run: Run) -> int | None:
     """The pid of the run's local chain, if that lives; a process with a reused pid is not taken for it."""
-    return _living(run.job / "local.json")
+    return _living(run.job / files.CHAIN())
 
 
 def local_chains(run: Run) -> dict[str, int]:
     """Every local chain of the run that lives, its own and those of evaluations and inferences by hand:
     job id -> pid."""
-    found = {path.stem: _living(path) for path in sorted(run.job.glob("local-*.json"))}
-    chain = history.read_json(run.job / "local.json")
+    found = {path.stem: _living(path) for path in sorted(run.job.glob(files.OTHER_CHAIN(LOCALJOB="local-*")))}
+    chain = history.read_json(run.job / files.CHAIN())
     if (pid := local_chain(run)) is not None:
         found[str(chain.get("job") or f"local-{pid}")] = pid
     return {job: pid for job, pid in found.items() if pid is not None}
@@ -258,7 +258,7 @@ def _living(file: Path) -> int | None:
 
 def elsewhere(run: Run, job: str) -> str:
     """The host where a local job that is not seen here may live; "" if it would be seen."""
-    for file in (run.job / f"{job}.json", run.job / "local.json"):
+    for file in (run.job / files.OTHER_CHAIN(LOCALJOB=job), run.job / files.CHAIN()):
         record = history.read_json(file)
         if record and str(record.get("job") or job) == job:
             return place.elsewhere(record)
