@@ -254,7 +254,7 @@ def _whole_reason(past: History, one: states.Status) -> list[str]:
     if one.state not in ("failed", "stopped"):
         return []
     jobs = [job.why for job in past.jobs.values() if job.stage == one.stage]
-    texts = [past.stopped, str(past.failed.get("error") or past.failed.get("reason") or ""), *jobs[-1:]]
+    texts = [past.stopped, (past.failed.error or past.failed.reason) if past.failed else "", *jobs[-1:]]
     whole = next((text for text in texts if text), "")
     return whole.strip().splitlines() if len(whole.strip().splitlines()) > 1 else []
 

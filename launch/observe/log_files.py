@@ -191,18 +191,15 @@ def unstamped(line: str) -> str:
 def first_error(run: Run, past: History) -> list[str]:
     """The first error of the newest failure, with its traceback if a rank left one; [] without a failure."""
     failed = past.failed
-    if not failed:
+    if failed is None:
         return []
-    start, rank = failed.get("start"), failed.get("rank")
-    where = ", ".join(
-        f"{name} {failed[key]}"
-        for name, key in (("start", "start"), ("rank", "rank"), ("on", "host"), ("after step", "step"))
-        if failed.get(key) is not None
-    )
-    lines = [f"first error{f' ({where})' if where else ''}: {failed.get('error') or failed.get('reason')}"]
+    start, rank = failed.start, failed.rank
+    said = (("start", start), ("rank", rank), ("on", failed.host), ("after step", failed.step))
+    where = ", ".join(f"{name} {value}" for name, value in said if value is not None)
+    lines = [f"first error{f' ({where})' if where else ''}: {failed.error or failed.reason}"]
     left = history.read_json(run.job / files.ERROR(START=start, RANK=rank))
     if left.get("traceback"):
         lines += [f"  {line}" for line in str(left["traceback"]).rstrip().splitlines()[-20:]]
-    if failed.get("log"):
-        lines.append(f"  its log: {run.path / str(failed['log'])}")
+    if failed.log:
+        lines.append(f"  its log: {run.path / failed.log}")
     return lines

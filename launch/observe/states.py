@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import files, place
+from jobs.run import events, files, place
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import pending
@@ -361,7 +361,7 @@ def _gone(past: History, how: str) -> State:
 
 
 def _error(past: History) -> str:
-    return str(past.failed.get("error") or past.failed.get("reason") or "")
+    return past.failed.error or past.failed.reason if past.failed else ""
 
 
 def _after_training(run: Run, past: History, answer: Answer) -> State:
@@ -418,7 +418,8 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
     if job is None:
         return State("finished", "prepared", "prepare") if past.prepared else State("queued", "not submitted")
     if job.state == "finished":
-        return State("finished", str(past.prepared["event"]) if past.prepared else "finished", job.stage)
+        made: dict[type, str] = {events.Prepared: "prepared", events.Verified: "verified"}
+        return State("finished", made.get(type(past.prepared), "finished"), job.stage)
     if job.state in ("failed", "stopped"):
         return State("failed", f"{job.stage} failed: {job.why}", job.stage)
     doing = {"prepare": "preparing", "evaluate": "evaluating", "infer": "segmenting"}.get(
@@ -440,5 +441,5 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
     return State("failed", f"{job.stage}: job {job.id} ended as {seen.state}", job.stage)
 
 
-def _miou(event: dict[str, Any]) -> float | None:
-    return history.number((event.get("metrics") or {}).get("mIoU"))
+def _miou(event: events.Evaluated) -> float | None:
+    return history.number(event.metrics.get("mIoU"))
