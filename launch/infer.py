@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
+from jobs.run import environment, files
 
 environment.enter()
 
@@ -39,7 +39,7 @@ def main() -> int:
 
     run = runs.find(arguments.run)
     images = [str(path) for given in arguments.images for path in places(given)]
-    out = Path(arguments.out).expanduser().absolute() if arguments.out else fresh(run.path / "infer")
+    out = Path(arguments.out).expanduser().absolute() if arguments.out else fresh(run.path / files.INFER())
     if arguments.out:
         output.check(out, "--out")
         runs.check_path(out, "--out")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
+from jobs.run import environment, files
 
 environment.enter()
 # Looking for garbage, while modules are read and once more at the end, would be a fifth of its time.
@@ -186,7 +186,11 @@ def submit_new(arguments: argparse.Namespace, wish: requests.Wish) -> int:
     with runs.new_run(name, fill) as run:
         if arguments.no_submit:
             local = wish.train.executor == "local"
-            how = f"python launch/train.py --resume {name}" if local else f"sbatch {run.job / 'train.sbatch'}"
+            how = (
+                f"python launch/train.py --resume {name}"
+                if local
+                else f"sbatch {run.job / files.SCRIPT(STAGE='train')}"
+            )
             print(f"made {run.path}; to submit it: {how}", file=sys.stderr)
             return 0
         jobs, process = submit(run, wish, ahead, not arguments.no_evaluation)
@@ -205,11 +209,11 @@ def submit(
     from launch.submit import submission
 
     ranks = wish.train.nodes[1] * wish.train.settings.gpus
-    train = submission.submit_script(run.job / "train.sbatch", after=ahead.dependency)
+    train = submission.submit_script(run.job / files.SCRIPT(STAGE="train"), after=ahead.dependency)
     jobs = {"train": train}
     if evaluate:
         with submission.withdrawn_on_error(train):
-            jobs["evaluate"] = submission.submit_script(run.job / "evaluate.sbatch", after=train)
+            jobs["evaluate"] = submission.submit_script(run.job / files.SCRIPT(STAGE="evaluate"), after=train)
     noted = {"executor": "slurm", "cluster": machine.cluster_name() or None}
     events.append(
         run.events,
@@ -309,8 +313,8 @@ def resume(arguments: argparse.Namespace) -> int:
     ahead = requests.data_ahead(wish)
     old.nodes, old.gpus, old.executor = wish.train.nodes[1], wish.train.settings.gpus, wish.train.executor
     old.cluster = requests.cluster(wish.train, wish.evaluate, wish.infer)
-    mark = run.job / "cancelled"
-    written = [run.job / f"{batch.resolved.stage}.sbatch" for batch in scripts]
+    mark = run.job / files.CANCELLED()
+    written = [run.job / files.SCRIPT(STAGE=batch.resolved.stage) for batch in scripts]
     written += [job_environment.place(run, batch.resolved.stage) for batch in scripts]
     with requests.restored_on_error(run.request_file, mark, *written):
         run.write_request(old)
@@ -344,7 +348,7 @@ def dry_run(arguments: argparse.Namespace, wish: requests.Wish) -> int:
     if wish.train.executor == "local":
         from launch.submit import submission
 
-        print(f"# in {path / 'code'}, one after the other:")
+        print(f"# in {path / files.CODE()}, one after the other:")
         print(submission.shown(stages_of(path, wish, data_ready.Ahead(), not arguments.no_evaluation)))
         return 0
     train, evaluate = batches(path, wish, make=make_command(arguments, wish, name))

@@ -22,6 +22,7 @@ from typing import Any
 
 import xxhash
 
+from jobs.run import files
 from jobs.run.checkpoint_files import Checkpoint, beside, best, listed, read, wrong_size
 from jobs.run.directory import newest_start, write_atomically
 from jobs.run.errors import UserError
@@ -324,11 +325,11 @@ def mark_best(directory: Path, checkpoint: Checkpoint, metric: str, metrics: dic
         "mIoU": metrics.get("mIoU"),
         "metrics": metrics,
     }
-    write_atomically(directory / "best.json", json.dumps(record).encode())
+    write_atomically(directory / files.BEST, json.dumps(record).encode())
 
 
 def best_value(directory: Path) -> float | None:
     """The value of the best validation so far, whose checkpoint is still there."""
     if best(directory) is None:
         return None
-    return float(json.loads((directory / "best.json").read_text())["value"])
+    return float(json.loads((directory / files.BEST).read_text())["value"])

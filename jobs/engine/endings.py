@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from jobs.engine.checkpoints import FencedOff
 from jobs.engine.preemption import Preemption, leave
+from jobs.run import files
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
 from jobs.run.exit_codes import FAILED, SUPERSEDED, USER_ERROR
@@ -39,4 +40,4 @@ def record(run: Run, start: int, rank: int, error: str, text: str) -> None:
     """Leaves the error where the supervisor finds it: `job/error-START-RANK.json`."""
     content = {"error": error, "traceback": text}
     with contextlib.suppress(OSError):  # it is on stderr as well
-        write_atomically(run.job / f"error-{start}-{rank}.json", json.dumps(content).encode())
+        write_atomically(run.job / files.ERROR(START=start, RANK=rank), json.dumps(content).encode())

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from jobs.engine.session import Session
+from jobs.run import files
 from jobs.run.directory import write_atomically
 from jobs.run.events import append_line, now
 
@@ -38,6 +39,6 @@ def show(session: Session, **fields: Any) -> None:
     phase, best."""
     content = json.dumps({"time": now(), "start": session.start, **fields})
     try:
-        write_atomically(session.run.path / "progress.json", content.encode())
+        write_atomically(session.run.path / files.PROGRESS(), content.encode())
     except OSError as error:
         print(f"progress.json could not be written: {error}", file=sys.stderr)

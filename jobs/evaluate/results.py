@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.mmseg import pictures
+from jobs.run import files
 from jobs.run.directory import Run, write_atomically
 
 
@@ -25,7 +26,7 @@ def folder(run: Run, checkpoint: Path, digest: str) -> Path:
 def finished(where: Path) -> dict[str, Any] | None:
     """The metrics of an evaluation that is whole, or None."""
     try:
-        return dict(json.loads((where / "metrics.json").read_text()))
+        return dict(json.loads((where / files.EVAL_METRICS).read_text()))
     except (FileNotFoundError, ValueError):
         return None
 
@@ -34,10 +35,10 @@ def write(where: Path, found: dict[str, Any], matrix: np.ndarray) -> None:
     where.mkdir(parents=True, exist_ok=True)
     names = [one["name"] for one in found["classes"]]
     rows = [[one["name"], one["IoU"], one["Acc"], one["pixels"]] for one in found["classes"]]
-    write_atomically(where / "per_class.csv", table([["class", "IoU", "Acc", "pixels"], *rows]))
+    write_atomically(where / files.EVAL_CLASSES, table([["class", "IoU", "Acc", "pixels"], *rows]))
     counts = [[name, *row] for name, row in zip(names, matrix.tolist(), strict=True)]
-    write_atomically(where / "confusion.csv", table([["truth \\ prediction", *names], *counts]))
-    write_atomically(where / "metrics.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_atomically(where / files.EVAL_CONFUSION, table([["truth \\ prediction", *names], *counts]))
+    write_atomically(where / files.EVAL_METRICS, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def table(rows: list[list[Any]]) -> bytes:
@@ -50,7 +51,7 @@ def picture(
     where: Path, name: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: Any
 ) -> None:
     """Image, truth and prediction side by side, as pictures/NAME.jpg. `image` is RGB (H × W × 3, uint8)."""
-    target = where / "pictures" / f"{name}.jpg"
+    target = where / files.EVAL_PICTURES / f"{name}.jpg"
     target.parent.mkdir(parents=True, exist_ok=True)
     parts = [
         image,

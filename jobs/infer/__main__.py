@@ -19,7 +19,7 @@ import numpy as np
 from jobs.mmseg import compat, images
 from jobs.mmseg import model as models
 from jobs.prepare import progress
-from jobs.run import events, failure, output, story
+from jobs.run import events, failure, files, output, story
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 from jobs.run.exit_codes import USER_ERROR
@@ -48,10 +48,10 @@ def has_done(run: Run, job: str | None) -> bool:
 
 
 def infer(run: Run, arguments: argparse.Namespace) -> int:
-    out = (arguments.out or run.path / "infer").resolve()
+    out = (arguments.out or run.path / files.INFER()).resolve()
     found = images.find(arguments.images)
     names = images.names(found)
-    output.claim(out, "--out", run.path / "infer")
+    output.claim(out, "--out", run.path / files.INFER())
     output.check_apart(found, [file for name in names for file in targets(out / name)])
 
     checkpoint = models.chosen_checkpoint(run, arguments.checkpoint)

@@ -27,7 +27,7 @@ from jobs.engine.session import Session
 from jobs.mmseg import compat, sampling
 from jobs.mmseg.evaluator import use_fast_metric
 from jobs.mmseg.transforms import use_fast_transforms
-from jobs.run import private
+from jobs.run import files, private
 from jobs.run.directory import check_seed, write_atomically
 from jobs.run.errors import UserError
 
@@ -63,7 +63,7 @@ def resolve(session: Session) -> Config:
         randomness["seed"] = request.seed
     check_seed(randomness["seed"], request.config)
     cfg.randomness = randomness
-    cfg.work_dir = str(session.run.path / "mmengine")
+    cfg.work_dir = str(session.run.path / files.MMENGINE())
     add_tensorboard(cfg, session)
     return cfg
 
@@ -132,7 +132,7 @@ def add_tensorboard(cfg: Config, session: Session) -> None:
     """TensorBoard beside mmengine's own files; services that are not installed are left out, said aloud."""
     visualizer = dict(cfg.get("visualizer") or {"type": "SegLocalVisualizer", "name": "visualizer"})
     # One folder for all starts: one curve in TensorBoard.
-    visualizer.setdefault("save_dir", str(session.run.path / "tensorboard"))
+    visualizer.setdefault("save_dir", str(session.run.path / files.TENSORBOARD()))
     backends = list(visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}])
     for backend in list(backends):
         package = VISUALIZERS.get(name_of(backend["type"]))

@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from jobs.engine import progress
 from jobs.engine.progress import finite
 from jobs.engine.session import Session
+from jobs.run import files
 
 HISTORY = 1000
 """Values of a logged scalar that are kept. mmengine keeps a million, and copies all of them in every step."""
@@ -174,7 +175,7 @@ class Metrics(Hook):
 
 def read_best(session: Session) -> dict[str, Any] | None:
     try:
-        record = json.loads((session.run.checkpoints / "best.json").read_text())
+        record = json.loads((session.run.checkpoints / files.BEST).read_text())
     except (OSError, ValueError):
         return None
     return {key: record.get(key) for key in ("mIoU", "metric", "value", "step")}

@@ -27,6 +27,7 @@ if __name__ == "__main__":
 from jobs.engine import checkpoints, endings, safe_load  # noqa: E402
 from jobs.engine.session import Session, from_environment  # noqa: E402
 from jobs.mmseg import compat  # noqa: E402
+from jobs.run import files  # noqa: E402
 from jobs.run.directory import Run, write_atomically  # noqa: E402
 from jobs.run.errors import UserError  # noqa: E402
 from jobs.run.exit_codes import FINISHED, USER_ERROR  # noqa: E402
@@ -44,7 +45,7 @@ def main() -> int:
     session = None
     try:
         session = from_environment(run)
-        stacks = (run.job / f"stacks-{session.start}-{session.rank}.txt").open("a")
+        stacks = (run.job / files.STACKS(START=session.start, RANK=session.rank)).open("a")
         faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
         train(session)
     except BaseException as error:
@@ -109,7 +110,7 @@ def keep_global_batch(session: Session, cfg: Any, checkpoint: checkpoints.Checkp
     for it also writes."""
     if checkpoint:
         return int(checkpoint.manifest["global_batch"])
-    path = session.run.job / "global-batch"
+    path = session.run.job / files.GLOBAL_BATCH()
     if path.is_file():
         return int(path.read_text())
     batch = session.ranks * int(cfg.train_dataloader.get("batch_size", 1))

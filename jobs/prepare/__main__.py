@@ -19,7 +19,7 @@ from typing import Any
 from jobs.catalog import pretrained
 from jobs.prepare import weights, workers
 from jobs.prepare.progress import say
-from jobs.run import events, exit_codes, notify
+from jobs.run import events, exit_codes, files, notify
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 
@@ -194,7 +194,7 @@ def leave(number: int, _: object) -> None:
 def record(run_directory: Path | None, event: str, **fields: Any) -> None:
     if run_directory is not None:
         job = os.environ.get("BATON_JOB") or os.environ.get("SLURM_JOB_ID") or f"local-{os.getpid()}"
-        events.append(run_directory / "events.jsonl", event, stage="prepare", job=job, **fields)
+        events.append(run_directory / files.EVENTS(), event, stage="prepare", job=job, **fields)
 
 
 def restart() -> int | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.run import files
+
 DAMAGED = (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
 """What reading a manifest raises that is missing, or is none."""
 
@@ -49,7 +51,7 @@ def last(directory: Path) -> Checkpoint | None:
 def best(directory: Path) -> Checkpoint | None:
     """The checkpoint with the best validation so far; None if there was none, or if its file is gone."""
     try:
-        record = json.loads((directory / "best.json").read_text())
+        record = json.loads((directory / files.BEST).read_text())
         checkpoint = read(directory / f"{Path(record['path']).name}.json")
     except DAMAGED:
         return None

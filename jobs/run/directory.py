@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from jobs.run import files
 from jobs.run.errors import UserError
 from jobs.run.settings import Settings, of_request
 
@@ -84,15 +85,15 @@ class Run:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.request_file = self.path / "run.yaml"
-        self.config = self.path / "config.py"
-        self.code = self.path / "code"
-        self.checkpoints = self.path / "checkpoints"
-        self.events = self.path / "events.jsonl"
-        self.metrics = self.path / "metrics.jsonl"
-        self.job = self.path / "job"
-        self.eval = self.path / "eval"
-        self.report = self.path / "report.html"
+        self.request_file = self.path / files.REQUEST()
+        self.config = self.path / files.CONFIG()
+        self.code = self.path / files.CODE()
+        self.checkpoints = self.path / files.CHECKPOINTS()
+        self.events = self.path / files.EVENTS()
+        self.metrics = self.path / files.METRICS()
+        self.job = self.path / files.JOB()
+        self.eval = self.path / files.EVAL()
+        self.report = self.path / files.REPORT()
 
     @property
     def name(self) -> str:
@@ -142,5 +143,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True, private: 
 
 def newest_start(job: Path) -> int:
     """The highest N of the marks `start-N` in a run's job directory; 0 if there is none."""
-    marks = (re.fullmatch(r"start-([0-9]{1,9})", entry.name) for entry in job.glob("start-*"))
+    marks = (
+        re.fullmatch(files.START(N="([0-9]{1,9})"), entry.name) for entry in job.glob(files.START(N="*"))
+    )
     return max((int(mark[1]) for mark in marks if mark), default=0)

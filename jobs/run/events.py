@@ -419,10 +419,11 @@ def load(path: Path) -> list[Event]:
     try:
         return list(_decode_lines(text))
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return [event for line in text.split(b"\n") if (event := _of_line(line)) is not None]
+        return [event for line in text.split(b"\n") if (event := of_line(line)) is not None]
 
 
-def _of_line(line: bytes) -> Event | None:
+def of_line(line: bytes) -> Event | None:
+    """As `load` reads a line; None for what it passes over."""
     try:
         return _decode_line(line)
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jobs.run import secrets
+from jobs.run import files, secrets
 from jobs.run.directory import Run
 from jobs.run.task import job_id
 
@@ -68,7 +68,7 @@ def failures_of(run: Run | None, stage: str) -> Iterator[None]:
 
 def _first(run: Run, stage: str) -> bool:
     job = job_id()
-    mark = run.job / f"told-{stage}-{job}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
+    mark = run.job / files.TOLD(STAGE=stage, JOB=job, RESTART=os.environ.get("SLURM_RESTART_COUNT") or 0)
     try:
         if job:
             mark.open("x").close()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from jobs.run import files
 from jobs.run.directory import Run, write_atomically
 from jobs.run.settings import Settings
 from jobs.run.task import job_id
@@ -82,14 +83,14 @@ def _script(run: Run, shown: Mapping[str, str], stage: str) -> Path:
     """This job's batch script as Slurm has it, which the user may have edited; else the run's own."""
     # A preparation by the tracked script has no run directory, and its logs lie in the checkout's.
     folder = run.job if run.job.is_dir() else run.path / "logs"
-    path = folder / f"successor-{shown.get('JobId', '')}.sbatch"
+    path = folder / files.SUCCESSOR(JOB=shown.get("JobId", ""))
     if shown and slurm.call(["scontrol", "write", "batch_script", shown["JobId"], str(path)]).ok:
         return path
     return own_script(run, stage)
 
 
 def own_script(run: Run, stage: str = "train") -> Path:
-    return Path(os.environ.get("BATON_SCRIPT") or run.job / f"{stage}.sbatch")
+    return Path(os.environ.get("BATON_SCRIPT") or run.job / files.SCRIPT(STAGE=stage))
 
 
 def options_of(shown: Mapping[str, str], script: str, excluded: Sequence[str] = ()) -> list[str]:
@@ -205,7 +206,7 @@ def presubmit(run: Run, if_ending: bool = False) -> str:
     will not requeue it itself: its save may take longer than the time that is left.
     """
     job = job_id() or "unknown"
-    if not os.environ.get("SLURM_JOB_ID") or (run.job / "cancelled").exists():
+    if not os.environ.get("SLURM_JOB_ID") or (run.job / files.CANCELLED()).exists():
         return "no successor to submit"
     if if_ending and not _ending(run):
         return "the end of the job's time is not near: no successor submitted"
@@ -215,7 +216,7 @@ def presubmit(run: Run, if_ending: bool = False) -> str:
     if successor is None:
         return f"could not submit a successor in advance: {text}"
     try:
-        write_atomically(run.job / f"presubmitted-{job}", successor.encode())
+        write_atomically(run.job / files.PRESUBMITTED(JOB=job), successor.encode())
     except OSError as error:  # then nobody will withdraw it but Slurm, when this job succeeds
         print(f"baton: that job {successor} is the successor could not be noted: {error}", flush=True)
     move_dependents(job, lambda text: either(text, job, successor), but=successor)
@@ -241,7 +242,7 @@ def _ending(run: Run) -> bool:
 def presubmitted(run: Run, job: str) -> str | None:
     """The successor of `job` that was submitted in advance, if that is still in the queue."""
     try:
-        waiting = (run.job / f"presubmitted-{job}").read_text().strip()
+        waiting = (run.job / files.PRESUBMITTED(JOB=job)).read_text().strip()
     except OSError:
         return None
     if not waiting:
@@ -257,16 +258,16 @@ def presubmitted(run: Run, job: str) -> str | None:
 
 def predecessor(run: Run, job: str) -> str | None:
     """The job that `job` was submitted in advance for."""
-    for path in run.job.glob("presubmitted-*"):
+    for path in run.job.glob(files.PRESUBMITTED(JOB="*")):
         with contextlib.suppress(OSError):
             if path.read_text().strip() == job:
-                return path.name.removeprefix("presubmitted-")
+                return path.name.removeprefix(files.PRESUBMITTED(JOB=""))
     return None
 
 
 def withdraw(run: Run, job: str) -> None:
     """Cancels the successor that was submitted in advance: it is not wanted any more."""
-    path = run.job / f"presubmitted-{job}"
+    path = run.job / files.PRESUBMITTED(JOB=job)
     if not path.exists():
         return
     if (waiting := presubmitted(run, job)) and not (answer := slurm.call(["scancel", waiting])).ok:

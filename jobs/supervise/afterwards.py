@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.run import events, exit_codes, notify, story
+from jobs.run import events, exit_codes, files, notify, story
 from jobs.run.directory import Run, newest_start, write_atomically
 from jobs.run.errors import run_command
 from jobs.run.story import Story
@@ -185,7 +185,7 @@ def _later_start(run: Run, job: str) -> dict[str, Any] | None:
     newer = None
     for number in range(newest_start(run.job), 0, -1):
         try:
-            owner = json.loads((run.job / f"start-{number}").read_bytes())
+            owner = json.loads((run.job / files.START(N=number)).read_bytes())
             if owner["job"] == job and (owner["restart"] <= restart or not os.environ.get("SLURM_JOB_ID")):
                 return newer
         except (OSError, ValueError, KeyError, TypeError):
@@ -271,7 +271,7 @@ def _exclude(job: str, nodes: Sequence[str]) -> bool:
 
 def cancelled_by(run: Run) -> str | None:
     """Who cancelled the run since it was last submitted, if anybody has."""
-    if (run.job / "cancelled").exists():
+    if (run.job / files.CANCELLED()).exists():
         return "the user"
     return _told(run).cancelled_by()
 
@@ -300,7 +300,7 @@ def _finished(run: Run) -> bool:
 def _record_failure(run: Run, job: str, code: int, told: Story) -> bool:
     """Sees to it that this failure counts: one that no supervisor lived to note is noted here. False if it
     could not be written."""
-    memory = run.job / "failures-noted"
+    memory = run.job / files.FAILURES_NOTED()
     try:
         before = int(memory.read_text())
     except (OSError, ValueError):  # there was none, or it was torn

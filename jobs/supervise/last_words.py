@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.task import Task
 
@@ -53,6 +54,6 @@ def log_of(run: Run, task: Task) -> str | None:
     """This rank's log below the run directory, as srun (%j_%t_log.out) and the local chain name it."""
     raw = os.environ.get("SLURM_JOB_ID", "")
     for name in (f"{task.job}_{task.rank}", f"{raw}_{task.rank}", f"{task.job}-train_{task.rank}"):
-        if (path := run.job / f"{name}_log.out").exists():
+        if (path := run.job / files.LOG(JOB=name)).exists():
             return str(Path("job") / path.name)
     return None

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from jobs.run import events, exit_codes, place, private, story
+from jobs.run import events, exit_codes, files, place, private, story
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
 from jobs.run.stages import Stage
@@ -76,7 +76,7 @@ class _Chain:
             self.wakeup = processes.wake_on_signals(self.signals.append, *wanted)
             me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "job": self.job}
             me |= place.here()
-            name = run.job / ("local.json" if owner else f"{self.job}.json")
+            name = run.job / (files.CHAIN() if owner else files.OTHER_CHAIN(LOCALJOB=self.job))
             write_atomically(name, json.dumps(me).encode())
             try:
                 for stage in stages:
@@ -202,7 +202,7 @@ class _Chain:
         return env
 
     def log_name(self, stage: Stage, rank: int) -> str:
-        return f"{self.job}-{stage.name}_{rank}_log.out"
+        return files.LOCAL_LOG(LOCALJOB=self.job, STAGE=stage.name, RANK=rank)
 
 
 class _FreeGpus:
@@ -309,7 +309,7 @@ def _job_id() -> str:
 def _lock(stack: ExitStack, run: Run) -> None:
     """Until the stack is closed no other chain of the run may start. The file is closed to others, who could
     hold a lock on what they can read."""
-    path = run.job / "local.lock"
+    path = run.job / files.LOCK()
     fd = private.open_own(path)
     stack.callback(os.close, fd)
     if not private.try_lock(fd, run.name):

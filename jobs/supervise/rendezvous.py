@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.run import private
+from jobs.run import files, private
 from jobs.run.errors import UserError
 from jobs.run.task import Task
 from jobs.supervise.handshake import HANDSHAKE_SECONDS, NONCE, Connection, Guest, shake_hands
@@ -84,7 +84,7 @@ def meet(
         raise ValueError("rank 0 must give the number of the start")
     if task.world_size == 1:
         return Meeting([task.host], start or 0, stop)
-    path = folder / f"meeting-{task.identity}"
+    path = folder / files.MEETING(STEP=task.identity)
     deadline = time.monotonic() + seconds
     if task.rank == 0:
         return _gather(task, path, deadline, seconds, start or 0, stop)
@@ -143,7 +143,7 @@ def _published(path: Path, port: int, key: bytes) -> Iterator[None]:
     Afterwards the file is kept, blank, under another name: the next start writes into the room that it has
     on the disk, and so finds some on a full one, too.
     """
-    kept = path.with_name("meeting-over")
+    kept = path.with_name(files.MEETING(STEP="over"))
     with contextlib.suppress(FileNotFoundError):
         os.replace(kept, path)
     fd = _open(path)

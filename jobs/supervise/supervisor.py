@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.run import events, exit_codes
+from jobs.run import events, exit_codes, files
 from jobs.run.directory import Run, newest_start
 from jobs.run.task import Task
 from jobs.supervise import last_words, processes
@@ -65,7 +65,7 @@ def supervise(
             write=story.append,
             hang_seconds=hang_seconds,
             last_checkpoint=last_checkpoint,
-            stacks=f"job/stacks-{meeting.start}-*.txt",
+            stacks=f"{files.JOB()}/{files.STACKS(START=meeting.start, RANK='*')}",
         )
     return supervisor.run_worker(command, environ)
 
@@ -323,7 +323,7 @@ class _Supervisor:
             return end | {"by": newest_start(self.run.job)}
         if code in (exit_codes.FINISHED, exit_codes.RESUME):
             return end
-        recorded = self.run.job / f"error-{self.meeting.start}-{self.task.rank}.json"
+        recorded = self.run.job / files.ERROR(START=self.meeting.start, RANK=self.task.rank)
         try:
             end["error"] = words if by_signal else str(json.loads(recorded.read_bytes())["error"])
         except FileNotFoundError:
@@ -335,7 +335,7 @@ class _Supervisor:
 
     @property
     def stacks(self) -> Path:
-        return self.run.job / f"stacks-{self.meeting.start}-{self.task.rank}.txt"
+        return self.run.job / files.STACKS(START=self.meeting.start, RANK=self.task.rank)
 
     def check_stacks(self, now: float) -> None:
         """Says so when the worker has written its stacks, or is not able to."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.run import environment, events, exit_codes, story
+from jobs.run import environment, events, exit_codes, files, story
 from jobs.run.directory import Run, newest_start
 from jobs.run.errors import UserError, run_command
 from jobs.run.settings import Settings
@@ -59,7 +59,7 @@ def main() -> int:
     try:
         if task.rank == 0:
             start = writer.common["start"] = patiently(lambda: claim_start(run, task))
-            cancelled = (run.job / "cancelled").exists()
+            cancelled = (run.job / files.CANCELLED()).exists()
             stop = CANCELLED.format(run=run.name) if cancelled else unfit() or budget.verdict(told).stop
             stop = FINISHED if is_finished(run, task.job, told or Story()) else stop
         meeting = patiently(lambda: rendezvous.meet(task, run.job, rendezvous_seconds(), start, stop))
@@ -129,7 +129,7 @@ def claim_start(run: Run, task: Task) -> int:
     }
     while True:
         try:
-            fd = os.open(run.job / f"start-{number}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            fd = os.open(run.job / files.START(N=number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             number += 1
             continue

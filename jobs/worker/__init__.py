@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 from jobs.engine import checkpoints, endings, progress
 from jobs.engine.preemption import Agreement, Preemption, closing, leave, outlive
 from jobs.engine.session import Session, from_environment
+from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.run.exit_codes import USER_ERROR
@@ -65,7 +66,7 @@ class Worker:
         sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
         self.run = Run(os.environ["BATON_RUN"])
         self.start, self.rank = int(os.environ["BATON_START"]), int(os.environ["RANK"])
-        self.stacks = (self.run.job / f"stacks-{self.start}-{self.rank}.txt").open("a")
+        self.stacks = (self.run.job / files.STACKS(START=self.start, RANK=self.rank)).open("a")
         faulthandler.register(signal.SIGUSR1, self.stacks, all_threads=True)
         try:
             self.session: Session = from_environment(self.run)

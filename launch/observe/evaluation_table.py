@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from jobs.run import files
 from launch.observe import tables
 
 
@@ -21,7 +22,7 @@ def told(event: dict[str, Any]) -> str:
 def by_class(folder: Path) -> str:
     """IoU and accuracy of each class, in percent; "" without a table."""
     try:
-        text = (folder / "per_class.csv").read_text(encoding="utf-8")
+        text = (folder / files.EVAL_CLASSES).read_text(encoding="utf-8")
     except OSError:
         return ""
     rows = [

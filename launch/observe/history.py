@@ -14,14 +14,15 @@ import os
 import stat
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from jobs.run import events, files
 from jobs.run.directory import Run
-from jobs.run.events import seconds_of
+from jobs.run.events import Event, of_line, seconds_of
 from jobs.slurm.queries import Job
 
 _decode_strictly = msgspec.json.Decoder().decode
@@ -211,13 +212,12 @@ class History(msgspec.Struct, kw_only=True):
     stopped_at: float | None = None
     rests: list[tuple[float, float]] = []
     """(from, to) between a cancellation or stop and the submission that resumed the run."""
-    failed: dict[str, Any] = {}
+    failed: events.Failed | None = None
     """The first error of the newest ending by one, until a later start."""
     paused: float = 0.0
     """Seconds of all `rests`."""
-    evaluations: list[dict[str, Any]] = []
-    validations: list[dict[str, Any]] = []
-    prepared: dict[str, Any] = {}
+    evaluations: list[events.Evaluated] = []
+    prepared: events.Prepared | events.Verified | None = None
     """The event `prepared`, or `verified`, of a preparation that ended well."""
     best: tuple[float, int] | None = None
     """The best validation mIoU and its step."""
@@ -298,7 +298,7 @@ def attempt(run: Run) -> History | Exception:
 def reserve(run: Run, job: str) -> str | None:
     """The job that was submitted in advance, to go on if `job` is killed; None if none waits."""
     try:
-        return content(run.job / f"presubmitted-{job}").decode().strip() or None
+        return content(run.job / files.PRESUBMITTED(JOB=job)).decode().strip() or None
     except (OSError, ValueError):
         return None
 
@@ -308,7 +308,7 @@ def progress(run: Run) -> dict[str, Any]:
 
     Where a field holds no finite number although it should, it is None.
     """
-    found = read_json(run.path / "progress.json")
+    found = read_json(run.path / files.PROGRESS())
     try:
         found["time"] = seconds_of(found["time"])
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -350,14 +350,14 @@ def read_events(path: Path) -> list[tuple[Mark, bytes]]:
 _FREQUENT = {"epoch", "checkpoint"}
 
 
-def build(events: Iterable[tuple[Mark, bytes]]) -> History:
+def build(told: Iterable[tuple[Mark, bytes]]) -> History:
     """The history that events tell in the order written. Unknown events and fields are passed over, as are
     events with a time that is none."""
-    events = list(events)
+    told = list(told)
     try:
-        return _build(events)
+        return _build(told)
     except (ValueError, OverflowError, IndexError):
-        return _build([(mark, line) for mark, line in events if _moment(mark) is not None])
+        return _build([(mark, line) for mark, line in told if _moment(mark) is not None])
 
 
 def _moment(mark: Mark) -> float | None:
@@ -368,12 +368,12 @@ def _moment(mark: Mark) -> float | None:
         return None
 
 
-def _build(events: Iterable[tuple[Mark, bytes]]) -> History:
+def _build(told: Iterable[tuple[Mark, bytes]]) -> History:
     history = History()
     starts: dict[int, Incarnation] = {}
     clock = _Clock()
     last = ""
-    for mark, line in events:
+    for mark, line in told:
         name, start = mark.event, mark.start
         incarnation = starts.get(start) if start is not None and mark.stage == "train" else None
         if incarnation is not None:
@@ -384,7 +384,8 @@ def _build(events: Iterable[tuple[Mark, bytes]]) -> History:
             time = clock(mark.time)
             if mark.time > last:
                 last = mark.time
-            _take(history, starts, incarnation, _decode(line), name, mark.stage, time)
+            if (event := of_line(line)) is not None:
+                _take(history, starts, incarnation, event, time)
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError):
             continue  # an event of ours with a field of another kind: nothing can be made of it
     history.last = clock(last) if last else 0.0
@@ -398,29 +399,32 @@ def _take(
     history: History,
     starts: dict[int, Incarnation],
     incarnation: Incarnation | None,
-    event: dict[str, Any],
-    name: str,
-    stage: str,
+    event: Event,
     time: float,
 ) -> None:
-    if name == "started" and stage == "train" and "start" in event:
+    if isinstance(event, events.Started):
         _started(history, starts, event, time)
-    elif incarnation is not None and name == "resumed":
-        incarnation.resumed_step = event["step"]
-        incarnation.epoch = event.get("epoch")
-    elif incarnation is not None and name == "first_step":
-        incarnation.first_step = time
-        if incarnation.resumed_step is None:
-            incarnation.resumed_step = max(0, event["step"] - 1)
-    elif incarnation is not None and name == "validated":
+    elif incarnation is not None:
+        _happened(history, incarnation, event, time)
+    _jobs(history, event, time)
+    if ending := _ENDINGS.get(type(event)):
+        ending(history, incarnation, event, time)
+
+
+def _happened(history: History, one: Incarnation, event: Event, time: float) -> None:
+    """What an event says of a start before its end."""
+    if isinstance(event, events.Resumed):
+        one.resumed_step, one.epoch = event.step, event.epoch
+    elif isinstance(event, events.FirstStep):
+        one.first_step = time
+        if one.resumed_step is None:
+            one.resumed_step = max(0, event.step - 1)
+    elif isinstance(event, events.Validated):
         _validated(history, event)
-    elif incarnation is not None and name == "suspended":
-        _suspended(incarnation, time, event["seconds"])
-    elif incarnation is not None and name == "signal":
-        incarnation.signals.append((time, str(event.get("signal", ""))))
-    _jobs(history, event, name, stage, time)
-    if name in _ENDINGS:
-        _ENDINGS[name](history, incarnation, event, stage, time)
+    elif isinstance(event, events.Suspended):
+        _suspended(one, time, event.seconds)
+    elif isinstance(event, events.Signal):
+        one.signals.append((time, event.signal))
 
 
 def _sum_up(history: History, one: Incarnation, clock: _Clock) -> None:
@@ -462,19 +466,20 @@ class _Clock:
         return day + int(text[11:13]) * 3600 + int(text[14:16]) * 60 + float(text[17:-1])
 
 
-def _started(history: History, starts: dict[int, Incarnation], event: dict[str, Any], time: float) -> None:
-    hosts = event.get("hosts") or []
-    starts[event["start"]] = new = Incarnation(
-        start=event["start"],
-        job=str(event.get("job", "")),
+def _started(history: History, starts: dict[int, Incarnation], event: events.Started, time: float) -> None:
+    if event.stage != "train" or event.start is None:
+        return
+    starts[event.start] = new = Incarnation(
+        start=event.start,
+        job=event.job or "",
         began=time,
         last_seen=time,
-        hosts=[hosts] if isinstance(hosts, str) else list(hosts),
-        world_size=event.get("world_size") or 1,
-        restart=event.get("restart") or 0,
+        hosts=event.hosts,
+        world_size=event.world_size,
+        restart=event.restart or 0,
     )
     history.incarnations.append(new)
-    history.failed, history.stopped, history.stopped_at = {}, "", None
+    history.failed, history.stopped, history.stopped_at = None, "", None
 
 
 def _suspended(one: Incarnation, until: float, seconds: float) -> None:
@@ -485,22 +490,24 @@ def _suspended(one: Incarnation, until: float, seconds: float) -> None:
         one.suspensions.append((since, until))
 
 
-def _validated(history: History, event: dict[str, Any]) -> None:
-    history.validations.append(event)
-    miou = number((event.get("metrics") or {}).get("mIoU"))
+def _validated(history: History, event: events.Validated) -> None:
+    miou = number(event.metrics.get("mIoU"))
     if miou is not None and (history.best is None or miou > history.best[0]):
-        history.best = (float(miou), event["step"])
+        history.best = (float(miou), event.step)
 
 
-def _jobs(history: History, event: dict[str, Any], name: Any, stage: str, time: float) -> None:
+_BEGINS_ANEW = (events.Submitted, events.Started, events.Evaluated, events.Prepared)
+_UNANNOUNCED = (events.Started, events.Evaluated, events.Prepared, events.Verified, events.Finished)
+
+
+def _jobs(history: History, event: Event, time: float) -> None:
     """Keeps the list of jobs: which were submitted, and what became of each."""
-    id = str(event.get("job", ""))
-    if name in ("submitted", "started", "evaluated", "prepared") and history.failed.get("stage") == stage:
-        history.failed = {}
-    if name == "submitted":
-        new = StageJob(id=id, stage=stage, submitted=time, executor=str(event.get("executor", "")))
-        new.after = _after(event.get("after"))
-        new.cluster = str(event.get("cluster") or "")
+    id, stage = event.job or "", event.stage
+    if isinstance(event, _BEGINS_ANEW) and history.failed and history.failed.stage == stage:
+        history.failed = None
+    if isinstance(event, events.Submitted):
+        new = StageJob(id=id, stage=stage, submitted=time, executor=event.executor)
+        new.after, new.cluster = event.after or "", event.cluster or ""
         history.jobs.pop(f"{stage} {id}", None)  # the newest submission comes last
         history.jobs[f"{stage} {id}"] = new
         if stage == "train":
@@ -508,29 +515,26 @@ def _jobs(history: History, event: dict[str, Any], name: Any, stage: str, time: 
         return
     job = history.jobs.get(f"{stage} {id}")
     if job is None:
-        if not id or name not in ("started", "evaluated", "prepared", "verified", "finished"):
+        if not id or not isinstance(event, _UNANNOUNCED):
             return
         # Plain `sbatch` of the script: nobody announced the job.
         job = history.jobs[f"{stage} {id}"] = StageJob(id=id, stage=stage, submitted=time)
-    if name == "started":
+    if isinstance(event, events.Started):
         job.started, job.ended, job.state, job.why = time, None, "started", ""
-    elif name in ("finished", "evaluated", "prepared", "verified"):
+    elif isinstance(event, _UNANNOUNCED):
         job.state, job.ended = "finished", time
-    elif name in ("failed", "stopped"):
-        job.state, job.ended, job.why = name, time, str(event.get("reason", ""))
-    elif name == "superseded":
-        job.state, job.ended = name, time
-    elif name == "requeued":
+    elif isinstance(event, events.Failed | events.Stopped):
+        job.state = "failed" if isinstance(event, events.Failed) else "stopped"
+        job.ended, job.why = time, event.reason
+    elif isinstance(event, events.Superseded):
+        job.state, job.ended = "superseded", time
+    elif isinstance(event, events.Requeued):
         job.state, job.ended = "requeued", time
-    if name == "requeued" and event.get("successor"):
-        successor = str(event["successor"])
-        history.jobs.setdefault(
-            f"{stage} {successor}", StageJob(id=successor, stage=stage, submitted=time, executor=job.executor)
-        )
-
-
-def _after(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+        if successor := event.successor:
+            history.jobs.setdefault(
+                f"{stage} {successor}",
+                StageJob(id=successor, stage=stage, submitted=time, executor=job.executor),
+            )
 
 
 def _resubmitted(history: History, time: float) -> None:
@@ -541,7 +545,7 @@ def _resubmitted(history: History, time: float) -> None:
     if resting is not None:
         history.paused += max(0.0, time - resting)
         history.rests.append((resting, time))
-    history.cancelled, history.stopped_at, history.stopped, history.failed = None, None, "", {}
+    history.cancelled, history.stopped_at, history.stopped, history.failed = None, None, "", None
 
 
 def _end(one: Incarnation | None, time: float, ending: str, why: str) -> None:
@@ -552,36 +556,28 @@ def _end(one: Incarnation | None, time: float, ending: str, why: str) -> None:
         one.ended = max(one.ended, time)
 
 
-def _preempted(
-    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
-) -> None:
+def _preempted(history: History, one: Incarnation | None, event: events.Preempted, time: float) -> None:
     if one is None:
         return
     names = " and ".join(dict.fromkeys(name for _, name in one.signals)) or "asked to leave"
-    _end(one, time, "preempted", f"preempted ({names}), saved at step {event.get('step')}")
+    _end(one, time, "preempted", f"preempted ({names}), saved at step {event.step}")
 
 
-def _hang(history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float) -> None:
-    _end(
-        one, time, "hang", f"stood still for {event.get('seconds', 0):.0f} s; stacks in {event.get('stacks')}"
-    )
+def _hang(history: History, one: Incarnation | None, event: events.Hang, time: float) -> None:
+    _end(one, time, "hang", f"stood still for {event.seconds or 0:.0f} s; stacks in {event.stacks}")
 
 
-def _failure(
-    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
-) -> None:
-    where = f"rank {event['rank']}" if "rank" in event else ""
-    where += f" on {event['host']}" if event.get("host") else ""
-    text = str(event.get("error") or event.get("reason") or "")
-    if not history.failed:
+def _failure(history: History, one: Incarnation | None, event: events.Failed, time: float) -> None:
+    where = "" if event.rank is None else f"rank {event.rank}"
+    where += f" on {event.host}" if event.host else ""
+    text = event.error or event.reason
+    if history.failed is None:
         history.failed = event
     _end(one, time, "failed", f"{where}: {text}" if where else text)
 
 
-def _requeued(
-    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
-) -> None:
-    if one is None and stage == "train" and history.incarnations:
+def _requeued(history: History, one: Incarnation | None, event: events.Requeued, time: float) -> None:
+    if one is None and event.stage == "train" and history.incarnations:
         one = history.incarnations[-1]
     if one is not None and not one.ending and one.signals:
         _end(one, time, "preempted", f"preempted ({one.signals[-1][1]})")
@@ -589,71 +585,61 @@ def _requeued(
         _end(one, time, "killed", "ended without saying why")
 
 
-def _superseded(
-    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
-) -> None:
-    _end(one, time, "superseded", f"start {event['by']} of the run goes on instead")
+def _superseded(history: History, one: Incarnation | None, event: events.Superseded, time: float) -> None:
+    _end(one, time, "superseded", f"start {event.by} of the run goes on instead")
 
 
-def _stopped(
-    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
-) -> None:
-    if stage != "train":
+def _stopped(history: History, one: Incarnation | None, event: events.Stopped, time: float) -> None:
+    if event.stage != "train":
         return
-    history.stopped, history.stopped_at = str(event.get("reason", "")), time
+    history.stopped, history.stopped_at = event.reason, time
     if one is None and history.incarnations:
         one = history.incarnations[-1]
     _end(one, time, "failed", history.stopped)
 
 
-def _cancelled(
-    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
-) -> None:
+def _cancelled(history: History, one: Incarnation | None, event: events.Cancelled, time: float) -> None:
     # A training that is finished stays so: what was cancelled is its evaluation.
     if history.finished is None and history.cancelled is None:
         history.cancelled = time
     if history.incarnations:
         last = history.incarnations[-1]
-        _end(last, time, "cancelled", "cancelled" + (f" by {event['by']}" if event.get("by") else ""))
+        _end(last, time, "cancelled", "cancelled" + (f" by {event.by}" if event.by else ""))
     for job in history.jobs.values():
         if job.state in ("submitted", "started", "requeued"):
             job.state, job.ended = "cancelled", time
 
 
-def _finished(
-    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
-) -> None:
-    if stage != "train":
+def _finished(history: History, one: Incarnation | None, event: events.Finished, time: float) -> None:
+    if event.stage != "train":
         return
     history.finished = time
-    history.failed, history.stopped, history.cancelled = {}, "", None
+    history.failed, history.stopped, history.cancelled = None, "", None
     _end(one, time, "finished", "finished")
 
 
-def _evaluated(
-    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
-) -> None:
+def _evaluated(history: History, one: Incarnation | None, event: events.Evaluated, time: float) -> None:
     history.evaluations.append(event)
 
 
 def _prepared(
-    history: History, one: Incarnation | None, event: dict[str, Any], stage: str, time: float
+    history: History, one: Incarnation | None, event: events.Prepared | events.Verified, time: float
 ) -> None:
     history.prepared = event
 
 
-_ENDINGS = {
-    "preempted": _preempted,
-    "hang": _hang,
-    "failed": _failure,
-    "requeued": _requeued,
-    "superseded": _superseded,
-    "stopped": _stopped,
-    "cancelled": _cancelled,
-    "finished": _finished,
-    "evaluated": _evaluated,
-    "prepared": _prepared,
-    "verified": _prepared,
+_ENDINGS: dict[type, Callable[..., None]] = {
+    events.Preempted: _preempted,
+    events.Hang: _hang,
+    events.Failed: _failure,
+    events.Requeued: _requeued,
+    events.Superseded: _superseded,
+    events.Stopped: _stopped,
+    events.Cancelled: _cancelled,
+    events.Finished: _finished,
+    events.Evaluated: _evaluated,
+    events.Prepared: _prepared,
+    events.Verified: _prepared,
 }
 
 

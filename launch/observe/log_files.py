@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from jobs.run import files
 from jobs.run.directory import Run
 from launch.observe import history
 from launch.observe import wording as words
@@ -65,9 +66,9 @@ def _of(path: Path, stages: dict[str, str]) -> LogFile | None:
     if local := _LOCAL.fullmatch(path.name):
         return LogFile(path, local[1], local[2], int(local[3]))
     for job in sorted(stages, key=len, reverse=True):
-        if path.name in (f"{job}_log.out", f"{job}_log.err"):
+        if path.name in (files.LOG(JOB=job), f"{job}_log.err"):
             return LogFile(path, job, stages[job], None)
-        if path.name == f"{job.removeprefix('local-')}_0_log.out" and job.startswith("local-"):
+        if path.name == files.RANK_LOG(JOB=job.removeprefix("local-"), RANK=0) and job.startswith("local-"):
             return LogFile(path, job, stages[job], None)  # submitit's own: what the chain itself said
         rest = path.name.removeprefix(job)
         if rest != path.name and (rank := _RANK.fullmatch(rest)):
@@ -190,18 +191,15 @@ def unstamped(line: str) -> str:
 def first_error(run: Run, past: History) -> list[str]:
     """The first error of the newest failure, with its traceback if a rank left one; [] without a failure."""
     failed = past.failed
-    if not failed:
+    if failed is None:
         return []
-    start, rank = failed.get("start"), failed.get("rank")
-    where = ", ".join(
-        f"{name} {failed[key]}"
-        for name, key in (("start", "start"), ("rank", "rank"), ("on", "host"), ("after step", "step"))
-        if failed.get(key) is not None
-    )
-    lines = [f"first error{f' ({where})' if where else ''}: {failed.get('error') or failed.get('reason')}"]
-    left = history.read_json(run.job / f"error-{start}-{rank}.json")
+    start, rank = failed.start, failed.rank
+    said = (("start", start), ("rank", rank), ("on", failed.host), ("after step", failed.step))
+    where = ", ".join(f"{name} {value}" for name, value in said if value is not None)
+    lines = [f"first error{f' ({where})' if where else ''}: {failed.error or failed.reason}"]
+    left = history.read_json(run.job / files.ERROR(START=start, RANK=rank))
     if left.get("traceback"):
         lines += [f"  {line}" for line in str(left["traceback"]).rstrip().splitlines()[-20:]]
-    if failed.get("log"):
-        lines.append(f"  its log: {run.path / str(failed['log'])}")
+    if failed.log:
+        lines.append(f"  its log: {run.path / failed.log}")
     return lines

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import place
+from jobs.run import events, files, place
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import pending
@@ -223,14 +223,14 @@ def _judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], no
 
 def local_chain(run: Run) -> int | None:
     """The pid of the run's local chain, if that lives; a process with a reused pid is not taken for it."""
-    return _living(run.job / "local.json")
+    return _living(run.job / files.CHAIN())
 
 
 def local_chains(run: Run) -> dict[str, int]:
     """Every local chain of the run that lives, its own and those of evaluations and inferences by hand:
     job id -> pid."""
-    found = {path.stem: _living(path) for path in sorted(run.job.glob("local-*.json"))}
-    chain = history.read_json(run.job / "local.json")
+    found = {path.stem: _living(path) for path in sorted(run.job.glob(files.OTHER_CHAIN(LOCALJOB="local-*")))}
+    chain = history.read_json(run.job / files.CHAIN())
     if (pid := local_chain(run)) is not None:
         found[str(chain.get("job") or f"local-{pid}")] = pid
     return {job: pid for job, pid in found.items() if pid is not None}
@@ -258,7 +258,7 @@ def _living(file: Path) -> int | None:
 
 def elsewhere(run: Run, job: str) -> str:
     """The host where a local job that is not seen here may live; "" if it would be seen."""
-    for file in (run.job / f"{job}.json", run.job / "local.json"):
+    for file in (run.job / files.OTHER_CHAIN(LOCALJOB=job), run.job / files.CHAIN()):
         record = history.read_json(file)
         if record and str(record.get("job") or job) == job:
             return place.elsewhere(record)
@@ -361,7 +361,7 @@ def _gone(past: History, how: str) -> State:
 
 
 def _error(past: History) -> str:
-    return str(past.failed.get("error") or past.failed.get("reason") or "")
+    return past.failed.error or past.failed.reason if past.failed else ""
 
 
 def _after_training(run: Run, past: History, answer: Answer) -> State:
@@ -418,7 +418,8 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
     if job is None:
         return State("finished", "prepared", "prepare") if past.prepared else State("queued", "not submitted")
     if job.state == "finished":
-        return State("finished", str(past.prepared["event"]) if past.prepared else "finished", job.stage)
+        made: dict[type, str] = {events.Prepared: "prepared", events.Verified: "verified"}
+        return State("finished", made.get(type(past.prepared), "finished"), job.stage)
     if job.state in ("failed", "stopped"):
         return State("failed", f"{job.stage} failed: {job.why}", job.stage)
     doing = {"prepare": "preparing", "evaluate": "evaluating", "infer": "segmenting"}.get(
@@ -440,5 +441,5 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
     return State("failed", f"{job.stage}: job {job.id} ended as {seen.state}", job.stage)
 
 
-def _miou(event: dict[str, Any]) -> float | None:
-    return history.number((event.get("metrics") or {}).get("mIoU"))
+def _miou(event: events.Evaluated) -> float | None:
+    return history.number(event.metrics.get("mIoU"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
@@ -86,7 +87,8 @@ def _whole_reason(past: History, one: states.Status) -> list[str]:
     if one.state not in ("failed", "stopped"):
         return []
     jobs = [job.why for job in past.jobs.values() if job.stage == one.stage]
-    texts = [past.stopped, str(past.failed.get("error") or past.failed.get("reason") or ""), *jobs[-1:]]
+    failure = (past.failed.error or past.failed.reason or "") if past.failed else ""
+    texts = [past.stopped, failure, *jobs[-1:]]
     whole = next((text for text in texts if text), "")
     return whole.strip().splitlines() if len(whole.strip().splitlines()) > 1 else []
 
@@ -170,7 +172,7 @@ def next_command(run: Run, one: states.Status) -> str:
     if one.state == "stuck":
         return f"python launch/cancel.py {name}, then {again[stage]}"
     if one.state == "queued" and not one.job:
-        return f"sbatch {shlex.quote(str(run.job / 'train.sbatch'))}"
+        return f"sbatch {shlex.quote(str(run.job / files.SCRIPT(STAGE='train')))}"
     return f"{look} -f · to end it: python launch/cancel.py {name}"
 
 

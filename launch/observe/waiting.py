@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from jobs.run import events, story
+from jobs.run import events, files, story
 from jobs.run.directory import Run
 from jobs.slurm import login as slurm
 from jobs.slurm import queries as slurm_queries
@@ -209,7 +209,7 @@ class _ProgressLine:
 
     def _training(self) -> str:
         try:
-            now = json.loads((self.run.path / "progress.json").read_text())
+            now = json.loads((self.run.path / files.PROGRESS()).read_text())
         except (FileNotFoundError, ValueError):
             return ""
         total = f"/{now['max_steps']}" if now.get("max_steps") else ""
@@ -217,7 +217,10 @@ class _ProgressLine:
 
     def _last_words(self) -> str:
         """What the first rank of any other job wrote last: its log has a line every few seconds."""
-        names = (f"{self.job}_0_log.out", f"{self.job}-{self.stage}_0_log.out")
+        names = (
+            files.RANK_LOG(JOB=self.job, RANK=0),
+            files.LOCAL_LOG(LOCALJOB=self.job, STAGE=self.stage, RANK=0),
+        )
         for file in (self.run.job / name for name in names):
             if self.job and file.is_file():
                 with file.open("rb") as log:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from jobs.run import files
 from jobs.run.errors import UserError
 from jobs.run.settings import Container
 from launch.submit import profiles, programs, runs
@@ -105,7 +106,7 @@ def _output(batch: Batch) -> str:
     if not batch.made:
         return f"{_no_pattern(batch.run.parent.parent)}/slurm-{id}.out"
     element = "%a" if batch.elements else ""
-    return f"{_no_pattern(batch.run)}{element}/job/{id}_log.out"
+    return f"{_no_pattern(batch.run)}{element}/{files.JOB()}/{files.LOG(JOB=id)}"
 
 
 def make_log_folder(batch: Batch) -> None:
@@ -281,7 +282,7 @@ def _command(batch: Batch) -> str:
         else 'cd "$checkout" || exit 2'
     )
     start = " ".join(srun)
-    code = batch.run / "code" if batch.run is not None and batch.made else None
+    code = batch.run / files.CODE() if batch.run is not None and batch.made else None
     if stage == "train":
         after = programs.module(code, programs.AFTER_TRAINING)
         presubmit = PRESUBMIT.format(after=after) if settings.presubmit else ""

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 
-from jobs.run import events
+from jobs.run import events, files
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
 from jobs.slurm import login as slurm
@@ -53,7 +53,7 @@ def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], 
         if alive:
             _scancel(alive)
     except UserError:
-        (run.job / "cancelled").unlink(missing_ok=True)  # it goes on
+        (run.job / files.CANCELLED()).unlink(missing_ok=True)  # it goes on
         raise
     # Also of a run that was cancelled before: what lived now was submitted since.
     events.append(run.events, "cancelled", by=by)
@@ -87,7 +87,7 @@ def _mark(run: Run, by: str) -> None:
     mark = json.dumps({"time": events.now(), "by": by}).encode()
     try:
         run.job.mkdir(exist_ok=True)
-        write_atomically(run.job / "cancelled", mark)
+        write_atomically(run.job / files.CANCELLED(), mark)
     except PermissionError:
         raise UserError(f"{run.path} belongs to another user: only that user can cancel the run") from None
 
@@ -138,7 +138,7 @@ def _slurm_ids(run: Run, past: history.History) -> set[str]:
     over = {job.id for job in past.jobs.values() if job.state == "finished"}
     ids = {job.id for job in past.jobs.values()} | {one.job for one in past.incarnations}
     ids = {id for id in ids - over if slurm_queries.is_slurm(id)}
-    for path in run.job.glob("presubmitted-*"):
+    for path in run.job.glob(files.PRESUBMITTED(JOB="*")):
         try:
             ids.add(path.read_text().strip())
         except FileNotFoundError:  # its job has just given it up

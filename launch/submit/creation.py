@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import environment, events
+from jobs.run import environment, events, files
 from jobs.run.directory import Request, Run, write_atomically
 from jobs.slurm.login import SlurmError
 from launch.submit import batch_script as script
@@ -116,7 +116,7 @@ def fill(run: Run, name: str, wish: Wish, versions: dict[str, str]) -> None:
 def write_scripts(run: Run, *batches: script.Batch) -> None:
     """Writes `job/STAGE.sbatch`, and the environment that it reads, for each batch."""
     for batch in batches:
-        file = run.job / f"{batch.resolved.stage}.sbatch"
+        file = run.job / files.SCRIPT(STAGE=batch.resolved.stage)
         content = script.text(batch).encode()
         write_atomically(file, content, durable=False, private=True)  # Slurm keeps a copy
         job_environment.write(run, batch.resolved)

@@ -9,7 +9,7 @@ import os
 import shlex
 from pathlib import Path
 
-from jobs.run import secrets
+from jobs.run import files, secrets
 from jobs.run.directory import Run, write_atomically
 from jobs.run.settings import Settings
 from launch.submit.profiles import Resolved
@@ -28,7 +28,7 @@ def local(settings: Settings) -> dict[str, str]:
 
 
 def place(run: Run, stage: str) -> Path:
-    return run.job / f"{stage}.env"
+    return run.job / files.ENVIRONMENT(STAGE=stage)
 
 
 def write(run: Run, resolved: Resolved) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm.login import SlurmError
@@ -48,7 +49,7 @@ def all_runs(root: Path | None = None) -> list[Run]:
 def _may_be_run(path: Path) -> bool:
     """Whether a folder holds a run; also of one that cannot be looked into, which its reader will notice."""
     try:
-        return stat.S_ISREG((path / "run.yaml").stat().st_mode)
+        return stat.S_ISREG((path / files.REQUEST()).stat().st_mode)
     except PermissionError:
         return True
     except OSError:
@@ -59,7 +60,7 @@ def find(name: str) -> Run:
     """The run of that name, or at that path. Raises UserError with the closest names."""
     for path in (runs_root() / name, prepare_root() / name, Path(name).expanduser().absolute()):
         try:
-            if (path / "run.yaml").is_file():
+            if (path / files.REQUEST()).is_file():
                 return Run(path)
         except PermissionError:
             raise UserError(f"{path} cannot be read: it belongs to another user") from None

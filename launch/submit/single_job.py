@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs.run import events
+from jobs.run import events, files
 from jobs.run.directory import Run
 from jobs.run.stages import Stage
 from launch.submit import batch_script as script
@@ -63,7 +63,7 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
         interpreters.check(resolved)
     process: Any = None
     if resolved.executor == "slurm":
-        file = run.job / f"{resolved.stage}.sbatch"
+        file = run.job / files.SCRIPT(STAGE=resolved.stage)
         with requests.restored_on_error(file, job_environment.place(run, resolved.stage)):
             requests.write_scripts(run, batch)
             job = submission.submit_script(file)

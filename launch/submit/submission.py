@@ -26,7 +26,7 @@ from submitit.core.utils import FailedSubmissionError
 from submitit.local import local
 from submitit.slurm import slurm as submitit_slurm
 
-from jobs.run import story
+from jobs.run import files, story
 from jobs.run.directory import Run
 from jobs.run.settings import Settings
 from jobs.run.stages import Stage
@@ -133,7 +133,9 @@ def _queued(script: Path) -> list[str]:
     By the script's path: names repeat, in another checkout and among the jobs of another run.
     """
     known = story.read(Run(script.parent.parent).events).job_ids()
-    known |= {path.read_text().partition("_")[0].strip() for path in script.parent.glob("presubmitted-*")}
+    known |= {
+        path.read_text().partition("_")[0].strip() for path in script.parent.glob(files.PRESUBMITTED(JOB="*"))
+    }
     listed = slurm.call("squeue", "--me", "--noheader", "--states=all", "--format=%F|%o")
     rows = [line.partition("|") for line in listed.splitlines()]
     return sorted({id for id, _, command in rows if command == str(script) and id not in known})
@@ -190,7 +192,7 @@ class LocalExecutor(submitit.LocalExecutor):
         }
         if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
             environment["BATON_VISIBLE_GPUS"] = visible
-        with (self.folder / "controller.out").open("ab") as log:
+        with (self.folder / files.CONTROLLER()).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "submitit.local._local", str(self.folder)],
                 env=environment | self.environment,
@@ -210,12 +212,12 @@ def submit_chain(
 
     Returns the job id that events carry, and the controller's process.
     """
-    executor = LocalExecutor(run / "job", run / "code", environment)
+    executor = LocalExecutor(run / files.JOB(), run / files.CODE(), environment)
     # By value: the run's code, which is all that the job imports, may be older than this checkout.
     cloudpickle.register_pickle_by_value(programs)
     job = executor.submit(
         programs.run_chain,
-        programs.module(run / "code", programs.CHAIN),
+        programs.module(run / files.CODE(), programs.CHAIN),
         str(run),
         [dataclasses.asdict(stage) for stage in stages],
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import events
+from jobs.run import events, files
 from jobs.run.directory import Run, check_seed
 from jobs.run.errors import UserError
 from launch.submit import creation as requests
@@ -83,7 +83,7 @@ def main(arguments: argparse.Namespace, wish: requests.Wish) -> int:
         if arguments.no_submit:
             print(
                 f"made {', '.join(run.name for run in made)} in {runs.runs_root()}; to submit all: "
-                f"sbatch {made[0].job / 'train.sbatch'}",
+                f"sbatch {made[0].job / files.SCRIPT(STAGE='train')}",
                 file=sys.stderr,
             )
             return 0
@@ -109,12 +109,12 @@ def _submit(
         return _submit_locally(made, wish, ahead, evaluate)
     from launch.submit import submission
 
-    training = submission.submit_script(made[0].job / "train.sbatch", after=ahead.dependency)
+    training = submission.submit_script(made[0].job / files.SCRIPT(STAGE="train"), after=ahead.dependency)
     arrays = {"train": training}
     if evaluate:
         with submission.withdrawn_on_error(training):
             arrays["evaluate"] = submission.submit_script(
-                made[0].job / "evaluate.sbatch", after=training, how="aftercorr"
+                made[0].job / files.SCRIPT(STAGE="evaluate"), after=training, how="aftercorr"
             )
     jobs = []
     ranks = wish.train.nodes[1] * wish.train.settings.gpus

@@ -124,5 +124,6 @@ def test_the_first_error_is_the_one_shown(tmp_path: Path) -> None:
     )
     write(run, 31, "failed", reason="srun ended with 1", **common(1))
     past = history.read(run)
-    assert past.failed["error"] == "ZeroDivisionError: x"
+    assert past.failed is not None
+    assert past.failed.error == "ZeroDivisionError: x"
     assert past.incarnations[0].why == "rank 1 on n2: ZeroDivisionError: x"

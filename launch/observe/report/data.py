@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from jobs.run import files
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from jobs.run.secrets import looks_secret
@@ -150,9 +151,9 @@ def newest_evaluation(run: Run) -> Evaluation | None:
     if not done:
         return None
     where = max(done)[1].parent
-    metrics = history.read_json(where / "metrics.json")
-    names, confusion = read_confusion(where / "confusion.csv")
-    pictures, left_out = read_pictures(where / "pictures")
+    metrics = history.read_json(where / files.EVAL_METRICS)
+    names, confusion = read_confusion(where / files.EVAL_CONFUSION)
+    pictures, left_out = read_pictures(where / files.EVAL_PICTURES)
     return Evaluation(
         name=where.name,
         metrics=metrics,

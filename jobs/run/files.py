@@ -1,0 +1,174 @@
+"""The name of every file of a run directory, and what it holds: the only place that spells them.
+
+`python -m jobs.run.files docs/run-directory.md` writes the tables there from this one.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, or a folder, of a run. Called with the parts in braces it gives the name."""
+
+    pattern: str
+    meaning: str
+    """For docs/run-directory.md."""
+    writer: str = ""
+
+    def __call__(self, **parts: object) -> str:
+        return self.pattern.format(**parts)
+
+
+LAUNCHER, TRAINING, BOTH = "the launcher", "the training", "launchers and jobs"
+
+# --- the run directory
+
+REQUEST = File(
+    "run.yaml",
+    "the request: config (or the program of `--worker`), "
+    "overrides, data root, seed, resources, resolved cluster profile, versions, the "
+    "command that made it",
+    "the launcher, once (again by `--resume`)",
+)
+CONFIG = File("config.py", "the resolved MMSegmentation config", "the first start")
+CODE = File(
+    "code",
+    "snapshot of `jobs/`, `launch/` and `configs/`, your configs with all their bases (those from outside"
+    " the checkout in `config_files/`, an installed package's in `package_configs/`; the "
+    "program of `--worker` likewise; a `_base_` that "
+    "would not lead to its copy is named anew), modules of yours that they import, and the link `data` to"
+    " the data root; the working directory of every job, so edits after submission change nothing",
+    LAUNCHER,
+)
+CHECKPOINTS = File(
+    "checkpoints",
+    "`epoch_N.pth`, `iter_N.pth`, beside each a manifest `….pth.json` (step, epoch, position, world size, "
+    "global batch, digest, bytes, config digest); `best.json` names the best by mIoU. A file that does not "
+    "match its manifest counts only if its own content proves it whole; otherwise it is renamed to "
+    "`….pth.damaged`",
+    TRAINING,
+)
+EVENTS = File("events.jsonl", "what happened, see below", BOTH)
+METRICS = File("metrics.jsonl", "training and validation scalars by step, see below", "the training, rank 0")
+PROGRESS = File(
+    "progress.json",
+    "where the training is at this moment, replaced every few seconds",
+    "the training, rank 0",
+)
+JOB = File("job", "batch scripts (`train.sbatch`, …), one log a rank, marks, see below", BOTH)
+EVAL = File(
+    "eval",
+    "`CHECKPOINT-DIGEST/` is an evaluation: `metrics.json`, `per_class.csv`, `confusion.csv`, `pictures/`. "
+    "`metrics.json` is written last: where it is, all is",
+    "the evaluation",
+)
+INFER = File("infer", "masks and overlays of inferences", "the inference")
+TENSORBOARD = File("tensorboard", "TensorBoard files", TRAINING)
+MMENGINE = File("mmengine", "the framework's own logs", TRAINING)
+REPORT = File(
+    "report.html",
+    "the report, one file that needs nothing else",
+    "after every evaluation, and `launch/report.py`",
+)
+
+# --- in checkpoints/ and eval/CHECKPOINT-DIGEST/
+
+BEST = "best.json"
+EVAL_METRICS, EVAL_CLASSES, EVAL_CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"
+EVAL_PICTURES = "pictures"
+
+# --- in job/
+
+SCRIPT = File(
+    "{STAGE}.sbatch",
+    "the batch script; like `run.yaml` readable by its owner alone",
+)
+ENVIRONMENT = File(
+    "{STAGE}.env",
+    "the environment that the profile gives the job; readable by its owner alone",
+)
+LOG = File("{JOB}_log.out", "what the batch script itself said")
+RANK_LOG = File("{JOB}_{RANK}_log.out", "a rank's output; a requeue keeps the job id, so it is appended to")
+LOCAL_LOG = File("{LOCALJOB}-{STAGE}_{RANK}_log.out", "the same of a local run, whose job is `local-PID`")
+START = File(
+    "start-{N}",
+    "claims start N and says who holds it: a worker of an older start publishes and deletes no checkpoint"
+    " any more",
+)
+ERROR = File("error-{START}-{RANK}.json", "the error of a worker, `error` in one line and its `traceback`")
+MEETING = File(
+    "meeting-{STEP}",
+    "where rank 0 of this step (`JOB.RESTART.STEP`) listens, and the key that lets in, while its ranks come "
+    "together; for the owner alone. `meeting-over` is its room on the disk afterwards",
+)
+LOCK = File("local.lock", "held by the local chain, whose process it names")
+STACKS = File("stacks-{START}-{RANK}.txt", "the stacks of a rank at a hang")
+CHAIN = File(
+    "local.json",
+    "`pid` and `start_time` of the process that runs a local chain, and `host`, `boot` and `pids` (the pid "
+    "namespace) where that pid counts; all must match before anybody signals it",
+)
+OTHER_CHAIN = File(
+    "{LOCALJOB}.json", "the same of an evaluation or inference by hand, `local-PID`, while it lives"
+)
+CONTROLLER = File("controller.out", "what submitit said that started a local chain")
+SUBMITIT = File("{PID}_{WHAT}.pkl", "submitit's own files of a local chain")
+SUCCESSOR = File(
+    "successor-{JOB}.sbatch", "the script of a job that could not be requeued, as it was submitted again"
+)
+PRESUBMITTED = File(
+    "presubmitted-{JOB}", "the job that was submitted in advance, to go on if this one is killed"
+)
+CANCELLED = File(
+    "cancelled",
+    "`launch/cancel.py` was here: no requeue, no successor. `train.py --resume` removes it",
+)
+GLOBAL_BATCH = File(
+    "global-batch", "images a step on all ranks, kept where a later start has another number of ranks"
+)
+FAILURES_NOTED = File(
+    "failures-noted", "how many failures the events had when the last one was counted, so that each is once"
+)
+TOLD = File(
+    "told-{STAGE}-{JOB}-{RESTART}", "that somebody was notified of this job's failure: the other ranks do not"
+)
+
+
+def of(section: str) -> list[File]:
+    """The files of a section, `run` or `job`, in the order above."""
+    everything = [value for value in globals().values() if isinstance(value, File)]
+    first = everything.index(SCRIPT)
+    return everything[:first] if section == "run" else everything[first:]
+
+
+FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, TENSORBOARD, MMENGINE)
+
+
+def table(section: str) -> str:
+    """The table of a section, as Markdown."""
+    columns = ["path", "content", "written by"] if section == "run" else ["path", "content"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for file in of(section):
+        name = re.sub(r"[{}]", "", file.pattern) + ("/" if file in FOLDERS else "")
+        writer = f" {file.writer} |" if section == "run" else ""
+        lines.append(f"| `{name}` | {file.meaning} |{writer}")
+    return "\n".join(lines)
+
+
+def written(page: str) -> str:
+    """A page with the tables between its marks made anew."""
+    for section in ("run", "job"):
+        begin, end = f"<!-- files of {section}: begin -->\n", f"\n<!-- files of {section}: end -->"
+        head, _, rest = page.partition(begin)
+        page = head + begin + table(section) + end + rest.partition(end)[2]
+    return page
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(written(path.read_text()))
