@@ -30,6 +30,7 @@ EXAMPLES = """\
   python launch/prepare.py --weights open-mmlab://resnet101_v1c     for a config of your own
   python launch/prepare.py --for-config mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
   python launch/prepare.py --dataset cityscapes --archives /scratch/archives
+  python launch/prepare.py --pack                          one file instead of 25,000 (docs/packed.md)
   python launch/prepare.py --verify deep --wait            looks at every byte of what is there
   python launch/prepare.py --cluster mine --time 02:00:00
 """
@@ -70,6 +71,9 @@ def main() -> int:
         metavar="ARGS",
         help="other datasets: the converter's arguments; {archives}, {out}, {processes} are filled in",
     )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--pack", action="store_true", help="as one file, which trainings read as it is")
+    form.add_argument("--unpack", action="store_true", help="make the files again of a packed dataset")
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
     # The script of a dry run makes its run directory by these.
     parser.add_argument("--no-submit", action="store_true", help=argparse.SUPPRESS)
@@ -105,6 +109,7 @@ def main() -> int:
         for reference in arguments.weights:
             pretrained.published(reference)
         job_arguments += ["--weights", *arguments.weights]
+    job_arguments += ["--pack"] if arguments.pack else ["--unpack"] if arguments.unpack else []
     if arguments.partial:
         job_arguments.append("--partial")
     if arguments.converter_args is not None:
@@ -193,6 +198,8 @@ def fit_to_config(arguments: argparse.Namespace) -> None:
 
 def check_fitting(arguments: argparse.Namespace, dataset: str) -> None:
     """Raises UserError, before anything is queued, for options that the job could only refuse."""
+    if arguments.verify and (arguments.pack or arguments.unpack):
+        raise UserError("--verify only looks: leave out --pack or --unpack")
     if dataset == "voc" and (arguments.partial or arguments.converter_args is not None):
         option = "--partial" if arguments.partial else "--converter-args"
         raise UserError(f"{option} is for other datasets; VOC 2012 + SBD is made whole or not at all")

@@ -2,6 +2,8 @@
 
 VOCdevkit/manifest.json   written last; without it there is no dataset. Small, read at every launch
 VOCdevkit/files.tsv       path, bytes and crc32 of every other file, a line each, sorted by path
+
+Of a packed dataset (jobs/run/packed.py) the same two: the files are those in the container.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class Manifest:
     archives: dict[str, dict[str, int | str]] = field(default_factory=dict)
     """file name -> bytes and the digest it was verified by."""
     version: int = VERSION
+    packed: bool = False
+    """Whether the files are in one container, lists excepted, which are there too."""
 
 
 @dataclass(frozen=True)
@@ -90,4 +94,7 @@ def read_files(root: Path, manifest: Manifest) -> list[Entry]:
 
 
 def to_json(manifest: Manifest) -> bytes:
-    return (json.dumps(asdict(manifest), indent=1) + "\n").encode()
+    values = asdict(manifest)
+    if not manifest.packed:
+        del values["packed"]
+    return (json.dumps(values, indent=1) + "\n").encode()

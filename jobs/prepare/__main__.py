@@ -56,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
         choices=["quick", "deep"],
         help="only look whether what is there is sound; deep: every byte and pixel",
     )
+    add("--pack", action="store_true", help="as one file (an uncompressed zip), lists and digests beside it")
+    add("--unpack", action="store_true", help="make the files again of a packed dataset")
     add(
         "--no-checksum", action="store_true", help="take archives that are not the release without a checksum"
     )
@@ -137,13 +139,26 @@ def run(args: argparse.Namespace, begun: float) -> int:
     if args.verify:
         check_name(args.dataset, own_arguments=True)
         return look(args, root, begun)
+    if args.unpack:
+        from jobs.prepare.packed import convert
+
+        check_name(args.dataset, own_arguments=True)
+        found = convert.unpack(args.data_root, root.name, not args.no_wait)
+        say(f"{root} is unpacked: {found.files:,} files")
+        record(args.run, "prepared", data_root=str(args.data_root), images=found.files,
+               seconds=round(time.monotonic() - begun, 3))  # fmt: skip
+        return 0
     order = None if args.dataset.lower() in VOC else others.order_of(args)
     if order:
         result = others.prepare_other(order)
     else:
         result = prepare.prepare(
-            args.data_root, args.archives, not args.no_checksum, not args.no_wait, args.processes
+            args.data_root, args.archives, not args.no_checksum, not args.no_wait, args.processes, args.pack
         )
+    if args.pack and not result.manifest.packed:
+        from jobs.prepare.packed import convert
+
+        convert.pack(args.data_root, root.name, not args.no_wait)
     lists = result.manifest.lists
     counts = ", ".join(f"{name} {values['count']:,}" for name, values in lists.items())
     say(f"{root} {'was ready' if result.done_before else 'is ready'}: {counts} ({result.seconds:.1f} s)")

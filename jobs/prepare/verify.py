@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from jobs.catalog import manifest
 from jobs.catalog.manifest import Entry
 from jobs.prepare import workers
 from jobs.prepare.deflate import content_digest
+from jobs.prepare.packed.writer import beside
 from jobs.prepare.progress import task
+from jobs.run import packed
 from jobs.run.errors import UserError
 
 BATCH = 256
@@ -42,7 +45,13 @@ def look_quickly(root: Path) -> tuple[list[Finding], list[Entry], str]:
         entries = manifest.read_files(root, found)
     except UserError as error:
         return [Finding(str(root), str(error))], [], ""
-    return check_sizes(root, entries) + check_lists(root, entries), entries, found.dataset
+    if found.packed:
+        problems = check_container(root, entries)
+        lists = (root / entry.path for entry in beside(entries))
+        problems += [finding(path, "is missing") for path in lists if not path.exists()]
+    else:
+        problems = check_sizes(root, entries)
+    return problems + check_lists(root, entries), entries, found.dataset
 
 
 def check_sizes(root: Path, entries: list[Entry]) -> list[Finding]:
@@ -61,6 +70,30 @@ def check_sizes(root: Path, entries: list[Entry]) -> list[Finding]:
                 problems.append(finding(path, "is missing"))
             elif there[name] != size:
                 problems.append(finding(path, f"has {there[name]:,} bytes, not {size:,}"))
+    return problems
+
+
+def check_container(root: Path, entries: list[Entry]) -> list[Finding]:
+    """Names, sizes and digests as the container's directory has them."""
+    path = root / packed.NAME
+    try:
+        container = packed.Container(path)
+    except FileNotFoundError:
+        return [finding(path, "is missing")]
+    except OSError as error:
+        return [finding(path, f"cannot be read: {error.strerror}")]
+    except UserError as error:
+        return [Finding(str(path), str(error))]
+    problems = []
+    for entry in entries:
+        place = container.files.get(entry.path)
+        if place is None:
+            problems.append(finding(path / entry.path, "is missing"))
+        elif place.size != entry.size:
+            problems.append(finding(path / entry.path, f"has {place.size:,} bytes, not {entry.size:,}"))
+        elif f"{place.crc:08x}" != entry.digest:
+            problems.append(finding(path / entry.path, "is not what was prepared"))
+    container.close()
     return problems
 
 
@@ -93,12 +126,16 @@ def check_lists(root: Path, entries: list[Entry]) -> list[Finding]:
 def deep(root: Path, processes: int | None = None) -> list[str]:
     """As `quick`, and every byte of every file, every pixel of every mask, its size against its image's."""
     problems, entries, dataset = look_quickly(root)
+    # Where the container itself cannot be opened there is nothing to look into.
+    container = root / packed.NAME if (root / packed.NAME).exists() else None
+    if container and any(problem.path == str(container) for problem in problems):
+        entries = []
     sizes: dict[str, tuple[int, int]] = {}
     damaged: list[Finding] = []
     count = processes or (workers.cores() if len(entries) > 2000 else 1)
     with workers.start(count) as pool, task("reading every file", len(entries), "files") as advance:
         for batch in batches(entries):
-            pool.submit(look, root, batch, dataset == VOC)
+            pool.submit(look, container or root, batch, dataset == VOC)
             advance(len(batch))
         for some, wrong in pool.results():
             sizes.update(some)
@@ -108,7 +145,7 @@ def deep(root: Path, processes: int | None = None) -> list[str]:
             image = f"{path.split('/')[0]}/JPEGImages/{path.rsplit('/', 1)[1][:-4]}.jpg"
             if image in sizes and sizes[image] != size:
                 (width, height), (w, h) = size, sizes[image]
-                damaged.append(finding(root / path, f"is {width}×{height}, its image {w}×{h}"))
+                damaged.append(finding((container or root) / path, f"is {width}×{height}, its image {w}×{h}"))
     # A file of the wrong size is named by both; once is enough.
     named = {problem.path for problem in problems}
     return [problem.text for problem in problems + [one for one in damaged if one.path not in named]]
@@ -120,17 +157,19 @@ def batches(entries: list[Entry]) -> Iterator[list[Entry]]:
 
 
 def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int, int]], list[Finding]]:
-    """(image sizes by path, findings) of some files; runs in a worker. `voc`: only VOC's labels may occur."""
+    """(image sizes by path, findings) of some files; runs in a worker. `root`: the dataset's folder, or its
+    container; `voc`: only VOC's labels may occur."""
     from jobs.prepare.png import BadImage, jpeg_size
     from jobs.prepare.voc.build import check_labels, decode_mask
     from jobs.prepare.voc.sbd import BadMask
 
     sizes: dict[str, tuple[int, int]] = {}
     problems = []
+    container = _opened(root) if root.name == packed.NAME else None
     for entry in batch:
         path = root / entry.path
         try:
-            content = path.read_bytes()
+            content = container.read(entry.path) if container else path.read_bytes()
             if content_digest(content) != entry.digest:
                 problems.append(finding(path, "was altered or damaged: it is not what was prepared"))
             elif entry.path.endswith(".jpg"):
@@ -141,13 +180,21 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
                 labels = decode_mask(content)
                 check_labels(labels)
                 sizes[entry.path] = (labels.shape[1], labels.shape[0])
-        except FileNotFoundError:
+        except (FileNotFoundError, KeyError):
             continue  # quick has said so
+        except UserError as error:
+            problems.append(Finding(str(path), str(error)))
         except (BadImage, BadMask) as error:
             problems.append(finding(path, str(error)))
         except OSError as error:
             problems.append(finding(path, f"cannot be read: {error.strerror}"))
     return sizes, problems
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: Path) -> packed.Container:
+    """Reading the directory once for each batch would take longer than the batch."""
+    return packed.Container(path)
 
 
 FORMATS = ("PNG", "BMP", "JPEG", "TIFF")

@@ -24,6 +24,7 @@ from jobs.catalog import sources
 from jobs.catalog.manifest import Entry
 from jobs.prepare.archives import MOST_CONTENT, DamagedArchive, Member, Stream, walk, whole
 from jobs.prepare.deflate import content_digest
+from jobs.prepare.packed.writer import Placed, Writer
 from jobs.prepare.png import MOST_PIXELS, BadImage, decode_fast, encode_grey, jpeg_size, png_size
 from jobs.prepare.progress import task
 from jobs.prepare.voc import lists as voc
@@ -52,8 +53,10 @@ def build(
     staging: Path,
     workers: Workers,
     look: Callable[[], None],
+    pack: Writer | None = None,
 ) -> tuple[voc.Splits, list[Entry]]:
-    """Writes the dataset below `staging`; returns the lists and every file written.
+    """Writes the dataset below `staging`; returns the lists and every file written. With `pack` they go into
+    that container, and the lists below `staging` too.
 
     `look` is called now and then, to raise what became known of the archives meanwhile.
     Raises UserError, in one line, for whatever is wrong with the archives; OSError for a full disk.
@@ -61,17 +64,19 @@ def build(
     index = index_voc(voc_tar)
     train, val = (voc_list(voc_tar, index, name) for name in ("train", "val"))
     picking_up = (staging / "VOC2012").exists()
-    for folder in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
+    trees = () if pack else ("JPEGImages", "SegmentationClass", "SegmentationClassAug")
+    for folder in (*trees, "ImageSets/Segmentation"):
         (staging / "VOC2012" / folder).mkdir(parents=True, exist_ok=True)
 
-    copier = Copier(voc_tar, index, staging, workers)
+    into = pack or staging
+    copier = Copier(voc_tar, index, into, workers)
     own = sorted({*train, *val})
     names = [image_of(name) for name in own] + [own_mask_of(name) for name in own]
     # VOC's own files at least; what SBD adds is known of the release.
     size, files = sum(find(index, name, voc_tar).size for name in names), len(names)
     if voc_tar.stat().st_size == sources.VOC.size:
         size, files = sources.DATASET_BYTES, sources.DATASET_FILES
-    check_space(staging, size, files)
+    check_space(staging, size, 0 if pack else files)
     copier.want(names)
     sbd_lists, converted = convert_sbd(sbd_tgz, set(own), copier, look)
 
@@ -98,9 +103,18 @@ def build(
                 f"its image {images[name].size[0]}×{images[name].size[1]}"
             )
     entries = [one.entry for one in (*masks.values(), *images.values())]
-    entries += link_own_masks(splits, masks, staging)
+    if pack:
+        entries += repeat_own_masks(splits, masks, pack)
+    else:
+        entries += link_own_masks(splits, masks, staging)
     for name, listed in splits.by_name().items():
-        entries.append(put(staging, f"VOC2012/ImageSets/Segmentation/{name}.txt", voc.text(listed)))
+        path = f"VOC2012/ImageSets/Segmentation/{name}.txt"
+        entries.append(put(staging, path, voc.text(listed)))
+        if pack:
+            entries[-1] = pack.put(path, voc.text(listed))
+    if pack:
+        pack.finish(entry for entry in entries if isinstance(entry, Placed))
+        return splits, entries
     kept = {entry.path for entry in entries}
     if picking_up:
         remove_strangers(staging, kept)
@@ -186,7 +200,7 @@ def convert_sbd(
 
     def submit() -> None:
         look()
-        copier.workers.submit(write_masks, sbd_tgz, copier.staging, batch)
+        copier.workers.submit(write_masks, sbd_tgz, copier.into, batch)
         converted.update(name for name, _ in batch)
         # Their images are most likely wanted; those that no list names are removed at the end.
         copier.want([image_of(name) for name, _ in batch], required=False)
@@ -228,7 +242,9 @@ def content_of(stream: Stream, member: Member) -> bytes:
     return whole(stream, member.size, MOST_CONTENT, member.name)
 
 
-def write_masks(archive: Path, staging: Path, batch: list[tuple[str, bytes]]) -> list[tuple[str, Written]]:
+def write_masks(
+    archive: Path, into: Path | Writer, batch: list[tuple[str, bytes]]
+) -> list[tuple[str, Written]]:
     """Converts (id, .mat content) pairs and writes them to SegmentationClassAug; runs in a worker."""
     written = []
     for name, mat in batch:
@@ -236,7 +252,7 @@ def write_masks(archive: Path, staging: Path, batch: list[tuple[str, bytes]]) ->
             mask = mask_of(mat)
         except BadMask as error:
             raise UserError(f"{archive}: {SBD_ROOT}cls/{name}.mat {error}") from None
-        entry = put(staging, f"VOC2012/{mask_of_sbd(name)}", encode_grey(mask))
+        entry = put(into, f"VOC2012/{mask_of_sbd(name)}", encode_grey(mask))
         written.append((mask_of_sbd(name), Written(entry, (mask.shape[1], mask.shape[0]))))
     return written
 
@@ -247,10 +263,12 @@ def write_masks(archive: Path, staging: Path, batch: list[tuple[str, bytes]]) ->
 class Copier:
     """Copies members of VOC's tar by name, each once, in the workers."""
 
-    def __init__(self, voc_tar: Path, index: dict[str, Member], staging: Path, workers: Workers) -> None:
+    def __init__(
+        self, voc_tar: Path, index: dict[str, Member], into: Path | Writer, workers: Workers
+    ) -> None:
         self.voc_tar = voc_tar
         self.index = index
-        self.staging = staging
+        self.into = into
         self.workers = workers
         self.wanted: set[str] = set()
         self.batches: deque[list[tuple[Member, str]]] = deque()
@@ -276,10 +294,12 @@ class Copier:
             self.copy()
 
     def copy(self) -> None:
-        self.workers.submit(copy_members, self.voc_tar, self.staging, self.batches.popleft())
+        self.workers.submit(copy_members, self.voc_tar, self.into, self.batches.popleft())
 
 
-def copy_members(archive: Path, staging: Path, batch: list[tuple[Member, str]]) -> list[tuple[str, Written]]:
+def copy_members(
+    archive: Path, into: Path | Writer, batch: list[tuple[Member, str]]
+) -> list[tuple[str, Written]]:
     """Copies members to their places, looking at each; runs in a worker."""
     written = []
     with open(archive, "rb", buffering=0) as file:
@@ -289,7 +309,7 @@ def copy_members(archive: Path, staging: Path, batch: list[tuple[Member, str]]) 
                 size = jpeg_size(content) if name.endswith(".jpg") else own_mask_size(content)
             except (BadImage, BadMask) as error:
                 raise UserError(f"{archive}: {member.name} {error}") from None
-            written.append((name, Written(put(staging, f"VOC2012/{name}", content), size)))
+            written.append((name, Written(put(into, f"VOC2012/{name}", content), size)))
     return written
 
 
@@ -352,12 +372,24 @@ def link_own_masks(splits: voc.Splits, masks: dict[str, Written], staging: Path)
     return entries
 
 
+def repeat_own_masks(splits: voc.Splits, masks: dict[str, Written], pack: Writer) -> list[Entry]:
+    """The same in a container, which has no links; they are small."""
+    entries: list[Entry] = []
+    for name in splits.train:
+        source = masks[name].entry
+        assert isinstance(source, Placed)
+        entries.append(pack.put(f"VOC2012/SegmentationClassAug/{name}.png", pack.content(source)))
+    return entries
+
+
 # --- writing ---
 
 
-def put(staging: Path, path: str, content: bytes) -> Entry:
-    """Writes `content` to `staging/path` unless exactly that is there already."""
-    target = os.path.join(staging, path)
+def put(into: Path | Writer, path: str, content: bytes) -> Entry:
+    """Writes `content` to `path` below a folder, unless exactly that is there already, or in a container."""
+    if isinstance(into, Writer):
+        return into.put(path, content)
+    target = os.path.join(into, path)
     try:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:

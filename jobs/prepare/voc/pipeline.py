@@ -28,9 +28,11 @@ from jobs.prepare import verify, workers
 from jobs.prepare.disk import sync, writing_behind
 from jobs.prepare.local_archives import checking, find_given
 from jobs.prepare.lock import Lock, hold
+from jobs.prepare.packed.writer import Writer
 from jobs.prepare.progress import say
 from jobs.prepare.voc import build
 from jobs.prepare.voc import lists as voc
+from jobs.run import packed
 from jobs.run.errors import UserError
 
 WORK = ".prepare"
@@ -51,11 +53,13 @@ def prepare(
     checksum: bool = True,
     wait: bool = True,
     processes: int | None = None,
+    pack: bool = False,
 ) -> Result:
     """Makes DATA/VOCdevkit, unless it is there and sound. Idempotent; may be killed at any moment.
 
     `archives`: a folder with the two archives; without it they are downloaded. `processes`: workers, by
-    default all cores of the job. Raises UserError for whatever the user can mend.
+    default all cores of the job. `pack`: makes it as one file, if it
+    makes it. Raises UserError for whatever the user can mend.
     """
     begun = time.monotonic()
     look = watcher(data_root)
@@ -72,7 +76,7 @@ def prepare(
             assert found is not None
             return Result(found, time.monotonic() - begun, True)
         refuse_foreign(data_root)
-        made = make(data_root, archives, checksum, processes, lock)
+        made = make(data_root, archives, checksum, processes, lock, pack)
     return Result(made, time.monotonic() - begun, False)
 
 
@@ -173,13 +177,20 @@ def refuse_foreign(data_root: Path, folder: str = FOLDER) -> None:
 
 
 def make(
-    data_root: Path, archives: Path | None, checksum: bool, processes: int | None, lock: Lock
+    data_root: Path,
+    archives: Path | None,
+    checksum: bool,
+    processes: int | None,
+    lock: Lock,
+    pack: bool = False,
 ) -> Manifest:
     work = data_root / WORK
     work.mkdir(exist_ok=True)
     both = (sources.VOC, sources.SBD)
     paths = obtain(data_root, both, work) if archives is None else find_given(archives, both)
     staging = work / FOLDER
+    if staging.exists() and (pack or (staging / packed.NAME).exists()):
+        shutil.rmtree(staging)  # a container is not gone on with, nor a tree as one
     staging.mkdir(exist_ok=True)
     count = processes or workers.cores()
     if processes is None and sum(path.stat().st_size for path in paths.values()) < PARALLEL_FROM:
@@ -189,10 +200,11 @@ def make(
     with (
         checking(both, paths, checksum, work) as checks,
         writing_behind(staging),
+        Writer(staging) if pack else contextlib.nullcontext() as container,
         workers.start(count) as pool,
     ):
         splits, entries = build.build(
-            paths[sources.VOC.name], paths[sources.SBD.name], staging, pool, checks.look
+            paths[sources.VOC.name], paths[sources.SBD.name], staging, pool, checks.look, container
         )
         checked = checks.results()
     if any(c.real for c in checked.values()):
@@ -210,6 +222,7 @@ def make(
         archives={
             name: {"bytes": c.size, c.algorithm or "unchecked": c.digest} for name, c in checked.items()
         },
+        packed=pack,
     )
     build.put(staging, manifest.MANIFEST, manifest.to_json(made))
     sync(staging)

@@ -1,0 +1,124 @@
+"""A dataset that is there, packed into one file, and back. Either way it is replaced whole, by one rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from jobs.catalog import manifest
+from jobs.catalog.manifest import Entry, Manifest
+from jobs.prepare.deflate import content_digest
+from jobs.prepare.disk import sync
+from jobs.prepare.lock import hold
+from jobs.prepare.packed.writer import Writer, beside
+from jobs.prepare.progress import say, task
+from jobs.prepare.voc.build import check_space, put
+from jobs.prepare.voc.pipeline import publish, say_waiting
+from jobs.run import packed
+from jobs.run.errors import UserError
+
+WORK = ".prepare-pack"
+
+
+def pack(data_root: Path, folder: str, wait: bool = True) -> Manifest:
+    """Makes DATA/FOLDER, which prepare has made, a packed one, if it is not. Raises UserError if it is not
+    there, or a file of it is not as it was prepared."""
+    return _turn(data_root, folder, wait, True)
+
+
+def unpack(data_root: Path, folder: str, wait: bool = True) -> Manifest:
+    """The contrary of `pack`: the same files again, byte for byte."""
+    return _turn(data_root, folder, wait, False)
+
+
+def _turn(data_root: Path, folder: str, wait: bool, to_packed: bool) -> Manifest:
+    root = data_root / folder
+    found = _there(root)
+    if found.packed == to_packed:
+        return found
+    with hold(data_root, wait, say_waiting(data_root), folder=folder) as lock:
+        found = _there(root)  # while waiting, another process may have done it
+        if found.packed == to_packed or lock is None:
+            return found
+        work = data_root / WORK
+        if work.exists():
+            shutil.rmtree(work)
+        staging = work / folder
+        staging.mkdir(parents=True)
+        say(f"{'packing' if to_packed else 'unpacking'} {root}")
+        made = (pack_tree if to_packed else unpack_tree)(root, staging)
+        sync(staging)
+        lock.check()
+        publish(staging, root)
+        shutil.rmtree(work)
+    return made
+
+
+def _there(root: Path) -> Manifest:
+    found = manifest.read(root)
+    if found is None:
+        raise UserError(f"{root} has no {manifest.MANIFEST}: there is no prepared dataset to pack or unpack")
+    return found
+
+
+def pack_tree(root: Path, target: Path) -> Manifest:
+    """Packs the dataset at `root` into the empty folder `target`, each file checked on the way."""
+    found = _there(root)
+    entries = manifest.read_files(root, found)
+    check_space(target, found.bytes, 10)
+    with Writer(target) as writer, task("packing", len(entries), "files") as advance:
+        placed = []
+        for entry in entries:
+            content = _checked(root / entry.path, (root / _inside(entry)).read_bytes(), entry)
+            placed.append(writer.put(entry.path, content))
+            advance(1)
+        writer.finish(placed)
+    for entry in beside(entries):
+        _write(target, entry.path, (root / entry.path).read_bytes())
+    return _finish(root, target, replace(found, packed=True))
+
+
+def unpack_tree(root: Path, target: Path) -> Manifest:
+    """Unpacks the dataset at `root` into the empty folder `target`, each file checked on the way."""
+    found = _there(root)
+    entries = manifest.read_files(root, found)
+    check_space(target, found.bytes, len(entries))
+    container = packed.Container(root / packed.NAME)
+    with task("unpacking", len(entries), "files") as advance:
+        for entry in entries:
+            try:
+                content = container.read(_inside(entry))
+            except KeyError:
+                raise UserError(f"{container.path} is damaged: {entry.path} is missing in it; "
+                                "prepare it again") from None  # fmt: skip
+            _write(target, entry.path, _checked(container.path / entry.path, content, entry))
+            advance(1)
+    container.close()
+    return _finish(root, target, replace(found, packed=False))
+
+
+def _inside(entry: Entry) -> str:
+    """The path, if it leads nowhere else: a table of files may be of others' making."""
+    path = PurePosixPath(entry.path)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise UserError(f"the table of files names {entry.path!r}, outside the dataset: prepare it again")
+    return entry.path
+
+
+def _checked(path: Path, content: bytes, entry: Entry) -> bytes:
+    if content_digest(content) != entry.digest:
+        raise UserError(f"{path} was altered or damaged: it is not what was prepared; prepare it again")
+    return content
+
+
+def _write(target: Path, path: str, content: bytes) -> None:
+    os.makedirs((target / path).parent, exist_ok=True)
+    put(target, path, content)
+
+
+def _finish(root: Path, target: Path, made: Manifest) -> Manifest:
+    put(target, manifest.FILES, (root / manifest.FILES).read_bytes())
+    put(target, manifest.MANIFEST, manifest.to_json(made))
+    return made

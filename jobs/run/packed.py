@@ -1,0 +1,120 @@
+"""A packed dataset: all its files in one uncompressed zip, read by offset. Imports nothing heavy.
+
+DATA/FOLDER/packed.zip     every file of the dataset, by its path below FOLDER (the .ZIP format, APPNOTE 6.3,
+                           method 0 "stored", so any tool opens it)
+DATA/FOLDER/…              manifest, digests and lists beside it, as in the unpacked tree
+
+The file is opened once a process and read with `pread`, which moves no position: workers that are forked may
+go on with their parent's descriptor, all at once.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from jobs.run.errors import UserError
+
+NAME = "packed.zip"
+HEADER = struct.Struct("<4s22xHH")
+"""A member's local header: signature; lengths of the name and of the extra field that lie before its content.
+(The directory at the end repeats the name, but may have another extra field.)"""
+SLACK = 64
+"""Bytes of extra field that are read along with a member, so that one call fetches it."""
+
+
+class Place(NamedTuple):
+    offset: int
+    """Of the member's local header."""
+    size: int
+    crc: int
+
+
+class Container:
+    """An open container. Raises UserError for a file that is none, OSError for one that cannot be opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with open(self._fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
+                self.files = {
+                    one.filename: Place(one.header_offset, one.file_size, one.CRC)
+                    for one in archive.infolist()
+                    if one.compress_type == zipfile.ZIP_STORED and one.compress_size == one.file_size
+                }
+                others = len(archive.infolist()) - len(self.files)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+            self.close()
+            raise UserError(f"{path} is damaged ({error}): prepare it again") from None
+        except BaseException:
+            self.close()
+            raise
+        if others:
+            self.close()
+            raise UserError(
+                f"{path} was made by another program: {others:,} of its files are compressed or occur twice; "
+                "prepare it again"
+            )
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            self.close()
+
+    def read(self, name: str) -> bytes:
+        """A file's content. Raises KeyError for an unknown name, UserError for a damaged container."""
+        place = self.files[name]
+        before = HEADER.size + len(name.encode())
+        block = os.pread(self._fd, before + SLACK + place.size, place.offset)
+        if len(block) < before:
+            raise self._torn(name)
+        signature, named, extra = HEADER.unpack_from(block)
+        begin = HEADER.size + named + extra
+        if signature != b"PK\3\4" or block[HEADER.size : HEADER.size + named] != name.encode():
+            raise self._torn(name)
+        content = block[begin : begin + place.size]
+        while len(content) < place.size:  # a large file, or an unusually long extra field
+            more = os.pread(self._fd, place.size - len(content), place.offset + begin + len(content))
+            if not more:
+                raise self._torn(name)
+            content += more
+        return content
+
+    def _torn(self, name: str) -> UserError:
+        return UserError(f"{self.path} is damaged: {name} is not where it should be; prepare it again")
+
+    @cached_property
+    def folders(self) -> dict[str, tuple[list[str], list[str]]]:
+        """(names of folders, names of files) in each folder, sorted; "" is the top."""
+        found: dict[str, tuple[set[str], set[str]]] = {"": (set(), set())}
+        for name in self.files:
+            folder, _, last = name.rpartition("/")
+            found.setdefault(folder, (set(), set()))[1].add(last)
+            while folder:
+                above, _, last = folder.rpartition("/")
+                inner = found.setdefault(above, (set(), set()))[0]
+                if last in inner:  # and so all above it
+                    break
+                inner.add(last)
+                folder = above
+        return {folder: (sorted(inner), sorted(files)) for folder, (inner, files) in found.items()}
+
+
+def locate(path: Path) -> tuple[Path, str] | None:
+    """(the container, the path in it) where `path` lies in a packed dataset; None where it does not. The path
+    itself need not be there."""
+    real = Path(os.path.realpath(path))
+    for above in (real, *real.parents):
+        if (above / NAME).is_file():
+            inner = real.relative_to(above).as_posix()
+            return above / NAME, "" if inner == "." else inner
+    return None

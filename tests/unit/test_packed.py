@@ -1,0 +1,210 @@
+"""A dataset as one file: written, read, verified, packed and unpacked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from jobs.catalog import manifest, readiness
+from jobs.prepare import verify
+from jobs.prepare.deflate import content_digest
+from jobs.prepare.packed import convert
+from jobs.prepare.packed.writer import Writer
+from jobs.prepare.voc import pipeline
+from jobs.run import packed
+from jobs.run.errors import UserError
+from tests.conftest import ROOT
+
+FOLDER = "VOCdevkit"
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def data(voc_small: Path, tmp_path: Path) -> Path:
+    shutil.copytree(voc_small / FOLDER, tmp_path / "data" / FOLDER)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def packed_data(data: Path) -> Path:
+    convert.pack(data, FOLDER)
+    return data
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_archives_become_at_most_ten_files_with_the_same_content(
+    voc_archives: Path, voc_small: Path, tmp_path: Path, processes: int
+) -> None:
+    made = pipeline.prepare(tmp_path / "d", voc_archives, processes=processes, pack=True).manifest
+    root = tmp_path / "d" / FOLDER
+    assert made.packed
+    assert len(files(root)) <= 10
+    assert (root / manifest.FILES).read_bytes() == (voc_small / FOLDER / manifest.FILES).read_bytes()
+    assert verify.deep(root) == []
+    assert os.listdir(tmp_path / "d") == [FOLDER]
+    convert.unpack(tmp_path / "d", FOLDER)
+    tree = files(root)
+    expected = files(voc_small / FOLDER)
+    del tree[manifest.MANIFEST], expected[manifest.MANIFEST]  # it has the time
+    assert tree == expected
+
+
+def test_a_tree_is_packed_and_comes_back_byte_for_byte(data: Path) -> None:
+    before = files(data / FOLDER)
+    convert.pack(data, FOLDER)
+    root = data / FOLDER
+    assert len(files(root)) <= 10
+    assert verify.quick(root) == verify.deep(root) == []
+    assert readiness.state(data).ready
+    convert.unpack(data, FOLDER)
+    assert files(root) == before
+    assert [path.name for path in data.iterdir()] == [FOLDER]
+
+
+def test_ordinary_tools_read_it(packed_data: Path, voc_small: Path) -> None:
+    with zipfile.ZipFile(packed_data / FOLDER / packed.NAME) as archive:
+        assert archive.testzip() is None
+        for name in archive.namelist():
+            assert archive.read(name) == (voc_small / FOLDER / name).read_bytes()
+            assert archive.getinfo(name).compress_type == zipfile.ZIP_STORED
+
+
+def test_a_dataset_that_is_ready_is_packed_by_the_same_command(voc_archives: Path, data: Path) -> None:
+    command = [sys.executable, "-m", "jobs.prepare", "--data-root", str(data), "--no-weights"]
+    for option, as_one in (("--pack", True), ("--pack", True), ("--unpack", False), ("--unpack", False)):
+        subprocess.run([*command, option], cwd=ROOT, check=True, capture_output=True)
+        assert (data / FOLDER / packed.NAME).exists() == as_one
+
+
+def test_a_packing_that_was_killed_leaves_the_tree_and_is_begun_anew(data: Path) -> None:
+    left = data / convert.WORK / FOLDER
+    left.mkdir(parents=True)
+    (left / packed.NAME).write_bytes(b"half")
+    before = files(data / FOLDER)
+    assert verify.quick(data / FOLDER) == []
+    convert.pack(data, FOLDER)
+    convert.unpack(data, FOLDER)
+    assert files(data / FOLDER) == before
+
+
+def test_a_preparation_of_one_form_does_not_go_on_with_the_other(voc_archives: Path, tmp_path: Path) -> None:
+    left = tmp_path / pipeline.WORK / FOLDER / "VOC2012/JPEGImages"
+    left.mkdir(parents=True)
+    (left / "strange.jpg").write_bytes(b"x")
+    pipeline.prepare(tmp_path, voc_archives, processes=1, pack=True)
+    assert len(files(tmp_path / FOLDER)) <= 10
+    shutil.rmtree(tmp_path / FOLDER)
+    (tmp_path / pipeline.WORK / FOLDER).mkdir(parents=True)
+    (tmp_path / pipeline.WORK / FOLDER / packed.NAME).write_bytes(b"half")
+    pipeline.prepare(tmp_path, voc_archives, processes=1)
+    assert not (tmp_path / FOLDER / packed.NAME).exists()
+    assert verify.quick(tmp_path / FOLDER) == []
+
+
+def flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_deep_finds_a_changed_byte_and_quick_a_missing_container(packed_data: Path) -> None:
+    root = packed_data / FOLDER
+    container = packed.Container(root / packed.NAME)
+    name = next(name for name in container.files if name.endswith(".jpg"))
+    flip(root / packed.NAME, container.files[name].offset + 30 + len(name) + 100)
+    assert verify.quick(root) == []
+    assert verify.deep(root) == [
+        f"{root / packed.NAME / name} was altered or damaged: it is not what was prepared"
+    ]
+    with pytest.raises(UserError, match=r"was altered or damaged"):
+        convert.unpack(packed_data, FOLDER)
+    (root / packed.NAME).unlink()
+    assert verify.quick(root) == [f"{root / packed.NAME} is missing"]
+    assert verify.deep(root) == [f"{root / packed.NAME} is missing"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "other", "compressed"])
+def test_a_damaged_container_is_named(packed_data: Path, damage: str) -> None:
+    root = packed_data / FOLDER
+    path = root / packed.NAME
+    container = packed.Container(path)
+    first = min(container.files, key=lambda name: container.files[name].offset)
+    if damage == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    elif damage == "header":
+        flip(path, container.files[first].offset)
+    else:
+        kind = zipfile.ZIP_DEFLATED if damage == "compressed" else zipfile.ZIP_STORED
+        with zipfile.ZipFile(path, "w", kind) as archive:
+            archive.writestr("a.txt", "a" * 1000)
+    problems = verify.deep(root)
+    assert problems
+    assert all(str(path) in problem for problem in problems)
+    assert any(str(path) in problem for problem in verify.quick(root)) == (damage != "header")
+
+
+def test_a_list_beside_that_was_changed_or_lost_is_found(packed_data: Path) -> None:
+    root = packed_data / FOLDER
+    path = root / "VOC2012/ImageSets/Segmentation/train.txt"
+    content = path.read_bytes()
+    path.write_bytes(content[::-1])
+    assert verify.quick(root) == [f"{path} was altered"]
+    path.unlink()
+    assert verify.quick(root) == [f"{path} is missing"]
+
+
+def test_a_table_that_leads_out_of_the_dataset_is_refused(packed_data: Path) -> None:
+    root = packed_data / FOLDER
+    outside = "../../outside.txt"
+    with Writer(root) as writer:
+        writer.finish([writer.put(outside, b"x")])
+    table = manifest.files_text([manifest.Entry(outside, 1, content_digest(b"x"))])
+    (root / manifest.FILES).write_bytes(table)
+    found = manifest.read(root)
+    assert found
+    values = manifest.to_json(found).replace(
+        found.files_digest.encode(), manifest.table_digest(table).encode()
+    )
+    (root / manifest.MANIFEST).write_bytes(values)
+    with pytest.raises(UserError, match="outside the dataset"):
+        convert.unpack(packed_data, FOLDER)
+    assert not (packed_data.parent / "outside.txt").exists()
+
+
+def test_what_is_not_there_is_not_packed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no prepared dataset to pack"):
+        convert.pack(tmp_path, FOLDER)
+
+
+def test_forked_readers_share_a_descriptor(packed_data: Path, voc_small: Path) -> None:
+    """At one position for all of them, they would read each other's files."""
+    container = packed.Container(packed_data / FOLDER / packed.NAME)
+    names = sorted(container.files)
+    children = []
+    for shift in range(4):
+        pid = os.fork()
+        if pid == 0:
+            mine = names[shift:] + names[:shift]
+            same = all(
+                content_digest(container.read(name)) == f"{container.files[name].crc:08x}"
+                for _ in range(50)
+                for name in mine
+            )
+            os._exit(0 if same else 1)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
