@@ -144,10 +144,12 @@ def test_dataset(cfg: Any) -> Any:
     """The config's test dataset (for VOC: its val list). Raises UserError if its files are missing."""
     from mmseg.registry import DATASETS
 
+    from jobs.mmseg import packed
     from jobs.mmseg.transforms import use_fast_transforms
 
     description = copy.deepcopy(dict(cfg.test_dataloader.dataset))
     use_fast_transforms(description)
+    packed.read_packed(description)
     try:
         return DATASETS.build(description)
     except (FileNotFoundError, AssertionError) as error:
@@ -237,7 +239,10 @@ def counted(sample: Any, truth: np.ndarray, prediction: np.ndarray, classes: int
 def draw(
     where: Path, name: str, sample: Any, truth: np.ndarray, prediction: np.ndarray, palette: Any
 ) -> None:
-    image = images.read(Path(sample["data_samples"].img_path))
+    from jobs.mmseg import packed
+
+    with packed.local(sample["data_samples"].img_path) as path:
+        image = images.read(Path(path))
     results.picture(where, name, image, truth, prediction, palette)
 
 

@@ -24,7 +24,7 @@ from jobs.catalog import installed, pretrained, supported
 from jobs.catalog.supported import name_of, settings
 from jobs.engine.saving import Settings
 from jobs.engine.session import Session
-from jobs.mmseg import compat, sampling
+from jobs.mmseg import compat, packed, sampling
 from jobs.mmseg.evaluator import use_fast_metric
 from jobs.mmseg.transforms import use_fast_transforms
 from jobs.run import files, private
@@ -184,6 +184,8 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     if own["fast_transforms"] and cfg.default_scope == "mmseg":
         use_fast_transforms(cfg.train_dataloader.dataset)
     use_fast_metric(cfg.get("val_evaluator"))
+    for name in ("train_dataloader", "val_dataloader"):
+        packed.read_packed((cfg.get(name) or {}).get("dataset"))
     return cfg
 
 
@@ -276,7 +278,7 @@ def check_data(cfg: Config, session: Session) -> None:
         for dataset in _datasets(cfg.get(name) or {}):
             root, listing = dataset.get("data_root"), dataset.get("ann_file")
             path = Path(root or "") / (listing or "")
-            if (root or listing) and not path.exists():
+            if (root or listing) and not packed.exists(path):
                 raise UserError(
                     f"{name} needs {path}, which is not there (data root {session.request.data_root}): "
                     "run python launch/prepare.py first"

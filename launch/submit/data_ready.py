@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs.catalog import pretrained
 from jobs.catalog import readiness as state
 from jobs.catalog.recipes import RECIPES, VOC_FOLDER, dataset_of, folder_of
-from jobs.run import story
+from jobs.run import packed, story
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from launch.submit import configs, runs
@@ -78,7 +78,9 @@ def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) 
     dataset = dataset_of(folder)
     ours = bool(recipe_of(path))
     found = state.state(data_root, folder)
-    ready = found.ready and (ours or (data_root / path).exists())
+    ready = found.ready and (
+        ours or (data_root / path).exists() or (data_root / folder / packed.NAME).exists()
+    )
     if ready and whole:
         return
     run = preparing(data_root, folder)

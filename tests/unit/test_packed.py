@@ -82,7 +82,7 @@ def test_ordinary_tools_read_it(packed_data: Path, voc_small: Path) -> None:
             assert archive.getinfo(name).compress_type == zipfile.ZIP_STORED
 
 
-def test_a_dataset_that_is_ready_is_packed_by_the_same_command(voc_archives: Path, data: Path) -> None:
+def test_a_dataset_that_is_ready_is_packed_by_the_same_command(data: Path) -> None:
     command = [sys.executable, "-m", "jobs.prepare", "--data-root", str(data), "--no-weights"]
     for option, as_one in (("--pack", True), ("--pack", True), ("--unpack", False), ("--unpack", False)):
         subprocess.run([*command, option], cwd=ROOT, check=True, capture_output=True)
@@ -191,7 +191,7 @@ def test_what_is_not_there_is_not_packed(tmp_path: Path) -> None:
         convert.pack(tmp_path, FOLDER)
 
 
-def test_forked_readers_share_a_descriptor(packed_data: Path, voc_small: Path) -> None:
+def test_forked_readers_share_a_descriptor(packed_data: Path) -> None:
     """At one position for all of them, they would read each other's files."""
     container = packed.Container(packed_data / FOLDER / packed.NAME)
     names = sorted(container.files)

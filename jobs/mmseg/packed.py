@@ -1,0 +1,206 @@
+"""Any config reads a packed dataset unchanged: by a file backend of mmengine's that takes its files from the
+container (jobs/run/packed.py), put into the config's `backend_args`.
+
+A path means the same file as in the unpacked tree. What is in no container is read from the
+disk. Custom transforms that open paths by themselves, past mmengine's `fileio`, need the unpacked tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.fileio import LocalBackend, get_file_backend, register_backend
+from mmengine.registry import Registry
+from mmseg.registry import DATASETS, TRANSFORMS
+
+from jobs.run import packed
+
+
+class _Name(str):
+    """The backend's name in a config. A worker that is spawned, not forked, knows it once it has this: it
+    comes with the module that registers it."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _name, ()
+
+
+def _name() -> str:
+    return BACKEND
+
+
+BACKEND = _Name("baton_packed")
+
+
+class PackedBackend(LocalBackend):
+    """Reads from containers, one open file each in a process; everything else as its base does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._containers: dict[Path, packed.Container] = {}
+        self._folders: dict[str, tuple[packed.Container, str] | None] = {}
+
+    def find(self, path: str | Path) -> tuple[packed.Container, str] | None:
+        """(container, name in it) of a path; None where its folder lies in no packed dataset."""
+        folder, name = os.path.split(os.fspath(path))
+        if folder not in self._folders:
+            self._folders[folder] = self._look(Path(folder))
+        place = self._folders[folder]
+        return place and (place[0], f"{place[1]}/{name}" if place[1] and name else place[1] or name)
+
+    def _look(self, folder: Path) -> tuple[packed.Container, str] | None:
+        found = packed.locate(folder)
+        if found is None:
+            return None
+        path, inner = found
+        if path not in self._containers:
+            self._containers[path] = packed.Container(path)
+        return self._containers[path], inner
+
+    def get(self, filepath: str | Path) -> bytes:
+        found = self.find(filepath)
+        if found and found[1] in found[0].files:
+            return found[0].read(found[1])
+        content: bytes = super().get(filepath)
+        return content
+
+    def get_text(self, filepath: str | Path, encoding: str = "utf-8") -> str:
+        return self.get(filepath).decode(encoding)
+
+    def isfile(self, filepath: str | Path) -> bool:
+        found = self.find(filepath)
+        return bool(found and found[1] in found[0].files) or bool(super().isfile(filepath))
+
+    def isdir(self, filepath: str | Path) -> bool:
+        found = self.find(filepath)
+        return bool(found and found[1] in found[0].folders) or bool(super().isdir(filepath))
+
+    def exists(self, filepath: str | Path) -> bool:
+        return self.isfile(filepath) or self.isdir(filepath)
+
+    @contextlib.contextmanager
+    def get_local_path(self, filepath: str | Path) -> Iterator[str | Path]:
+        """A file for readers that need one: a copy, for as long as the context lasts."""
+        found = self.find(filepath)
+        if not found or found[1] not in found[0].files:
+            yield filepath
+            return
+        with tempfile.NamedTemporaryFile(suffix=Path(filepath).suffix) as file:
+            file.write(found[0].read(found[1]))
+            file.flush()
+            yield file.name
+
+    def list_dir_or_file(
+        self,
+        dir_path: str | Path,
+        list_dir: bool = True,
+        list_file: bool = True,
+        suffix: str | tuple[str, ...] | None = None,
+        recursive: bool = False,
+    ) -> Iterator[str]:
+        """As its base has it (paths below `dir_path`, no hidden files), in the order of names."""
+        found = self.find(dir_path)
+        if not found or found[1] not in found[0].folders:
+            yield from super().list_dir_or_file(dir_path, list_dir, list_file, suffix, recursive)
+            return
+        if list_dir and suffix is not None:
+            raise TypeError("`suffix` should be None when `list_dir` is True")
+        yield from self._list(*found, "", list_dir, list_file, suffix, recursive)
+
+    def _list(
+        self,
+        container: packed.Container,
+        top: str,
+        below: str,
+        list_dir: bool,
+        list_file: bool,
+        suffix: str | tuple[str, ...] | None,
+        recursive: bool,
+    ) -> Iterator[str]:
+        folders, files = container.folders["/".join(part for part in (top, below) if part)]
+        for name in files:
+            if list_file and not name.startswith(".") and (suffix is None or name.endswith(suffix)):
+                yield os.path.join(below, name)
+        for name in folders:
+            inner = os.path.join(below, name)
+            if list_dir:
+                yield inner
+            if recursive:
+                yield from self._list(container, top, inner, list_dir, list_file, suffix, recursive)
+
+
+register_backend(BACKEND, PackedBackend, force=True)
+
+
+def exists(path: Path) -> bool:
+    """Whether a path is there, on the disk or in a packed dataset. Raises UserError for a damaged one."""
+    return path.exists() or _ours().exists(path)
+
+
+def local(path: Path) -> contextlib.AbstractContextManager[str | Path]:
+    """A file with the content of `path`, for as long as the context lasts."""
+    return _ours().get_local_path(path)
+
+
+def _ours() -> PackedBackend:
+    """The one that the transforms of this process use too."""
+    backend = get_file_backend(backend_args={"backend": BACKEND}, enable_singleton=True)
+    assert isinstance(backend, PackedBackend)
+    return backend
+
+
+def read_packed(node: Any) -> int:
+    """Has the datasets below a (part of a) config, and their transforms, read through `PackedBackend`, if one
+    of them is packed; in place. How many got it: one that names a backend of its own keeps it."""
+    return _put_in(node, DATASETS) if _any_packed(node) else 0
+
+
+def _any_packed(node: Any) -> bool:
+    if isinstance(node, (list, tuple)):
+        return any(map(_any_packed, node))
+    if not isinstance(node, dict):
+        return False
+    prefixes = node.get("data_prefix")
+    paths = [node.get("data_root"), node.get("ann_file")]
+    paths += list(prefixes.values()) if isinstance(prefixes, dict) else []
+    if any(isinstance(path, str) and path and packed.locate(Path(path)) for path in paths):
+        return True
+    return any(_any_packed(value) for key, value in node.items() if key not in ("pipeline", "transforms"))
+
+
+def _put_in(node: Any, registry: Registry) -> int:
+    if isinstance(node, (list, tuple)):
+        return sum(_put_in(value, registry) for value in node)
+    if not isinstance(node, dict):
+        return 0
+    count = 0
+    for key, value in list(node.items()):
+        count += _put_in(value, TRANSFORMS if key in ("pipeline", "transforms") else registry)
+    kind = node.get("type")
+    if isinstance(kind, str):
+        kind = registry.get(kind)
+    if inspect.isclass(kind) and not node.get("backend_args") and _takes_backend(kind):
+        node["backend_args"] = {"backend": BACKEND}
+        count += 1
+    return count
+
+
+def _takes_backend(kind: type) -> bool:
+    """Whether `backend_args` is an argument of a class, or of a base to which it hands all that it does not
+    know itself."""
+    for one in kind.__mro__:
+        if "__init__" not in vars(one):
+            continue
+        parameters = inspect.signature(one.__init__).parameters  # type: ignore[misc]
+        if "backend_args" in parameters:
+            return True
+        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return False
+    return False
