@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +69,31 @@ def test_the_recipes_samples_are_the_same_bit_for_bit(both: tuple[Path, Path], l
         assert same(*samples)
 
 
-@pytest.mark.parametrize(("start", "persistent"), [("fork", False), ("fork", True), ("spawn", True)])
-def test_workers_read_it_however_they_are_started(
-    both: tuple[Path, Path], start: str, persistent: bool
-) -> None:
+@pytest.mark.parametrize("persistent", [False, True])
+def test_forked_workers_read_it(both: tuple[Path, Path], persistent: bool) -> None:
     description = Config.fromfile(ROOT / RECIPE).val_dataloader.dataset
     tree, one = (dataset(data, description) for data in both)
+    one[0]  # the container is open before they are forked
     loader: Any = torch.utils.data.DataLoader(
-        one,
-        batch_size=None,
-        num_workers=1 + (start == "fork"),
-        multiprocessing_context=start,
-        persistent_workers=persistent,
+        one, batch_size=None, num_workers=2, multiprocessing_context="fork", persistent_workers=persistent
     )
     for _ in range(2):
         for index, sample in enumerate(loader):
             assert same(sample, tree[index])
+
+
+def test_a_process_that_unpickles_the_backends_name_knows_it() -> None:
+    """A spawned worker has imported nothing of ours when its transforms come."""
+    given = {"backend": packed.BACKEND}
+    code = (
+        "import pickle, sys; args = pickle.load(sys.stdin.buffer);"
+        "from mmengine.fileio import get_file_backend;"
+        "print(type(get_file_backend(backend_args=args)).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(given), cwd=ROOT, check=True, capture_output=True
+    )
+    assert done.stdout.decode().strip() == "PackedBackend"
 
 
 def test_a_dataset_without_lists_is_listed_from_the_container(both: tuple[Path, Path]) -> None:
