@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.mmseg import compat
 from jobs.catalog import manifest
 from jobs.catalog.manifest import Manifest
+from jobs.mmseg import compat
 from jobs.prepare.deflate import content_digest
 from jobs.prepare.packed import convert
 from jobs.run.errors import UserError
