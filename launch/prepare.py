@@ -16,6 +16,7 @@ environment.enter()
 
 from jobs.catalog import pretrained
 from jobs.catalog import recipes as datasets
+from jobs.catalog.manifest import MANIFEST
 from jobs.run import events
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError, run_command
@@ -200,6 +201,9 @@ def check_fitting(arguments: argparse.Namespace, dataset: str) -> None:
     """Raises UserError, before anything is queued, for options that the job could only refuse."""
     if arguments.verify and (arguments.pack or arguments.unpack):
         raise UserError("--verify only looks: leave out --pack or --unpack")
+    root = options.data_root(arguments) / datasets.folder_of(dataset)
+    if arguments.unpack and not (root / MANIFEST).exists():
+        raise UserError(f"--unpack: {root} has no {MANIFEST}: there is no prepared dataset to unpack")
     if dataset == "voc" and (arguments.partial or arguments.converter_args is not None):
         option = "--partial" if arguments.partial else "--converter-args"
         raise UserError(f"{option} is for other datasets; VOC 2012 + SBD is made whole or not at all")

@@ -37,11 +37,11 @@ def launch(environment: dict[str, str], script: str, *arguments: object) -> subp
 
 
 def test_what_the_job_may_be_told_reaches_it(environment: dict[str, str], tmp_path: Path) -> None:
-    options = ["--dataset", "Cityscapes", "--partial", "--converter-args", "{out} --nproc 1"]
+    options = ["--dataset", "Cityscapes", "--pack", "--partial", "--converter-args", "{out} --nproc 1"]
     for cluster in ("local", "slurm"):
         done = launch(environment, "prepare", "--cluster", cluster, "--dry-run", *options)
         assert done.returncode == 0, done.stderr
-        assert "--dataset cityscapes --partial '--converter-args={out} --nproc 1'" in done.stdout
+        assert "--dataset cityscapes --pack --partial '--converter-args={out} --nproc 1'" in done.stdout
     assert not list(tmp_path.rglob("run.yaml"))
 
 

@@ -55,6 +55,12 @@ CASES = {
     "a line break in a run's path": ("infer", [*LOCAL, "/x\nrm/y", "x.jpg"], "there is no run"),
     "unknown dataset": ("prepare", [*LOCAL, "--dataset", "imaginary"], "choose one of ade20k, "),
     "a part of VOC": ("prepare", [*LOCAL, "--partial"], "--partial is for other datasets"),
+    "looking and packing": ("prepare", [*LOCAL, "--verify", "--pack"], "leave out --pack or --unpack"),
+    "nothing to unpack": (
+        "prepare",
+        [*LOCAL, "--data-root", "/nowhere", "--unpack"],
+        "there is no prepared dataset to unpack",
+    ),
     "an open quote": (
         "prepare",
         [*LOCAL, "--dataset", "cityscapes", "--converter-args", "'{out}"],
