@@ -55,5 +55,5 @@ def log_of(run: Run, task: Task) -> str | None:
     raw = os.environ.get("SLURM_JOB_ID", "")
     for name in (f"{task.job}_{task.rank}", f"{raw}_{task.rank}", f"{task.job}-train_{task.rank}"):
         if (path := run.job / files.LOG(JOB=name)).exists():
-            return str(Path("job") / path.name)
+            return str(Path(files.JOB()) / path.name)
     return None
