@@ -24,7 +24,6 @@ NEEDS = {
     "mask2former": ("mmdet", "mmdet"),
     "maskformer": ("mmdet", "MaskFormerHead needs mmdet, which is not installed"),
     "poolformer": ("mmpretrain", "mmpretrain is neither beside the config nor installed"),
-    "psanet": ("mmcv._ext", "PSAHead needs mmcv's compiled operation PSAMask, which is not installed"),
     "vpd": ("ldm", "VPD needs ldm, the code of Stable Diffusion, which is not installed"),
     "swin/swin-tiny-patch4-window7_upernet_1xb8-20k_levir-256x256.py": ("osgeo", "needs GDAL"),
 }
@@ -35,12 +34,7 @@ says without it."""
 def refusal(name: str) -> str:
     """What a submission of a config says in this environment; "" where it passes."""
     package, words = NEEDS.get(name) or NEEDS.get(name.split("/")[0]) or ("", "")
-    there = (
-        installed.has_compiled_mmcv()
-        if package == "mmcv._ext"
-        else installed.is_installed(package or "mmseg")
-    )
-    return "" if there else words
+    return "" if installed.is_installed(package or "mmseg") else words
 
 
 def all_configs() -> list[str]:
@@ -77,8 +71,10 @@ SMALLEST = {
     "twins": "twins_pcpvt-s_fpn_fpnhead_8xb4-80k_ade20k-512x512",
 }
 """The config that stands for a family, where it is not the one that `member` would find."""
-LARGER = {"psanet": 128}
+LARGER = {"psanet": 128, "mobilenet_v3": 416}
 """Families whose crop is larger than CROP."""
+VOCABULARY = [f"thing {number}" for number in range(21)]
+"""What SAN's encoder of texts is told that the classes are called."""
 
 
 def member(family: str) -> str:
@@ -149,18 +145,30 @@ def wrapper(name: str, batch: int = 2) -> tuple[str, dict[str, Any]]:
         # A sliding window or a fixed embedding of positions fits no other shape.
         keep_ratio=False,
     )
-    return text, {f"model.{key}": value for key, value in shrunk(values["model"], crop)}
+    overrides = {f"model.{key}": value for key, value in shrunk(values["model"], crop)}
+    if family == "san":  # which cannot begin with random weights
+        del overrides["model.pretrained"]
+        overrides |= {"model.text_encoder.dataset_name": None, "model.text_encoder.vocabulary": VOCABULARY}
+        overrides["model.text_encoder.num_layers"] = 2
+    if family in ("maskformer", "mask2former"):
+        overrides["model.decode_head.num_queries"] = 20
+    return text, overrides
 
 
-def shrunk(node: Any, crop: int, within: str = "") -> Iterator[tuple[str, Any]]:
-    """Overrides, by dotted key, for 21 classes and pictures of `crop` pixels, from random weights."""
+def shrunk(node: Any, crop: int, within: str = "", classes: int = 0) -> Iterator[tuple[str, Any]]:
+    """Overrides, by dotted key, for 21 classes and pictures of `crop` pixels, from random weights. `classes`:
+    how many there are, by the nearest that says so."""
     pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    classes = node.get("num_classes", classes) if isinstance(node, dict) else classes
     for key, value in pairs:
         where = f"{within}.{key}" if within else str(key)
         if key == "num_classes":
             yield where, 21
-            if node.get("out_channels") is not None:
+            if node.get("out_channels") in (1, value):
                 yield where.removesuffix("num_classes") + "out_channels", 21
+        elif key == "class_weight" and isinstance(value, list):
+            # A head of masks has a weight for "none of them", too.
+            yield where, [1.0] * 21 + value[classes:] if len(value) == classes + 1 else None
         elif value is not None and (key in ("pretrained", "class_weight") or is_pretrained(key, value)):
             yield where, None
         elif key in ("img_size", "size", "crop_size") and isinstance(value, (list, int)):
@@ -172,7 +180,7 @@ def shrunk(node: Any, crop: int, within: str = "") -> Iterator[tuple[str, Any]]:
             if "size" not in node:
                 yield where.removesuffix("size_divisor") + "size", [crop, crop]
         else:
-            yield from shrunk(value, crop, where)
+            yield from shrunk(value, crop, where, classes)
 
 
 def is_pretrained(key: Any, value: Any) -> bool:
@@ -185,8 +193,41 @@ def make_run(path: Path, name: str, data: Path, batch: int = 2, **settings: Any)
     (path.parent / "home").mkdir(exist_ok=True)
     mine = path.parent / "home" / f"{path.name}.py"
     mine.write_text(text)
+    named = configs.check(mine).values.get("custom_imports", {}).get("imports", [])
+    if named and "custom_imports" in settings:
+        both = [*settings["custom_imports"]["imports"], *([named] if isinstance(named, str) else named)]
+        settings["custom_imports"] = settings["custom_imports"] | {"imports": both}
+    if name.startswith("san/"):
+        make_clip(mine, overrides, data / "pretrained")
     settings |= {key.replace(".", "__"): value for key, value in overrides.items()}
     return placed(path, mine, data, **settings)
+
+
+def make_clip(config: Path, overrides: dict[str, Any], place: Path) -> None:
+    """Writes the weights that SAN begins with, CLIP's, as random ones of the right shapes."""
+    from jobs.mmseg import compat
+
+    compat.prepare()
+    import torch
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    (reference,) = configs.weights(configs.check(config))
+    file = place / Path(reference).name
+    if file.is_file():
+        return
+    cfg = Config.fromfile(str(config))
+    cfg.merge_from_dict(overrides | {"model.pretrained": None})
+    init_default_scope("mmseg")
+    torch.manual_seed(0)
+    weights = {
+        name: torch.rand_like(value.float()) * 0.04 - 0.02
+        for name, value in MODELS.build(cfg.model).state_dict().items()
+        if name.startswith(("image_encoder.", "text_encoder.", "decode_head.rec_with_attnbias."))
+    }
+    place.mkdir(exist_ok=True)
+    torch.save(weights, file)
 
 
 def placed(path: Path, mine: Path, data: Path, **settings: Any) -> Run:
@@ -245,8 +286,9 @@ RESULTS = tiny.ROOT / "tests" / "data" / "zoo.json"
 """What `make zoo` found last: for each family the config, and the stages that were reached."""
 TABLE = tiny.ROOT / "docs" / "models.md"
 INSTALLED = {
+    "mmdet": "`--with mmdet`",
+    "mmpretrain": "`--with mmpretrain`",
     "osgeo": "GDAL",
-    "mmcv._ext": "mmcv, compiled (mmcv-lite has no PSAMask)",
     "ldm": "ldm (Stable Diffusion)",
 }
 

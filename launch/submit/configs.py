@@ -161,7 +161,7 @@ def _modules(config: Path, chain: Chain, here: bool) -> list[Path]:
         if top not in own and not installed.is_installed(top):
             raise UserError(
                 f"{config}: custom_imports names {name}: {top} is neither beside the config nor installed in "
-                "this environment"
+                f"this environment{f' (env/setup.sh --with {top})' if top in supported.WITH else ''}"
             )
     return found
 
