@@ -44,7 +44,7 @@ def psamask_backward(grad_output: Tensor, grad_input: Tensor, *, psa_type: int, 
 
 def _mask_of(
     device: torch.device, *, h_feature: int, w_feature: int, h_mask: int, w_mask: int, half_h_mask: int,
-    half_w_mask: int, num_: int,
+    half_w_mask: int, **_: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """For each pair of positions (other, own; both H × W): which element of the own position's mask lies on
     the other, and whether one does."""
@@ -57,7 +57,7 @@ def _mask_of(
 
 def _position_of(
     device: torch.device, *, h_feature: int, w_feature: int, h_mask: int, w_mask: int, half_h_mask: int,
-    half_w_mask: int, num_: int,
+    half_w_mask: int, **_: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """For each element of a mask and each position that has one (H × W): on which position it lies, and
     whether on one."""
@@ -110,8 +110,8 @@ def _focal(of_class: Tensor, of_others: Tensor, target: Tensor, weight: Tensor, 
 
 
 def ms_deform_attn_forward(
-    value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor, sampling_locations: Tensor,
-    attention_weights: Tensor, *, im2col_step: Any,
+    value: Tensor, value_spatial_shapes: Tensor, _level_start: Tensor, sampling_locations: Tensor,
+    attention_weights: Tensor, **_: Any,
 ) -> Tensor:  # fmt: skip
     """Multi-scale deformable attention (N × queries × channels) as mmcv itself does it on the CPU. Shapes of
     the arguments: mmcv.ops.MultiScaleDeformableAttnFunction."""
@@ -125,18 +125,15 @@ def ms_deform_attn_forward(
 
 
 def ms_deform_attn_backward(
-    value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor, sampling_locations: Tensor,
+    value: Tensor, value_spatial_shapes: Tensor, level_start: Tensor, sampling_locations: Tensor,
     attention_weights: Tensor, grad_output: Tensor, grad_value: Tensor, grad_sampling_loc: Tensor,
-    grad_attn_weight: Tensor, *, im2col_step: Any,
+    grad_attn_weight: Tensor, **_: Any,
 ) -> None:  # fmt: skip
     """The gradients of ms_deform_attn_forward, into `grad_value`, `grad_sampling_loc` and
     `grad_attn_weight`."""
     with torch.enable_grad():
         leaves = [one.detach().requires_grad_() for one in (value, sampling_locations, attention_weights)]
-        output = ms_deform_attn_forward(
-            leaves[0], value_spatial_shapes, value_level_start_index, leaves[1], leaves[2],
-            im2col_step=im2col_step,
-        )  # fmt: skip
+        output = ms_deform_attn_forward(leaves[0], value_spatial_shapes, level_start, leaves[1], leaves[2])
         found = torch.autograd.grad(output, leaves, grad_output)
     for place, gradient in zip((grad_value, grad_sampling_loc, grad_attn_weight), found, strict=True):
         place.copy_(gradient)

@@ -1,4 +1,4 @@
-"""mmcv's operations in plain PyTorch, called as the models call them: through mmcv's own autograd functions."""
+"""mmcv's operations in plain PyTorch, called as models call them: through mmcv's own autograd functions."""
 
 from __future__ import annotations
 
@@ -148,9 +148,7 @@ def test_an_operation_that_there_is_not_says_so() -> None:
         nms(torch.rand(2, 4), torch.rand(2), 0.5)
 
 
-def test_where_the_extension_is_compiled_it_is_used(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_extension_is_compiled_it_is_used(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sys.modules["mmcv._ext"].psamask_forward is pure_ops.psamask_forward
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv" / "__init__.py").touch()
