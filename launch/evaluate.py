@@ -18,6 +18,7 @@ from launch.observe import tables
 from launch.submit import configs, data_ready, interpreters, options, profiles, runs
 from launch.submit import creation as requests
 from launch.submit import single_job as single
+from launch.submit.batch_script import Batch
 
 EXAMPLES = """\
   python launch/evaluate.py first
@@ -95,14 +96,14 @@ def evaluate_new(arguments: argparse.Namespace) -> int:
 
 def batch(
     arguments: argparse.Namespace, run: Run, resolved: profiles.Resolved, checkpoint: str
-) -> single.script.Batch:
+) -> Batch:
     pictures = ["--pictures", *arguments.pictures] if arguments.pictures else []
     return single.batch(
         run.path, resolved, ["--checkpoint", checkpoint, "--again", *pictures], f"{run.name}-evaluate"
     )
 
 
-def submit(arguments: argparse.Namespace, run: Run, job: single.script.Batch) -> int:
+def submit(arguments: argparse.Namespace, run: Run, job: Batch) -> int:
     number, process = single.submit(run, job)
     return single.tell(arguments, run, "evaluate", number, process)
 
