@@ -94,9 +94,7 @@ def evaluate_new(arguments: argparse.Namespace) -> int:
         return submit(arguments, run, batch(arguments, run, resolved, checkpoint))
 
 
-def batch(
-    arguments: argparse.Namespace, run: Run, resolved: profiles.Resolved, checkpoint: str
-) -> Batch:
+def batch(arguments: argparse.Namespace, run: Run, resolved: profiles.Resolved, checkpoint: str) -> Batch:
     pictures = ["--pictures", *arguments.pictures] if arguments.pictures else []
     return single.batch(
         run.path, resolved, ["--checkpoint", checkpoint, "--again", *pictures], f"{run.name}-evaluate"

@@ -244,7 +244,7 @@ def placed(path: Path, mine: Path, data: Path, **settings: Any) -> Run:
 STAGES = ("trains", "resumes", "evaluates", "infers")
 SECONDS = 600.0
 """How long one start may take: the largest of the models on a machine that others use, too."""
-INTERRUPTIBLE = {
+INTERRUPTIBLE: dict[str, Any] = {
     "custom_imports": {"imports": ["tests.interrupting"], "allow_failed_imports": False},
     "custom_hooks": [{"type": "Interrupt"}],
 }
