@@ -5,13 +5,15 @@ set -eu
 
 usage() {
     cat <<'TEXT'
-usage: env/setup.sh [a|b] [--torch VERSION] [--torch-index PLACE] [--into DIR]
+usage: env/setup.sh [a|b] [--with PACKAGES] [--torch VERSION] [--torch-index PLACE] [--into DIR]
        env/setup.sh --python PYTHON [--torch VERSION] [--torch-index PLACE] [--into DIR]
 
 Without --python: makes the virtual environment of a dependency set, a (official OpenMMLab releases, the
 default) in .venv, or b (the maintained forks) in .venv-b. Everything comes from where pip is told to look
 (pip.conf, PIP_* variables).
 
+  --with PACKAGES      also mmdet (for Mask2Former and MaskFormer), mmpretrain (for ConvNeXt, PoolFormer and its
+                       other backbones), or mmdet,mmpretrain; kept from then on (--with none: without again)
   --torch VERSION      this PyTorch, 2.1 or newer, instead of the locked one, with the torchvision and the NumPy
                        that belong to it: 2.4, 2.4.1 or 2.4.1+cu121. It is kept until another is named
                        (--torch locked: back to the locked one)
@@ -25,6 +27,7 @@ PYTHON=/path/to/python3 names the interpreter that a new environment is made wit
 
 examples:
   env/setup.sh
+  env/setup.sh --with mmdet,mmpretrain
   env/setup.sh --torch 2.4.1
   env/setup.sh --torch 2.6.0+cu118 --torch-index https://wheels.example.org/cu118
   env/setup.sh --python ~/miniconda3/envs/openmmlab/bin/python
@@ -34,7 +37,7 @@ TEXT
 fail() { echo "error: $*" >&2; exit 2; }
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-set_name= torch= place= into= given=
+set_name= torch= place= into= given= with=
 while [ $# -gt 0 ]; do
     case $1 in
         --*=*) option=${1%%=*} value=${1#*=}; shift; set -- "$option" "$value" "$@" ;;
@@ -42,13 +45,14 @@ while [ $# -gt 0 ]; do
     case $1 in
         a|b) [ -z "$set_name" ] || fail "one dependency set at a time, not $set_name and $1"; set_name=$1 ;;
         -h|--help) usage; exit 0 ;;
-        --torch|--torch-index|--into|--python)
+        --torch|--torch-index|--into|--python|--with)
             [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a value (env/setup.sh --help)"
             case $1 in
                 --torch) torch=$2 ;;
                 --torch-index) place=$2 ;;
                 --into) into=$2 ;;
                 --python) given=$2 ;;
+                --with) with=$2 ;;
             esac
             shift ;;
         -*) fail "there is no option $1 (env/setup.sh --help)" ;;
@@ -57,6 +61,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ -z "$given" ] || [ "${set_name:-a}" = a ] || fail "--python is for set a: the forks want an environment of their own"
+[ -z "$given" ] || [ -z "$with" ] || fail "--with is for an environment that this makes: install $with into $given yourself"
 set_name=${set_name:-a}
 case $set_name in
     a) venv=${into:-$root/.venv} ;;
@@ -67,6 +72,18 @@ if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; t
     fail "$venv is there and is no virtual environment: name another place with --into"
 fi
 [ ! -d "$place" ] || place=$(cd "$place" && pwd)
+
+# What beside the set: as asked for, else as last time.
+kept=$(cat "$venv/.with" 2>/dev/null) || kept=
+[ -n "$given" ] || with=${with:-$kept}
+[ "$with" != none ] || with=
+extras=$(printf %s "$with" | tr , ' ')
+for extra in $extras; do
+    case $extra in
+        mmdet|mmpretrain) ;;
+        *) fail "--with $extra: there are mmdet and mmpretrain" ;;
+    esac
+done
 
 # Which torch: as asked for, else as last time, else the locked one.
 choice=$venv/.torch
@@ -203,7 +220,11 @@ if sys.prefix != sys.base_prefix: print(*("import site; site.addsitedir(%r)" % f
 fi
 
 stamp=$venv/.complete
-wanted=$(cat "$lock" "$locked" "$locked_with" "$root/env/hashes.txt" "$0" | cksum)" $chosen"
+wanted=$(
+    cat "$lock" "$locked" "$locked_with" "$root/env/hashes.txt" "$0"
+    for extra in $extras; do cat "$root/env/lock-$set_name-$extra.txt"; done
+)
+wanted=$(printf %s "$wanted" | cksum)" $chosen"
 if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
 
 python=
@@ -220,19 +241,25 @@ if [ -z "$python" ]; then
     fail "no Python >= 3.10 with its venv module was found. Install python3 and python3-venv, or name one with PYTHON=/path/to/python3"
 fi
 
-echo "Setting up dependency set $set_name in $venv with $("$python" --version), torch $torch"
+echo "Setting up dependency set $set_name${with:+ with $with} in $venv with $("$python" --version), torch $torch"
 rm -f "$stamp"
-# Made anew for another torch, whose GPU libraries would stay otherwise, or for another Python; and where it
-# was killed before pip was there.
+# Made anew for another torch, whose GPU libraries would stay otherwise, for another Python, or with less
+# beside the set; and where it was killed before pip was there.
 before=$(cat "$choice" 2>/dev/null) || before="locked $(printf '' | cksum)"
-if [ "$before" != "$chosen" ] || ! suits "$venv/bin/python" ||
+less=
+for extra in $(printf %s "$kept" | tr , ' '); do
+    case ",$with," in *",$extra,"*) ;; *) less=$extra ;; esac
+done
+if [ "$before" != "$chosen" ] || [ -n "$less" ] || ! suits "$venv/bin/python" ||
     ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv --clear "$venv"
 fi
 python=$venv/bin/python
 printf '%s\n' "$chosen" > "$choice"
+printf '%s\n' "$with" > "$venv/.with"
 
 install_torch
 install_rest "$lock"
+for extra in $extras; do install_rest "$root/env/lock-$set_name-$extra.txt"; done
 if [ "$torch" = locked ]; then check cv2 mmcv mmengine torch; else check cv2 mmcv mmengine torch torchvision; fi
 printf '%s\n' "$wanted" > "$stamp"

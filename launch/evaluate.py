@@ -1,5 +1,9 @@
-"""Submits an evaluation of a run on its own: mIoU, mAcc, aAcc, the table by class, and pictures."""
+"""Submits an evaluation of a run on its own: mIoU, mAcc, aAcc, the table by class, and pictures.
 
+With --config instead of a run: of a checkpoint from elsewhere, such as one that the model zoo publishes.
+"""
+
+import argparse
 import sys
 from pathlib import Path
 
@@ -8,24 +12,39 @@ from jobs.run import environment
 
 environment.enter()
 
-from jobs.run.errors import run_command
+from jobs.run.directory import Run
+from jobs.run.errors import UserError, run_command
 from launch.observe import tables
-from launch.submit import options, runs
+from launch.submit import configs, data_ready, interpreters, options, profiles, runs
+from launch.submit import creation as requests
 from launch.submit import single_job as single
+from launch.submit.batch_script import Batch
 
 EXAMPLES = """\
   python launch/evaluate.py first
   python launch/evaluate.py first --checkpoint last --gpus 2 --wait
   python launch/evaluate.py first --pictures all
   python launch/evaluate.py first --cluster mine --dry-run
+  python launch/evaluate.py --config mmseg::upernet/upernet_r50_4xb4-20k_voc12aug-512x512.py \\
+      --checkpoint https://download.openmmlab.com/mmsegmentation/v0.5/upernet/NAME.pth
 """
 
 
 def main() -> int:
     parser = options.parser(__doc__ or "", EXAMPLES)
-    parser.add_argument("run", metavar="RUN", help="a run's name or path")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path")
     parser.add_argument(
-        "--checkpoint", default="best", metavar="WHICH", help="best (default), last, or the path of a file"
+        "--checkpoint",
+        default="best",
+        metavar="WHICH",
+        help="best (default), last, the path of a file, or an address; what that has is fetched into "
+        "data/pretrained by the job, or before it by `prepare.py --weights ADDRESS`",
+    )
+    parser.add_argument(
+        "--config", help="without a run: a config, or mmseg::PATH of the model zoo, that fits --checkpoint"
+    )
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="with --config: where the dataset lies (default data/)"
     )
     parser.add_argument(
         "--pictures", nargs="+", metavar="WHICH", help="all, a number of them (default 20), or image ids"
@@ -34,17 +53,57 @@ def main() -> int:
     options.add_common(parser)
     arguments = parser.parse_args()
 
+    if bool(arguments.run) == bool(arguments.config):
+        raise UserError("name a run to evaluate, or a config with --config: one of the two")
+    if arguments.config:
+        return evaluate_new(arguments)
+    if arguments.data_root:
+        raise UserError("--data-root is for --config: a run has its data root")
     run = runs.find(arguments.run)
-    checkpoint = options.checkpoint(arguments.checkpoint, run)
-    pictures = ["--pictures", *arguments.pictures] if arguments.pictures else []
     resolved = options.settings(arguments, options.profile_of(arguments, run, "evaluate"), "evaluate")
-    batch = single.batch(
+    job = batch(arguments, run, resolved, options.checkpoint(arguments.checkpoint, run))
+    return single.show(job) if arguments.dry_run else submit(arguments, run, job)
+
+
+def evaluate_new(arguments: argparse.Namespace) -> int:
+    """Evaluates a checkpoint from elsewhere in a run of its own, which nothing is trained in."""
+    checkpoint = options.checkpoint(arguments.checkpoint)
+    if not checkpoint.startswith(("/", *options.ADDRESSES)):
+        raise UserError(
+            "--config needs --checkpoint with the path or the address of a file: nothing is trained"
+        )
+    resolved = options.settings(arguments, options.profile(arguments), "evaluate")
+    config = configs.locate(arguments.config)
+    chain = configs.check(config, here=interpreters.is_this(resolved))
+    data_root = options.data_root(arguments)
+    data_ready.check(data_root, chain)
+    wish = requests.Wish(
+        train=resolved, evaluate=resolved, infer=resolved, config=config, chain=chain, data_root=data_root
+    )
+    runs.check_root(runs.runs_root())
+    name = runs.free_name(config.stem)
+
+    def fill(place: Run) -> None:
+        requests.fill(place, name, wish, requests.versions())
+
+    if arguments.dry_run:
+        raise UserError(
+            "--dry-run needs a run: train.py --config … --no-submit makes one without training it"
+        )
+    with runs.new_run(name, fill) as run:
+        return submit(arguments, run, batch(arguments, run, resolved, checkpoint))
+
+
+def batch(arguments: argparse.Namespace, run: Run, resolved: profiles.Resolved, checkpoint: str) -> Batch:
+    pictures = ["--pictures", *arguments.pictures] if arguments.pictures else []
+    return single.batch(
         run.path, resolved, ["--checkpoint", checkpoint, "--again", *pictures], f"{run.name}-evaluate"
     )
-    if arguments.dry_run:
-        return single.show(batch)
-    job, process = single.submit(run, batch)
-    return single.tell(arguments, run, "evaluate", job, process)
+
+
+def submit(arguments: argparse.Namespace, run: Run, job: Batch) -> int:
+    number, process = single.submit(run, job)
+    return single.tell(arguments, run, "evaluate", number, process)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def read_wish(
         config = chain.files[0]
     else:
         config = configs.locate(arguments.config or DEFAULT_CONFIG)
-        chain = configs.check(config, overrides, not arguments.no_evaluation, here(train))
+        chain = configs.check(config, overrides, not arguments.no_evaluation, interpreters.is_this(train))
     wish = requests.Wish(
         train=train,
         evaluate=options.settings(arguments, profile, "evaluate", first=False),
@@ -144,12 +144,6 @@ def read_wish(
     for hint in wish.train.hints:
         print(hint, file=sys.stderr)
     return wish
-
-
-def here(resolved: profiles.Resolved) -> bool:
-    """Whether the jobs run in this environment, so that what is installed here is what they will find."""
-    settings = resolved.settings
-    return settings.python in ("", sys.executable) and not settings.container and not settings.setup
 
 
 def batches(
@@ -294,7 +288,7 @@ def resume(arguments: argparse.Namespace) -> int:
         chain=(
             own_worker.read(str(config))
             if old.worker
-            else configs.check(config, old.set, evaluated, here(train))
+            else configs.check(config, old.set, evaluated, interpreters.is_this(train))
         ),
         data_root=Path(old.data_root),
         seed=old.seed,

@@ -62,8 +62,10 @@ NEEDS = {
     "VPD": ("ldm", "ldm, the code of Stable Diffusion"),
 }
 """Types of mmseg that fail without a package that it does not require: what is imported, what to install."""
-COMPILED = {"PSAHead": "PSAMask"}
-"""Types that cannot run without one of mmcv's compiled operations."""
+WITH = ("mmdet", "mmpretrain")
+"""What env/setup.sh can install beside a set."""
+COMPILED = {"DCN": "deform_conv", "DCNv2": "modulated_deform_conv", "SAC": "deform_conv", "carafe": "carafe"}
+"""Types that need one of mmcv's compiled operations that pure_ops.py does not have."""
 READ = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "optim_wrapper", "custom_hooks")
 """Parts of a config whose types are looked at."""
 
@@ -179,13 +181,19 @@ def check_packages(values: dict[str, Any], own: set[str] | frozenset[str] = froz
         if needed and not installed.is_installed(needed[0]):
             raise UserError(
                 f"{name_of(kind)} needs {needed[1]}, which is not installed in this environment "
-                "(docs/models.md names what each model needs)"
+                f"({how_to_install(needed[0])})"
             )
         if (operation := COMPILED.get(name_of(kind))) and not installed.has_compiled_mmcv():
             raise UserError(
                 f"{name_of(kind)} needs mmcv's compiled operation {operation}, which is not installed: "
                 "mmcv-lite has none; install mmcv, compiled for this torch"
             )
+
+
+def how_to_install(package: str) -> str:
+    if package in WITH:
+        return f"env/setup.sh --with {package} installs it"
+    return "docs/models.md names what each model needs"
 
 
 def types(node: Any) -> Iterator[str]:

@@ -21,7 +21,7 @@ from jobs.engine import checkpoints
 from jobs.evaluate import ranks, report, results
 from jobs.mmseg import compat, figures, images
 from jobs.mmseg import model as models
-from jobs.prepare import progress
+from jobs.prepare import progress, weights
 from jobs.run import events, failure, notify, output, story
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
@@ -39,6 +39,8 @@ def main() -> int:
 
 def evaluate(run: Run, arguments: argparse.Namespace) -> int:
     began = time.monotonic()
+    if "://" in arguments.checkpoint:
+        arguments.checkpoint = str(weights.fetch(arguments.checkpoint, run.code / "data"))
     checkpoint = models.chosen_checkpoint(run, arguments.checkpoint)
     digest = checkpoints.digest(checkpoint)
     where = arguments.out.resolve() if arguments.out else results.folder(run, checkpoint, digest)
@@ -127,7 +129,9 @@ def say_once(run: Run, job: str | None, checkpoint: str, done: dict[str, Any], w
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run directory")
-    parser.add_argument("--checkpoint", default="best", help="best by mIoU (default), last, or a path")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best by mIoU (default), last, a path, or an address"
+    )
     parser.add_argument(
         "--pictures",
         nargs="+",

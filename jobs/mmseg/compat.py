@@ -37,8 +37,9 @@ def prepare() -> None:
 def stub_compiled_mmcv() -> None:
     """mmseg imports mmcv.ops in four files, and mmcv-lite has no compiled `mmcv._ext` to import it with.
 
-    A stand-in with a `__spec__` (torch._dynamo asks for it) satisfies the import; an operation that is really
-    called says so. Nothing is done where the compiled extension is installed.
+    A stand-in with a `__spec__` (torch._dynamo asks for it) satisfies the import. It has the operations of
+    pure_ops.py; another one that is really called says so. Nothing is done where the compiled extension is
+    installed.
     """
     if "mmcv._ext" in sys.modules or not is_installed("mmcv") or has_compiled_mmcv():
         return
@@ -51,6 +52,10 @@ class _MissingOps(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        from jobs.mmseg import pure_ops
+
+        if hasattr(pure_ops, name):
+            return getattr(pure_ops, name)
 
         def missing(*_: Any, **__: Any) -> Any:
             raise RuntimeError(

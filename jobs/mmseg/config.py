@@ -126,6 +126,14 @@ def import_modules(cfg: Config, config: str) -> None:
             top = name.partition(".")[0]
             reason = f"{top} is not installed" if not installed.is_installed(top) else str(error)
             raise UserError(f"{config}: custom_imports names {name}: {reason}") from None
+    # Of a package that cannot be imported mmengine says no more than that it does not know the type.
+    for package in sorted({kind.partition(".")[0] for kind in supported.types(cfg.to_dict())}):
+        if package in supported.WITH:
+            try:
+                importlib.import_module(package)
+            except Exception as error:  # whatever its import runs into, in a library below it, too
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise UserError(f"{config}: {package} cannot be imported: {reason}") from None
 
 
 def add_tensorboard(cfg: Config, session: Session) -> None:

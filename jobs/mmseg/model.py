@@ -30,12 +30,19 @@ def chosen_checkpoint(run: Run, which: str) -> Path:
 
 def config(run: Run) -> Any:
     """The resolved config that the run trains with; what it tests on is what it validates on, unless it says
-    otherwise. Raises UserError before the run's first start, and for a config with neither."""
+    otherwise. Of a run that has not started (whose checkpoint is from elsewhere) it is resolved here.
+
+    Raises UserError for a config with nothing to test on.
+    """
     from mmengine.config import Config
 
-    if not run.config.is_file():
-        raise UserError(f"run {run.name} has not started yet: {run.config} is written by its first start")
-    cfg = Config.fromfile(str(run.config))
+    if run.config.is_file():
+        cfg = Config.fromfile(str(run.config))
+    else:
+        from jobs.engine.session import Session
+        from jobs.mmseg.config import resolve
+
+        cfg = resolve(Session(run, run.request(), 0, 1, 0, 1, start=0, job=None))
     for what in ("dataloader", "evaluator"):
         cfg[f"test_{what}"] = cfg.get(f"test_{what}") or cfg.get(f"val_{what}")
     if not cfg.test_dataloader:
@@ -91,7 +98,8 @@ def weights_of(checkpoint: Path) -> dict[str, Any]:
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{checkpoint} is no checkpoint of a model: it has no weights by name")
-    return weights
+    # As a model that was saved inside its wrapper for several GPUs has them.
+    return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
 def meta(cfg: Any) -> dict[str, Any]:

@@ -130,6 +130,20 @@ def filled_in(text: str, path: Path) -> str:
     return re.sub(r"\{\{\s*(_base_\.[\w.]+)\s*\}\}", r"\1", text)
 
 
+def of_data(text: str, path: Path) -> ast.Module:
+    """A config in JSON or YAML as the assignments that it stands for. Raises ValueError if it cannot be
+    read."""
+    import yaml  # which reads JSON, too
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError("it has no names with values")
+    return ast.parse("\n".join(f"{name} = {value!r}" for name, value in content.items()), str(path))
+
+
 def bases(tree: ast.Module, path: Path) -> Iterator[Base]:
     """What a config inherits from, in order. Raises UserError for what no reader could find."""
     for node in tree.body:

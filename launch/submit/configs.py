@@ -161,7 +161,7 @@ def _modules(config: Path, chain: Chain, here: bool) -> list[Path]:
         if top not in own and not installed.is_installed(top):
             raise UserError(
                 f"{config}: custom_imports names {name}: {top} is neither beside the config nor installed in "
-                "this environment"
+                f"this environment{f' (env/setup.sh --with {top})' if top in supported.WITH else ''}"
             )
     return found
 
@@ -201,9 +201,14 @@ def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool =
     return dict(literals.merged(mine, result))
 
 
+DATA = (".json", ".yaml", ".yml")
+"""What mmengine reads beside Python, as bases."""
+
+
 def _parsed(path: Path, above: list[Path]) -> ast.Module:
     try:
-        return ast.parse(config_files.filled_in(path.read_text(encoding="utf-8"), path), str(path))
+        text = config_files.filled_in(path.read_text(encoding="utf-8"), path)
+        return config_files.of_data(text, path) if path.suffix in DATA else ast.parse(text, str(path))
     except FileNotFoundError:
         by = f", which {above[-1]} inherits from" if above else ""
         raise UserError(f"there is no config {path}{by}") from None

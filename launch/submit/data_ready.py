@@ -56,6 +56,18 @@ def wait_for(data_root: Path, executor: str, chain: configs.Chain) -> Ahead:
     return ahead
 
 
+def check(data_root: Path, chain: configs.Chain) -> None:
+    """Raises UserError, with the mend, unless every dataset that the config reads is ready now."""
+    for path in paths(chain):
+        ahead = Ahead()
+        _look(data_root, path, "slurm", True, ahead)
+        if ahead.jobs:
+            raise UserError(
+                f"the dataset in {data_root / path} is still being prepared, by {ahead.jobs[0]}: evaluate "
+                "when it has ended (python launch/status.py shows it)"
+            )
+
+
 def paths(chain: configs.Chain) -> list[str]:
     """The config's data roots, as paths below the data root, sorted."""
     normal = (posixpath.normpath(root) for root in configs.data_roots(chain))

@@ -38,6 +38,12 @@ def check(*jobs: Resolved) -> None:
             )
 
 
+def is_this(job: Resolved) -> bool:
+    """Whether a job runs in this environment, so that what is installed here is what it will find."""
+    settings = job.settings
+    return settings.python in ("", sys.executable) and not settings.container and not settings.setup
+
+
 def _asked(python: str, job: Resolved) -> list[str]:
     """What another interpreter says of itself; [] if it says nothing."""
     program = shutil.which(os.path.expanduser(python))

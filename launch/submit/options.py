@@ -204,8 +204,11 @@ def as_given(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
+ADDRESSES = ("http://", "https://")
+
+
 def checkpoint(which: str, run: Run | None = None) -> str:
-    """What --checkpoint means: best, last, or the absolute path of a file.
+    """What --checkpoint means: best, last, the absolute path of a file, or an address, as it is.
 
     A bare name is looked for among the checkpoints of `run` too; of a run that is still to be trained
     (None), the name of a checkpoint that it will write will do. Raises UserError for anything else, and for a
@@ -220,6 +223,10 @@ def checkpoint(which: str, run: Run | None = None) -> str:
             raise UserError(
                 f"{run.name} has no checkpoint yet: python launch/status.py {run.name} shows how far it is"
             )
+        return which
+    if which.startswith(ADDRESSES):
+        if not re.fullmatch(r"https?://[^/\s]+/\S*\.pth", which):
+            raise UserError(f"--checkpoint {which!r}: the address of a checkpoint ends in .pth")
         return which
     file = Path(which).expanduser().absolute()
     if file.is_file():

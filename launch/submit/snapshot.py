@@ -105,6 +105,8 @@ def _rebased(source: Path, targets: dict[Path, Path], bases: dict[str, Path]) ->
     }
     if not moved:
         return content
+    if source.suffix != ".py":
+        raise UserError(f"{source}: a snapshot has to name its bases anew, which only one in Python allows")
     try:
         tree = ast.parse(content, str(source))
     except SyntaxError:

@@ -60,7 +60,7 @@ def index(tmp_path: Path) -> Iterator[str]:
         wheel(folder, "torchvision", version, needs=f"torch=={torch}")
     for version in ("1.26.4", "2.2.6"):
         wheel(folder, "numpy", version, NUMPY)
-    for name in ("cv2", "mmcv", "mmengine"):
+    for name in ("cv2", "mmcv", "mmengine", "mmdet", "mmpretrain"):
         wheel(folder, name, "1.0")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -85,6 +85,8 @@ def checkout(tmp_path: Path, index: str) -> Path:
         name, number, _ = path.name.split("-", 2)
         hashes.append(f"{name}=={number} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n")
     (env / "hashes.txt").write_text("".join(hashes))
+    for extra in ("mmdet", "mmpretrain"):
+        (env / f"lock-a-{extra}.txt").write_text(f"{extra}==1.0\n")
     (env / "requirements-torch.txt").write_text("torch==2.13.0\ntorchvision==0.28.0\n")
     (env / "lock-torch.txt").write_text("numpy==2.2.6\n")
     return env.parent
@@ -133,6 +135,27 @@ def test_a_build_from_a_place_of_its_own_wins(checkout: Path, index: str, tmp_pa
     assert version(checkout, "numpy") == "2.2.6"
 
 
+def test_what_is_asked_for_beside_the_set_stays_until_it_is_not(checkout: Path, index: str) -> None:
+    def there() -> list[str]:
+        return [name for name in ("mmdet", "mmpretrain") if list(checkout.glob(f".venv/lib/*/*/{name}.py"))]
+
+    def done(*options: str) -> str:
+        ended = set_up(checkout, index, *options)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    done("--with", "mmdet")
+    assert there() == ["mmdet"]
+    assert done() == ""
+    done("--with", "mmdet,mmpretrain")
+    assert there() == ["mmdet", "mmpretrain"]
+    assert version(checkout, "torch") == "2.13.0"
+    done("--with", "none")
+    assert there() == []
+    assert done() == ""
+    assert version(checkout, "mmengine") == "1.0"
+
+
 def test_what_cannot_be_had_is_told_and_nothing_counts_as_done(checkout: Path, index: str) -> None:
     done = set_up(checkout, index, "--torch", "2.7.0")
     assert done.returncode == 2
@@ -161,6 +184,8 @@ def test_a_file_that_an_index_has_exchanged_is_not_installed(
         (("--torch", "2.0.1"), "name a version from 2.1 on"),
         (("--torch", "2.4.1; touch x"), "name a version from 2.1 on"),
         (("b", "--torch", "2.2"), "set b needs NumPy 2"),
+        (("--with", "mmdet,mmrotate"), "--with mmrotate: there are mmdet and mmpretrain"),
+        (("--with", "mmdet", "--python", "python3"), "--with is for an environment that this makes"),
         (("--tourch", "2.4"), "there is no option --tourch"),
         (("--python", "/nowhere/python"), "there is no such interpreter"),
     ],
@@ -187,7 +212,7 @@ def test_a_folder_of_the_users_is_left_alone(checkout: Path) -> None:
 def test_help_is_there(checkout: Path) -> None:
     done = set_up(checkout, "http://127.0.0.1:9/", "--help")
     assert done.returncode == 0
-    assert done.stdout.startswith("usage: env/setup.sh [a|b] [--torch VERSION]")
+    assert done.stdout.startswith("usage: env/setup.sh [a|b] [--with PACKAGES]")
 
 
 # ----------------------------------------------------------------------------------------- where uv looks

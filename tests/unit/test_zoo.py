@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.mmseg import compat
 from jobs.run.errors import UserError
-from launch.submit import configs, literals
+from launch.submit import configs, literals, snapshot
 from launch.submit.literals import UNKNOWN
 from tests import zoo
 
@@ -186,6 +187,30 @@ def test_a_config_in_pure_python_is_read_as_the_program_that_it_is(tmp_path: Pat
     assert chain.values["model"]["decode_head"] == {"type": "mmseg.models.FCNHead", "channels": 16}
     assert configs.weights(chain) == ["/w.pth"]
     assert configs.data_roots(chain) == {"data/a", "data/b"}
+
+
+def test_bases_may_be_json_and_yaml(tmp_path: Path) -> None:
+    compat.prepare()
+    from jobs.mmseg.config import read
+
+    (tmp_path / "data.yaml").write_text(
+        "_base_: ./data.json\ntrain_dataloader:\n  batch_size: 2\n  dataset: {data_root: data/mine}\n"
+    )
+    (tmp_path / "data.json").write_text('{"val_dataloader": {"shuffle": true, "seed": null}, "n": [1.5]}')
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"_base_ = ['./data.yaml']\nmodel = dict(decode_head=dict())\n{PLAIN}")
+    chain = configs.check(mine)
+    assert configs.data_roots(chain) == {"data/mine"}
+    (tmp_path / "code").mkdir()
+    real = read(tmp_path / "code" / snapshot.place(tmp_path / "code", chain)).to_dict()
+    assert {key: value for key, value in real.items() if key in chain.values} == chain.values
+    for text, said in (("{", "cannot be read as a config"), ("[1]", "it has no names with values")):
+        (tmp_path / "data.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            configs.check(mine)
+
+
+PLAIN = "default_scope = 'mmseg'\ntrain_cfg = dict(by_epoch=True)\nval_evaluator = dict(type='IoUMetric')\n"
 
 
 @pytest.mark.parametrize(
