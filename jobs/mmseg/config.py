@@ -26,6 +26,7 @@ from jobs.engine.saving import Settings
 from jobs.engine.session import Session
 from jobs.mmseg import compat, sampling
 from jobs.mmseg.evaluator import use_fast_metric
+from jobs.mmseg.losses import weigh_ignored_pixels
 from jobs.mmseg.transforms import use_fast_transforms
 from jobs.run import private
 from jobs.run.directory import check_seed, write_atomically
@@ -184,6 +185,7 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     if own["fast_transforms"] and cfg.default_scope == "mmseg":
         use_fast_transforms(cfg.train_dataloader.dataset)
     use_fast_metric(cfg.get("val_evaluator"))
+    weigh_ignored_pixels()
     return cfg
 
 

@@ -207,7 +207,7 @@ def digest(text: str) -> str:
 
 
 def base_name(base: str, target: Path) -> str:
-    """How the config names its base: as given if it lies in a package or far away, else by a relative path."""
+    """How the config names its base: as given if in a package or far away, else by a relative path."""
     if "::" in base:
         return base
     near = Path(os.path.relpath(base, target.parent)).as_posix()

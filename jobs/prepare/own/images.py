@@ -125,11 +125,16 @@ def look_at(image: Image.Image, content: bytes) -> Picture:
         found.bands = 1 if pixels.ndim == 2 else pixels.shape[2]
         found.dtype = pixels.dtype.name
         found.alpha = is_transparent(image)
-        if found.dtype == "uint16" and content[24:25] == b"\x10":
-            found.bands = png_bands(content)
+        if is_deep_png(content):
+            found.dtype, found.bands = "uint16", png_bands(content)
         grey = grey_of(pixels)
     describe(found, grey)
     return found
+
+
+def is_deep_png(content: bytes) -> bool:
+    """A PNG of 16 bits (PNG specification, 11.2.2)."""
+    return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"
 
 
 def png_bands(content: bytes) -> int:
@@ -153,16 +158,14 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def pixels_of(image: Image.Image) -> NDArray[Any]:
-    """H×W or H×W×bands without alpha. Pillow brings colours of 16 bits down to 8; `read_deep` does not."""
-    deep = image.format == "PNG" and "16" in str(getattr(image, "tile", ""))
+    """H×W or H×W×bands without alpha. Pillow brings colours of 16 bits down to 8; `read` does not."""
     if image.mode in ("1", "L", "LA", "La"):
         return np.asarray(image.convert("L"))
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return np.asarray(image).astype(np.uint16)
     if image.mode in ("I", "F"):
         return np.asarray(image).astype(np.float32)
-    pixels = np.asarray(image.convert("RGB"))
-    return pixels.astype(np.uint16) * 257 if deep else pixels
+    return np.asarray(image.convert("RGB"))
 
 
 def is_transparent(image: Image.Image) -> bool:
@@ -253,7 +256,7 @@ def read(content: bytes) -> NDArray[Any]:
     try:
         if is_tiff(content):
             pixels = read_tiff(content)[0]
-        elif content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10":
+        elif is_deep_png(content):
             pixels = by_opencv(content)
             pixels = pixels[..., : png_bands(content)] if pixels.ndim == 3 else pixels
         else:

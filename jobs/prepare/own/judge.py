@@ -131,7 +131,13 @@ def values_table(pairs: Sequence[Pair], how: How) -> tuple[dict[int, int], list[
 def of_classes(pairs: Sequence[Pair], classes: Classes, table: dict[int, int]) -> list[Finding]:
     pixels = {split: pixels_by_class(pairs, table, split) for split in SPLITS}
     found = []
-    if pixels["train"] and not any(pixels["train"][label] for label in range(len(classes.names))):
+    learnt = [name for label, name in enumerate(classes.names) if pixels["train"][label]]
+    if len(learnt) == 1:
+        # 0/255 masks among them, in which 255 is ignored: every figure would be 100, and nothing is learnt.
+        text = f"the training's masks have {learnt[0]!r} only, and what is ignored ({IGNORED})"
+        fix = "two classes at least; of 0/255 masks in the classes file `value=255`, or two lines and no more"
+        found.append(error("one class only", "", text, fix))
+    if pixels["train"] and not learnt:
         text = f"no pixel of the training's masks counts: all are ignored ({IGNORED})"
         found.append(error("nothing to train on", "", text, "see what the masks have, and the classes file"))
     for label, name in enumerate(classes.names):

@@ -171,15 +171,10 @@ def draw_coco(labels: NDArray[np.uint8], shape: tuple[int, Any]) -> None:
                 f"its RLE is for {size} (height, width), the image has {[height, width]}",
                 REDO,
             )
-        if isinstance(counts, list):
-            if sum(counts) != height * width or min(counts, default=0) < 0:
-                raise BadMask("bad annotation", "its RLE has not as many pixels as the image", REDO)
-            run = coco.frPyObjects(segmentation, height, width)
-        else:
-            run = {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
-            if int(coco.area(run)) > height * width:
-                raise BadMask("bad annotation", "its RLE has more pixels than the image", REDO)
-        runs = [run]
+        runs_of = counts if isinstance(counts, list) else unpacked(str(counts))
+        if sum(runs_of) != height * width or min(runs_of) < 0:
+            raise BadMask("bad annotation", "its RLE has not as many pixels as the image", REDO)
+        runs = [coco.frPyObjects({"size": [height, width], "counts": runs_of}, height, width)]
     else:
         polygons = list(segmentation or [])
         if not polygons:
@@ -193,6 +188,22 @@ def draw_coco(labels: NDArray[np.uint8], shape: tuple[int, Any]) -> None:
                 raise BadMask("bad annotation", "a polygon lies far outside of the image", REDO)
         runs = coco.frPyObjects(polygons, height, width)
     labels[coco.decode(coco.merge(runs)).astype(bool)] = label
+
+
+def unpacked(text: str) -> list[int]:
+    """The lengths of COCO's compressed RLE (cocoapi, common/maskApi.c, rleFrString), which pycocotools takes
+    without looking whether they are those of an image."""
+    found: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (1 << shift) if code & 16 else 0
+            found.append(value + (found[-2] if len(found) > 2 else 0))
+            value = shift = 0
+    return found
 
 
 REDO = "export the annotations anew, for these very images"

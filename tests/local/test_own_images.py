@@ -1,0 +1,87 @@
+"""From a folder of images and masks to a trained model, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.run import events
+from tests import own_images
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(tmp_path: Path, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "BATON"))}
+    return subprocess.run(
+        [sys.executable, f"launch/{script}.py", *map(str, arguments), "--cluster", "local", "--wait"],
+        cwd=ROOT,
+        env=kept | {"BATON_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def prepare(tmp_path: Path, given: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return launch(
+        tmp_path,
+        "prepare",
+        *("--data-root", tmp_path / "data", "--dataset", "mine", "--images", given / "images"),
+        *("--classes", given / "classes.txt", "--write-config", tmp_path / "mine.py"),
+        *("--base", "configs/demo.py", "--masks", given / "masks", *arguments),
+    )
+
+
+@pytest.mark.parametrize("kind", ["colour", "many bands"])
+def test_a_folder_becomes_a_model_without_another_edit(tmp_path: Path, kind: str) -> None:
+    given = own_images.write(tmp_path / "given", 40, masks="colours")
+    if kind == "many bands":
+        import numpy as np
+        import tifffile
+        from PIL import Image
+
+        for image in sorted((given / "images").iterdir()):
+            pixels = np.asarray(Image.open(image)).astype(np.uint16) * 40
+            bands = np.concatenate([pixels, pixels[..., :1] // 2, 9000 - pixels[..., 2:]], 2)
+            file = image.with_suffix(".tif")
+            tifffile.imwrite(file, bands, photometric="minisblack", planarconfig="contig")
+            image.unlink()
+    before = {path: path.read_bytes() for path in given.rglob("*") if path.is_file()}
+    made = prepare(tmp_path, given, "--class-weights")
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert {path: path.read_bytes() for path in given.rglob("*") if path.is_file()} == before
+
+    arguments = ["--data-root", tmp_path / "data", "--config", tmp_path / "mine.py", "--gpus", 1]
+    trained = launch(tmp_path, "train", *arguments, "--run", "first", "--seed", 1)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    evaluated = [
+        event
+        for event in events.iterate(tmp_path / "runs/first/events.jsonl")
+        if event["event"] == "evaluated"
+    ]
+    assert evaluated[0]["metrics"]["mIoU"] > 60, evaluated
+
+    checked = launch(tmp_path, "prepare", "--data-root", tmp_path / "data", "--check", tmp_path / "mine.py")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "check=config" in checked.stdout
+    assert "files=40" in checked.stdout
+
+
+def test_mistakes_are_told_and_nothing_is_made(tmp_path: Path) -> None:
+    given = own_images.write(tmp_path / "given", 8)
+    (given / "masks/scene_003.png").unlink()
+    (given / "images/scene_005.png").write_bytes((given / "images/scene_005.png").read_bytes()[:900])
+    made = prepare(tmp_path, given, "--json")
+    assert made.returncode == 2, made.stdout + made.stderr
+    assert "scene_003.png" in made.stdout
+    assert "scene_005.png" in made.stdout
+    assert not (tmp_path / "mine.py").exists()
+    assert not (tmp_path / "data/mine").exists()
+    run = Path(json.loads(made.stdout.splitlines()[0])["path"])
+    assert "failed" in [event["event"] for event in events.iterate(run / "events.jsonl")]
