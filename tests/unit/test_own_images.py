@@ -518,6 +518,7 @@ def described(**changed: Any) -> config_file.Description:
 
 
 HEADS = {"decode_head": {"loss_decode": {"type": "CrossEntropyLoss"}}, "auxiliary_head": {"loss_decode": {}}}
+FROM_WEIGHTS = {**HEADS, "pretrained": "open-mmlab://resnet50_v1c"}
 
 
 def test_the_config_says_what_the_data_is(tmp_path: Path) -> None:
@@ -541,6 +542,24 @@ def test_the_config_says_what_the_data_is(tmp_path: Path) -> None:
     assert cfg.train_dataloader.dataset.pipeline[0].imdecode_backend == "tifffile"
     assert "PhotoMetricDistortion" not in text
     assert cfg.test_dataloader.dataset.ann_file == "splits/val.txt"
+
+
+def test_grey_images_get_pretrained_weights_and_many_bands_begin_without() -> None:
+    grey = described(bands=judge.Bands("grey", 1, "uint8"), mean=[90.0], std=[50.0])
+    text = config_file.text_of(grey, "b.py", HEADS, 96, False)
+    assert "in_channels=1" in text
+    assert "mean=[90.0]" in text
+    assert 'color_type="grayscale"' in text
+    text = config_file.text_of(grey, "b.py", FROM_WEIGHTS, 96, False)
+    assert "in_channels" not in text
+    assert "mean=[123.675, 116.28, 103.53]" in text
+    assert "grayscale" not in text
+    assert "PhotoMetricDistortion" not in text
+    text = config_file.text_of(
+        described(bands=judge.Bands("tiff", 4, "uint8")), "b.py", FROM_WEIGHTS, 96, False
+    )
+    assert "pretrained=None" in text
+    assert "in_channels=4" in text
 
 
 def test_a_config_that_the_user_changed_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

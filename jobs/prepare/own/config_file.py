@@ -25,6 +25,9 @@ ENOUGH = 64
 """Training images from which the last, smaller batch of an epoch is left out: one image alone in it has no
 statistics for batch normalisation."""
 
+GREY_AS_COLOUR = "grey as colour"
+"""A reader, as in Bands: grey images as three equal bands, for a base that begins with pretrained weights."""
+
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 """What the recipe's pretrained weights were trained with (mean, standard deviation)."""
 
@@ -66,8 +69,12 @@ def side_of(made: Description) -> int:
     return max(SMALLEST, min(MOST_SIDE, made.short_side // SMALLEST * SMALLEST))
 
 
-def text_of(made: Description, base: str, heads: dict[str, Any], crop: int, weighted: bool) -> str:
-    """The config's text. `heads`: the model's heads as the base has them, by name."""
+def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weighted: bool) -> str:
+    """The config's text. `model`: the base's. Raises UserError for a model that cannot be fitted."""
+    backbone = model.get("backbone") or {}
+    begins_with_weights = bool(model.get("pretrained") or backbone.get("init_cfg"))
+    if begins_with_weights and made.bands.reader == "grey":
+        made = msgspec.structs.replace(made, bands=Bands(GREY_AS_COLOUR, 3, "uint8"))
     side = max(side_of(made), crop if made.short_side >= crop else SMALLEST)
     lines = [
         f'_base_ = "{base}"',
@@ -90,9 +97,17 @@ def text_of(made: Description, base: str, heads: dict[str, Any], crop: int, weig
         f"    data_preprocessor={preprocessor(made)},",
     ]
     if made.bands.bands != 3:
-        lines.append(f"    backbone=dict(in_channels={made.bands.bands}),")
-    for name, head in heads.items():
-        lines.append(f"    {name}={head_text(made, name, head, weighted)},")
+        random = ""
+        if begins_with_weights:
+            lines.append(
+                "    # The weights that the base begins with are for three bands: it begins without."
+            )
+            lines.append("    pretrained=None,")
+            random = ", init_cfg=None" if backbone.get("init_cfg") else ""
+        lines.append(f"    backbone=dict(in_channels={made.bands.bands}{random}),")
+    for name in ("decode_head", "auxiliary_head"):
+        if head := model.get(name):
+            lines.append(f"    {name}={head_text(name, head, made, weighted)},")
     lines += [")", ""]
     for split in ("train", "val"):
         extra = ", drop_last=True" if split == "train" and made.images["train"] >= ENOUGH else ""
@@ -141,12 +156,13 @@ def test_steps(made: Description) -> list[str]:
 
 def preprocessor(made: Description) -> str:
     # The pretrained weights of colour images were trained with ImageNet's figures.
-    mean, std = IMAGENET if made.bands.reader == "colour" else (made.mean, made.std)
-    swapped = made.bands.bands == 3 and made.bands.reader in ("colour", "png16")
+    reader = made.bands.reader
+    mean, std = IMAGENET if reader in ("colour", GREY_AS_COLOUR) else (made.mean, made.std)
+    swapped = made.bands.bands == 3 and reader != "tiff"
     return f"dict(mean={mean}, std={std}, bgr_to_rgb={swapped}, size=crop_size, seg_pad_val={IGNORED})"
 
 
-def head_text(made: Description, name: str, head: Any, weighted: bool) -> str:
+def head_text(name: str, head: Any, made: Description, weighted: bool) -> str:
     values = f"num_classes={len(made.classes)}, ignore_index={IGNORED}"
     if not isinstance(head, dict):
         raise UserError(
@@ -214,8 +230,8 @@ def base_name(base: str, target: Path) -> str:
     return base if near.startswith("../../") else near if near.startswith(".") else f"./{near}"
 
 
-def heads_of(base: Path) -> dict[str, Any]:
-    """The heads of a config's model, by name. Raises UserError for a config that cannot be read."""
+def model_of(base: Path) -> dict[str, Any]:
+    """A config's model, as plain values. Raises UserError for a config that cannot be read."""
     # Not jobs.mmseg.config's: that loads all of mmseg, which takes ten seconds, and runs the same program.
     from jobs.mmseg import compat
 
@@ -223,10 +239,9 @@ def heads_of(base: Path) -> dict[str, Any]:
     from mmengine.config import Config
 
     try:
-        model = Config.fromfile(str(base), import_custom_modules=False).get("model") or {}
+        model = Config.fromfile(str(base), import_custom_modules=False).to_dict().get("model") or {}
     except Exception as error:  # a config is a program of the user's
         raise UserError(f"--base {base} cannot be read: {type(error).__name__}: {error}") from None
-    heads = {name: model[name] for name in ("decode_head", "auxiliary_head") if model.get(name)}
-    if "decode_head" not in heads:
+    if not model.get("decode_head"):
         raise UserError(f"--base {base}: its model has no decode_head")
-    return heads
+    return dict(model)

@@ -227,11 +227,11 @@ def write_config(args: argparse.Namespace, root: Path) -> None:
     if not (args.write_config and args.base):
         return
     made, target = description(root), Path(args.write_config)
-    heads = config_file.heads_of(base_path(args.base))
+    model = config_file.model_of(base_path(args.base))
     base = config_file.base_name(args.base, target)
     crop = config_file.crop_of(made, args.crop or "")
     config_file.place(
-        target, made.name, config_file.text_of(made, base, heads, crop, bool(args.class_weights))
+        target, made.name, config_file.text_of(made, base, model, crop, bool(args.class_weights))
     )
 
 
