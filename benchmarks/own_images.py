@@ -23,6 +23,7 @@ from jobs.run import environment  # noqa: E402
 
 environment.enter()
 
+from jobs.catalog import classes  # noqa: E402
 from jobs.prepare import workers  # noqa: E402
 
 workers.no_inner_threads()
@@ -33,7 +34,7 @@ from PIL import Image  # noqa: E402
 
 from benchmarks import harness  # noqa: E402
 from benchmarks.prepare import family, proportional  # noqa: E402
-from jobs.prepare.own import classes, judge, sources  # noqa: E402
+from jobs.prepare.own import judge, sources  # noqa: E402
 from jobs.prepare.own.scan import How, scan  # noqa: E402
 from jobs.run.errors import run_command  # noqa: E402
 

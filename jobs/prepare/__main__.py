@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jobs.catalog import own_images as own_options
 from jobs.catalog import pretrained
 from jobs.prepare import weights, workers
-from jobs.catalog import own_images as own_options
 from jobs.prepare.progress import say
 from jobs.run import events, exit_codes, notify
 from jobs.run.directory import Run

@@ -17,9 +17,11 @@ import pytest
 import tifffile
 from PIL import Image
 
+from jobs.catalog import classes, manifest
+from jobs.catalog import own_images as options
 from jobs.prepare import __main__ as command
-from jobs.prepare import manifest, verify
-from jobs.prepare.own import classes, config_file, images, judge, masks, options, scan, sheet, sources
+from jobs.prepare import verify
+from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sources
 from jobs.prepare.own.pipeline import prepare_own
 from jobs.run.errors import UserError
 from tests import own_images

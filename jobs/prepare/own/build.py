@@ -15,8 +15,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from jobs.catalog.manifest import Entry
 from jobs.prepare import workers
-from jobs.catalog.manifest import Entry, content_digest
+from jobs.prepare.deflate import content_digest
 from jobs.prepare.own import images, scan
 from jobs.prepare.own.judge import Bands, Pair
 from jobs.prepare.own.scan import How, Row

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from jobs.prepare.own import findings, judge
 from jobs.catalog.classes import IGNORED, Classes
+from jobs.prepare.own import findings, judge
 from jobs.prepare.own.findings import Finding, error
 from jobs.prepare.own.judge import Pair
 from jobs.prepare.own.scan import How, scan

@@ -25,13 +25,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from jobs.catalog import manifest
-from jobs.prepare.disk import sync
-from jobs.prepare.lock import Lock, hold
-from jobs.catalog.manifest import Manifest
-from jobs.prepare.own import build, classes, config_file, findings, judge, sheet, sources
+from jobs.catalog import classes, manifest
 from jobs.catalog import own_images as own_options
 from jobs.catalog.classes import Classes
+from jobs.catalog.manifest import Manifest
+from jobs.prepare.disk import sync
+from jobs.prepare.lock import Lock, hold
+from jobs.prepare.own import build, config_file, findings, judge, sheet, sources
 from jobs.prepare.own.config_file import Description
 from jobs.prepare.own.findings import Finding
 from jobs.prepare.own.scan import How, scan

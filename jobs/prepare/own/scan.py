@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from jobs.prepare import workers
-from jobs.catalog.manifest import content_digest
-from jobs.prepare.own import images, masks
 from jobs.catalog.classes import Classes
+from jobs.prepare import workers
+from jobs.prepare.deflate import content_digest
+from jobs.prepare.own import images, masks
 from jobs.prepare.own.images import BadPicture, Picture
 from jobs.prepare.own.masks import BadMask
 from jobs.prepare.own.sources import Item

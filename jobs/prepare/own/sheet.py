@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.catalog.classes import IGNORED
 from jobs.prepare.own import images, scan
 from jobs.prepare.own.build import pixels_of
-from jobs.catalog.classes import IGNORED
 from jobs.prepare.own.config_file import Description
 from jobs.prepare.own.findings import Finding, by_kind
 from jobs.prepare.own.judge import Pair, by_class

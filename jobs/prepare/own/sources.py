@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from jobs.prepare.own import masks
 from jobs.catalog.classes import Classes
+from jobs.prepare.own import masks
 from jobs.prepare.own.findings import Finding, error, warning
 from jobs.prepare.own.images import SUFFIXES
 from jobs.run.errors import UserError
