@@ -32,9 +32,9 @@ def weigh_ignored_pixels() -> None:
     ) -> torch.Tensor:
         if class_weight is not None and avg_factor is None and reduction == "mean":
             counts = label != ignore_index
-            if not bool(counts.all()):
-                # Never 0: a batch of ignored pixels alone has no loss, and not one that is no number.
-                avg_factor = class_weight[label[counts]].sum().clamp(min=torch.finfo(torch.float32).eps)
+            weights = class_weight[torch.where(counts, label, 0)] * counts
+            # Never 0: a batch of ignored pixels alone has no loss, and not one that is no number.
+            avg_factor = weights.sum().clamp(min=torch.finfo(torch.float32).eps)
         found: torch.Tensor = theirs(
             pred, label, weight, class_weight, reduction, avg_factor, ignore_index, avg_non_ignore
         )
