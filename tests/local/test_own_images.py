@@ -93,3 +93,38 @@ def test_mistakes_are_told_and_nothing_is_made(tmp_path: Path) -> None:
     assert not (tmp_path / "data/mine").exists()
     run = Path(json.loads(made.stdout.splitlines()[0])["path"])
     assert read_events(run)["failed"]["exit_code"] == 2
+
+
+def test_check_looks_at_what_any_config_reads(tmp_path: Path, voc_small: Path) -> None:
+    checked = launch(tmp_path, "prepare", "--data-root", voc_small, "--check", "configs/demo.py")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "files=32" in checked.stdout
+
+    # A dataset class of the user's, in a layout of its own, with labels that are none.
+    given = own_images.write(tmp_path / "data/shapes", 4)
+    (tmp_path / "my_shapes.py").write_text(
+        "from mmseg.datasets import BaseSegDataset\n"
+        "from mmseg.registry import DATASETS\n"
+        "@DATASETS.register_module()\n"
+        "class MyShapes(BaseSegDataset):\n"
+        "    METAINFO = dict(classes=('background', 'disc'), palette=[[0, 0, 0], [9, 9, 9]])\n"
+        "    def __init__(self, **more):\n"
+        "        super().__init__(img_suffix='.png', **more)\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        f"_base_ = {str(ROOT / 'configs/demo.py')!r}\n"
+        "custom_imports = dict(imports=['my_shapes'])\n"
+        "data = dict(_delete_=True, type='MyShapes', data_root='data/shapes', pipeline=[],\n"
+        "            data_prefix=dict(img_path='images', seg_map_path='masks'))\n"
+        "train_dataloader = dict(dataset=data)\n"
+        "val_dataloader = dict(dataset=data)\n"
+        "test_dataloader = val_dataloader\n"
+    )
+    checked = launch(
+        tmp_path, "prepare", "--json", "--data-root", tmp_path / "data", "--check", tmp_path / "mine.py"
+    )
+    assert checked.returncode == 2, checked.stdout + checked.stderr
+    run = Path(json.loads(checked.stdout.splitlines()[0])["path"])
+    found = (run / "findings.tsv").read_text()
+    assert f"label outside\t{os.path.relpath(given, tmp_path)}/masks/scene_000.png\thas the value 2" in found
+    assert "num_classes=21, the dataset 2 classes" in found

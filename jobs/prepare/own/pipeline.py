@@ -21,6 +21,7 @@ import shutil
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -34,6 +35,7 @@ from jobs.prepare.lock import Lock, hold
 from jobs.prepare.own import build, config_file, findings, judge, sheet, sources
 from jobs.prepare.own.config_file import Description
 from jobs.prepare.own.findings import Finding
+from jobs.prepare.own.judge import Bands, Pair
 from jobs.prepare.own.scan import How, scan
 from jobs.prepare.progress import say
 from jobs.prepare.voc import pipeline as prepare
@@ -111,72 +113,86 @@ def description(root: Path) -> Description:
         ) from None
 
 
-def make(args: argparse.Namespace, known: Classes, request: str, lock: Lock) -> Manifest:
-    name, data_root = args.dataset, Path(args.data_root)
-    work = data_root / f"{prepare.WORK}-{name}"
-    staging = work / name
-    staging.mkdir(parents=True, exist_ok=True)
+class Checked(NamedTuple):
+    """What was read, and found to be without errors."""
+
+    pairs: list[Pair]
+    how: How
+    table: dict[int, int]
+    bands: Bands
+    found: list[Finding]
+
+
+def check_all(args: argparse.Namespace, known: Classes, work: Path) -> Checked:
+    """Reads and judges everything; prints what it finds. Raises UserError if there is an error among that."""
     kind = args.mask_kind or "auto"
+    pictures = kind in ("labels", "colours", "binary")
+    given = [Path(path) for path in args.masks]
     items, kind_found, found = sources.collect(
-        Path(args.images),
-        [Path(path) for path in args.masks],
-        source_kind(kind),
-        args.mask_suffix or "",
-        known,
+        Path(args.images), given, "picture" if pictures else kind, args.mask_suffix or "", known
     )
     share = float(args.split) if args.split else None
     chosen = (args.train_list or "", args.val_list or "")
     items, more = sources.split(items, share, int(args.seed or 0), args.group_by or "", chosen)
-    found += more
-    reading = kind if kind in ("labels", "colours", "binary") else "auto"
-    how = How(known, reading, bool(args.ignore_exif))
+    how = How(known, kind if pictures else "auto", bool(args.ignore_exif))
     say(f"{len(items):,} images, masks: {'pictures' if kind_found == 'picture' else kind_found}")
     pairs = list(scan(items, how, args.processes, work / "rows"))
     table, told = judge.values_table(pairs, how)
     bands, unlike = judge.bands_of(pairs)
-    found += told + unlike + judge.judge(pairs, how, table)
-    report(found, work / FINDINGS, f"{name} cannot be made")
+    found += more + told + unlike + judge.judge(pairs, how, table)
+    report(found, work / FINDINGS, f"{args.dataset} cannot be made")
+    return Checked(pairs, how, table, bands, found)
 
+
+def make(args: argparse.Namespace, known: Classes, request: str, lock: Lock) -> Manifest:
+    work = Path(args.data_root) / f"{prepare.WORK}-{args.dataset}"
+    staging = work / args.dataset
+    staging.mkdir(parents=True, exist_ok=True)
+    pairs, how, table, bands, found = checked = check_all(args, known, work)
     plans, suffix = build.plan(pairs, bands, table)
     check_space(staging, sum(row.image_bytes for _, row in pairs) if args.copy else 0, 2 * len(pairs))
     job = build.Job(str(staging), how, table, bands, bool(args.copy))
     entries, links = build.write(plans, job, args.processes)
-    mean, std = build.normalisation(plans, bands, args.processes)
-    shares, weights = judge.frequencies(pairs, known, table)
+    moments = build.normalisation(plans, bands, args.processes)
     splits = {one: build.list_of(plans, one, suffix) for one in sources.SPLITS}
-    described = Description(
-        name=name,
-        request=request,
-        classes=known.names,
-        palette=known.palette,
-        bands=bands,
-        ignore_exif=how.ignore_exif,
-        suffix=suffix,
-        images={one: len(names) for one, names in splits.items()},
-        short_side=int(np.median([min(row.picture.shown) for _, row in pairs if row.picture])),
-        mean=mean,
-        std=std,
-        frequencies=shares,
-        weights=weights,
-        masks=", ".join(sorted({row.mask_kind for _, row in pairs})),
-        links=links,
-    )
+    described = describe(args.dataset, request, checked, splits, suffix, moments, links)
     (staging / "splits").mkdir(exist_ok=True)
     entries += [put(staging, f"splits/{one}.txt", listing(names)) for one, names in splits.items()]
-    entries.append(
-        put(
-            staging,
-            own_options.DESCRIPTION,
-            msgspec.json.format(msgspec.json.encode(described), indent=1) + b"\n",
-        )
-    )
+    content = msgspec.json.format(msgspec.json.encode(described), indent=1) + b"\n"
+    entries.append(put(staging, own_options.DESCRIPTION, content))
     entries.append(put(staging, FINDINGS, findings.table(found)))
     entries.append(put(staging, SHEET, sheet.page(described, pairs, how, table, found)))
     return finish(args, staging, entries, splits, found, lock)
 
 
-def source_kind(kind: str) -> str:
-    return "picture" if kind in ("labels", "colours", "binary") else kind
+def describe(
+    name: str,
+    request: str,
+    checked: Checked,
+    splits: dict[str, list[str]],
+    suffix: str,
+    moments: tuple[list[float], list[float]],
+    links: int,
+) -> Description:
+    known, pairs = checked.how.classes, checked.pairs
+    shares, weights = judge.frequencies(pairs, known, checked.table)
+    return Description(
+        name=name,
+        request=request,
+        classes=known.names,
+        palette=known.palette,
+        bands=checked.bands,
+        ignore_exif=checked.how.ignore_exif,
+        suffix=suffix,
+        images={one: len(names) for one, names in splits.items()},
+        short_side=int(np.median([min(row.picture.shown) for _, row in pairs if row.picture])),
+        mean=moments[0],
+        std=moments[1],
+        frequencies=shares,
+        weights=weights,
+        masks=", ".join(sorted({row.mask_kind for _, row in pairs})),
+        links=links,
+    )
 
 
 def report(found: list[Finding], file: Path, what: str) -> None:
