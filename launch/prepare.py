@@ -1,5 +1,6 @@
 """Submits the preparation, a CPU job: download, convert, verify PASCAL VOC 2012 with SBD; and fetch the
-pretrained weights that the recipe begins with.
+pretrained weights that the recipe begins with. With --images it makes a dataset of your own images, checks
+all of it, and writes a config that trains on it (docs/own-images.md).
 
 It can be run again at any time: what is ready is only checked, what was interrupted goes on. A training
 submitted meanwhile waits for it in the queue.
@@ -14,6 +15,7 @@ from jobs.run import environment
 
 environment.enter()
 
+from jobs.catalog import own_images as own_options
 from jobs.catalog import pretrained
 from jobs.catalog import recipes as datasets
 from jobs.catalog.manifest import MANIFEST
@@ -32,6 +34,8 @@ EXAMPLES = """\
   python launch/prepare.py --for-config mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
   python launch/prepare.py --dataset cityscapes --archives /scratch/archives
   python launch/prepare.py --pack                          one file instead of 25,000 (docs/packed.md)
+  python launch/prepare.py --dataset mine --images photos/ --masks masks/ --classes classes.txt
+  python launch/prepare.py --check configs/mine.py --wait  finds mistakes in whatever a config reads
   python launch/prepare.py --verify deep --wait            looks at every byte of what is there
   python launch/prepare.py --cluster mine --time 02:00:00
 """
@@ -79,6 +83,7 @@ def main() -> int:
     # The script of a dry run makes its run directory by these.
     parser.add_argument("--no-submit", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
+    own_options.add(parser)
     options.add_common(parser, gpus=False)
     arguments = parser.parse_args()
 
@@ -95,9 +100,18 @@ def main() -> int:
         mounts.append(archives)
     if arguments.for_config:
         fit_to_config(arguments)
-    dataset = datasets.check_name(
-        arguments.dataset or "voc", bool(arguments.verify) or arguments.converter_args is not None
-    )
+    own = own_options.asked(arguments)
+    checked = check_of(arguments) if arguments.check else None
+    if own:
+        job_arguments += fit_own(arguments)
+        mounts += own_options.folders(arguments)
+        dataset = arguments.dataset
+    elif arguments.verify and own_options.is_there(data_root, arguments.dataset or ""):
+        dataset = arguments.dataset
+    else:
+        dataset = datasets.check_name(
+            arguments.dataset or "voc", bool(arguments.verify) or arguments.converter_args is not None
+        )
     if arguments.dataset:
         job_arguments += ["--dataset", dataset]
     if arguments.verify:
@@ -122,11 +136,14 @@ def main() -> int:
     runs.check_name(name)
     path = runs.prepare_root() / name
     script_arguments = [*job_arguments, "--run", str(path)]
+    if checked:  # the job reads the run's copy of the config
+        job_arguments.append(f"--check={checked.files[0]}")
+        script_arguments.append(f"--check={snapshot.place_of(checked)}")
     if arguments.dry_run:
         make = ["prepare", "--no-submit", "--run", name, *job_arguments, *options.as_given(arguments)]
         return single.show(single.batch(path, resolved, script_arguments, name, make, mounts))
     folder = datasets.folder_of(dataset)
-    looks = arguments.no_submit or arguments.verify
+    looks = arguments.no_submit or arguments.verify or checked
     busy = None if looks else data_ready.preparing(data_root, folder)
     if busy is not None:
         raise UserError(
@@ -135,7 +152,7 @@ def main() -> int:
     batch = single.batch(path, resolved, script_arguments, name, mounts=mounts)
 
     def fill(place: Run) -> None:
-        config = snapshot.take(place.code, data_root)
+        config = snapshot.take(place.code, data_root, checked)
         place.write_request(
             Request(
                 name=name,
@@ -148,7 +165,7 @@ def main() -> int:
                 command=sys.argv,
                 versions=requests.versions(),
                 dataset=dataset,
-                verify=arguments.verify or "",
+                verify=arguments.verify or ("config" if checked else ""),
                 weights=weights_of(arguments, dataset),
             )
         )
@@ -170,6 +187,41 @@ def weights_of(arguments: argparse.Namespace, dataset: str) -> list[str]:
     return [pretrained.DEFAULT] if dataset == "voc" else []
 
 
+def fit_own(arguments: argparse.Namespace) -> list[str]:
+    """Checks the options of a dataset of the user's own, sets --weights to those of the config's base, and
+    returns the options for the job. Raises UserError."""
+    if arguments.for_config or arguments.verify or arguments.converter_args is not None:
+        raise UserError(
+            "--images makes a dataset of your own: leave out --for-config, --verify, --converter-args"
+        )
+    own_options.check(arguments)
+    base = arguments.base or own_options.DEFAULT_BASE
+    located = configs.locate(base)
+    chain = configs.check(located, here=False)
+    arguments.base = base if "::" in base else str(located)
+    target = arguments.write_config or runs.CHECKOUT / "configs" / f"{arguments.dataset}.py"
+    arguments.write_config = own_options.absolute(str(target))
+    if not arguments.write_config.endswith(".py"):
+        raise UserError(f"--write-config {arguments.write_config}: a config's name ends in .py")
+    if not arguments.weights and not arguments.no_weights:
+        fit_weights(arguments, chain, base)
+    return own_options.as_given(arguments)
+
+
+def check_of(arguments: argparse.Namespace) -> configs.Chain:
+    """What --check looks at. Raises UserError for a config that is none, or for other options beside it."""
+    if (
+        arguments.dataset
+        or arguments.verify
+        or arguments.weights
+        or arguments.for_config
+        or arguments.archives
+    ):
+        raise UserError("--check says which datasets, and makes nothing: leave out the other options")
+    arguments.no_weights = True
+    return configs.check(configs.locate(arguments.check), evaluated=False, here=False)
+
+
 def fit_to_config(arguments: argparse.Namespace) -> None:
     """Sets --dataset and --weights to what a config needs, and says what of it cannot be fetched.
 
@@ -188,6 +240,11 @@ def fit_to_config(arguments: argparse.Namespace) -> None:
             f"weights: --weights {' '.join(configs.weights(chain))})"
         )
     (arguments.dataset,) = found
+    fit_weights(arguments, chain, name)
+
+
+def fit_weights(arguments: argparse.Namespace, chain: configs.Chain, name: str) -> None:
+    """Sets --weights to those that a config begins with, and says which of them cannot be fetched."""
     arguments.weights = []
     for reference in configs.weights(chain):
         if pretrained.address(reference):

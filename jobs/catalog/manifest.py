@@ -36,6 +36,8 @@ class Manifest:
     """name -> count and md5 of the sorted ids."""
     archives: dict[str, dict[str, int | str]] = field(default_factory=dict)
     """file name -> bytes and the digest it was verified by."""
+    findings: list[str] = field(default_factory=list)
+    """What was found in a dataset of the user's own, a line each kind."""
     version: int = VERSION
     packed: bool = False
     """Whether the files are in one container, lists excepted, which are there too."""

@@ -26,6 +26,7 @@ from jobs.engine.saving import Settings
 from jobs.engine.session import Session
 from jobs.mmseg import compat, packed, sampling
 from jobs.mmseg.evaluator import use_fast_metric
+from jobs.mmseg.losses import weigh_ignored_pixels
 from jobs.mmseg.transforms import use_fast_transforms
 from jobs.run import files, private
 from jobs.run.directory import check_seed, write_atomically
@@ -194,6 +195,7 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     use_fast_metric(cfg.get("val_evaluator"))
     for name in ("train_dataloader", "val_dataloader"):
         packed.read_packed((cfg.get(name) or {}).get("dataset"))
+    weigh_ignored_pixels()
     return cfg
 
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jobs.catalog import own_images as own_options
 from jobs.catalog import pretrained
 from jobs.prepare import weights, workers
 from jobs.prepare.progress import say
@@ -86,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--no-weights", action="store_const", dest="weights", const=[], help="no pretrained weights")
     add("--run", type=Path, metavar="DIR", help="run directory that gets the events")
+    own_options.add(result)
     return result
 
 
@@ -136,20 +138,29 @@ def run(args: argparse.Namespace, begun: float) -> int:
         found = prepare.wait_only(args.data_root, root.name, args.wait_only)
         say(f"{root} is ready: {found.files:,} files")
         return 0
+    if args.check:
+        return check(args, begun)
+    own = own_options.asked(args)
     if args.verify:
-        check_name(args.dataset, own_arguments=True)
+        if not own_options.is_there(args.data_root, args.dataset):
+            check_name(args.dataset, own_arguments=True)
         return look(args, root, begun)
     if args.unpack:
         from jobs.prepare.packed import convert
 
-        check_name(args.dataset, own_arguments=True)
+        if not own_options.is_there(args.data_root, args.dataset):
+            check_name(args.dataset, own_arguments=True)
         found = convert.unpack(args.data_root, root.name, not args.no_wait)
         say(f"{root} is unpacked: {found.files:,} files")
         record(args.run, "prepared", data_root=str(args.data_root), images=found.files,
                seconds=round(time.monotonic() - begun, 3))  # fmt: skip
         return 0
-    order = None if args.dataset.lower() in VOC else others.order_of(args)
-    if order:
+    order = None if own or args.dataset.lower() in VOC else others.order_of(args)
+    if own:
+        from jobs.prepare.own.pipeline import prepare_own
+
+        result = prepare_own(args)
+    elif order:
         result = others.prepare_other(order)
     else:
         result = prepare.prepare(
@@ -162,15 +173,26 @@ def run(args: argparse.Namespace, begun: float) -> int:
     lists = result.manifest.lists
     counts = ", ".join(f"{name} {values['count']:,}" for name, values in lists.items())
     say(f"{root} {'was ready' if result.done_before else 'is ready'}: {counts} ({result.seconds:.1f} s)")
-    default = [] if order else [pretrained.DEFAULT]
+    default = [] if order or own else [pretrained.DEFAULT]
     for reference in default if args.weights is None else args.weights:
         if file := weights.fetch(reference, args.data_root, args.archives):
             weights.check_content(file)
     # Of other datasets only the files are counted.
-    images = result.manifest.files if order else int(lists["trainaug"]["count"]) + int(lists["val"]["count"])
+    images = result.manifest.files if order else int(lists["val"]["count"])
+    images += 0 if order else int(lists["train" if own else "trainaug"]["count"])
     record(
         args.run, "prepared", data_root=str(args.data_root), seconds=round(result.seconds, 3), images=images
     )
+    return 0
+
+
+def check(args: argparse.Namespace, begun: float) -> int:
+    """--check. Raises UserError, naming the first file that is wrong."""
+    from jobs.prepare.own.check import check_config
+
+    files = check_config(args)
+    seconds = round(time.monotonic() - begun, 3)
+    record(args.run, "verified", data_root=str(args.data_root), check="config", seconds=seconds, files=files)
     return 0
 
 

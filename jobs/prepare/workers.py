@@ -60,6 +60,12 @@ class Workers:
             self.collected.append(self.pending.popleft().result())
         return len(self.pending) < BUSY * self.count
 
+    def ready(self) -> list[Any]:
+        """What the first of the work returned, as far as it is done, in order. Raises what it raised."""
+        self.room()
+        collected, self.collected = self.collected, []
+        return collected
+
     def results(self) -> list[Any]:
         """What all work submitted so far returned, in order. Raises what it raised."""
         while self.pending:

@@ -40,6 +40,11 @@ def take(code: Path, data_root: Path, chain: Chain | None = None) -> str:
     return place(code, chain) if chain else ""
 
 
+def place_of(chain: Chain) -> str:
+    """The config's path below a run's code/."""
+    return str(_targets(chain.files)[chain.files[0]])
+
+
 def place(code: Path, chain: Chain) -> str:
     """Copies a config, its bases and its modules into `code`; returns the config's path below it."""
     targets = _targets(chain.files)
@@ -54,7 +59,7 @@ def place(code: Path, chain: Chain) -> str:
             _copy_tree(module, copy)
         elif not copy.exists():
             shutil.copyfile(module, copy)
-    return str(targets[chain.files[0]])
+    return place_of(chain)
 
 
 def _copy_tree(source: Path, target: Path) -> None:

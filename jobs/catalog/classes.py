@@ -1,0 +1,138 @@
+"""classes.txt: the classes, one a line in the order of their labels, and how masks name them.
+
+    # a comment
+    background
+    disc          255 0 0
+    traffic light #0000ff
+    road          128 64 128   value=7
+    ignore        255 255 255  value=9
+
+A colour is needed for masks that are colour pictures; `value` where a mask's labels are not 0, 1, 2 … in the
+order of the lines. `ignore` is no class: what is drawn so does not count. CVAT's labelmap.txt
+(`name:R,G,B:parts:actions`) reads the same. Imports nothing heavy: the login node reads it too.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from jobs.run.errors import UserError
+
+IGNORED = 255
+"""The label that counts nowhere: BaseSegDataset's and every head's `ignore_index`."""
+MOST = 254
+"""Classes that fit into masks of 8 bits beside it, and beside one value for what is unknown."""
+MOST_VALUE = 65535
+
+BACKGROUNDS = ("background", "_background_", "bg")
+"""Names of the class that every pixel has which nobody has drawn over."""
+
+LINE = re.compile(
+    r"(?P<name>.*?\S)"
+    r"(?:[\s,:]+(?:\#(?P<hex>[0-9a-fA-F]{6})|(?P<rgb>\d{1,3}[\s,]+\d{1,3}[\s,]+\d{1,3})))?"
+    r"(?:[\s,]+value\s*=\s*(?P<value>\d{1,9}))?"
+)
+
+Colour = tuple[int, int, int]
+
+
+class Classes(NamedTuple):
+    names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    """A colour each; made where the file gives none."""
+    values: dict[int, int]
+    """A label mask's value -> class, or IGNORED."""
+    colours: dict[Colour, int]
+    """A colour mask's colour -> class, or IGNORED; empty unless every class has one."""
+    numbered: bool
+    """Whether the file gives values; if not, they count from 0."""
+
+    @property
+    def background(self) -> int | None:
+        """The class of what nobody has drawn over, if there is one."""
+        found = [index for index, name in enumerate(self.names) if name.lower() in BACKGROUNDS]
+        return found[0] if found else None
+
+
+def read(path: Path) -> Classes:
+    """The classes of a file. Raises UserError, naming the line, for what cannot be meant."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--classes {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--classes {path} is not text (UTF-8)") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> Classes:
+    names: list[str] = []
+    given: list[Colour | None] = []
+    values: dict[int, int] = {}
+    colours: dict[Colour, int] = {}
+    numbers: list[int | None] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        # CVAT's has two more fields, mostly empty.
+        line = re.sub(r"(:[^:\s]*){2}$", "", line.strip()) if line.count(":") >= 3 else line.strip()
+        if not line or line.startswith("#"):
+            continue
+        found = LINE.fullmatch(line)
+        assert found  # any text has a name
+        at = f"{where}, line {number}"
+        name, colour, value = found["name"].rstrip(":,"), colour_of(found, at), found["value"]
+        label = len(names)
+        if name.lower() == "ignore":
+            label = IGNORED
+        elif name in names:
+            raise UserError(f"{at}: the class {name!r} stands there twice")
+        if value is not None and int(value) > MOST_VALUE:
+            raise UserError(f"{at}: value={value}: masks have values up to {MOST_VALUE}")
+        if value is not None:
+            add(values, int(value), label, f"{at}: value={value}")
+        if colour is not None:
+            add(colours, colour, label, f"{at}: the colour {colour}")
+        if label != IGNORED:
+            names.append(name)
+            given.append(colour)
+            numbers.append(int(value) if value is not None else None)
+    if len(names) < 2:
+        raise UserError(f"{where} has {len(names)} class(es): two are the least (one may be `background`)")
+    if len(names) > MOST:
+        raise UserError(f"{where} has {len(names)} classes: {MOST} are the most")
+    numbered = any(value is not None for value in numbers)
+    for label, value in enumerate(numbers):
+        if value is None:
+            add(values, label, label, f"{where}: {names[label]!r} without `value`, so {label},")
+    values.setdefault(IGNORED, IGNORED)
+    # The palette of what has no colour avoids those that are taken.
+    made = (colour for colour in map(generated, range(1 << 16)) if colour not in colours)
+    palette = tuple(colour if colour is not None else next(made) for colour in given)
+    return Classes(tuple(names), palette, values, colours if None not in given else {}, numbered)
+
+
+def add(to: dict, key: object, label: int, what: str) -> None:
+    if to.setdefault(key, label) != label or (label != IGNORED and list(to.values()).count(label) > 1):
+        raise UserError(f"{what} is taken by another line")
+
+
+def colour_of(found: re.Match[str], at: str) -> Colour | None:
+    if found["hex"]:
+        red, green, blue = bytes.fromhex(found["hex"])
+        return red, green, blue
+    if not found["rgb"]:
+        return None
+    red, green, blue = map(int, re.split(r"[\s,]+", found["rgb"]))
+    if max(red, green, blue) > 255:
+        raise UserError(f"{at}: a colour's parts are 0 to 255, not {found['rgb']}")
+    return red, green, blue
+
+
+def generated(index: int) -> Colour:
+    """PASCAL VOC's colour of a label (VOCdevkit's VOClabelcolormap.m): black, dark red, dark green, …"""
+    colour = [0, 0, 0]
+    for bit in range(8):
+        for part in range(3):
+            colour[part] |= (index >> (3 * bit + part) & 1) << (7 - bit)
+    return colour[0], colour[1], colour[2]

@@ -1,0 +1,163 @@
+"""`--check CONFIG`: the checks of a dataset of one's own on whatever dataset a config reads."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.catalog.classes import IGNORED, Classes
+from jobs.prepare.own import findings, judge
+from jobs.prepare.own.findings import Finding, error
+from jobs.prepare.own.judge import Pair
+from jobs.prepare.own.scan import How, scan
+from jobs.prepare.own.sources import Item
+from jobs.prepare.progress import say
+from jobs.run.directory import write_atomically
+from jobs.run.errors import UserError
+
+LOADERS = {"train": ("train_dataloader",), "val": ("val_dataloader", "test_dataloader")}
+FINDINGS = "findings.tsv"
+
+
+class Read(msgspec.Struct):
+    """A dataset that a config reads."""
+
+    split: str
+    items: list[Item]
+    classes: tuple[str, ...]
+    table: dict[int, int]
+    """A mask's value -> class."""
+    ignore_exif: bool
+
+
+def check_config(args: argparse.Namespace) -> int:
+    """Checks everything that the config trains and validates on; returns how many images that were.
+
+    Raises UserError if a dataset cannot be read at all, or if there is an error in it.
+    """
+    path = Path(args.check)
+    cfg = read_config(path)
+    found: list[Finding] = []
+    pairs: list[Pair] = []
+    seen: set[tuple[str, str]] = set()
+    names: tuple[str, ...] = ()
+    for dataset in datasets(cfg, path):
+        items = [item for item in dataset.items if (item.image, item.mask) not in seen]
+        seen |= {(item.image, item.mask) for item in items}
+        classes = Classes(dataset.classes, (), dataset.table, {}, True)
+        how = How(classes, "labels", dataset.ignore_exif)
+        names = names or dataset.classes
+        for item, row in scan(items, how, args.processes, None):
+            found += judge.of_one(item, row, how, dataset.table)
+            counts = dict(judge.by_class(row, dataset.table))
+            pairs.append((item, msgspec.structs.replace(row, values=counts, classes=True)))
+    found += of_model(cfg, names)
+    found += judge.of_classes(pairs, Classes(names, (), {}, {}, True), {}) + judge.duplicates(pairs)
+    where = "above"
+    if args.run:
+        write_atomically(Path(args.run) / FINDINGS, findings.table(found))
+        where = str(Path(args.run) / FINDINGS)
+    findings.show(found)
+    findings.stop_at_errors(found, f"{args.check} cannot be trained on its data", where)
+    say(f"{len(pairs):,} images and their masks: no errors, {len(found):,} warnings")
+    return len(pairs)
+
+
+def read_config(path: Path) -> Any:
+    from jobs.mmseg import compat
+
+    compat.prepare()
+    from jobs.mmseg import config
+
+    cfg = config.read(path)
+    config.import_modules(cfg, str(path))
+    return cfg
+
+
+def datasets(cfg: Any, path: Path) -> Iterator[Read]:
+    """Each dataset below the config's data loaders, built by its own class. Raises UserError."""
+    import mmseg.datasets
+    from mmengine.registry import DATASETS, init_default_scope
+
+    assert mmseg.datasets
+    init_default_scope(cfg.get("default_scope") or "mmseg")
+    for split, loaders in LOADERS.items():
+        for loader in loaders:
+            for leaf in leaves((cfg.get(loader) or {}).get("dataset")):
+                try:
+                    dataset = DATASETS.build({**leaf, "pipeline": [], "lazy_init": False})
+                    yield read_of(dataset, leaf, split)
+                except Exception as problem:  # a class of the user's may raise anything
+                    text = " ".join(str(problem).split()) or type(problem).__name__
+                    raise UserError(
+                        f"{path}: {loader}: its dataset {leaf.get('type')} cannot be read: {text}"
+                    ) from None
+
+
+def leaves(node: Any) -> Iterator[dict[str, Any]]:
+    """The datasets inside of wrappers such as ConcatDataset and RepeatDataset."""
+    if isinstance(node, (list, tuple)):
+        for one in node:
+            yield from leaves(one)
+    elif isinstance(node, dict):
+        inner = [node[key] for key in ("dataset", "datasets") if key in node]
+        if inner:
+            yield from leaves(inner)
+        elif "type" in node:
+            yield dict(node)
+
+
+def read_of(dataset: Any, leaf: dict[str, Any], split: str) -> Read:
+    classes = tuple(dataset.metainfo.get("classes") or ())
+    items = []
+    for index in range(len(dataset)):
+        one = dataset.get_data_info(index)
+        image, mask = str(one["img_path"]), str(one.get("seg_map_path") or "")
+        items.append(Item(image, image, mask, "picture", split=split))
+    if not items:
+        raise UserError("it has no images")
+    if not classes:
+        raise UserError("it names no classes (metainfo)")
+    table = table_of(
+        len(classes), dataset.label_map, dataset.reduce_zero_label, getattr(dataset, "ignore_index", IGNORED)
+    )
+    return Read(split, items, classes, table, ignores_exif(leaf.get("pipeline")))
+
+
+def table_of(count: int, label_map: dict[int, int] | None, reduce_zero: bool, ignored: int) -> dict[int, int]:
+    """What a mask's value becomes, as mmseg's LoadAnnotations has it (mmseg/datasets/transforms/loading.py);
+    values that would be no class are left out."""
+    table = {}
+    for value in range(256):
+        label = (label_map or {}).get(value, value)
+        if reduce_zero:
+            label = IGNORED if label in (0, IGNORED) else label - 1
+        if label in (ignored, IGNORED):
+            table[value] = IGNORED
+        elif label < count:
+            table[value] = label
+    return table
+
+
+def ignores_exif(pipeline: Any) -> bool:
+    """Whether the config's loading leaves images as they are stored."""
+    for step in pipeline or []:
+        if isinstance(step, dict) and str(step.get("type")).endswith("LoadImageFromFile"):
+            colour = str(step.get("color_type", "color"))
+            return "ignore_orientation" in colour or colour == "unchanged" or "imdecode_backend" in step
+    return False
+
+
+def of_model(cfg: Any, classes: tuple[str, ...]) -> list[Finding]:
+    heads = cfg.model.get("decode_head") or []
+    found = []
+    for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+        number = head.get("num_classes")
+        if number is not None and classes and number != len(classes):
+            text = f"the decode_head has num_classes={number}, the dataset {len(classes)} classes"
+            found.append(error("classes differ", "", text, f"num_classes={len(classes)} in every head"))
+    return found

@@ -1,0 +1,247 @@
+"""The config that trains on the dataset: it inherits one that is there, and says what is the data's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.catalog.classes import IGNORED, Colour
+from jobs.prepare.own.judge import Bands
+from jobs.prepare.progress import say
+from jobs.run.directory import write_atomically
+from jobs.run.errors import UserError
+
+MOST_CROP = 512
+MOST_SIDE = 1024
+"""Of the shorter side that whole images are resized to; crops stay as they are."""
+SMALLEST = 32
+"""The backbone's stride: sides are multiples of it."""
+ENOUGH = 64
+"""Training images from which the last, smaller batch of an epoch is left out: one image alone in it has no
+statistics for batch normalisation."""
+
+GREY_AS_COLOUR = "grey as colour"
+"""A reader, as in Bands: grey images as three equal bands, for a base that begins with pretrained weights."""
+
+IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+"""What the recipe's pretrained weights were trained with (mean, standard deviation)."""
+
+
+class Description(msgspec.Struct):
+    """dataset.json: what the dataset is."""
+
+    name: str
+    request: str
+    """A digest of what it was made from and how."""
+    classes: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    bands: Bands
+    ignore_exif: bool
+    suffix: str
+    """Of the images; "" if names in the lists have theirs."""
+    images: dict[str, int]
+    """By split."""
+    short_side: int
+    """Median of the images', in pixels."""
+    mean: list[float]
+    std: list[float]
+    frequencies: list[float]
+    """Share of each class in the training images' pixels that count."""
+    weights: list[float]
+    """Median-frequency weights."""
+    masks: str
+    """What the masks were: labels, colours, coco, labelme."""
+    links: int
+    """Files that are hard links of the user's."""
+
+
+def crop_of(made: Description, asked: str) -> int:
+    """The side of the crops, in pixels: 512, or what the shorter side of smaller images has."""
+    return int(asked) if asked else min(MOST_CROP, side_of(made))
+
+
+def side_of(made: Description) -> int:
+    return max(SMALLEST, min(MOST_SIDE, made.short_side // SMALLEST * SMALLEST))
+
+
+def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weighted: bool) -> str:
+    """The config's text. `model`: the base's. Raises UserError for a model that cannot be fitted."""
+    backbone = model.get("backbone") or {}
+    begins_with_weights = bool(model.get("pretrained") or backbone.get("init_cfg"))
+    if begins_with_weights and made.bands.reader == "grey":
+        made = msgspec.structs.replace(made, bands=Bands(GREY_AS_COLOUR, 3, "uint8"))
+    side = max(side_of(made), crop if made.short_side >= crop else SMALLEST)
+    lines = [
+        f'_base_ = "{base}"',
+        "",
+        f"# Measured, with the share of each class in the pixels: data/{made.name}/dataset.json; to look at:",
+        f"# data/{made.name}/contact.html.",
+        f"classes = {made.classes!r}",
+        f"palette = {[list(colour) for colour in made.palette]!r}",
+        f"crop_size = ({crop}, {crop})",
+        f"scale = ({4 * side}, {side})",
+        "",
+        "train_pipeline = [",
+        *(f"    {step}," for step in train_steps(made)),
+        "]",
+        "test_pipeline = [",
+        *(f"    {step}," for step in test_steps(made)),
+        "]",
+        "",
+        "model = dict(",
+        f"    data_preprocessor={preprocessor(made)},",
+    ]
+    if made.bands.bands != 3:
+        random = ""
+        if begins_with_weights:
+            lines.append(
+                "    # The weights that the base begins with are for three bands: it begins without."
+            )
+            lines.append("    pretrained=None,")
+            random = ", init_cfg=None" if backbone.get("init_cfg") else ""
+        lines.append(f"    backbone=dict(in_channels={made.bands.bands}{random}),")
+    for name in ("decode_head", "auxiliary_head"):
+        if head := model.get(name):
+            lines.append(f"    {name}={head_text(name, head, made, weighted)},")
+    lines += [")", ""]
+    for split in ("train", "val"):
+        extra = ", drop_last=True" if split == "train" and made.images["train"] >= ENOUGH else ""
+        lines += dataset_lines(made, split, extra)
+    lines += ["test_dataloader = val_dataloader", ""]
+    return "\n".join(lines)
+
+
+def loader(made: Description) -> str:
+    kind = made.bands.reader
+    if kind == "tiff":
+        return 'dict(type="LoadImageFromFile", imdecode_backend="tifffile", to_float32=True)'
+    if kind == "png16":
+        return 'dict(type="LoadImageFromFile", color_type="unchanged", to_float32=True)'
+    colour = "grayscale" if kind == "grey" else "color"
+    if made.ignore_exif:
+        colour += "_ignore_orientation"
+    return (
+        'dict(type="LoadImageFromFile")'
+        if colour == "color"
+        else (f'dict(type="LoadImageFromFile", color_type="{colour}")')
+    )
+
+
+def train_steps(made: Description) -> list[str]:
+    steps = [
+        loader(made),
+        'dict(type="LoadAnnotations")',
+        'dict(type="RandomResize", scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True)',
+        'dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75)',
+        'dict(type="RandomFlip", prob=0.5)',
+    ]
+    if made.bands.reader == "colour":  # its hue and saturation are of 8 bits and three bands
+        steps.append('dict(type="PhotoMetricDistortion")')
+    return [*steps, 'dict(type="PackSegInputs")']
+
+
+def test_steps(made: Description) -> list[str]:
+    return [
+        loader(made),
+        'dict(type="Resize", scale=scale, keep_ratio=True)',
+        'dict(type="LoadAnnotations")',
+        'dict(type="PackSegInputs")',
+    ]
+
+
+def preprocessor(made: Description) -> str:
+    # The pretrained weights of colour images were trained with ImageNet's figures.
+    reader = made.bands.reader
+    mean, std = IMAGENET if reader in ("colour", GREY_AS_COLOUR) else (made.mean, made.std)
+    swapped = made.bands.bands == 3 and reader != "tiff"
+    return f"dict(mean={mean}, std={std}, bgr_to_rgb={swapped}, size=crop_size, seg_pad_val={IGNORED})"
+
+
+def head_text(name: str, head: Any, made: Description, weighted: bool) -> str:
+    values = f"num_classes={len(made.classes)}, ignore_index={IGNORED}"
+    if not isinstance(head, dict):
+        raise UserError(
+            f"--base: its {name} is a list of heads, and what is written here is for one: see the docs"
+        )
+    if weighted:
+        loss = head.get("loss_decode")
+        if loss is not None and not isinstance(loss, dict):
+            raise UserError(f"--class-weights: the {name} of --base has several losses: give them by hand")
+        values += f", loss_decode=dict(class_weight={made.weights})"
+    return f"dict({values})"
+
+
+def dataset_lines(made: Description, split: str, extra: str) -> list[str]:
+    pipeline = "train_pipeline" if split == "train" else "test_pipeline"
+    return [
+        f"{split}_dataloader = dict(",
+        "    dataset=dict(",
+        "        _delete_=True,",
+        '        type="BaseSegDataset",',
+        f'        data_root="data/{made.name}",',
+        f'        data_prefix=dict(img_path="img_dir/{split}", seg_map_path="ann_dir/{split}"),',
+        f'        ann_file="splits/{split}.txt",',
+        f'        img_suffix="{made.suffix}",',
+        '        seg_map_suffix=".png",',
+        "        metainfo=dict(classes=classes, palette=palette),",
+        f"        ignore_index={IGNORED},",
+        f"        pipeline={pipeline},",
+        f"    ){extra},",
+        ")",
+    ]
+
+
+# --- the file ---
+
+MARK = re.compile(r'"""Trains on data/\S+; made by launch/prepare.py, digest ([0-9a-f]{16})."""\n')
+
+
+def place(target: Path, name: str, text: str) -> None:
+    """Writes it, unless the user has one there that is not, or no more, what was made here."""
+    content = f"\n{text}"
+    head = f'"""Trains on data/{name}; made by launch/prepare.py, digest {digest(content)}."""\n'
+    if target.exists():
+        there = target.read_text(encoding="utf-8")
+        mark = MARK.match(there)
+        if there == head + content:
+            return
+        if mark is None or digest(there[mark.end() :]) != mark[1]:
+            say(f"{target} was written or changed by hand, and is left as it is")
+            return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, (head + content).encode())
+    say(f"the config is {target}")
+
+
+def digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def base_name(base: str, target: Path) -> str:
+    """How the config names its base: as given if in a package or far away, else by a relative path."""
+    if "::" in base:
+        return base
+    near = Path(os.path.relpath(base, target.parent)).as_posix()
+    return base if near.startswith("../../") else near if near.startswith(".") else f"./{near}"
+
+
+def model_of(base: Path) -> dict[str, Any]:
+    """A config's model, as plain values. Raises UserError for a config that cannot be read."""
+    # Not jobs.mmseg.config's: that loads all of mmseg, which takes ten seconds, and runs the same program.
+    from jobs.mmseg import compat
+
+    compat.find_packages_without_pkg_resources()
+    from mmengine.config import Config
+
+    try:
+        model = Config.fromfile(str(base), import_custom_modules=False).to_dict().get("model") or {}
+    except Exception as error:  # a config is a program of the user's
+        raise UserError(f"--base {base} cannot be read: {type(error).__name__}: {error}") from None
+    if not model.get("decode_head"):
+        raise UserError(f"--base {base}: its model has no decode_head")
+    return dict(model)

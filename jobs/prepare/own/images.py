@@ -1,0 +1,322 @@
+"""Images of any kind that Pillow or tifffile reads: what one is, whether it is whole, its pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+MOST_PIXELS = 400_000_000
+THUMB = 16
+"""Side of the thumbnail by which duplicates are confirmed."""
+
+SUFFIXES = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    **dict.fromkeys((".png",), "PNG"),
+    **dict.fromkeys((".tif", ".tiff", ".geotiff"), "TIFF"),
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    **dict.fromkeys((".webp",), "WEBP"),
+    **dict.fromkeys((".ppm", ".pgm", ".pnm"), "PPM"),
+    **dict.fromkeys((".gif",), "GIF"),
+    **dict.fromkeys((".jp2", ".j2k"), "JPEG2000"),
+    **dict.fromkeys((".tga",), "TGA"),
+}
+"""Names that are taken for images. Others that Pillow knows (EPS, PDF …) would start programs."""
+
+SUFFIX_OF = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "TIFF": ".tif",
+    "BMP": ".bmp",
+    "WEBP": ".webp",
+    "PPM": ".ppm",
+}
+"""What the training's reader (OpenCV) takes as it is, and the suffix that it gets."""
+
+FORMATS = sorted(set(SUFFIXES.values()))
+
+ALPHA = {1, 2}
+"""TIFF 6.0, ExtraSamples: associated and unassociated alpha; 0 is any further band."""
+ORIENTATION = 0x0112
+
+
+class Picture(msgspec.Struct):
+    """What an image file is."""
+
+    format: str
+    """Pillow's name of it."""
+    width: int
+    height: int
+    """As stored."""
+    bands: int = 3
+    """Without alpha."""
+    dtype: str = "uint8"
+    """NumPy's."""
+    alpha: bool = False
+    """It is transparent somewhere."""
+    orientation: int = 1
+    """EXIF's: how it has to be turned to be looked at; 1 is not at all, from 5 on width and height change."""
+    plain: bool = True
+    """The readers of the training take the file as it is."""
+    hash: int = 0
+    """dHash, 64 bits: of 9×8 grey pixels, whether each is brighter than the next."""
+    thumb: bytes = b""
+    """THUMB × THUMB grey pixels."""
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """(width, height) after turning."""
+        return (self.height, self.width) if self.orientation > 4 else (self.width, self.height)
+
+
+class BadPicture(ValueError):
+    """What is wrong with an image, without its name."""
+
+
+def look(content: bytes) -> Picture:
+    """What an image is, with all of it decoded. Raises BadPicture."""
+    if not content:
+        raise BadPicture("is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata; what matters raises
+            if is_tiff(content):
+                return look_at_tiff(content)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                return look_at(image, content)
+    except BadPicture:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise anything, down to struct.error
+        raise BadPicture(f"cannot be decoded ({short(error)})") from None
+
+
+def short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 120 and "BytesIO" not in text else "no image that Pillow or tifffile knows"
+
+
+def is_tiff(content: bytes) -> bool:
+    return content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def look_at(image: Image.Image, content: bytes) -> Picture:
+    form = image.format or ""
+    found = Picture(form, *image.size, orientation=orientation_of(image))
+    found.plain = form in SUFFIX_OF and is_turned_alike(found)
+    check_size(found)
+    if form in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+        found.bands = len(image.getbands())
+        # Every byte is decoded; an eighth of the pixels is computed.
+        image.draft("L", (THUMB, THUMB))
+        grey = np.asarray(image.convert("L"))
+    else:
+        pixels = pixels_of(image)
+        found.bands = 1 if pixels.ndim == 2 else pixels.shape[2]
+        found.dtype = pixels.dtype.name
+        found.alpha = is_transparent(image)
+        if is_deep_png(content):
+            found.dtype, found.bands = "uint16", png_bands(content)
+        grey = grey_of(pixels)
+    describe(found, grey)
+    return found
+
+
+def is_deep_png(content: bytes) -> bool:
+    """A PNG of 16 bits (PNG specification, 11.2.2)."""
+    return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"
+
+
+def png_bands(content: bytes) -> int:
+    """Bands of a PNG without alpha, from its header (PNG specification, 11.2.2, colour type)."""
+    return 3 if content[25] in (2, 3, 6) else 1
+
+
+def check_size(found: Picture) -> None:
+    if found.width * found.height > MOST_PIXELS:
+        raise BadPicture(f"has {found.width}×{found.height} pixels: cut it into tiles")
+
+
+def is_turned_alike(found: Picture) -> bool:
+    """Whether every version of the training's readers turns it: only of JPEG they all heed EXIF."""
+    return found.orientation == 1 or found.format in ("JPEG", "MPO")
+
+
+def orientation_of(image: Image.Image) -> int:
+    value = image.getexif().get(ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def pixels_of(image: Image.Image) -> NDArray[Any]:
+    """H×W or H×W×bands without alpha. Pillow brings colours of 16 bits down to 8; `read` does not."""
+    if image.mode in ("1", "L", "LA", "La"):
+        return np.asarray(image.convert("L"))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode in ("I", "F"):
+        return np.asarray(image).astype(np.float32)
+    return np.asarray(image.convert("RGB"))
+
+
+def is_transparent(image: Image.Image) -> bool:
+    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
+        return image.getchannel("A").getextrema() != (255, 255)
+    return "transparency" in image.info
+
+
+# --- TIFF ---
+
+
+def look_at_tiff(content: bytes) -> Picture:
+    pixels, plain, alpha, orientation = read_tiff(content)
+    height, width = pixels.shape[:2]
+    bands = 1 if pixels.ndim == 2 else pixels.shape[2]
+    found = Picture("TIFF", width, height, bands, pixels.dtype.name, alpha, orientation)
+    found.plain = plain and is_turned_alike(found)
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise BadPicture("has pixels that are no number (NaN or infinite)")
+    describe(found, grey_of(pixels))
+    return found
+
+
+def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
+    """(H×W or H×W×bands without alpha, whether tifffile.imread gives just that, whether an alpha was left
+    out, EXIF orientation). Raises BadPicture."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page, series = file.pages.first, file.series[0]
+        if len(file.series) > 1 and file.series[1].shape == series.shape:
+            raise BadPicture("holds several images: save each as a file of its own")
+        if int(np.prod(series.shape)) > 4 * MOST_PIXELS:
+            raise BadPicture(f"has the shape {series.shape}: cut it into tiles")
+        tag = page.tags.get(ORIENTATION)
+        orientation = tag.value if tag is not None and tag.value in range(1, 9) else 1
+        axes = series.axes
+        try:
+            pixels, plain = series.asarray(), True
+        except (ValueError, NotImplementedError, RuntimeError, ImportError):
+            # A compression that tifffile needs another package for: OpenCV's libtiff has the usual ones.
+            pixels, plain, axes = by_opencv(content), False, "YXS"
+            if pixels.ndim == 2:
+                axes = "YX"
+        extra = tuple(int(one) for one in page.extrasamples or ())
+        palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
+    if palette:
+        with Image.open(io.BytesIO(content), formats=["TIFF"]) as image:
+            return np.asarray(image.convert("RGB")), False, False, orientation
+    if pixels.ndim == 3 and axes[0] not in "YX":
+        pixels, plain = np.moveaxis(pixels, 0, -1), False
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape:
+        raise BadPicture(f"has the shape {pixels.shape}: an image has height, width and bands")
+    if pixels.dtype == np.bool_:
+        pixels, plain = pixels.astype(np.uint8) * 255, False
+    if pixels.dtype.kind not in "uif":
+        raise BadPicture(f"has pixels of type {pixels.dtype}")
+    if pixels.dtype not in (np.uint8, np.uint16, np.int16, np.float32):
+        pixels, plain = pixels.astype(np.float32), False
+    alpha = pixels.ndim == 3 and len(extra) == 1 and extra[0] in ALPHA
+    if alpha:
+        pixels, plain = pixels[..., :-1], False
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels, plain = pixels[..., 0], False
+    return pixels, plain, alpha, orientation
+
+
+def by_opencv(content: bytes) -> NDArray[Any]:
+    """RGB or grey, in the file's own depth. Raises BadPicture."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise BadPicture("is compressed in a way that is not read here: save it with deflate or without")
+    return pixels if pixels.ndim == 2 else to_rgb(pixels)
+
+
+def to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
+    """OpenCV's order of bands to the file's."""
+    order = [2, 1, 0, *range(3, pixels.shape[2])]
+    return pixels[..., order]
+
+
+# --- pixels ---
+
+
+def read(content: bytes) -> NDArray[Any]:
+    """H×W×bands as stored (not turned), RGB before other bands, without alpha. Raises BadPicture."""
+    try:
+        if is_tiff(content):
+            pixels = read_tiff(content)[0]
+        elif is_deep_png(content):
+            pixels = by_opencv(content)
+            pixels = pixels[..., : png_bands(content)] if pixels.ndim == 3 else pixels
+        else:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                pixels = pixels_of(image)
+    except BadPicture:
+        raise
+    except Exception as error:
+        raise BadPicture(f"cannot be decoded ({short(error)})") from None
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """As EXIF's orientation says (TIFF 6.0, Orientation)."""
+    if orientation in (2, 3):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4):
+        pixels = pixels[::-1]
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def for_eyes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """H×W×3 uint8 to look at: three bands, other depths stretched to what 1 to 99 % of the pixels have."""
+    pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] < 3 else pixels[..., :3]
+    pixels = pixels[..., :3]
+    if pixels.dtype != np.uint8:
+        low, high = np.percentile(pixels, (1, 99))
+        pixels = (np.clip((pixels - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+def grey_of(pixels: NDArray[Any]) -> NDArray[Any]:
+    """One band for the hash: the mean of the first three, small."""
+    step = max(1, min(pixels.shape[:2]) // 128)
+    some = pixels[::step, ::step]
+    some = some[..., :3].astype(np.float32).mean(2) if some.ndim == 3 else some.astype(np.float32)
+    low, high = float(some.min()), float(some.max())
+    if pixels.dtype == np.uint8:
+        return some.astype(np.uint8)
+    return ((some - low) / max(high - low, 1e-9) * 255).astype(np.uint8)
+
+
+def describe(found: Picture, grey: NDArray[Any]) -> None:
+    """Puts hash and thumbnail into it."""
+    small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
+    found.hash = int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
+    found.thumb = cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
+
+
+def read_file(path: Path) -> bytes:
+    """Raises BadPicture for what cannot be read as a file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadPicture("is not there") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise BadPicture(f"cannot be read: {error.strerror}") from None

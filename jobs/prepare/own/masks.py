@@ -1,0 +1,246 @@
+"""Masks of every kind to labels: a picture of labels or of colours, 0/255, COCO's or LabelMe's annotations.
+
+COCO: https://cocodataset.org/#format-data (object detection, and its run-length encoding, by pycocotools).
+LabelMe: https://github.com/wkentaro/labelme (shapes as its own labelme/utils/shape.py draws them).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from jobs.catalog.classes import IGNORED, Classes
+from jobs.prepare.own.images import BadPicture, short
+from jobs.prepare.png import MOST_PIXELS
+
+FORMATS = ("PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG")
+SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
+
+UNKNOWN = 254
+"""In a picture of colours, before it is refused: none of the classes'. (There are fewer than 254 then.)"""
+MOST_NAMED = 8
+"""Values or colours of one mask that are named."""
+
+
+class BadMask(BadPicture):
+    """What is wrong with a mask, without its name; `kind` is what the table calls it, `fix` the mend."""
+
+    def __init__(self, kind: str, text: str, fix: str) -> None:
+        super().__init__(text)
+        self.kind, self.fix = kind, fix
+
+
+AGAIN = "export it again as PNG"
+LOSSLESS = "save it as PNG without smoothing: JPEG and anti-aliasing mix the labels along edges"
+
+
+# --- pictures ---
+
+
+def open_picture(content: bytes) -> NDArray[Any]:
+    """A mask's pixels: H×W labels (uint8, uint16), or H×W×3 colours. A palette's indices are the labels.
+
+    Raises BadMask.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise BadMask(
+                    "unreadable mask", f"has {image.width}×{image.height} pixels", "cut it into tiles"
+                )
+            if image.format == "JPEG":
+                raise BadMask("unreadable mask", "is a JPEG, in which labels are blurred", LOSSLESS)
+            if image.mode in ("P", "L"):
+                return np.asarray(image)
+            if image.mode == "1":
+                return np.asarray(image).astype(np.uint8)
+            if image.mode.startswith("I"):
+                return labels16(np.asarray(image))
+            if image.mode in ("LA", "La", "PA"):
+                return np.asarray(image)[..., 0]
+            if image.mode in ("RGB", "RGBA"):
+                return np.asarray(image)[..., :3]
+            raise BadMask("unreadable mask", f"has pixels of Pillow's mode {image.mode}", AGAIN)
+    except BadMask:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadMask("unreadable mask", f"cannot be decoded ({short(error)})", AGAIN) from None
+
+
+def labels16(pixels: NDArray[Any]) -> NDArray[np.uint16]:
+    if pixels.size and (int(pixels.min()) < 0 or int(pixels.max()) > 65535):
+        raise BadMask("label outside", f"has values from {pixels.min()} to {pixels.max()}", AGAIN)
+    return pixels.astype(np.uint16)
+
+
+def count(labels: NDArray[Any]) -> dict[int, int]:
+    """Pixels of each value that occurs."""
+    if labels.dtype == np.uint8:
+        found = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]).ravel()
+    else:
+        found = np.bincount(labels.ravel())
+    return {int(value): int(found[value]) for value in np.flatnonzero(found)}
+
+
+def grey_if_equal(pixels: NDArray[Any]) -> NDArray[Any] | None:
+    """The one band of three equal ones, as 0/255 masks are often saved."""
+    first = pixels[..., 0]
+    return first if (first == pixels[..., 1]).all() and (first == pixels[..., 2]).all() else None
+
+
+class Painter:
+    """Colours to classes, by a table of all 2^24."""
+
+    def __init__(self, classes: Classes) -> None:
+        self.table = np.full(1 << 24, UNKNOWN, np.uint8)
+        for (red, green, blue), label in classes.colours.items():
+            self.table[red << 16 | green << 8 | blue] = label
+
+    def labels(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        """Raises BadMask for a colour that no class has."""
+        codes = pixels[..., 0].astype(np.uint32) << 16
+        codes |= pixels[..., 1].astype(np.uint32) << 8
+        codes |= pixels[..., 2]
+        found: NDArray[np.uint8] = self.table[codes]
+        unknown = found == UNKNOWN
+        if unknown.any():
+            values, counts = np.unique(codes[unknown], return_counts=True)
+            order = np.argsort(-counts)[:MOST_NAMED]
+            named = ", ".join(
+                f"({v >> 16} {v >> 8 & 255} {v & 255}) in {n:,} pixels"
+                for v, n in zip(values[order].tolist(), counts[order].tolist(), strict=True)
+            )
+            more = f" and {len(values) - MOST_NAMED:,} more" if len(values) > MOST_NAMED else ""
+            fix = (
+                LOSSLESS if len(values) > MOST_NAMED else "add `ignore R G B` or a class to the classes file"
+            )
+            raise BadMask("colour unknown", f"no class has the colour {named}{more}", fix)
+        return found
+
+
+def apply(labels: NDArray[Any], table: dict[int, int]) -> NDArray[np.uint8]:
+    """Values to classes. Those that the table lacks are IGNORED: the check has refused them before."""
+    lookup = np.full(65536 if labels.dtype == np.uint16 else 256, IGNORED, np.uint8)
+    for value, label in table.items():
+        if value < len(lookup):
+            lookup[value] = label
+    return lookup[labels]
+
+
+# --- annotations ---
+
+
+def drawn(kind: str, shapes: list[Any], width: int, height: int, classes: Classes) -> NDArray[np.uint8]:
+    """H×W labels from annotations of one image. What nobody drew over is the background where there is such
+    a class, else it is ignored. Raises BadMask."""
+    background = classes.background
+    labels = np.full((height, width), IGNORED if background is None else background, np.uint8)
+    draw = draw_coco if kind == "coco" else draw_labelme
+    for number, shape in enumerate(shapes):
+        try:
+            draw(labels, shape)
+        except BadMask as error:
+            raise BadMask(error.kind, f"annotation {number + 1}: {error}", error.fix) from None
+        except Exception as error:  # whatever a wrong file leads to
+            raise BadMask(
+                "bad annotation", f"annotation {number + 1} cannot be drawn ({short(error)})", "draw it anew"
+            ) from None
+    return labels
+
+
+def draw_coco(labels: NDArray[np.uint8], shape: tuple[int, Any]) -> None:
+    """One of COCO's: (class, its `segmentation`)."""
+    from pycocotools import mask as coco
+
+    height, width = labels.shape
+    label, segmentation = shape
+    if isinstance(segmentation, dict):
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        if list(size or []) != [height, width]:
+            raise BadMask(
+                "bad annotation",
+                f"its RLE is for {size} (height, width), the image has {[height, width]}",
+                REDO,
+            )
+        runs_of = counts if isinstance(counts, list) else unpacked(str(counts))
+        if sum(runs_of) != height * width or min(runs_of) < 0:
+            raise BadMask("bad annotation", "its RLE has not as many pixels as the image", REDO)
+        runs = [coco.frPyObjects({"size": [height, width], "counts": runs_of}, height, width)]
+    else:
+        polygons = list(segmentation or [])
+        if not polygons:
+            raise BadMask("bad annotation", "it has no polygon", "remove it or draw it anew")
+        for ring in polygons:
+            if len(ring) < 6 or len(ring) % 2 or not all(math.isfinite(float(one)) for one in ring):
+                raise BadMask(
+                    "bad annotation", f"a polygon of {len(ring)} numbers", "it needs x, y of 3 points"
+                )
+            if max(abs(float(one)) for one in ring) > 4 * max(height, width):
+                raise BadMask("bad annotation", "a polygon lies far outside of the image", REDO)
+        runs = coco.frPyObjects(polygons, height, width)
+    labels[coco.decode(coco.merge(runs)).astype(bool)] = label
+
+
+def unpacked(text: str) -> list[int]:
+    """The lengths of COCO's compressed RLE (cocoapi, common/maskApi.c, rleFrString), which pycocotools takes
+    without looking whether they are those of an image."""
+    found: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (1 << shift) if code & 16 else 0
+            found.append(value + (found[-2] if len(found) > 2 else 0))
+            value = shift = 0
+    return found
+
+
+REDO = "export the annotations anew, for these very images"
+
+
+def draw_labelme(labels: NDArray[np.uint8], shape: tuple[int, dict[str, Any]]) -> None:
+    """One of LabelMe's shapes: (class, the shape)."""
+    label, given = shape
+    kind = given.get("shape_type") or "polygon"
+    points = [(float(x), float(y)) for x, y in given["points"]]
+    if not all(math.isfinite(one) for point in points for one in point):
+        raise BadMask("bad annotation", "a point is no number", "draw it anew")
+    if kind == "mask":
+        (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
+        content = base64.b64decode(given["mask"])
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            part = np.asarray(image).astype(bool)
+        place = labels[top : bottom + 1, left : right + 1]
+        if min(left, top) < 0 or place.shape != part.shape:
+            raise BadMask("bad annotation", f"a mask of {part.shape} does not fit its box", "draw it anew")
+        place[part] = label
+        return
+    height, width = labels.shape
+    canvas = Image.new("1", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    needed = {"polygon": 3, "rectangle": 2, "circle": 2}
+    if kind not in needed:
+        raise BadMask("bad annotation", f"a {kind} covers no area", "draw a polygon, or remove it")
+    if len(points) < needed[kind]:
+        raise BadMask("bad annotation", f"a {kind} of {len(points)} points", "draw it anew")
+    if kind == "polygon":
+        draw.polygon(points, outline=1, fill=1)
+    elif kind == "rectangle":
+        (x, y), (to_x, to_y) = points[:2]
+        draw.rectangle((min(x, to_x), min(y, to_y), max(x, to_x), max(y, to_y)), outline=1, fill=1)
+    else:
+        (x, y), edge = points[0], points[1]
+        radius = math.dist((x, y), edge)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=1, fill=1)
+    labels[np.asarray(canvas)] = label

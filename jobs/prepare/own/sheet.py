@@ -1,0 +1,132 @@
+"""contact.html: what the dataset looks like, on one page that needs nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.catalog.classes import IGNORED
+from jobs.prepare.own import images, scan
+from jobs.prepare.own.build import pixels_of
+from jobs.prepare.own.config_file import Description
+from jobs.prepare.own.findings import Finding, by_kind
+from jobs.prepare.own.judge import Pair, by_class
+from jobs.prepare.own.scan import How
+
+SIDE = 240
+"""Longer side of a thumbnail, in pixels."""
+EACH, MOST = 3, 90
+"""Images of each class, and of all."""
+
+STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#222}
+table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}
+td.n{text-align:right}i{display:inline-block;width:1em;height:1em;border:1px solid #888;margin-right:.4em}
+figure{display:inline-block;margin:.3em .6em .8em 0}figcaption{font-size:12px;color:#555}img{margin-right:3px}
+"""
+
+
+def page(
+    made: Description, pairs: Sequence[Pair], how: How, table: dict[int, int], found: Sequence[Finding]
+) -> bytes:
+    """UTF-8 HTML: figures, findings, and for each class its images with the masks."""
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        f"<title>{escape(made.name)}</title><style>{STYLE}</style>",
+        f"<h1>{escape(made.name)}</h1>",
+        f"<p>{made.images['train']:,} images to train on, {made.images['val']:,} to validate on; "
+        f"{made.bands.bands} band(s) of {made.bands.dtype}; mean {made.mean}, deviation {made.std}.</p>",
+        figures(made),
+        findings(found),
+        "<h2>Each class: image, mask, and where the class is</h2>",
+    ]
+    each = max(1, min(EACH, MOST // len(made.classes)))
+    for label, name in enumerate(made.classes):
+        parts.append(f"<h3>{swatch(made.palette[label])}{escape(name)}</h3>")
+        chosen = examples(pairs, table, label, each)
+        parts += [example(item, row, how, table, made, label) for item, row in chosen]
+        if not chosen:
+            parts.append("<p>No mask has it.</p>")
+    return "\n".join(parts).encode("utf-8", "replace")
+
+
+def figures(made: Description) -> str:
+    rows = "".join(
+        f"<tr><td>{label}<td>{swatch(made.palette[label])}{escape(name)}<td class=n>{share:.3%}"
+        f"<td class=n>{weight:g}"
+        for label, (name, share, weight) in enumerate(
+            zip(made.classes, made.frequencies, made.weights, strict=True)
+        )
+    )
+    return (
+        "<table><tr><th>label<th>class<th>share of the training pixels<th>median-frequency weight"
+        f"{rows}</table>"
+    )
+
+
+def findings(found: Sequence[Finding]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(group[0].kind)}<td class=n>{len(group):,}"
+        f"<td>{escape(group[0].file)} {escape(group[0].text)}<td>{escape(group[0].fix)}"
+        for group in by_kind(found)
+    )
+    if not rows:
+        return "<p>The checks found nothing.</p>"
+    return f"<h2>Findings</h2><table><tr><th>what<th>files<th>the first<th>mend{rows}</table>"
+
+
+def swatch(colour: Sequence[int]) -> str:
+    return f"<i style='background:rgb({','.join(map(str, colour))})'></i>"
+
+
+def examples(pairs: Sequence[Pair], table: dict[int, int], label: int, number: int) -> list[Pair]:
+    """Images that have a class: the one with most of it, one in the middle, and one with little."""
+    having = [(by_class(row, table).get(label, 0), item.name, item, row) for item, row in pairs]
+    there = sorted((one for one in having if one[0]), key=lambda one: (-one[0], one[1]))
+    picks = (
+        sorted({round(at * (len(there) - 1) / max(1, number - 1)) for at in range(number)}) if there else []
+    )
+    return [(there[at][2], there[at][3]) for at in picks]
+
+
+def example(item: Any, row: Any, how: How, table: dict[int, int], made: Description, label: int) -> str:
+    labels = scan.labels_of(item, row, how, table)
+    pixels = pixels_of(item, row, how)
+    scale = SIDE / max(labels.shape)
+    size = (max(1, round(labels.shape[1] * scale)), max(1, round(labels.shape[0] * scale)))
+    image = cv2.resize(images.for_eyes(small(pixels, size)), size, interpolation=cv2.INTER_AREA)
+    mask = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(made.palette)] = made.palette
+    palette[IGNORED] = 224
+    there = mask == label
+    overlay = image.copy()
+    overlay[there] = (overlay[there] * 0.4 + palette[label] * 0.6).astype(np.uint8)
+    overlay[~there] //= 2
+    pictures = "".join(
+        data_url(one, kind) for one, kind in ((image, "JPEG"), (palette[mask], "PNG"), (overlay, "JPEG"))
+    )
+    caption = f"{escape(item.name)} ({item.split}), {(labels == label).mean():.2%} of it"
+    return f"<figure>{pictures}<figcaption>{caption}</figcaption></figure>"
+
+
+def small(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Fewer pixels of a large image, before the rest is computed."""
+    step = max(1, min(pixels.shape[1] // size[0], pixels.shape[0] // size[1]) // 2)
+    return pixels[::step, ::step]
+
+
+def data_url(pixels: NDArray[Any], kind: str) -> str:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind)
+    coded = base64.b64encode(content.getvalue()).decode()
+    height, width = pixels.shape[:2]
+    return f"<img width={width} height={height} alt='' src='data:image/{kind.lower()};base64,{coded}'>"

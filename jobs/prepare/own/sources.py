@@ -1,0 +1,382 @@
+"""From what the user gave to a list of images, each with its mask or its annotations, and its split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from jobs.catalog.classes import Classes
+from jobs.prepare.own import masks
+from jobs.prepare.own.findings import Finding, error, warning
+from jobs.prepare.own.images import SUFFIXES
+from jobs.run.errors import UserError
+
+SPLITS = ("train", "val")
+
+
+class Item(msgspec.Struct):
+    """An image and what says its labels."""
+
+    name: str
+    """The image's path below its folder, with forward slashes."""
+    image: str
+    mask: str = ""
+    """The mask, or the file that has the annotations."""
+    kind: str = "labels"
+    """`picture` of labels or colours, `coco`, `labelme`."""
+    shapes: list[Any] = []
+    """Of `coco` and `labelme`: (class, shape), in the order in which they are drawn."""
+    size: tuple[int, int] | None = None
+    """(width, height) that the annotations are for, if they say it."""
+    split: str = ""
+
+    @property
+    def stem(self) -> str:
+        return str(PurePosixPath(self.name).with_suffix(""))
+
+
+def files_below(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    """Path below the folder -> file, of files with these suffixes, sorted; hidden ones are left out."""
+    wanted = set(suffixes)
+    found = {}
+    for at, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        for name in names:
+            if os.path.splitext(name)[1].lower() in wanted and not name.startswith("."):
+                path = Path(at, name)
+                found[path.relative_to(folder).as_posix()] = path
+    return dict(sorted(found.items()))
+
+
+def images_in(folder: Path) -> dict[str, Path]:
+    """Raises UserError if there are none, and says what lies there."""
+    found = files_below(folder, SUFFIXES)
+    if not found:
+        there = Counter(
+            os.path.splitext(name)[1].lower() or "no suffix"
+            for _, _, names in os.walk(folder)
+            for name in names
+        )
+        what = (
+            ", ".join(f"{count:,} × {suffix}" for suffix, count in there.most_common(5)) or "no files at all"
+        )
+        raise UserError(f"--images {folder}: no images there ({what}); taken are {' '.join(SUFFIXES)}")
+    if any(not name.isprintable() or name != name.strip() for name in found):
+        raise UserError(
+            f"--images {folder}: a file's name begins with a blank, has a tab or is no text: rename it"
+        )
+    return found
+
+
+def collect(
+    images: Path, given: list[Path], kind: str, suffix: str, classes: Classes
+) -> tuple[list[Item], str, list[Finding]]:
+    """(items sorted by name, the kind of the masks, findings). Raises UserError if nothing fits at all."""
+    files = images_in(images)
+    kind = kind_of(given) if kind == "auto" else kind
+    if kind == "coco":
+        items, found = from_coco(files, given, classes)
+    elif kind == "labelme":
+        items, found = from_labelme(files, given, classes)
+    else:
+        items, found = from_pictures(files, given, suffix)
+    found += twins(items)
+    return sorted(items, key=lambda item: item.name), kind, found
+
+
+def kind_of(given: list[Path]) -> str:
+    """coco, labelme or picture, by what lies there."""
+    first = given[0]
+    if first.is_file():
+        return "coco"
+    has_pictures = bool(files_below(first, masks.SUFFIXES))
+    found = files_below(first, [".json"])
+    if not found or has_pictures:
+        return "picture"
+    content = parsed(next(iter(found.values())))
+    return "coco" if isinstance(content, dict) and "annotations" in content else "labelme"
+
+
+def parsed(path: Path) -> Any:
+    """Raises UserError for a file that is no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+
+
+def twins(items: list[Item]) -> list[Finding]:
+    """Images that would share one mask: a.jpg beside a.png."""
+    by_stem: dict[str, str] = {}
+    found = []
+    for item in items:
+        other = by_stem.setdefault(item.stem, item.name)
+        if other != item.name:
+            found.append(error("same name", item.image, f"{other} has the same name", "rename one of them"))
+    return found
+
+
+# --- pictures ---
+
+
+def from_pictures(files: dict[str, Path], given: list[Path], suffix: str) -> tuple[list[Item], list[Finding]]:
+    folder = given[0]
+    if not folder.is_dir():
+        raise UserError(f"--masks {folder}: masks that are pictures lie in a folder")
+    there = files_below(folder, masks.SUFFIXES)
+    taken = set()
+    items, found = [], []
+    for name, path in files.items():
+        stem = str(PurePosixPath(name).with_suffix(""))
+        tried = [f"{stem}{suffix}"] if suffix else [f"{stem}{one}" for one in masks.SUFFIXES]
+        mask = next((one for one in tried if one in there), "")
+        if mask and there[mask] != path:
+            taken.add(mask)
+            items.append(Item(name, str(path), str(there[mask]), "picture"))
+        elif path not in there.values() or not suffix:  # with both in one folder, a mask is no image
+            found.append(
+                error(
+                    "no mask",
+                    str(path),
+                    f"there is no {folder / tried[0]}",
+                    "draw it, or move the image away",
+                )
+            )
+    if not items:
+        example = next(iter(there), "no pictures at all")
+        raise UserError(
+            f"--masks {folder}: no image has a mask of its name there: {next(iter(files))} beside {example} "
+            "(--mask-suffix says what a mask's name has after its image's)"
+        )
+    images = {str(path) for path in files.values()}
+    found += [
+        warning("no image", str(path), "a mask without an image", "nothing trains on it")
+        for name, path in there.items()
+        if name not in taken and str(path) not in images
+    ]
+    return items, found
+
+
+# --- annotations ---
+
+
+def from_labelme(
+    files: dict[str, Path], given: list[Path], classes: Classes
+) -> tuple[list[Item], list[Finding]]:
+    folder = given[0]
+    there = files_below(folder, [".json"]) if folder.is_dir() else {folder.name: folder}
+    items: list[Item] = []
+    found: list[Finding] = []
+    for name, path in files.items():
+        annotation = there.get(str(PurePosixPath(name).with_suffix(".json")))
+        if annotation is None:
+            found.append(
+                error("no mask", str(path), f"no JSON of its name in {folder}", "label it, or move it away")
+            )
+            continue
+        item = Item(name, str(path), str(annotation), "labelme")
+        try:
+            content = parsed(annotation)
+            read_labelme(item, content, classes, found)
+        except (UserError, KeyError, TypeError, ValueError, AttributeError) as problem:
+            text = str(problem) if isinstance(problem, UserError) else "is no annotation of LabelMe's"
+            found.append(error("bad annotation", str(annotation), text, "save it again"))
+        items.append(item)
+    if not there:
+        raise UserError(f"--masks {folder}: no JSON files there")
+    return items, found
+
+
+def read_labelme(item: Item, content: Any, classes: Classes, found: list[Finding]) -> None:
+    if content.get("imageWidth") and content.get("imageHeight"):
+        item.size = (int(content["imageWidth"]), int(content["imageHeight"]))
+    for shape in content["shapes"]:
+        label = label_of(str(shape["label"]), classes, item.mask, found)
+        keep = {key: shape.get(key) for key in ("shape_type", "points", "mask")}
+        if label is not None:
+            item.shapes.append((label, keep))
+
+
+def label_of(name: str, classes: Classes, file: str, found: list[Finding]) -> int | None:
+    if name in classes.names:
+        return classes.names.index(name)
+    if name.lower() == "ignore":
+        return 255
+    one = error("class unknown", file, f"{name!r} is no class", "add it to the classes file, or rename it")
+    if one not in found:
+        found.append(one)
+    return None
+
+
+def from_coco(
+    files: dict[str, Path], given: list[Path], classes: Classes
+) -> tuple[list[Item], list[Finding]]:
+    """Images by their paths, or by their bare names where these are unique."""
+    listed = [
+        one for path in given for one in (files_below(path, [".json"]).values() if path.is_dir() else [path])
+    ]
+    bare: dict[str, list[str]] = {}
+    for name in files:
+        bare.setdefault(PurePosixPath(name).name, []).append(name)
+    items: dict[str, Item] = {}
+    found: list[Finding] = []
+    for path in listed:
+        content = parsed(path)
+        try:
+            read_coco(path, content, files, bare, items, classes, found)
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise UserError(
+                f"{path} is no COCO JSON of segmentations ({type(problem).__name__}: {problem}): it needs "
+                "images (id, file_name, width, height), categories (id, name) and annotations (image_id, "
+                "category_id, segmentation)"
+            ) from None
+    missing = [name for name in files if name not in items]
+    found += [
+        error("no mask", str(files[name]), "no annotation file lists it", "label it, or move it away")
+        for name in missing
+    ]
+    if not items:
+        raise UserError(f"--masks {listed[0]}: none of its images lies in the folder of --images")
+    return list(items.values()), found
+
+
+def read_coco(
+    path: Path,
+    content: dict[str, Any],
+    files: dict[str, Path],
+    bare: dict[str, list[str]],
+    items: dict[str, Item],
+    classes: Classes,
+    found: list[Finding],
+) -> None:
+    names = {one["id"]: str(one["name"]) for one in content["categories"]}
+    by_id: dict[Any, Item | None] = {}
+    for one in content["images"]:
+        written = str(PurePosixPath(str(one["file_name"]).replace("\\", "/")))
+        same = bare.get(PurePosixPath(written).name, [])
+        name = written if written in files else same[0] if len(same) == 1 else ""
+        if not name:
+            text = f"lists {written}, which {'several folders have' if same else 'is not there'}"
+            found.append(warning("no image", str(path), text, "nothing trains on it"))
+            by_id[one["id"]] = None
+            continue
+        item = items.setdefault(name, Item(name, str(files[name]), str(path), "coco"))
+        item.size = (int(one["width"]), int(one["height"]))
+        by_id[one["id"]] = item
+    # Small things lie on large ones.
+    for one in sorted(content["annotations"], key=lambda one: -float(one.get("area") or 0)):
+        label = label_of(names[one["category_id"]], classes, str(path), found)
+        item_of = by_id[one["image_id"]]
+        if label is not None and item_of is not None:
+            item_of.shapes.append((label, one["segmentation"]))
+
+
+# --- splits ---
+
+
+def split(
+    items: list[Item], share: float | None, seed: int, group_by: str, lists: tuple[str, str]
+) -> tuple[list[Item], list[Finding]]:
+    """Gives each item its split; returns those that have one. Without a share and lists, folders named train
+    and val are the splits, else 0.8 are trained on."""
+    if lists[0]:
+        return by_lists(items, lists)
+    tops = {item.name.split("/")[0] for item in items}
+    if share is None and not group_by and tops >= set(SPLITS):
+        for item in items:
+            top = item.name.split("/")[0]
+            item.split = top if top in SPLITS else ""
+        left = [
+            warning("in no split", item.image, "it lies in neither train/ nor val/", "--split says otherwise")
+            for item in items
+            if not item.split
+        ]
+        return [item for item in items if item.split], left
+    groups, found = grouped(items, group_by)
+    # A pure function of seed and name: the same on every machine and in whatever order the files lie.
+    order = sorted(groups, key=lambda group: hashlib.blake2b(f"{seed}:{group}".encode()).digest())
+    wanted = len(items) * (0.8 if share is None else share)
+    taken = 0
+    for number, group in enumerate(order):
+        members = groups[group]
+        # The first group is trained on and the last one validated on, whatever their sizes.
+        train = number == 0 or (taken + len(members) / 2 <= wanted and number + 1 < len(order))
+        taken += len(members) if train else 0
+        for item in members:
+            item.split = "train" if train else "val"
+    return items, found
+
+
+def grouped(items: list[Item], group_by: str) -> tuple[dict[str, list[Item]], list[Finding]]:
+    groups: dict[str, list[Item]] = {}
+    found = []
+    for item in items:
+        key = item.name
+        if group_by:
+            match = re.search(group_by, item.name)
+            if match is None:
+                found.append(
+                    error(
+                        "in no group",
+                        item.image,
+                        f"--group-by {group_by!r} finds nothing in its name",
+                        "change it",
+                    )
+                )
+            else:
+                key = "\n".join(one or "" for one in (match.groups() or (match.group(),)))
+        groups.setdefault(key, []).append(item)
+    return groups, found
+
+
+def by_lists(items: list[Item], lists: tuple[str, str]) -> tuple[list[Item], list[Finding]]:
+    named: dict[str, Item] = {}
+    for item in items:
+        named[item.name] = item
+        named.setdefault(item.stem, item)
+    bare = Counter(PurePosixPath(item.name).name for item in items)
+    for item in items:
+        own = PurePosixPath(item.name)
+        if bare[own.name] == 1:
+            named.setdefault(own.name, item)
+            named.setdefault(own.stem, item)
+    found = []
+    for split_name, file in zip(SPLITS, lists, strict=True):
+        for name in names_in(Path(file)) if file else []:
+            one = named.get(name)
+            if one is None:
+                found.append(
+                    error("not there", file, f"it lists {name!r}, and no image has that name", "remove it")
+                )
+            elif one.split and one.split != split_name:
+                found.append(
+                    error("in both lists", file, f"{name} is in the other list too", "remove it from one")
+                )
+            else:
+                one.split = split_name
+    if not lists[1]:
+        for item in items:
+            item.split = item.split or "val"
+    return [item for item in items if item.split], found
+
+
+def names_in(file: Path) -> list[str]:
+    """The names of a list; a byte-order mark, Windows' line ends and blank lines do not count."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not text (UTF-8)") from None
+    names = [line.strip().replace("\\", "/") for line in lines]
+    if not any(names):
+        raise UserError(f"{file} lists no image")
+    return [name for name in names if name]

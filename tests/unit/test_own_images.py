@@ -1,0 +1,671 @@
+"""A dataset of one's own: what is read, what is told, what is written. Real files of every kind."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from jobs.catalog import classes, manifest
+from jobs.catalog import own_images as options
+from jobs.prepare import __main__ as command
+from jobs.prepare import verify
+from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sources
+from jobs.prepare.own.pipeline import prepare_own
+from jobs.run.errors import UserError
+from tests import own_images
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def arguments(folder: Path, *more: object) -> argparse.Namespace:
+    given = ["--data-root", folder / "data", "--dataset", "mine", "--images", folder / "images"]
+    given += ["--classes", folder / "classes.txt", "--processes", 1]
+    given += [] if "--masks" in more else ["--masks", folder / "masks"]
+    return command.parser().parse_args([*map(str, given), *map(str, more)])
+
+
+def make(folder: Path, *more: object) -> Path:
+    prepare_own(arguments(folder, *more))
+    return folder / "data" / "mine"
+
+
+def told(folder: Path, *more: object) -> dict[str, str]:
+    """Kind of finding -> the text of its first, of data that is refused."""
+    with pytest.raises(UserError) as refused:
+        make(folder, *more)
+    assert not (folder / "data/mine").exists()
+    table = folder / "data/.prepare-mine/findings.tsv"
+    assert str(table) in str(refused.value)
+    rows = [line.split("\t") for line in table.read_text().splitlines()[1:]]
+    return {row[1]: f"{row[2]} {row[3]} [{row[0]}] fix: {row[4]}" for row in reversed(rows)}
+
+
+def labels_of(root: Path) -> dict[str, np.ndarray]:
+    files = sorted(root.rglob("ann_dir/*/*.png"), key=lambda path: path.stem)
+    return {path.stem: np.asarray(Image.open(path)) for path in files}
+
+
+def expected(count: int) -> list[np.ndarray]:
+    random = np.random.default_rng(1)
+    return [own_images.draw(random)[1] for _ in range(count)]
+
+
+# --- classes.txt ---
+
+
+def test_classes_and_what_names_them() -> None:
+    found = classes.parse(
+        "# mine\n\nbackground\ntraffic light #0000ff value=7\nroad 128 64, 128\nignore 1 2 3 value=9\n", "c"
+    )
+    assert found.names == ("background", "traffic light", "road")
+    assert found.palette[1:] == ((0, 0, 255), (128, 64, 128))
+    assert found.values == {7: 1, 9: 255, 0: 0, 2: 2, 255: 255}
+    assert found.colours == {}, "one has no colour"
+    cvat = classes.parse("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:1,2,3::\n", "c")
+    assert cvat.names == ("background", "car")
+    assert cvat.colours == {(0, 0, 0): 0, (1, 2, 3): 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("one\n", "two are the least"),
+        ("a\na\n", "line 2: the class 'a' stands there twice"),
+        ("a 1 2 3\nb 1 2 3\n", "line 2: the colour (1, 2, 3) is taken"),
+        ("a value=1\nb\n", "'b' without `value`, so 1, is taken"),
+        ("a 1 2 300\nb\n", "0 to 255"),
+        ("a value=70000\nb\n", "65535"),
+        ("\n".join(f"c{n}" for n in range(300)), "254 are the most"),
+    ],
+)
+def test_classes_that_cannot_be_meant(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=r"c\.txt") as refused:
+        classes.parse(text, "c.txt")
+    assert said in str(refused.value)
+
+
+# --- masks of every kind give the same labels ---
+
+
+@pytest.mark.parametrize("kind", ["labels", "colours", "coco", "labelme"])
+def test_masks_of_every_kind(tmp_path: Path, kind: str) -> None:
+    folder = own_images.write(tmp_path, 6, masks=kind)
+    root = make(folder)
+    found = labels_of(root)
+    for labels, name in zip(expected(6), sorted(found), strict=True):
+        assert (found[name] == labels).mean() > (0.985 if kind == "labelme" else 0.9999), name
+    description = json.loads((root / "dataset.json").read_text())
+    assert description["masks"] == kind
+    assert verify.deep(root, 1) == []
+
+
+def test_binary_masks_are_seen_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = own_images.write(tmp_path, 5, masks="binary")
+    (folder / "classes.txt").write_text("background\nthing\n")
+    found = labels_of(make(folder))
+    assert [set(np.unique(one)) for one in found.values()] == [{0, 1}] * 5
+    assert "255 is taken for 'thing'" in capsys.readouterr().out
+
+
+def test_0_255_masks_for_three_classes_are_no_green_run(tmp_path: Path) -> None:
+    found = told(own_images.write(tmp_path, 5, masks="binary"))
+    assert "have 'background' only" in found["one class only"]
+
+
+def test_masks_of_16_bits_and_of_values_of_ones_own(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5)
+    (folder / "classes.txt").write_text(
+        "background value=0\ndisc value=300\nsquare value=7\nignore value=9\n"
+    )
+    for mask in (folder / "masks").iterdir():
+        labels = np.array([0, 300, 7, 9], np.uint16)[np.asarray(Image.open(mask))]
+        labels[0] = 9
+        Image.fromarray(labels).save(mask)
+    for labels, given in zip(labels_of(make(folder)).values(), expected(5), strict=True):
+        assert (labels[1:] == given[1:]).all()
+        assert (labels[0] == 255).all()
+
+
+def test_labelme_polygons_masks_and_strangers(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5, masks="labelme")
+    first, second = sorted((folder / "masks").iterdir())[:2]
+    content = json.loads(first.read_text())
+    content["shapes"] = [
+        {"label": "disc", "shape_type": "polygon", "points": [[10, 10], [30, 10], [30, 30], [10, 30]]}
+    ]
+    first.write_text(json.dumps(content))
+    assert (labels_of(make(folder))["scene_000"][12:28, 12:28] == 1).all()
+
+    shutil.rmtree(folder / "data")
+    content["shapes"][0]["points"] = [[1, 1]]
+    first.write_text(json.dumps(content))
+    stranger = json.loads(second.read_text())
+    stranger["shapes"][0]["label"] = "dics"
+    second.write_text(json.dumps(stranger))
+    found = told(folder)
+    assert "a polygon of 1 points" in found["bad annotation"]
+    assert "'dics' is no class" in found["class unknown"]
+    assert second.name in found["class unknown"]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "said"),
+    [
+        ([[1, 2, 3]], "3 numbers"),
+        ([], "no polygon"),
+        ([[0, 0, 1e9, 0, 3, 3]], "far outside"),
+        ({"size": [10, 10], "counts": [100]}, "RLE is for [10, 10]"),
+        ({"size": [64, 96], "counts": [5, 5]}, "not as many pixels"),
+        ({"size": [64, 96], "counts": "zzzzzzzzzzzzzzz"}, "not as many"),
+        ("oops", "annotation 1"),
+    ],
+)
+def test_coco_annotations_that_cannot_be_drawn(tmp_path: Path, segmentation: Any, said: str) -> None:
+    folder = own_images.write(tmp_path, 4, masks="coco")
+    file = folder / "masks/instances.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [dict(content["annotations"][0], segmentation=segmentation)]
+    file.write_text(json.dumps(content))
+    assert said in told(folder, "--masks", file)["bad annotation"]
+
+
+def test_coco_that_is_none(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4, masks="coco")
+    (folder / "masks/instances.json").write_text('{"images": [{"id": 1}], "annotations": []}')
+    with pytest.raises(UserError, match="is no COCO JSON of segmentations"):
+        make(folder)
+
+
+# --- what is told ---
+
+
+def test_every_mistake_is_told_with_file_and_fix(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 12)
+    at: Callable[[str, int], Path] = lambda kind, number: folder / kind / f"scene_{number:03d}.png"  # noqa: E731
+    at("masks", 0).unlink()
+    at("images", 1).write_bytes(at("images", 1).read_bytes()[:700])
+    labels = np.asarray(Image.open(at("masks", 2))).copy()
+    labels[:5] = 7
+    Image.fromarray(labels).save(at("masks", 2))
+    Image.fromarray(np.asarray(Image.open(at("masks", 3)))[:, :80]).save(at("masks", 3))
+    at("masks", 4).write_bytes(b"")
+    Image.open(at("masks", 5)).save(folder / "masks/stray.png")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(at("masks", 6))
+    found = told(folder)
+    assert "no mask" in found
+    assert "scene_000.png" in found["no mask"]
+    assert "scene_001.png" in found["unreadable image"]
+    assert "has the value 7 (480 pixels)" in found["label outside"]
+    assert "is 80×64, its image 96×64" in found["sizes differ"]
+    assert "scene_004.png" in found["unreadable mask"]
+    assert "stray.png" in found["no image"]
+    assert "[warning]" in found["no image"]
+    assert "no class has the colour" in found["colour unknown"]
+    assert all("fix: " in text and not text.endswith("fix: ") for text in found.values())
+
+
+def test_exif_turned_images(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 6, suffix=".jpg")
+    for image in (folder / "images").iterdir():
+        exif = Image.Exif()
+        exif[images.ORIENTATION] = 6
+        Image.open(image).save(image, exif=exif)
+    assert "as its EXIF orientation turns it" in told(folder)["EXIF turned"]
+    shutil.rmtree(folder / "data")
+    make(folder, "--ignore-exif")
+    shutil.rmtree(folder / "data")
+    for mask in (folder / "masks").iterdir():  # a quarter turn to the right, as a viewer shows it
+        Image.open(mask).transpose(Image.Transpose.ROTATE_270).save(mask)
+    make(folder)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turning_is_pillows(orientation: int) -> None:
+    from PIL import ImageOps
+
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    image = Image.fromarray(pixels)
+    image.getexif()[images.ORIENTATION] = orientation
+    assert (np.asarray(ImageOps.exif_transpose(image)) == images.turned(pixels, orientation)).all()
+
+
+def test_near_duplicates_between_splits(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 10, suffix=".jpg")
+    # Scenes, not noise: what a hash of 64 bits is made for.
+    random = np.random.default_rng(5)
+    for image in (folder / "images").iterdir():
+        small = random.integers(0, 255, (6, 9, 3)).astype(np.uint8)
+        Image.fromarray(small).resize(own_images.SIZE, Image.Resampling.BICUBIC).save(image, quality=95)
+    copy = Image.open(folder / "images/scene_000.jpg").resize((90, 60)).resize(own_images.SIZE)
+    copy.save(folder / "images/scene_001.jpg", quality=60)
+    (folder / "train.txt").write_text("scene_000\nscene_002\nscene_003\nscene_004.jpg\n")
+    root = make(folder, "--train-list", folder / "train.txt")
+    rows = [line.split("\t") for line in (root / "findings.tsv").read_text().splitlines()]
+    twins = [row for row in rows if row[1] == "in both splits"]
+    assert [(Path(row[2]).name, "scene_000.jpg" in row[3]) for row in twins] == [("scene_001.jpg", True)]
+    assert any(
+        "in both splits" in line for line in json.loads((root / "manifest.json").read_text())["findings"]
+    )
+
+
+def test_classes_that_occur_nowhere_or_in_one_split(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 6)
+    (folder / "classes.txt").write_text(own_images.CLASSES + "nowhere 9 9 9\nrare 8 8 8\n")
+    labels = np.asarray(Image.open(folder / "masks/scene_005.png")).copy()
+    labels[:9] = 4
+    Image.fromarray(labels).save(folder / "masks/scene_005.png")
+    (folder / "train.txt").write_text("\ufeffscene_000\r\nscene_001\r\n\r\n")
+    root = make(folder, "--train-list", folder / "train.txt")
+    text = (root / "findings.tsv").read_text()
+    assert "no mask has 'nowhere'" in text
+    assert "'rare' is in val only: it cannot be learnt" in text
+
+
+# --- splits ---
+
+
+def items(names: list[str]) -> list[sources.Item]:
+    return [sources.Item(name, name) for name in names]
+
+
+def test_a_split_is_a_function_of_seed_and_names() -> None:
+    names = [f"{number}.png" for number in range(100)]
+    first = {one.name: one.split for one in sources.split(items(names), 0.7, 3, "", ("", ""))[0]}
+    again = {one.name: one.split for one in sources.split(items(names[::-1]), 0.7, 3, "", ("", ""))[0]}
+    other = {one.name: one.split for one in sources.split(items(names), 0.7, 4, "", ("", ""))[0]}
+    assert first == again != other
+    assert list(first.values()).count("train") == 70
+
+
+def test_groups_stay_together() -> None:
+    names = [f"patient{patient}_{number}.png" for patient in range(20) for number in range(5)]
+    split, found = sources.split(items(names), 0.8, 0, r"patient(\d+)_", ("", ""))
+    assert not found
+    by_group: dict[str, set[str]] = {}
+    for one in split:
+        by_group.setdefault(one.name.split("_")[0], set()).add(one.split)
+    assert all(len(splits) == 1 for splits in by_group.values())
+    assert sum(one.split == "train" for one in split) == 80
+    _, found = sources.split(items(["x.png"]), 0.8, 0, "patient", ("", ""))
+    assert found[0].kind == "in no group"
+
+
+def test_lists_that_name_what_is_not_there(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5)
+    (folder / "train.txt").write_text("scene_000\nscene_099\n")
+    (folder / "val.txt").write_text("scene_000\n")
+    found = told(folder, "--train-list", folder / "train.txt", "--val-list", folder / "val.txt")
+    assert "scene_099" in found["not there"]
+    assert "scene_000" in found["in both lists"]
+
+
+# --- images ---
+
+
+def bands(pixels: np.ndarray) -> np.ndarray:
+    wide = pixels.astype(np.uint16) * 200
+    return np.concatenate([wide, wide[..., :2] // 3], axis=2)
+
+
+def as_bands(path: Path, pixels: np.ndarray) -> None:
+    tifffile.imwrite(path.with_suffix(".tif"), bands(pixels), photometric="minisblack", planarconfig="contig")
+
+
+def as_planes(path: Path, pixels: np.ndarray) -> None:
+    planes = np.moveaxis(bands(pixels), -1, 0)
+    tifffile.imwrite(path.with_suffix(".tif"), planes, photometric="minisblack")
+
+
+def as_png16(path: Path, pixels: np.ndarray) -> None:
+    cv2.imwrite(str(path.with_suffix(".png")), pixels[..., ::-1].astype(np.uint16) * 200)
+
+
+def as_tiff16(path: Path, pixels: np.ndarray) -> None:
+    tifffile.imwrite(path.with_suffix(".tif"), pixels[..., 0].astype(np.uint16) * 200, compression="zlib")
+
+
+def as_lzw(path: Path, pixels: np.ndarray) -> None:
+    cv2.imwrite(
+        str(path.with_suffix(".tif")),
+        pixels[..., ::-1].astype(np.uint16) * 200,
+        [cv2.IMWRITE_TIFF_COMPRESSION, 5],
+    )
+
+
+def as_grey(path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).convert("L").save(path.with_suffix(".jpg"), quality=95)
+
+
+def as_gif(path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).quantize(64).save(path.with_suffix(".gif"))
+
+
+def as_either(path: Path, pixels: np.ndarray) -> None:
+    suffix = ".jpg" if "2" in path.stem else ".png"
+    Image.fromarray(pixels).save(path.with_suffix(suffix))
+
+
+@pytest.mark.parametrize(
+    ("save", "reader", "count", "suffix"),
+    [
+        (as_bands, "tiff", 5, ".tif"),
+        (as_planes, "tiff", 5, ".tif"),
+        (as_png16, "png16", 3, ".png"),
+        (as_tiff16, "tiff", 1, ".tif"),
+        (as_lzw, "tiff", 3, ".tif"),
+        (as_grey, "grey", 1, ".jpg"),
+        (as_gif, "colour", 3, ".png"),
+        (as_either, "colour", 3, ""),
+    ],
+)
+def test_images_of_every_kind_reach_the_training(
+    tmp_path: Path, save: Callable[[Path, np.ndarray], None], reader: str, count: int, suffix: str
+) -> None:
+    """What the config's own loading steps give is what the files held."""
+    folder = own_images.write(tmp_path, 5)
+    given = {}
+    for image in sorted((folder / "images").iterdir()):
+        pixels = np.asarray(Image.open(image))
+        image.unlink()
+        save(image, pixels)
+        (file,) = (folder / "images").glob(f"{image.stem}.*")
+        given[image.stem] = images.read(file.read_bytes())
+    root = make(folder)
+    made = msgspec.json.decode((root / "dataset.json").read_bytes(), type=config_file.Description)
+    assert (made.bands.reader, made.bands.bands, made.suffix) == (reader, count, suffix)
+    step = eval(config_file.loader(made), {"dict": dict})
+    for split in ("train", "val"):
+        for name in (root / f"splits/{split}.txt").read_text().splitlines():
+            path = root / f"img_dir/{split}/{name}{suffix}"
+            pixels = loaded(step, path)
+            swapped = "bgr_to_rgb=True" in config_file.preprocessor(made)
+            pixels = pixels[..., ::-1] if swapped else pixels
+            assert (pixels == given[name.split(".")[0]]).all(), path
+    assert len(made.mean) == count
+    every = np.concatenate(
+        [
+            given[name.split(".")[0]].reshape(-1, count)
+            for name in (root / "splits/train.txt").read_text().split()
+        ]
+    ).astype(float)
+    assert np.allclose(made.mean, every.mean(0), rtol=1e-3)
+    assert np.allclose(made.std, every.std(0), rtol=1e-3)
+
+
+def loaded(step: dict[str, Any], path: Path) -> np.ndarray:
+    """H×W×bands, as mmcv's LoadImageFromFile reads a file (its transforms/loading.py)."""
+    import mmcv
+
+    pixels = mmcv.imfrombytes(
+        path.read_bytes(),
+        flag=step.get("color_type", "color"),
+        backend=step.get("imdecode_backend", "cv2"),
+    )
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def test_images_that_do_not_fit_together(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5)
+    odd = folder / "images/scene_002.png"
+    as_png16(odd, np.asarray(Image.open(odd)))
+    assert "3 bands of uint16; most have 3 bands of uint8" in told(folder)["bands differ"]
+
+
+# --- what is left behind ---
+
+
+def test_hard_links_unless_copies_are_asked_for_and_nothing_is_changed(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*.*")}
+    root = make(folder)
+    name = (root / "splits/val.txt").read_text().split()[0]
+    for kind, own in (("img_dir", "images"), ("ann_dir", "masks")):
+        assert (root / kind / "val" / f"{name}.png").samefile(folder / own / f"{name}.png")
+    shutil.rmtree(folder / "data")
+    root = make(folder, "--copy")
+    assert not any(path.stat().st_nlink > 1 for path in root.rglob("*.png"))
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert not list((folder / "data").glob(".prepare*"))
+
+
+def test_made_once_and_refused_for_other_files(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5)
+    assert not prepare_own(arguments(folder)).done_before
+    assert prepare_own(arguments(folder)).done_before
+    with pytest.raises(UserError, match="other files, classes or options"):
+        make(folder, "--seed", 4)
+    os.utime(folder / "images/scene_000.png", (1, 1))
+    with pytest.raises(UserError, match="move it away"):
+        make(folder)
+
+
+def test_a_start_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = own_images.write(tmp_path, 6)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sheet, "page", full)
+        with pytest.raises(OSError, match="No space"):
+            make(folder)
+    assert not (folder / "data/mine").exists()
+    rows = folder / "data/.prepare-mine/rows"
+    rows.write_bytes(rows.read_bytes()[:-7])  # a torn end
+    looked: list[str] = []
+    real = scan.row_of
+    monkeypatch.setattr(scan, "row_of", lambda item, *rest: looked.append(item.name) or real(item, *rest))
+    root = make(folder)
+    assert len(looked) == 1, "only the one whose row was torn"
+    assert verify.deep(root, 1) == []
+
+
+def test_the_sheet_needs_nothing_from_outside_and_shows_every_class(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 6)
+    (folder / "classes.txt").write_text("background\ndisc\n<square>\n")
+    page = (make(folder) / "contact.html").read_text()
+    assert "&lt;square&gt;" in page
+    assert "<square>" not in page
+    assert page.count("<figure>") == 9
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_frequencies_and_their_weights() -> None:
+    known = classes.parse("a\nb\nc\n", "c")
+    rows = [scan.Row("", values={0: 60, 1: 40}), scan.Row("", values={0: 90, 255: 10})]
+    pairs = [(sources.Item("x", "x", split="train"), row) for row in rows]
+    shares, weights = judge.frequencies(pairs, known, known.values)
+    assert shares == [round(150 / 190, 6), round(40 / 190, 6), 0.0]
+    # a: 150 of 190 pixels where it is; b: 40 of 100; the median of both
+    median = (150 / 190 + 0.4) / 2
+    assert weights == [round(median / (150 / 190), 4), round(median / 0.4, 4), 1.0]
+
+
+# --- the config ---
+
+
+def described(**changed: Any) -> config_file.Description:
+    values: dict[str, Any] = {
+        "name": "mine",
+        "request": "",
+        "classes": ("a", "b'\"\\"),
+        "palette": ((0, 0, 0), (1, 2, 3)),
+        "bands": judge.Bands("colour", 3, "uint8"),
+        "ignore_exif": False,
+        "suffix": ".jpg",
+        "images": {"train": 100, "val": 20},
+        "short_side": 375,
+        "mean": [1.0, 2.0, 3.0],
+        "std": [1.0, 2.0, 3.0],
+        "frequencies": [0.5, 0.5],
+        "weights": [1.0, 2.0],
+        "masks": "labels",
+        "links": 0,
+    }
+    return config_file.Description(**values | changed)
+
+
+HEADS = {"decode_head": {"loss_decode": {"type": "CrossEntropyLoss"}}, "auxiliary_head": {"loss_decode": {}}}
+FROM_WEIGHTS = {**HEADS, "pretrained": "open-mmlab://resnet50_v1c"}
+
+
+def test_the_config_says_what_the_data_is(tmp_path: Path) -> None:
+    from mmengine.config import Config
+
+    made = described(bands=judge.Bands("tiff", 5, "uint16"), mean=[1.0] * 5, std=[2.0] * 5)
+    base = str(ROOT / "configs/demo.py")
+    config = tmp_path / "mine.py"
+    text = config_file.text_of(made, base, HEADS, config_file.crop_of(made, ""), True)
+    config_file.place(config, "mine", text)
+    cfg = Config.fromfile(str(config))
+    assert cfg.model.backbone.in_channels == 5
+    assert cfg.model.data_preprocessor["mean"] == [1.0] * 5
+    assert cfg.model.data_preprocessor["size"] == cfg.crop_size == (352, 352)
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        assert (head.num_classes, head.ignore_index) == (2, 255)
+        assert head.loss_decode.class_weight == [1.0, 2.0]
+        assert head.loss_decode.type == "CrossEntropyLoss"
+    assert cfg.train_dataloader.dataset.metainfo.classes == ("a", "b'\"\\")
+    assert cfg.train_dataloader.drop_last
+    assert cfg.train_dataloader.dataset.pipeline[0].imdecode_backend == "tifffile"
+    assert "PhotoMetricDistortion" not in text
+    assert cfg.test_dataloader.dataset.ann_file == "splits/val.txt"
+
+
+def test_grey_images_get_pretrained_weights_and_many_bands_begin_without() -> None:
+    grey = described(bands=judge.Bands("grey", 1, "uint8"), mean=[90.0], std=[50.0])
+    text = config_file.text_of(grey, "b.py", HEADS, 96, False)
+    assert "in_channels=1" in text
+    assert "mean=[90.0]" in text
+    assert 'color_type="grayscale"' in text
+    text = config_file.text_of(grey, "b.py", FROM_WEIGHTS, 96, False)
+    assert "in_channels" not in text
+    assert "mean=[123.675, 116.28, 103.53]" in text
+    assert "grayscale" not in text
+    assert "PhotoMetricDistortion" not in text
+    text = config_file.text_of(
+        described(bands=judge.Bands("tiff", 4, "uint8")), "b.py", FROM_WEIGHTS, 96, False
+    )
+    assert "pretrained=None" in text
+    assert "in_channels=4" in text
+
+
+def test_a_config_that_the_user_changed_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "mine.py"
+    config_file.place(target, "mine", "a = 1\n")
+    config_file.place(target, "mine", "a = 2\n")
+    assert target.read_text().endswith("a = 2\n")
+    target.write_text(target.read_text() + "b = 3\n")
+    config_file.place(target, "mine", "a = 4\n")
+    assert target.read_text().endswith("b = 3\n")
+    assert "left as it is" in capsys.readouterr().out
+    target.write_text("mine\n")
+    config_file.place(target, "mine", "a = 4\n")
+    assert target.read_text() == "mine\n"
+
+
+def test_ignored_pixels_have_no_class_weight() -> None:
+    import torch
+    from torch.nn import functional
+
+    from jobs.mmseg import compat
+
+    compat.prepare()
+    from jobs.mmseg.losses import weigh_ignored_pixels
+
+    weigh_ignored_pixels()
+    from mmseg.models.losses import CrossEntropyLoss
+
+    torch.manual_seed(0)
+    pred, label = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    weights = [0.5, 1.0, 3.0]
+    loss = CrossEntropyLoss(class_weight=weights)
+    whole = functional.cross_entropy(pred, label, torch.tensor(weights))
+    assert torch.allclose(loss(pred, label, ignore_index=255), whole)
+    label[:, 0] = 255
+    part = functional.cross_entropy(pred, label, torch.tensor(weights), ignore_index=255)
+    assert torch.allclose(loss(pred, label, ignore_index=255), part)
+    label[:] = 255
+    assert loss(pred, label, ignore_index=255) == 0
+
+
+# --- the command line ---
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--images", "{f}/images"], "needs --masks and --classes and --dataset NAME"),
+        (["--split", "0.8"], "--split is for a dataset of your own"),
+        (["--check", "x.py", "--images", "y"], "leave out --images"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path: Path, words: list[str], said: str) -> None:
+    given = command.parser().parse_args([word.format(f=tmp_path) for word in words])
+    given.dataset = None
+    with pytest.raises(UserError) as refused:
+        options.asked(given)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--dataset", "cityscapes"], "prepared from archives"),
+        (["--dataset", "Mine!"], "a-z"),
+        (["--images", "/nowhere"], "no such folder"),
+        (["--split", "1.5"], "between 0 and 1"),
+        (["--group-by", "("], "no regular expression"),
+        (["--val-list", "x"], "--train-list"),
+        (["--crop", "7"], "from 32 to 8192"),
+    ],
+)
+def test_mistakes_in_options_are_one_line(tmp_path: Path, more: list[str], said: str) -> None:
+    folder = own_images.write(tmp_path, 2)
+    (tmp_path / "x").touch()
+    with pytest.raises(UserError) as refused:
+        options.check(arguments(folder, *more))
+    assert said in str(refused.value) or "there is no such file" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_lies_in_a_folder_without_images(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 2)
+    for image in (folder / "images").iterdir():
+        image.rename(image.with_suffix(".raw"))
+    with pytest.raises(UserError, match=r"no images there \(2 × \.raw\)"):
+        make(folder)
+
+
+# --- --check ---
+
+
+def test_what_a_value_becomes_is_mmsegs() -> None:
+    from jobs.prepare.own.check import table_of
+
+    assert table_of(3, None, False, 255) == {0: 0, 1: 1, 2: 2, 255: 255}
+    assert table_of(2, None, True, 255) == {0: 255, 1: 0, 2: 1, 255: 255}
+    assert table_of(1, {0: 255, 1: 0, 2: 255}, False, 255) == {0: 255, 1: 0, 2: 255, 255: 255}
+
+
+def test_a_manifest_keeps_its_findings(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5)
+    shutil.copy(folder / "masks/scene_000.png", folder / "masks/stray.png")
+    found = manifest.read(make(folder))
+    assert found is not None
+    assert [line.split(":")[0] for line in found.findings] == ["no image"]
+    assert masks.UNKNOWN not in range(classes.MOST)
