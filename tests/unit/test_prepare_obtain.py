@@ -111,7 +111,7 @@ def test_a_placed_archive_of_ones_own_is_checked_by_a_list_beside_it(
 PROGRAM = """
 import sys
 from pathlib import Path
-from jobs.prepare import sources; from jobs.prepare.voc import lists as voc
+from jobs.catalog import sources; from jobs.prepare.voc import lists as voc
 from jobs.catalog.sources import Source
 sources.VOC, sources.SBD = eval(sys.argv[1])
 voc.check_real = lambda _: None
