@@ -19,6 +19,7 @@ from clusters import Slurm, wait_event, wait_for
 from jobs.run import events
 from jobs.run.directory import Run
 from launch.submit import batch_script as script
+from launch.submit import programs
 from tests.stages import ROOT, make_run, of
 
 HEADER = """#!/bin/bash
@@ -49,11 +50,13 @@ def make(path: Path, *options: str, presubmit: bool = False, **plan: Any) -> Run
         python=ROOT / ".venv/bin/python",
         options="\n".join(f"#SBATCH {option}" for option in options),
     )
+    after = programs.AFTER_TRAINING
     body = script.TRAIN.format(
         cd='cd "$run/code" || exit 2',
         srun=script.SRUN,
         python='"$python"',
-        presubmit=script.PRESUBMIT if presubmit else "",
+        presubmit=script.PRESUBMIT.format(after=after) if presubmit else "",
+        after=after,
     )
     (run.job / "train.sbatch").write_text(head + body)
     return run
