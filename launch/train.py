@@ -275,11 +275,7 @@ def resume(arguments: argparse.Namespace) -> int:
         raise UserError(f"--resume goes on with a run as it is: it takes no --{option}")
     run = runs.find(arguments.resume)
     old = run.request()
-    overrides = old.overrides
-    if arguments.set and old.worker:
-        raise UserError("--set overrides a config, and this run trains a program of its own")
-    if arguments.set:
-        overrides |= longer.overrides(run, options.overrides(arguments.set))
+    overrides = longer.of_resumed(run, old, options.overrides(arguments.set))
     if not options.remembers(arguments, old):  # another profile, but the same size
         if arguments.nodes is None:
             arguments.nodes = str(old.cluster.get("nodes", old.nodes))
@@ -311,10 +307,7 @@ def resume(arguments: argparse.Namespace) -> int:
         worker=old.worker[1:] if old.worker else None,
     )
     interpreters.check(wish.train, wish.evaluate)
-    trains_on = any(
-        overrides.get(f"train_cfg.{key}") != old.overrides.get(f"train_cfg.{key}") for key in longer.LENGTHS
-    )
-    check_resumable(run, trains_on)
+    check_resumable(run, longer.trains_on(old, overrides))
     scripts = batches(run.path, wish)
     if arguments.dry_run:
         print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")

@@ -6,13 +6,26 @@ import ast
 import json
 from typing import Any
 
-from jobs.run.directory import Run
+from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from launch.submit import literals
 
 MAY_CHANGE = ("train_cfg", "param_scheduler", "default_hooks", "baton")
 """Parts of a config without which a checkpoint still fits."""
 LENGTHS = ("max_epochs", "max_iters")
+
+
+def of_resumed(run: Run, old: Request, given: dict[str, Any]) -> dict[str, Any]:
+    """All overrides of a resumed run: its own, and those `given` now. Raises UserError as `overrides`."""
+    if given and old.worker:
+        raise UserError("--set overrides a config, and this run trains a program of its own")
+    return old.overrides | overrides(run, given)
+
+
+def trains_on(old: Request, merged: dict[str, Any]) -> bool:
+    """Whether the training is made longer."""
+    lengths = [f"train_cfg.{name}" for name in LENGTHS]
+    return any(merged.get(name) != old.overrides.get(name) for name in lengths)
 
 
 def overrides(run: Run, given: dict[str, Any]) -> dict[str, Any]:
