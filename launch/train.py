@@ -21,7 +21,7 @@ gc.disable()
 atexit.register(gc.freeze)
 
 from jobs.run import events, story
-from jobs.run.directory import MOST_SEED, Run, check_seed
+from jobs.run.directory import MOST_SEED, Request, Run, check_seed
 from jobs.run.errors import UserError, run_command
 from jobs.run.stages import Stage
 from launch.observe import tables
@@ -276,11 +276,7 @@ def resume(arguments: argparse.Namespace) -> int:
     run = runs.find(arguments.resume)
     old = run.request()
     overrides = longer.of_resumed(run, old, options.overrides(arguments.set))
-    if not options.remembers(arguments, old):  # another profile, but the same size
-        if arguments.nodes is None:
-            arguments.nodes = str(old.cluster.get("nodes", old.nodes))
-        if arguments.gpus is None:
-            arguments.gpus = old.gpus
+    keep_size(arguments, old)
 
     def settings(stage: str) -> profiles.Resolved:
         profile = options.profile_of(arguments, run, stage)
@@ -327,6 +323,15 @@ def resume(arguments: argparse.Namespace) -> int:
         mark.unlink(missing_ok=True)
         jobs, process = submit(run, wish, ahead, not arguments.no_evaluation)
     return tell(arguments, run, jobs, process)
+
+
+def keep_size(arguments: argparse.Namespace, old: Request) -> None:
+    """Another profile does not change the size of a run that is resumed."""
+    if not options.remembers(arguments, old):
+        if arguments.nodes is None:
+            arguments.nodes = str(old.cluster.get("nodes", old.nodes))
+        if arguments.gpus is None:
+            arguments.gpus = old.gpus
 
 
 def check_resumable(run: Run, trains_on: bool = False) -> None:
