@@ -21,7 +21,7 @@ gc.disable()
 atexit.register(gc.freeze)
 
 from jobs.run import events, story
-from jobs.run.directory import MOST_SEED, Run, check_seed
+from jobs.run.directory import MOST_SEED, Request, Run, check_seed
 from jobs.run.errors import UserError, run_command
 from jobs.run.stages import Stage
 from launch.observe import tables
@@ -31,6 +31,7 @@ from launch.submit import (
     data_ready,
     interpreters,
     job_environment,
+    longer,
     machine,
     options,
     own_worker,
@@ -49,6 +50,7 @@ EXAMPLES = """\
   python launch/train.py --config mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
   python launch/train.py --sweep optim_wrapper.optimizer.lr=0.01,0.02,0.04
   python launch/train.py --resume first                    go on with a run that was cancelled or has failed
+  python launch/train.py --resume first --set train_cfg.max_epochs=300    train a finished run for longer
   python launch/train.py --run first --dry-run | sbatch    the training without submitit
   python launch/train.py --cluster local --config configs/demo.py --gpus 2 --wait
   python launch/train.py --worker examples/plain_pytorch.py --gpus 2 -- --steps 2000
@@ -257,8 +259,9 @@ def stages_of(run: Path, wish: requests.Wish, ahead: data_ready.Ahead, evaluate:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Submits an existing run again: same directory, same code and config, other resources if asked."""
-    fixed = ("run", "set", "sweep", "config", "worker", "seed", "data_root", "checkpoint", "no_submit")
+    """Submits an existing run again: same directory, same code and config, other resources if asked, and a
+    longer training (--set)."""
+    fixed = ("run", "sweep", "config", "worker", "seed", "data_root", "checkpoint", "no_submit")
     values = {name: getattr(arguments, name) for name in fixed}
     given = [name for name, value in values.items() if value or type(value) is int]
     if given:
@@ -266,11 +269,8 @@ def resume(arguments: argparse.Namespace) -> int:
         raise UserError(f"--resume goes on with a run as it is: it takes no --{option}")
     run = runs.find(arguments.resume)
     old = run.request()
-    if not options.remembers(arguments, old):  # another profile, but the same size
-        if arguments.nodes is None:
-            arguments.nodes = str(old.cluster.get("nodes", old.nodes))
-        if arguments.gpus is None:
-            arguments.gpus = old.gpus
+    overrides = longer.of_resumed(run, old, options.overrides(arguments.set))
+    keep_size(arguments, old)
 
     def settings(stage: str) -> profiles.Resolved:
         profile = options.profile_of(arguments, run, stage)
@@ -288,16 +288,16 @@ def resume(arguments: argparse.Namespace) -> int:
         chain=(
             own_worker.read(str(config))
             if old.worker
-            else configs.check(config, old.set, evaluated, interpreters.is_this(train))
+            else configs.check(config, overrides, evaluated, interpreters.is_this(train))
         ),
         data_root=Path(old.data_root),
         seed=old.seed,
         checkpoint=old.checkpoint,
-        overrides=old.set,
+        overrides=overrides,
         worker=old.worker[1:] if old.worker else None,
     )
     interpreters.check(wish.train, wish.evaluate)
-    check_resumable(run)
+    check_resumable(run, longer.trains_on(old, overrides))
     scripts = batches(run.path, wish)
     if arguments.dry_run:
         print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
@@ -306,6 +306,7 @@ def resume(arguments: argparse.Namespace) -> int:
         return 0
     ahead = requests.data_ahead(wish)
     old.nodes, old.gpus, old.executor = wish.train.nodes[1], wish.train.settings.gpus, wish.train.executor
+    old.set = overrides
     old.cluster = requests.cluster(wish.train, wish.evaluate, wish.infer)
     mark = run.job / files.CANCELLED()
     written = [run.job / files.SCRIPT(STAGE=batch.resolved.stage) for batch in scripts]
@@ -318,10 +319,20 @@ def resume(arguments: argparse.Namespace) -> int:
     return tell(arguments, run, jobs, process)
 
 
-def check_resumable(run: Run) -> None:
-    """Raises UserError if the run's training is finished, or if a job of it lives."""
+def keep_size(arguments: argparse.Namespace, old: Request) -> None:
+    """Another profile does not change the size of a run that is resumed."""
+    if not options.remembers(arguments, old):
+        if arguments.nodes is None:
+            arguments.nodes = str(old.cluster.get("nodes", old.nodes))
+        if arguments.gpus is None:
+            arguments.gpus = old.gpus
+
+
+def check_resumable(run: Run, trains_on: bool = False) -> None:
+    """Raises UserError if the run's training is finished (unless it `trains_on` for longer), or if a job of
+    it lives."""
     told = story.read(run.events)
-    if told.finished():
+    if told.finished() and not trains_on:
         command = "report" if run.request().worker else "evaluate"
         raise UserError(f"the training of {run.name} is finished: python launch/{command}.py {run.name}")
     from launch.observe import liveness as alive

@@ -23,6 +23,10 @@ BATON: dict[str, Any] = {
     "fast_transforms": True,
     # Weights and activations in NHWC order, which tensor cores like (GPU, with mixed precision).
     "channels_last": False,
+    # A first start looks at some of the data, for seconds (jobs/mmseg/data.py).
+    "check_data": True,
+    # A loss that is not finite ends the run, at that step.
+    "stop_at_nan": False,
     # The backbone's file has only some of its weights, by design; the others stay random.
     "partly_pretrained": False,
 }
@@ -47,6 +51,13 @@ NOT_OURS: dict[str, tuple[Any, str]] = {
     "file_client_args": (None, "checkpoints are local files"),
 }
 """Those that it does not: the one value that they may have, and why."""
+IOU_METRICS = ("IoUMetric", "FastIoUMetric")
+FIGURES = {
+    "mIoU": ("mIoU", "mAcc"),
+    "mDice": ("mDice", "mAcc"),
+    "mFscore": ("mFscore", "mPrecision", "mRecall"),
+}
+"""What IoUMetric computes for each of its `iou_metrics`, beside aAcc."""
 MARKS = ("_scope_", "_delete_")
 """What mmengine itself writes into a config; no part of what it says."""
 
@@ -86,7 +97,8 @@ def check(values: dict[str, Any]) -> None:
     hooks = values.get("default_hooks")
     hook = hooks.get("checkpoint") if isinstance(hooks, dict) else None
     if isinstance(hook, dict):
-        checkpoint_hook(hook)
+        best = checkpoint_hook(hook)["save_best"]
+        metric(values.get("val_evaluator"), best)
 
 
 def settings(values: Any) -> dict[str, Any]:
@@ -146,6 +158,33 @@ def checkpoint_hook(given: Any) -> dict[str, Any]:
     if rule not in (None, "greater", "less"):
         raise UserError(f"default_hooks.checkpoint.rule is {rule!r}: use 'greater' or 'less'")
     return hook | {"save_best": best, "rule": rule}
+
+
+def metric(evaluator: Any, best: str | None) -> None:
+    """Raises UserError for `iou_metrics` that mmseg does not know, and for a `save_best` that no metric of
+    the validation computes."""
+    given = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
+    computed: list[str] = []
+    for one in given:
+        if not isinstance(one, dict) or name_of(one.get("type")) not in IOU_METRICS:
+            return  # one of the user's may compute anything
+        prefix = f"{one['prefix']}/" if one.get("prefix") else ""
+        computed += [prefix + name for name in ("aAcc", *figures_of(one))]
+    known = {name for full in computed for name in (full, full.rpartition("/")[2])}
+    if best not in (None, "auto") and known and best not in known:
+        raise UserError(
+            f"default_hooks.checkpoint.save_best is {best!r}, which val_evaluator does not compute: it has "
+            f"{', '.join(dict.fromkeys(computed))}"
+        )
+
+
+def figures_of(evaluator: Any) -> list[str]:
+    """The figures that an IoUMetric is asked for. Raises UserError for an unknown one."""
+    given = evaluator.get("iou_metrics", ["mIoU"])
+    names = [given] if isinstance(given, str) else list(given)
+    if unknown := [name for name in names if name not in FIGURES]:
+        raise UserError(f"iou_metrics has {unknown[0]!r}: IoUMetric knows {', '.join(FIGURES)}")
+    return [figure for name in names for figure in FIGURES[name]]
 
 
 def _only(hook: dict[str, Any], key: str) -> str | None:

@@ -12,10 +12,10 @@ Tree = Any
 
 def plain(value: Any) -> Any:
     """`value` as tensors and plain Python values; what cannot be expressed so becomes its `repr`."""
+    if isinstance(value, np.generic):  # before the others: np.float64 is a float, and no plain one
+        return value.item()
     if value is None or isinstance(value, (bool, int, float, str, bytes, torch.Tensor)):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, dict):

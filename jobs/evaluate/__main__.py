@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from jobs.catalog import supported
+from jobs.catalog.supported import name_of
 from jobs.engine import checkpoints
 from jobs.evaluate import ranks, report, results
-from jobs.mmseg import compat, figures, images
+from jobs.mmseg import compat, data, figures, images
 from jobs.mmseg import model as models
 from jobs.prepare import progress, weights
 from jobs.run import events, failure, notify, output, story
@@ -27,7 +29,8 @@ from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 from jobs.run.task import read as read_task
 
-METRICS = ("mIoU", "mAcc", "aAcc")
+BASE = ("mIoU", "mAcc", "aAcc")
+"""Always told."""
 
 
 def main() -> int:
@@ -67,6 +70,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
     dataset = test_dataset(cfg)
     names, ignore = model.dataset_meta["classes"], ignored(cfg)
     pictured = pictures_of(dataset, arguments.pictures)
+    turned = models.turns(cfg)
     mine = list(range(us.rank, len(dataset), us.size))
 
     matrix = np.zeros((len(names), len(names)), np.int64)
@@ -87,7 +91,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
                     spent,
                     "pictures",
                     lambda i=index, s=sample, t=truth, p=prediction: draw(
-                        where, pictured[i], s, t, p, model.dataset_meta["palette"]
+                        where, pictured[i], s, t, p, model.dataset_meta["palette"], turned
                     ),
                 )
             advance(1)
@@ -97,7 +101,10 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
         return 0
     matrix = np.sum([np.frombuffer(part, np.int64).reshape(matrix.shape) for part in parts], axis=0)
     seconds = round(time.monotonic() - began, 3)
-    found = figures.figures(matrix, names) | {
+    asked, others, beta = wanted(cfg)
+    found = figures.figures(matrix, names, beta) | {
+        "asked": asked,
+        "not_computed": others,
         "checkpoint": checkpoint.name,
         "digest": digest,
         "images": len(dataset),
@@ -110,7 +117,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
     print(f"figures and pictures: {where}", flush=True)
     events.append(
         run.events, "evaluated", stage="evaluate", job=us.job, checkpoint=checkpoint.name, seconds=seconds,
-        metrics={key: found[key] for key in METRICS}, path=str(where),
+        metrics={key: found[key] for key in asked}, path=str(where),
     )  # fmt: skip
     report.write(run)
     notify.about(run, "evaluated", f"mIoU {results.percent(found['mIoU'])} of {checkpoint.name}")
@@ -122,7 +129,8 @@ def say_once(run: Run, job: str | None, checkpoint: str, done: dict[str, Any], w
     if not story.read(run.events).evaluated(str(where)):
         events.append(
             run.events, "evaluated", stage="evaluate", job=job, checkpoint=checkpoint,
-            seconds=done.get("seconds"), metrics={key: done[key] for key in METRICS}, path=str(where),
+            seconds=done.get("seconds"), metrics={key: done[key] for key in done.get("asked", BASE)},
+            path=str(where),
         )  # fmt: skip
 
 
@@ -146,26 +154,42 @@ def parse() -> argparse.Namespace:
 
 def test_dataset(cfg: Any) -> Any:
     """The config's test dataset (for VOC: its val list). Raises UserError if its files are missing."""
-    from mmseg.registry import DATASETS
-
     from jobs.mmseg import packed
+    from jobs.mmseg.sampling import SeededDataset
     from jobs.mmseg.transforms import use_fast_transforms
 
     description = copy.deepcopy(dict(cfg.test_dataloader.dataset))
     use_fast_transforms(description)
     packed.read_packed(description)
     try:
-        return DATASETS.build(description)
+        return SeededDataset(description)
     except (FileNotFoundError, AssertionError) as error:
         # mmseg asserts that the lists and folders of some data sets are there.
         where = f"{description.get('data_root', '')} {description.get('ann_file', '')}".strip()
         raise UserError(f"the dataset to evaluate on is not there: {error or where}") from None
 
 
+def evaluators(cfg: Any) -> list[Any]:
+    given = cfg.test_evaluator
+    return [one or {} for one in given] if isinstance(given, (list, tuple)) else [given or {}]
+
+
 def ignored(cfg: Any) -> int:
     """The label that does not count; 255 unless the config's evaluator says otherwise."""
-    evaluator = cfg.test_evaluator[0] if isinstance(cfg.test_evaluator, (list, tuple)) else cfg.test_evaluator
-    return int((evaluator or {}).get("ignore_index", 255))
+    return int((evaluators(cfg) or [{}])[0].get("ignore_index", 255))
+
+
+def wanted(cfg: Any) -> tuple[list[str], list[str], float]:
+    """What the config's evaluators ask for: the figures that are computed here, by name; the metrics that are
+    not; and the weight of an F-score."""
+    asked, others, beta = list(BASE), [], 1.0
+    for one in evaluators(cfg):
+        if (kind := name_of(one.get("type", "IoUMetric"))) not in supported.IOU_METRICS:
+            others.append(kind)
+            continue
+        beta = float(one.get("beta", beta))
+        asked += supported.figures_of(one)
+    return list(dict.fromkeys(asked)), others, beta
 
 
 def pictures_of(dataset: Any, asked: list[str]) -> dict[int, str]:
@@ -218,7 +242,8 @@ def predict(model: Any, sample: Any) -> np.ndarray:
 
     with torch.no_grad():
         (result,) = model.test_step({"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]})
-    return np.asarray(result.pred_sem_seg.data.squeeze(0).cpu().numpy())
+    # Of a model with one output (`use_sigmoid`) mmseg gives them as floats.
+    return np.asarray(result.pred_sem_seg.data.squeeze(0).cpu().numpy()).astype(np.int64, copy=False)
 
 
 def truth_of(sample: Any) -> np.ndarray:
@@ -233,21 +258,37 @@ def truth_of(sample: Any) -> np.ndarray:
 
 
 def counted(sample: Any, truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int) -> np.ndarray:
-    """figures.confusion of an image. Raises UserError, naming it, for a label that is no class."""
+    """figures.confusion of an image. Raises UserError, naming it, for a label that is no class, and for an
+    annotation of another size."""
+    meta = sample["data_samples"].metainfo
+    if truth.shape != prediction.shape:
+        raise UserError(data.unequal(meta, prediction.shape, truth.shape))
     try:
         return figures.confusion(truth, prediction, classes, ignore)
     except ValueError as error:
-        raise UserError(f"{sample['data_samples'].img_path}: {error} (and {ignore} is ignored)") from None
+        file = meta.get("seg_map_path") or meta.get("img_path")
+        raise UserError(f"{file}: {error} (and {ignore} is ignored)") from None
 
 
 def draw(
-    where: Path, name: str, sample: Any, truth: np.ndarray, prediction: np.ndarray, palette: Any
+    where: Path,
+    name: str,
+    sample: Any,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    palette: Any,
+    turned: bool,
 ) -> None:
+    """A picture of the image; one that cannot be drawn is said and left out, for the figures need none."""
     from jobs.mmseg import packed
 
-    with packed.local(sample["data_samples"].img_path) as path:
-        image = images.read(Path(path))
-    results.picture(where, name, image, truth, prediction, palette)
+    source = sample["data_samples"].img_path
+    try:
+        with packed.local(source) as path:
+            image = images.read(Path(path), turned)
+        results.picture(where, name, image, truth, prediction, palette)
+    except Exception as error:  # a decoder raises anything; and the disk may be full
+        print(f"no picture of {Path(source).name}: {' '.join(str(error).split())[:200]}", flush=True)
 
 
 def timed(spent: dict[str, float], what: str, work: Any) -> Any:

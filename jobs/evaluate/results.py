@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs.mmseg import pictures
+from jobs.mmseg import figures, pictures
 from jobs.run import files
 from jobs.run.directory import Run, write_atomically
 
@@ -34,8 +34,9 @@ def finished(where: Path) -> dict[str, Any] | None:
 def write(where: Path, found: dict[str, Any], matrix: np.ndarray) -> None:
     where.mkdir(parents=True, exist_ok=True)
     names = [one["name"] for one in found["classes"]]
-    rows = [[one["name"], one["IoU"], one["Acc"], one["pixels"]] for one in found["classes"]]
-    write_atomically(where / files.EVAL_CLASSES, table([["class", "IoU", "Acc", "pixels"], *rows]))
+    columns = ["IoU", "Acc", "pixels", *figures.PER_CLASS[2:]]
+    rows = [[one["name"], *(one[key] for key in columns)] for one in found["classes"]]
+    write_atomically(where / files.EVAL_CLASSES, table([["class", *columns], *rows]))
     counts = [[name, *row] for name, row in zip(names, matrix.tolist(), strict=True)]
     write_atomically(where / files.EVAL_CONFUSION, table([["truth \\ prediction", *names], *counts]))
     write_atomically(where / files.EVAL_METRICS, (json.dumps(found, indent=1) + "\n").encode())
@@ -68,12 +69,16 @@ def show(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     rows = Table("class", title=f"{found['images']} images, {found['checkpoint']}")
-    for column in ("IoU", "Acc"):
+    means = found.get("asked", ["mIoU", "mAcc", "aAcc"])
+    columns = [name[1:] for name in means if name != "aAcc"]
+    for column in columns:
         rows.add_column(column, justify="right")
     for one in found["classes"]:
-        rows.add_row(one["name"], *(percent(one[key]) for key in ("IoU", "Acc")))
+        rows.add_row(one["name"], *(percent(one[key]) for key in columns))
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 80).print(rows)
-    print("  ".join(f"{key} {percent(found[key])}" for key in ("mIoU", "mAcc", "aAcc")), flush=True)
+    print("  ".join(f"{key} {percent(found[key])}" for key in means), flush=True)
+    for name in found.get("not_computed", []):
+        print(f"{name} of the config is not computed here: mmseg's tools/test.py does", flush=True)
 
 
 def percent(value: float | None) -> str:

@@ -1,10 +1,11 @@
 """`python -m jobs.infer RUN --out DIR -- IMAGE…`: segments images with a run's model.
 
-For each image NAME it writes DIR/NAME.png, a mask in the image's size whose pixel values are the class
-numbers (with the dataset's colours as palette; 16-bit grey with more than 256 classes), and
-DIR/NAME_overlay.jpg. An image that cannot be read or segmented is
-named, the others are done all the same, and the exit code is 2. Nothing that is there already is overwritten,
-but for what an inference wrote.
+Each is read and made ready by the steps of the config's test pipeline, whatever they are (16 bits, one
+channel, many bands). For each image NAME it writes DIR/NAME.png, a mask in the image's size whose pixel
+values are the class numbers (with the dataset's colours as palette; 16-bit grey with more than 256 classes),
+and DIR/NAME_overlay.jpg, if people can look at the image at all. An image that cannot be read or segmented
+is named, the others are done all the same, and the exit code is 2. Nothing that is there already is
+overwritten, but for what an inference wrote.
 """
 
 from __future__ import annotations
@@ -62,22 +63,24 @@ def infer(run: Run, arguments: argparse.Namespace) -> int:
 
     cfg = models.config(run)
     model = models.load(cfg, checkpoint, device())
-    pipeline = build_pipeline(cfg)
+    load, prepare = build_pipeline(cfg)
+    turned = models.turns(cfg)
+    images.start_no_ghostscript()
     labels.use_fast_labels(model)
     unreadable: list[UserError] = []
     defect: Exception | None = None
     with progress.task(f"segmenting with {checkpoint.name}", len(found)) as advance:
         for path, name in zip(found, names, strict=True):
             try:
-                image = images.read(path)
-                segmented = segment(model, pipeline, image)
+                images.check(path)
+                segmented = segment(model, prepare, loaded(load, path))
             except UserError as error:
                 unreadable.append(error)
             except Exception as error:  # one that is too large, or so narrow that nothing of it is left
                 defect = error
                 unreadable.append(UserError(f"{path} cannot be segmented: {in_a_line(error)}"))
             else:
-                write(out / name, image, segmented, model.dataset_meta["palette"])
+                write(out / name, path, segmented, model.dataset_meta["palette"], turned)
             advance(1)
     if defect and len(unreadable) == len(found):
         raise defect  # not this image's, but ours or the model's
@@ -100,29 +103,38 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def build_pipeline(cfg: Any) -> Any:
-    """The transforms of the config's test dataset, for an image in memory that has no annotation.
+def build_pipeline(cfg: Any) -> tuple[Any, Any]:
+    """The transforms of the config's test dataset, for an image that has no annotation: the one that reads
+    the file, and the others.
 
-    Raises UserError if they do not begin with loading an image.
+    Raises UserError if the config has none, or begins with something that reads no file.
     """
     from mmengine.dataset import Compose
 
-    from jobs.mmseg.config import name_of
-
-    steps = [dict(step) for step in models.innermost(cfg.test_dataloader.dataset).get("pipeline", [])]
-    steps = [step for step in steps if name_of(step["type"]) != "LoadAnnotations"]
-    if not steps or name_of(steps[0]["type"]) != "LoadImageFromFile":
-        raise UserError("the config's test pipeline does not begin with LoadImageFromFile")
-    steps[0]["type"] = "LoadImageFromNDArray"
-    return Compose(steps)
+    steps = models.test_pipeline(cfg)
+    steps = [step for step in steps if not models.loads_annotations(step)]
+    if not steps or models.name_of(steps[0]["type"]) == "LoadImageFromNDArray":
+        raise UserError("the config's test pipeline does not begin with reading an image from its file")
+    return Compose(steps[:1]), Compose(steps[1:])
 
 
-def segment(model: Any, pipeline: Any, image: np.ndarray) -> np.ndarray:
-    """Class numbers (H × W, uint8; uint16 with more than 256 classes) of an RGB image (H × W × 3, uint8), in
-    its own size."""
+def loaded(load: Any, path: Path) -> Any:
+    """What the config's first step makes of an image's path. Raises UserError for what it cannot read."""
+    try:
+        found = load({"img_path": str(path), "seg_fields": []})
+    except Exception as error:  # a decoder raises anything for a broken file
+        raise images.unreadable(path, error) from None
+    if found is None:  # LoadImageFromFile(ignore_empty=True)
+        raise UserError(f"{path} cannot be read as an image")
+    return found
+
+
+def segment(model: Any, prepare: Any, image: Any) -> np.ndarray:
+    """Class numbers (H × W, uint8; uint16 with more than 256 classes) of a `loaded` image, in its own
+    size."""
     import torch
 
-    prepared = pipeline({"img": np.ascontiguousarray(image[..., ::-1])})  # mmseg's images are BGR
+    prepared = prepare(image)
     with torch.no_grad():
         (result,) = model.test_step(
             {"inputs": [prepared["inputs"]], "data_samples": [prepared["data_samples"]]}
@@ -140,13 +152,18 @@ def targets(name: Path) -> tuple[Path, Path]:
     return name.with_name(f"{name.name}.png"), name.with_name(f"{name.name}_overlay.jpg")
 
 
-def write(name: Path, image: np.ndarray, labels: np.ndarray, palette: Any) -> None:
+def write(name: Path, path: Path, labels: np.ndarray, palette: Any, turned: bool) -> None:
+    """The mask, and the overlay on what people see of the image; of one that they cannot see it is said."""
     from jobs.mmseg import pictures
 
     name.parent.mkdir(parents=True, exist_ok=True)
     mask, overlay = targets(name)
     pictures.save(pictures.mask(labels, palette), mask)
-    pictures.save(pictures.overlay(image, labels, palette), overlay)
+    try:
+        shown = images.read(path, turned)
+        pictures.save(pictures.overlay(shown, labels, palette), overlay)
+    except (UserError, ValueError) as error:  # the mask is there
+        print(f"no overlay: {in_a_line(error)}", flush=True)
 
 
 if __name__ == "__main__":

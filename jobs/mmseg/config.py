@@ -47,7 +47,7 @@ def resolve(session: Session) -> Config:
     request = session.request
     cfg = read(session.run.code / request.config)
     try:
-        cfg.merge_from_dict(dict(request.set))
+        cfg.merge_from_dict(dict(request.overrides))
     except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
         raise UserError(f"--set does not fit {request.config}: {' '.join(str(error).split())}") from None
     import_modules(cfg, request.config)
@@ -196,6 +196,8 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     for name in ("train_dataloader", "val_dataloader"):
         packed.read_packed((cfg.get(name) or {}).get("dataset"))
     weigh_ignored_pixels()
+    if cfg.get("val_dataloader"):
+        cfg.val_dataloader.dataset = {"type": "SeededDataset", "dataset": cfg.val_dataloader.dataset}
     return cfg
 
 

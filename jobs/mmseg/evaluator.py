@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 
+from jobs.mmseg import data
 from jobs.mmseg.figures import histogram
 
 
@@ -18,6 +20,15 @@ class FastIoUMetric(IoUMetric):
     IoUMetric's sums are float32, which is inexact from 16 million pixels of a class on (some 90 images);
     these are float64, exact up to 9e15.
     """
+
+    def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
+        """mmseg's. Raises DataError, with the image, for a prediction of another size than the annotation."""
+        for sample in data_samples:
+            if "gt_sem_seg" in sample:
+                truth, prediction = (sample[key]["data"].shape[-2:] for key in ("gt_sem_seg", "pred_sem_seg"))
+                if truth != prediction:
+                    raise data.DataError(data.unequal(sample, prediction, truth))
+        super().process(data_batch, data_samples)
 
     @staticmethod
     def intersect_and_union(

@@ -54,26 +54,35 @@ EXACT_IN_FLOAT32 = 1 << 24
 """OpenCV's histograms are float32: up to here, every whole number has one."""
 
 
-def figures(matrix: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """mIoU, mAcc, aAcc and the per-class figures, in percent, of a confusion matrix.
+PER_CLASS = ("IoU", "Acc", "Dice", "Fscore", "Precision", "Recall")
 
-    The definitions are those of mmseg's IoUMetric: IoU = TP / (TP + FP + FN), Acc = TP / (TP + FN), aAcc = TP
-    of all classes / pixels; the means leave out classes that occur neither in truth nor prediction (IoU), or
-    not in the truth (Acc). A figure that is not defined is None.
+
+def figures(matrix: np.ndarray, names: Sequence[str], beta: float = 1.0) -> dict[str, Any]:
+    """aAcc, the figures of each class (PER_CLASS) and their means (mIoU, mAcc, …), in percent, of a confusion
+    matrix.
+
+    The definitions are those of mmseg's IoUMetric: IoU = TP / (TP + FP + FN), Acc = Recall = TP / (TP + FN),
+    Precision = TP / (TP + FP), Dice = 2 TP / (2 TP + FP + FN), Fscore the mean of Precision and Recall that
+    `beta` weights, aAcc = TP of all classes / pixels. The means leave out classes of which a figure is not
+    defined, such as those that occur neither in truth nor prediction; a figure that is not defined is None.
     """
     right = np.diag(matrix).astype(np.float64)
     truth, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         iou = 100.0 * right / (truth + predicted - np.diag(matrix))
         accuracy = 100.0 * right / truth
+        precision = 100.0 * right / predicted
+        dice = 200.0 * right / (truth + predicted)
+        score = (1 + beta**2) * precision * accuracy / (beta**2 * precision + accuracy)
         overall = 100.0 * right.sum() / matrix.sum()
+    columns = dict(zip(PER_CLASS, (iou, accuracy, dice, score, precision, accuracy), strict=True))
     return {
-        "mIoU": _number(_mean(iou)),
-        "mAcc": _number(_mean(accuracy)),
         "aAcc": _number(overall),
+        **{f"m{name}": _number(_mean(values)) for name, values in columns.items()},
         "classes": [
-            {"name": name, "IoU": _number(i), "Acc": _number(a), "pixels": int(count)}
-            for name, i, a, count in zip(names, iou, accuracy, truth, strict=True)
+            {"name": name, "pixels": int(count)}
+            | {key: _number(values[number]) for key, values in columns.items()}
+            for number, (name, count) in enumerate(zip(names, truth, strict=True))
         ],
     }
 

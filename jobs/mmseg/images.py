@@ -1,12 +1,16 @@
-"""Which images are meant, where their results go, and reading each as what a person sees."""
+"""Which images are meant, where their results go, and reading each as what a person sees.
+
+What a model sees of an image is read by its config's own steps; `read` is for pictures that people look at.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +24,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 """Read by content, whatever the name says. Pillow knows forty more, and for one of them (EPS) starts
 Ghostscript."""
 
-MOST_PIXELS = 100_000_000
+MOST_PIXELS = 1 << 28
 """Of one image; a segmentation takes some 25 bytes a pixel (docs/security.md)."""
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own bound, at the double of it, is lower
 
 
 def find(asked: Sequence[str]) -> list[Path]:
@@ -60,28 +65,63 @@ def names(images: Sequence[Path]) -> list[Path]:
     ]
 
 
-def read(path: Path) -> np.ndarray:
-    """An image as RGB (H × W × 3, uint8), turned upright as its EXIF says; grey, palette, 16-bit and
-    transparent ones (on black) included.
+def check(path: Path) -> None:
+    """Raises UserError for an image of more than MOST_PIXELS, by its header. One that Pillow does not know
+    passes: whoever reads it will say."""
+    try:
+        with opened(path):
+            return
+    except UserError:
+        raise
+    except Exception:
+        return
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The image, of which Pillow has read the header. Raises UserError for one of more than MOST_PIXELS."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of what is checked here
+        try:
+            file = Image.open(path, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise UserError(f"{path}: {error}") from None
+        with file:
+            if file.width * file.height > MOST_PIXELS:
+                raise UserError(
+                    f"{path} has {file.width:,} × {file.height:,} pixels, {MOST_PIXELS:,} are the most: "
+                    "cut it into tiles, or make it smaller"
+                )
+            yield file
+
+
+def start_no_ghostscript() -> None:
+    """Takes EPS from what Pillow opens in this process, also where a config's loading steps use it: for that
+    it starts Ghostscript."""
+    Image.init()
+    Image.OPEN.pop("EPS", None)
+    Image.ID[:] = [kind for kind in Image.ID if kind != "EPS"]
+
+
+def read(path: Path, turned: bool = True) -> np.ndarray:
+    """An image as RGB (H × W × 3, uint8); grey, palette, 16-bit and transparent ones (on black) included.
+    `turned`: upright as its EXIF says.
 
     Raises UserError for a file that is none of FORMATS, a broken one, and one of more than MOST_PIXELS.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of what is checked here
-            with Image.open(path, formats=FORMATS) as file:
-                if file.width * file.height > MOST_PIXELS:
-                    raise UserError(
-                        f"{path} has {file.width:,} × {file.height:,} pixels, {MOST_PIXELS:,} are the most: "
-                        "cut it into tiles, or make it smaller"
-                    )
-                return rgb(upright(file))
+        with opened(path) as file:
+            return rgb(upright(file) if turned else file)
     except UserError:
         raise
     except Exception as error:
         # A decoder raises anything for a broken file: struct.error, KeyError, MemoryError, …
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} cannot be read as an image: {reason}") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{path} cannot be read as an image: {reason}")
 
 
 def upright(file: Image.Image) -> Image.Image:

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 
 from jobs.engine import distributed, preemption
-from jobs.mmseg import state
+from jobs.mmseg import data, state
 from jobs.mmseg.sampling import HOOKS, STEP, VALIDATION, Batches, Plan, mix, seed_everything
 from jobs.run.exit_codes import SUPERSEDED
 
@@ -31,6 +31,8 @@ class Exact:
     by_epoch: bool
     _iter: int
     _epoch: int
+    before: Sequence[Any] = ()
+    """The rounds of the step before."""
 
     @property
     def batches(self) -> Batches:
@@ -71,7 +73,14 @@ class Exact:
         weights = self.batches.weights(self._iter)
         self.seed_hooks(self._iter)
         runner.call_hook("before_train_iter", batch_idx=index, data_batch=rounds[0])
-        outputs = [self.round(number, batch, weights[number]) for number, batch in enumerate(rounds)]
+        try:
+            outputs = [self.round(number, batch, weights[number]) for number, batch in enumerate(rounds)]
+        except (RuntimeError, IndexError, ValueError) as error:
+            # A GPU says so of a label that is no class when the next step has begun, perhaps.
+            if found := data.blame(runner, [*rounds, *self.before]):
+                raise found from error
+            raise
+        self.before = rounds
         runner.call_hook(
             "after_train_iter",
             batch_idx=index,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from jobs.engine import progress
 from jobs.engine.progress import finite
 from jobs.engine.session import Session
 from jobs.run import files
+from jobs.run.errors import UserError
 
 HISTORY = 1000
 """Values of a logged scalar that are kept. mmengine keeps a million, and copies all of them in every step."""
@@ -37,8 +39,11 @@ class Metrics(Hook):
         heart: Any,
         log_interval: int,
         stood_still: Callable[[], float] = lambda: 0.0,
+        stop_at_nan: bool = False,
     ) -> None:
-        """`stood_still`: seconds for which this process was stopped so far."""
+        """`stood_still`: seconds for which this process was stopped so far; `stop_at_nan`: a loss that is not
+        finite ends the run."""
+        self.stop_at_nan, self.diverged = stop_at_nan, False
         self.session, self.heart, self.log_interval = session, heart, log_interval
         self.stood_still, self.known_still = stood_still, 0.0
         self.history = HISTORY
@@ -90,9 +95,22 @@ class Metrics(Hook):
         if self.first_step is None:
             self.first_step, self.first_step_time = step, time.time()
             session.report("first_step", step=step, seconds=round(time.time() - session.began, 3))
+        self.watch_loss(step)
         if step % self.log_interval == 0 or step == runner.max_iters:
             self.record("train", self.scalars())
         self.progress("train")
+
+    def watch_loss(self, step: int) -> None:
+        """Tells, once a start, of a loss that is not finite. Raises UserError if the run is to stop there."""
+        buffer = self.runner.message_hub.log_scalars.get("train/loss")
+        if self.diverged or buffer is None or finite(loss := buffer.current()) is not None:
+            return
+        self.diverged = True
+        self.session.report("not_finite", step=step, loss=str(float(loss)))
+        advice = "a lower learning rate, a longer warm-up or optim_wrapper.clip_grad may help"
+        print(f"the loss is {float(loss)} at step {step}: {advice}", file=sys.stderr, flush=True)
+        if self.stop_at_nan:
+            raise UserError(f"the loss is {float(loss)} at step {step} (baton.stop_at_nan): {advice}")
 
     def forget_suspension(self) -> None:
         """A step during which the process was stopped counts as long as the others."""

@@ -116,6 +116,28 @@ def meta(cfg: Any) -> dict[str, Any]:
     return dict(DATASETS.build(dataset | {"lazy_init": True}).metainfo)
 
 
+def test_pipeline(cfg: Any) -> list[dict[str, Any]]:
+    """The transforms of the config's test dataset, copied."""
+    steps = innermost(cfg.test_dataloader.dataset).get("pipeline") or []
+    return [copy.deepcopy(dict(step)) for step in steps]
+
+
+def loads_annotations(step: Any) -> bool:
+    """Whether a transform reads the annotation (LoadAnnotations, LoadBiomedicalAnnotation, …)."""
+    name = name_of(step.get("type"))
+    return name.startswith("Load") and "Annotation" in name
+
+
+def turns(cfg: Any) -> bool:
+    """Whether the config's test pipeline turns images as their EXIF says, as mmcv's LoadImageFromFile does
+    in some of its modes (mmcv/image/io.py)."""
+    for step in test_pipeline(cfg):
+        if name_of(step.get("type")) == "LoadImageFromFile":
+            backend = step.get("imdecode_backend") or "cv2"
+            return backend in ("cv2", "pillow") and step.get("color_type", "color") in ("color", "grayscale")
+    return True
+
+
 def innermost(dataset: Any) -> Any:
     """The dataset inside wrappers such as RepeatDataset; the first of several."""
     while "dataset" in dataset or "datasets" in dataset:

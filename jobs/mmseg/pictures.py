@@ -44,7 +44,9 @@ def overlay(
     image: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]], opacity: float = 0.5
 ) -> Image.Image:
     """The labels' colours over an RGB image (H × W × 3, uint8) of the same size; class 0 keeps the image
-    where the palette paints it black (VOC's background)."""
+    where the palette paints it black (VOC's background). Raises ValueError for labels of another size."""
+    if image.shape[:2] != labels.shape:
+        raise ValueError(f"the image is {_size(image)}, its labels are {_size(labels)}")
     colours = table(palette)
     shown = np.empty(image.shape, np.uint8)
     # In bands: a large image as floating-point numbers would take 24 bytes a pixel.
@@ -54,6 +56,10 @@ def overlay(
         mixed = (part * (1 - opacity) + painted * opacity).round()
         shown[top : top + rows] = np.where((painted.sum(axis=2) == 0)[..., None], part, mixed)
     return Image.fromarray(shown)
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]} × {array.shape[0]}"
 
 
 def save(image: Image.Image, path: Path) -> None:

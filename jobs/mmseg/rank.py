@@ -63,8 +63,9 @@ def train(session: Session) -> None:
     compat.prepare()
     safe_load.prove()
 
+    from jobs.catalog import supported
     from jobs.engine import distributed, saving
-    from jobs.mmseg import config, loop, metrics, runner, state
+    from jobs.mmseg import config, data, loop, metrics, runner, state
 
     # mmengine collects by itself for each data set: not what is there already.
     gc.freeze()
@@ -89,8 +90,11 @@ def train(session: Session) -> None:
         runner_ = runner.build(prepared, session, path, weights)
     saver = saving.Saver(session, settings, config.digest(cfg), heart, state.collect)
     log_interval = (prepared.default_hooks.get("logger") or {}).get("interval", 10)
-    numbers = metrics.Metrics(session, heart, log_interval, lambda: PREEMPTED.stood_still)
+    own = supported.settings(cfg)
+    numbers = metrics.Metrics(session, heart, log_interval, lambda: PREEMPTED.stood_still, own["stop_at_nan"])
     runner_.register_hook(numbers)
+    if checkpoint is None and session.main and own["check_data"]:
+        data.look(runner_)
     runner_.survival = loop.Survival(runner_, PREEMPTED, saver, numbers, heart)
 
     if checkpoint and session.main:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jobs.mmseg import data
 from jobs.run.errors import UserError
 
 # What a seed is for: keeps the streams apart.
@@ -174,6 +175,11 @@ class ExactSampler:
         drop_last: bool = False,
     ) -> None:
         self.plan = Plan(len(dataset), batch, seed, shuffle, endless, drop_last)
+        if not self.plan.iterations:
+            raise UserError(
+                f"{len(dataset)} images make no batch of {batch}, and train_dataloader.drop_last leaves out "
+                "what does not fill one: use a smaller train_dataloader.batch_size, or drop_last=False"
+            )
         self.rank, self.ranks, self.rounds = rank, ranks, rounds
 
     def set_epoch(self, epoch: int) -> None:
@@ -184,12 +190,11 @@ class ExactSampler:
 
 
 class SeededDataset:
-    """Any dataset, with everything random in it seeded by the sample that is asked for."""
+    """Any dataset, with everything random in it seeded by the sample that is asked for, and errors that name
+    its files."""
 
     def __init__(self, dataset: Any) -> None:
-        from mmengine.registry import DATASETS
-
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.dataset = data.build(dataset) if isinstance(dataset, dict) else dataset
         if hasattr(self.dataset, "full_init"):
             self.dataset.full_init()
 
@@ -204,4 +209,4 @@ class SeededDataset:
     def __getitem__(self, index: int) -> Any:
         if isinstance(index, Sample):
             seed_everything(index.seed)
-        return self.dataset[int(index)]
+        return data.sample(self.dataset, int(index))

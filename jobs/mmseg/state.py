@@ -8,6 +8,7 @@ values: such a file is read without running any code of it.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -209,11 +210,59 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     for key, (values, counts) in own["history"].items():
         runner.message_hub.log_scalars[key] = HistoryBuffer(values.tolist(), counts.tolist())
         runner.message_hub._resumed_keys[key] = True
+    saved = checkpoint.get("param_schedulers")
+    replayed = changed(runner.param_schedulers, saved) and replay(runner)
+    values = [[dict(group) for group in w.param_groups] for w in wrappers(runner.optim_wrapper)]
     runner.optim_wrapper.load_state_dict(cloned(checkpoint["optimizer"]))
-    _restore_schedulers(runner.param_schedulers, checkpoint.get("param_schedulers"))
+    if replayed:
+        names = {"lr", *(one.param_name for one in _flat(runner.param_schedulers))}
+        for wrapper, groups in zip(wrappers(runner.optim_wrapper), values, strict=True):
+            for group, new in zip(wrapper.param_groups, groups, strict=True):
+                group.update({name: new[name] for name in names if name in new})
+    else:
+        _restore_schedulers(runner.param_schedulers, saved)
     _restore_hooks(runner, cloned(own["hooks"]))
     _restore_local(runner, session, own["ranks"])
     return {"validation_due": own["validation_due"]}
+
+
+def _flat(schedulers: Any) -> list[Any]:
+    groups = schedulers.values() if isinstance(schedulers, dict) else [schedulers or []]
+    return [one for group in groups for one in group]
+
+
+def changed(schedulers: Any, saved: Any) -> bool:
+    """Whether the config now says something else of its schedulers than when their state was saved: the
+    training has been made longer, say."""
+    before = _flat(saved)
+    return len(before) == len(_flat(schedulers)) and any(
+        plain(value) != old[key]
+        for one, old in zip(_flat(schedulers), before, strict=True)
+        for key, value in one.state_dict().items()
+        if key not in EVOLVING and key in old and isinstance(value, (int, float, str, tuple, list))
+    )
+
+
+def replay(runner: Any) -> bool:
+    """Brings fresh schedulers to where the training is, as if they had been like this from its beginning.
+
+    What they compute follows from the value before: a decay that had come to its end would stay there. False,
+    and nothing done, for those that go by the validations.
+    """
+    schedulers, loop = _flat(runner.param_schedulers), runner.train_loop
+    if any(getattr(one, "need_val_args", False) for one in schedulers):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no optimizer has stepped in between
+        for done in range(1, loop.iter + 1):
+            ends = loop.by_epoch and done % loop.plan.iterations == 0
+            for one in schedulers:
+                if not one.by_epoch:
+                    one.step()
+            for one in schedulers if ends else []:
+                if one.by_epoch:
+                    one.step()
+    return True
 
 
 def _restore_schedulers(schedulers: Any, saved: Any) -> None:

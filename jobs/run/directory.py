@@ -17,6 +17,7 @@ This module and `events.py` are all that launchers and jobs share. Layout (docs/
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from pathlib import Path
@@ -50,6 +51,8 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     created: str
     set: dict[str, Any] = {}
     """`--set` overrides, dotted key -> value, as mmengine's `cfg_options`."""
+    tuples: dict[str, str] = {}
+    """Those of `set` that hold tuples, which YAML does not have, as Python writes them."""
     seed: int = 0
     nodes: int = 1
     gpus: int = 1
@@ -78,6 +81,14 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def settings(self) -> Settings:
         """Those of its training, or of a preparation. Raises msgspec.ValidationError as `of_request`."""
         return of_request(self.cluster)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """`set` with its tuples. Raises UserError for what is no plain Python value."""
+        try:
+            return self.set | {key: ast.literal_eval(text) for key, text in self.tuples.items()}
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise UserError("run.yaml is damaged: `tuples` holds what is no plain Python value") from None
 
 
 class Run:
@@ -117,8 +128,18 @@ class Run:
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         # The run's own code may be older, and know no field that a training does not have.
         content = {key: value for key, value in msgspec.to_builtins(request).items() if value is not None}
+        tuples = {key: repr(value) for key, value in request.set.items() if has_tuple(value)}
+        content["tuples"] = request.tuples = tuples
+        if not tuples:  # unknown to the code of older runs
+            del content["tuples"]
         text = yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True)
         write_atomically(self.request_file, text.encode(), private=True)
+
+
+def has_tuple(value: Any) -> bool:
+    if isinstance(value, (list, dict)):
+        return any(map(has_tuple, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, tuple)
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True, private: bool = False) -> None:

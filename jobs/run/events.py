@@ -115,6 +115,11 @@ class Checkpoint(_Event):
     stall_seconds: float | None = None
 
 
+class NotFinite(_Event):
+    step: int
+    loss: str
+
+
 class CheckpointDamaged(_Event):
     path: str
     reason: str
@@ -212,6 +217,7 @@ Event = (
     | Epoch
     | Validated
     | Checkpoint
+    | NotFinite
     | CheckpointDamaged
     | CheckpointFailed
     | Signal

@@ -22,10 +22,13 @@ NODE_FAILURES = 2
 
 # Errors that come from a machine, not from the program: another node may well do better.
 HARDWARE = re.compile(
-    r"CUDA|NCCL|cuDNN|ECC|Xid|NVML|hardware|device-side|bus error|SIGBUS|Input/output error|Stale file"
+    r"CUDA|NCCL|cuDNN|ECC|Xid|NVML|hardware|bus error|SIGBUS|Input/output error|Stale file"
     r"|No space left|Read-only file system|Cannot allocate memory|out of memory",
     re.IGNORECASE,
 )
+
+DATA = re.compile(r"device-side assert", re.IGNORECASE)
+"""A kernel's own check of its input, mostly a label that is no class: no machine does better."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,13 @@ def _same(one: Start, other: Start) -> bool:
         and a.step == b.step
         and a.exit_code == b.exit_code
         and _normal(one.error) == _normal(other.error)
-        and not HARDWARE.search(one.error or "")
+        and not is_hardware(one.error or "")
         and "no progress for" not in (one.error or "")
     )
+
+
+def is_hardware(error: str) -> bool:
+    return bool(HARDWARE.search(error)) and not DATA.search(error)
 
 
 def _normal(error: str | None) -> str:
@@ -97,5 +104,6 @@ def _normal(error: str | None) -> str:
 
 
 def _bad_nodes(barren: Sequence[Start]) -> tuple[str, ...]:
-    hosts = [failure.host for one in barren for failure in one.failures[-1:] if failure.host]
+    last = [one.failures[-1] for one in barren if one.failures and not DATA.search(one.error or "")]
+    hosts = [failure.host for failure in last if failure.host]
     return tuple(sorted({host for host in hosts if hosts.count(host) >= NODE_FAILURES}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,31 @@ def told(event: dict[str, Any]) -> str:
     """The text for an `evaluated` event: the table of its folder's per_class.csv (none where that cannot be
     read from here), the means, the folder. A figure that is not defined is –."""
     metrics = event["metrics"]
-    means = "  ".join(f"{key} {percent(metrics[key])}" for key in ("mIoU", "mAcc", "aAcc") if key in metrics)
-    lines = [by_class(Path(event["path"])), f"evaluated {event['checkpoint']}: {means}", f"  {event['path']}"]
+    asked = [key for key in FIGURES if key in metrics]
+    means = "  ".join(f"{key} {percent(metrics[key])}" for key in asked)
+    lines = [
+        by_class(Path(event["path"]), asked),
+        f"evaluated {event['checkpoint']}: {means}",
+        f"  {event['path']}",
+    ]
     return "\n".join(line for line in lines if line)
 
 
-def by_class(folder: Path) -> str:
-    """IoU and accuracy of each class, in percent; "" without a table."""
+FIGURES = ("mIoU", "mAcc", "aAcc", "mDice", "mFscore", "mPrecision", "mRecall")
+
+
+def by_class(folder: Path, asked: Sequence[str]) -> str:
+    """The figures of each class of which the means are `asked`, in percent; "" without a table."""
     try:
         text = (folder / files.EVAL_CLASSES).read_text(encoding="utf-8")
     except OSError:
         return ""
+    columns = [name[1:] for name in asked if name != "aAcc"]
     rows = [
-        [row["class"], *(percent(float(row[key]) if row[key] else None) for key in ("IoU", "Acc"))]
+        [row["class"], *(percent(float(row[key]) if row.get(key) else None) for key in columns)]
         for row in csv.DictReader(text.splitlines())
     ]
-    return tables.plain(["class", ">IoU", ">Acc"], rows)
+    return tables.plain(["class", *(f">{column}" for column in columns)], rows)
 
 
 def percent(value: float | None) -> str:

@@ -212,6 +212,8 @@ class History(msgspec.Struct, kw_only=True):
     stopped_at: float | None = None
     rests: list[tuple[float, float]] = []
     """(from, to) between a cancellation or stop and the submission that resumed the run."""
+    not_finite: int | None = None
+    """The step at which the loss was no number any more, since it was submitted last."""
     failed: events.Failed | None = None
     """The first error of the newest ending by one, until a later start."""
     paused: float = 0.0
@@ -541,11 +543,12 @@ def _resubmitted(history: History, time: float) -> None:
     """The first submission begins the run; one after a cancellation or a stop goes on with it."""
     if history.submitted is None:
         history.submitted = time
-    resting = history.cancelled or history.stopped_at
+    resting = history.cancelled or history.stopped_at or history.finished
     if resting is not None:
         history.paused += max(0.0, time - resting)
         history.rests.append((resting, time))
     history.cancelled, history.stopped_at, history.stopped, history.failed = None, None, "", None
+    history.finished, history.not_finite = None, None
 
 
 def _end(one: Incarnation | None, time: float, ending: str, why: str) -> None:
@@ -628,7 +631,14 @@ def _prepared(
     history.prepared = event
 
 
+def _not_finite(
+    history: History, one: Incarnation | None, event: events.NotFinite, stage: str, time: float
+) -> None:
+    history.not_finite = event.step
+
+
 _ENDINGS: dict[type, Callable[..., None]] = {
+    events.NotFinite: _not_finite,
     events.Preempted: _preempted,
     events.Hang: _hang,
     events.Failed: _failure,

@@ -368,6 +368,8 @@ def _after_training(run: Run, past: History, answer: Answer) -> State:
     """The training is finished: what became of its newest evaluation, and of an inference under way."""
     job = past.newest_job("evaluate")
     evaluated = "finished, evaluated" if past.evaluations else "finished"
+    if past.not_finite is not None:
+        evaluated = f"{evaluated}, but the loss was no number from step {past.not_finite:,} on"
     if job is None or job.state == "finished":
         return _beside(run, past, answer, State("finished", evaluated), past.finished or 0.0)
     if job.state == "failed":

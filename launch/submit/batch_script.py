@@ -172,6 +172,10 @@ def _where(batch: Batch) -> str:
         "# The shell outlives the signals that a preemption sends to all of the job. A handler that does",
         '# nothing, not "ignore": bash runs it when a command has ended, and keeps the exit code.',
         "trap : USR2 TERM",
+        "# What sbatch took over from a shell inside srun or salloc, or made of --export=NONE, is not meant",
+        "# for the steps of this job.",
+        "unset SLURM_CPU_BIND SLURM_CPU_BIND_LIST SLURM_CPU_BIND_TYPE SLURM_CPU_BIND_VERBOSE",
+        "unset SLURM_MPI_TYPE SLURM_EXPORT_ENV",
         "",
     ]
     if batch.run is None:

@@ -273,4 +273,5 @@ def literal(text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-    return list(value) if isinstance(value, tuple) else value
+    # As mmengine's own `--cfg-options` has it: a,b is a list, (a,b) is a tuple.
+    return list(value) if isinstance(value, tuple) and not text.lstrip().startswith("(") else value

@@ -181,3 +181,16 @@ def test_unreadable_is_unknown_and_not_none(tmp_path: Path) -> None:
     assert story.attempt(tmp_path / "absent.jsonl") == story.Story([])
     assert story.attempt(tmp_path) is None
     assert budget.verdict(None) == budget.Verdict(known=False)
+
+
+def test_a_kernels_check_of_its_input_is_no_broken_machine() -> None:
+    error = "torch.AcceleratorError: CUDA error: device-side assert triggered"
+    story = Story().start().fail(error, host="n1")
+    stop = story.start().fail(error, host="n1").verdict.stop
+    assert stop is not None
+    assert "the same error twice in a row" in stop
+    other = Story().start().fail(error, step=1, host="n1").start().fail(error, step=2, host="n1")
+    assert other.verdict == budget.Verdict()
+    broken = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+    worn = Story().start().fail(broken, host="n1").start().fail(broken, host="n1")
+    assert worn.verdict.exclude == ("n1",)

@@ -30,7 +30,7 @@ def test_the_figures_are_those_of_mmseg() -> None:
 
     samples = maps(20)
     samples.append((np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.int64)))  # nothing counts
-    metric = IoUMetric()
+    metric = IoUMetric(iou_metrics=["mIoU", "mDice", "mFscore"], beta=2)
     metric.dataset_meta = {"classes": NAMES}
     metric.process(
         {},
@@ -40,9 +40,10 @@ def test_the_figures_are_those_of_mmseg() -> None:
         ],
     )
     theirs = metric.compute_metrics(metric.results)
-    ours = figures(sum(confusion(t, p, 7, 255) for t, p in samples), NAMES)
-    assert {key: round(ours[key], 2) for key in ("mIoU", "mAcc", "aAcc")} == {
-        key: pytest.approx(float(theirs[key]), abs=0.011) for key in ("mIoU", "mAcc", "aAcc")
+    ours = figures(sum(confusion(t, p, 7, 255) for t, p in samples), NAMES, beta=2)
+    means = ("mIoU", "mAcc", "aAcc", "mDice", "mFscore", "mPrecision", "mRecall")
+    assert {key: round(ours[key], 2) for key in means} == {
+        key: pytest.approx(float(theirs[key]), abs=0.011) for key in means
     }
     # Classes 5 and 6 occur nowhere: no figure, and no part in the means.
     assert [one["IoU"] for one in ours["classes"]][5:] == [None, None]

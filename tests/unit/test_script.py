@@ -232,3 +232,17 @@ def test_no_setup_line_takes_the_names_of_the_shell(tmp_path: Path) -> None:
     assert f"--output={tmp_path}/job/7_%t_log.out" in arguments
     assert str(tmp_path) in arguments
     assert sys.executable in arguments
+
+
+@pytest.mark.parametrize("stage", profiles.STAGES)
+def test_what_a_shell_inside_srun_leaves_behind_reaches_no_step(stage: str) -> None:
+    lines = script.tracked(stage).splitlines()
+    leaked = ["SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_MPI_TYPE", "SLURM_EXPORT_ENV"]
+    first = next(number for number, line in enumerate(lines) if line.lstrip().startswith("srun "))
+    unset = "\n".join(line for line in lines[:first] if line.startswith("unset "))
+    given = dict.fromkeys(leaked, "NONE") | {"PATH": os.environ["PATH"], "SLURM_NTASKS": "2"}
+    done = subprocess.run(
+        ["bash", "-c", f"{unset}\nenv"], env=given, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "SLURM_NTASKS=2" in done.stdout
+    assert not [name for name in leaked if f"{name}=" in done.stdout]

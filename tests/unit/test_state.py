@@ -1,10 +1,16 @@
 """What hooks and visualizers of a config bring along."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from mmengine.hooks import EarlyStoppingHook, Hook
 
+from jobs.engine import snapshots
 from jobs.mmseg import state
 from jobs.mmseg.runner import guard
 
@@ -57,3 +63,13 @@ def test_a_visualizer_whose_service_died_is_said_once(capsys: pytest.CaptureFixt
     service.close()
     assert service.calls == 4
     assert capsys.readouterr().err == "Service could not write: the service has died\n"
+
+
+def test_a_state_holds_plain_values_alone(tmp_path: Path) -> None:
+    value = snapshots.plain({"a": np.float64(0.5), np.str_("b"): [np.int64(2), (np.bool_(True),)]})
+    assert value == {"a": 0.5, "b": [2, (True,)]}
+    assert [type(value["a"]), type(value["b"][0]), type(value["b"][1][0])] == [float, int, bool]
+    torch.save(value, tmp_path / "x.pth")
+    # As anybody reads it, without Baton: in a process that has not replaced torch.load.
+    code = "import sys, torch; torch.load(sys.argv[1], weights_only=True)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.pth")], check=True, timeout=120)

@@ -1,0 +1,378 @@
+"""The user's data: every error of it names the file, and a first start looks at some of it.
+
+A label that is no class, a mask of another size or one that is missing come out late otherwise, as an error
+of some library that names no file. `look` takes seconds, on rank 0, before anything is trained; what it has
+not looked at, `sample` and `blame` name when it comes up. `--set baton.check_data=False` leaves `look` out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.run.errors import UserError
+
+SECONDS = 3.0
+"""How long `look` reads files of one dataset, at most; of a large one it sees a part, spread over all."""
+STOCK = ("mmseg", "mmcv", "jobs")
+"""Packages whose transforms do not give labels another meaning."""
+TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+"""Errors of a machine: the file may be read at the next start."""
+ESCAPE = "--set baton.check_data=False takes the data as it is"
+
+
+class DataError(UserError):
+    """Wrong data: which file, what is in it, what was expected.
+
+    torch brings an exception of a loader's process with that process's traceback as its text; here only the
+    text itself is kept.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.rstrip().rpartition(f"{DataError.__name__}: ")[2])
+
+
+class LoadingError(RuntimeError):
+    """A sample could not be loaded for a reason that may have gone by the next start."""
+
+
+# -------------------------------------------------------------------------------------------------- naming
+
+
+def sample(dataset: Any, index: int) -> Any:
+    """`dataset[index]`. Raises DataError, or LoadingError where the machine is to blame, with the files that
+    the sample is made from, instead of whatever loading it raises."""
+    try:
+        return dataset[index]
+    except UserError:
+        raise
+    except Exception as error:
+        transient = isinstance(error, MemoryError) or (
+            isinstance(error, OSError) and error.errno in TRANSIENT
+        )
+        text = f"{named(info_of(dataset, index))} cannot be loaded: {in_a_line(error)}"
+        raise (LoadingError if transient else DataError)(text) from error
+
+
+def info_of(dataset: Any, index: int) -> dict[str, Any]:
+    """What a dataset knows of a sample; {} for one that does not say."""
+    with contextlib.suppress(Exception):
+        return dict(dataset.get_data_info(index))
+    return {}
+
+
+def named(info: dict[str, Any]) -> str:
+    """The files of a sample."""
+    image, mask = info.get("img_path"), info.get("seg_map_path")
+    if not image:
+        return "a sample of the dataset"
+    return f"{image} (with the mask {mask})" if mask else str(image)
+
+
+def in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
+
+
+def blame(runner: Any, batches: Iterable[Any]) -> DataError | None:
+    """After a failed step: what is wrong with the data of these batches, which may be nothing."""
+    with contextlib.suppress(Exception):  # the first error is the one that counts
+        paths = {s.metainfo.get("img_path") for batch in batches for s in batch["data_samples"]}
+        classes = classes_of(runner.model)
+        for leaf in leaves(runner.train_loop.dataloader.dataset):
+            for number in range(len(leaf)):
+                info = leaf.get_data_info(number)
+                if info.get("img_path") not in paths:
+                    continue
+                try:
+                    Reader(leaf, *classes).labels(info)
+                except DataError as found:
+                    return found
+    return None
+
+
+def build(description: Any) -> Any:
+    """The dataset of a config's description. Raises DataError for one without any image."""
+    from mmengine.registry import DATASETS
+
+    try:
+        dataset = DATASETS.build(description)
+        if hasattr(dataset, "full_init"):
+            dataset.full_init()
+        empty = len(dataset) == 0
+    except ValueError as error:
+        # NumPy's, of the list of all samples.
+        if "at least one array to concatenate" not in str(error):
+            raise
+        empty = True
+    if empty:
+        raise DataError(why_empty(description))
+    return dataset
+
+
+def why_empty(description: Any) -> str:
+    """Which folder, suffix or list of a dataset has nothing, and what lies there instead."""
+    from mmengine.registry import DATASETS
+
+    for one in descriptions(description):
+        dataset: Any = None
+        with contextlib.suppress(Exception):
+            dataset = DATASETS.build(dict(one) | {"lazy_init": True, "pipeline": []})
+            if dataset.load_data_list():
+                continue
+        listing = getattr(dataset, "ann_file", None) or one.get("ann_file")
+        if listing and Path(listing).is_file():
+            return f"the dataset has no images: {listing} names none"
+        prefix = getattr(dataset, "data_prefix", None) or one.get("data_prefix") or {}
+        folder = prefix.get("img_path") or one.get("data_root") or ""
+        return nothing_there(Path(folder), getattr(dataset, "img_suffix", "") or one.get("img_suffix", ""))
+    return "the dataset has no images"
+
+
+def nothing_there(folder: Path, suffix: str) -> str:
+    """Why a dataset finds no image of this suffix below this folder."""
+    if not folder.is_dir():
+        return f"the dataset has no images: there is no folder {folder}"
+    others = Counter(path.suffix for path in folder.rglob("*") if path.is_file())
+    if not others:
+        return f"the dataset has no images: {folder} is empty"
+    there = ", ".join(f"{count} × {name or 'no suffix'}" for name, count in others.most_common(4))
+    best = others.most_common(1)[0][0]
+    return (
+        f"the dataset has no images: no file below {folder} ends in {suffix!r} (there are {there}): "
+        f"set img_suffix={best!r} in the config's datasets"
+    )
+
+
+def descriptions(node: Any) -> Iterator[dict[str, Any]]:
+    """The innermost datasets of a description with its wrappers."""
+    if isinstance(node, dict) and ("dataset" in node or "datasets" in node):
+        yield from descriptions(node.get("dataset") or node["datasets"])
+    elif isinstance(node, dict):
+        yield node
+    elif isinstance(node, (list, tuple)):
+        for one in node:
+            yield from descriptions(one)
+
+
+# -------------------------------------------------------------------------------------------- a first start
+
+
+def look(runner: Any) -> None:
+    """Raises DataError for what is wrong with the datasets of a training, as far as it is seen in seconds."""
+    loops = {"train_dataloader": runner.train_loop, "val_dataloader": runner.val_loop}
+    check_batches(runner)
+    classes = classes_of(runner.model)
+    for where, loop in loops.items():
+        for leaf in leaves(loop.dataloader.dataset) if loop is not None else []:
+            look_at(leaf, where, *classes)
+    if runner.val_loop is not None:
+        check_order(runner)
+
+
+def classes_of(model: Any) -> tuple[int | None, int]:
+    """(number of classes, ignored label) by the model's head; None if it does not say."""
+    head: Any = getattr(getattr(model, "module", model), "decode_head", None)
+    head = head[-1] if hasattr(head, "__getitem__") else head
+    count, ignored = getattr(head, "num_classes", None), getattr(head, "ignore_index", 255)
+    return (count if isinstance(count, int) else None), (ignored if isinstance(ignored, int) else 255)
+
+
+def leaves(dataset: Any) -> Iterator[Any]:
+    """The datasets inside wrappers, if they have samples by number and a pipeline of transforms."""
+    if hasattr(dataset, "datasets"):
+        for one in dataset.datasets:
+            yield from leaves(one)
+    elif hasattr(getattr(dataset, "pipeline", None), "transforms") and hasattr(dataset, "get_data_info"):
+        # Wrappers pass on what they do not have themselves: ours, for one.
+        yield getattr(dataset, "dataset", dataset)
+    elif hasattr(dataset, "dataset"):
+        yield from leaves(dataset.dataset)
+
+
+class Reader:
+    """Reads image and mask of a sample as the dataset's own pipeline does."""
+
+    def __init__(self, dataset: Any, classes: int | None, ignored: int) -> None:
+        transforms = dataset.pipeline.transforms
+        self.steps = [step for step in transforms if type(step).__name__.startswith("Load")]
+        # What a transform of the user's makes of the labels, only the training will see.
+        self.told = all(type(step).__module__.partition(".")[0] in STOCK for step in transforms)
+        self.classes, self.ignored = classes, ignored
+
+    def labels(self, info: dict[str, Any]) -> set[int]:
+        """The labels of a sample's mask; none where they cannot be told. Raises DataError for files that
+        cannot be read, do not fit together, or have labels that are no class."""
+        try:
+            found: Any = dict(info)
+            for step in self.steps:
+                found = step(found)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in TRANSIENT:
+                return set()
+            raise DataError(f"{named(info)} cannot be loaded: {in_a_line(error)}") from None
+        mask = found.get("gt_seg_map") if found else None
+        if mask is None or not self.told:
+            return set()
+        file = info.get("seg_map_path") or named(info)
+        if mask.ndim != 2:
+            raise DataError(
+                f"{file} is a colour image ({mask.shape[-1]} channels): a mask has one channel, whose values "
+                "are class numbers; convert the colours to them"
+            )
+        image = found.get("img")
+        if image is not None and image.shape[:2] != mask.shape:
+            swapped = image.shape[:2] == mask.shape[::-1]
+            hint = " (does its EXIF turn the image?)" if swapped else ""
+            raise DataError(
+                f"{info.get('img_path')} has {size(image)} pixels and its mask {file} {size(mask)}{hint}: "
+                "they must be of the same size"
+            )
+        labels = {int(label) for label in np.flatnonzero(np.bincount(mask.reshape(-1)))}
+        count = self.classes
+        if count and (wrong := sorted(labels - set(range(count)) - {self.ignored})):
+            listed = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
+            raise DataError(
+                f"{file} has label {listed}, but the model has num_classes={count}: labels are 0 to "
+                f"{count - 1}, and {self.ignored} is ignored; correct the masks, or num_classes"
+            )
+        return labels
+
+
+def size(array: np.ndarray) -> str:
+    return f"{array.shape[1]} × {array.shape[0]}"
+
+
+def look_at(dataset: Any, where: str, classes: int | None, ignored: int) -> None:
+    """Reads samples of one dataset for `SECONDS`, in an order of chance that is always the same."""
+    began = time.monotonic()
+    check_files(dataset, where)
+    reader = Reader(dataset, classes, ignored)
+    seen: set[int] = set()
+    looked = 0
+    for index in np.random.default_rng(0).permutation(len(dataset)):
+        labels = reader.labels(dataset.get_data_info(int(index)))
+        seen |= labels
+        looked += bool(labels)
+        if time.monotonic() - began > SECONDS:
+            break
+    if classes is None or not looked:
+        return
+    masks = f"all {looked} masks looked at" if looked > 1 else "its one mask"
+    if seen == {ignored}:
+        raise DataError(
+            f"{where}: {masks} hold nothing but {ignored}, which is ignored, in {folder_of(dataset)}: "
+            "nothing could be learned from them"
+        )
+    if classes > 1 and seen == {0, ignored} and ignored == 255:
+        raise DataError(
+            f"{where}: {masks} hold nothing but 0 and 255, in {folder_of(dataset)}, and 255 is ignored, so "
+            f"that class 0 would be the only one of {classes}: write class numbers, 1 instead of 255 "
+            f"({ESCAPE})"
+        )
+
+
+def folder_of(dataset: Any) -> Path:
+    return Path(dataset.get_data_info(0).get("seg_map_path") or "").parent
+
+
+def check_files(dataset: Any, where: str) -> None:
+    """Raises DataError for an image or a mask that is not there. Folders are listed, each once: on a
+    network's file system that takes a fraction of asking for every file."""
+    from jobs.mmseg.packed import PackedBackend
+
+    backend = PackedBackend()
+    listed: dict[str, set[str]] = {}
+    missing: list[tuple[str, str, str]] = []
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        for key, what in (("img_path", "the image"), ("seg_map_path", "the mask")):
+            path = info.get(key)
+            if not isinstance(path, str) or "://" in path:
+                continue
+            folder, _, name = path.rpartition("/")
+            if folder not in listed:
+                place = Path(folder or ".")
+                listed[folder] = {one.name for one in place.iterdir()} if place.is_dir() else set()
+            if name not in listed[folder] and not backend.isfile(path):
+                missing.append((what, path, str(info.get("img_path"))))
+    if not missing:
+        return
+    what, path, image = missing[0]
+    of = f" of {image}" if what == "the mask" else ""
+    raise DataError(
+        f"{where}: {what} {path}{of} is not there ({len(missing)} of {len(dataset)} like this)"
+        f"{other_suffix(Path(path), listed)}"
+    )
+
+
+def other_suffix(path: Path, listed: dict[str, set[str]]) -> str:
+    same = [name for name in listed.get(str(path.parent), ()) if Path(name).stem == path.stem]
+    return f"; there is {sorted(same)[0]}: set the suffix in the config's dataset" if same else ""
+
+
+def check_order(runner: Any) -> None:
+    """Raises DataError if the first sample of the validation has its annotation in another size than the
+    image: predictions come in the image's own."""
+    dataset = runner.val_loop.dataloader.dataset
+    stock = [leaf for leaf in leaves(dataset) if Reader(leaf, None, 255).told]
+    if not stock or type(runner.model).__module__.partition(".")[0] not in (*STOCK, "mmengine"):
+        return
+    first = sample(dataset, 0)
+    given = first.get("data_samples") if isinstance(first, dict) else None
+    if given is None or "gt_sem_seg" not in given or not given.metainfo.get("ori_shape"):
+        return
+    truth, shape = given.gt_sem_seg.data.shape[-2:], tuple(given.metainfo["ori_shape"][:2])
+    if tuple(truth) != shape:
+        raise DataError(unequal(given.metainfo, shape, truth))
+
+
+def unequal(meta: Any, image: Any, truth: Any) -> str:
+    """Says that an annotation arrives in another size than its image's own (both H × W)."""
+    return (
+        f"{meta.get('img_path')} has {image[1]} × {image[0]} pixels and its annotation "
+        f"{truth[1]} × {truth[0]}: in the pipeline of val_dataloader and test_dataloader LoadAnnotations "
+        "belongs behind Resize, for what is predicted has the image's own size"
+    )
+
+
+def check_batches(runner: Any) -> None:
+    """Raises DataError if a rank would get a single sample where the model cannot learn from one."""
+    if (name := single_pooled(runner.model)) is None:
+        return
+    loop = runner.train_loop
+    plan, sampler = loop.plan, loop.batches.sampler
+    from jobs.mmseg.sampling import deal
+
+    for iteration in {0, plan.iterations - 1}:
+        batch = plan.global_batch(iteration)
+        for rank in range(sampler.ranks):
+            if any(len(part) == 1 for part, _ in deal(batch, rank, sampler.ranks, sampler.rounds)):
+                raise DataError(
+                    f"a batch of one sample, in which {name} has one value for each channel that batch "
+                    f"norm cannot learn from: {plan.samples} images in batches of {plan.batch}"
+                    f"{f' on {sampler.ranks} ranks' if sampler.ranks > 1 else ''} give one; use another "
+                    "train_dataloader.batch_size, or train_dataloader.drop_last=True"
+                )
+
+
+def single_pooled(model: Any) -> str | None:
+    """The part of a model whose batch norm follows a pooling to a single pixel (PSPHead, ASPP); None if there
+    is none."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    for name, module in getattr(model, "module", model).named_modules():
+        parts = list(module.children()) if isinstance(module, torch.nn.Sequential) else []
+        pools = [isinstance(p, torch.nn.AdaptiveAvgPool2d) and p.output_size in (1, (1, 1)) for p in parts]
+        after = parts[pools.index(True) + 1 :] if any(pools) else []
+        norms = [one for part in after for one in part.modules() if isinstance(one, _BatchNorm)]
+        if any(not isinstance(one, torch.nn.SyncBatchNorm) for one in norms):
+            return name
+    return None

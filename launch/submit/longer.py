@@ -1,0 +1,99 @@
+"""`train.py --resume RUN --set train_cfg.max_epochs=300`: a run trains on for longer than it was made for."""
+
+from __future__ import annotations
+
+import ast
+import json
+from typing import Any
+
+from jobs.run.directory import Request, Run
+from jobs.run.errors import UserError
+from launch.submit import literals
+
+MAY_CHANGE = ("train_cfg", "param_scheduler", "default_hooks", "baton")
+"""Parts of a config without which a checkpoint still fits."""
+LENGTHS = ("max_epochs", "max_iters")
+
+
+def of_resumed(run: Run, old: Request, given: dict[str, Any]) -> dict[str, Any]:
+    """All overrides of a resumed run: its own, and those `given` now. Raises UserError as `overrides`."""
+    if given and old.worker:
+        raise UserError("--set overrides a config, and this run trains a program of its own")
+    return old.overrides | overrides(run, given)
+
+
+def trains_on(old: Request, merged: dict[str, Any]) -> bool:
+    """Whether the training is made longer."""
+    lengths = [f"train_cfg.{name}" for name in LENGTHS]
+    return any(merged.get(name) != old.overrides.get(name) for name in lengths)
+
+
+def overrides(run: Run, given: dict[str, Any]) -> dict[str, Any]:
+    """What `--set` of a resumed run amounts to: with the ends of the schedules that ended with the training,
+    which now end with it again. Raises UserError for what would make it another training, or a shorter one
+    than it has done already."""
+    for key in given:
+        if key.split(".")[0] not in MAY_CHANGE:
+            raise UserError(
+                f"--resume goes on with the same training: --set {key} would make another; it takes "
+                f"{', '.join(f'{name}.…' for name in MAY_CHANGE)}"
+            )
+    result = dict(given)
+    values = resolved(run)
+    newest = newest_checkpoint(run)
+    for length in LENGTHS:
+        new, old = given.get(f"train_cfg.{length}"), (values.get("train_cfg") or {}).get(length)
+        if new is None:
+            continue
+        if not isinstance(new, int) or new < 1:
+            raise UserError(f"--set train_cfg.{length} must be a whole number, not {new!r}")
+        done = newest.get("epoch" if length == "max_epochs" else "step", 0)
+        if new <= done:
+            raise UserError(f"{run.name} has done {done} of train_cfg.{length} already: {new} is no more")
+        if isinstance(old, int):
+            result = stretched(values.get("param_scheduler"), length, old, new, newest) | result
+    return result
+
+
+def stretched(schedulers: Any, length: str, old: int, new: int, newest: dict[str, Any]) -> dict[str, Any]:
+    """Overrides that let every scheduler which ends with a training of `old` epochs or iterations end with
+    one of `new`."""
+    found: dict[str, Any] = {}
+    single = isinstance(schedulers, dict)
+    for number, one in enumerate([schedulers] if single else schedulers or []):
+        if not isinstance(one, dict):
+            continue
+        where = "param_scheduler" if single else f"param_scheduler.{number}"
+        unit = 1
+        if length == "max_epochs" and not one.get("by_epoch", True):
+            epochs = newest.get("epoch", 0)
+            unit = newest["step"] // epochs if epochs and newest["step"] % epochs == 0 else 0
+        elif length == "max_iters" and one.get("by_epoch", True):
+            unit = 0  # its epochs are another measure
+        begin = one.get("begin", 0)
+        if unit and one.get("end") == old * unit:
+            found[f"{where}.end"] = new * unit
+        if unit and isinstance(begin, int) and one.get("T_max") == old * unit - begin:
+            found[f"{where}.T_max"] = new * unit - begin
+    return found
+
+
+def resolved(run: Run) -> dict[str, Any]:
+    """The values of RUN/config.py; {} before the first start has written it."""
+    try:
+        return dict(literals.values(ast.parse(run.config.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, SyntaxError):
+        return {}
+
+
+def newest_checkpoint(run: Run) -> dict[str, Any]:
+    """The manifest of the checkpoint with the most steps; {} without one."""
+    newest: dict[str, Any] = {}
+    for path in run.checkpoints.glob("*.pth.json"):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if int(manifest["step"]) > newest.get("step", -1):
+                newest = {"step": int(manifest["step"]), "epoch": int(manifest["epoch"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return newest

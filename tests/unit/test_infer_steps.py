@@ -1,0 +1,133 @@
+"""Inference reads an image by the config's own steps, whatever they are: the network gets what it gets of the
+same file in the evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jobs.mmseg import compat
+from jobs.run.errors import UserError
+
+compat.prepare()
+
+from mmengine.config import Config  # noqa: E402
+from mmengine.registry import DATASETS, DefaultScope, init_default_scope  # noqa: E402
+from mmseg.utils import register_all_modules  # noqa: E402
+
+from jobs.infer import __main__ as infer  # noqa: E402
+from jobs.mmseg import images  # noqa: E402
+from jobs.mmseg import model as models  # noqa: E402
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scope() -> None:
+    register_all_modules(init_default_scope=False)
+    if DefaultScope.get_current_instance() is None:
+        init_default_scope("mmseg")
+
+
+def config(folder: Path, suffix: str, **load: Any) -> Any:
+    steps = [
+        {"type": "LoadImageFromFile", **load},
+        {"type": "Resize", "scale": (30, 20), "keep_ratio": True},
+        {"type": "LoadAnnotations"},
+        {"type": "PackSegInputs"},
+    ]
+    dataset = {
+        "type": "BaseSegDataset",
+        "data_root": str(folder),
+        "data_prefix": {"img_path": "img", "seg_map_path": "ann"},
+        "img_suffix": suffix,
+        "metainfo": {"classes": ("a",), "palette": [[0, 0, 0]]},
+        "pipeline": steps,
+        "test_mode": True,
+    }
+    return Config({"test_dataloader": {"dataset": dataset}})
+
+
+def deep(path: Path) -> None:
+    cv2.imwrite(str(path), COLOURS.astype(np.uint16) * 200)
+
+
+def turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOURS).save(path, exif=exif)
+
+
+def bands(path: Path) -> None:
+    five = np.dstack([COLOURS, COLOURS[..., :2]]).astype(np.uint16) * 40
+    pytest.importorskip("tifffile").imwrite(path, five, photometric="minisblack", planarconfig="contig")
+
+
+CASES: dict[str, tuple[Any, str, dict[str, Any], bool]] = {
+    "16 bits": (deep, ".png", {"color_type": "unchanged", "to_float32": True}, False),
+    "16 bits as 8": (deep, ".png", {}, True),
+    "grey": (lambda p: Image.fromarray(COLOURS).save(p), ".png", {"color_type": "grayscale"}, True),
+    "transparent": (
+        lambda p: Image.fromarray(np.dstack([COLOURS, COLOURS[..., :1]])).save(p), ".png", {}, True
+    ),
+    "turned": (turned, ".jpg", {}, True),
+    "turning ignored": (turned, ".jpg", {"color_type": "color_ignore_orientation"}, False),
+    "five bands": (bands, ".tif", {"imdecode_backend": "tifffile", "to_float32": True}, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_the_network_gets_what_it_gets_in_the_evaluation(kind: str, tmp_path: Path) -> None:
+    write, suffix, load, turns = CASES[kind]
+    for name in ("img", "ann"):
+        (tmp_path / name).mkdir()
+    file = tmp_path / "img" / f"x{suffix}"
+    write(file)
+    Image.fromarray(COLOURS[..., 0] * 0).save(tmp_path / "ann" / "x.png")
+    cfg = config(tmp_path, suffix, **load)
+    expected = DATASETS.build(cfg.test_dataloader.dataset)[0]
+
+    images.check(file)
+    read, prepare = infer.build_pipeline(cfg)
+    found = prepare(infer.loaded(read, file))
+    assert found["inputs"].dtype == expected["inputs"].dtype
+    assert torch.equal(found["inputs"], expected["inputs"])
+    assert found["data_samples"].ori_shape == expected["data_samples"].ori_shape
+    assert models.turns(cfg) == turns
+    if kind != "five bands":
+        assert images.read(file, turns).shape[:2] == found["data_samples"].ori_shape
+
+
+def test_what_cannot_be_drawn_costs_the_overlay_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bands(tmp_path / "x.tif")
+    infer.write(tmp_path / "out" / "x", tmp_path / "x.tif", np.zeros((40, 60), np.uint8), [[0, 0, 0]], True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.png"]
+    turned(tmp_path / "y.jpg")
+    infer.write(tmp_path / "out" / "y", tmp_path / "y.jpg", np.zeros((40, 60), np.uint8), [[0, 0, 0]], True)
+    assert (tmp_path / "out" / "y.png").exists()
+    first, second = capsys.readouterr().out.splitlines()
+    assert "x.tif cannot be read" in first
+    assert "the image is 40 × 60, its labels are 60 × 40" in second
+
+
+def test_a_pipeline_that_reads_no_file_is_refused(tmp_path: Path) -> None:
+    cfg = config(tmp_path, ".png")
+    cfg.test_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline[2:3]
+    with pytest.raises(UserError, match="does not begin with reading an image"):
+        infer.build_pipeline(cfg)
+
+
+def test_no_image_starts_ghostscript(tmp_path: Path) -> None:
+    images.start_no_ghostscript()
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    read, _ = infer.build_pipeline(config(tmp_path, ".png", imdecode_backend="pillow"))
+    with pytest.raises(UserError, match=r"x\.png cannot be read as an image: cannot identify"):
+        infer.loaded(read, tmp_path / "x.png")
