@@ -1,1 +1,1 @@
-"""MMSegmentation as the engine runs it: config, model, loop, state, data, metrics. Nobody else imports it."""
+"""MMSegmentation as the engine runs it: config, model, loop, state, data, metrics. Only jobs import it."""
