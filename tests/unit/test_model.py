@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jobs.mmseg import compat, model
 from jobs.run.directory import Run
@@ -20,7 +21,7 @@ compat.prepare()
 from mmengine.config import Config  # noqa: E402
 
 from jobs.evaluate.__main__ import counted, pictures_of  # noqa: E402
-from jobs.infer.__main__ import build_pipeline  # noqa: E402
+from jobs.infer.__main__ import build_pipeline, loaded  # noqa: E402
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
@@ -72,7 +73,7 @@ def test_what_is_tested_on_is_what_is_validated_on_unless_the_config_says_otherw
         model.config(run)
 
 
-def test_the_test_datasets_own_pipeline_is_used(cfg: Any) -> None:
+def test_the_test_datasets_own_pipeline_is_used(cfg: Any, tmp_path: Path) -> None:
     """Inline, overridden, with scopes in the names: not what the file calls test_pipeline."""
     changed = Config(cfg._cfg_dict.to_dict())
     changed.pop("test_pipeline")
@@ -86,10 +87,12 @@ def test_the_test_datasets_own_pipeline_is_used(cfg: Any) -> None:
     changed.test_dataloader.dataset = {"type": "RepeatDataset", "times": 1, "dataset": inner}
     # Needs no files of the dataset.
     assert [len(model.meta(changed)[key]) for key in ("classes", "palette")] == [21, 21]
-    packed = build_pipeline(changed)({"img": np.zeros((60, 80, 3), np.uint8)})
+    Image.new("RGB", (80, 60)).save(tmp_path / "x.png")
+    read, prepare = build_pipeline(changed)
+    packed = prepare(loaded(read, tmp_path / "x.png"))
     assert packed["inputs"].shape == (3, 30, 40)
-    inner.pipeline = inner.pipeline[1:]
-    with pytest.raises(UserError, match="does not begin with LoadImageFromFile"):
+    inner.pipeline = [{"type": "LoadImageFromNDArray"}, *inner.pipeline[1:]]
+    with pytest.raises(UserError, match="does not begin with reading an image"):
         build_pipeline(changed)
 
 
@@ -113,7 +116,7 @@ def test_pictures_of_equal_stems_have_names_of_their_own() -> None:
 
 
 def test_a_label_that_is_no_class_is_named_with_its_image() -> None:
-    sample = {"data_samples": SimpleNamespace(img_path="/d/1.png")}
+    sample = {"data_samples": SimpleNamespace(metainfo={"img_path": "/d/1.png"})}
     truth = np.array([[0, 21]], np.uint8)
     with pytest.raises(UserError, match=r"/d/1\.png: the truth has labels up to 21, .*21 classes"):
         counted(sample, truth, np.zeros((1, 2), np.int64), 21, 255)

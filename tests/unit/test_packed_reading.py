@@ -169,7 +169,7 @@ def test_a_start_puts_it_into_every_dataset_and_finds_the_data(
         prepared = config.prepare(resolved, here, 8)
         assert prepared.train_dataloader.dataset.type == "SeededDataset"
         inner = prepared.train_dataloader.dataset.dataset
-        for node in (inner, prepared.val_dataloader.dataset, inner.pipeline[0], inner.pipeline[1]):
+        for node in (inner, prepared.val_dataloader.dataset.dataset, inner.pipeline[0], inner.pipeline[1]):
             assert (node.get("backend_args") == {"backend": packed.BACKEND}) == is_packed
         assert "backend_args" not in inner.pipeline[2]
         assert packed.BACKEND not in str(resolved)

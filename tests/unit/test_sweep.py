@@ -14,7 +14,7 @@ from launch.submit import options, sweep
     ("text", "values"),
     [
         ("lr=0.01,0.02", [0.01, 0.02]),
-        ("a.b=(1,2),[3,4]", [[1, 2], [3, 4]]),
+        ("a.b=(1,2),[3,4]", [(1, 2), [3, 4]]),
         ("a='x,y',z", ["x,y", "z"]),
         ("a=SGD", ["SGD"]),
         ("a=true,None", [True, None]),
