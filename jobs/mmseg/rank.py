@@ -94,7 +94,8 @@ def train(session: Session) -> None:
     numbers = metrics.Metrics(session, heart, log_interval, lambda: PREEMPTED.stood_still, own["stop_at_nan"])
     runner_.register_hook(numbers)
     if checkpoint is None and session.main and own["check_data"]:
-        data.look(runner_)
+        with user_errors(session):
+            data.look(runner_)
     runner_.survival = loop.Survival(runner_, PREEMPTED, saver, numbers, heart)
 
     if checkpoint and session.main:
