@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jobs.catalog import listing
 from jobs.run.errors import UserError
 
 SECONDS = 3.0
@@ -126,28 +126,14 @@ def why_empty(description: Any) -> str:
             dataset = DATASETS.build(dict(one) | {"lazy_init": True, "pipeline": []})
             if dataset.load_data_list():
                 continue
-        listing = getattr(dataset, "ann_file", None) or one.get("ann_file")
-        if listing and Path(listing).is_file():
-            return f"the dataset has no images: {listing} names none"
+        names = getattr(dataset, "ann_file", None) or one.get("ann_file")
+        if names and Path(names).is_file():
+            return f"the dataset has no images: {names} names none"
         prefix = getattr(dataset, "data_prefix", None) or one.get("data_prefix") or {}
         folder = prefix.get("img_path") or one.get("data_root") or ""
-        return nothing_there(Path(folder), getattr(dataset, "img_suffix", "") or one.get("img_suffix", ""))
+        suffix = getattr(dataset, "img_suffix", "") or one.get("img_suffix", "")
+        return listing.nothing_there(Path(folder), suffix)
     return "the dataset has no images"
-
-
-def nothing_there(folder: Path, suffix: str) -> str:
-    """Why a dataset finds no image of this suffix below this folder."""
-    if not folder.is_dir():
-        return f"the dataset has no images: there is no folder {folder}"
-    others = Counter(path.suffix for path in folder.rglob("*") if path.is_file())
-    if not others:
-        return f"the dataset has no images: {folder} is empty"
-    there = ", ".join(f"{count} × {name or 'no suffix'}" for name, count in others.most_common(4))
-    best = others.most_common(1)[0][0]
-    return (
-        f"the dataset has no images: no file below {folder} ends in {suffix!r} (there are {there}): "
-        f"set img_suffix={best!r} in the config's datasets"
-    )
 
 
 def descriptions(node: Any) -> Iterator[dict[str, Any]]:

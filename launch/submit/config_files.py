@@ -242,3 +242,27 @@ def _imported_by(module: Path) -> list[str]:
         except (SyntaxError, ValueError, OSError):
             continue  # the job's import of it will say so
     return found
+
+
+def check_datasets(found: list[Path], used: set[str]) -> None:
+    """Raises UserError for a dataset class, among those `used`, that names its classes as MMSegmentation
+    before 1.0 did: for 1.x it has none, which would come out at the first validation."""
+    for module in found:
+        for file in sorted(module.rglob("*.py")) if module.is_dir() else [module]:
+            try:
+                tree = ast.parse(file.read_text(encoding="utf-8"))
+            except (SyntaxError, ValueError, OSError):
+                continue  # the job's import of it will say so
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ClassDef) and node.name in used and _is_old_dataset(node):
+                    raise UserError(
+                        f"{file}, line {node.lineno}: {node.name} has CLASSES and PALETTE, as in "
+                        "MMSegmentation 0.x; now it is METAINFO = dict(classes=…, palette=…)"
+                    )
+
+
+def _is_old_dataset(node: ast.ClassDef) -> bool:
+    targets = [t for one in node.body if isinstance(one, ast.Assign) for t in one.targets]
+    names = {target.id for target in targets if isinstance(target, ast.Name)}
+    bases = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+    return "CLASSES" in names and "METAINFO" not in names and any(b.endswith("Dataset") for b in bases)

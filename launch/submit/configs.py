@@ -155,6 +155,8 @@ def _modules(config: Path, chain: Chain, here: bool) -> list[Path]:
     names = [one for one in ([named] if isinstance(named, str) else named or []) if isinstance(one, str)]
     places = [*dict.fromkeys(file.parent for file in chain.files), CHECKOUT]
     found = config_files.modules([*names, *chain.imports], places)
+    parts = [chain.values.get(key) for key in ("train_dataloader", "val_dataloader")]
+    config_files.check_datasets(found, _without_classes(parts))
     own = {module.stem for module in found}
     for name in names if here and not given.get("allow_failed_imports") else []:
         top = name.split(".")[0]
@@ -163,6 +165,15 @@ def _modules(config: Path, chain: Chain, here: bool) -> list[Path]:
                 f"{config}: custom_imports names {name}: {top} is neither beside the config nor installed in "
                 f"this environment{f' (env/setup.sh --with {top})' if top in supported.WITH else ''}"
             )
+    return found
+
+
+def _without_classes(node: Any) -> set[str]:
+    """The types of a config's parts that are given no `metainfo`."""
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    found = set().union(*map(_without_classes, inner))
+    if isinstance(node, dict) and isinstance(node.get("type"), str) and "metainfo" not in node:
+        found.add(supported.name_of(node["type"]))
     return found
 
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.catalog import pretrained
+from jobs.catalog import listing, pretrained
 from jobs.catalog import readiness as state
 from jobs.catalog.recipes import RECIPES, VOC_FOLDER, dataset_of, folder_of
 from jobs.run import packed, story
@@ -52,6 +52,8 @@ def wait_for(data_root: Path, executor: str, chain: configs.Chain) -> Ahead:
         whole = False
     for path in paths(chain):
         _look(data_root, path, executor, whole, ahead)
+    if not ahead.jobs and not ahead.stages:
+        _check_images(data_root, chain)
     configs.check_weights(chain, data_root, ahead.weights)
     return ahead
 
@@ -66,6 +68,25 @@ def check(data_root: Path, chain: configs.Chain) -> None:
                 f"the dataset in {data_root / path} is still being prepared, by {ahead.jobs[0]}: evaluate "
                 "when it has ended (python launch/status.py shows it)"
             )
+
+
+def _check_images(data_root: Path, chain: configs.Chain) -> None:
+    """Raises UserError for a BaseSegDataset, such as most have that is one's own, which would find no image:
+    other classes have suffixes and lists of their own, which the job will look at."""
+    for key in ("train_dataloader", "val_dataloader"):
+        loader = chain.values.get(key)
+        one = loader.get("dataset") if isinstance(loader, dict) else None
+        if not isinstance(one, dict) or one.get("type") != "BaseSegDataset" or one.get("ann_file"):
+            continue
+        prefix = one.get("data_prefix")
+        given = [one.get("data_root", ""), prefix.get("img_path") if isinstance(prefix, dict) else None]
+        suffix = one.get("img_suffix", ".jpg")
+        place = posixpath.normpath(posixpath.join(*given)) if all(isinstance(x, str) for x in given) else ""
+        if not place.startswith("data/") or not isinstance(suffix, str):
+            continue
+        folder = data_root / place.removeprefix("data/")
+        if packed.locate(folder) is None and not listing.holds(folder, suffix):
+            raise UserError(f"{key}: {listing.nothing_there(folder, suffix)}")
 
 
 def paths(chain: configs.Chain) -> list[str]:
