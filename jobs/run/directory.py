@@ -126,12 +126,13 @@ class Run:
     def write_request(self, request: Request) -> None:
         # libyaml's writer, which not every PyYAML has, takes a tenth of the time.
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        # The run's own code may be older, and know no field that a training does not have.
-        content = {key: value for key, value in msgspec.to_builtins(request).items() if value is not None}
-        tuples = {key: repr(value) for key, value in request.set.items() if has_tuple(value)}
-        content["tuples"] = request.tuples = tuples
-        if not tuples:  # unknown to the code of older runs
-            del content["tuples"]
+        request.tuples = {key: repr(value) for key, value in request.set.items() if has_tuple(value)}
+        # The run's own code may be older, and refuse a field that it does not know.
+        content = {
+            key: value
+            for key, value in msgspec.to_builtins(request).items()
+            if value is not None and (value or key not in ("tuples", "worker"))
+        }
         text = yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True)
         write_atomically(self.request_file, text.encode(), private=True)
 
