@@ -117,11 +117,13 @@ def ms_deform_attn_forward(
     the arguments: mmcv.ops.MultiScaleDeformableAttnFunction."""
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
+    floats = [value, sampling_locations, attention_weights]
+    if value.device.type == "cpu":  # torch before 2.2 samples no half precision there
+        floats = [one.float() if one.dtype in (torch.float16, torch.bfloat16) else one for one in floats]
     # In one precision, as the compiled one: autocast would widen some of the steps.
     with torch.autocast(value.device.type, enabled=False):
-        return multi_scale_deformable_attn_pytorch(
-            value, value_spatial_shapes, sampling_locations, attention_weights
-        )
+        found: Tensor = multi_scale_deformable_attn_pytorch(floats[0], value_spatial_shapes, *floats[1:])
+    return found.to(value.dtype)
 
 
 def ms_deform_attn_backward(
