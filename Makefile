@@ -51,9 +51,9 @@ lint: setup
 unit: setup
 	$(PYTHON_A) -m pytest tests/unit -q -n 2
 
-# A good part of these tests' time is waiting, for a start or for Slurm: three at once on two cores.
+# A good part of these tests' time is waiting, for a start or for Slurm: two at once on two cores.
 local: setup test-tools
-	$(PYTHON_A) -m pytest tests/local -q -n 3 --dist worksteal
+	$(PYTHON_A) -m pytest tests/local -q -n 2 --dist worksteal
 
 # One config of each of MMSegmentation's model families, small; writes docs/models.md.
 # The tests of bad input with thousands of mutations of each kind of file, instead of hundreds.
@@ -64,7 +64,7 @@ zoo: setup
 	$(PYTHON_A) -m tests.zoo
 
 slurm-tests: setup slurm-if-possible
-	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow" -n 3 --dist worksteal
+	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow" -n 2 --dist worksteal
 	$(PYTHON_A) -m pytest tests/slurm -q -m slow -k "$(ACCEPTANCE)"
 
 acceptance: setup slurm
