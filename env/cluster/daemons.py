@@ -145,6 +145,7 @@ def _argv(cluster: Cluster, name: str) -> list[str]:
             f"--datadir={home / 'data'}",
             f"--socket={home / 'socket'}",
             f"--pid-file={home / 'pid'}",
+            f"--tmpdir={home / 'tmp'}",
             "--skip-networking",
             f"--secure-file-priv={home / 'files'}",
             f"--init-file={home / 'init.sql'}",
@@ -291,6 +292,10 @@ def _make_database(cluster: Cluster) -> None:
     # Others are not to reach its socket; the tables are in the hands of a user who has nothing else.
     place.chmod(0o700)
     shutil.chown(place, _database_user(cluster))
+    # Its own: a MariaDB that starts removes every "#sql…" in its folder, another's in use, too.
+    temporary = place / "tmp"
+    temporary.mkdir(mode=0o700, exist_ok=True)
+    shutil.chown(temporary, _database_user(cluster))
     if not (place / "data").is_dir():
         # Under another name until it is whole: a start that is killed here must not leave half a database.
         unfinished = place / "unfinished"
@@ -301,6 +306,7 @@ def _make_database(cluster: Cluster) -> None:
             "--no-defaults",
             f"--user={_database_user(cluster)}",
             f"--datadir={_database_place(cluster) / 'unfinished'}",
+            f"--tmpdir={_database_place(cluster) / 'tmp'}",
             "--skip-test-db",
             "--auth-root-authentication-method=socket",
             f"--auth-root-socket-user={user()}",

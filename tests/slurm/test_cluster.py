@@ -144,9 +144,15 @@ def test_stopping_after_the_start_was_killed_half_way(state: Path, moment: str) 
 
 def test_clusters_start_side_by_side(tmp_path: Path) -> None:
     states = [tmp_path / name for name in ("a", "b", "c")]
+    # What a database has open in /tmp while another starts.
+    table = Path(tempfile.gettempdir()) / f"#sql-{os.getpid():x}-baton"
+    table.touch()
+    if os.geteuid() == 0:
+        shutil.chown(table, daemons.DATABASE_USER)
     try:
         with ThreadPoolExecutor() as pool:
-            slurms = list(pool.map(lambda s: up(s, "--no-accounting", "--nodes", "2"), states))
+            slurms = list(pool.map(lambda s: up(s, "--nodes", "2"), states))
+        assert table.exists()
         names = [f"only-{i}" for i in range(3)]
         for slurm, name in zip(slurms, names, strict=True):
             slurm.submit("#!/bin/sh\nsleep 600\n", "-J", name, cwd=tmp_path)
@@ -158,6 +164,7 @@ def test_clusters_start_side_by_side(tmp_path: Path) -> None:
             assert "is UP" in slurm.run("scontrol", "ping")
             assert slurm.run("squeue", "-h", "-o", "%j").split() != []
     finally:
+        table.unlink(missing_ok=True)
         for state in states:
             if Layout(state).lock.exists():
                 stop(state, wipe=True)
