@@ -15,8 +15,8 @@ ROW := tests/slurm/test_acceptance.py::test_no_run_is_lost[preempted with grace 
 # (`make acceptance`); `make test` plays those that wait least, and two of the 2x2.
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
-.PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit local fuzz zoo slurm-tests acceptance \
-	slurm-matrix slurm-versions set-b torch-oldest torch-matrix torch-one test bare container-test bench clean
+.PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit commands local fuzz zoo slurm-tests \
+	acceptance slurm-matrix slurm-versions set-b torch-oldest torch-matrix torch-one test bare container-test bench clean
 
 help:
 	@echo "make demo    set up, then generate data, prepare, train and evaluate on this machine"
@@ -50,6 +50,10 @@ lint: setup
 
 unit: setup
 	$(PYTHON_A) -m pytest tests/unit -q -n 2
+
+# The commands as a user types them, each a process of its own, with a stand-in Slurm.
+commands: setup
+	$(PYTHON_A) -m pytest tests/commands -q -n 2
 
 # A good part of these tests' time is waiting, for a start or for Slurm: two at once on two cores.
 local: setup test-tools
@@ -99,10 +103,10 @@ torch-matrix: setup slurm-if-possible
 	for torch in $(OLDEST) $(MIDDLE) $(NEWEST); do $(MAKE) torch-one TORCH=$$torch || exit; done
 
 torch-one:
-	$(call try-torch,$(TORCH),tests/unit)
+	$(call try-torch,$(TORCH),tests/unit tests/commands)
 	.venv-torch/bin/python -m pytest "$(ROW)" -q
 
-test: lint unit local slurm-tests set-b torch-oldest
+test: lint unit commands local slurm-tests set-b torch-oldest
 
 # Both of README's commands, as one who has just cloned types them, on machines that have nothing else.
 # BARE=--user: without root; BARE="--user --pip-conf-only": and where only pip knows the site's mirror.

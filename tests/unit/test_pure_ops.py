@@ -49,7 +49,8 @@ def test_psamask(device: str, kind: str, shape: tuple[int, int], size: tuple[int
     (ours,) = torch.autograd.grad((found * weights).sum(), masks)
     (theirs,) = torch.autograd.grad((expected * weights).sum(), masks)
     assert torch.equal(ours, theirs)
-    assert gradcheck(operation, masks)
+    if masks.numel() < 200:  # by finite differences; it takes seconds for the larger ones
+        assert gradcheck(operation, masks)
     assert torch.equal(operation(masks.half()), expected.half())
 
 

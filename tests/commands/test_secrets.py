@@ -16,8 +16,8 @@ from jobs.run.directory import write_atomically
 from launch.observe.report import data as report_data
 from launch.observe.report import page as report_page
 from launch.submit import job_environment, profiles, runs, snapshot
+from tests.commands.test_launch_errors import launch
 from tests.unit.made_runs import made_run, with_everything
-from tests.unit.test_launch_errors import launch
 
 KEY, HOOK = "k3y-0f-w4ndb", "https://chat.example/hooks/s3cr3t"
 PROFILE = f"""
