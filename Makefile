@@ -59,11 +59,11 @@ commands: setup
 local: setup test-tools
 	$(PYTHON_A) -m pytest tests/local -q -n 2 --dist worksteal
 
-# One config of each of MMSegmentation's model families, small; writes docs/models.md.
 # The tests of bad input with thousands of mutations of each kind of file, instead of hundreds.
 fuzz: setup
 	BATON_MUTATIONS=4000 $(PYTHON_A) -m pytest tests/local/test_fuzz.py -q -n 2
 
+# One config of each of MMSegmentation's model families, small; writes docs/models.md.
 zoo: setup
 	$(PYTHON_A) -m tests.zoo
 
@@ -93,7 +93,7 @@ USE_TORCH = $$(grep -lE "torch|numpy|jobs\.(engine|mmseg|evaluate|infer)" tests/
 define try-torch
 	PYTHON="$$($(call OF_PYTHON,sys._base_executable))" env/setup.sh --torch $(1) --into .venv-torch
 	.venv-torch/bin/python -m pytest $(2) -q -n 2
-	.venv-torch/bin/python -m pytest tests/local/test_exact_resume.py tests/local/test_saving.py -q
+	.venv-torch/bin/python -m pytest tests/local/test_exact_resume.py tests/local/test_saving.py -q -n 2 --dist worksteal
 endef
 
 torch-oldest: setup
