@@ -8,6 +8,7 @@ A disk that is full or gone does not end the training: it is reported, and tried
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,7 +69,9 @@ class Saver:
         self.on_disk = (0, 0)
         """Step and epoch that a resume would begin with now."""
         self.failed: tuple[Any, ...] | None = None
-        """What `_write` could not write last."""
+        """What `_write` could not write, until that, or a later state, is written."""
+        self.trying = threading.Lock()
+        """During a validation two threads may want to leave: each must know what came of the other's save."""
         self.patience = session.request.settings.grace / 2
         """Seconds for which a preempted run tries to save: before a time limit it must also leave in time."""
         self.cost = 1.0
@@ -155,18 +158,17 @@ class Saver:
         self, name: str, copy: Any, manifest: dict[str, Any], began: float, stall: float | None
     ) -> checkpoints.Checkpoint | None:
         session = self.session
-        self.failed = None
         try:
             checkpoint = checkpoints.write(self.directory / name, copy, manifest, *self.fence)
         except checkpoints.FencedOff as error:
-            self.fenced_off = error
+            self.fenced_off, self.failed = error, None
             return None
         except OSError as error:
             session.report("checkpoint_failed", step=manifest["step"], reason=str(error))
             self.failed = (name, copy, manifest, began, stall)
             self.next = time.monotonic() + RETRY
             return None
-        self.on_disk = (manifest["step"], manifest["epoch"])
+        self.on_disk, self.failed = (manifest["step"], manifest["epoch"]), None
         session.report(
             "checkpoint",
             step=manifest["step"],
@@ -200,10 +202,11 @@ class Saver:
     def insist(self, seconds: float) -> None:
         """Waits for the write that is under way; if it fails, for so many seconds tries again."""
         end = time.monotonic() + seconds
-        self.finish()
-        while self.failed and time.monotonic() < end:
-            time.sleep(RETRY_LEAVING)
-            self._again()
+        with self.trying:
+            self.finish()
+            while self.failed and time.monotonic() < end:
+                time.sleep(RETRY_LEAVING)
+                self._again()
 
     def _again(self) -> None:
         if self.failed:

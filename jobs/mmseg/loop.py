@@ -9,6 +9,7 @@ import contextlib
 import copy
 import gc
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -290,6 +291,7 @@ class Survival:
                 store, distributed.store_key(), self.session.ranks, self.session.rank
             )
         self.leave, self.save = False, False
+        self.ending = threading.Lock()
 
     # -- the start
 
@@ -361,6 +363,8 @@ class Survival:
         preemption.leave()
 
     def _say_preempted(self) -> None:
+        # Once: at the end of a validation both threads may be here. The other waits until this process ends.
+        self.ending.acquire()
         if self.session.main:
             step, epoch = self.saver.on_disk
             self.session.report("preempted", step=step, epoch=epoch)

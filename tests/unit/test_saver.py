@@ -1,0 +1,73 @@
+"""Saving for the last time, while the disk does not take it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jobs.engine import checkpoints, saving
+from jobs.engine.session import Session
+from jobs.run.directory import Request, Run
+
+
+@pytest.fixture
+def saver(tmp_path: Path) -> saving.Saver:
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    request = Request(name="x", config="", data_root="", created="")
+    session = Session(run, request, rank=0, ranks=1, local_rank=0, local_ranks=1, start=1, job=None)
+    heart: Any = SimpleNamespace(beat=lambda *_: None)
+    return saving.Saver(session, saving.Settings(), "x", heart, lambda *_: {"step": 6})
+
+
+def test_both_threads_that_leave_know_what_came_of_the_save(
+    saver: saving.Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a validation and a signal during it may meet: neither leaves while the other writes."""
+    tries: list[str] = []
+    first_sleeps, second_sleeps, retrying, go_on = (threading.Event() for _ in range(4))
+    second: set[int] = set()
+
+    def write(path: Path, *_: Any) -> Any:
+        tries.append(path.name)
+        if len(tries) == 1:
+            raise OSError("read-only")
+        retrying.set()
+        assert go_on.wait(60)
+        return SimpleNamespace(path=path, manifest={"bytes": 1})
+
+    def sleep(_: float) -> None:
+        if threading.get_ident() in second:
+            second_sleeps.set()
+            assert retrying.wait(60)
+        else:
+            first_sleeps.set()
+            second_sleeps.wait(1)  # it does not come here where threads take turns
+
+    def leave(late: bool) -> tuple[int, int]:
+        if late:
+            second.add(threading.get_ident())
+            assert first_sleeps.wait(60)
+        saver.insist(60)
+        return saver.on_disk
+
+    monkeypatch.setattr(checkpoints, "write", write)
+    monkeypatch.setattr(checkpoints, "prune", lambda *_: None)
+    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    loop = SimpleNamespace(iter=6, epoch=1, position=0, by_epoch=True, plan=SimpleNamespace(batch=4))
+    saver.save(SimpleNamespace(train_loop=loop), "validation", validation_due=True)
+    saver.finish()
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(leave, late) for late in (False, True)]
+        assert retrying.wait(60)
+        done, _ = wait(both, timeout=1)
+        go_on.set()
+        assert not done
+        assert [one.result(60) for one in both] == [(6, 1)] * 2
+    assert saver.failed is None
