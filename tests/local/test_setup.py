@@ -24,6 +24,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TORCH = "def from_numpy(array): return array\n"
 NUMPY = "def zeros(n): return [0] * n\n"
+# The oldest torch that was built for this Python, its full number, its torchvision and its NumPy; what
+# another site has was built for every Python.
+OLD, OLDEST, VISION, OLD_NUMPY = (
+    ("2.1", "2.1.2", "0.16.2", "1.26.4")
+    if sys.version_info < (3, 12)
+    else ("2.2", "2.2.2", "0.17.2", "1.26.4")
+    if sys.version_info < (3, 13)
+    else ("2.5", "2.5.1", "0.20.1", "2.2.6")
+)
 LOCKED = ("cv2==1.0", "mmcv==1.0", "mmengine==1.0")
 
 
@@ -54,9 +63,9 @@ def wheel(folder: Path, name: str, version: str, code: str = "", needs: str = ""
 def index(tmp_path: Path) -> Iterator[str]:
     """A package index on loopback, with stand-ins for torch's releases and for all of the lock."""
     folder = tmp_path / "index"
-    for version in ("2.1.2", "2.4.1", "2.13.0"):
+    for version in (OLDEST, "2.6.0", "2.13.0"):
         wheel(folder, "torch", version, TORCH, "numpy")
-    for version, torch in (("0.16.2", "2.1.2"), ("0.19.1", "2.4.1"), ("0.28.0", "2.13.0")):
+    for version, torch in ((VISION, OLDEST), ("0.21.0", "2.6.0"), ("0.28.0", "2.13.0")):
         wheel(folder, "torchvision", version, needs=f"torch=={torch}")
     for version in ("1.26.4", "2.2.6"):
         wheel(folder, "numpy", version, NUMPY)
@@ -116,22 +125,22 @@ def version(checkout: Path, module: str, venv: str = ".venv") -> str:
 
 def test_another_torch_comes_with_what_belongs_to_it_and_stays(checkout: Path, index: str) -> None:
     """There is no uv in that index: pip does it all."""
-    done = set_up(checkout, index, "--torch", "2.1")
+    done = set_up(checkout, index, "--torch", OLD)
     assert done.returncode == 0, done.stderr
     found = [version(checkout, name) for name in ("torch", "torchvision", "numpy", "mmengine")]
-    assert found == ["2.1.2", "0.16.2", "1.26.4", "1.0"]
+    assert found == [OLDEST, VISION, OLD_NUMPY, "1.0"]
     # Not named again, it stays; and nothing is done.
     done = set_up(checkout, index, "a")
     assert (done.returncode, done.stdout) == (0, "")
-    assert version(checkout, "torch") == "2.1.2"
+    assert version(checkout, "torch") == OLDEST
 
 
 def test_a_build_from_a_place_of_its_own_wins(checkout: Path, index: str, tmp_path: Path) -> None:
-    built = wheel(tmp_path / "site", "torch", "2.4.1+cu121", TORCH, "numpy").parent
-    done = set_up(checkout, index, "--torch=2.4.1", "--torch-index", str(built))
+    built = wheel(tmp_path / "site", "torch", "2.6.0+cu121", TORCH, "numpy").parent
+    done = set_up(checkout, index, "--torch=2.6.0", "--torch-index", str(built))
     assert done.returncode == 0, done.stderr
-    assert version(checkout, "torch") == "2.4.1+cu121"
-    assert version(checkout, "torchvision") == "0.19.1"
+    assert version(checkout, "torch") == "2.6.0+cu121"
+    assert version(checkout, "torchvision") == "0.21.0"
     assert version(checkout, "numpy") == "2.2.6"
 
 
@@ -167,7 +176,7 @@ def test_a_file_that_an_index_has_exchanged_is_not_installed(
     checkout: Path, index: str, tmp_path: Path
 ) -> None:
     wheel(tmp_path / "index", "mmengine", "1.0", "open('/tmp/owned', 'w')\n")
-    done = set_up(checkout, index, "--torch", "2.1")
+    done = set_up(checkout, index, "--torch", OLD)
     assert done.returncode == 2
     assert "DO NOT MATCH THE HASHES" in done.stderr
     assert "pip could not install" in done.stderr.splitlines()[-1]
