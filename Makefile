@@ -16,7 +16,8 @@ ROW := tests/slurm/test_acceptance.py::test_no_run_is_lost[preempted with grace 
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
 .PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit commands local fuzz zoo slurm-tests \
-	acceptance slurm-matrix slurm-versions set-b torch-oldest torch-matrix torch-one test bare container-test bench clean
+	acceptance slurm-matrix slurm-versions set-b trackers torch-oldest torch-matrix torch-one test bare container-test \
+	bench clean
 
 help:
 	@echo "make demo    set up, then generate data, prepare, train and evaluate on this machine"
@@ -96,6 +97,11 @@ define try-torch
 	.venv-torch/bin/python -m pytest tests/local/test_exact_resume.py tests/local/test_saving.py -q -n 2 --dist worksteal
 endef
 
+# The services that show curves, by their own packages, in an environment on top of .venv.
+trackers: setup
+	@env/trackers.sh
+	.venv-track/bin/python -m pytest tests/local/test_trackers.py -q
+
 torch-oldest: setup
 	$(call try-torch,$(OLDEST),$(USE_TORCH))
 
@@ -106,7 +112,7 @@ torch-one:
 	$(call try-torch,$(TORCH),tests/unit tests/commands)
 	.venv-torch/bin/python -m pytest "$(ROW)" -q
 
-test: lint unit commands local slurm-tests set-b torch-oldest
+test: lint unit commands local slurm-tests set-b trackers torch-oldest
 
 # Both of README's commands, as one who has just cloned types them, on machines that have nothing else.
 # BARE=--user: without root; BARE="--user --pip-conf-only": and where only pip knows the site's mirror.
@@ -129,4 +135,4 @@ bench: setup slurm
 	$(PYTHON_A) benchmarks/run.py
 
 clean:
-	rm -rf .venv .venv-b .venv-torch .ruff_cache .mypy_cache
+	rm -rf .venv .venv-b .venv-torch .venv-track .ruff_cache .mypy_cache

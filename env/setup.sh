@@ -13,7 +13,8 @@ default) in .venv, or b (the maintained forks) in .venv-b. Everything comes from
 (pip.conf, PIP_* variables).
 
   --with PACKAGES      also mmdet (for Mask2Former and MaskFormer), mmpretrain (for ConvNeXt, PoolFormer and its
-                       other backbones), or mmdet,mmpretrain; kept from then on (--with none: without again)
+                       other backbones), track (W&B, MLflow and ClearML, for --track), or several with commas;
+                       kept from then on (--with none: without again)
   --torch VERSION      this PyTorch, 2.1 or newer, instead of the locked one, with the torchvision and the NumPy
                        that belong to it: 2.4, 2.4.1 or 2.4.1+cu121. It is kept until another is named
                        (--torch locked: back to the locked one)
@@ -80,8 +81,8 @@ kept=$(cat "$venv/.with" 2>/dev/null) || kept=
 extras=$(printf %s "$with" | tr , ' ')
 for extra in $extras; do
     case $extra in
-        mmdet|mmpretrain) ;;
-        *) fail "--with $extra: there are mmdet and mmpretrain" ;;
+        mmdet|mmpretrain|track) ;;
+        *) fail "--with $extra: there are mmdet, mmpretrain and track" ;;
     esac
 done
 

@@ -37,6 +37,7 @@ from launch.submit import (
     own_worker,
     profiles,
     runs,
+    tracking,
 )  # fmt: skip
 from launch.submit import creation as requests
 from launch.submit.profiles import Profile
@@ -83,6 +84,7 @@ def main() -> int:
         metavar="WHICH",
         help="what is evaluated: best (default), last, a path, or a name such as epoch_50.pth",
     )
+    tracking.add_option(parser)
     parser.add_argument("--no-evaluation", action="store_true", help="only train")
     parser.add_argument(
         "--dry-run",
@@ -140,6 +142,7 @@ def read_wish(
         worker=arguments_of_worker if arguments.worker else None,
     )
     interpreters.check(wish.train, wish.evaluate)
+    tracking.check(wish.train)
     randomness = wish.chain.values.get("randomness")
     if isinstance(randomness, dict):
         check_seed(randomness.get("seed"), str(config))
@@ -297,6 +300,7 @@ def resume(arguments: argparse.Namespace) -> int:
         worker=old.worker[1:] if old.worker else None,
     )
     interpreters.check(wish.train, wish.evaluate)
+    tracking.check(wish.train)
     check_resumable(run, longer.trains_on(old, overrides))
     scripts = batches(run.path, wish)
     if arguments.dry_run:

@@ -28,6 +28,7 @@ from jobs.run import events, failure, notify, output, story
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 from jobs.run.task import read as read_task
+from jobs.supervise import tracking
 
 BASE = ("mIoU", "mAcc", "aAcc")
 """Always told."""
@@ -120,6 +121,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
         metrics={key: found[key] for key in asked}, path=str(where),
     )  # fmt: skip
     report.write(run)
+    tracking.once(run)
     notify.about(run, "evaluated", f"mIoU {results.percent(found['mIoU'])} of {checkpoint.name}")
     return 0
 

@@ -24,16 +24,15 @@ from jobs.catalog import installed, pretrained, supported
 from jobs.catalog.supported import name_of, settings
 from jobs.engine.saving import Settings
 from jobs.engine.session import Session
-from jobs.mmseg import compat, packed, sampling
+from jobs.mmseg import compat, curves, packed, sampling
 from jobs.mmseg.evaluator import use_fast_metric
 from jobs.mmseg.losses import weigh_ignored_pixels
 from jobs.mmseg.transforms import use_fast_transforms
-from jobs.run import files, private
+from jobs.run import files, private, trackers
 from jobs.run.directory import check_seed, write_atomically
 from jobs.run.errors import UserError
 
 NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
-VISUALIZERS = {"WandbVisBackend": "wandb", "MLflowVisBackend": "mlflow", "ClearMLVisBackend": "clearml"}
 
 
 # ----------------------------------------------------------------------------------------------- resolving
@@ -144,7 +143,7 @@ def add_tensorboard(cfg: Config, session: Session) -> None:
     visualizer.setdefault("save_dir", str(session.run.path / files.TENSORBOARD()))
     backends = list(visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}])
     for backend in list(backends):
-        package = VISUALIZERS.get(name_of(backend["type"]))
+        package = trackers.BACKENDS.get(name_of(backend["type"]))
         if package and not installed.is_installed(package):
             backends.remove(backend)
             if session.main:
@@ -182,6 +181,7 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     cfg.randomness["deterministic"] = cfg.randomness.get("deterministic", False) or own["deterministic"]
     endless = exact_sampling(cfg, session, global_batch)
     exact_loop(cfg, endless)
+    curves.put_in(cfg)
     # Ours saves; `Settings` has what it asks for.
     cfg.default_hooks = dict(cfg.get("default_hooks") or {}) | {"checkpoint": None}
     if session.device == "cpu":

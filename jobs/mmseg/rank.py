@@ -65,7 +65,7 @@ def train(session: Session) -> None:
 
     from jobs.catalog import supported
     from jobs.engine import distributed, saving
-    from jobs.mmseg import config, data, loop, metrics, runner, state
+    from jobs.mmseg import config, curves, data, loop, metrics, runner, state
 
     # mmengine collects by itself for each data set: not what is there already.
     gc.freeze()
@@ -85,14 +85,14 @@ def train(session: Session) -> None:
 
     # The runner, built as the config says, with exact sampling, loop and saving put in.
     prepared = config.prepare(cfg, session, global_batch)
-    path = checkpoint.path if checkpoint else None
     with user_errors(session):
-        runner_ = runner.build(prepared, session, path, weights)
+        runner_ = runner.build(prepared, session, checkpoint, weights)
     saver = saving.Saver(session, settings, config.digest(cfg), heart, state.collect)
     log_interval = (prepared.default_hooks.get("logger") or {}).get("interval", 10)
     own = supported.settings(cfg)
     numbers = metrics.Metrics(session, heart, log_interval, lambda: PREEMPTED.stood_still, own["stop_at_nan"])
     runner_.register_hook(numbers)
+    runner_.register_hook(curves.Flush())
     if checkpoint is None and session.main and own["check_data"]:
         with user_errors(session):
             data.look(runner_)

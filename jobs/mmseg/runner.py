@@ -6,7 +6,6 @@ import functools
 import inspect
 import sys
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,15 +16,18 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
 from jobs.engine.session import Session
-from jobs.mmseg import backbone_weights, sampling, state
+from jobs.mmseg import backbone_weights, curves, sampling, state
 from jobs.mmseg import loop as _loops  # noqa: F401 - registers the loops
+from jobs.run.checkpoint_files import Checkpoint
 
 DATASETS.register_module(module=sampling.SeededDataset, force=True)
 DATA_SAMPLERS.register_module(module=sampling.ExactSampler, force=True)
 DATA_SAMPLERS.register_module(module=sampling.Batches, force=True)
 
 
-def build(cfg: Config, session: Session, resume_from: Path | None, weights: list[str]) -> TrainingRunner:
+def build(
+    cfg: Config, session: Session, resume_from: Checkpoint | None, weights: list[str]
+) -> TrainingRunner:
     """A runner for a prepared config. `resume_from`: the checkpoint to go on from; `weights`: the pretrained
     files that the model is initialised from otherwise."""
     names = [name for name in inspect.signature(Runner.__init__).parameters if name in cfg]
@@ -40,9 +42,11 @@ class TrainingRunner(Runner):
     """What `state.restore` says of the checkpoint that this start goes on from."""
 
     def __init__(
-        self, *args: Any, session: Session, resume_from: Path | None, weights: list[str], **kwargs: Any
+        self, *args: Any, session: Session, resume_from: Checkpoint | None, weights: list[str], **kwargs: Any
     ) -> None:
-        self.session, self.resume_from, self.weights = session, resume_from, weights
+        self.session, self.weights = session, weights
+        self.resume_from = resume_from.path if resume_from else None
+        self.resumed_at = resume_from.step if resume_from else None
         super().__init__(*args, **kwargs)
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
@@ -52,6 +56,7 @@ class TrainingRunner(Runner):
 
     def build_visualizer(self, visualizer: Any = None) -> Any:
         built = super().build_visualizer(visualizer)
+        curves.continue_from(built, self.session, self.resumed_at)
         for backend in built._vis_backends.values():
             guard(backend)
         return built
@@ -134,8 +139,9 @@ def guard(backend: Any) -> None:
 
         return call
 
-    for name in ("add_config", "add_graph", "add_image", "add_scalar", "add_scalars", "close"):
-        setattr(backend, name, guarded(getattr(backend, name)))
+    for name in ("add_config", "add_graph", "add_image", "add_scalar", "add_scalars", "close", "flush"):
+        if hasattr(backend, name):
+            setattr(backend, name, guarded(getattr(backend, name)))
 
 
 @OPTIM_WRAPPERS.register_module()

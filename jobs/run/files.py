@@ -69,6 +69,13 @@ EVAL = File(
 )
 INFER = File("infer", "masks and overlays of inferences", "the inference")
 TENSORBOARD = File("tensorboard", "TensorBoard files", TRAINING)
+TRACK = File(
+    "track",
+    "of each service that shows the run's curves (`--track`): `SERVICE.json`, which run of the service it is "
+    "and what that has; `SERVICE.log`, what its package said; W&B's and ClearML's folders where they are "
+    "offline",
+    "`launch/track.py`, which jobs start",
+)
 MMENGINE = File("mmengine", "the framework's own logs", TRAINING)
 REPORT = File(
     "report.html",
@@ -81,6 +88,10 @@ REPORT = File(
 BEST = "best.json"
 EVAL_METRICS, EVAL_CLASSES, EVAL_CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"
 EVAL_PICTURES = "pictures"
+
+# --- in track/
+
+TRACK_PICTURES = "pictures"
 
 # --- in job/
 
@@ -146,7 +157,7 @@ def of(section: str) -> list[File]:
     return everything[:first] if section == "run" else everything[first:]
 
 
-FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, TENSORBOARD, MMENGINE)
+FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, TENSORBOARD, TRACK, MMENGINE)
 
 
 def table(section: str) -> str:

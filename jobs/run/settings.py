@@ -72,6 +72,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Submit the training's successor when it starts, for partitions that kill without notice."""
     notify: Notify | None = None
     """Whom to tell when a run has finished, failed or stopped."""
+    track: list[str] = []
+    """Services that show the run's curves: wandb, mlflow, clearml, tensorboard (jobs/run/trackers.py)."""
     hang_minutes: int = 10
     """A training that makes no step for so long is taken for hanging."""
     python: str = ""

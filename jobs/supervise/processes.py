@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -103,17 +103,17 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def end_all(seconds: float = 10.0, spare: int | None = None) -> dict[int, int]:
+def end_all(seconds: float = 10.0, spare: Collection[int] = ()) -> dict[int, int]:
     """Kills every descendant of this process, however deep, and collects the ended: pid -> wait status.
 
-    `spare` and what that has started live on.
+    `spare` and what those have started live on.
     Needs `adopt_orphans`: a child of a killed process becomes ours, and is found in the next round. Gives up
     after `seconds` (a process in uninterruptible sleep on a dead file system cannot be killed).
     """
     ended: dict[int, int] = {}
     deadline = time.monotonic() + seconds
     while True:
-        spared = {spare, *descendants(spare)} if spare else set()
+        spared = {pid for one in spare for pid in (one, *descendants(one))}
         living = [pid for pid in descendants(os.getpid()) if pid not in spared]
         for pid in living:
             send(pid, signal.SIGKILL)

@@ -11,9 +11,7 @@ import contextlib
 import json
 import os
 import selectors
-import shutil
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -23,7 +21,7 @@ from typing import Any
 from jobs.run import events, exit_codes, files
 from jobs.run.directory import Run, newest_start
 from jobs.run.task import Task
-from jobs.supervise import last_words, processes
+from jobs.supervise import last_words, processes, reserve, tracking
 from jobs.supervise.coordinate import DUMP_SECONDS, SILENT_SECONDS, Coordinator, Rank
 from jobs.supervise.rendezvous import Meeting
 
@@ -33,8 +31,6 @@ SHORTEST_STOP = 1.0
 UNSEEN_STOP = 5.0
 """The same where only this process's own sleep, far longer than it asked for, gives it away: a freezer stops
 without a signal that anybody could see. A busy machine may delay it by less."""
-RESERVE_SECONDS = 60.0
-"""How long this start's end waits for the submission of a successor in advance."""
 
 
 def supervise(
@@ -85,13 +81,9 @@ class _Supervisor:
         self.run, self.task, self.meeting, self.story = run, task, meeting, story
         self.peers = dict(meeting.peers)
         self.wakeup, self.signals = wakeup, signals
-        # Inside a container there may be no Slurm.
-        self.submits = "SLURM_JOB_ID" in os.environ and shutil.which("sbatch") is not None
         self.worker: int | None = None
         self.ended = False
-        self.reserve: int | None = None
-        """A process that submits the successor in advance."""
-        self.reserve_until: float | None = None
+        self.reserve, self.beside = reserve.Reserve(run), tracking.Beside(run)
         self.phase: str | None = None
         self.step: int | None = None
         self.stacks_until: float | None = None
@@ -130,6 +122,7 @@ class _Supervisor:
                 self.round()
             return self.code
         finally:
+            self.beside.end(exit_codes.FAILED if self.code is None else self.code)
             processes.end_all()
             for connection in self.peers.values():
                 connection.close()
@@ -181,7 +174,7 @@ class _Supervisor:
         if self.coordinator:
             self.coordinator.tick(now)
             # Not before this rank can end, too: srun kills what is left when others have left with an error.
-            if self.coordinator.code is not None and not self.awaits_reserve(now):
+            if self.coordinator.code is not None and not self.reserve.is_awaited(now):
                 self.order_all({"do": "end", "code": self.coordinator.code})
         self.keep_in_touch(now)
         self.story.flush()
@@ -241,6 +234,8 @@ class _Supervisor:
         if self.fresh and self.phase is not None and (self.phase != phase or now - at > 1.0):
             self.told, self.fresh = (self.phase, now), False
             self.report({"phase": self.phase, "step": self.step}, now)
+            if self.coordinator and self.phase == "train":  # the config is there since this start resolved it
+                self.beside.begin()
 
     def read_peer(self, number: int, now: float) -> None:
         messages = self.peers[number].receive()
@@ -263,36 +258,25 @@ class _Supervisor:
         while self.signals:
             number = self.signals.pop(0)
             self.report({"signal": number.name}, now)
-            self.submit_reserve()
+            if self.coordinator:
+                self.reserve.submit()
+            self.beside.ask_to_end()
             if self.phase is None:
                 self.pending.append(number)
             else:
                 self.forward(number)
 
-    def submit_reserve(self) -> None:
-        """At the end of the job's time a save may take longer than what is left: whatever becomes of it, a
-        successor is to go on. In a process of its own, since Slurm may take its time to answer."""
-        if self.coordinator and self.reserve is None and self.submits:
-            command = [sys.executable, "-m", "jobs.supervise.afterwards", str(self.run.path)]
-            self.reserve = processes.start([*command, "--presubmit", "--if-ending"], os.environ)
-
-    def awaits_reserve(self, now: float) -> bool:
-        """What it submits must be on record when the batch script looks for it."""
-        if self.reserve_until is None:
-            self.reserve_until = now + RESERVE_SECONDS
-        self.reap()
-        return self.reserve is not None and now < self.reserve_until
-
     def reap(self) -> dict[int, int]:
-        ended = processes.reap()
-        self.reserve = None if self.reserve in ended else self.reserve
+        return self.note(processes.reap())
+
+    def note(self, ended: dict[int, int]) -> dict[int, int]:
+        for others in (self.reserve, self.beside):
+            others.pids -= ended.keys()
         return ended
 
     def end_processes(self) -> dict[int, int]:
         """Ends the worker, its loaders, and grandchildren that it left behind."""
-        ended = processes.end_all(spare=self.reserve)
-        self.reserve = None if self.reserve in ended else self.reserve
-        return ended
+        return self.note(processes.end_all(spare=self.reserve.pids | self.beside.pids))
 
     def forward(self, number: signal.Signals) -> None:
         """Slurm signals the worker itself too; its handler sets a flag, so that twice does no harm."""
@@ -385,7 +369,7 @@ class _Supervisor:
     def dump_stacks(self) -> None:
         """SIGUSR1 makes the worker's faulthandler write; its forked loaders have inherited that. They write
         into one file, so each has its turn: at once, their lines would be mixed up."""
-        for pid in processes.descendants(os.getpid()):
+        for pid in [self.worker, *processes.descendants(self.worker)] if self.worker else []:
             if processes.catches(pid, signal.SIGUSR1):
                 before = last_words.size_of(self.stacks)
                 if processes.send(pid, signal.SIGUSR1):

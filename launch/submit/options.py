@@ -92,6 +92,8 @@ def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
         values["nodes"] = arguments.nodes
     if getattr(arguments, "gpus", None) is not None:
         values["gpus"] = arguments.gpus
+    if getattr(arguments, "track", None):
+        values["track"] = [name for given in arguments.track for name in given.split(",")]
     if arguments.exclude:
         values["exclude"] = arguments.exclude
     if arguments.sbatch:
@@ -199,8 +201,8 @@ def as_given(arguments: argparse.Namespace) -> list[str]:
     for name in ("nodes", "gpus"):
         if (value := getattr(arguments, name, None)) is not None:
             words.append(f"--{name}={value}")
-    for name in ("exclude", "sbatch"):
-        words += [f"--{name}={value}" for value in getattr(arguments, name) or []]
+    for name in ("exclude", "sbatch", "track"):
+        words += [f"--{name}={value}" for value in getattr(arguments, name, None) or []]
     return words
 
 

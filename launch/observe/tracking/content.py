@@ -1,0 +1,238 @@
+"""What a service is told of a run: read anew each time from the run's files.
+
+Told are only steps that no later start can do again: those up to the newest checkpoint that is on disk. So
+a step is told once, whatever ends a start, also to a service that never takes anything back.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.run import events, files, trackers
+from jobs.run.directory import Run
+from jobs.run.secrets import looks_secret
+from launch.observe import efficiency, history
+from launch.observe.history import History
+from launch.observe.report import data as report
+from launch.submit import literals
+
+MOST_PARAMETERS = 500
+"""Values of the config that are told one by one."""
+
+
+PER_CLASS = ("IoU", "Acc")
+"""What is told of each class."""
+
+
+class About(msgspec.Struct):
+    """What stays the same from start to start."""
+
+    id: str
+    name: str
+    group: str
+    """The sweep's name; "" for a run of its own."""
+    tags: list[str]
+    parameters: dict[str, Any]
+    """The request and the config's values, dotted key -> value."""
+    config: str
+    """RUN/config.py."""
+    backends: dict[str, dict[str, Any]] = {}
+    """Service -> the arguments of its visualizer backend in the config."""
+
+
+Row = tuple[int, dict[str, "float | Path"]]
+"""(step, figures by name); a picture is the path of its file."""
+
+
+class Content(msgspec.Struct):
+    rows: list[Row]
+    """In the order of steps; those that are settled."""
+    facts: dict[str, float]
+    """Figures of the run as a whole, as they are now."""
+    evaluation: str
+    """Which evaluation `scores` are of; "": none yet."""
+    scores: dict[str, float]
+    classes: list[dict[str, Any]]
+    """Per class: name, IoU, Acc and so on, in percent."""
+    state: str
+    """finished, failed, cancelled or going (queued, running, interrupted)."""
+
+
+def about(run: Run) -> About:
+    """Raises UserError if run.yaml cannot be read."""
+    request = run.request()
+    try:
+        text = run.config.read_text(encoding="utf-8")
+        values = literals.values(ast.parse(text))
+    except (OSError, UnicodeDecodeError, SyntaxError, RecursionError):  # none with a --worker
+        text, values = "", {}
+    asked = report.public(request)
+    kept = ("config", "seed", "nodes", "gpus", "data_root", "set", "versions", "command", "worker")
+    parameters = flat({key: asked[key] for key in kept if asked[key]}) | flat(values, "config")
+    what = Path(request.worker[0] if request.worker else request.config).stem
+    return About(
+        id=trackers.id_of(request.name, request.created),
+        name=request.name,
+        group=sweep_of(run),
+        tags=["baton", what],
+        parameters=dict(list(parameters.items())[:MOST_PARAMETERS]),
+        config=text,
+        backends=backends(values),
+    )
+
+
+def sweep_of(run: Run) -> str:
+    """The name of the sweep that a run is an element of; "" if of none."""
+    told = (event for event in events.load(run.events) if isinstance(event, events.Submitted))
+    return re.sub(r"-[0-9]+$", "", run.name) if any(event.element is not None for event in told) else ""
+
+
+def backends(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a config's visualizer says of the services, service -> arguments."""
+    visualizer = config.get("visualizer")
+    given = visualizer.get("vis_backends") if isinstance(visualizer, dict) else None
+    found = {}
+    for one in given if isinstance(given, list) else []:
+        kind = str(one.get("type", "")).rpartition(".")[2] if isinstance(one, dict) else ""
+        if service := trackers.BACKENDS.get(kind):
+            found[service] = {key: value for key, value in one.items() if key != "type"}
+    return found
+
+
+def flat(node: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested dicts as dotted keys; without what may be a secret, or what only running a config would tell."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{above}.{key}" if above else str(key)
+        if looks_secret(str(key)) or value is literals.UNKNOWN:
+            continue
+        if isinstance(value, dict):
+            found |= flat(value, name)
+        else:
+            found[name] = value if isinstance(value, (int, float, str)) else repr(value)
+    return found
+
+
+def read(run: Run, now: float) -> Content:
+    past = history.read(run)
+    lines = history.read_lines(run.metrics)
+    train, val = report.kept_rows(lines, past)
+    evaluation = report.newest_evaluation(run)
+    scores: dict[str, float] = {}
+    classes: list[dict[str, Any]] = []
+    if evaluation is not None:
+        classes = evaluation.classes
+        scores = _numbers(evaluation.metrics, ("images", "seconds", "processes"))
+    return Content(
+        rows=rows(train, val, shown_by_hooks(run, lines, past), past),
+        facts=facts(past, now),
+        evaluation=evaluation.name if evaluation else "",
+        scores=scores,
+        classes=classes,
+        state=state(past),
+    )
+
+
+def shown_by_hooks(run: Run, lines: list[dict[str, Any]], past: History) -> list[Row]:
+    """What hooks have given to the visualizer (jobs/mmseg/curves.py): scalars of their own, and pictures."""
+    limits: dict[Any, float] = {
+        one.start: most for one, most in zip(past.incarnations, efficiency.kept_steps(past), strict=True)
+    }
+    found: list[Row] = []
+    for line in lines:
+        step = line.get("step")
+        if (
+            line.get("kind") == "own"
+            and isinstance(step, int)
+            and step <= limits.get(line.get("start"), math.inf)
+        ):
+            found.append((step, _numbers(line, ("step", "start", "epoch"))))
+    for path in (run.path / files.TRACK() / files.TRACK_PICTURES).glob("*/*.jpg"):
+        if path.parent.name.isdecimal():
+            found.append((int(path.parent.name), {f"pictures/{path.stem}": path}))
+    return found
+
+
+def rows(train: list[dict[str, Any]], val: list[dict[str, Any]], more: list[Row], past: History) -> list[Row]:
+    """The figures of each step that is settled: no later start does it again, and its validation, if it has
+    one, is there."""
+    steps: dict[int, dict[str, float | Path]] = {}
+    for step, figures in more:
+        steps.setdefault(step, {}).update(figures)
+    for kind, told in (("train", train), ("val", val)):
+        for row in told:
+            figures = {
+                f"{kind}/{key}": value for key, value in _numbers(row, ("step", "start", "epoch")).items()
+            }
+            place = {"epoch": float(row.get("epoch") or 0), "start": float(row.get("start") or 1)}
+            steps.setdefault(row["step"], {}).update(figures | place)
+    newest = train[-1]["step"] if train else 0
+    validated = {row["step"] for row in val}
+    durable = durable_step(past)
+    for one in past.incarnations:
+        for step, stall, seconds in one.saves:
+            if step in steps:
+                steps[step] |= {"checkpoint/stall_seconds": stall, "checkpoint/seconds": seconds}
+    return [
+        (step, steps[step])
+        for step in sorted(steps)
+        if step <= durable and (past.finished is not None or step < newest or step in validated)
+    ]
+
+
+def durable_step(past: History) -> int:
+    """The newest step whose state is on disk: a later start goes on from there."""
+    kept = efficiency.kept_steps(past)
+    saved = [
+        step
+        for one, most in zip(past.incarnations, kept, strict=True)
+        for step, _, _ in one.saves
+        if step <= most
+    ]
+    ends = [mark.step or 0 for one in past.incarnations for mark in one.marks if mark.event == "finished"]
+    return max([0, *saved, *ends])
+
+
+def facts(past: History, now: float) -> dict[str, float]:
+    """What is told of the whole run: interruptions, where its time went, its newest checkpoint."""
+    shares = efficiency.shares(past, now if past.finished is None else past.last)
+    found: dict[str, float | None] = {
+        "starts": len(past.incarnations),
+        "interruptions": past.interruptions,
+        "preemptions": past.preemptions,
+        "steps_done_again": efficiency.lost_steps(past),
+        "ettr": shares.ettr,
+        "checkpoint/step": durable_step(past),
+    }
+    found |= {f"seconds/{name}": round(getattr(shares, name), 1) for name in efficiency.NAMES}
+    saved = [mark for one in past.incarnations for mark in one.marks if mark.event == "checkpoint"]
+    found["checkpoint/count"] = len(saved)
+    if past.best is not None:
+        found |= {"best/mIoU": past.best[0], "best/step": past.best[1]}
+    return {key: float(value) for key, value in found.items() if value is not None}
+
+
+def state(past: History) -> str:
+    if past.finished is not None:
+        return "finished"
+    if past.cancelled is not None:
+        return "cancelled"
+    return "failed" if past.stopped_at is not None else "going"
+
+
+def _numbers(found: dict[str, Any], without: tuple[str, ...]) -> dict[str, Any]:
+    """The finite numbers of a record."""
+    return {
+        key: float(value)
+        for key, value in found.items()
+        if key not in without
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    }

@@ -1,0 +1,215 @@
+"""Sends what is settled of a run to one service, again and again until told to end.
+
+One process for each service, so that one that hangs holds up nobody: neither the training, which knows of
+none of them, nor another service. What could not be sent is sent by whoever comes next: the next start, the
+evaluation, or `launch/track.py RUN`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol, TextIO
+
+import msgspec
+
+from jobs.run import files
+from jobs.run.directory import Run, write_atomically
+from jobs.run.errors import UserError
+from launch.observe import history
+from launch.observe.tracking import content
+from launch.observe.tracking.content import About, Content, Row
+
+POLL = 5.0
+"""Seconds between two looks at a run that goes on."""
+RETRY = 60.0
+"""Seconds until a service that failed is tried again."""
+TURN = 30.0
+"""Seconds for which another process that sends to the same service is waited for."""
+
+
+class State(msgspec.Struct, kw_only=True):
+    """What is remembered of a service from one process to the next: RUN/track/SERVICE.json."""
+
+    id: str = ""
+    """The service's name of the run, where it is the service that gives it."""
+    sent: int = -1
+    """The step up to which the service has the figures."""
+    before: int = -1
+    """`sent` when the newest process began."""
+    open: bool = False
+    """That process has not ended as it should: what came after `before` may be lost."""
+    folder: str = ""
+    """What that process writes into, where the service is offline."""
+    evaluation: str = ""
+    """The evaluation that the service has."""
+
+
+class Service(Protocol):
+    """One of to_wandb, to_mlflow, to_clearml."""
+
+    def open(self, about: About, state: State, folder: Path) -> int:
+        """Makes the service's run, or takes it up again. Returns the step up to which it has the figures."""
+
+    def rows(self, rows: list[Row]) -> None:
+        """Takes the figures of further steps."""
+
+    def facts(self, facts: dict[str, float], step: int) -> None:
+        """Takes figures of the whole run as they are after that step, in place of those that it has."""
+
+    def evaluation(self, found: Content, step: int) -> None:
+        """Takes an evaluation's result."""
+
+    def close(self, state: str) -> None:
+        """Returns when the service has everything. `state`: see Content."""
+
+
+def send(run: Run, name: str, ending: Callable[[float], bool]) -> int:
+    """Sends to the service of that name until `ending(seconds)`, which waits for so long at most, is true.
+
+    Returns 0 if the service has all that there is to tell, 1 if not. Raises UserError if it cannot be used
+    here at all.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"{name} is not installed: {sys.executable} -m pip install {name}")
+    folder = run.path / files.TRACK()
+    folder.mkdir(exist_ok=True)
+    with apart(folder / f"{name}.log") as words, turn(folder / f"{name}.lock", ending) as mine:
+        if not mine:
+            print(f"another process sends {run.name} to {name}", file=words, flush=True)
+            return 1
+        return Sender(run, name, folder, words).until(ending)
+
+
+class Sender:
+    def __init__(self, run: Run, name: str, folder: Path, words: TextIO) -> None:
+        self.run, self.name, self.folder, self.words = run, name, folder, words
+        self.state_file = folder / f"{name}.json"
+        self.service: Service | None = None
+        self.about: About | None = None
+        self.state = State()
+        self.failed = ""
+        self.told: dict[str, float] = {}
+        self.last: Content | None = None
+
+    def until(self, ending: Callable[[float], bool]) -> int:
+        seen: object = None
+        while True:
+            stamp = self.stamp()
+            fine = True if stamp == seen else self.attempt(self.update)
+            seen = stamp if fine else None
+            if ending(POLL if fine else RETRY):
+                break
+        fine = self.attempt(self.update) and self.attempt(self.close)
+        return 0 if fine else 1
+
+    def stamp(self) -> object:
+        """Changes when there may be something new to tell."""
+        found = []
+        for path in (self.run.events, self.run.config):
+            with contextlib.suppress(OSError):
+                found.append(path.stat().st_size)
+        return found
+
+    def attempt(self, action: Callable[[], None]) -> bool:
+        """Whether it went well. A service that does not answer, or that refuses, is said once, and begun
+        anew later."""
+        try:
+            action()
+        except Exception as error:  # its package's, of whatever kind
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            if reason != self.failed:
+                print(f"{self.name} did not take the curves: {reason}", file=self.words, flush=True)
+            self.failed, self.service = reason, None
+            return False
+        if self.failed:
+            print(f"{self.name} takes the curves again", file=self.words, flush=True)
+            self.failed = ""
+        return True
+
+    def update(self) -> None:
+        found = self.last = content.read(self.run, time.time())
+        if not found.rows and not found.evaluation and found.state != "finished":
+            return  # nothing to begin a run of the service for
+        service = self.service or self.begin()
+        new = [(step, row) for step, row in found.rows if step > self.state.sent]
+        if new:
+            service.rows(new)
+            self.state.sent = new[-1][0]
+        if new or found.facts != self.told:
+            service.facts(found.facts, self.state.sent)
+            self.told = found.facts
+        if found.evaluation and found.evaluation != self.state.evaluation:
+            service.evaluation(found, self.state.sent)
+            self.state.evaluation = found.evaluation
+        self.remember()
+
+    def begin(self) -> Service:
+        known = history.read_json(self.state_file)
+        with contextlib.suppress(msgspec.ValidationError):
+            self.state = msgspec.convert(known, State)
+        if self.state.open:
+            self.state.sent, self.state.evaluation = self.state.before, ""
+        self.about = content.about(self.run)
+        module = importlib.import_module(f"launch.observe.tracking.to_{self.name}")
+        service: Service = module.Service()
+        self.state.sent = service.open(self.about, self.state, self.folder)
+        if self.state.sent < 0:  # it has nothing yet
+            self.state.evaluation = ""
+        self.state.before, self.state.open = self.state.sent, True
+        self.told = {}
+        self.remember()
+        self.service = service
+        return service
+
+    def close(self) -> None:
+        if self.service is None:
+            return
+        self.service.close(self.last.state if self.last else "going")
+        self.service = None
+        self.state.open = False
+        self.remember()
+
+    def remember(self) -> None:
+        write_atomically(self.state_file, msgspec.json.encode(self.state), durable=False)
+
+
+@contextlib.contextmanager
+def apart(log: Path) -> Iterator[TextIO]:
+    """What the service's package prints goes to `log`; the stream that this gives is standard output."""
+    sys.stdout.flush()
+    words = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+    with log.open("ab") as file, words:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        try:
+            yield words
+        finally:
+            sys.stdout.flush()
+            os.dup2(words.fileno(), 1)
+
+
+@contextlib.contextmanager
+def turn(lock: Path, ending: Callable[[float], bool]) -> Iterator[bool]:
+    """Whether no other process sends to the same service; waits for one that does, until TURN or `ending`."""
+    deadline = time.monotonic() + TURN
+    with lock.open("a") as file:
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > deadline or ending(0.5):
+                    yield False
+                    return
+            except OSError:  # a file system without locks
+                break
+            else:
+                break
+        yield True

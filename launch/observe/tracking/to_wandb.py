@@ -1,0 +1,95 @@
+"""To W&B. Every start takes up the same run, by its id; W&B's own step is the training's iteration.
+
+Offline each process writes a folder of its own, `wandb sync` puts those of one id together in the order in
+which they were begun (https://docs.wandb.ai/models/ref/cli/wandb-sync). What a killed process has written
+nobody knows for sure, so its folder is written anew by the next, unless it has been synced already.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from launch.observe.tracking.content import PER_CLASS, About, Content, Row
+from launch.observe.tracking.sending import State
+
+EXIT_CODES = {"finished": 0, "failed": 1, "cancelled": 255, "going": 1}
+
+
+class Service:
+    def open(self, about: About, state: State, folder: Path) -> int:
+        import wandb
+
+        given = dict(about.backends.get("wandb", {}).get("init_kwargs") or {})
+        mode = given.get("mode") or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+        left = Path(state.folder) if state.open and state.folder else None
+        if mode == "offline" and left and left.parent == folder / "wandb" and not synced(left):
+            shutil.rmtree(left, ignore_errors=True)
+        default: dict[str, Any] = {
+            "project": os.environ.get("WANDB_PROJECT") or "baton",
+            "name": about.name,
+            "group": about.group or None,
+            "tags": about.tags,
+            "config": about.parameters,
+            "id": about.id,
+        }
+        # W&B writes into `wandb` below. No code and no console: the run's directory has those.
+        settings = wandb.Settings(
+            console="off", disable_git=True, disable_code=True, disable_job_creation=True
+        )
+        fixed = {"mode": mode, "resume": "allow", "dir": str(folder), "settings": settings}
+        self.run = wandb.init(**(default | given | fixed))
+        state.id, state.folder = self.run.id, str(Path(self.run.dir).parent)
+        if mode == "offline":
+            return state.sent
+        return int(self.run.starting_step) - 1
+
+    def rows(self, rows: list[Row]) -> None:
+        import wandb
+
+        for step, row in rows:
+            shown = {key: wandb.Image(str(one)) if isinstance(one, Path) else one for key, one in row.items()}
+            self.run.log(shown, step=step)
+
+    def facts(self, facts: dict[str, float], step: int) -> None:  # noqa: ARG002
+        self.run.summary.update({f"run/{key}": value for key, value in facts.items()})
+
+    def evaluation(self, found: Content, step: int) -> None:  # noqa: ARG002
+        import wandb
+
+        self.run.summary.update({f"eval/{key}": value for key, value in found.scores.items()})
+        per_class = {
+            f"eval/{key}/{one['name']}": one[key]
+            for one in found.classes
+            for key in PER_CLASS
+            if one.get(key) is not None
+        }
+        table = wandb.Table(columns=["class", *PER_CLASS])
+        for one in found.classes:
+            table.add_data(one["name"], *(one.get(key) for key in PER_CLASS))
+        self.run.summary.update({**per_class, "eval/classes": table})  # in no step: more may follow
+
+    def close(self, state: str) -> None:
+        if state == "going":
+            self.run.mark_preempting()
+        self.run.finish(exit_code=EXIT_CODES[state])
+
+
+def has_key() -> bool:
+    """Whether W&B would let this job in without asking anybody."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def synced(folder: Path) -> bool:
+    """Whether `wandb sync` has sent an offline folder: it leaves a mark beside the file of records."""
+    return any(folder.glob("*.synced"))

@@ -1,0 +1,42 @@
+"""`--track` and the profile's `track`: can the services that it names be told from the jobs?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from jobs.run import environment, trackers
+from jobs.run.errors import UserError
+from launch.submit import interpreters
+from launch.submit.profiles import Resolved
+
+MLFLOW = "MLFLOW_TRACKING_URI"
+
+
+def add_option(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--track",
+        action="append",
+        metavar="SERVICE",
+        help=f"show the run's curves there, too: {', '.join(trackers.NAMES)} (can be repeated)",
+    )
+
+
+def check(train: Resolved) -> None:
+    """Raises UserError for a service whose package the job lacks, or whose server nobody has named."""
+    settings = train.settings
+    asked = [name for name in trackers.SENT if name in settings.track]
+    have = environment.installed() if asked else {}
+    lacking = [name for name in asked if not {name, f"{name}-skinny"} & have.keys()]
+    if lacking and interpreters.is_this(train):
+        raise UserError(
+            f"--track {lacking[0]}: {lacking[0]} is not installed: env/setup.sh --with track installs the "
+            f"services' packages, or: {sys.executable} -m pip install {' '.join(lacking)}"
+        )
+    given = os.environ.keys() | settings.env.keys() | settings.secrets.keys()
+    if "mlflow" in asked and MLFLOW not in given:
+        raise UserError(
+            f"--track mlflow: {MLFLOW}, the server's address, is not set: set it in your shell, or in the "
+            "profile's `env`"
+        )

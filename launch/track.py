@@ -1,0 +1,89 @@
+"""Sends a run's curves to the services that it names (W&B, MLflow, ClearML), as far as they lack them.
+
+A training does so by itself, beside its steps (--track in launch/train.py). By hand this is for where compute
+nodes have no network, where a service was down, or to send a run that was not meant to be sent.
+"""
+
+import argparse
+import select
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs.run import environment
+
+environment.enter()
+
+from jobs.run import trackers
+from jobs.run.directory import Run
+from jobs.run.errors import UserError, run_command
+from launch.observe import history, states, tables
+from launch.observe.tracking import content, sending
+from launch.submit import runs
+
+EXAMPLES = """examples:
+  python launch/track.py first                       what the run's services lack
+  python launch/track.py first --to wandb            to W&B, whether the run asked for it or not
+  python launch/track.py first --to mlflow --follow  until the run has ended
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's name or path")
+    parser.add_argument(
+        "--to", choices=trackers.SENT, metavar="SERVICE", help=f"one of {', '.join(trackers.SENT)}"
+    )
+    parser.add_argument("--follow", action="store_true", help="go on until the run has ended")
+    # For the process beside a training: goes on until this descriptor is at its end.
+    parser.add_argument("--beside", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    run = runs.find(arguments.run)
+    names = [arguments.to] if arguments.to else trackers.wanted(run)
+    if not names:
+        raise UserError(f"{run.name} names no service: say --to {' or '.join(trackers.SENT)}")
+    if len(names) > 1 and (arguments.follow or arguments.beside is not None):
+        raise UserError(f"--follow sends to one service at a time: say --to {' or '.join(names)}")
+    states.past_of(run)
+    codes = []
+    for name in names:
+        codes.append(sending.send(run, name, ending(arguments, run)))
+        if arguments.beside is None:
+            print(told(run, name, codes[-1]), flush=True)
+    return max(codes)
+
+
+def ending(arguments: argparse.Namespace, run: Run) -> Callable[[float], bool]:
+    """See sending.send."""
+    if arguments.beside is not None:
+        return lambda seconds: bool(select.select([arguments.beside], [], [], seconds)[0])
+    if arguments.follow:
+
+        def over(seconds: float) -> bool:
+            if content.state(history.read(run)) != "going":
+                return True
+            time.sleep(seconds)
+            return False
+
+        return over
+    return lambda _: True
+
+
+def told(run: Run, name: str, code: int) -> str:
+    log = run.path / "track" / f"{name}.log"
+    if code:
+        return f"{name} does not have all of {run.name} yet; what its package said: {log}"
+    state = history.read_json(run.path / "track" / f"{name}.json")
+    if not state:
+        return f"{run.name} has nothing to send yet: a step is sent when it is saved in a checkpoint"
+    where = f"; offline, in {state['folder']}" if state.get("folder") and "offline" in state["folder"] else ""
+    return f"{name} has {run.name} as {state.get('id')}, up to step {max(0, state.get('sent', 0))}{where}"
+
+
+if __name__ == "__main__":
+    tables.guard()
+    run_command(main)

@@ -1,0 +1,282 @@
+"""W&B, MLflow and ClearML by their own packages: one run is one run there, and none of them holds it up."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.run import events, trackers
+from jobs.run.directory import Run
+from tests.unit.made_runs import common, made_run, started, submitted, with_everything, write
+from tests.wandb_files import Told
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec(name) is None
+    return pytest.mark.skipif(
+        missing, reason=f"{name} is not installed: env/setup.sh --with track installs it"
+    )
+
+
+KILLED_ONCE = (
+    "baton.save_seconds=0",
+    "custom_imports={'imports': ['tests.slurm_faults'], 'allow_failed_imports': False}",
+    "custom_hooks=[{'type': 'Fault', 'plan': [{'step': 9, 'do': 'kill'}]}]",
+)
+"""18 steps, a checkpoint and a validation after 6, 12 and 18; killed before the ninth, so that 7 and 8 are
+done again."""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    services = ("SLURM", "BATON", "WANDB", "MLFLOW", "CLEARML")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(services)}
+    own = {"BATON_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # Keys that lie in the user's own home are not for these tests.
+    return kept | own | {"HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+
+
+def call(environment: dict[str, str], script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, f"launch/{script}.py", *map(str, arguments)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+
+
+def trained(environment: dict[str, str], data: Path, *arguments: object) -> Run:
+    """A run that was killed once, with its evaluation; nothing but the services is different from others."""
+    done = call(
+        environment, "train", "--cluster", "local", "--config", "tests/configs/tiny.py", "--gpus", 1,
+        "--run", "mine", "--data-root", data, "--set", *KILLED_ONCE, "--wait", *arguments,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = Run(Path(environment["BATON_RUNS"]) / "mine")
+    names = [event["event"] for event in events.iterate(run.events)]
+    assert (names.count("started"), names.count("finished"), names.count("evaluated")) == (2, 1, 1)
+    return run
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 180
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def state_of(run: Run, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads((run.path / "track" / f"{name}.json").read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def expected(run: Run) -> dict[int, float]:
+    """Step -> loss; of a step that was done twice, the newer."""
+    found = {}
+    for line in run.metrics.read_text().splitlines():
+        row = json.loads(line)
+        if row["kind"] == "train":
+            found[row["step"]] = row["loss"]
+    return found
+
+
+@needs("wandb")
+def test_wandb(environment: dict[str, str], voc_small: Path) -> None:
+    """The config names the backend, as mmengine has it; offline, since there is no key."""
+    backends = "[{'type':'LocalVisBackend'},{'type':'WandbVisBackend','init_kwargs':{'project':'mine'}}]"
+    drawn = ("default_hooks.visualization.draw=True", "default_hooks.visualization.interval=4")
+    run = trained(environment, voc_small, "--set", f"visualizer.vis_backends={backends}", *drawn)
+    wait_for(lambda: state_of(run, "wandb").get("evaluation") and not state_of(run, "wandb")["open"], "sent")
+    told = Told(run.path / "track" / "wandb")
+    assert told.ids == {trackers.id_of("mine", run.request().created)}
+    assert (told.run.project, told.run.display_name, list(told.run.tags)) == (
+        "mine",
+        "mine",
+        ["baton", "tiny"],
+    )
+    assert [row["_step"] for row in told.rows] == list(range(1, 19))
+    assert {row["_step"]: row["train/loss"] for row in told.rows} == expected(run)
+    assert [row["_step"] for row in told.rows if "val/mIoU" in row] == [6, 12, 18]
+    assert any(name.startswith("pictures/") for name in told.rows[5])
+    assert told.summary["run/interruptions"] == 1
+    assert {"run/ettr", "run/checkpoint/step", "eval/mIoU", "eval/IoU/background"} <= told.summary.keys()
+    assert told.config["config"]["value"] if "value" in str(told.config["config"]) else told.config["config"]
+    again = call(environment, "track", "mine")
+    assert again.returncode == 0, again.stderr
+    assert f"as {told.run.run_id}, up to step 18; offline, in {run.path}" in again.stdout
+    assert len(Told(run.path / "track" / "wandb").rows) == 18, "nothing is sent twice"
+
+
+@needs("wandb")
+def test_what_a_killed_process_had_written_is_written_anew(environment: dict[str, str]) -> None:
+    run = made_run(Path(environment["BATON_RUNS"]) / "mine")
+    submitted(run)
+    started(run, 1, 1)
+    rows(run, 1, 1, 6)
+    saved(run, 20, 5)
+    command = [sys.executable, "launch/track.py", "mine", "--to", "wandb", "--follow"]
+    sender = subprocess.Popen(command, cwd=ROOT, env=environment)
+    wait_for(lambda: state_of(run, "wandb").get("sent") == 5, "the first steps are sent")
+    sender.send_signal(signal.SIGKILL)
+    sender.wait()
+    rows(run, 1, 7, 12)
+    saved(run, 30, 12)
+    write(run, 31, "finished", step=12, epoch=1, **common(1))
+    done = call(environment, "track", "mine", "--to", "wandb")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = Told(run.path / "track" / "wandb")
+    assert [row["_step"] for row in told.rows] == list(range(1, 13))
+    assert len(told.files) == 1
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path / "artifacts"),
+    ]  # fmt: skip
+    with (tmp_path / "mlflow.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
+        )
+    try:
+
+        def healthy() -> bool:
+            assert server.poll() is None, (tmp_path / "mlflow.log").read_text()
+            try:
+                return bool(urllib.request.urlopen(f"{address}/health", timeout=5).status == 200)
+            except OSError:
+                return False
+
+        wait_for(healthy, "the server answers")
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@needs("mlflow")
+def test_mlflow(environment: dict[str, str], voc_small: Path, mlflow_server: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    environment["MLFLOW_TRACKING_URI"] = mlflow_server
+    run = trained(environment, voc_small, "--track", "mlflow")
+    client = MlflowClient(mlflow_server)
+    experiment = client.get_experiment_by_name("baton")
+
+    def told() -> Any:
+        (one,) = client.search_runs([experiment.experiment_id])
+        return one
+
+    wait_for(lambda: "eval/mIoU" in told().data.metrics and told().info.status == "FINISHED", "all is sent")
+    one = told()
+    assert (one.info.run_name, one.data.tags["baton.id"]) == (
+        "mine",
+        trackers.id_of("mine", run.request().created),
+    )
+    history = client.get_metric_history(one.info.run_id, "train/loss")
+    assert sorted(metric.step for metric in history) == list(range(1, 19))
+    assert {metric.step: metric.value for metric in history} == expected(run)
+    assert sorted(metric.step for metric in client.get_metric_history(one.info.run_id, "val/mIoU")) == [
+        6,
+        12,
+        18,
+    ]
+    assert one.data.metrics["run/interruptions"] == 1
+    assert {"run/ettr", "run/checkpoint/step", "eval/IoU/background"} <= one.data.metrics.keys()
+    assert one.data.params["config.optim_wrapper.optimizer.lr"] == "0.01"
+
+
+@needs("clearml")
+def test_clearml(environment: dict[str, str]) -> None:
+    """Offline, several processes one after the other: the last session has all, and is the only one."""
+    run = with_everything(Path(environment["BATON_RUNS"]) / "mine")
+    for _ in range(2):
+        done = call(environment, "track", "mine", "--to", "clearml")
+        assert done.returncode == 0, done.stdout + done.stderr + (run.path / "track/clearml.log").read_text()
+    (session,) = (run.path / "track" / "clearml").rglob("*.zip")
+    with zipfile.ZipFile(session) as archive:
+        task = json.loads(archive.read("task.json"))
+        told = [json.loads(line) for line in archive.read("metrics.jsonl").splitlines()]
+    assert (task["name"], trackers.id_of("mine", run.request().created) in task["tags"]) == ("mine", True)
+    flat = [one for batch in told for one in (batch if isinstance(batch, list) else [batch])]
+    losses = [one["iter"] for one in flat if (one.get("metric"), one.get("variant")) == ("train", "loss")]
+    assert sorted(losses) == sorted(set(losses))
+    assert max(losses) >= 399
+    single = {one["variant"] for one in flat if "ummary" in str(one.get("metric"))}
+    assert {"run/interruptions", "run/ettr", "eval/mIoU"} <= single
+
+
+@pytest.fixture
+def stalled() -> Iterator[str]:
+    """The address of a server that takes every connection and answers none."""
+    listener, taken = socket.create_server(("127.0.0.1", 0)), []
+
+    def take() -> None:
+        while True:
+            try:
+                taken.append(listener.accept()[0])
+            except OSError:
+                return
+
+    threading.Thread(target=take, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.close()
+    assert taken, "nobody has called the server: the test shows nothing"
+    for connection in taken:
+        connection.close()
+
+
+@needs("wandb")
+@needs("mlflow")
+def test_services_that_stall(environment: dict[str, str], voc_small: Path, stalled: str) -> None:
+    """The run goes its way, and says what is missing there."""
+    environment |= {"MLFLOW_TRACKING_URI": stalled, "WANDB_BASE_URL": stalled, "WANDB_API_KEY": "0" * 40}
+    run = trained(environment, voc_small, "--track", "wandb", "--track", "mlflow")
+    assert expected(run).keys() == set(range(1, 19))
+    assert not [event for event in events.iterate(run.events) if event["event"] in ("hang", "stopped")]
+    words = "".join(path.read_text() for path in run.job.glob("*train_0_log.out"))
+    assert "a service has not taken all curves; the evaluation sends what it lacks" in words
+
+
+@needs("mlflow")
+def test_a_service_that_is_down(environment: dict[str, str], voc_small: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{free.getsockname()[1]}"
+        run = trained(environment, voc_small, "--track", "mlflow")
+    words = "".join(path.read_text() for path in run.job.glob("*_log.out"))
+    assert "mlflow did not take the curves" in words
+
+
+def rows(run: Run, start: int, begin: int, end: int) -> None:
+    with run.metrics.open("a") as file:
+        for step in range(begin, end + 1):
+            row = {"step": step, "epoch": 0, "start": start, "kind": "train", "loss": 1 / step}
+            file.write(json.dumps(row) + "\n")
+
+
+def saved(run: Run, at: float, step: int) -> None:
+    fields = {"epoch": 0, "path": f"iter_{step}.pth", "bytes": 1, "seconds": 0.5, "why": "time"}
+    write(run, at, "checkpoint", step=step, **fields, **common(1))

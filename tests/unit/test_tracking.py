@@ -1,0 +1,188 @@
+"""What the services that show curves are told, and when: launch/observe/tracking, --track."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.run import trackers
+from jobs.run.directory import Run
+from launch.observe.tracking import content
+from tests.unit.made_runs import T0, common, made_run, started, submitted, with_everything, write
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rows_of(run: Run) -> dict[int, dict[str, float]]:
+    return dict(content.read(run, T0 + 1000).rows)
+
+
+def train(run: Run, start: int, begin: int, end: int) -> None:
+    """The rows of some steps, with a loss that says which start did them."""
+    with run.metrics.open("a") as file:
+        for step in range(begin, end + 1):
+            file.write(
+                json.dumps(
+                    {"step": step, "epoch": 0, "start": start, "kind": "train", "loss": step + start / 10}
+                )
+                + "\n"
+            )
+
+
+def saved(run: Run, at: float, start: int, step: int) -> None:
+    write(
+        run, at, "checkpoint", step=step, epoch=0, path=f"iter_{step}.pth", bytes=1, seconds=0.5, why="time",
+        **common(start),
+    )  # fmt: skip
+
+
+def validated(run: Run, start: int, step: int, value: float) -> None:
+    with run.metrics.open("a") as file:
+        file.write(
+            json.dumps({"step": step, "epoch": 0, "start": start, "kind": "val", "mIoU": value}) + "\n"
+        )
+
+
+def test_a_step_is_told_when_no_start_can_do_it_again(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    told: dict[int, dict[str, float]] = {}
+
+    def look() -> list[int]:
+        """The steps that are new; what was told before must stay as it is."""
+        now = rows_of(run)
+        assert all(now[step] == row for step, row in told.items())
+        new = sorted(now.keys() - told.keys())
+        assert not told or not new or new[0] > max(told)
+        told.update(now)
+        return new
+
+    submitted(run)
+    started(run, 1, 1)
+    train(run, 1, 1, 5)
+    assert look() == []
+    saved(run, 20, 1, 4)
+    assert look() == [1, 2, 3, 4]
+    saved(run, 21, 1, 5)
+    assert look() == [], "its validation may be still to come"
+    validated(run, 1, 5, 30.0)
+    assert look() == [5]
+    train(run, 1, 6, 9)
+    write(run, 30, "failed", reason="killed", **common(1))
+    started(run, 40, 2, step=5)
+    assert look() == []
+    train(run, 2, 6, 8)
+    saved(run, 60, 2, 8)
+    assert look() == [6, 7]
+    assert told[6]["train/loss"] == 6.2, "done again, it replaces the first"
+    assert told[6]["start"] == 2
+    # The checkpoint of step 8 turns out to be damaged: what came after step 5 is done once more.
+    started(run, 80, 3, step=5)
+    train(run, 3, 6, 12)
+    assert rows_of(run).keys() == set(range(1, 6)), "and nothing of it is told twice: `sent` says 7"
+    saved(run, 90, 3, 12)
+    write(run, 91, "finished", step=12, epoch=1, **common(3))
+    final = rows_of(run)
+    assert final.keys() == set(range(1, 13))
+    assert final[12]["checkpoint/seconds"] == 0.5
+    assert final[5]["val/mIoU"] == 30.0
+    assert {final[step]["start"] for step in range(6, 13)} == {3}
+
+
+def test_interruptions_and_the_evaluation_are_told(tmp_path: Path) -> None:
+    found = content.read(with_everything(tmp_path / "run"), T0 + 1000)
+    assert found.state == "finished"
+    assert found.facts["interruptions"] == 2
+    assert found.facts["steps_done_again"] == 50
+    assert 0 < found.facts["ettr"] < 1
+    assert found.facts["best/mIoU"] == 55.25
+    assert found.facts["checkpoint/step"] == 400
+    assert found.evaluation == "epoch_4-abcdef12"
+    assert found.scores == {"mIoU": 51.0, "mAcc": 60.0, "aAcc": 70.0}
+    assert [one["IoU"] for one in found.classes] == [50.0, 51.0, 52.0]
+
+
+def test_what_hooks_show_is_told_too(tmp_path: Path) -> None:
+    run = with_everything(tmp_path / "run")
+    with run.metrics.open("a") as file:
+        for start, step in ((1, 150), (2, 240), (3, 240)):
+            line = {"step": step, "epoch": 0, "start": start, "kind": "own", "gradient": start}
+            file.write("\n" + json.dumps(line))
+    picture = run.path / "track/pictures/200/one.jpg"
+    picture.parent.mkdir(parents=True)
+    picture.touch()
+    rows = rows_of(run)
+    assert (rows[150]["gradient"], rows[240]["gradient"]) == (1.0, 3.0)
+    assert rows[200]["pictures/one"] == picture
+
+
+def test_a_run_has_one_name_everywhere(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "a@run", set={"model.api_token": "secret", "train_cfg.max_epochs": 3})
+    first = content.about(run)
+    run.config.write_text(
+        "visualizer = dict(vis_backends=[dict(type='LocalVisBackend'),"
+        " dict(type='WandbVisBackend', init_kwargs=dict(project='mine'))])\noptim_wrapper = dict(lr=0.1)\n"
+    )
+    about = content.about(run)
+    assert about.id == first.id
+    assert about.id != trackers.id_of("a@run", "2026-09-21T13:33:21Z")
+    assert len(trackers.id_of("x" * 100, "")) <= 64
+    assert about.backends == {"wandb": {"init_kwargs": {"project": "mine"}}}
+    assert about.parameters["config.optim_wrapper.lr"] == 0.1
+    assert about.parameters["set.train_cfg.max_epochs"] == 3
+    assert "secret" not in str(about.parameters)
+    assert about.group == ""
+    write(run, 1, "submitted", executor="slurm", job="7_3", element=3)
+    assert content.about(run).group == "a@run"
+    assert trackers.wanted(run) == ["wandb"]
+
+
+def call(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "BATON"))}
+    return subprocess.run(
+        [sys.executable, f"launch/{script}.py", *map(str, arguments)],
+        cwd=ROOT, env=kept | environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--track", "wandbb"], "`track` names no service that is known: 'wandbb'; did you mean 'wandb'?"),
+        (["--track", "mlflow"], "mlflow"),
+        (["--track", "tensorboard,clearml,"], "names no service that is known: ''"),
+    ],
+)
+def test_a_service_that_jobs_could_not_tell_is_refused(given: list[str], words: str, tmp_path: Path) -> None:
+    arguments = ["--config", "tests/configs/tiny.py", "--cluster", "local", "--no-submit", *given]
+    done = call("train", *arguments, BATON_RUNS=str(tmp_path))
+    assert done.returncode == 2, done.stdout
+    assert words in done.stderr
+    assert done.stderr.count("\n") <= 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_keeps_what_is_tracked(tmp_path: Path) -> None:
+    arguments = [
+        "--config",
+        "tests/configs/tiny.py",
+        "--cluster",
+        "slurm",
+        "--dry-run",
+        "--track",
+        "tensorboard",
+    ]
+    done = call("train", *arguments, BATON_RUNS=str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    assert "--track=tensorboard" in done.stdout
+
+
+def test_a_run_that_names_no_service(tmp_path: Path) -> None:
+    made_run(tmp_path / "mine")
+    done = call("track", "mine", BATON_RUNS=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == "error: mine names no service: say --to wandb or mlflow or clearml\n"
