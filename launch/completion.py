@@ -20,7 +20,7 @@ from launch.submit import runs
 
 COMMANDS = (
     *("prepare", "train", "evaluate", "infer"),
-    *("status", "logs", "cancel", "report", "clean", "doctor"),
+    *("status", "logs", "cancel", "report", "clean", "doctor", "track"),
 )
 
 # `python launch/X.py` is completed as an argument of python: only where the script is one of ours, and with
@@ -54,7 +54,8 @@ _baton() {{
     case $word in -*) ;; *) words= ;; esac
     case $script,$word in
     status.py,-* | logs.py,-* | cancel.py,-* | report.py,-* | clean.py,-* | evaluate.py,-* | infer.py,-*) ;;
-    status.py,* | logs.py,* | cancel.py,* | report.py,* | clean.py,* | evaluate.py,* | infer.py,*)
+    track.py,-*) ;;
+    status.py,* | logs.py,* | cancel.py,* | report.py,* | clean.py,* | evaluate.py,* | infer.py,* | track.py,*)
       words=$(_baton_runs) ;;
     esac
     case $before in --resume | --compare) words=$(_baton_runs) ;; esac

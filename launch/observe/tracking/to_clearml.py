@@ -23,6 +23,8 @@ class Service:
 
         given = dict(about.backends.get("clearml", {}).get("init_kwargs") or {})
         Task.set_offline(offline)
+        # By default it forks a process to report by, with threads running: that may hang at the end.
+        Task._report_subprocess_enabled = False
         default: dict[str, Any] = {
             "project_name": os.environ.get("CLEARML_PROJECT") or "baton",
             "task_name": about.name,
