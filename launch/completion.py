@@ -55,8 +55,9 @@ _baton() {{
     case $script,$word in
     status.py,-* | logs.py,-* | cancel.py,-* | report.py,-* | clean.py,-* | evaluate.py,-* | infer.py,-*) ;;
     track.py,-*) ;;
-    status.py,* | logs.py,* | cancel.py,* | report.py,* | clean.py,* | evaluate.py,* | infer.py,* | track.py,*)
+    status.py,* | logs.py,* | cancel.py,* | report.py,* | clean.py,* | evaluate.py,* | infer.py,*)
       words=$(_baton_runs) ;;
+    track.py,*) words=$(_baton_runs) ;;
     esac
     case $before in --resume | --compare) words=$(_baton_runs) ;; esac
     ;;

@@ -37,6 +37,7 @@ from launch.submit import (
     own_worker,
     profiles,
     runs,
+    sweep,
     tracking,
 )  # fmt: skip
 from launch.submit import creation as requests
@@ -49,7 +50,7 @@ EXAMPLES = """\
   python launch/train.py --nodes 2 --gpus 4 --config my_config.py --set train_dataloader.batch_size=4
   python launch/train.py --cluster mine --time 12:00:00 --qos preemptible --sbatch mail-type=END
   python launch/train.py --config mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
-  python launch/train.py --sweep optim_wrapper.optimizer.lr=0.01,0.02,0.04
+  python launch/train.py --sweep optim_wrapper.optimizer.lr=0.01,0.02,0.04 --seeds 0,1,2
   python launch/train.py --resume first                    go on with a run that was cancelled or has failed
   python launch/train.py --resume first --set train_cfg.max_epochs=300    train a finished run for longer
   python launch/train.py --run first --dry-run | sbatch    the training without submitit
@@ -74,7 +75,7 @@ def main() -> int:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of the config"
     )
-    parser.add_argument("--sweep", metavar="KEY=A,B,C", help="one run for each value, as one job array")
+    sweep.add_options(parser)
     parser.add_argument(
         "--seed", type=options.whole("--seed", 0, MOST_SEED), help="of all randomness (default 0)"
     )
@@ -107,10 +108,10 @@ def main() -> int:
     if arguments.run:
         runs.check_name(arguments.run)
     runs.check_root(runs.runs_root())
-    if arguments.sweep:
-        from launch.submit import sweep
-
+    if arguments.sweep or arguments.seeds:
         return sweep.main(arguments, wish)
+    if arguments.zip:
+        raise UserError("--zip is about the values of several --sweep, or --sweep and --seeds")
     if arguments.dry_run:
         return dry_run(arguments, wish)
     return submit_new(arguments, wish)
@@ -264,7 +265,18 @@ def stages_of(run: Path, wish: requests.Wish, ahead: data_ready.Ahead, evaluate:
 def resume(arguments: argparse.Namespace) -> int:
     """Submits an existing run again: same directory, same code and config, other resources if asked, and a
     longer training (--set)."""
-    fixed = ("run", "sweep", "config", "worker", "seed", "data_root", "checkpoint", "no_submit")
+    fixed = (
+        "run",
+        "sweep",
+        "seeds",
+        "zip",
+        "config",
+        "worker",
+        "seed",
+        "data_root",
+        "checkpoint",
+        "no_submit",
+    )
     values = {name: getattr(arguments, name) for name in fixed}
     given = [name for name, value in values.items() if value or type(value) is int]
     if given:
@@ -395,9 +407,7 @@ def make_command(arguments: argparse.Namespace, wish: requests.Wish, name: str) 
         return [*words, "--", *wish.worker]
     words.append(f"--checkpoint={wish.checkpoint}")
     words += [f"--set={pair}" for pair in arguments.set]
-    if arguments.sweep:
-        words.append(f"--sweep={arguments.sweep}")
-    return words
+    return [*words, *sweep.as_given(arguments)]
 
 
 def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process: Any) -> int:

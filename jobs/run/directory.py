@@ -76,6 +76,8 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Pretrained weights that a preparation fetches, as configs refer to them; None if that is not told."""
     worker: list[str] = []
     """What trains instead of MMSegmentation: the program's path below `code/`, and its arguments."""
+    sweep: str = ""
+    """The name of the sweep that it is an element of."""
 
     @property
     def settings(self) -> Settings:
@@ -131,7 +133,7 @@ class Run:
         content = {
             key: value
             for key, value in msgspec.to_builtins(request).items()
-            if value is not None and (value or key not in ("tuples", "worker"))
+            if value is not None and (value or key not in ("tuples", "worker", "sweep"))
         }
         text = yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True)
         write_atomically(self.request_file, text.encode(), private=True)

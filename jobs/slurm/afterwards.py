@@ -8,7 +8,6 @@ within its grace time for the preemption's (`slurm.fate`).
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -36,11 +35,11 @@ def after_srun(stage: str, run: Run, code: int, arguments: list[str]) -> int:
     if job is None or shown.get("JobState") != "RUNNING":
         return 0
     fate = slurm.fate(shown)
-    if fate == "preempted" and slurm.forbid_requeue(os.environ["SLURM_JOB_ID"]).ok:
+    if fate == "preempted" and slurm.forbid_requeue(job).ok:
         return _hand_over(stage, run, job, code, arguments)
     if code == exit_codes.FINISHED or fate == "requeued":
         return 0
-    answer = slurm.call(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]])
+    answer = slurm.call(["scontrol", "requeue", job])
     if not answer.ok:
         print(f"error: the job could not be requeued: {answer.text}", file=sys.stderr)
     return 0 if answer.ok else 1

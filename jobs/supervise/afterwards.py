@@ -138,10 +138,9 @@ def _after_failure(run: Run, job: str, code: int) -> Outcome:
 def _finish(run: Run, job: str) -> Outcome:
     """The job is COMPLETED, or will be when it, or its successor, has begun once more and ended at once."""
     news = "" if _found_finished(run) else "finished"
-    raw = os.environ.get("SLURM_JOB_ID")
-    fate = slurm.fate(slurm.this_job()) if raw else "own"
+    fate = slurm.fate(slurm.this_job()) if os.environ.get("SLURM_JOB_ID") else "own"
     words = "training is finished"
-    if raw and fate == "preempted" and slurm.forbid_requeue(raw).ok:
+    if fate == "preempted" and slurm.forbid_requeue(job).ok:
         outcome = _succeed(run, job, 0, f"{words}, but this preemption ends the job for good")
         return dataclasses.replace(outcome, words=f"{words}; {outcome.words}", news=news)
     successor.withdraw(run, job)
@@ -161,9 +160,8 @@ def _found_finished(run: Run) -> bool:
 def _stay_away(run: Run, job: str) -> None:
     """This job is not to come back, and nobody in its place."""
     successor.withdraw(run, job)
-    raw = os.environ.get("SLURM_JOB_ID")
-    if raw and slurm.fate(slurm.this_job()) != "own":
-        slurm.forbid_requeue(raw)
+    if os.environ.get("SLURM_JOB_ID") and slurm.fate(slurm.this_job()) != "own":
+        slurm.forbid_requeue(job)
 
 
 def _give_way(run: Run, job: str, code: int) -> Outcome:
@@ -196,19 +194,18 @@ def _later_start(run: Run, job: str) -> dict[str, Any] | None:
 
 def _come_back(run: Run, job: str, code: int, exclude: Sequence[str] = ()) -> Outcome:
     """Sees to it that the job runs again; the batch script then ends with `code`."""
-    raw = os.environ.get("SLURM_JOB_ID")
-    if not raw:
+    if not os.environ.get("SLURM_JOB_ID"):
         return Outcome(code, "saved; start it again to go on")
     fate = slurm.fate(slurm.this_job())
     if fate == "requeued":
         # A successor that waits in advance may stay until the job is there again.
         _note_requeue(run, job, "slurm")
         return Outcome(code, "preempted: Slurm requeues the job as it ends")
-    if fate == "preempted" and slurm.forbid_requeue(raw).ok:
+    if fate == "preempted" and slurm.forbid_requeue(job).ok:
         return _succeed(run, job, code, "this preemption ends the job for good", exclude)
     answer = slurm.call(["scontrol", "requeue", job])
     if answer.ok or ALREADY.search(answer.text):
-        if exclude and not _exclude(raw, exclude):
+        if exclude and not _exclude(job, exclude):
             exclude = ()
         successor.withdraw(run, job)
         _note_requeue(run, job, "scontrol" if answer.ok else "slurm", exclude=exclude)

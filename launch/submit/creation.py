@@ -41,6 +41,7 @@ class Wish(msgspec.Struct, kw_only=True):
     overrides: dict[str, Any] = {}
     worker: list[str] | None = None
     """The arguments of the program that `config` then is: a training that is not MMSegmentation's."""
+    sweep: str = ""
 
 
 def request(wish: Wish, name: str, config: str, versions: dict[str, str]) -> Request:
@@ -61,6 +62,7 @@ def request(wish: Wish, name: str, config: str, versions: dict[str, str]) -> Req
         python=settings.python or sys.executable,
         command=sys.argv,
         versions=versions,
+        sweep=wish.sweep,
     )
 
 

@@ -15,7 +15,7 @@ from launch.submit import config_files, snapshot
 from launch.submit.configs import Chain
 from launch.submit.runs import CHECKOUT
 
-NOT_FOR_IT = ("config", "set", "sweep", "checkpoint", "element")
+NOT_FOR_IT = ("config", "set", "sweep", "seeds", "zip", "checkpoint", "element")
 """Options that only mean something for an MMSegmentation config."""
 
 

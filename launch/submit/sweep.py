@@ -1,4 +1,5 @@
-"""`train.py --sweep KEY=A,B,C`: one run for each value, as one job array, each with its own evaluation.
+"""`train.py --sweep KEY=A,B,C --seeds 0,1,2`: one run for each combination, as one job array, each with its
+own evaluation. Of several axes every combination, or with `--zip` the first values together, then the second.
 
 The runs are NAME-0, NAME-1, …, so that an element's number finds its run directory. Element i of the
 evaluation's array waits for element i of the training's (aftercorr).
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
+import re
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -21,6 +24,10 @@ from jobs.run.directory import Run, check_seed
 from jobs.run.errors import UserError
 from launch.submit import creation as requests
 from launch.submit import data_ready, machine, options, runs
+
+SEED = "randomness.seed"
+MOST = 1000
+"""Runs of a sweep; by default Slurm takes no larger array (MaxArraySize)."""
 
 
 def parse(text: str) -> tuple[str, list[Any]]:
@@ -47,12 +54,74 @@ def parse(text: str) -> tuple[str, list[Any]]:
     return key, [options.literal(part.strip()) for part in parts]
 
 
+def add_options(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--sweep",
+        action="append",
+        metavar="KEY=A,B,C",
+        help="one run for each value, as one job array; given again, for each combination",
+    )
+    to.add_argument("--seeds", metavar="0,1,2", help="one run for each seed (of each combination of --sweep)")
+    to.add_argument("--zip", action="store_true", help="first values together, then second, not all with all")
+
+
+def as_given(arguments: argparse.Namespace) -> list[str]:
+    """The options as they would be typed again elsewhere."""
+    words = [f"--sweep={text}" for text in arguments.sweep or []]
+    return [*words, *([f"--seeds={arguments.seeds}"] if arguments.seeds else []), *["--zip"] * arguments.zip]
+
+
+def elements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What sets each run apart: overrides, dotted key -> value; a seed as SEED. Raises UserError."""
+    axes = [parse(text) for text in arguments.sweep or []]
+    if arguments.seeds:
+        if arguments.seed is not None:
+            raise UserError("--seeds and --seed: say which seeds once")
+        axes.append((SEED, seeds(arguments.seeds)))
+    keys = [key for key, _ in axes]
+    for number, key in enumerate(keys):
+        if key in keys[:number] or key in {pair.partition("=")[0] for pair in arguments.set}:
+            raise UserError(f"--sweep {key}: its values are given twice (--sweep, --set)")
+        for value in axes[number][1] if key == SEED else []:
+            check_seed(value, "--sweep")
+    if arguments.zip and len({len(values) for _, values in axes}) > 1:
+        counts = ", ".join(f"{len(values)} of {key}" for key, values in axes)
+        raise UserError(f"--zip takes as many values of each: there are {counts}")
+    # The last axis, the seeds', changes fastest.
+    columns = [values for _, values in axes]
+    combined = zip(*columns, strict=True) if arguments.zip else itertools.product(*columns)
+    found = [dict(zip(keys, values, strict=True)) for values in combined]
+    if len(found) > MOST:
+        raise UserError(f"--sweep: {len(found)} runs are more than {MOST}: divide it")
+    return found
+
+
+def seeds(text: str) -> list[int]:
+    """The seeds of `--seeds 0,1,2` or `--seeds 0-4`. Raises UserError."""
+    found: list[int] = []
+    for part in text.split(","):
+        one = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)
+        if not one or int(one[2] or one[1]) - int(one[1]) not in range(MOST):
+            raise UserError(f"--seeds {text!r}: write whole numbers, as 0,1,2 or 0-4")
+        found += range(int(one[1]), int(one[2] or one[1]) + 1)
+    if len(set(found)) < len(found):
+        raise UserError(f"--seeds {text!r}: a seed is there twice")
+    for seed in found:
+        check_seed(seed, "--seeds")
+    return found
+
+
+def of_element(wish: requests.Wish, name: str, element: dict[str, Any]) -> requests.Wish:
+    """The wish of one run of the sweep `name`. The seed is an override, too: a config may have its own."""
+    seed = element.get(SEED, wish.seed)
+    overrides = {**wish.overrides, **element}
+    return msgspec.structs.replace(wish, overrides=overrides, seed=seed, sweep=name)
+
+
 def main(arguments: argparse.Namespace, wish: requests.Wish) -> int:
     from launch import train
 
-    key, values = parse(arguments.sweep)
-    for value in values if key == "randomness.seed" else []:
-        check_seed(value, "--sweep")
+    values = elements(arguments)
     name = arguments.run or _free(wish.config.stem)
     taken = [f"{name}-{number}" for number in range(len(values)) if runs.is_taken(f"{name}-{number}")]
     if taken and arguments.element is None:
@@ -70,8 +139,7 @@ def main(arguments: argparse.Namespace, wish: requests.Wish) -> int:
     versions = requests.versions()
 
     def fill(place: Run, number: int) -> None:
-        one = msgspec.structs.replace(wish, overrides={**wish.overrides, key: values[number]})
-        requests.fill(place, f"{name}-{number}", one, versions)
+        requests.fill(place, f"{name}-{number}", of_element(wish, name, values[number]), versions)
         requests.write_scripts(place, *both)
 
     wanted = range(len(values)) if arguments.element is None else [arguments.element]
@@ -88,7 +156,7 @@ def main(arguments: argparse.Namespace, wish: requests.Wish) -> int:
             )
             return 0
         jobs, processes = _submit(made, wish, ahead, not arguments.no_evaluation)
-    return _tell(arguments, made, values, key, jobs, processes)
+    return _tell(arguments, made, values, jobs, processes)
 
 
 def _free(stem: str) -> str:
@@ -149,21 +217,23 @@ def _submit_locally(
 def _tell(
     arguments: argparse.Namespace,
     made: list[Run],
-    values: list[Any],
-    key: str,
+    values: list[dict[str, Any]],
     jobs: list[dict[str, str]],
     processes: list[Any],
 ) -> int:
     if arguments.json:
         told = [
-            {"run": run.name, "path": str(run.path), "jobs": ids, key: value}
+            {"run": run.name, "path": str(run.path), "jobs": ids, **value}
             for run, ids, value in zip(made, jobs, values, strict=True)
         ]
         print(json.dumps(told), flush=True)
     else:
         for run, ids, value in zip(made, jobs, values, strict=True):
-            print(f"{run.name}  {key}={value}  {'  '.join(f'{stage} {id}' for stage, id in ids.items())}")
-        print("status   python launch/status.py", flush=True)
+            what = " ".join(f"{key}={one}" for key, one in value.items())
+            print(f"{run.name}  {what}  {'  '.join(f'{stage} {id}' for stage, id in ids.items())}")
+        sweep = made[0].name.rpartition("-")[0]
+        print(f"status   python launch/status.py {sweep}")
+        print(f"compare  python launch/report.py --compare {sweep}", flush=True)
     if not arguments.wait:
         return 0
     from launch.observe import waiting

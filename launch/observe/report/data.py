@@ -106,12 +106,12 @@ def repeat_command(request: Request) -> list[str]:
         if argument == "--":  # what follows is a --worker's own
             return [*kept, argument, *given]
         option, equals, value = argument.partition("=")
-        if option in ("--run", "--sweep"):
+        if option in ("--run", "--sweep", "--seeds"):
             value = value if equals else given.pop(0) if given else ""
-            key = value.partition("=")[0]
-            if option == "--sweep" and key in request.set:
+            key = "randomness.seed" if option == "--seeds" else value.partition("=")[0]
+            if option != "--run" and key in request.set:
                 kept += ["--set", f"{key}={request.set[key]}"]
-        elif option not in ("--wait", "--json", "--no-submit"):
+        elif option not in ("--wait", "--json", "--no-submit", "--zip"):
             # A secret that an earlier version took, as --set KEY=VALUE or --set=KEY=VALUE.
             name, equals, _ = argument.removeprefix("--set=").partition("=")
             kept.append(
