@@ -15,9 +15,10 @@ environment.enter()
 
 from jobs.run.directory import write_atomically
 from jobs.run.errors import UserError, run_command
-from launch.observe import tables
+from launch.observe import sweeps, tables
 from launch.observe import wording as words
 from launch.observe.report import data as report_data
+from launch.observe.report import groups
 from launch.observe.report import page as report_page
 from launch.submit import runs
 
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   python launch/report.py first                                writes RUN/report.html
   python launch/report.py first --out /tmp/first.html
   python launch/report.py --compare first second third         several runs on one page
+  python launch/report.py --compare lr-sweep --table latex     a sweep's groups, as a table for a paper
 """
 
 
@@ -33,16 +35,26 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="runs to show side by side")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="RUN", help="runs, or a sweep, to compare"
+    )
+    parser.add_argument(
+        "--table", choices=sorted(groups.FORMATS), help="of --compare, print the groups' table in this format"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default RUN/report.html)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = parser.parse_args()
     names = list(dict.fromkeys([*([arguments.run] if arguments.run else []), *arguments.compare]))
     if not names:
         parser.error("name a run, or several with --compare")
-    if arguments.compare and len(names) < 2:
+    if arguments.table and not arguments.compare:
+        raise UserError(f"--table {arguments.table} is of several runs: name them with --compare")
+    chosen = sweeps.find(names) if arguments.compare else [runs.find(names[0])]
+    if arguments.compare and len(chosen) < 2:
         raise UserError("--compare needs two runs or more")
-    found = [report_data.gather(runs.find(name)) for name in names]
+    found = [report_data.gather(run) for run in chosen]
+    if arguments.table:
+        return print_table(found, arguments.table, arguments.out)
     if arguments.compare:
         html, out = report_page.comparison(found), arguments.out or runs.runs_root() / "comparison.html"
     else:
@@ -58,6 +70,17 @@ def main() -> int:
         print(f"wrote {out.absolute()} ({words.size(len(html.encode()))}); open it in any browser")
         if not arguments.compare:
             print(f"next: python launch/report.py --compare {names[0]} RUN shows it beside another")
+    return 0
+
+
+def print_table(found: list[report_data.Data], form: str, out: Path | None) -> int:
+    text = groups.FORMATS[form](groups.grouped(found))
+    if out is None:
+        print(text, end="")
+    elif out.exists():
+        raise UserError(f"--out {out} is there already: choose another name")
+    else:
+        write_atomically(out.absolute(), text.encode())
     return 0
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jobs.catalog import supported
 from jobs.catalog.supported import name_of
 from jobs.engine import checkpoints
-from jobs.evaluate import ranks, report, results
+from jobs.evaluate import per_image, ranks, report, results
 from jobs.mmseg import compat, data, figures, images
 from jobs.mmseg import model as models
 from jobs.prepare import progress, weights
@@ -75,18 +75,21 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
     mine = list(range(us.rank, len(dataset), us.size))
 
     matrix = np.zeros((len(names), len(names)), np.int64)
+    each = per_image.PerImage()
     spent = {"loading": 0.0, "model": 0.0, "counting": 0.0, "pictures": 0.0}
     with progress.task(f"evaluating {checkpoint.name}", len(mine)) as advance:
         for index, sample in zip(mine, loaded(cfg, dataset, mine, spent), strict=True):
             prediction = timed(spent, "model", lambda sample=sample: predict(model, sample))
             truth = truth_of(sample)
-            matrix += timed(
+            one = timed(
                 spent,
                 "counting",
                 lambda sample=sample, truth=truth, p=prediction: counted(
                     sample, truth, p, len(names), ignore
                 ),
             )
+            matrix += one
+            each.add(one)
             if index in pictured:
                 timed(
                     spent,
@@ -97,10 +100,11 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
                 )
             advance(1)
 
-    parts = ranks.gather(us, matrix.tobytes())
+    parts = ranks.gather(us, matrix.tobytes() + each.tobytes())
     if parts is None:
         return 0
-    matrix = np.sum([np.frombuffer(part, np.int64).reshape(matrix.shape) for part in parts], axis=0)
+    size = matrix.nbytes
+    matrix = np.sum([np.frombuffer(part[:size], np.int64).reshape(matrix.shape) for part in parts], axis=0)
     seconds = round(time.monotonic() - began, 3)
     asked, others, beta = wanted(cfg)
     found = figures.figures(matrix, names, beta) | {
@@ -113,6 +117,8 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
         "seconds": seconds,
         "seconds_rank_0": {key: round(value, 3) for key, value in spent.items()},
     }
+    counts = per_image.joined([part[size:] for part in parts], len(dataset), len(names))
+    per_image.write(where, [str(path_of(dataset, index)) for index in range(len(dataset))], counts)
     results.write(where, found, matrix)
     results.show(found)
     print(f"figures and pictures: {where}", flush=True)

@@ -63,7 +63,9 @@ PROGRESS = File(
 JOB = File("job", "batch scripts (`train.sbatch`, …), one log a rank, marks, see below", BOTH)
 EVAL = File(
     "eval",
-    "`CHECKPOINT-DIGEST/` is an evaluation: `metrics.json`, `per_class.csv`, `confusion.csv`, `pictures/`. "
+    "`CHECKPOINT-DIGEST/` is an evaluation: `metrics.json`, `per_class.csv`, `confusion.csv`, "
+    "`per_image.npz` (per image and class the pixels that are right, of the truth and of the prediction), "
+    "`pictures/`. "
     "`metrics.json` is written last: where it is, all is",
     "the evaluation",
 )
@@ -87,6 +89,7 @@ REPORT = File(
 
 BEST = "best.json"
 EVAL_METRICS, EVAL_CLASSES, EVAL_CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"
+EVAL_IMAGES = "per_image.npz"
 EVAL_PICTURES = "pictures"
 
 # --- in track/

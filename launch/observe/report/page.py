@@ -16,6 +16,7 @@ from launch.observe import efficiency, history
 from launch.observe import wording as words
 from launch.observe.report import charts as report_charts
 from launch.observe.report import data as report_data
+from launch.observe.report import groups
 from launch.observe.report.charts import Bar, Mark, Series
 from launch.observe.report.data import Data, Evaluation
 
@@ -63,7 +64,8 @@ def comparison(all_data: Sequence[Data]) -> str:
         ">ETTR",
         ">time",
     )
-    parts = [f"<h1>{escape(' · '.join(d.run.name for d in all_data))}</h1>", table(head, rows)]
+    parts = [f"<h1>{escape(' · '.join(d.run.name for d in all_data))}</h1>"]
+    parts += [_groups(all_data), "<h2>Runs</h2>", table(head, rows)]
     marked = False
     for title, key, kind, logarithmic in CURVES:
         shown = [(data, points) for data in all_data if (points := _points(getattr(data, kind), key))]
@@ -77,6 +79,29 @@ def comparison(all_data: Sequence[Data]) -> str:
     parts.append(_class_comparison(all_data))
     parts.append(_differences(all_data))
     return document("Comparison · Baton", "\n".join(parts))
+
+
+def _groups(all_data: Sequence[Data]) -> str:
+    """What differs but the seed, each group's mean, and how sure the differences are."""
+    found = groups.grouped(all_data)
+    if len(found) == len(all_data) == 1 or not any(group.estimates for group in found):
+        return ""
+    text = (
+        "<h2>Groups</h2><p class=soft>Runs that differ in their seed alone are one group: mean ± standard "
+        f"deviation (n − 1), in percent.</p>{table(*groups.rows(found))}"
+    )
+    told, missing = groups.differences(found)
+    if told:
+        columns = ("mIoU of", "above", ">by", ">95 % interval", ">p", "drawn")
+        lines = [
+            [
+                one.first, one.second, f"{one.mean:+.2f}", f"{one.low:+.2f} … {one.high:+.2f}",
+                f"{one.p:.3f}", one.over,
+            ]
+            for one in told
+        ]  # fmt: skip
+        text += f"<p class=soft>Paired bootstrap, {groups.RESAMPLES:,} draws.</p>{table(columns, lines)}"
+    return text + "".join(f'<p class="soft">{escape(why)}</p>' for why in missing)
 
 
 def document(title: str, body: str) -> str:

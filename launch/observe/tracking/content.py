@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import ast
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from jobs.run import events, files, trackers
+from jobs.run import files, trackers
 from jobs.run.directory import Run
 from jobs.run.secrets import looks_secret
-from launch.observe import efficiency, history
+from launch.observe import efficiency, history, sweeps
 from launch.observe.history import History
 from launch.observe.report import data as report
 from launch.submit import literals
@@ -79,18 +78,12 @@ def about(run: Run) -> About:
     return About(
         id=trackers.id_of(request.name, request.created),
         name=request.name,
-        group=sweep_of(run),
+        group=sweeps.of(run),
         tags=["baton", what],
         parameters=dict(list(parameters.items())[:MOST_PARAMETERS]),
         config=text,
         backends=backends(values),
     )
-
-
-def sweep_of(run: Run) -> str:
-    """The name of the sweep that a run is an element of; "" if of none."""
-    told = (event for event in events.load(run.events) if isinstance(event, events.Submitted))
-    return re.sub(r"-[0-9]+$", "", run.name) if any(event.element is not None for event in told) else ""
 
 
 def backends(config: dict[str, Any]) -> dict[str, dict[str, Any]]:

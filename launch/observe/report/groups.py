@@ -1,0 +1,305 @@
+"""Runs in groups, by what differs but the seed: each group's mean ± standard deviation, and how sure the
+difference between two groups is.
+
+The difference is estimated by a paired bootstrap: images are drawn with replacement, the same for all runs,
+from what each evaluation counted per image (per_image.npz); where the groups' runs have the same seeds, so
+are the seeds (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs.run import files
+from launch.observe import history
+from launch.observe.report import data as report_data
+from launch.observe.report.data import Data
+from launch.observe.tracking.content import flat
+
+METRICS = ("mIoU", "mAcc", "aAcc")
+"""Of the evaluation, in percent."""
+VALIDATION = "best mIoU"
+"""Of the validations."""
+SEEDS = ("seed", "set.randomness.seed")
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+class Estimate(msgspec.Struct):
+    """The mean of some runs' figure."""
+
+    mean: float
+    deviation: float | None
+    """Sample standard deviation (n − 1); None of one run."""
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
+
+
+class Group(msgspec.Struct):
+    name: str
+    """What sets it apart, such as "lr=0.02"."""
+    runs: list[Data]
+    estimates: dict[str, Estimate]
+
+
+class Difference(msgspec.Struct):
+    """By how much the first group's mIoU is above the second's, in points."""
+
+    first: str
+    second: str
+    mean: float
+    low: float
+    high: float
+    p: float
+    """Two-sided: how often a difference as clear would come about by chance."""
+    over: str
+    """What was drawn: "images and seeds" and so on."""
+
+
+def grouped(all_data: Sequence[Data]) -> list[Group]:
+    """The groups, the best mIoU first."""
+    flats = [_wish(data) for data in all_data]
+    keys = list(dict.fromkeys(key for one in flats for key in one if key not in SEEDS))
+    differing = [key for key in keys if len({repr(one.get(key)) for one in flats}) > 1]
+    found: dict[str, list[Data]] = {}
+    for data, one in zip(all_data, flats, strict=True):
+        found.setdefault(_name(one, differing), []).append(data)
+    groups = [Group(name, runs, _estimates(runs)) for name, runs in found.items()]
+    return sorted(groups, key=_rank, reverse=True)
+
+
+def _rank(group: Group) -> float:
+    best = group.estimates.get("mIoU") or group.estimates.get(VALIDATION)
+    return best.mean if best else -math.inf
+
+
+def _wish(data: Data) -> dict[str, Any]:
+    """What of a request makes another training: dotted key -> value."""
+    if data.request is None:
+        return {"run": data.run.name}
+    shown = report_data.public(data.request)
+    return flat({key: shown[key] for key in ("config", "worker", "data_root", "set", "seed") if shown[key]})
+
+
+def _name(wish: dict[str, Any], differing: Sequence[str]) -> str:
+    parts = []
+    for key in differing:
+        value = wish.get(key, "–")
+        if key == "config":
+            parts.append(Path(str(value)).stem)
+        else:
+            parts.append(f"{key.removeprefix('set.')}={value}")
+    return ", ".join(parts) or "all"
+
+
+def _estimates(runs: Sequence[Data]) -> dict[str, Estimate]:
+    found = {}
+    for name in (*METRICS, VALIDATION):
+        values = [value for data in runs if (value := figure(data, name)) is not None]
+        if values:
+            found[name] = estimate(values)
+    return found
+
+
+def figure(data: Data, name: str) -> float | None:
+    if name == VALIDATION:
+        return data.status.best_mIoU
+    return history.number(data.evaluation.metrics.get(name)) if data.evaluation else None
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return Estimate(mean, None, count)
+    return Estimate(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1)), count)
+
+
+def classes_of(group: Group) -> dict[str, Estimate]:
+    """The IoU of each class."""
+    values: dict[str, list[float]] = {}
+    for data in group.runs:
+        for one in data.evaluation.classes if data.evaluation else []:
+            if (value := history.number(one.get("IoU"))) is not None:
+                values.setdefault(str(one.get("name")), []).append(value)
+    return {name: estimate(found) for name, found in values.items()}
+
+
+# ----------------------------------------------------------------------------------------------- differences
+
+
+def differences(groups: Sequence[Group]) -> tuple[list[Difference], list[str]]:
+    """The best group against each other one; and why one of these could not be told."""
+    found, missing = [], []
+    for other in groups[1:]:
+        try:
+            found.append(difference(groups[0], other))
+        except ValueError as error:
+            missing.append(f"{groups[0].name} against {other.name}: {error}")
+    return found, missing
+
+
+def difference(first: Group, second: Group) -> Difference:
+    """Raises ValueError, with the reason, where there is nothing to draw from."""
+    import numpy as np
+
+    pairs = _pairs(first, second)
+    counts = [[_counts(data) for data in side] for side in pairs]
+    over_images = all(one is not None for side in counts for one in side)
+    if over_images:
+        names = {tuple(one["names"]) for side in counts for one in side if one is not None}
+        over_images = len(names) == 1
+    seeded = _seeds(pairs[0]) == _seeds(pairs[1]) and len(pairs[0]) > 1
+    if not over_images and not seeded:
+        raise ValueError("there are no counts per image of the same images, and no two seeds that both have")
+    random = np.random.default_rng(0)
+    if over_images:
+        sides = [_figures(side) for side in _drawn(counts, random)]
+    else:
+        sides = [
+            np.tile([[figure(data, "mIoU") or 0.0] for data in side], (1, RESAMPLES + 1)) for side in pairs
+        ]
+    if seeded:  # the same pairs of runs on both sides; the first column is what was measured
+        which = random.integers(0, len(pairs[0]), (len(pairs[0]), RESAMPLES + 1))
+        which[:, 0] = np.arange(len(pairs[0]))
+        sides = [np.take_along_axis(side, which, 0) for side in sides]
+    deltas = sides[0].mean(0) - sides[1].mean(0)
+    drawn = deltas[1:]
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    p = 2 * min((drawn <= 0).sum() + 1, (drawn >= 0).sum() + 1) / (RESAMPLES + 1)
+    over = " and ".join(["images"] * over_images + ["seeds"] * seeded)
+    return Difference(
+        first.name, second.name, float(deltas[0]), float(low), float(high), float(min(1.0, p)), over
+    )
+
+
+def _pairs(first: Group, second: Group) -> list[list[Data]]:
+    """The evaluated runs of both; only those of seeds that both have, in their order, if two or more are."""
+    sides = [[data for data in group.runs if figure(data, "mIoU") is not None] for group in (first, second)]
+    if not all(sides):
+        raise ValueError("not both are evaluated")
+    by_seed = [{_seed(data): data for data in side} for side in sides]
+    common = sorted(by_seed[0].keys() & by_seed[1].keys())
+    return [[one[seed] for seed in common] for one in by_seed] if len(common) > 1 else sides
+
+
+def _seed(data: Data) -> int:
+    return data.request.seed if data.request else 0
+
+
+def _seeds(side: Sequence[Data]) -> list[int]:
+    return [_seed(data) for data in side]
+
+
+def _counts(data: Data) -> Any:
+    """What an evaluation counted per image (jobs/evaluate/per_image.py): `names`, and per image and class
+    `hits`, `truth` and `predicted`. None if it did not keep that."""
+    import numpy as np
+
+    if data.evaluation is None:
+        return None
+    path = data.run.eval / data.evaluation.name / files.EVAL_IMAGES
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in ("names", "hits", "truth", "predicted")}
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _drawn(counts: list[list[Any]], random: Any) -> list[list[Any]]:
+    """Each run's counts summed up over the drawn images, (RESAMPLES + 1) × classes; row 0 over all images."""
+    import numpy as np
+
+    images = len(counts[0][0]["names"])
+    draws = random.multinomial(images, np.full(images, 1 / images), RESAMPLES)
+    draws = np.vstack([np.ones((1, images)), draws]).astype(np.float64)
+    keys = ("hits", "truth", "predicted")
+    return [[{key: draws @ one[key].astype(np.float64) for key in keys} for one in side] for side in counts]
+
+
+def _figures(side: list[Any]) -> Any:
+    """The mIoU in percent of each run (rows) on each draw (columns), over the classes that are there."""
+    import numpy as np
+
+    found = []
+    for one in side:
+        union = one["truth"] + one["predicted"] - one["hits"]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found.append(100 * np.nanmean(np.where(union > 0, one["hits"] / union, np.nan), axis=1))
+    return np.array(found)
+
+
+# --------------------------------------------------------------------------------------------------- a table
+
+
+def rows(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    """(columns, a row for each group); a column that begins with > holds numbers."""
+    shown = [name for name in (*METRICS, VALIDATION) if any(name in group.estimates for group in groups)]
+    table = [
+        [group.name, str(len(group.runs)), *(str(group.estimates.get(name, "")) for name in shown)]
+        for group in groups
+    ]
+    return ["group", ">runs", *(f">{name}" for name in shown)], table
+
+
+def _plain(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    columns, table = rows(groups)
+    return [column.removeprefix(">") for column in columns], table
+
+
+def as_markdown(groups: Sequence[Group]) -> str:
+    columns, table = _plain(groups)
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *table]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def as_latex(groups: Sequence[Group]) -> str:
+    """A tabular for LaTeX with booktabs."""
+    columns, table = _plain(groups)
+    body = [" & ".join(map(_latex, line)) + r" \\" for line in [columns, *table]]
+    head = rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}"
+    return "\n".join(
+        [head, r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", ""]
+    )
+
+
+def _latex(text: str) -> str:
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "–": "--",
+    }
+    return re.sub(r"[\\~^±–&%$#_{}]", lambda found: special.get(found[0], "\\" + found[0]), text)
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """Mean, standard deviation and number in columns of their own."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = (*METRICS, VALIDATION)
+    writer.writerow(["group", "runs", *(f"{name} {what}" for name in names for what in ("mean", "std", "n"))])
+    for group in groups:
+        cells: list[object] = [group.name, len(group.runs)]
+        for name in names:
+            one = group.estimates.get(name)
+            deviation = "" if one is None or one.deviation is None else f"{one.deviation:.4f}"
+            cells += [f"{one.mean:.4f}", deviation, one.count] if one else ["", "", 0]
+        writer.writerow(cells)
+    return text.getvalue()
+
+
+FORMATS = {"markdown": as_markdown, "latex": as_latex, "csv": as_csv}

@@ -1,0 +1,53 @@
+"""Which runs are a sweep's elements."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from jobs.run import events
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+from launch.submit import runs
+
+
+def of(run: Run) -> str:
+    """The name of the sweep that a run is an element of; "" if of none. Raises UserError if it cannot be
+    read."""
+    if sweep := run.request().sweep:
+        return sweep
+    stem = stem_of(run.name)
+    if not stem:
+        return ""
+    # Of an earlier version's only the submission tells.
+    told = (event for event in events.load(run.events) if isinstance(event, events.Submitted))
+    return stem if any(event.element is not None for event in told) else ""
+
+
+def stem_of(name: str) -> str:
+    """The name that an element of that name would have its sweep's from; "" if it is none."""
+    found = re.fullmatch(r"(.+)-[0-9]+", name)
+    return found[1] if found else ""
+
+
+def members(sweep: str) -> list[Run]:
+    """The runs of a sweep, in the order of its elements; [] if there is none of that name."""
+    named = [run for run in runs.all_runs() if stem_of(run.name) == sweep]
+    found = [run for run in named if _is_member(run, sweep)]
+    return sorted(found, key=lambda run: int(run.name.rpartition("-")[2]))
+
+
+def _is_member(run: Run, sweep: str) -> bool:
+    try:
+        return of(run) == sweep
+    except UserError:  # its name is all that tells
+        return True
+
+
+def find(names: Iterable[str]) -> list[Run]:
+    """The runs of these names; a sweep's name is all of its runs. Raises UserError as `runs.find`."""
+    found: dict[str, Run] = {}
+    for name in names:
+        for run in members(name) or [runs.find(name)]:
+            found.setdefault(str(run.path), run)
+    return list(found.values())

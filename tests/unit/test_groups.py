@@ -1,0 +1,194 @@
+"""Runs compared in groups: report.py --compare, its tables, the paired bootstrap."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.evaluate import per_image
+from jobs.mmseg import figures
+from jobs.run.directory import Run
+from launch.observe.report import data as report_data
+from launch.observe.report import groups
+from tests.unit.made_runs import common, made_run, started, submitted, write
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES, CLASSES = 200, 3
+
+
+def evaluated(path: Path, lr: float, seed: int, skill: float, counts: bool = True, **request: object) -> Run:
+    """A run whose evaluation is right with probability `skill` on each pixel, the same images for all."""
+    overrides = {"optim_wrapper.optimizer.lr": lr, "randomness.seed": seed}
+    run = made_run(path, set=overrides, seed=seed, **request)
+    submitted(run)
+    started(run, 1, 1)
+    write(run, 50, "validated", epoch=1, step=9, seconds=1.0, metrics={"mIoU": 100 * skill}, **common(1))
+    write(run, 60, "finished", step=9, epoch=1, **common(1))
+    hard = np.random.default_rng(1).uniform(-0.2, 0.1, IMAGES)  # the same images are hard for all
+    random = np.random.default_rng([seed, int(1000 * lr)])
+    each, total = per_image.PerImage(), np.zeros((CLASSES, CLASSES), np.int64)
+    for image in range(IMAGES):
+        truth = random.integers(0, CLASSES, 400)
+        wrong = random.random(400) > skill + hard[image]
+        matrix = figures.confusion(
+            truth, np.where(wrong, random.integers(0, CLASSES, 400), truth), CLASSES, 255
+        )
+        each.add(matrix)
+        total += matrix
+    where = run.eval / "epoch_1-abc"
+    where.mkdir(parents=True)
+    if counts:
+        joined = per_image.joined([each.tobytes()], IMAGES, CLASSES)
+        per_image.write(where, [f"{image}.jpg" for image in range(IMAGES)], joined)
+    found = figures.figures(total, [f"class {number}" for number in range(CLASSES)])
+    (where / "metrics.json").write_text(json.dumps(found))
+    return run
+
+
+def gathered(*runs: Run) -> list[groups.Group]:
+    return groups.grouped([report_data.gather(run) for run in runs])
+
+
+def grid(folder: Path, skills: dict[float, float], seeds: int = 3, **more: bool) -> list[Run]:
+    return [
+        evaluated(folder / f"g-{number}", lr, seed, skill + seed / 100, **more)
+        for number, (lr, skill, seed) in enumerate(
+            (lr, skill, seed) for lr, skill in skills.items() for seed in range(seeds)
+        )
+    ]
+
+
+def test_runs_are_grouped_by_what_differs_but_the_seed(tmp_path: Path) -> None:
+    runs = grid(tmp_path, {0.1: 0.7, 0.2: 0.8})
+    best, other = gathered(*runs)
+    assert (best.name, other.name) == ("optim_wrapper.optimizer.lr=0.2", "optim_wrapper.optimizer.lr=0.1")
+    values = [json.loads((run.eval / "epoch_1-abc/metrics.json").read_text())["mIoU"] for run in runs[3:]]
+    assert best.estimates["mIoU"].mean == pytest.approx(statistics.mean(values))
+    assert best.estimates["mIoU"].deviation == pytest.approx(statistics.stdev(values))
+    assert best.estimates["best mIoU"].mean == pytest.approx(81.0)
+    (alone,) = gathered(*runs[:3])
+    assert alone.name == "all"
+    assert groups.classes_of(alone).keys() == {"class 0", "class 1", "class 2"}
+
+
+def test_a_config_and_a_missing_override_are_differences_too(tmp_path: Path) -> None:
+    one = evaluated(tmp_path / "a", 0.1, 0, 0.8)
+    two = evaluated(tmp_path / "b", 0.1, 0, 0.7, config="configs/other.py")
+    three = made_run(tmp_path / "c", set={"randomness.seed": 0})
+    names = [group.name for group in gathered(one, two, three)]
+    assert names == ["demo, optim_wrapper.optimizer.lr=0.1", "other, optim_wrapper.optimizer.lr=0.1",
+                     "demo, optim_wrapper.optimizer.lr=–"]  # fmt: skip
+
+
+def test_a_paired_difference_is_told_apart_from_chance(tmp_path: Path) -> None:
+    clear = gathered(*grid(tmp_path / "clear", {0.1: 0.7, 0.2: 0.8}))
+    told, missing = groups.differences(clear)
+    assert missing == []
+    (one,) = told
+    measured = clear[0].estimates["mIoU"].mean - clear[1].estimates["mIoU"].mean
+    assert one.mean == pytest.approx(measured), "the figures from the counts are the evaluation's"
+    assert 0 < one.low < one.mean < one.high
+    assert one.p < 0.01
+    assert one.over == "images and seeds"
+    alike = gathered(*grid(tmp_path / "alike", {0.1: 0.75, 0.2: 0.75}))
+    (chance,) = groups.differences(alike)[0]
+    assert chance.low < 0 < chance.high
+    assert chance.p > 0.05
+
+
+def test_pairing_is_what_makes_it_sure(tmp_path: Path) -> None:
+    """The interval of the difference is narrower than the two groups' own would make it, for what is hard for
+    one is hard for the other."""
+    first, second = gathered(*grid(tmp_path, {0.1: 0.7, 0.2: 0.72}, seeds=1))
+    (one,) = groups.differences([first, second])[0]
+    assert one.over == "images"
+    random = np.random.default_rng(0)
+    spreads = []
+    for group in (first, second):
+        counts = [[groups._counts(group.runs[0])]]
+        (side,) = (groups._figures(side) for side in groups._drawn(counts, random))
+        spreads.append(float(np.var(side[0, 1:])))
+    assert (one.high - one.low) / (2 * 1.96) < 0.9 * sum(spreads) ** 0.5
+
+
+def test_without_counts_the_seeds_tell_or_it_is_said_that_nothing_does(tmp_path: Path) -> None:
+    told, _ = groups.differences(gathered(*grid(tmp_path / "seeds", {0.1: 0.6, 0.2: 0.8}, counts=False)))
+    assert told[0].over == "seeds"
+    assert told[0].low > 0
+    told, missing = groups.differences(
+        gathered(*grid(tmp_path / "one", {0.1: 0.6, 0.2: 0.8}, 1, counts=False))
+    )
+    assert told == []
+    assert "there are no counts per image of the same images" in missing[0]
+    not_evaluated = [evaluated(tmp_path / "x", 0.1, 0, 0.8), made_run(tmp_path / "y")]
+    assert "not both are evaluated" in groups.differences(gathered(*not_evaluated))[1][0]
+
+
+def call(runs: Path, *arguments: object, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "launch/report.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"BATON_RUNS": str(runs)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
+
+
+def test_tables_for_papers(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for run in grid(runs, {0.1: 0.7, 0.2: 0.8}):
+        request = run.request()
+        request.sweep = "g"
+        run.write_request(request)
+    markdown = call(runs, "--compare", "g", "--table", "markdown")
+    assert len({line.count("|") for line in markdown.splitlines()}) == 1
+    assert re.search(
+        r"^\| optim_wrapper\.optimizer\.lr=0\.2 \| 3 \| \d\d\.\d\d ± \d\.\d\d \|", markdown, re.M
+    )
+    latex = call(runs, "--compare", "g", "--table", "latex")
+    assert r"optim\_wrapper.optimizer.lr=0.2 & 3 & " in latex
+    assert r"$\pm$" in latex
+    table = list(csv.DictReader(io.StringIO(call(runs, "--compare", "g", "--table", "csv"))))
+    assert [row["runs"] for row in table] == ["3", "3"]
+    assert float(table[0]["mIoU mean"]) > float(table[1]["mIoU mean"])
+    assert float(table[0]["mIoU std"]) > 0
+    out = tmp_path / "table.tex"
+    call(runs, "--compare", "g", "--table", "latex", "--out", out)
+    assert out.read_text() == latex
+    assert "is there already" in call(runs, "--compare", "g", "--table", "latex", "--out", out, code=2)
+    assert "name them with --compare" in call(runs, "g-0", "--table", "csv", code=2)
+
+
+def test_the_page_has_the_groups(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    grid(runs, {0.1: 0.7, 0.2: 0.8})
+    page = tmp_path / "page.html"
+    call(runs, "--compare", *[f"g-{number}" for number in range(6)], "--out", page)
+    text = page.read_text()
+    assert "<h2>Groups</h2>" in text
+    assert re.search(r"optim_wrapper\.optimizer\.lr=0\.2</td>.*?3</td>", text)
+    assert "Paired bootstrap" in text
+    assert "images and seeds" in text
+
+
+def test_counts_of_several_processes_are_joined() -> None:
+    random = np.random.default_rng(0)
+    matrices = [random.integers(0, 9, (CLASSES, CLASSES)) for _ in range(7)]
+    parts = []
+    for rank in range(3):
+        each = per_image.PerImage()
+        for matrix in matrices[rank::3]:
+            each.add(matrix)
+        parts.append(each.tobytes())
+    found = per_image.joined(parts, 7, CLASSES)
+    for counts, matrix in zip(found, matrices, strict=True):
+        assert counts.tolist() == [np.diag(matrix).tolist(), matrix.sum(1).tolist(), matrix.sum(0).tolist()]
