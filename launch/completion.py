@@ -53,11 +53,8 @@ _baton() {{
     esac
     case $word in -*) ;; *) words= ;; esac
     case $script,$word in
-    status.py,-* | logs.py,-* | cancel.py,-* | report.py,-* | clean.py,-* | evaluate.py,-* | infer.py,-*) ;;
-    track.py,-*) ;;
-    status.py,* | logs.py,* | cancel.py,* | report.py,* | clean.py,* | evaluate.py,* | infer.py,*)
-      words=$(_baton_runs) ;;
-    track.py,*) words=$(_baton_runs) ;;
+    *,-* | prepare.py,* | train.py,* | doctor.py,*) ;;
+    *) words=$(_baton_runs) ;;
     esac
     case $before in --resume | --compare) words=$(_baton_runs) ;; esac
     ;;

@@ -16,7 +16,7 @@ from jobs.run import environment
 
 environment.enter()
 
-from jobs.run import trackers
+from jobs.run import files, trackers
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 from launch.observe import history, states, tables
@@ -74,10 +74,10 @@ def ending(arguments: argparse.Namespace, run: Run) -> Callable[[float], bool]:
 
 
 def told(run: Run, name: str, code: int) -> str:
-    log = run.path / "track" / f"{name}.log"
+    folder = run.path / files.TRACK()
     if code:
-        return f"{name} does not have all of {run.name} yet; what its package said: {log}"
-    state = history.read_json(run.path / "track" / f"{name}.json")
+        return f"{name} does not have all of {run.name} yet; what its package said: {folder / name}.log"
+    state = history.read_json(folder / f"{name}.json")
     if not state:
         return f"{run.name} has nothing to send yet: a step is sent when it is saved in a checkpoint"
     where = f"; offline, in {state['folder']}" if state.get("folder") and "offline" in state["folder"] else ""

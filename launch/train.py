@@ -262,26 +262,23 @@ def stages_of(run: Path, wish: requests.Wish, ahead: data_ready.Ahead, evaluate:
     return stages
 
 
-def resume(arguments: argparse.Namespace) -> int:
-    """Submits an existing run again: same directory, same code and config, other resources if asked, and a
-    longer training (--set)."""
+def check_unchanged(arguments: argparse.Namespace) -> None:
+    """Raises UserError for an option that would make a resumed run another one."""
     fixed = (
-        "run",
-        "sweep",
-        "seeds",
-        "zip",
-        "config",
-        "worker",
-        "seed",
-        "data_root",
-        "checkpoint",
-        "no_submit",
+        *("run", "sweep", "seeds", "zip", "config", "worker"),
+        *("seed", "data_root", "checkpoint", "no_submit"),
     )
     values = {name: getattr(arguments, name) for name in fixed}
     given = [name for name, value in values.items() if value or type(value) is int]
     if given:
         option = given[0].replace("_", "-")
         raise UserError(f"--resume goes on with a run as it is: it takes no --{option}")
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Submits an existing run again: same directory, same code and config, other resources if asked, and a
+    longer training (--set)."""
+    check_unchanged(arguments)
     run = runs.find(arguments.resume)
     old = run.request()
     overrides = longer.of_resumed(run, old, options.overrides(arguments.set))

@@ -89,8 +89,9 @@ def test_one_element_is_preempted_and_its_successor_is_alone(cluster: Slurm, tmp
 @pytest.mark.slow
 def test_an_element_is_cancelled_and_resumed_alone(launch: Launcher) -> None:
     """By the launchers: cancel.py, `train.py --resume`, and its evaluation."""
+    launch.environment["PYTHONPATH"] = str(launch.checkout)
     out, _ = launch(
-        "train", *TINY, "--run", "s", "--data-root", launch.data, "--json", "--sbatch", "partition=low",
+        "train", *TINY, "--run", "s", "--data-root", launch.data, "--json", "--partition", "low",
         "--set", *HELD, "--seeds", "0,1,2",
     )  # fmt: skip
     told = json.loads(out)

@@ -38,6 +38,6 @@ def test_the_files_that_contributing_sends_to_are_there() -> None:
     """And hold what it says they do."""
     page = (DOCS / "contributing.md").read_text()
     named = re.findall(r"`([A-Z]\w+)`[^`\n]* in \[[^]]+\]\(([^)]+)\)", page)
-    assert {name for name, _ in named} == {"RECIPES", "Event", "COMMANDS", "VISUALIZERS"}
+    assert {name for name, _ in named} == {"RECIPES", "Event", "COMMANDS", "BACKENDS"}
     for name, file in named:
         assert re.search(rf"^{name}\b", (DOCS / file).read_text(), re.MULTILINE), name
