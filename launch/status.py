@@ -7,6 +7,7 @@ answer, is shown from its own events; what nobody can tell is called unknown.
 import argparse
 import gc
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -19,25 +20,31 @@ environment.enter()
 import msgspec
 
 from jobs.run.errors import UserError, run_command
-from launch.observe import overview, tables, timeline
+from launch.observe import folding, overview, sweeps, tables, timeline
 from launch.submit import runs
 
 EXAMPLES = """examples:
   python launch/status.py                 all runs
   python launch/status.py --watch         again and again, until Ctrl-C
   python launch/status.py first           one run: its starts, jobs and where the time went
+  python launch/status.py lr-sweep        the runs of a sweep, which are one line otherwise
   python launch/status.py --json | jq '.runs[] | select(.state == "failed") | .name'
 """
+
+
+AROUND = 7
+"""Lines of a screen that the table's rows are not: counts, head, what is left out, and what to type next."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path (default: all runs)")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path, or a sweep's")
     parser.add_argument(
         "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="refresh until Ctrl-C"
     )
+    parser.add_argument("--all", action="store_true", help="a line for each run of a sweep, too")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     arguments = parser.parse_args()
     gc.disable()  # thousands of events, and the process ends when they are shown
@@ -49,22 +56,31 @@ def main() -> int:
     return 0
 
 
-def show(arguments: argparse.Namespace, slurm: overview.Slurm) -> None:
+def show(arguments: argparse.Namespace, slurm: overview.Slurm, height: int | None = None) -> None:
+    """`height`: lines that there is room for, of a screen that is drawn again and again."""
     now = time.time()
-    if arguments.run:
+    elements = sweeps.members(arguments.run) if arguments.run else []
+    if arguments.run and not elements:
         run = runs.find(arguments.run)
         timeline.print_one(run, now, arguments.json, slurm)
         return
-    found, answer = overview.all_statuses(now, slurm)
+    found, answer = overview.all_statuses(now, slurm, elements)
     if arguments.json:
         print(json.dumps({"runs": msgspec.to_builtins(found), "problems": answer.problems}))
         return
     if not found:
         print(f"no runs in {runs.runs_root()}; to begin one: python launch/train.py --help")
         return
+    shown, more = folding.lines(found, fold=not (elements or arguments.all)), ""
+    if height is not None:
+        print(folding.summary(found))
+        shown, more = folding.fitting(shown, height - AROUND - len(answer.problems))
     tables.show(
-        overview.COLUMNS, [overview.cells(one) for one in found], [one.state for one in found], overview.SPARE
-    )
+        overview.COLUMNS, [one.cells for one in shown], [one.state for one in shown], overview.SPARE,
+        one_line=height is not None,
+    )  # fmt: skip
+    if more:
+        print(f"{more}; python launch/status.py lists all")
     for problem in answer.problems:
         print(f"note: {problem}")
     print("one run: python launch/status.py RUN · its log: python launch/logs.py RUN -f")
@@ -80,7 +96,7 @@ def watch(arguments: argparse.Namespace) -> int:
         gc.collect()
         if sys.stdout.isatty():
             tables.control("\033[2J\033[H")
-            show(arguments, slurm)
+            show(arguments, slurm, shutil.get_terminal_size().lines)
         else:
             text = io.StringIO()
             with contextlib.redirect_stdout(text):

@@ -231,7 +231,7 @@ def submit(
 
 
 def submit_locally(
-    run: Run, wish: requests.Wish, ahead: data_ready.Ahead, evaluate: bool
+    run: Run, wish: requests.Wish, ahead: data_ready.Ahead, evaluate: bool, element: int | None = None
 ) -> tuple[dict[str, str], Any]:
     from launch.submit import submission
 
@@ -242,8 +242,9 @@ def submit_locally(
     for stage in stages:
         jobs[stage.name] = job
         events.append(
-            run.events, "submitted", stage=stage.name, job=job, executor="local", nodes=1, ranks=stage.tasks
-        )
+            run.events, "submitted", stage=stage.name, job=job, executor="local", nodes=1, ranks=stage.tasks,
+            element=element,
+        )  # fmt: skip
     return jobs, process
 
 

@@ -201,6 +201,8 @@ class History(msgspec.Struct, kw_only=True):
     incarnations: list[Incarnation] = []
     jobs: dict[str, StageJob] = {}
     """By "stage id": stages of a local chain share one id."""
+    element: bool = False
+    """It is one of a sweep's."""
     reserve: str | None = None
     """The job that goes on if the newest training job is killed."""
     submitted: float | None = None
@@ -510,6 +512,7 @@ def _jobs(history: History, event: Event, time: float) -> None:
     if isinstance(event, events.Submitted):
         new = StageJob(id=id, stage=stage, submitted=time, executor=event.executor)
         new.after, new.cluster = event.after or "", event.cluster or ""
+        history.element |= event.element is not None
         history.jobs.pop(f"{stage} {id}", None)  # the newest submission comes last
         history.jobs[f"{stage} {id}"] = new
         if stage == "train":
@@ -520,6 +523,7 @@ def _jobs(history: History, event: Event, time: float) -> None:
         if not id or not isinstance(event, _UNANNOUNCED):
             return
         # Plain `sbatch` of the script: nobody announced the job.
+        history.element |= "_" in id
         job = history.jobs[f"{stage} {id}"] = StageJob(id=id, stage=stage, submitted=time)
     if isinstance(event, events.Started):
         job.started, job.ended, job.state, job.why = time, None, "started", ""

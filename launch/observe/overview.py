@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from jobs.run.directory import Run
@@ -63,13 +63,15 @@ def patient() -> Slurm:
     return Slurm(ask, incarnations)
 
 
-def all_statuses(now: float, slurm: Slurm) -> tuple[list[states.Status], Answer]:
-    """Every run and preparation, newest first, and what Slurm said (at most two calls)."""
-    everything = [*runs.all_runs(runs.prepare_root()), *runs.all_runs()]
+def all_statuses(now: float, slurm: Slurm, chosen: Sequence[Run] = ()) -> tuple[list[states.Status], Answer]:
+    """Every run and preparation, newest first, and what Slurm said (at most two calls). `chosen`: only these,
+    in their order."""
+    everything = list(chosen) or [*runs.all_runs(runs.prepare_root()), *runs.all_runs()]
     pasts = [history.attempt(run) for run in everything]
     answer = slurm.ask(id for past in pasts if isinstance(past, History) for id in states.jobs_to_ask(past))
     found = [_status(run, past, answer, now) for run, past in zip(everything, pasts, strict=True)]
-    found.sort(key=lambda pair: pair[0], reverse=True)
+    if not chosen:
+        found.sort(key=lambda pair: pair[0], reverse=True)
     return [one for _, one in found], answer
 
 

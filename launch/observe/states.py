@@ -15,7 +15,7 @@ from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import pending
 from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
-from launch.observe import efficiency, history
+from launch.observe import efficiency, history, sweeps
 from launch.observe import wording as words
 from launch.observe.history import History, Incarnation, StageJob
 from launch.submit import identity
@@ -57,6 +57,8 @@ class Status(msgspec.Struct, kw_only=True):
     stage: str = "train"
     """Whose state it is: prepare, train, evaluate or infer."""
     job: str = ""
+    sweep: str = ""
+    """The name of the sweep that it is an element of."""
     epoch: int | None = None
     max_epochs: int | None = None
     step: int | None = None
@@ -107,6 +109,7 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
         words=state.words,
         stage=state.stage,
         job=job.id if job else "",
+        sweep=sweeps.stem_of(run.name) if past.element else "",
         step=step,
         epoch=epoch,
         max_epochs=progress.get("max_epochs"),

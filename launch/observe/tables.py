@@ -69,16 +69,19 @@ def show(
     rows: Sequence[Sequence[str]],
     states: Sequence[str] = (),
     spare: Collection[str] = (),
+    one_line: bool = False,
 ) -> None:
     """Prints a table. `states` colours each row's second column; columns that begin with > are numbers.
 
     On a terminal empty columns are left out, then those in `spare` (the first is the first to go) until the
-    rest fits, and the second column is broken into lines. Anywhere its cells are cut to words.WIDEST.
+    rest fits, and the second column is broken into lines, or with `one_line` cut. Anywhere its cells are cut
+    to words.WIDEST.
     """
     rows = [[words.safe(" ".join(cell.split())) for cell in row] for row in rows]
     rows = [[row[0], words.cut(row[1]), *row[2:]] for row in rows]
     if sys.stdout.isatty():
-        control(terminal(columns, rows, states, spare, shutil.get_terminal_size().columns) + "\n")
+        width = shutil.get_terminal_size().columns
+        control(terminal(columns, rows, states, spare, width, one_line) + "\n")
     else:
         print(plain(columns, rows))
 
@@ -89,6 +92,7 @@ def terminal(
     states: Sequence[str],
     spare: Collection[str],
     width: int,
+    one_line: bool = False,
 ) -> str:
     """The table for a terminal of `width` characters."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else [0] * len(columns)
@@ -108,7 +112,7 @@ def terminal(
     lines = [GAP.join(_fit(_head(columns[at]), columns[at], widths[at]) for at in kept)]
     lines[0] = paint(lines[0].rstrip(), "1", coloured)
     for index, row in enumerate(rows):
-        broken = [row[1]] if len(row[1]) <= widths[1] else textwrap.wrap(row[1], widths[1])
+        broken = [words.cut(row[1], widths[1])] if one_line else textwrap.wrap(row[1], widths[1]) or [""]
         colour = COLOURS.get(states[index], "") if states else ""
         for number, part in enumerate(broken):
             cells = []

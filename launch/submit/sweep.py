@@ -210,7 +210,7 @@ def _submit_locally(
     """One chain a run. Chains on one machine share its GPUs; without GPUs they run side by side."""
     from launch import train
 
-    both = [train.submit_locally(run, wish, ahead, evaluate) for run in made]
+    both = [train.submit_locally(run, wish, ahead, evaluate, number) for number, run in enumerate(made)]
     return [jobs for jobs, _ in both], [process for _, process in both]
 
 

@@ -121,7 +121,7 @@ def test_what_hooks_show_is_told_too(tmp_path: Path) -> None:
 
 
 def test_a_run_has_one_name_everywhere(tmp_path: Path) -> None:
-    run = made_run(tmp_path / "a@run", set={"model.api_token": "secret", "train_cfg.max_epochs": 3})
+    run = made_run(tmp_path / "a@run-3", set={"model.api_token": "secret", "train_cfg.max_epochs": 3})
     first = content.about(run)
     run.config.write_text(
         "visualizer = dict(vis_backends=[dict(type='LocalVisBackend'),"
@@ -129,7 +129,7 @@ def test_a_run_has_one_name_everywhere(tmp_path: Path) -> None:
     )
     about = content.about(run)
     assert about.id == first.id
-    assert about.id != trackers.id_of("a@run", "2026-09-21T13:33:21Z")
+    assert about.id != trackers.id_of("a@run-3", "2026-09-21T13:33:21Z")
     assert len(trackers.id_of("x" * 100, "")) <= 64
     assert about.backends == {"wandb": {"init_kwargs": {"project": "mine"}}}
     assert about.parameters["config.optim_wrapper.lr"] == 0.1

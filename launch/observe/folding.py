@@ -1,0 +1,90 @@
+"""The table of all runs, shorter: a sweep's elements as one line, and no more lines than a screen has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from launch.observe import wording as words
+from launch.observe.overview import cells, of_total
+from launch.observe.states import Status
+
+# Of a line that stands for several: the first of these that one of them is in colours it; in this order they
+# are counted, too.
+URGENT = ("failed", "stuck", "stopped", "unreadable", "unknown")
+MOVING = ("running", "starting", "evaluating", "requeueing", "suspended", "queued", "waiting")
+DONE = ("finished", "prepared", "cancelled")
+ORDER = (*URGENT, *MOVING, *DONE)
+
+
+class Line(msgspec.Struct):
+    cells: list[str]
+    state: str
+
+
+def lines(found: Sequence[Status], fold: bool = True) -> list[Line]:
+    """The lines of the table, in the order of `found`: a sweep stands where its first run does."""
+    sweeps = Counter(one.sweep for one in found if one.sweep and fold)
+    shown: list[Line] = []
+    told: set[str] = set()
+    for one in found:
+        if sweeps[one.sweep] < 2:
+            shown.append(Line(cells(one), one.state))
+        elif one.sweep not in told:
+            told.add(one.sweep)
+            shown.append(folded(one.sweep, [other for other in found if other.sweep == one.sweep]))
+    return shown
+
+
+def folded(name: str, elements: Sequence[Status]) -> Line:
+    """One line for a sweep. Its best mIoUs are those of its best runs; steps and interruptions are sums."""
+    states = Counter(one.state for one in elements)
+    known = [state for state in ORDER if states[state]] + sorted(states.keys() - set(ORDER))
+    done = sum(one.step or 0 for one in elements)
+    totals = [one.max_steps for one in elements if one.max_steps]
+    # Those that have not begun will have as many as the others.
+    total = sum(totals) + (len(elements) - len(totals)) * max(totals) if totals else None
+    best = max((one.best_mIoU for one in elements if one.best_mIoU is not None), default=None)
+    evaluated = max((one.mIoU for one in elements if one.mIoU is not None), default=None)
+    shares = [one.efficiency for one in elements if one.efficiency is not None]
+    interruptions = sum(one.interruptions for one in elements)
+    left = max((one.eta_seconds for one in elements if one.eta_seconds), default=None)
+    return Line(
+        [
+            f"{name} ({len(elements)} runs)",
+            ", ".join(f"{states[state]} {state}" for state in known),
+            "",
+            of_total(done or None, total),
+            "",
+            f"{best:.2f}" if best is not None else "",
+            f"{evaluated:.2f}" if evaluated is not None else "",
+            f"{interruptions}×" if interruptions else "",
+            f"{sum(shares) / len(shares):.2f}" if shares else "",
+            words.span(left) if left else "",
+            elements[0].job.partition("_")[0] if "_" in elements[0].job else "",
+        ],
+        known[0],
+    )
+
+
+def fitting(table: Sequence[Line], height: int) -> tuple[list[Line], str]:
+    """The lines that fit into `height`, in their order, and what the others are, in words ("" if all fit).
+    What needs somebody comes first, then what moves, then what is newest."""
+    if len(table) <= height:
+        return list(table), ""
+    rank = dict.fromkeys(URGENT, 0) | dict.fromkeys(MOVING, 1)
+    order = sorted(range(len(table)), key=lambda at: (rank.get(table[at].state, 2), at))
+    kept = sorted(order[: max(1, height)])
+    left = Counter(table[at].state for at in order[max(1, height) :])
+    known = [state for state in ORDER if left[state]] + sorted(left.keys() - set(ORDER))
+    what = ", ".join(f"{left[state]} {state}" for state in known)
+    return [table[at] for at in kept], f"{words.plural(sum(left.values()), 'more line')}: {what}"
+
+
+def summary(found: Sequence[Status]) -> str:
+    """How many runs there are in each state, in a line."""
+    states = Counter(one.state for one in found)
+    known = [state for state in ORDER if states[state]] + sorted(states.keys() - set(ORDER))
+    return f"{words.plural(len(found), 'run')}: " + ", ".join(f"{states[state]} {state}" for state in known)
