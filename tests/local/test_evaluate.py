@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -56,6 +57,11 @@ def test_two_processes_count_as_one(random_run: Run, tmp_path: Path) -> None:
     assert sum(c["pixels"] for c in one["classes"]) == 6 * 60 * 80
     for table in ("confusion.csv", "per_class.csv"):
         assert (tmp_path / "1" / table).read_bytes() == (tmp_path / "2" / table).read_bytes()
+    counts = [dict(np.load(tmp_path / str(n) / "per_image.npz", allow_pickle=False)) for n in (1, 2)]
+    assert all((counts[0][key] == counts[1][key]).all() for key in ("names", "hits", "truth", "predicted"))
+    assert len(set(counts[0]["names"])) == 6
+    assert counts[0]["truth"].sum(0).tolist() == [c["pixels"] for c in one["classes"]]
+    assert 100 * counts[0]["hits"].sum() / counts[0]["truth"].sum() == pytest.approx(one["aAcc"])
     assert [e["event"] for e in events.read(random_run.events)].count("evaluated") == 2
 
 
