@@ -14,7 +14,7 @@ from pathlib import Path
 from jobs.run import events, exit_codes
 from jobs.run.directory import Run
 from jobs.run.errors import run_command
-from jobs.run.task import job_id
+from jobs.run.task import job_id, slurm_id
 from jobs.slurm import calls as slurm
 from jobs.slurm import successor
 
@@ -29,17 +29,17 @@ def main() -> int:
 
 def after_srun(stage: str, run: Run, code: int, arguments: list[str]) -> int:
     """0, or 1 if the job must come back and cannot. `run` is the checkout for a script without a run."""
-    job = job_id()
+    job, slurms = job_id(), slurm_id()
     shown = slurm.this_job()
     # A job that Slurm has requeued itself comes back, and one that is being cancelled does not.
-    if job is None or shown.get("JobState") != "RUNNING":
+    if job is None or slurms is None or shown.get("JobState") != "RUNNING":
         return 0
     fate = slurm.fate(shown)
-    if fate == "preempted" and slurm.forbid_requeue(job).ok:
+    if fate == "preempted" and slurm.forbid_requeue(slurms).ok:
         return _hand_over(stage, run, job, code, arguments)
     if code == exit_codes.FINISHED or fate == "requeued":
         return 0
-    answer = slurm.call(["scontrol", "requeue", job])
+    answer = slurm.call(["scontrol", "requeue", slurms])
     if not answer.ok:
         print(f"error: the job could not be requeued: {answer.text}", file=sys.stderr)
     return 0 if answer.ok else 1

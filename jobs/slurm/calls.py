@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from jobs.run.task import job_id
+from jobs.run.task import slurm_id
 
 PATIENCE = 600.0
 """Seconds that a call goes on trying while the controller does not answer: it may be restarting, failing over
@@ -88,7 +88,7 @@ def _once(command: Sequence[str], env: Mapping[str, str] | None) -> Answer:
 def this_job() -> dict[str, str]:
     """What `scontrol show job` says of the job this process belongs to, field by field; {} outside of Slurm
     or when it cannot be asked. Of a field that names several things (ReqB:S:C:T) all is one name."""
-    job = job_id() if "SLURM_JOB_ID" in os.environ else None
+    job = slurm_id()
     command = ["scontrol", "show", "job", "-o", job or ""]
     answer = call(command, os.environ | {"SLURM_TIME_FORMAT": "standard"}) if job else Answer(False, "")
     lines = answer.text.splitlines()
@@ -154,11 +154,7 @@ def version(config: Mapping[str, str]) -> tuple[int, int]:
 
 
 def forbid_requeue(job: str) -> Answer:
-    """Keeps Slurm from requeueing `job` when it ends: 12, or 12_3 for an element of an array.
-
-    Never by an element's own number (SLURM_JOB_ID): that of one of them is the array's too, and what is asked
-    for that number is done to all its elements.
-    """
+    """Keeps Slurm from requeueing `job` (see `slurm_id`) when it ends."""
     return call(["scontrol", "update", f"JobId={job}", "Requeue=0"])
 
 

@@ -31,7 +31,7 @@ from jobs.run.directory import Run, newest_start, write_atomically
 from jobs.run.errors import run_command
 from jobs.run.story import Story
 from jobs.run.streams import TolerantStream
-from jobs.run.task import job_id
+from jobs.run.task import job_id, slurm_id
 from jobs.slurm import calls as slurm
 from jobs.slurm import successor
 from jobs.supervise import budget
@@ -138,9 +138,10 @@ def _after_failure(run: Run, job: str, code: int) -> Outcome:
 def _finish(run: Run, job: str) -> Outcome:
     """The job is COMPLETED, or will be when it, or its successor, has begun once more and ended at once."""
     news = "" if _found_finished(run) else "finished"
-    fate = slurm.fate(slurm.this_job()) if os.environ.get("SLURM_JOB_ID") else "own"
+    own = slurm_id()
+    fate = slurm.fate(slurm.this_job()) if own else "own"
     words = "training is finished"
-    if fate == "preempted" and slurm.forbid_requeue(job).ok:
+    if own and fate == "preempted" and slurm.forbid_requeue(own).ok:
         outcome = _succeed(run, job, 0, f"{words}, but this preemption ends the job for good")
         return dataclasses.replace(outcome, words=f"{words}; {outcome.words}", news=news)
     successor.withdraw(run, job)
@@ -160,8 +161,9 @@ def _found_finished(run: Run) -> bool:
 def _stay_away(run: Run, job: str) -> None:
     """This job is not to come back, and nobody in its place."""
     successor.withdraw(run, job)
-    if os.environ.get("SLURM_JOB_ID") and slurm.fate(slurm.this_job()) != "own":
-        slurm.forbid_requeue(job)
+    own = slurm_id()
+    if own and slurm.fate(slurm.this_job()) != "own":
+        slurm.forbid_requeue(own)
 
 
 def _give_way(run: Run, job: str, code: int) -> Outcome:
@@ -194,18 +196,19 @@ def _later_start(run: Run, job: str) -> dict[str, Any] | None:
 
 def _come_back(run: Run, job: str, code: int, exclude: Sequence[str] = ()) -> Outcome:
     """Sees to it that the job runs again; the batch script then ends with `code`."""
-    if not os.environ.get("SLURM_JOB_ID"):
+    own = slurm_id()
+    if not own:
         return Outcome(code, "saved; start it again to go on")
     fate = slurm.fate(slurm.this_job())
     if fate == "requeued":
         # A successor that waits in advance may stay until the job is there again.
         _note_requeue(run, job, "slurm")
         return Outcome(code, "preempted: Slurm requeues the job as it ends")
-    if fate == "preempted" and slurm.forbid_requeue(job).ok:
+    if fate == "preempted" and slurm.forbid_requeue(own).ok:
         return _succeed(run, job, code, "this preemption ends the job for good", exclude)
-    answer = slurm.call(["scontrol", "requeue", job])
+    answer = slurm.call(["scontrol", "requeue", own])
     if answer.ok or ALREADY.search(answer.text):
-        if exclude and not _exclude(job, exclude):
+        if exclude and not _exclude(own, exclude):
             exclude = ()
         successor.withdraw(run, job)
         _note_requeue(run, job, "scontrol" if answer.ok else "slurm", exclude=exclude)

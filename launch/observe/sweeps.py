@@ -7,18 +7,21 @@ from collections.abc import Iterable
 
 from jobs.run import events
 from jobs.run.directory import Run
-from jobs.run.errors import UserError
 from launch.submit import runs
 
 
 def of(run: Run) -> str:
-    """The name of the sweep that a run is an element of; "" if of none. Raises UserError if it cannot be
-    read."""
-    if sweep := run.request().sweep:
-        return sweep
-    stem = stem_of(run.name)
-    if not stem:
+    """The name of the sweep that a run is an element of; "" if of none."""
+    if not (stem := stem_of(run.name)):
         return ""
+    try:
+        text = run.request_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    if re.search(
+        rf"^sweep: ['\"]?{re.escape(stem)}['\"]?$", text, re.MULTILINE
+    ):  # hundreds are read at a time
+        return stem
     # Of an earlier version's only the submission tells.
     told = (event for event in events.load(run.events) if isinstance(event, events.Submitted))
     return stem if any(event.element is not None for event in told) else ""
@@ -33,15 +36,8 @@ def stem_of(name: str) -> str:
 def members(sweep: str) -> list[Run]:
     """The runs of a sweep, in the order of its elements; [] if there is none of that name."""
     named = [run for run in runs.all_runs() if stem_of(run.name) == sweep]
-    found = [run for run in named if _is_member(run, sweep)]
+    found = [run for run in named if of(run) == sweep]
     return sorted(found, key=lambda run: int(run.name.rpartition("-")[2]))
-
-
-def _is_member(run: Run, sweep: str) -> bool:
-    try:
-        return of(run) == sweep
-    except UserError:  # its name is all that tells
-        return True
 
 
 def find(names: Iterable[str]) -> list[Run]:

@@ -112,7 +112,9 @@ def terminal(
     lines = [GAP.join(_fit(_head(columns[at]), columns[at], widths[at]) for at in kept)]
     lines[0] = paint(lines[0].rstrip(), "1", coloured)
     for index, row in enumerate(rows):
-        broken = [words.cut(row[1], widths[1])] if one_line else textwrap.wrap(row[1], widths[1]) or [""]
+        broken = [row[1]]
+        if len(row[1]) > widths[1]:
+            broken = [words.cut(row[1], widths[1])] if one_line else textwrap.wrap(row[1], widths[1])
         colour = COLOURS.get(states[index], "") if states else ""
         for number, part in enumerate(broken):
             cells = []

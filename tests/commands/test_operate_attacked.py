@@ -156,7 +156,7 @@ def test_another_users_closed_run_is_a_line_of_its_own(shared: Path) -> None:
     run_status = (
         "from launch import status; from launch.observe import overview, tables; import argparse, os\n"
         "os.setgid(65534); os.setuid(65534)\n"
-        "status.show(argparse.Namespace(run=None, json=False), overview.Slurm())\n"
+        "status.show(argparse.Namespace(run=None, json=False, all=False), overview.Slurm())\n"
     )
     environment = {"PATH": "/nonexistent", "BATON_RUNS": str(shared), "HOME": str(shared)}
     done = subprocess.run(

@@ -77,7 +77,8 @@ def send(run: Run, name: str, ending: Callable[[float], bool]) -> int:
     Returns 0 if the service has all that there is to tell, 1 if not. Raises UserError if it cannot be used
     here at all.
     """
-    if importlib.util.find_spec(name) is None:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # a folder of that name, as W&B makes them, is no package
         raise UserError(f"{name} is not installed: {sys.executable} -m pip install {name}")
     folder = run.path / files.TRACK()
     folder.mkdir(exist_ok=True)
@@ -104,11 +105,12 @@ class Sender:
         while True:
             stamp = self.stamp()
             fine = True if stamp == seen else self.attempt(self.update)
-            seen = stamp if fine else None
+            seen, tried = (stamp if fine else None), time.monotonic()
             if ending(POLL if fine else RETRY):
                 break
-        fine = self.attempt(self.update) and self.attempt(self.close)
-        return 0 if fine else 1
+        if not fine and time.monotonic() - tried < 1.0:
+            return 1  # once more would be as long in vain
+        return 0 if self.attempt(self.update) and self.attempt(self.close) else 1
 
     def stamp(self) -> object:
         """Changes when there may be something new to tell."""
