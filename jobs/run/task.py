@@ -67,11 +67,11 @@ def job_id(environ: Mapping[str, str] | None = None) -> str | None:
 
 
 def slurm_id(environ: Mapping[str, str] | None = None) -> str | None:
-    """Slurm's job that this process belongs to, as its commands are to be told: 12, or 12_3 for an element of an
-    array; None outside of Slurm.
+    """This process's job as Slurm's commands take it: 12, or 12_3 for an element of an array; None outside of
+    Slurm.
 
-    Not an element's own number (SLURM_JOB_ID): that of the last element is the array's, too, and what is asked
-    for that number is done to all of them.
+    Not an element's own number (SLURM_JOB_ID): that of the last element is the array's, too, and what is
+    asked for that number is done to all of them.
     """
     env = os.environ if environ is None else environ
     if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:

@@ -182,7 +182,7 @@ def test_a_full_disk_keeps_no_job_from_coming_back(
     monkeypatch.setattr(afterwards, "write_atomically", full)
     for code in (RESUME, FAILED):
         assert after_srun(run, code).code == code
-    assert slurm.calls("scontrol requeue") == ["scontrol requeue local-1"] * 2
+    assert slurm.calls("scontrol requeue") == ["scontrol requeue 1"] * 2
     assert capsys.readouterr().err.count("requeued waits to be written: ") == 2
 
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
-import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +16,6 @@ from launch.observe.report import data as report_data
 from launch.observe.report import groups
 from tests.unit.made_runs import common, made_run, started, submitted, write
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGES, CLASSES = 200, 3
 
 
@@ -132,52 +125,6 @@ def test_without_counts_the_seeds_tell_or_it_is_said_that_nothing_does(tmp_path:
     assert "there are no counts per image of the same images" in missing[0]
     not_evaluated = [evaluated(tmp_path / "x", 0.1, 0, 0.8), made_run(tmp_path / "y")]
     assert "not both are evaluated" in groups.differences(gathered(*not_evaluated))[1][0]
-
-
-def call(runs: Path, *arguments: object, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "launch/report.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"BATON_RUNS": str(runs)}, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stderr if code else done.stdout
-
-
-def test_tables_for_papers(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    for run in grid(runs, {0.1: 0.7, 0.2: 0.8}):
-        request = run.request()
-        request.sweep = "g"
-        run.write_request(request)
-    markdown = call(runs, "--compare", "g", "--table", "markdown")
-    assert len({line.count("|") for line in markdown.splitlines()}) == 1
-    assert re.search(
-        r"^\| optim_wrapper\.optimizer\.lr=0\.2 \| 3 \| \d\d\.\d\d ± \d\.\d\d \|", markdown, re.M
-    )
-    latex = call(runs, "--compare", "g", "--table", "latex")
-    assert r"optim\_wrapper.optimizer.lr=0.2 & 3 & " in latex
-    assert r"$\pm$" in latex
-    table = list(csv.DictReader(io.StringIO(call(runs, "--compare", "g", "--table", "csv"))))
-    assert [row["runs"] for row in table] == ["3", "3"]
-    assert float(table[0]["mIoU mean"]) > float(table[1]["mIoU mean"])
-    assert float(table[0]["mIoU std"]) > 0
-    out = tmp_path / "table.tex"
-    call(runs, "--compare", "g", "--table", "latex", "--out", out)
-    assert out.read_text() == latex
-    assert "is there already" in call(runs, "--compare", "g", "--table", "latex", "--out", out, code=2)
-    assert "name them with --compare" in call(runs, "g-0", "--table", "csv", code=2)
-
-
-def test_the_page_has_the_groups(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    grid(runs, {0.1: 0.7, 0.2: 0.8})
-    page = tmp_path / "page.html"
-    call(runs, "--compare", *[f"g-{number}" for number in range(6)], "--out", page)
-    text = page.read_text()
-    assert "<h2>Groups</h2>" in text
-    assert re.search(r"optim_wrapper\.optimizer\.lr=0\.2</td>.*?3</td>", text)
-    assert "Paired bootstrap" in text
-    assert "images and seeds" in text
 
 
 def test_counts_of_several_processes_are_joined() -> None:

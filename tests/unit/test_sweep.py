@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.run.directory import Run
 from jobs.run.errors import UserError
-from launch.observe.report.data import repeat_command
 from launch.submit import options, sweep
 
 
@@ -86,37 +80,3 @@ def test_every_combination_or_one_after_the_other() -> None:
 def test_what_is_no_grid(words: tuple[str, ...], error: str) -> None:
     with pytest.raises(UserError, match=error):
         sweep.elements(given(*words))
-
-
-def made(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["launch/train.py", "--config", "tests/configs/tiny.py", "--cluster", "slurm", *arguments]
-    return subprocess.run(
-        [sys.executable, *command], cwd=Path(__file__).resolve().parents[2],
-        env=os.environ | {"BATON_RUNS": str(runs)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def test_a_grid_of_runs_is_made(tmp_path: Path) -> None:
-    grid = ["--run", "g", "--sweep", "optim_wrapper.optimizer.lr=0.1,0.2", "--seeds", "0,7", "--no-submit"]
-    done = made(tmp_path, *grid)
-    assert done.returncode == 0, done.stderr
-    found = [Run(tmp_path / f"g-{number}").request() for number in range(4)]
-    assert [(one.seed, one.set["randomness.seed"]) for one in found] == [(0, 0), (7, 7)] * 2
-    assert [one.set["optim_wrapper.optimizer.lr"] for one in found] == [0.1, 0.1, 0.2, 0.2]
-    assert {one.sweep for one in found} == {"g"}
-    assert "#SBATCH --array=0-3" in (tmp_path / "g-3/job/train.sbatch").read_text()
-    # The script of a dry run makes the same runs, each element its own.
-    shown = made(tmp_path, *grid[2:-1], "--run", "h", "--dry-run").stdout
-    assert "--seeds=0,7" in shown
-    assert "--sweep=optim_wrapper.optimizer.lr=0.1,0.2" in shown
-    repeated = repeat_command(found[3])
-    assert repeated[-4:] == ["--set", "optim_wrapper.optimizer.lr=0.2", "--set", "randomness.seed=7"]
-
-
-def test_options_of_a_sweep_without_one(tmp_path: Path) -> None:
-    done = made(tmp_path, "--zip", "--no-submit")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --zip is about the values of several --sweep")
-    done = made(tmp_path, "--resume", "x", "--seeds", "1")
-    assert done.returncode == 2
-    assert "it takes no --seeds" in done.stderr

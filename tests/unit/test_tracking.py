@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 from jobs.run import trackers
 from jobs.run.directory import Run
 from launch.observe.tracking import content
 from tests.unit.made_runs import T0, common, made_run, started, submitted, with_everything, write
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def rows_of(run: Run) -> dict[int, dict[str, float]]:
@@ -139,50 +132,3 @@ def test_a_run_has_one_name_everywhere(tmp_path: Path) -> None:
     write(run, 1, "submitted", executor="slurm", job="7_3", element=3)
     assert content.about(run).group == "a@run"
     assert trackers.wanted(run) == ["wandb"]
-
-
-def call(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "BATON"))}
-    return subprocess.run(
-        [sys.executable, f"launch/{script}.py", *map(str, arguments)],
-        cwd=ROOT, env=kept | environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (["--track", "wandbb"], "`track` names no service that is known: 'wandbb'; did you mean 'wandb'?"),
-        (["--track", "mlflow"], "mlflow"),
-        (["--track", "tensorboard,clearml,"], "names no service that is known: ''"),
-    ],
-)
-def test_a_service_that_jobs_could_not_tell_is_refused(given: list[str], words: str, tmp_path: Path) -> None:
-    arguments = ["--config", "tests/configs/tiny.py", "--cluster", "local", "--no-submit", *given]
-    done = call("train", *arguments, BATON_RUNS=str(tmp_path))
-    assert done.returncode == 2, done.stdout
-    assert words in done.stderr
-    assert done.stderr.count("\n") <= 2
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_dry_run_keeps_what_is_tracked(tmp_path: Path) -> None:
-    arguments = [
-        "--config",
-        "tests/configs/tiny.py",
-        "--cluster",
-        "slurm",
-        "--dry-run",
-        "--track",
-        "tensorboard",
-    ]
-    done = call("train", *arguments, BATON_RUNS=str(tmp_path / "runs"))
-    assert done.returncode == 0, done.stderr
-    assert "--track=tensorboard" in done.stdout
-
-
-def test_a_run_that_names_no_service(tmp_path: Path) -> None:
-    made_run(tmp_path / "mine")
-    done = call("track", "mine", BATON_RUNS=str(tmp_path))
-    assert done.returncode == 2
-    assert done.stderr == "error: mine names no service: say --to wandb or mlflow or clearml\n"

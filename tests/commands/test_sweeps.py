@@ -1,0 +1,150 @@
+"""Sweeps by the commands: train.py makes them, status.py folds them, report.py compares their groups."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.run.directory import Run
+from launch.observe.report.data import repeat_command
+from tests.unit.made_runs import common, made_run, started, write
+from tests.unit.terminal import Terminal
+from tests.unit.test_groups import grid
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def call(runs: Path, script: str, *arguments: object, code: int = 0) -> str:
+    """What a command says: on standard output, or, where it is to end with an error, on the other."""
+    done = subprocess.run(
+        [sys.executable, f"launch/{script}.py", *map(str, arguments)],
+        cwd=ROOT, env=os.environ | {"BATON_RUNS": str(runs)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
+
+
+TRAIN = ("train", "--config", "tests/configs/tiny.py", "--cluster", "slurm")
+
+
+def test_a_grid_of_runs_is_made(tmp_path: Path) -> None:
+    axes = ["--sweep", "optim_wrapper.optimizer.lr=0.1,0.2", "--seeds", "0,7"]
+    call(tmp_path, *TRAIN, *axes, "--run", "g", "--no-submit")
+    found = [Run(tmp_path / f"g-{number}").request() for number in range(4)]
+    assert [(one.seed, one.set["randomness.seed"]) for one in found] == [(0, 0), (7, 7)] * 2
+    assert [one.set["optim_wrapper.optimizer.lr"] for one in found] == [0.1, 0.1, 0.2, 0.2]
+    assert {one.sweep for one in found} == {"g"}
+    assert "#SBATCH --array=0-3" in (tmp_path / "g-3/job/train.sbatch").read_text()
+    # The script of a dry run makes the same runs, each element its own.
+    shown = call(tmp_path, *TRAIN, *axes, "--run", "h", "--dry-run")
+    assert "--seeds=0,7" in shown
+    assert "--sweep=optim_wrapper.optimizer.lr=0.1,0.2" in shown
+    repeated = repeat_command(found[3])
+    assert repeated[-4:] == ["--set", "optim_wrapper.optimizer.lr=0.2", "--set", "randomness.seed=7"]
+
+
+def test_options_of_a_sweep_without_one(tmp_path: Path) -> None:
+    said = call(tmp_path, *TRAIN, "--zip", "--no-submit", code=2)
+    assert said.startswith("error: --zip is about the values of several --sweep")
+    assert "it takes no --seeds" in call(tmp_path, *TRAIN, "--resume", "x", "--seeds", "1", code=2)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 runs: a sweep of 60 and 140 others, of which two have failed long ago."""
+    runs = tmp_path_factory.mktemp("runs")
+    for number in range(60):
+        run = made_run(runs / f"grid-{number}", sweep="grid")
+        write(run, 5000, "submitted", stage="train", job=f"local-{number}", executor="local", element=number)
+        started(run, 5001, 1, job=f"local-{number}")
+        write(run, 5060, "finished", step=9, epoch=1, **common(1, f"local-{number}"))
+    for number in range(140):
+        run = made_run(runs / f"single-{number:03d}")
+        write(run, number, "submitted", stage="train", job=f"local-9{number}", executor="local")
+        end = "stopped" if number in (3, 77) else "finished"
+        fields = (
+            {"reason": "a very long reason that no screen has the room for" * 3} if end == "stopped" else {}
+        )
+        write(run, number + 1, end, **(fields or {"step": 9, "epoch": 1}), **common(1, f"local-9{number}"))
+    return runs
+
+
+def test_sweeps_are_folded_and_unfolded(many: Path) -> None:
+    names = [line.split()[0] for line in call(many, "status").splitlines()]
+    assert names[1] == "grid"
+    assert sum(name.startswith("grid") for name in names) == 1
+    assert sum(name.startswith("single") for name in names) == 140
+    assert sum(line.startswith("grid-") for line in call(many, "status", "--all").splitlines()) == 60
+    elements = [
+        line.split()[0] for line in call(many, "status", "grid").splitlines() if line.startswith("grid-")
+    ]
+    assert elements == [f"grid-{number}" for number in range(60)]
+    found = json.loads(call(many, "status", "--json"))["runs"]
+    assert len(found) == 200, "a script sees them all"
+    assert {one["sweep"] for one in found} == {"", "grid"}
+
+
+def test_watch_fits_on_the_screen(many: Path) -> None:
+    """40 lines of 100 characters. What needs somebody is among them, although it is old."""
+    command = [sys.executable, str(ROOT / "launch/status.py"), "--watch", "0.1"]
+    environment = os.environ | {"BATON_RUNS": str(many), "NO_COLOR": "1"}
+    with Terminal(command, environment, columns=100) as terminal:
+        terminal.until(r"one run: (.|\n)*one run: ")
+    clear = "\x1b[2J\x1b[H"
+    screen = terminal.text.split(clear)[1].replace("\r", "")
+    lines = screen.splitlines()
+    assert len(lines) < 40
+    assert max(map(len, lines)) <= 100
+    assert lines[0].startswith("200 runs: 2 stopped, 198 finished")
+    text = "\n".join(lines)
+    assert "grid (60 runs)" in text
+    assert "single-003" in text
+    assert "single-077" in text
+    assert re.search(r"^\d+ more lines: \d+ finished; python launch/status.py lists all$", text, re.MULTILINE)
+
+
+def test_tables_for_papers(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for run in grid(runs, {0.1: 0.7, 0.2: 0.8}):
+        request = run.request()
+        request.sweep = "g"
+        run.write_request(request)
+    markdown = call(runs, "report", "--compare", "g", "--table", "markdown")
+    assert len({line.count("|") for line in markdown.splitlines()}) == 1
+    assert re.search(
+        r"^\| optim_wrapper\.optimizer\.lr=0\.2 \| 3 \| \d\d\.\d\d ± \d\.\d\d \|", markdown, re.M
+    )
+    latex = call(runs, "report", "--compare", "g", "--table", "latex")
+    assert r"optim\_wrapper.optimizer.lr=0.2 & 3 & " in latex
+    assert r"$\pm$" in latex
+    table = list(csv.DictReader(io.StringIO(call(runs, "report", "--compare", "g", "--table", "csv"))))
+    assert [row["runs"] for row in table] == ["3", "3"]
+    assert float(table[0]["mIoU mean"]) > float(table[1]["mIoU mean"])
+    assert float(table[0]["mIoU std"]) > 0
+    out = tmp_path / "table.tex"
+    call(runs, "report", "--compare", "g", "--table", "latex", "--out", out)
+    assert out.read_text() == latex
+    assert "is there already" in call(
+        runs, "report", "--compare", "g", "--table", "latex", "--out", out, code=2
+    )
+    assert "name them with --compare" in call(runs, "report", "g-0", "--table", "csv", code=2)
+
+
+def test_the_page_has_the_groups(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    grid(runs, {0.1: 0.7, 0.2: 0.8})
+    page = tmp_path / "page.html"
+    call(runs, "report", "--compare", *[f"g-{number}" for number in range(6)], "--out", page)
+    text = page.read_text()
+    assert "<h2>Groups</h2>" in text
+    assert re.search(r"optim_wrapper\.optimizer\.lr=0\.2</td>.*?3</td>", text)
+    assert "Paired bootstrap" in text
+    assert "images and seeds" in text
