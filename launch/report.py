@@ -44,6 +44,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default RUN/report.html)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = parser.parse_args()
+    if arguments.table and arguments.json:
+        raise UserError(
+            f"--table {arguments.table} is text: --table csv is what a program reads, without --json"
+        )
     names = list(dict.fromkeys([*([arguments.run] if arguments.run else []), *arguments.compare]))
     if not names:
         parser.error("name a run, or several with --compare")
@@ -52,6 +56,8 @@ def main() -> int:
     chosen = sweeps.find(names) if arguments.compare else [runs.find(names[0])]
     if arguments.compare and len(chosen) < 2:
         raise UserError("--compare needs two runs or more")
+    if arguments.out and not arguments.out.absolute().parent.is_dir():
+        raise UserError(f"--out {arguments.out}: there is no directory {arguments.out.parent}")
     found = [report_data.gather(run) for run in chosen]
     if arguments.table:
         return print_table(found, arguments.table, arguments.out)
@@ -59,8 +65,6 @@ def main() -> int:
         html, out = report_page.comparison(found), arguments.out or runs.runs_root() / "comparison.html"
     else:
         html, out = report_page.page(found[0]), arguments.out or found[0].run.report
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no directory {out.parent}")
     if arguments.out and not may_replace(out):
         raise UserError(f"--out {out} is there already, and is no report: choose another name")
     write_atomically(out.absolute(), html.encode())

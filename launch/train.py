@@ -108,7 +108,7 @@ def main() -> int:
     if arguments.run:
         runs.check_name(arguments.run)
     runs.check_root(runs.runs_root())
-    if arguments.sweep or arguments.seeds:
+    if arguments.sweep or arguments.seeds is not None:
         return sweep.main(arguments, wish)
     if arguments.zip:
         raise UserError("--zip is about the values of several --sweep, or --sweep and --seeds")

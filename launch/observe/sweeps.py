@@ -18,9 +18,8 @@ def of(run: Run) -> str:
         text = run.request_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-    if re.search(
-        rf"^sweep: ['\"]?{re.escape(stem)}['\"]?$", text, re.MULTILINE
-    ):  # hundreds are read at a time
+    # Not parsed as YAML: hundreds are read at a time.
+    if re.search(rf"^sweep: ['\"]?{re.escape(stem)}['\"]?$", text, re.MULTILINE):
         return stem
     # Of an earlier version's only the submission tells.
     told = (event for event in events.load(run.events) if isinstance(event, events.Submitted))
@@ -34,7 +33,9 @@ def stem_of(name: str) -> str:
 
 
 def members(sweep: str) -> list[Run]:
-    """The runs of a sweep, in the order of its elements; [] if there is none of that name."""
+    """The runs of a sweep, in the order of its elements; [] if there is none, or a run, of that name."""
+    if runs.is_taken(sweep):
+        return []
     named = [run for run in runs.all_runs() if stem_of(run.name) == sweep]
     found = [run for run in named if of(run) == sweep]
     return sorted(found, key=lambda run: int(run.name.rpartition("-")[2]))

@@ -11,6 +11,7 @@ import argparse
 import gc
 import itertools
 import json
+import math
 import re
 import sys
 from contextlib import ExitStack
@@ -68,13 +69,17 @@ def add_options(to: argparse.ArgumentParser) -> None:
 def as_given(arguments: argparse.Namespace) -> list[str]:
     """The options as they would be typed again elsewhere."""
     words = [f"--sweep={text}" for text in arguments.sweep or []]
-    return [*words, *([f"--seeds={arguments.seeds}"] if arguments.seeds else []), *["--zip"] * arguments.zip]
+    return [
+        *words,
+        *([f"--seeds={arguments.seeds}"] if arguments.seeds is not None else []),
+        *["--zip"] * arguments.zip,
+    ]
 
 
 def elements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What sets each run apart: overrides, dotted key -> value; a seed as SEED. Raises UserError."""
     axes = [parse(text) for text in arguments.sweep or []]
-    if arguments.seeds:
+    if arguments.seeds is not None:
         if arguments.seed is not None:
             raise UserError("--seeds and --seed: say which seeds once")
         axes.append((SEED, seeds(arguments.seeds)))
@@ -89,11 +94,11 @@ def elements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         raise UserError(f"--zip takes as many values of each: there are {counts}")
     # The last axis, the seeds', changes fastest.
     columns = [values for _, values in axes]
+    count = len(columns[0]) if arguments.zip else math.prod(map(len, columns))
+    if count > MOST:
+        raise UserError(f"--sweep: {count} runs are more than {MOST}: divide it")
     combined = zip(*columns, strict=True) if arguments.zip else itertools.product(*columns)
-    found = [dict(zip(keys, values, strict=True)) for values in combined]
-    if len(found) > MOST:
-        raise UserError(f"--sweep: {len(found)} runs are more than {MOST}: divide it")
-    return found
+    return [dict(zip(keys, values, strict=True)) for values in combined]
 
 
 def seeds(text: str) -> list[int]:

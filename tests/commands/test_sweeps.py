@@ -129,12 +129,19 @@ def test_tables_for_papers(tmp_path: Path) -> None:
     assert [row["runs"] for row in table] == ["3", "3"]
     assert float(table[0]["mIoU mean"]) > float(table[1]["mIoU mean"])
     assert float(table[0]["mIoU std"]) > 0
+    assert table[0]["difference"] == ""
+    assert float(table[1]["low"]) < float(table[1]["difference"]) < float(table[1]["high"]) < 0
+    assert re.search(r"lr=0\.1 \|.*\| -\d+\.\d\d \| -\d+\.\d\d … -\d+\.\d\d \| 0\.\d{3} \|$", markdown, re.M)
     out = tmp_path / "table.tex"
     call(runs, "report", "--compare", "g", "--table", "latex", "--out", out)
     assert out.read_text() == latex
     assert "is there already" in call(
         runs, "report", "--compare", "g", "--table", "latex", "--out", out, code=2
     )
+    nowhere = call(runs, "report", "--compare", "g", "--table", "csv", "--out", "/nowhere/t.csv", code=2)
+    assert nowhere == "error: --out /nowhere/t.csv: there is no directory /nowhere\n"
+    both = call(runs, "report", "--compare", "g", "--table", "csv", "--json", code=2)
+    assert both.startswith("error: --table csv is text")
     assert "name them with --compare" in call(runs, "report", "g-0", "--table", "csv", code=2)
 
 
@@ -148,3 +155,9 @@ def test_the_page_has_the_groups(tmp_path: Path) -> None:
     assert re.search(r"optim_wrapper\.optimizer\.lr=0\.2</td>.*?3</td>", text)
     assert "Paired bootstrap" in text
     assert "images and seeds" in text
+
+
+def test_a_run_is_not_hidden_by_a_sweep_of_its_name(tmp_path: Path) -> None:
+    for name, sweep in (("lr", ""), ("lr-0", "lr"), ("lr-1", "lr")):
+        made_run(tmp_path / name, sweep=sweep)
+    assert json.loads(call(tmp_path, "status", "lr", "--json"))["name"] == "lr"

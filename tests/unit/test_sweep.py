@@ -70,6 +70,8 @@ def test_every_combination_or_one_after_the_other() -> None:
         (("--seeds", "1", "--seed", "2"), "--seeds and --seed"),
         (("--seeds", "0,1,0"), "a seed is there twice"),
         (("--seeds", "3-1"), "write whole numbers"),
+        (("--seeds", ""), "write whole numbers"),
+        (("--sweep", f"a={'1,' * 999}1", "--sweep", f"b={'1,' * 999}1"), "1000000 runs are more than 1000"),
         (("--seeds", "one"), "write whole numbers"),
         (("--seeds", "0-99999"), "write whole numbers"),
         (("--seeds", "4294967296"), "a seed must be 0 to 4294967295"),

@@ -252,8 +252,26 @@ def rows(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 
 
 def _plain(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    """`rows` for text, and by how much each group's mIoU differs from the best one's where that is known."""
     columns, table = rows(groups)
+    against = _against_best(groups)
+    if against:
+        columns += ["difference", "95 % interval", "p"]
+        for group, line in zip(groups, table, strict=True):
+            one = against.get(group.name)
+            if one:
+                line += [f"{one.mean:+.2f}", f"{one.low:+.2f} … {one.high:+.2f}", f"{one.p:.3f}"]
+            else:
+                line += [""] * 3
     return [column.removeprefix(">") for column in columns], table
+
+
+def _against_best(groups: Sequence[Group]) -> dict[str, Difference]:
+    """A group's name -> what its mIoU has above the best group's."""
+    return {
+        one.second: Difference(one.second, one.first, -one.mean, -one.high, -one.low, one.p, one.over)
+        for one in differences(groups)[0]
+    }
 
 
 def as_markdown(groups: Sequence[Group]) -> str:
@@ -279,25 +297,32 @@ def _latex(text: str) -> str:
         "^": r"\textasciicircum{}",
         "±": r"$\pm$",
         "–": "--",
+        "…": r"\dots",
     }
-    return re.sub(r"[\\~^±–&%$#_{}]", lambda found: special.get(found[0], "\\" + found[0]), text)
+    return re.sub(r"[\\~^±–…&%$#_{}]", lambda found: special.get(found[0], "\\" + found[0]), text)
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """Mean, standard deviation and number in columns of their own."""
+    """Mean, standard deviation and number in columns of their own, and the difference from the best mIoU."""
     import csv
     import io
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = (*METRICS, VALIDATION)
-    writer.writerow(["group", "runs", *(f"{name} {what}" for name in names for what in ("mean", "std", "n"))])
+    figures = (f"{name} {what}" for name in names for what in ("mean", "std", "n"))
+    writer.writerow(["group", "runs", *figures, "difference", "low", "high", "p"])
+    against = _against_best(groups)
     for group in groups:
         cells: list[object] = [group.name, len(group.runs)]
         for name in names:
             one = group.estimates.get(name)
             deviation = "" if one is None or one.deviation is None else f"{one.deviation:.4f}"
             cells += [f"{one.mean:.4f}", deviation, one.count] if one else ["", "", 0]
+        if other := against.get(group.name):
+            cells += [f"{value:.4f}" for value in (other.mean, other.low, other.high, other.p)]
+        else:
+            cells += [""] * 4
         writer.writerow(cells)
     return text.getvalue()
 

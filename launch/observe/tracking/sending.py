@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import BinaryIO, Protocol, TextIO
 
 import msgspec
 
@@ -74,15 +74,19 @@ class Service(Protocol):
 def send(run: Run, name: str, ending: Callable[[float], bool]) -> int:
     """Sends to the service of that name until `ending(seconds)`, which waits for so long at most, is true.
 
-    Returns 0 if the service has all that there is to tell, 1 if not. Raises UserError if it cannot be used
-    here at all.
+    Returns 0 if the service has all that there is to tell, 1 if not. Raises UserError if its package is not
+    there, or the run's directory takes no note of what is sent.
     """
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:  # a folder of that name, as W&B makes them, is no package
         raise UserError(f"{name} is not installed: {sys.executable} -m pip install {name}")
     folder = run.path / files.TRACK()
-    folder.mkdir(exist_ok=True)
-    with apart(folder / f"{name}.log") as words, turn(folder / f"{name}.lock", ending) as mine:
+    try:
+        folder.mkdir(exist_ok=True)
+        log = (folder / f"{name}.log").open("ab")
+    except OSError as error:
+        raise UserError(f"{folder}: what is sent cannot be noted there: {error.strerror}") from None
+    with apart(log) as words, turn(folder / f"{name}.lock", ending) as mine:
         if not mine:
             print(f"another process sends {run.name} to {name}", file=words, flush=True)
             return 1
@@ -184,11 +188,11 @@ class Sender:
 
 
 @contextlib.contextmanager
-def apart(log: Path) -> Iterator[TextIO]:
-    """What the service's package prints goes to `log`; the stream that this gives is standard output."""
+def apart(file: BinaryIO) -> Iterator[TextIO]:
+    """What the service's package prints goes to `file`, then closed; what this gives is standard output."""
     sys.stdout.flush()
     words = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
-    with log.open("ab") as file, words:
+    with file, words:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         try:
