@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from jobs.run import events, trackers
 from jobs.run.directory import Run
 from tests.unit.made_runs import common, made_run, started, submitted, with_everything, write
 from tests.wandb_files import Told
+from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -97,8 +99,15 @@ def expected(run: Run) -> dict[int, float]:
     return found
 
 
+@pytest.fixture
+def wandb_server() -> Iterator[WandbServer]:
+    server = WandbServer()
+    yield server
+    server.close()
+
+
 @needs("wandb")
-def test_wandb(environment: dict[str, str], voc_small: Path) -> None:
+def test_wandb(environment: dict[str, str], voc_small: Path, wandb_server: WandbServer) -> None:
     """The config names the backend, as mmengine has it; offline, since there is no key."""
     backends = "[{'type':'LocalVisBackend'},{'type':'WandbVisBackend','init_kwargs':{'project':'mine'}}]"
     drawn = ("default_hooks.visualization.draw=True", "default_hooks.visualization.interval=4")
@@ -122,6 +131,32 @@ def test_wandb(environment: dict[str, str], voc_small: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert f"as {told.run.run_id}, up to step 18; offline, in {run.path}" in again.stdout
     assert len(Told(run.path / "track" / "wandb").rows) == 18, "nothing is sent twice"
+    # As docs/tracking.md has it: the folders of all starts become one run.
+    folders = sorted((run.path / "track" / "wandb").glob("offline-run-*"))
+    assert len(folders) > 1
+    key = {"WANDB_BASE_URL": wandb_server.address, "WANDB_API_KEY": "0" * 40}
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
+    subprocess.run(command, env=environment | key, check=True, timeout=120, cwd=run.path)
+    assert wandb_server.runs.keys() == told.ids
+    assert [row["_step"] for row in wandb_server.rows(told.run.run_id)] == list(range(1, 19))
+    assert {"run/interruptions", "eval/mIoU"} <= wandb_server.summary(told.run.run_id).keys()
+
+
+@needs("wandb")
+def test_wandb_online(environment: dict[str, str], voc_small: Path, wandb_server: WandbServer) -> None:
+    """Each start takes up the run that is there."""
+    environment |= {"WANDB_BASE_URL": wandb_server.address, "WANDB_API_KEY": "0" * 40}
+    run = trained(environment, voc_small, "--track", "wandb")
+    name = trackers.id_of("mine", run.request().created)
+    wait_for(lambda: state_of(run, "wandb").get("evaluation") and not state_of(run, "wandb")["open"], "sent")
+    assert wandb_server.runs.keys() == {name}
+    rows = wandb_server.rows(name)
+    assert [row["_step"] for row in rows] == list(range(1, 19))
+    assert {row["_step"]: row["train/loss"] for row in rows} == expected(run)
+    summary = wandb_server.summary(name)
+    assert summary["run/interruptions"] == 1
+    assert {"eval/mIoU", "eval/IoU/background"} <= summary.keys()
+    assert wandb_server.about[name]["displayName"] == "mine"
 
 
 @needs("wandb")
@@ -136,6 +171,9 @@ def test_what_a_killed_process_had_written_is_written_anew(environment: dict[str
     wait_for(lambda: state_of(run, "wandb").get("sent") == 5, "the first steps are sent")
     sender.send_signal(signal.SIGKILL)
     sender.wait()
+    # Another was killed before it could note that it had begun, and has left a file that ends in its middle.
+    (torn,) = (run.path / "track" / "wandb").glob("offline-run-*")
+    shutil.copytree(torn, torn.with_name(torn.name.replace("offline-run-2", "offline-run-1")))
     rows(run, 1, 7, 12)
     saved(run, 30, 12)
     write(run, 31, "finished", step=12, epoch=1, **common(1))

@@ -48,6 +48,8 @@ class State(msgspec.Struct, kw_only=True):
     """That process has not ended as it should: what came after `before` may be lost."""
     folder: str = ""
     """What that process writes into, where the service is offline."""
+    closed: list[str] = []
+    """The names of the folders of those that have ended as they should, where the service is offline."""
     evaluation: str = ""
     """The evaluation that the service has."""
 
@@ -181,6 +183,8 @@ class Sender:
         self.service.close(self.last.state if self.last else "going")
         self.service = None
         self.state.open = False
+        if self.state.folder:
+            self.state.closed.append(Path(self.state.folder).name)
         self.remember()
 
     def remember(self) -> None:

@@ -26,9 +26,8 @@ class Service:
 
         given = dict(about.backends.get("wandb", {}).get("init_kwargs") or {})
         mode = given.get("mode") or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        left = Path(state.folder) if state.open and state.folder else None
-        if mode == "offline" and left and left.parent == folder / "wandb" and not synced(left):
-            shutil.rmtree(left, ignore_errors=True)
+        if mode == "offline":
+            remove_torn(folder / "wandb", state.closed)
         default: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT") or "baton",
             "name": about.name,
@@ -88,6 +87,14 @@ def has_key() -> bool:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def remove_torn(folder: Path, closed: list[str]) -> None:
+    """Removes what killed processes have left, be it before they had written anything: `wandb sync` gives up
+    at a file without an end, and then sends none of the run's others either."""
+    for left in folder.glob("offline-run-*"):
+        if left.name not in closed and not synced(left):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def synced(folder: Path) -> bool:
