@@ -1,4 +1,4 @@
-"""Submits an evaluation of a run on its own: mIoU, mAcc, aAcc, the table by class, and pictures.
+"""Submits an evaluation of a run on its own: figures with intervals, the table by class, the worst images.
 
 With --config instead of a run: of a checkpoint from elsewhere, such as one that the model zoo publishes.
 """
@@ -23,7 +23,7 @@ from launch.submit.batch_script import Batch
 EXAMPLES = """\
   python launch/evaluate.py first
   python launch/evaluate.py first --checkpoint last --gpus 2 --wait
-  python launch/evaluate.py first --pictures all
+  python launch/evaluate.py first --pictures all --tta
   python launch/evaluate.py first --cluster mine --dry-run
   python launch/evaluate.py --config mmseg::upernet/upernet_r50_4xb4-20k_voc12aug-512x512.py \\
       --checkpoint https://download.openmmlab.com/mmsegmentation/v0.5/upernet/NAME.pth
@@ -47,7 +47,12 @@ def main() -> int:
         "--data-root", metavar="DIR", help="with --config: where the dataset lies (default data/)"
     )
     parser.add_argument(
-        "--pictures", nargs="+", metavar="WHICH", help="all, a number of them (default 20), or image ids"
+        "--pictures", nargs="+", metavar="WHICH", help="all, a number of the worst (default 20), or image ids"
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="test-time augmentation: the config's tta_model and tta_pipeline, or 6 scales, each flipped too",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
     options.add_common(parser)
@@ -95,9 +100,10 @@ def evaluate_new(arguments: argparse.Namespace) -> int:
 
 
 def batch(arguments: argparse.Namespace, run: Run, resolved: profiles.Resolved, checkpoint: str) -> Batch:
-    pictures = ["--pictures", *arguments.pictures] if arguments.pictures else []
+    more = ["--tta"] if arguments.tta else []
+    more += ["--pictures", *arguments.pictures] if arguments.pictures else []
     return single.batch(
-        run.path, resolved, ["--checkpoint", checkpoint, "--again", *pictures], f"{run.name}-evaluate"
+        run.path, resolved, ["--checkpoint", checkpoint, "--again", *more], f"{run.name}-evaluate"
     )
 
 

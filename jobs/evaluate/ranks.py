@@ -69,6 +69,16 @@ def gather(ranks: Ranks, what: bytes) -> list[bytes] | None:
     return [heard.get(rank, what) for rank in range(ranks.size)]
 
 
+def share(ranks: Ranks, what: bytes) -> bytes:
+    """What rank 0 gives, on all ranks. At most 64 MiB. Raises as `gather`."""
+    if ranks.rank:
+        return _hear(ranks, ranks.peers)[0]
+    for number, connection in ranks.peers.items():
+        if not connection.send_bytes(what, SECONDS):
+            raise _lost(ranks, number)
+    return what
+
+
 def _hear(ranks: Ranks, peers: Mapping[int, rendezvous.Connection]) -> dict[int, bytes]:
     """One message of each."""
     deadline = time.monotonic() + SECONDS

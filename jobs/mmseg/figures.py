@@ -3,11 +3,14 @@ image, nor in which order: any number of processes gives the same figures to the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+
+from jobs.run import counts as counted
 
 
 def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int) -> np.ndarray:
@@ -56,41 +59,50 @@ EXACT_IN_FLOAT32 = 1 << 24
 
 PER_CLASS = ("IoU", "Acc", "Dice", "Fscore", "Precision", "Recall")
 
+BOUNDARY_WIDTH = 0.02
+"""Of an image's diagonal: how far from a boundary a pixel still counts as near it."""
 
-def figures(matrix: np.ndarray, names: Sequence[str], beta: float = 1.0) -> dict[str, Any]:
-    """aAcc, the figures of each class (PER_CLASS) and their means (mIoU, mAcc, …), in percent, of a confusion
-    matrix.
 
-    The definitions are those of mmseg's IoUMetric: IoU = TP / (TP + FP + FN), Acc = Recall = TP / (TP + FN),
-    Precision = TP / (TP + FP), Dice = 2 TP / (2 TP + FP + FN), Fscore the mean of Precision and Recall that
-    `beta` weights, aAcc = TP of all classes / pixels. The means leave out classes of which a figure is not
-    defined, such as those that occur neither in truth nor prediction; a figure that is not defined is None.
+def near_boundaries(truth: np.ndarray) -> np.ndarray:
+    """Which pixels (bool, H × W) lie near a boundary between two labels of the truth, the ignored one
+    included (which datasets such as VOC paint along the boundaries).
+
+    This band, the trimap, is that of Kohli, Ladický and Torr, Robust Higher Order Potentials for Enforcing
+    Label Consistency, IJCV 82 (2009); what is counted in it is the Trimap IoU. As wide as for the
+    Boundary IoU of Cheng et al. (CVPR 2021): BOUNDARY_WIDTH of the image's diagonal, at least a
+    pixel, to each side, measured along rows and columns (a square neighbourhood). The image's edge is no
+    boundary.
     """
-    right = np.diag(matrix).astype(np.float64)
-    truth, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        iou = 100.0 * right / (truth + predicted - np.diag(matrix))
-        accuracy = 100.0 * right / truth
-        precision = 100.0 * right / predicted
-        dice = 200.0 * right / (truth + predicted)
-        score = (1 + beta**2) * precision * accuracy / (beta**2 * precision + accuracy)
-        overall = 100.0 * right.sum() / matrix.sum()
-    columns = dict(zip(PER_CLASS, (iou, accuracy, dice, score, precision, accuracy), strict=True))
+    width = max(1, round(BOUNDARY_WIDTH * math.hypot(*truth.shape)))
+    labels: Any = truth.astype(np.uint8 if truth.max(initial=0) < 256 else np.uint16)
+    window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    return np.asarray(cv2.dilate(labels, window) != cv2.erode(labels, window))
+
+
+def figures(
+    matrix: np.ndarray, names: Sequence[str], beta: float = 1.0, boundary: np.ndarray | None = None
+) -> dict[str, Any]:
+    """aAcc, fwIoU, the figures of each class (PER_CLASS) and their means (mIoU, mAcc, …), in percent, of a
+    confusion matrix; the definitions are in jobs/run/counts.py. `boundary`: the pixels near boundaries by
+    class (counts.KINDS × classes), for BoundaryIoU.
+
+    The means leave out classes of which a figure is not defined, such as those that occur neither in truth
+    nor prediction; a figure that is not defined is None.
+    """
+    pixels = (np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0))
+    columns = counted.rates(*pixels, beta)
+    if boundary is not None:
+        columns["BoundaryIoU"] = counted.rates(*boundary)["IoU"]
     return {
-        "aAcc": _number(overall),
-        **{f"m{name}": _number(_mean(values)) for name, values in columns.items()},
+        **{name: number(value) for name, value in counted.overall(*pixels).items()},
+        **{f"m{name}": number(counted.mean(values)) for name, values in columns.items()},
         "classes": [
             {"name": name, "pixels": int(count)}
-            | {key: _number(values[number]) for key, values in columns.items()}
-            for number, (name, count) in enumerate(zip(names, truth, strict=True))
+            | {key: number(values[index]) for key, values in columns.items()}
+            for index, (name, count) in enumerate(zip(names, pixels[1], strict=True))
         ],
     }
 
 
-def _mean(values: np.ndarray) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
-
-
-def _number(value: float) -> float | None:
+def number(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)

@@ -23,7 +23,7 @@ from jobs.mmseg import data
 from jobs.run.errors import UserError
 
 # What a seed is for: keeps the streams apart.
-ORDER, SAMPLE, STEP, VALIDATION, HOOKS = 1, 2, 3, 4, 5
+ORDER, SAMPLE, STEP, VALIDATION, HOOKS, EVALUATION = 1, 2, 3, 4, 5, 6
 
 _MASK = (1 << 64) - 1
 

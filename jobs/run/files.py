@@ -63,9 +63,10 @@ PROGRESS = File(
 JOB = File("job", "batch scripts (`train.sbatch`, …), one log a rank, marks, see below", BOTH)
 EVAL = File(
     "eval",
-    "`CHECKPOINT-DIGEST/` is an evaluation: `metrics.json`, `per_class.csv`, `confusion.csv`, "
-    "`per_image.npz` (per image and class the pixels that are right, of the truth and of the prediction), "
-    "`pictures/`. "
+    "`CHECKPOINT-DIGEST/` is an evaluation (`…-tta/` one with `--tta`): `metrics.json`, `per_class.csv`, "
+    "`confusion.csv`, `per_image.csv` (mIoU and aAcc of each image, the worst first), `per_image.npz` (per "
+    "image and class the pixels that are right, of the truth and of the prediction, and the same near "
+    "boundaries), `pictures/` (the place among the worst begins their names). "
     "`metrics.json` is written last: where it is, all is",
     "the evaluation",
 )
@@ -89,7 +90,7 @@ REPORT = File(
 
 BEST = "best.json"
 EVAL_METRICS, EVAL_CLASSES, EVAL_CONFUSION = "metrics.json", "per_class.csv", "confusion.csv"
-EVAL_IMAGES = "per_image.npz"
+EVAL_IMAGES, EVAL_WORST = "per_image.npz", "per_image.csv"
 EVAL_PICTURES = "pictures"
 
 # --- in track/

@@ -1,4 +1,4 @@
-"""An evaluation's figures as a launcher shows them: the table by class, and the three means."""
+"""An evaluation's figures as a launcher shows them: the table by class, the means, other metrics' values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def told(event: dict[str, Any]) -> str:
     read from here), the means, the folder. A figure that is not defined is –."""
     metrics = event["metrics"]
     asked = [key for key in FIGURES if key in metrics]
-    means = "  ".join(f"{key} {percent(metrics[key])}" for key in asked)
+    others = [key for key in metrics if key not in FIGURES]
+    means = "  ".join(f"{key} {percent(metrics[key])}" for key in (*asked, *others))
     lines = [
         by_class(Path(event["path"]), asked),
         f"evaluated {event['checkpoint']}: {means}",
@@ -25,7 +26,10 @@ def told(event: dict[str, Any]) -> str:
     return "\n".join(line for line in lines if line)
 
 
-FIGURES = ("mIoU", "mAcc", "aAcc", "mDice", "mFscore", "mPrecision", "mRecall")
+FIGURES = (
+    *("mIoU", "mAcc", "aAcc", "fwIoU", "mBoundaryIoU"),
+    *("mDice", "mFscore", "mPrecision", "mRecall"),
+)
 
 
 def by_class(folder: Path, asked: Sequence[str]) -> str:
@@ -34,7 +38,7 @@ def by_class(folder: Path, asked: Sequence[str]) -> str:
         text = (folder / files.EVAL_CLASSES).read_text(encoding="utf-8")
     except OSError:
         return ""
-    columns = [name[1:] for name in asked if name != "aAcc"]
+    columns = [name[1:] for name in asked if name.startswith("m")]
     rows = [
         [row["class"], *(percent(float(row[key]) if row.get(key) else None) for key in columns)]
         for row in csv.DictReader(text.splitlines())
@@ -42,5 +46,5 @@ def by_class(folder: Path, asked: Sequence[str]) -> str:
     return tables.plain(["class", *(f">{column}" for column in columns)], rows)
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def percent(value: Any) -> str:
+    return "–" if value is None else f"{value:.2f}" if isinstance(value, (int, float)) else str(value)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.evaluate import per_image
 from jobs.run import events
 from jobs.run.directory import Run
+from launch.observe.report import data as report_data
 
 
 def evaluate(run: Run, *arguments: str, processes: int = 1) -> list[subprocess.CompletedProcess[str]]:
@@ -40,29 +45,153 @@ def evaluate(run: Run, *arguments: str, processes: int = 1) -> list[subprocess.C
     return done
 
 
+MORE = """
+custom_imports = dict(imports=['tests.own_metrics'], allow_failed_imports=False)
+test_evaluator = [
+    dict(type='IoUMetric', iou_metrics=['mIoU', 'mFscore']),
+    dict(type='InOrder'),
+    dict(type='IoUMetric', ignore_index=0, prefix='figures only'),
+    dict(type='Broken'),
+    dict(type='NoSuchMetric'),
+]
+"""
+
+
+def with_more(run: Run, folder: Path, text: str) -> Run:
+    """The run again, with more in its config."""
+    own = Run(folder / "run")
+    shutil.copytree(run.path, own.path, symlinks=True, ignore=shutil.ignore_patterns("eval", "infer"))
+    own.config.write_text(run.config.read_text() + text)
+    return own
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """metrics.json without what tells the processes apart."""
+    found = json.loads((folder / "metrics.json").read_text())
+    return {key: value for key, value in found.items() if key not in TIMINGS}
+
+
+TIMINGS = {"processes", "seconds", "seconds_rank_0"}
+TABLES = ("confusion.csv", "per_class.csv", "per_image.csv")
+
+
 def test_two_processes_count_as_one(random_run: Run, tmp_path: Path) -> None:
-    found = {}
+    run = with_more(random_run, tmp_path, MORE)
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        done = evaluate(random_run, "--out", str(out), "--pictures", "all", processes=processes)
+        done = evaluate(run, "--out", str(out), "--pictures", "all", processes=processes)
         assert [one.returncode for one in done] == [0] * processes, done[0].stderr
         assert "mIoU" in done[0].stdout
-        found[processes] = json.loads((out / "metrics.json").read_text())
         assert len(list((out / "pictures").iterdir())) == 6
         width, height = Image.open(next((out / "pictures").iterdir())).size
         assert (width, height) == (3 * 80 + 2 * 4, 60)
-    timings = {"processes", "seconds", "seconds_rank_0"}
-    one, two = ({k: v for k, v in found[n].items() if k not in timings} for n in (1, 2))
-    assert one == two
+        assert "not computed: Broken: nothing to divide by" in done[0].stdout
+    one = figures(tmp_path / "1")
+    assert one == figures(tmp_path / "2")
     assert sum(c["pixels"] for c in one["classes"]) == 6 * 60 * 80
-    for table in ("confusion.csv", "per_class.csv"):
+    for table in TABLES:
         assert (tmp_path / "1" / table).read_bytes() == (tmp_path / "2" / table).read_bytes()
     counts = [dict(np.load(tmp_path / str(n) / "per_image.npz", allow_pickle=False)) for n in (1, 2)]
-    assert all((counts[0][key] == counts[1][key]).all() for key in ("names", "hits", "truth", "predicted"))
+    assert all((counts[0][key] == counts[1][key]).all() for key in ("names", *per_image.KINDS))
     assert len(set(counts[0]["names"])) == 6
     assert counts[0]["truth"].sum(0).tolist() == [c["pixels"] for c in one["classes"]]
     assert 100 * counts[0]["hits"].sum() / counts[0]["truth"].sum() == pytest.approx(one["aAcc"])
-    assert [e["event"] for e in events.read(random_run.events)].count("evaluated") == 2
+    assert [e["event"] for e in events.read(run.events)].count("evaluated") == 2
+
+    # The config's other metrics, and what is said of those that cannot be had.
+    assert (one["own/images"], one["own/classes"]) == (6, 21)  # mmengine cuts results to the images' number
+    assert one["figures only/aAcc"] != one["aAcc"]
+    assert [why.partition(":")[0] for why in one["not_computed"]] == ["Broken", "NoSuchMetric"]
+    told = events.read(run.events)[-1]["metrics"]
+    assert told["own/digest"] == one["own/digest"]
+    # Intervals hold what they are of.
+    for name in ("mIoU", "aAcc", "fwIoU", "mBoundaryIoU", "mFscore"):
+        low, high = one["intervals"][name]
+        assert low <= one[name] <= high
+        assert low < high
+
+
+def test_the_worst_images_come_first(random_run: Run, tmp_path: Path) -> None:
+    run = with_more(random_run, tmp_path, "")
+    drawn = {}
+    for number, processes in (("2", 2), ("all", 1)):
+        out = run.eval / number
+        done = evaluate(run, "--out", str(out), "--pictures", number, processes=processes)
+        assert [one.returncode for one in done] == [0] * processes, done[0].stderr
+        drawn[number] = sorted(path.name for path in (out / "pictures").iterdir())
+    table = list(csv.DictReader((run.eval / "all" / "per_image.csv").read_text().splitlines()))
+    scores = [float(row["mIoU"]) for row in table]
+    assert scores == sorted(scores)
+    assert scores[0] < scores[-1]
+    assert [row["picture"] for row in table] == drawn["all"]
+    assert [Path(row["image"]).stem for row in table] == [name[2:-4] for name in drawn["all"]]
+    assert drawn["2"] == drawn["all"][:2]
+    for name in drawn["2"]:
+        assert (run.eval / "2/pictures" / name).read_bytes() == (
+            run.eval / "all/pictures" / name
+        ).read_bytes()
+    found = report_data.newest_evaluation(run)
+    assert found is not None
+    captions = [f"{name[2:-4]} · mIoU {score:.2f}" for name, score in zip(drawn["all"], scores, strict=True)]
+    assert [caption for caption, _ in found.pictures] == captions
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["the config's", "by default"])
+def test_augmentation_is_the_same_on_two_processes(random_run: Run, tmp_path: Path, given: bool) -> None:
+    run = with_more(random_run, tmp_path, TTA if given else "")
+    evaluate(run, "--out", str(tmp_path / "plain"), "--pictures", "0")
+    for processes in (1, 2):
+        out = str(tmp_path / str(processes))
+        done = evaluate(run, "--out", out, "--pictures", "1", "--tta", processes=processes)
+        assert [one.returncode for one in done] == [0] * processes, done[0].stderr
+    one, plain = figures(tmp_path / "1"), figures(tmp_path / "plain")
+    assert one == figures(tmp_path / "2")
+    assert (one["augmented"], plain["augmented"]) == ("the config's" if given else "6 scales, flipped", None)
+    assert one["mIoU"] != plain["mIoU"]
+    # The annotation is not augmented.
+    pixels = [[c["pixels"] for c in found["classes"]] for found in (one, plain)]
+    assert pixels[0] == pixels[1]
+    if given:  # one image, not changed at all: the model's own result
+        assert one["aAcc"] == pytest.approx(plain["aAcc"])
+
+
+TTA = """
+tta_model = dict(type='SegTTAModel')
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='TestTimeAug', transforms=[
+        [dict(type='Resize', scale=(64, 48), keep_ratio=True)],
+        [dict(type='RandomFlip', prob=1.0, direction='horizontal'), dict(type='RandomFlip', prob=0.0)],
+        [dict(type='LoadAnnotations')],
+        [dict(type='PackSegInputs')],
+    ]),
+]
+"""
+
+
+def test_an_evaluation_has_a_folder_of_its_own_with_augmentation(random_run: Run, tmp_path: Path) -> None:
+    run = with_more(random_run, tmp_path, "")
+    for arguments in ((), ("--tta",), ("--tta",)):
+        (done,) = evaluate(run, "--pictures", "0", *arguments)
+        assert done.returncode == 0, done.stderr
+    assert "has been evaluated already" in done.stdout
+    plain, augmented = sorted(run.eval.iterdir())
+    assert augmented.name == f"{plain.name}-tta"
+
+
+def test_results_that_cannot_be_sent_are_named(random_run: Run, tmp_path: Path) -> None:
+    metric = "test_evaluator = [test_evaluator, dict(type='Unsendable')]\n"
+    imports = "custom_imports = dict(imports=['tests.own_metrics'], allow_failed_imports=False)\n"
+    run = with_more(random_run, tmp_path, imports + metric)
+    for processes in (1, 2):
+        out = str(tmp_path / str(processes))
+        done = evaluate(run, "--out", out, "--pictures", "0", processes=processes)
+        assert [one.returncode for one in done] == [0] * processes, done[0].stderr
+    assert figures(tmp_path / "1")["objects"] == 6
+    (why,) = figures(tmp_path / "2")["not_computed"]
+    assert why.startswith(
+        "Unsendable: what one rank tells the others (a metric's results, say) holds a builtins"
+    )
 
 
 def test_a_result_that_is_there_is_not_made_again(random_run: Run) -> None:

@@ -20,7 +20,8 @@ compat.prepare()
 
 from mmengine.config import Config  # noqa: E402
 
-from jobs.evaluate.__main__ import counted, pictures_of  # noqa: E402
+from jobs.evaluate.counting import counted  # noqa: E402
+from jobs.evaluate.drawing import how_many, pictures_of  # noqa: E402
 from jobs.infer.__main__ import build_pipeline, loaded  # noqa: E402
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
@@ -108,7 +109,9 @@ def test_pictures_of_equal_stems_have_names_of_their_own() -> None:
 
     dataset = Dataset()
     assert pictures_of(dataset, ["all"]) == {0: "a_1", 1: "b_1", 2: "2"}
-    assert pictures_of(dataset, ["1"]) == {0: "1"}
+    assert pictures_of(dataset, [], [2, 0]) == {2: "2", 0: "1"}
+    # A number is one of the worst, unless it can only be an id.
+    assert [how_many([asked], 3) for asked in ("2", "9999", "20080", "all")] == [2, 3, None, None]
     # As an id, a stem means every image that has it.
     assert pictures_of(dataset, ["2", "1"]) == {0: "a_1", 1: "b_1", 2: "2"}
     with pytest.raises(UserError, match="no image 3"):
@@ -116,7 +119,7 @@ def test_pictures_of_equal_stems_have_names_of_their_own() -> None:
 
 
 def test_a_label_that_is_no_class_is_named_with_its_image() -> None:
-    sample = {"data_samples": SimpleNamespace(metainfo={"img_path": "/d/1.png"})}
+    sample = SimpleNamespace(metainfo={"img_path": "/d/1.png"})
     truth = np.array([[0, 21]], np.uint8)
     with pytest.raises(UserError, match=r"/d/1\.png: the truth has labels up to 21, .*21 classes"):
         counted(sample, truth, np.zeros((1, 2), np.int64), 21, 255)

@@ -43,13 +43,17 @@ def test_an_unknown_figure_is_refused() -> None:
         supported.check(config("aAcc", IOU | {"iou_metrics": ["mdice"]}))
 
 
-def test_what_is_not_computed_is_named() -> None:
-    from jobs.evaluate.__main__ import wanted
+def test_what_is_not_counted_here_is_left_to_the_metric_itself() -> None:
+    from jobs.evaluate.asked import BASE, ignored, wanted
 
-    cfg = SimpleNamespace(test_evaluator=[IOU | {"beta": 2}, {"type": "CityscapesMetric"}])
+    mine = {"type": "Mine", "ignore_index": 7}
+    another = {"type": "IoUMetric", "ignore_index": 0, "prefix": "all"}
+    cfg = SimpleNamespace(test_evaluator=[mine, IOU | {"beta": 2, "prefix": "a"}, another])
     asked, others, beta = wanted(cfg)
-    assert asked == ["mIoU", "mAcc", "aAcc", "mDice", "mFscore", "mPrecision", "mRecall"]
-    assert (others, beta) == (["CityscapesMetric"], 2.0)
+    assert asked == [*BASE, "mDice", "mFscore", "mPrecision", "mRecall"]
+    assert (others, beta) == ([mine, another], 2.0)
+    assert ignored(cfg) == 255
+    assert ignored(SimpleNamespace(test_evaluator=another)) == 0
 
 
 @pytest.mark.parametrize("stop", [False, True])

@@ -153,7 +153,7 @@ def newest_evaluation(run: Run) -> Evaluation | None:
     where = max(done)[1].parent
     metrics = history.read_json(where / files.EVAL_METRICS)
     names, confusion = read_confusion(where / files.EVAL_CONFUSION)
-    pictures, left_out = read_pictures(where / files.EVAL_PICTURES)
+    pictures, left_out = read_pictures(where)
     return Evaluation(
         name=where.name,
         metrics=metrics,
@@ -175,14 +175,35 @@ def read_confusion(path: Path) -> tuple[list[str], list[list[float]]]:
         return [], []
 
 
-def read_pictures(folder: Path) -> tuple[list[tuple[str, str]], int]:
-    """The first pictures as data URLs, and how many were left out for size or number."""
+def read_pictures(where: Path) -> tuple[list[tuple[str, str]], int]:
+    """The first pictures of an evaluation's folder (the worst images, where it says which) as data URLs, and
+    how many were left out for size or number."""
     found, total = [], 0
-    paths = sorted(folder.glob("*.jpg"))
-    for path in paths[:MOST_PICTURES]:
-        content = path.read_bytes()
+    folder = where / files.EVAL_PICTURES
+    paths = _listed(where / files.EVAL_WORST, folder) or {
+        path: path.stem for path in sorted(folder.glob("*.jpg"))
+    }
+    for path, caption in list(paths.items())[:MOST_PICTURES]:
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            continue
         total += len(content)
         if total > MOST_PICTURE_BYTES:
             break
-        found.append((path.stem, "data:image/jpeg;base64," + base64.b64encode(content).decode()))
+        found.append((caption, "data:image/jpeg;base64," + base64.b64encode(content).decode()))
     return found, len(paths) - len(found)
+
+
+def _listed(table: Path, folder: Path) -> dict[Path, str]:
+    """Path -> caption of the pictures in per_image.csv, the worst image first; {} of an older one."""
+    try:
+        rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    except (OSError, ValueError):
+        return {}
+    found = {}
+    for row in rows:
+        if name := Path(row.get("picture") or "").name:
+            figures = f"mIoU {float(row['mIoU']):.2f}" if row.get("mIoU") else "nothing counts"
+            found[folder / name] = f"{Path(name).stem.partition('_')[2]} · {figures}"
+    return found

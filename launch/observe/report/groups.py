@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from jobs.run import counts as counted
 from jobs.run import files
 from launch.observe import history
 from launch.observe.report import data as report_data
@@ -27,8 +28,7 @@ METRICS = ("mIoU", "mAcc", "aAcc")
 VALIDATION = "best mIoU"
 """Of the validations."""
 SEEDS = ("seed", "set.randomness.seed")
-RESAMPLES = 2000
-LEVEL = 0.95
+RESAMPLES = counted.RESAMPLES
 
 
 class Estimate(msgspec.Struct):
@@ -173,8 +173,7 @@ def difference(first: Group, second: Group) -> Difference:
         sides = [np.take_along_axis(side, which, 0) for side in sides]
     deltas = sides[0].mean(0) - sides[1].mean(0)
     drawn = deltas[1:]
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = counted.interval(deltas)
     p = 2 * min((drawn <= 0).sum() + 1, (drawn >= 0).sum() + 1) / (RESAMPLES + 1)
     over = " and ".join(["images"] * over_images + ["seeds"] * seeded)
     return Difference(
@@ -210,32 +209,25 @@ def _counts(data: Data) -> Any:
     path = data.run.eval / data.evaluation.name / files.EVAL_IMAGES
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in ("names", "hits", "truth", "predicted")}
+            return {key: file[key] for key in ("names", *counted.KINDS)}
     except (OSError, ValueError, KeyError):
         return None
 
 
 def _drawn(counts: list[list[Any]], random: Any) -> list[list[Any]]:
     """Each run's counts summed up over the drawn images, (RESAMPLES + 1) × classes; row 0 over all images."""
-    import numpy as np
-
-    images = len(counts[0][0]["names"])
-    draws = random.multinomial(images, np.full(images, 1 / images), RESAMPLES)
-    draws = np.vstack([np.ones((1, images)), draws]).astype(np.float64)
-    keys = ("hits", "truth", "predicted")
-    return [[{key: draws @ one[key].astype(np.float64) for key in keys} for one in side] for side in counts]
+    kept = [one[key] for side in counts for one in side for key in counted.KINDS]
+    sums = iter(counted.resampled(kept, random))
+    return [[{key: next(sums) for key in counted.KINDS} for _ in side] for side in counts]
 
 
 def _figures(side: list[Any]) -> Any:
     """The mIoU in percent of each run (rows) on each draw (columns), over the classes that are there."""
     import numpy as np
 
-    found = []
-    for one in side:
-        union = one["truth"] + one["predicted"] - one["hits"]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found.append(100 * np.nanmean(np.where(union > 0, one["hits"] / union, np.nan), axis=1))
-    return np.array(found)
+    return np.array(
+        [counted.mean(counted.rates(*(one[key] for key in counted.KINDS))["IoU"]) for one in side]
+    )
 
 
 # --------------------------------------------------------------------------------------------------- a table

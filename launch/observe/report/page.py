@@ -295,29 +295,49 @@ def _advice(data: Data) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
+FIGURES = ("mIoU", "mAcc", "aAcc")
+"""Of an evaluation that does not say which it was asked for."""
+MORE_BY_CLASS = ("Acc", "Dice", "Fscore", "Precision", "Recall", "BoundaryIoU")
+
+
+def _with_interval(metrics: dict[str, Any], name: str) -> str:
+    ends = (metrics.get("intervals") or {}).get(name)
+    return f"{name} {_percent(metrics.get(name))}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
+
+
 def _evaluation(found: Evaluation) -> str:
     metrics = found.metrics
-    figures = " · ".join(f"{name} {_percent(metrics.get(name))}" for name in ("mIoU", "mAcc", "aAcc"))
+    figures = " · ".join(_with_interval(metrics, name) for name in metrics.get("asked", FIGURES))
+    augmented = f", augmented ({metrics['augmented']})" if metrics.get("augmented") else ""
     parts = [
         f"<h2>Evaluation</h2><p>{escape(figures)} <span class=soft>("
         f"{escape(str(metrics.get('checkpoint', '')))}, "
-        f"{escape(str(metrics.get('images', '')))} images)</span></p>"
+        f"{escape(str(metrics.get('images', '')))} images{escape(augmented)})</span></p>"
     ]
+    if "bootstrap" in metrics:
+        parts.append('<p class="soft">In brackets: 95 % intervals over images (bootstrap).</p>')
+    parts += [
+        f'<p class="soft">Not computed: {escape(str(why))}</p>' for why in metrics.get("not_computed", [])
+    ]
+    more = [key for key in MORE_BY_CLASS if any(key in one for one in found.classes)]
     rows = []
     for one in found.classes:
         iou = history.number(one.get("IoU"))
         width = f'<i style="width:{max(0.0, min(100.0, iou)):.1f}%"></i>' if iou is not None else ""
         if iou is None:
             width = '<span class="soft">not in the images</span>'
+        ends = (one.get("intervals") or {}).get("IoU")
+        sure = f"{ends[0]:.1f} … {ends[1]:.1f}" if ends else ""
+        cells = "".join(f'<td class="n">{_percent(one.get(key))}</td>' for key in more)
         rows.append(
             f'<tr><td>{escape(str(one.get("name")))}</td><td class="n">{_percent(iou)}</td>'
-            f'<td class="meter">{width}</td><td class="n">{_percent(one.get("Acc"))}</td></tr>'
+            f'<td class="n soft">{sure}</td><td class="meter">{width}</td>{cells}</tr>'
         )
     if rows:
+        head = "".join(f'<th class="n">{name.replace("BoundaryIoU", "Boundary IoU")}</th>' for name in more)
         parts.append(
-            '<table><tr><th>class</th><th class="n">IoU</th><th></th><th class="n">Acc</th></tr>'
-            + "".join(rows)
-            + "</table>"
+            '<div class="wide"><table><tr><th>class</th><th class="n">IoU</th><th></th><th></th>'
+            f"{head}</tr>{''.join(rows)}</table></div>"
         )
     if found.confusion:
         chart = report_charts.heatmap("Confusion matrix", found.names, found.confusion)
@@ -327,7 +347,8 @@ def _evaluation(found: Evaluation) -> str:
         )
     if found.pictures:
         parts.append(
-            '<h2>Predictions</h2><p class="soft">Image, truth, prediction.</p><div class="pictures">'
+            '<h2>Predictions</h2><p class="soft">Image, truth, prediction; the worst images first.</p>'
+            '<div class="pictures">'
         )
         parts += [
             f'<figure><img alt="{escape(name)}: image, truth, prediction" src="{url}">'

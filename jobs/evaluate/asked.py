@@ -1,0 +1,41 @@
+"""What a config's test asks for: which figures, which other metrics, which label does not count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.catalog import supported
+from jobs.catalog.supported import name_of
+
+BASE = ("mIoU", "mAcc", "aAcc", "fwIoU", "mBoundaryIoU")
+"""Always told."""
+OURS = {"type", "iou_metrics", "ignore_index", "beta", "prefix", "collect_device", "collect_dir"}
+"""Options of an IoUMetric whose figures are those of the confusion matrix; with another it is run itself."""
+
+
+def evaluators(cfg: Any) -> list[Any]:
+    given = cfg.test_evaluator
+    return [one or {} for one in given] if isinstance(given, (list, tuple)) else [given or {}]
+
+
+def ignored(cfg: Any) -> int:
+    """The label that does not count; 255 unless the config's first IoUMetric says otherwise."""
+    first = [one for one in evaluators(cfg) if _is_iou(one)][:1]
+    return int(first[0].get("ignore_index", 255)) if first else 255
+
+
+def wanted(cfg: Any) -> tuple[list[str], list[Any], float]:
+    """What the config's evaluators ask for: the figures that are counted here, by name; the descriptions of
+    the metrics that are not; and the weight of an F-score."""
+    asked, others, beta = list(BASE), [], 1.0
+    for one in evaluators(cfg):
+        if not _is_iou(one) or set(one) - OURS or one.get("ignore_index", 255) != ignored(cfg):
+            others.append(one)
+            continue
+        beta = float(one.get("beta", beta))
+        asked += supported.figures_of(one)
+    return list(dict.fromkeys(asked)), others, beta
+
+
+def _is_iou(evaluator: Any) -> bool:
+    return name_of(evaluator.get("type", "IoUMetric")) in supported.IOU_METRICS

@@ -1,0 +1,88 @@
+"""Test-time augmentation: what a config says of it (`tta_model`, `tta_pipeline`), or scales and flips."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from jobs.catalog.supported import name_of
+from jobs.mmseg import model as models
+from jobs.run.errors import UserError
+
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""Of the size that is tested at, each also flipped: as in mmseg's own configs (configs/_base_/datasets)."""
+FLIP_KEYS = ("flip", "flip_direction")
+"""What a model must know of an image to turn its result back."""
+
+
+def use(cfg: Any) -> str:
+    """Has all datasets of the config's test read their images augmented, in place. Returns whose
+    augmentation it is: "the config's", or "6 scales, flipped". Raises UserError for a pipeline that cannot be
+    augmented."""
+    given = cfg.get("tta_pipeline")
+    for description in _with_pipelines(cfg.test_dataloader.dataset):
+        description["pipeline"] = copy.deepcopy(given) if given else augmented(description["pipeline"])
+    return "the config's" if given else f"{len(RATIOS)} scales, flipped"
+
+
+def wrapped(cfg: Any, model: Any) -> Any:
+    """The config's `tta_model`, or mmseg's SegTTAModel, around a model. Raises UserError if it cannot be
+    built."""
+    from mmseg.registry import MODELS
+
+    description = dict(cfg.get("tta_model") or {"type": "SegTTAModel"}) | {"module": model}
+    try:
+        built = MODELS.build(description)
+    except (KeyError, TypeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the config's tta_model {description.get('type')} cannot be built: {reason}"
+        ) from None
+    built.dataset_meta = model.dataset_meta
+    return built.eval()
+
+
+def augmented(pipeline: Any) -> list[dict[str, Any]]:
+    """A test pipeline with every image in RATIOS of the size that it is resized to (of its own, without a
+    Resize), each also flipped. The annotation is read last, for it is to stay as it is."""
+    steps = [copy.deepcopy(dict(step)) for step in pipeline]
+    annotations = [step for step in steps if models.loads_annotations(step)]
+    steps = [step for step in steps if not models.loads_annotations(step)]
+    if any(name_of(step.get("type")) == "TestTimeAug" for step in steps):
+        raise UserError("the config's test pipeline has a TestTimeAug already: evaluate it without --tta")
+    sized = [number for number, step in enumerate(steps) if name_of(step.get("type")) == "Resize"]
+    if len(sized) > 1:
+        raise UserError("the config's test pipeline has several Resize: give it a tta_pipeline")
+    at = sized[0] if sized else 1
+    resize = steps[at] if sized else {"type": "Resize", "scale_factor": 1.0, "keep_ratio": True}
+    rest = steps[at + 1 :] if sized else steps[at:]
+    for step in rest:
+        if step.get("meta_keys"):
+            step["meta_keys"] = tuple(dict.fromkeys((*step["meta_keys"], *FLIP_KEYS)))
+    flips = [{"type": "RandomFlip", "prob": prob, "direction": "horizontal"} for prob in (0.0, 1.0)]
+    choices = [
+        [_scaled(resize, ratio) for ratio in RATIOS],
+        flips,
+        *([step] for step in (*annotations, *rest)),
+    ]
+    return [*steps[:at], {"type": "TestTimeAug", "transforms": choices}]
+
+
+def _scaled(resize: dict[str, Any], ratio: float) -> dict[str, Any]:
+    if resize.get("scale"):
+        size = resize["scale"]
+        sides = (size, size) if isinstance(size, (int, float)) else size
+        return resize | {"scale": tuple(max(1, round(side * ratio)) for side in sides)}
+    factor = resize.get("scale_factor") or 1.0
+    factors = [one * ratio for one in factor] if isinstance(factor, (list, tuple)) else factor * ratio
+    return resize | {"scale_factor": tuple(factors) if isinstance(factors, list) else factors}
+
+
+def _with_pipelines(node: Any) -> list[Any]:
+    """Every dataset's description in a wrapper's (ConcatDataset, RepeatDataset) that has a pipeline."""
+    if isinstance(node, (list, tuple)):
+        return [found for one in node for found in _with_pipelines(one)]
+    if not isinstance(node, dict):
+        return []
+    found = [node] if node.get("pipeline") else []
+    return found + [one for key in ("dataset", "datasets") for one in _with_pipelines(node.get(key))]

@@ -1,0 +1,227 @@
+"""One process's part of an evaluation: the model, the images, what is counted of each."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.evaluate import asked, augmentation, per_image, ranks
+from jobs.evaluate.drawing import Pictures, path_of
+from jobs.evaluate.others import Others
+from jobs.mmseg import data, figures, labels, sampling
+from jobs.mmseg import model as models
+from jobs.prepare import progress
+from jobs.run.counts import KINDS
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+
+
+@dataclass
+class Gathered:
+    """What all processes have counted, on rank 0."""
+
+    matrix: np.ndarray
+    counts: np.ndarray
+    """per_image.joined."""
+    order: list[int]
+    """The images' numbers, the worst first."""
+    scores: list[tuple[float, float]]
+    """per_image.score, by number."""
+    figures: dict[str, Any]
+
+
+class Test:
+    def __init__(
+        self, run: Run, checkpoint: Path, us: ranks.Ranks, where: Path, tta: bool, pictures: list[str]
+    ) -> None:
+        """Raises UserError for whatever does not fit: the checkpoint, the dataset, what is to be drawn."""
+        cfg = models.config(run)
+        self.us, self.cfg, self.where = us, cfg, where
+        self.asked, others, self.beta = asked.wanted(cfg)
+        self.ignore = asked.ignored(cfg)
+        self.seed = int((cfg.get("randomness") or {}).get("seed") or 0)
+        sampling.seed_everything(self.seed)
+        repeatable()
+        model = models.load(cfg, checkpoint, us.device)
+        self.augmented = augmentation.use(cfg) if tta else None
+        self.model = augmentation.wrapped(cfg, model) if tta else model
+        self.dataset = test_dataset(cfg)
+        self.names = model.dataset_meta["classes"]
+        self.others = Others(others, self.dataset.metainfo)
+        if not tta and not self.others:  # both may read the scores
+            labels.use_fast_labels(model)
+        self.pictures = Pictures(
+            where, self.dataset, pictures, model.dataset_meta["palette"], models.turns(cfg)
+        )
+        self.matrix = np.zeros((len(self.names), len(self.names)), np.int64)
+        self.each = per_image.PerImage()
+        self.spent = {"loading": 0.0, "model": 0.0, "counting": 0.0, "pictures": 0.0}
+
+    def count(self, told: str) -> None:
+        mine = list(range(self.us.rank, len(self.dataset), self.us.size))
+        seeds = [sampling.mix(self.seed, sampling.EVALUATION, index) for index in mine]
+        samples = [sampling.Sample(index, seed) for index, seed in zip(mine, seeds, strict=True)]
+        with progress.task(told, len(mine)) as advance:
+            ready = loaded(self.cfg, self.dataset, samples, self.spent)
+            for index, sample in zip(samples, ready, strict=True):
+                self.one(index, sample)
+                advance(1)
+
+    def one(self, index: sampling.Sample, sample: Any) -> None:
+        # By the image, so that it does not matter which process has it, nor after which other.
+        sampling.seed_everything(index.seed)
+        batch = batch_of(sample)
+        outputs = timed(self.spent, "model", lambda: predict(self.model, batch))
+        prediction, first = labels_of(outputs), first_of(sample)
+        truth = truth_of(first)
+        matrix, boundary = timed(
+            self.spent, "counting", lambda: counted(first, truth, prediction, len(self.names), self.ignore)
+        )
+        self.matrix += matrix
+        score, _ = per_image.score(self.each.add(matrix, boundary))
+        if self.others:
+            timed(self.spent, "counting", lambda: self.others.process(int(index), batch, outputs))
+        timed(
+            self.spent,
+            "pictures",
+            lambda: self.pictures.seen(int(index), score, first.img_path, truth, prediction),
+        )
+
+    def gathered(self) -> Gathered | None:
+        """What all have counted, on rank 0; None on the others."""
+        parts = ranks.gather(self.us, self.matrix.tobytes() + self.each.tobytes())
+        if parts is None:
+            return None
+        size, shape = self.matrix.nbytes, self.matrix.shape
+        matrix = np.sum([np.frombuffer(part[:size], np.int64).reshape(shape) for part in parts], axis=0)
+        counts = per_image.joined([part[size:] for part in parts], len(self.dataset), len(self.names))
+        boundary = counts[:, len(KINDS) :].sum(0, dtype=np.int64)
+        found = figures.figures(matrix, self.names, self.beta, boundary)
+        found["boundary"] = {"width_of_diagonal": figures.BOUNDARY_WIDTH}
+        order, scores = per_image.worst_first(counts)
+        return Gathered(matrix, counts, order, scores, per_image.completed(found, counts, self.beta))
+
+    def draw(self, order: list[int]) -> list[tuple[int, str]]:
+        """Every process draws its part. Returns `order`, which rank 0 knows, with the name of each image's
+        picture, "" without one."""
+        shared = ranks.share(self.us, np.array(order, np.int64).tobytes())
+        order = np.frombuffer(shared, np.int64).tolist()
+        drawn = timed(self.spent, "pictures", lambda: self.pictures.finish(order))
+        ranks.gather(self.us, b"")  # all are there before the result says so
+        return [(index, drawn.get(index, "")) for index in order]
+
+    def paths(self) -> list[str]:
+        return [str(path_of(self.dataset, index)) for index in range(len(self.dataset))]
+
+
+def repeatable() -> None:
+    """Has cuDNN compute the same each time."""
+    import torch
+
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def test_dataset(cfg: Any) -> Any:
+    """The config's test dataset (for VOC: its val list). Raises UserError if its files are missing."""
+    from jobs.mmseg import packed
+    from jobs.mmseg.sampling import SeededDataset
+    from jobs.mmseg.transforms import use_fast_transforms
+
+    description = copy.deepcopy(dict(cfg.test_dataloader.dataset))
+    use_fast_transforms(description)
+    packed.read_packed(description)
+    try:
+        return SeededDataset(description)
+    except (FileNotFoundError, AssertionError) as error:
+        # mmseg asserts that the lists and folders of some data sets are there.
+        where = f"{description.get('data_root', '')} {description.get('ann_file', '')}".strip()
+        raise UserError(f"the dataset to evaluate on is not there: {error or where}") from None
+
+
+def loaded(cfg: Any, dataset: Any, indices: list[sampling.Sample], spent: dict[str, float]) -> Iterator[Any]:
+    """The samples, in order, made ready by the config's number of workers."""
+    from torch.utils.data import DataLoader, Subset
+
+    workers = int(cfg.test_dataloader.get("num_workers", 0))
+    workers = min(workers, len(os.sched_getaffinity(0)))
+    loader = iter(
+        DataLoader(Subset(dataset, indices), batch_size=None, num_workers=workers, collate_fn=as_it_is)
+    )
+    for _ in indices:
+        yield timed(spent, "loading", lambda: next(loader))
+
+
+def as_it_is(sample: Any) -> Any:
+    return sample
+
+
+def batch_of(sample: Any) -> dict[str, Any]:
+    """A batch of one, as mmengine's loaders make it; of an augmented sample, a list of such batches' parts
+    (mmengine's BaseTTAModel)."""
+    if isinstance(sample["data_samples"], list):
+        return {key: [[one] for one in values] for key, values in sample.items()}
+    return {key: [value] for key, value in sample.items()}
+
+
+def first_of(sample: Any) -> Any:
+    """The data sample; of an augmented one the first, whose annotation mmseg's SegTTAModel takes too."""
+    found = sample["data_samples"]
+    return found[0] if isinstance(found, list) else found
+
+
+def predict(model: Any, batch: dict[str, Any]) -> list[Any]:
+    """What the model says of a batch of one."""
+    import torch
+
+    with torch.no_grad():
+        return list(model.test_step(batch))
+
+
+def labels_of(outputs: list[Any]) -> np.ndarray:
+    """Class numbers (int64, H × W) in the size of the original image."""
+    (result,) = outputs
+    # Of a model with one output (`use_sigmoid`) mmseg gives them as floats.
+    return np.asarray(result.pred_sem_seg.data.squeeze(0).cpu().numpy()).astype(np.int64, copy=False)
+
+
+def truth_of(found: Any) -> np.ndarray:
+    """Class numbers (H × W) of a data sample's annotation. Raises UserError for an image without one."""
+    if "gt_sem_seg" not in found:
+        raise UserError(
+            f"{found.img_path} has no annotation in the test dataset (LoadAnnotations in its pipeline?): "
+            "infer.py segments images without"
+        )
+    return np.asarray(found.gt_sem_seg.data.squeeze(0).numpy())
+
+
+def counted(
+    found: Any, truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """figures.confusion of an image, and of its pixels near boundaries. Raises UserError, naming it, for a
+    label that is no class, and for an annotation of another size."""
+    meta = found.metainfo
+    if truth.shape != prediction.shape:
+        raise UserError(data.unequal(meta, prediction.shape, truth.shape))
+    try:
+        matrix = figures.confusion(truth, prediction, classes, ignore)
+    except ValueError as error:
+        file = meta.get("seg_map_path") or meta.get("img_path")
+        raise UserError(f"{file}: {error} (and {ignore} is ignored)") from None
+    near = np.where(figures.near_boundaries(truth), truth, ignore)
+    return matrix, figures.confusion(near, prediction, classes, ignore)
+
+
+def timed(spent: dict[str, float], what: str, work: Any) -> Any:
+    begin = time.perf_counter()
+    try:
+        return work()
+    finally:
+        spent[what] += time.perf_counter() - begin

@@ -1,0 +1,123 @@
+"""The config's own metrics, those that are not counted here: each is run as mmengine's Evaluator would run
+it, on any number of processes as on one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from jobs.catalog.supported import name_of
+from jobs.engine import wire
+from jobs.evaluate import ranks
+from jobs.run.errors import UserError
+
+MOST_BYTES = 60 << 20
+"""Of one process's results of all metrics; a message holds 64 MiB."""
+
+
+class Others:
+    """What one process's images give to each metric."""
+
+    def __init__(self, descriptions: Sequence[Any], meta: Any) -> None:
+        """`meta`: the dataset's, which metrics take class names from."""
+        self.names = [name_of(one.get("type")) for one in descriptions]
+        self.failed: dict[int, str] = {}
+        """Number of a metric -> why it is not computed."""
+        self.metrics: dict[int, Any] = {}
+        self.found: dict[int, list[tuple[int, list[Any]]]] = {}
+        """Number of a metric -> of each image what its `process` added to its results."""
+        for number, description in enumerate(descriptions):
+            try:
+                self.metrics[number] = _built(description)
+                self.metrics[number].dataset_meta = meta
+                self.found[number] = []
+            except Exception as error:  # anybody's code
+                self._fail(number, error)
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    def process(self, index: int, batch: Any, results: Sequence[Any]) -> None:
+        """`batch` and `results`: what the model was given and what it gave, for the image `index`."""
+        for number, metric in list(self.metrics.items()):
+            before = len(metric.results)
+            try:
+                metric.process(batch, [result.to_dict() for result in results])
+            except Exception as error:  # anybody's code; it is named with the results
+                self._fail(number, error)
+            else:
+                self.found[number].append((index, metric.results[before:]))
+
+    def computed(
+        self, us: ranks.Ranks, size: int, taken: Collection[str]
+    ) -> tuple[dict[str, Any], list[str]] | None:
+        """On rank 0: (name of a figure -> value, "METRIC: why" of those that are not computed); None on the
+        others, once rank 0 has their results. `size`: images of the dataset; a figure whose name is `taken`
+        gets its metric's before it."""
+        parts = [self.found]
+        if us.size > 1:
+            packed = ranks.gather(us, self._packed())
+            if packed is None:
+                return None
+            parts = []
+            for failed, found in map(wire.unpack, packed):
+                self.failed = failed | self.failed
+                parts.append({number: wire.unpack(content) for number, content in found.items()})
+        values: dict[str, Any] = {}
+        for number, metric in list(self.metrics.items()):
+            if number in self.failed:
+                continue
+            # As a single process would have added them, whichever process saw which image.
+            images = sorted((one for found in parts for one in found[number]), key=lambda image: image[0])
+            metric.results = [result for _, results in images for result in results]
+            try:
+                computed = metric.evaluate(size)
+            except Exception as error:  # anybody's code; it is named with the results
+                self._fail(number, error)
+                continue
+            for name, value in computed.items():
+                free = name not in values and name not in taken
+                values[name if free else f"{self.names[number]}/{name}"] = _plain(value)
+        return values, [f"{self.names[number]}: {why}" for number, why in sorted(self.failed.items())]
+
+    def _packed(self) -> bytes:
+        """What `computed` reads; a metric whose results cannot be sent has failed."""
+        found: dict[int, bytes] = {}
+        for number, results in list(self.found.items()):
+            try:
+                packed = bytes(wire.pack(results))
+                if sum(map(len, found.values())) + len(packed) > MOST_BYTES:
+                    raise UserError(
+                        f"its results are more than the {MOST_BYTES >> 20} MiB that one process can send to "
+                        "another: evaluate with one (--gpus 1)"
+                    )
+                found[number] = packed
+            except UserError as error:
+                self._fail(number, error)
+        return bytes(wire.pack((self.failed, found)))
+
+    def _fail(self, number: int, error: Exception) -> None:
+        self.failed.setdefault(number, _reason(error))
+        self.metrics.pop(number, None)
+        self.found.pop(number, None)
+
+
+def _built(description: Any) -> Any:
+    from mmseg.registry import METRICS
+
+    return METRICS.build(copy.deepcopy(dict(description)))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _plain(value: Any) -> Any:
+    """A figure as JSON can hold it; None for one that is not finite."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return value if math.isfinite(value) else None

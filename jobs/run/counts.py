@@ -1,0 +1,101 @@
+"""From counted pixels to figures, and how sure those are: images drawn with replacement (bootstrap).
+
+What is counted of each class (hits, truth, predicted) is enough for every figure, so an evaluation's
+intervals and the difference between two of them take seconds and no model (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, ch. 13). NumPy is imported late: commands that draw nothing do not wait
+for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+KINDS = ("hits", "truth", "predicted")
+"""Pixels of a class that are right; that the truth has; that the prediction has (where the truth counts)."""
+RESAMPLES = 2000
+LEVEL = 0.95
+_AT_ONCE = 1 << 22
+"""Numbers (of 8 bytes) that are drawn at a time."""
+
+
+def rates(
+    hits: np.ndarray, truth: np.ndarray, predicted: np.ndarray, beta: float = 1.0
+) -> dict[str, np.ndarray]:
+    """Each figure of each class in percent, in the arrays' shape (… × classes); NaN where it is not defined.
+
+    The definitions are those of mmseg's IoUMetric: IoU = TP / (TP + FP + FN), Acc = Recall = TP / (TP + FN),
+    Precision = TP / (TP + FP), Dice = 2 TP / (2 TP + FP + FN), Fscore the mean of Precision and Recall that
+    `beta` weights.
+    """
+    import numpy as np
+
+    hits, truth, predicted = (np.asarray(one, np.float64) for one in (hits, truth, predicted))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        accuracy, precision = 100.0 * hits / truth, 100.0 * hits / predicted
+        return {
+            "IoU": 100.0 * hits / (truth + predicted - hits),
+            "Acc": accuracy,
+            "Dice": 200.0 * hits / (truth + predicted),
+            "Fscore": (1 + beta**2) * precision * accuracy / (beta**2 * precision + accuracy),
+            "Precision": precision,
+            "Recall": accuracy,
+        }
+
+
+def overall(hits: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """What is told of all classes together, in percent (the arrays' shape without its last axis): aAcc = TP
+    of all classes / pixels; fwIoU, the classes' IoU weighted by their share of the truth's pixels (Long,
+    Shelhamer and Darrell, Fully Convolutional Networks for Semantic Segmentation, CVPR 2015)."""
+    import numpy as np
+
+    iou = np.nan_to_num(rates(hits, truth, predicted)["IoU"])
+    pixels = np.asarray(truth, np.float64).sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "aAcc": 100.0 * np.asarray(hits, np.float64).sum(-1) / pixels,
+            "fwIoU": (iou * truth).sum(-1) / pixels,
+        }
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Over the classes (the last axis) of which a figure is defined; NaN where that is none."""
+    import numpy as np
+
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(defined, values, 0.0).sum(-1) / defined.sum(-1))
+
+
+def resampled(counts: Sequence[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
+    """Each of `counts` (images × …) summed up over drawn images, (RESAMPLES + 1) × …, the same images for
+    all; row 0 over all of them, each once: what was measured."""
+    import numpy as np
+
+    images = len(counts[0])
+    flat = [one.reshape(images, -1).astype(np.float64) for one in counts]
+    rows = [[one.sum(0, keepdims=True)] for one in flat]
+    at_once = max(1, _AT_ONCE // max(1, images))
+    for begin in range(0, RESAMPLES, at_once):
+        share = np.full(images, 1 / images)
+        draws = random.multinomial(images, share, min(at_once, RESAMPLES - begin)).astype(np.float64)
+        for found, one in zip(rows, flat, strict=True):
+            found.append(draws @ one)
+    return [np.vstack(found).reshape(-1, *one.shape[1:]) for found, one in zip(rows, counts, strict=True)]
+
+
+def interval(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the interval (percentiles) in which LEVEL of the drawn values lie, along the first axis;
+    NaN where a value is never defined. Row 0, what was measured, is left out."""
+    import warnings
+
+    import numpy as np
+
+    tail = (1 - LEVEL) / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of what is never defined
+        low, high = np.nanquantile(drawn[1:], [tail, 1 - tail], axis=0)
+    return low, high
