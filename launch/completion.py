@@ -19,7 +19,7 @@ from jobs.run.errors import run_command
 from launch.submit import runs
 
 COMMANDS = (
-    *("prepare", "train", "evaluate", "infer"),
+    *("prepare", "train", "evaluate", "infer", "export"),
     *("status", "logs", "cancel", "report", "clean", "doctor", "track"),
 )
 

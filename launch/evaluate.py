@@ -15,7 +15,7 @@ environment.enter()
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 from launch.observe import tables
-from launch.submit import configs, data_ready, interpreters, options, profiles, runs
+from launch.submit import configs, data_ready, interpreters, options, profiles, programs, runs
 from launch.submit import creation as requests
 from launch.submit import single_job as single
 from launch.submit.batch_script import Batch
@@ -65,6 +65,8 @@ def main() -> int:
     if arguments.data_root:
         raise UserError("--data-root is for --config: a run has its data root")
     run = runs.find(arguments.run)
+    if arguments.tta:
+        programs.require(run, "jobs/evaluate/augmentation.py", "--tta")
     resolved = options.settings(arguments, options.profile_of(arguments, run, "evaluate"), "evaluate")
     job = batch(arguments, run, resolved, options.checkpoint(arguments.checkpoint, run))
     return single.show(job) if arguments.dry_run else submit(arguments, run, job)

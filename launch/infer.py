@@ -1,8 +1,11 @@
-"""Segments images with a run's model: palette masks and overlays, each of its image's size."""
+"""Segments images with a run's model, or one from export.py: masks and overlays, each of its image's size."""
 
+import argparse
+import contextlib
 import glob
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -11,21 +14,23 @@ from jobs.run import environment, files
 environment.enter()
 
 from jobs.run import output
+from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 from launch.observe import tables
-from launch.submit import options, runs
+from launch.submit import from_export, options, profiles, runs
 from launch.submit import single_job as single
 
 EXAMPLES = """\
   python launch/infer.py first photo.jpg
   python launch/infer.py first folder/ 'more/*.png' --out masks --wait
   python launch/infer.py first photo.jpg --checkpoint last --cluster local --wait
+  python launch/infer.py exported/ photo.jpg --out masks
 """
 
 
 def main() -> int:
     parser = options.parser(__doc__ or "", EXAMPLES)
-    parser.add_argument("run", metavar="RUN", help="a run's name or path")
+    parser.add_argument("run", metavar="RUN", help="a run's name or path, or a folder of export.py")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, glob patterns")
     parser.add_argument(
         "--out", metavar="DIR", help="a new or empty folder for the masks (default: one in the run)"
@@ -37,25 +42,35 @@ def main() -> int:
     options.add_common(parser, gpus=False)
     arguments = parser.parse_args()
 
-    run = runs.find(arguments.run)
     images = [str(path) for given in arguments.images for path in places(given)]
-    out = Path(arguments.out).expanduser().absolute() if arguments.out else fresh(run.path / files.INFER())
     if arguments.out:
+        out = Path(arguments.out).expanduser().absolute()
         output.check(out, "--out")
         runs.check_path(out, "--out")
-    over = next((path for path in images if Path(path).resolve() == out.resolve()), None)
-    if over:
-        raise UserError(f"--out {out} is what is to be segmented ({over}): choose another folder")
-    checkpoint = options.checkpoint(arguments.checkpoint, run)
-    resolved = options.settings(arguments, options.profile_of(arguments, run, "infer"), "infer")
-    job_arguments = ["--out", str(out), "--checkpoint", checkpoint, "--", *images]
-    batch = single.batch(run.path, resolved, job_arguments, f"{run.name}-infer")
-    if arguments.dry_run:
-        return single.show(batch)
-    job, process = single.submit(run, batch)
+        if over := next((path for path in images if Path(path).resolve() == out.resolve()), None):
+            raise UserError(f"--out {out} is what is to be segmented ({over}): choose another folder")
+    with target(arguments) as (run, resolved, checkpoint):
+        out = out if arguments.out else fresh(run.path / files.INFER())
+        job_arguments = ["--out", str(out), "--checkpoint", checkpoint, "--", *images]
+        batch = single.batch(run.path, resolved, job_arguments, f"{run.name}-infer")
+        if arguments.dry_run:
+            return single.show(batch)
+        job, process = single.submit(run, batch)
     if not arguments.json:
         print(f"masks    {out}")
     return single.tell(arguments, run, "infer", job, process)
+
+
+@contextlib.contextmanager
+def target(arguments: argparse.Namespace) -> Iterator[tuple[Run, profiles.Resolved, str]]:
+    """The run, the job's settings and the checkpoint; of an exported model in a run that is made for it."""
+    if folder := from_export.folder(arguments.run):
+        with from_export.new_run(arguments, folder) as made:
+            yield made
+        return
+    run = runs.find(arguments.run)
+    checkpoint = options.checkpoint(arguments.checkpoint, run)
+    yield run, options.settings(arguments, options.profile_of(arguments, run, "infer"), "infer"), checkpoint
 
 
 def places(given: str) -> list[Path]:

@@ -40,7 +40,9 @@ def main() -> int:
     )
     parser.add_argument("--rank", type=int, help="only this rank (default: all)")
     parser.add_argument(
-        "--job", choices=("prepare", "train", "evaluate", "infer"), help="only this job (default: the newest)"
+        "--job",
+        choices=("prepare", "train", "evaluate", "infer", "export"),
+        help="only this job (default: the newest)",
     )
     arguments = parser.parse_args()
     if arguments.lines < 0:

@@ -71,6 +71,12 @@ EVAL = File(
     "the evaluation",
 )
 INFER = File("infer", "masks and overlays of inferences", "the inference")
+EXPORT = File(
+    "export",
+    "`CHECKPOINT-DIGEST/` is an exported model: `weights.pth`, `config.py`, your modules that it names, "
+    "`model.onnx`, `export.json` with all digests, written last",
+    "the export",
+)
 TENSORBOARD = File("tensorboard", "TensorBoard files", TRAINING)
 TRACK = File(
     "track",
@@ -161,7 +167,7 @@ def of(section: str) -> list[File]:
     return everything[:first] if section == "run" else everything[first:]
 
 
-FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, TENSORBOARD, TRACK, MMENGINE)
+FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, EXPORT, TENSORBOARD, TRACK, MMENGINE)
 
 
 def table(section: str) -> str:

@@ -158,7 +158,8 @@ def _left_the_queue(job: str) -> bool:
 def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:
     """The exit code of a run that has ended without an event that says how. UNKNOWN is no success."""
     last = own.last()
-    finished = own.last_stage == "infer" and bool(story.read(run.events).finished("infer", last))
+    alone = own.last_stage in ("infer", "export")
+    finished = alone and bool(story.read(run.events).finished(own.last_stage, last))
     how, code = "the run has ended unfinished", 1
     if process is None:
         answer = _slurm(own)

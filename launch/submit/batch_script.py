@@ -160,6 +160,8 @@ RUN is a run's name. If there is none of that name yet, it is made with the opti
 Behind its training: sbatch --dependency=afterok:JOB --kill-on-invalid-dep=yes jobs/evaluate.sbatch RUN""",
     "infer": """Segments images with a run's model; submit it from the checkout:
   sbatch jobs/infer.sbatch RUN [options of python -m jobs.infer] -- IMAGE... (absolute paths)""",
+    "export": """Exports a run's best weights; submit it from the checkout:
+  sbatch jobs/export.sbatch RUN [options of python -m jobs.export]""",
     "prepare": """Prepares the dataset; submit it from the checkout:
   sbatch jobs/prepare.sbatch [options of python -m jobs.prepare]""",
 }

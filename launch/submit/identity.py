@@ -22,7 +22,7 @@ from launch.submit import machine
 SLACK = 300.0
 """Seconds by which two machines' clocks may differ."""
 
-_TRACKED = re.compile(r"/jobs/(?:train|evaluate|infer|prepare)\.sbatch(?: (.*))?$")
+_TRACKED = re.compile(r"/jobs/(?:train|evaluate|infer|export|prepare)\.sbatch(?: (.*))?$")
 
 
 def mine(run: Run, past: History, answer: Answer) -> Answer:
@@ -89,8 +89,12 @@ def is_own_script(run: Run, command: str) -> bool | None:
 
 def names(run: Run) -> set[str]:
     """The names that the launchers give to the run's jobs, and those of jobs/*.sbatch."""
-    stages = ("train", "evaluate", "infer", "prepare")
-    of_run = {f"{name}{end}" for name in (run.name, _stem(run.name)) for end in ("", "-evaluate", "-infer")}
+    stages = ("train", "evaluate", "infer", "export", "prepare")
+    of_run = {
+        f"{name}{end}"
+        for name in (run.name, _stem(run.name))
+        for end in ("", "-evaluate", "-infer", "-export")
+    }
     return of_run | {f"baton-{stage}" for stage in stages}
 
 

@@ -1,7 +1,7 @@
 """Cluster profiles: `configs/clusters/NAME.yaml`, and how a job's settings come together.
 
 A setting is looked up on the command line, then in the profile's section for the job (prepare, train,
-evaluate, infer), then at the profile's top, then in the defaults (below, and of
+evaluate, infer, export), then at the profile's top, then in the defaults (below, and of
 jobs/run/settings.py); each keeps its source, which `--dry-run` and the batch script show. docs/clusters.md
 explains every key.
 """
@@ -20,7 +20,7 @@ from jobs.run.errors import UserError
 from jobs.run.settings import Container, Notify, Settings
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "configs" / "clusters"
-STAGES = ("prepare", "train", "evaluate", "infer")
+STAGES = ("prepare", "train", "evaluate", "infer", "export")
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -29,6 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "train": {},
     "evaluate": {},
     "infer": {},
+    "export": {},
 }
 
 # Of these, only the job's own section counts: a CPU job asks for no GPU because trainings do, and an
@@ -37,6 +38,7 @@ NOT_FROM_TOP = {
     "prepare": {"gres", "gpu_type", "gpus", "cpus_per_gpu", "nodes", "container"},
     "evaluate": {"nodes"},
     "infer": {"gpus", "nodes"},
+    "export": {"gpus", "nodes"},
 }
 
 # Set by the launcher or fatal to what it promises, and where the wish belongs instead. sbatch takes any

@@ -10,6 +10,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+
 CHAIN = "jobs.supervise.local"
 AFTER_TRAINING = "jobs.supervise.afterwards"
 AFTER_OTHERS = "jobs.slurm.afterwards"
@@ -23,6 +26,15 @@ def module(code: Path | None, name: str) -> str:
     before = BEFORE[name]
     old = code is not None and (code / before.replace(".", "/")).with_suffix(".py").is_file()
     return before if old else name
+
+
+def require(run: Run, part: str, what: str) -> None:
+    """Raises UserError for a run whose own code is too old for `what`: it has no `part` (a path below it)."""
+    if run.code.is_dir() and not (run.code / part).exists():
+        raise UserError(
+            f"{run.name} goes on with the code that it was made with, which knows no {what} yet "
+            f"({run.code / part} is missing)"
+        )
 
 
 def run_chain(module: str, run: str, stages: list[dict[str, Any]]) -> int:

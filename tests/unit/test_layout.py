@@ -21,7 +21,7 @@ FLOORS = (
     ("jobs.engine",),
     ("jobs.worker", "jobs.mmseg"),
     ("jobs.prepare",),
-    ("jobs.evaluate", "jobs.infer", "jobs.train", "jobs.probe"),
+    ("jobs.evaluate", "jobs.infer", "jobs.export", "jobs.train", "jobs.probe"),
 )
 """From the ground up: a package imports from its own floor's package and from those below it."""
 
@@ -32,6 +32,7 @@ MAY_LOAD = {
     "jobs.prepare": HEAVY,
     "jobs.evaluate": HEAVY,
     "jobs.infer": HEAVY,
+    "jobs.export": HEAVY,
     "jobs.probe": HEAVY,
 }
 """Who may load a training library; nobody else."""

@@ -1,0 +1,220 @@
+"""`python -m jobs.export RUN`: a run's best weights alone, with config and digests, as a small folder that
+`launch/infer.py FOLDER IMAGE…` takes anywhere; with --onnx the model as ONNX too, checked against PyTorch.
+
+The folder's format is in jobs/run/exported.py. It goes to RUN/export/CHECKPOINT-DIGEST/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.catalog import pretrained
+from jobs.engine import checkpoints
+from jobs.mmseg import compat, images
+from jobs.mmseg import model as models
+from jobs.run import environment, events, exported, failure, files, output, story
+from jobs.run.directory import Run, write_atomically
+from jobs.run.errors import UserError, run_command
+from jobs.run.task import job_id
+
+CHECKED = 8
+"""Images of the test dataset on which the two are compared, spread over it."""
+NOT_THE_USERS = ("jobs", "launch", "configs", "data", "config_files", "package_configs")
+"""Of a run's code/."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.export", description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run directory")
+    parser.add_argument("--checkpoint", default="best", help="best (default), last, or a path")
+    parser.add_argument(
+        "--out", type=Path, help="a new or empty folder (default RUN/export/CHECKPOINT-DIGEST)"
+    )
+    parser.add_argument("--onnx", action="store_true", help="model.onnx, too")
+    parser.add_argument(
+        "--check", nargs="+", metavar="IMAGE",
+        help=f"with --onnx: compare on these images (default: {CHECKED} of the config's test dataset)",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    run = Run(arguments.run.resolve())
+    job = job_id()
+    if job is not None and story.read(run.events).finished("export", job):
+        print("this job has exported already", flush=True)
+        return 0
+    with failure.told(run, "export"):
+        export(run, arguments)
+    events.append(run.events, "finished", stage="export", job=job)
+    return 0
+
+
+def export(run: Run, arguments: argparse.Namespace) -> None:
+    checkpoint = models.chosen_checkpoint(run, arguments.checkpoint)
+    digest = checkpoints.digest(checkpoint)
+    own = run.path / files.EXPORT()
+    folder = (arguments.out or own / f"{checkpoint.stem}-{digest[:8]}").resolve()
+    output.claim(folder, "--out", own)
+    (folder / exported.RECORD).unlink(missing_ok=True)
+
+    if arguments.onnx and (why := exported.lacking()):
+        raise UserError(why)
+
+    # Only now what takes seconds to import.
+    compat.prepare()
+    cfg = models.config(run)
+    model = models.load(cfg, checkpoint, "cpu")
+    write_weights(folder / exported.WEIGHTS, checkpoint, model.dataset_meta)
+    write_atomically(folder / exported.CONFIG, compat.formatted(portable(cfg, model.dataset_meta)).encode())
+    modules = copy_modules(run.code, folder) if cfg.get("custom_imports") else []
+    record = {
+        "format": exported.FORMAT,
+        "run": run.name,
+        "checkpoint": checkpoint.name,
+        "digest": digest,
+        "classes": list(model.dataset_meta["classes"]),
+        "versions": versions(),
+        "created": events.now(),
+    }
+    names = [exported.WEIGHTS, exported.CONFIG, *modules]
+    if arguments.onnx:
+        record["onnx"] = write_onnx(folder / exported.ONNX, cfg, model, arguments.check)
+        names.append(exported.ONNX)
+    record["sha256"] = {name: exported.sha256(folder / name) for name in names}
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / exported.RECORD, text.encode())
+    print(f"exported {checkpoint.name}: {folder}", flush=True)
+
+
+def write_weights(path: Path, checkpoint: Path, meta: Any) -> None:
+    """The checkpoint's weights, nothing else of it, with the classes as mmseg's own checkpoints have them."""
+    import torch
+
+    weights = {name: value.detach().cpu().clone() for name, value in models.weights_of(checkpoint).items()}
+    kept = {"classes": tuple(meta["classes"]), "palette": [list(map(int, one)) for one in meta["palette"]]}
+    buffer = io.BytesIO()
+    torch.save({"state_dict": weights, "meta": {"dataset_meta": kept}}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def portable(cfg: Any, meta: Any) -> Any:
+    """The config as another machine can use it: no weights to begin from, and the classes by name where only
+    the dataset's files would tell them."""
+    cfg = copy.deepcopy(cfg)
+    pretrained.forget(cfg.model)
+    for key in ("resume", "load_from", "work_dir"):
+        cfg.pop(key, None)
+    from mmseg.registry import DATASETS
+
+    dataset = models.innermost(cfg.test_dataloader.dataset)
+    kind = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+    if not (getattr(kind, "METAINFO", None) or {}).get("classes"):
+        palette = [list(map(int, colour)) for colour in meta["palette"]]
+        dataset["metainfo"] = {"classes": tuple(meta["classes"]), "palette": palette}
+    return cfg
+
+
+def copy_modules(code: Path, folder: Path) -> list[str]:
+    """Copies the user's own modules, of which `code` has nothing but what its config needs; their files'
+    names below `folder`."""
+    found = []
+    for module in sorted(code.iterdir()):
+        package = (module / "__init__.py").is_file()
+        if module.name in NOT_THE_USERS or not (package or module.suffix == ".py"):
+            continue
+        if package:
+            shutil.copytree(
+                module, folder / module.name, dirs_exist_ok=True, copy_function=shutil.copyfile,
+                ignore=shutil.ignore_patterns("__pycache__", ".*"),
+            )  # fmt: skip
+            inner = [path for path in sorted((folder / module.name).rglob("*")) if path.is_file()]
+            found += [str(path.relative_to(folder)) for path in inner]
+        elif module.name != exported.CONFIG:
+            shutil.copyfile(module, folder / module.name)
+            found.append(module.name)
+    return found
+
+
+def versions() -> dict[str, str]:
+    installed = environment.installed()
+    names = ("torch", "mmsegmentation", "mmengine", "mmcv-lite", "mmcv", "onnx", "onnxruntime")
+    return {name: installed[name] for name in names if name in installed}
+
+
+# ------------------------------------------------------------------------------------------------------ ONNX
+
+
+def write_onnx(path: Path, cfg: Any, model: Any, given: Sequence[str] | None) -> dict[str, Any]:
+    """model.onnx, checked; what export.json says of it."""
+    from jobs.export import to_onnx
+
+    inputs = [ready(model, sample) for sample in samples(cfg, given)]
+    found = to_onnx.export(model, path, inputs)
+    free = ", ".join(found["free"])
+    print(
+        f"{path.name}: onnxruntime against PyTorch on {found['images']} images: largest difference "
+        f"{found['max_difference']:.2g} (largest score {found['largest_score']:.2g}), another class in "
+        f"{found['changed']:.4%} of the pixels; {f'any {free}' if free else 'of this size alone'}",
+        flush=True,
+    )
+    if (mode := (cfg.model.get("test_cfg") or {}).get("mode")) == "slide":
+        print(f"{path.name} segments an image whole; the config's test does it in tiles ({mode})", flush=True)
+    sizes = enumerate(inputs[0].shape)
+    free_names = {axis: name for axis, name in to_onnx.AXES.items() if name in found["free"]}
+    prepare = model.data_preprocessor
+    swapped = getattr(prepare, "channel_conversion", False)
+    return found | {
+        "opset": to_onnx.OPSET,
+        "input": {
+            "name": "image",
+            "shape": [free_names.get(axis, size) for axis, size in sizes],
+            "type": "float32",
+            "mean": values(prepare, "mean"),
+            "std": values(prepare, "std"),
+            "channels": "reversed (RGB of an image that is read as BGR)" if swapped else "as read",
+        },
+        "output": {"name": "scores", "classes": len(model.dataset_meta["classes"]), "size": "the input's"},
+    }  # fmt: skip
+
+
+def values(module: Any, name: str) -> list[float] | None:
+    found = getattr(module, name, None)
+    return None if found is None else [float(value) for value in found.reshape(-1)]
+
+
+def ready(model: Any, sample: Any) -> Any:
+    """What a model gets of an image (1 × channels × H × W)."""
+    batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
+    return model.data_preprocessor(batch, False)["inputs"]
+
+
+def samples(cfg: Any, given: Sequence[str] | None) -> list[Any]:
+    """Real images after the steps of the config's test pipeline. Raises UserError where there are none."""
+    from mmengine.dataset import Compose
+
+    from jobs.mmseg import data, packed
+
+    if given:
+        steps = [step for step in models.test_pipeline(cfg) if not models.loads_annotations(step)]
+        prepare = Compose(steps)
+        return [prepare({"img_path": str(path), "seg_fields": []}) for path in images.find(given)]
+    description = copy.deepcopy(dict(cfg.test_dataloader.dataset))
+    packed.read_packed(description)
+    try:
+        dataset = data.build(description)
+        count = len(dataset)
+        return [dataset[round(at * (count - 1) / max(1, CHECKED - 1))] for at in range(min(CHECKED, count))]
+    except (FileNotFoundError, AssertionError) as error:
+        raise UserError(
+            f"--onnx is checked on images of the config's test dataset, which is not there ({error}): name "
+            "others with --check IMAGE…"
+        ) from None
+
+
+if __name__ == "__main__":
+    run_command(main)

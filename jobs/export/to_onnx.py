@@ -1,0 +1,162 @@
+"""A run's model as ONNX, and how far what onnxruntime makes of it is from PyTorch.
+
+The graph takes what the config's data_preprocessor gives (N × channels × H × W, float32, normalised) and
+gives the scores of each class in the same size (N × classes × H × W). Written by torch's TorchScript
+exporter, which all of torch 2.1 to 2.13 have; the newer one (`dynamo=True`) begins with 2.5 and needs
+onnxscript.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.run.errors import UserError
+
+OPSET = 17
+"""The newest that torch 2.1 writes."""
+AXES = {0: "batch", 2: "height", 3: "width"}
+FREE: tuple[set[int], ...] = ({0, 2, 3}, {0}, set())
+"""Which axes may have any size: as many as the model allows."""
+ROUNDING = 1e-3
+"""Of the largest score: what float32 sums in another order may differ by, and no more."""
+
+
+class Scores(torch.nn.Module):
+    """What is exported: a segmentor's scores of each class in the size of its input, whole (not in tiles)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        size = inputs.shape[2:]
+        meta = {"img_shape": size, "pad_shape": size, "ori_shape": size}
+        scores: torch.Tensor = self.model.encode_decode(inputs, [meta])
+        return scores
+
+
+def export(model: Any, path: Path, images: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Writes `path` with as many free axes as the model allows and as `images` (each 1 × channels × H × W,
+    made ready) prove. Returns what `compare` found, and `free`, the names of these axes.
+
+    Raises UserError for a model that cannot be written, or whose graph gives something else than PyTorch.
+    """
+    scores, why = Scores(model).eval(), "no reason given"
+    for free in FREE:
+        try:
+            write(scores, path, images[0], free)
+            found = compare(scores, path, shaped(images, free))
+        except Exception as error:  # an exporter raises anything for what it cannot write
+            why = " ".join(str(error).split())[:300] or type(error).__name__
+            path.unlink(missing_ok=True)
+            continue
+        if found["max_difference"] <= ROUNDING * max(1.0, found["largest_score"]):
+            return found | {"free": [AXES[axis] for axis in sorted(free)]}
+        why = (
+            f"what onnxruntime gives differs by up to {found['max_difference']:.3g} from PyTorch (and the "
+            f"class of {found['changed']:.2%} of the pixels)"
+        )
+        path.unlink()
+    raise UserError(f"this model cannot be exported as ONNX: {why}")
+
+
+def shaped(images: Sequence[torch.Tensor], free: set[int]) -> list[torch.Tensor]:
+    """The images as a graph with these free axes takes them: in a batch of two, if that may be, and all in
+    the first one's size, if it has to be."""
+    size = images[0].shape[2:]
+    if not free & {2, 3}:
+        images = [_resized(image, size) for image in images]
+    return [torch.cat([images[0], images[0].flip(3)]), *images[1:]] if 0 in free else list(images)
+
+
+def _resized(image: torch.Tensor, size: Any) -> torch.Tensor:
+    return torch.nn.functional.interpolate(image, tuple(size), mode="bilinear", align_corners=False)
+
+
+def write(scores: torch.nn.Module, path: Path, example: torch.Tensor, free: set[int]) -> None:
+    names = {axis: AXES[axis] for axis in free}
+    axes = {"image": names, "scores": names} if names else None
+    options: dict[str, Any] = (
+        {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    )
+    with torch.no_grad(), warnings.catch_warnings(), poolable():
+        warnings.simplefilter("ignore")  # of the tracer, about shapes; `compare` is what tells
+        torch.onnx.export(
+            scores, (example,), str(path), opset_version=OPSET, input_names=["image"],
+            output_names=["scores"], dynamic_axes=axes, **options,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def poolable() -> Iterator[None]:
+    """ONNX has no adaptive pooling, which PSPNet and UPerNet do: here it is a product with the matrix that
+    averages, whatever the size."""
+    functional: Any = torch.nn.functional
+    original = functional.adaptive_avg_pool2d
+    functional.adaptive_avg_pool2d = average
+    try:
+        yield
+    finally:
+        functional.adaptive_avg_pool2d = original
+
+
+def average(inputs: torch.Tensor, output_size: Any) -> torch.Tensor:
+    """torch.nn.functional.adaptive_avg_pool2d."""
+    sizes = list(output_size) if isinstance(output_size, (tuple, list)) else [output_size, output_size]
+    given = inputs.shape[2:]
+    rows, columns = (
+        _averages(length, length if size is None else size, inputs)
+        for length, size in zip(given, sizes, strict=True)
+    )
+    return rows @ inputs @ columns.transpose(0, 1)
+
+
+def _averages(length: Any, parts: Any, like: torch.Tensor) -> torch.Tensor:
+    """parts × length: row i averages positions floor(i·length/parts) to ceil((i+1)·length/parts)."""
+    at = torch.arange(length, device=like.device)[None]
+    part = torch.arange(parts, device=like.device)[:, None]
+    begin = torch.div(part * length, parts, rounding_mode="floor")
+    end = torch.div((part + 1) * length + parts - 1, parts, rounding_mode="floor")
+    inside = ((at >= begin) & (at < end)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
+def compare(scores: torch.nn.Module, path: Path, batches: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """How far onnxruntime's scores are from PyTorch's: the largest difference, the largest score, and the
+    share of pixels whose class is another one."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    difference = largest = 0.0
+    changed = pixels = 0
+    for batch in batches:
+        with torch.no_grad():
+            theirs = scores(batch).cpu().numpy()
+        (ours,) = session.run(None, {"image": batch.cpu().numpy()})
+        if ours.shape != theirs.shape:
+            raise ValueError(f"onnxruntime gives {ours.shape}, PyTorch {theirs.shape}")
+        difference = max(difference, float(np.abs(ours - theirs).max()))
+        largest = max(largest, float(np.abs(theirs).max()))
+        changed += int((classes(ours) != classes(theirs)).sum())
+        pixels += int(classes(ours).size)
+    return {
+        "images": sum(map(len, batches)),
+        "max_difference": difference,
+        "largest_score": largest,
+        "changed": changed / pixels,
+    }
+
+
+def classes(scores: np.ndarray) -> np.ndarray:
+    """N × H × W; of a model with one output whether it is that class."""
+    return np.asarray(scores.argmax(1) if scores.shape[1] > 1 else scores[:, 0] > 0)

@@ -1,0 +1,63 @@
+"""The folder that an export makes: a model's weights alone, its config and digests, enough to use it.
+
+weights.pth    {"state_dict": …}, nothing of the training
+config.py      the resolved MMSegmentation config, without references to pretrained weights
+NAME.py, NAME/ modules of the user's that the config names
+model.onnx     with --onnx
+export.json    what all this is, and each file's SHA-256; written last: where it is, all is
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from jobs.run.errors import UserError
+
+RECORD, WEIGHTS, CONFIG, ONNX = "export.json", "weights.pth", "config.py", "model.onnx"
+FORMAT = 1
+ONNX_PACKAGES = ("onnx", "onnxruntime")
+
+
+def lacking() -> str:
+    """Why no ONNX can be written in this environment; "" if it can."""
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    return f"--onnx needs {' and '.join(missing)}, not installed here: env/setup.sh --with onnx installs them"
+
+
+def sha256(path: Path) -> str:
+    h = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            h.update(chunk)
+    return h.hexdigest()
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The record of an exported folder whose files are all as they were written; None for another folder.
+
+    Raises UserError, with the file, for one that is damaged or changed, and for a later version's.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / RECORD} cannot be read: {' '.join(str(error).split())}") from None
+    digests = record.get("sha256") if isinstance(record, dict) else None
+    if not isinstance(digests, dict) or not {WEIGHTS, CONFIG} <= digests.keys():
+        raise UserError(f"{folder / RECORD} is damaged: it does not name the files of an export")
+    if record.get("format") != FORMAT:
+        raise UserError(f"{folder} was exported by a later version of Baton: export it again with this one")
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+            raise UserError(f"{path} is missing: copy the exported folder again, whole")
+        if sha256(path) != digest:
+            raise UserError(f"{path} is damaged, or was changed since the export: copy the folder again")
+    return dict(record)

@@ -1,0 +1,86 @@
+"""Exports a run's best weights with their config, as a small folder that infer.py takes anywhere, or as ONNX.
+
+--onnx writes model.onnx as well, with any batch and size where the model allows that, and says how far what
+onnxruntime makes of real images is from PyTorch. It needs env/setup.sh --with onnx.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from jobs.run import environment, exported, files
+
+environment.enter()
+
+from jobs.run import output
+from jobs.run.directory import Run
+from jobs.run.errors import UserError, run_command
+from launch.observe import tables
+from launch.submit import interpreters, options, programs, runs
+from launch.submit import single_job as single
+
+EXAMPLES = """\
+  python launch/export.py first
+  python launch/export.py first --out model --wait && python launch/infer.py model photo.jpg
+  python launch/export.py first --onnx --check photos/
+"""
+
+
+def main() -> int:
+    parser = options.parser(__doc__ or "", EXAMPLES)
+    parser.add_argument("run", metavar="RUN", help="a run's name or path")
+    parser.add_argument("--out", metavar="DIR", help="a new or empty folder (default: one in the run)")
+    parser.add_argument(
+        "--checkpoint", default="best", metavar="WHICH", help="best (default), last, or a path"
+    )
+    parser.add_argument("--onnx", action="store_true", help="model.onnx too, checked with onnxruntime")
+    parser.add_argument(
+        "--check", nargs="+", metavar="IMAGE",
+        help="with --onnx: images to compare on (default: 8 of the config's test dataset)",
+    )  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
+    options.add_common(parser, gpus=False)
+    arguments = parser.parse_args()
+
+    run = runs.find(arguments.run)
+    checkpoint = options.checkpoint(arguments.checkpoint, run)
+    programs.require(run, "jobs/export", "export.py")
+    # As for an inference: it is one process with the same model.
+    resolved = options.settings(arguments, options.profile_of(arguments, run, "infer"), "export")
+    if arguments.check and not arguments.onnx:
+        raise UserError("--check is for --onnx: it names the images that ONNX and PyTorch are compared on")
+    if arguments.onnx and interpreters.is_this(resolved) and (why := exported.lacking()):
+        raise UserError(why)
+    job_arguments = ["--checkpoint", checkpoint, *where(arguments, run), *(["--onnx"] * arguments.onnx)]
+    if arguments.check:
+        job_arguments += ["--check", *(str(existing(one)) for one in arguments.check)]
+    batch = single.batch(run.path, resolved, job_arguments, f"{run.name}-export")
+    if arguments.dry_run:
+        return single.show(batch)
+    job, process = single.submit(run, batch)
+    if not arguments.json:
+        print(f"export   {arguments.out or run.path / files.EXPORT()} ({exported.RECORD} is written last)")
+    return single.tell(arguments, run, "export", job, process)
+
+
+def where(arguments: argparse.Namespace, run: Run) -> list[str]:
+    """The job's --out. Raises UserError for a folder with other files in it."""
+    if not arguments.out:
+        return []
+    out = Path(arguments.out).expanduser().absolute()
+    output.check(out, "--out", run.path / files.EXPORT())
+    runs.check_path(out, "--out")
+    return ["--out", str(out)]
+
+
+def existing(given: str) -> Path:
+    path = Path(given).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"there is no image or folder {given!r} to check on")
+    return path
+
+
+if __name__ == "__main__":
+    tables.guard()
+    run_command(main)
