@@ -97,10 +97,10 @@ define try-torch
 	.venv-torch/bin/python -m pytest tests/local/test_exact_resume.py tests/local/test_saving.py -q -n 2 --dist worksteal
 endef
 
-# The services that show curves, by their own packages, in an environment on top of .venv.
+# The services that show curves, and ONNX, by their own packages, in an environment on top of .venv.
 trackers: setup
 	@env/trackers.sh
-	.venv-track/bin/python -m pytest tests/local/test_trackers.py -q
+	.venv-track/bin/python -m pytest tests/local/test_trackers.py tests/local/test_export.py -q
 
 torch-oldest: setup
 	$(call try-torch,$(OLDEST),$(USE_TORCH))

@@ -1,1 +1,1 @@
-"""What runs on compute nodes: prepare, train, evaluate, infer."""
+"""What runs on compute nodes: prepare, train, evaluate, infer, export."""

@@ -24,7 +24,7 @@ class LogFile(msgspec.Struct, frozen=True):
     path: Path
     job: str
     stage: str
-    """prepare, train, evaluate, infer; "" if no event names the job."""
+    """prepare, train, evaluate, infer, export; "" if no event names the job."""
     rank: int | None
     """None: the batch script's own words."""
 

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.evaluate import results
+from jobs.evaluate import per_image, results
 from jobs.mmseg import figures as made
 from launch.observe import evaluation_table as figures
 
 
 def test_the_table_by_class_is_shown_also_where_a_figure_is_not_defined(tmp_path: Path) -> None:
     matrix = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-    found = made.figures(matrix, ["background", "dog, small", "never there"])
-    results.write(tmp_path, found, matrix)
+    each = per_image.PerImage()
+    each.add(matrix, matrix)
+    counts = per_image.joined([each.tobytes()], 1, 3)
+    found = made.figures(matrix, ["background", "dog, small", "never there"], boundary=counts[0, 3:])
+    results.write(tmp_path, per_image.completed(found, counts, 1.0), matrix)
     event = {"checkpoint": "epoch_3.pth", "path": str(tmp_path)}
-    text = figures.told(event | {"metrics": {"mIoU": found["mIoU"], "mAcc": None, "aAcc": 75.0}})
+    metrics = {"mIoU": found["mIoU"], "mAcc": None, "aAcc": 75.0, "own/digest": "abc", "own/x": 0.5}
+    text = figures.told(event | {"metrics": metrics})
     rows = [line.split() for line in text.splitlines()]
     assert rows[:4] == [
         ["CLASS", "IOU", "ACC"],
@@ -24,7 +28,9 @@ def test_the_table_by_class_is_shown_also_where_a_figure_is_not_defined(tmp_path
         ["dog,", "small", "50.00", "75.00"],
         ["never", "there", "–", "–"],
     ]
-    assert text.endswith(f"evaluated epoch_3.pth: mIoU 58.33  mAcc –  aAcc 75.00\n  {tmp_path}")
+    assert text.endswith(
+        f"evaluated epoch_3.pth: mIoU 58.33  mAcc –  aAcc 75.00  own/digest abc  own/x 0.50\n  {tmp_path}"
+    )
 
 
 def test_without_the_table_the_means_are_shown(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.evaluate.ranks import Ranks, gather
+from jobs.evaluate.ranks import Ranks, gather, share
 from jobs.supervise.rendezvous import meet
 from tests.unit.test_rendezvous import place
 
@@ -48,3 +48,12 @@ def test_a_lost_process_is_an_error_on_all_that_wait_for_it(tmp_path: Path) -> N
         ranks[0].peers[1].close()
         with pytest.raises(ConnectionError, match="process 0 on h0 ended"):
             waiting[1].result(timeout=20)
+
+
+def test_what_rank_0_says_all_hear(tmp_path: Path) -> None:
+    ranks = met(tmp_path, 3)
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(share, ranks[number], b"mine") for number in (1, 2)]
+        assert share(ranks[0], b"told") == b"told"
+        assert [other.result(timeout=20) for other in others] == [b"told", b"told"]
+    assert share(Ranks(0, 1, "cpu", "job"), b"alone") == b"alone"

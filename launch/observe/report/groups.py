@@ -86,7 +86,9 @@ def _wish(data: Data) -> dict[str, Any]:
     if data.request is None:
         return {"run": data.run.name}
     shown = report_data.public(data.request)
-    return flat({key: shown[key] for key in ("config", "worker", "data_root", "set", "seed") if shown[key]})
+    wish = {key: shown[key] for key in ("config", "worker", "data_root", "set", "seed") if shown[key]}
+    augmented = data.evaluation.metrics.get("augmented") if data.evaluation else None
+    return flat(wish | ({"augmented": augmented} if augmented else {}))
 
 
 def _name(wish: dict[str, Any], differing: Sequence[str]) -> str:

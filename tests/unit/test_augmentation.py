@@ -1,0 +1,82 @@
+"""Test-time augmentation of a config that says nothing of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.evaluate import augmentation
+from jobs.mmseg import compat
+from jobs.run.errors import UserError
+
+compat.prepare()
+
+LOAD = {"type": "LoadImageFromFile"}
+TRUTH = {"type": "mmseg.LoadAnnotations", "reduce_zero_label": True}
+PACK = {"type": "PackSegInputs"}
+
+
+def scales(pipeline: list[dict[str, Any]]) -> list[Any]:
+    """What the augmented pipeline resizes to."""
+    choices = augmentation.augmented(pipeline)[-1]["transforms"][0]
+    return [one.get("scale") or one["scale_factor"] for one in choices]
+
+
+@pytest.mark.parametrize(
+    ("resize", "expected"),
+    [
+        ({"scale": (2048, 512), "keep_ratio": True}, (1024, 256)),
+        ({"scale": 100}, (50, 50)),
+        ({"scale_factor": 3.0}, 1.5),
+        ({"scale_factor": (2.0, 1.0)}, (1.0, 0.5)),
+    ],
+)
+def test_the_sizes_are_those_of_the_test(resize: dict[str, Any], expected: Any) -> None:
+    found = scales([LOAD, {"type": "Resize"} | resize, TRUTH, PACK])
+    assert len(found) == len(augmentation.RATIOS)
+    assert found[0] == expected
+
+
+def test_without_a_resize_they_are_those_of_the_images() -> None:
+    assert scales([LOAD, TRUTH, PACK]) == list(augmentation.RATIOS)
+
+
+def test_the_annotation_comes_after_the_flips_and_the_rest_stays() -> None:
+    normal = {"type": "Mine"}
+    pack = PACK | {"meta_keys": ("img_path", "ori_shape")}
+    first, tta = augmentation.augmented([LOAD, TRUTH, {"type": "Resize", "scale": (8, 8)}, normal, pack])
+    assert first == LOAD
+    assert [[one["type"] for one in choices] for choices in tta["transforms"]] == [
+        ["Resize"] * 6, ["RandomFlip"] * 2, ["mmseg.LoadAnnotations"], ["Mine"], ["PackSegInputs"],
+    ]  # fmt: skip
+    assert tta["transforms"][2] == [TRUTH]
+    assert tta["transforms"][4][0]["meta_keys"] == ("img_path", "ori_shape", "flip", "flip_direction")
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{"type": "TestTimeAug", "transforms": []}], "has a TestTimeAug already"),
+        ([{"type": "Resize", "scale": 8}, {"type": "Resize", "scale": 4}], "several Resize"),
+    ],
+)
+def test_what_cannot_be_augmented_is_said(steps: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        augmentation.augmented([LOAD, *steps, PACK])
+
+
+def test_each_dataset_of_several_is_augmented() -> None:
+    one, two = ({"type": "X", "pipeline": [LOAD, TRUTH, PACK]} for _ in range(2))
+    cfg = _Config(test_dataloader=_Config(dataset={"type": "ConcatDataset", "datasets": [one, two]}))
+    assert augmentation.use(cfg) == "6 scales, flipped"
+    assert [found["pipeline"][-1]["type"] for found in (one, two)] == ["TestTimeAug"] * 2
+    assert one["pipeline"][-1] is not two["pipeline"][-1]
+    cfg["tta_pipeline"] = [LOAD]
+    assert augmentation.use(cfg) == "the config's"
+    assert two["pipeline"] == [LOAD]
+
+
+class _Config(dict[str, Any]):
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
