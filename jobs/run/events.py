@@ -3,7 +3,8 @@
 Every line has `time` (UTC, RFC 3339, milliseconds), `event` and, when a job wrote it, `stage`
 (prepare, train, evaluate, infer, export), `job` (the job id; an array element's as 12_3) and, in training,
 `start`: the 1-based number of this start of the run, which also counts successor jobs (SLURM_RESTART_COUNT
-begins anew with those; it is the field `restart` of `started`). The structs below are their only definition; docs/run-directory.md explains each field. What the events say of a run is worked out
+begins anew with those; it is the field `restart` of `started`). The structs below are
+their only definition; docs/run-directory.md explains each field. What the events say of a run is worked out
 in story.py, and for people in launch/observe/history.py.
 """
 
