@@ -61,7 +61,13 @@ def main() -> int:
     job, process = single.submit(run, batch)
     if not arguments.json:
         print(f"export   {arguments.out or run.path / files.EXPORT()} ({exported.RECORD} is written last)")
-    return single.tell(arguments, run, "export", job, process)
+    code = single.tell(arguments, run, "export", job, process)
+    if arguments.wait and not code and not arguments.json:
+        given = Path(arguments.out or run.path / files.EXPORT()).expanduser()
+        records = given.glob(exported.RECORD if arguments.out else f"*/{exported.RECORD}")
+        folder = max(records, key=lambda one: one.stat().st_mtime).parent
+        print(exported.told(folder, exported.read(folder) or {}))
+    return code
 
 
 def where(arguments: argparse.Namespace, run: Run) -> list[str]:

@@ -88,7 +88,7 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
     record["sha256"] = {name: exported.sha256(folder / name) for name in names}
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / exported.RECORD, text.encode())
-    print(f"exported {checkpoint.name}: {folder}", flush=True)
+    print(exported.told(folder, record), flush=True)
 
 
 def write_weights(path: Path, checkpoint: Path, meta: Any) -> None:
@@ -155,13 +155,6 @@ def write_onnx(path: Path, cfg: Any, model: Any, given: Sequence[str] | None) ->
 
     inputs = [ready(model, sample) for sample in samples(cfg, given)]
     found = to_onnx.export(model, path, inputs)
-    free = ", ".join(found["free"])
-    print(
-        f"{path.name}: onnxruntime against PyTorch on {found['images']} images: largest difference "
-        f"{found['max_difference']:.2g} (largest score {found['largest_score']:.2g}), another class in "
-        f"{found['changed']:.4%} of the pixels; {f'any {free}' if free else 'of this size alone'}",
-        flush=True,
-    )
     if (mode := (cfg.model.get("test_cfg") or {}).get("mode")) == "slide":
         print(f"{path.name} segments an image whole; the config's test does it in tiles ({mode})", flush=True)
     sizes = enumerate(inputs[0].shape)

@@ -61,3 +61,16 @@ def read(folder: Path) -> dict[str, Any] | None:
         if sha256(path) != digest:
             raise UserError(f"{path} is damaged, or was changed since the export: copy the folder again")
     return dict(record)
+
+
+def told(folder: Path, record: dict[str, Any]) -> str:
+    """What an export has made, in a line, and in a second what onnxruntime makes of it."""
+    lines = [f"exported {record['checkpoint']}: {folder}"]
+    if found := record.get("onnx"):
+        free = ", ".join(found["free"])
+        lines.append(
+            f"{ONNX}: onnxruntime against PyTorch on {found['images']} images: largest difference "
+            f"{found['max_difference']:.2g} (largest score {found['largest_score']:.2g}), another class in "
+            f"{found['changed']:.4%} of the pixels; {f'any {free}' if free else 'of this size alone'}"
+        )
+    return "\n".join(lines)
