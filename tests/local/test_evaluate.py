@@ -61,7 +61,7 @@ def with_more(run: Run, folder: Path, text: str) -> Run:
     """The run again, with more in its config."""
     own = Run(folder / "run")
     shutil.copytree(run.path, own.path, symlinks=True, ignore=shutil.ignore_patterns("eval", "infer"))
-    own.config.write_text(run.config.read_text() + text)
+    own.config.write_text(run.config.read_text() + "\n" + text)
     return own
 
 

@@ -114,7 +114,7 @@ def test_modules_of_the_users_go_along(run: Run, image: Path, tmp_path: Path) ->
         "@MODELS.register_module()\n"
         "class MyHead(FCNHead): pass\n"
     )
-    imports = "custom_imports = dict(imports=['my_parts'], allow_failed_imports=False)\n"
+    imports = "\ncustom_imports = dict(imports=['my_parts'], allow_failed_imports=False)\n"
     run.config.write_text(text.replace("FCNHead", "MyHead") + imports)
     (run.code / "tests").unlink()  # in a real run no user's module
     done = export(run, tmp_path / "model")
