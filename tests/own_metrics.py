@@ -47,4 +47,4 @@ class Unsendable(BaseMetric):
         self.results.append(object())
 
     def compute_metrics(self, results: list[Any]) -> dict[str, Any]:
-        return {"objects": len(results)}
+        return {"images": len(results)}

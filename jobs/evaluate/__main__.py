@@ -23,6 +23,12 @@ from jobs.run.errors import run_command
 from jobs.run.task import read as read_task
 from jobs.supervise import tracking
 
+ABOUT = (
+    *("asked", "not_computed", "checkpoint", "digest", "augmented", "images", "processes"),
+    *("seconds", "seconds_rank_0"),
+)
+"""What metrics.json has beside figures."""
+
 
 def main() -> int:
     arguments = parse()
@@ -53,7 +59,8 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
     test = counting.Test(run, checkpoint, us, where, arguments.tta, arguments.pictures)
     test.count(f"evaluating {checkpoint.name}")
     gathered = test.gathered()
-    computed = test.others.computed(us, len(test.dataset), gathered.figures if gathered else ())
+    taken = {*gathered.figures, *ABOUT} if gathered else ()
+    computed = test.others.computed(us, len(test.dataset), taken)
     order = test.draw(gathered.order if gathered else [])
     if gathered is None or computed is None:
         return 0

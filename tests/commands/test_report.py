@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
+from jobs.evaluate import per_image, results
+from jobs.mmseg import figures
 from jobs.run.directory import Run
 from launch.observe.history import read
 from launch.observe.report import charts as report_charts
@@ -203,3 +207,38 @@ def test_the_command(tmp_path: Path) -> None:
     wrong = subprocess.run(compare[:-1], capture_output=True, text=True, timeout=60, env=environment)
     assert wrong.returncode == 2
     assert "two runs or more" in wrong.stderr
+
+
+def test_an_evaluation_is_told_with_its_intervals_and_the_worst_images_first(tmp_path: Path) -> None:
+    run = with_everything(tmp_path / "run")
+    for old in run.eval.iterdir():
+        shutil.rmtree(old)
+    where, each = run.eval / "epoch_1-abc-tta", per_image.PerImage()
+    total = np.zeros((2, 2), np.int64)
+    for right in (9, 2, 6):
+        matrix = np.array([[right, 10 - right], [0, 5]])
+        each.add(matrix, matrix)
+        total += matrix
+    counts = per_image.joined([each.tobytes()], 3, 2)
+    order, scores = per_image.worst_first(counts)
+    names = {1: "1_b", 2: "2_c"}  # of the best there is none
+    for name in ("9_of an earlier evaluation", *names.values()):
+        (where / "pictures").mkdir(parents=True, exist_ok=True)
+        (where / "pictures" / f"{name}.jpg").write_bytes(name.encode())
+    results.write_images(
+        where, [(index, names.get(index, "")) for index in order], ["a.jpg", "b.jpg", "c.jpg"], scores
+    )
+    found = per_image.completed(
+        figures.figures(total, ["x", "<y>"], boundary=counts[:, 3:].sum(0)), counts, 1.0
+    )
+    about = {"asked": ["mIoU", "own/kind"], "own/kind": "<odd>", "augmented": "the config's"}
+    results.write(where, found | about | {"not_computed": ["Mine: <no>"]}, total)
+    page = report_page.page(report_data.gather(run))
+    low, high = found["intervals"]["mIoU"]
+    assert f"mIoU {found['mIoU']:.2f} [{low:.2f}, {high:.2f}] · own/kind &lt;odd&gt;" in page
+    assert "augmented (the config&#x27;s)" in page
+    assert "Not computed: Mine: &lt;no&gt;" in page
+    for head in ("Acc", "Dice", "Fscore", "Precision", "Recall", "Boundary IoU"):
+        assert f'<th class="n">{head}</th>' in page
+    shown = re.findall(r"<figcaption>([^<]+)</figcaption>", page)
+    assert shown == [f"b · mIoU {scores[1][0]:.2f}", f"c · mIoU {scores[2][0]:.2f}"]

@@ -302,7 +302,9 @@ MORE_BY_CLASS = ("Acc", "Dice", "Fscore", "Precision", "Recall", "BoundaryIoU")
 
 def _with_interval(metrics: dict[str, Any], name: str) -> str:
     ends = (metrics.get("intervals") or {}).get(name)
-    return f"{name} {_percent(metrics.get(name))}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
+    value = metrics.get(name)
+    shown = value if isinstance(value, str) else _percent(value) or "–"
+    return f"{name} {shown}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
 
 
 def _evaluation(found: Evaluation) -> str:
