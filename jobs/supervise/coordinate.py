@@ -86,6 +86,8 @@ class Coordinator:
             self._signalled(number, message["signal"], now)
         elif "suspended" in message:
             self._suspended(number, message["suspended"], now)
+        elif "copy" in message:
+            self.write(host=rank.host, **message["copy"])
         elif "dumped" in message:
             rank.dumped = True
         elif "exit" in message and rank.exit is None:

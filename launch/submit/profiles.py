@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from jobs.run import secrets
+from jobs.run import secrets, staged
 from jobs.run.errors import UserError
 from jobs.run.settings import Container, Notify, Settings
 
@@ -268,6 +268,11 @@ def _check_values(settings: Settings, sources: dict[str, str]) -> None:
             raise wrong(key, f"must be 1 to {MOST[key]:,}, not {getattr(settings, key)}")
     if not 0 <= settings.signal_delay <= 65535:
         raise wrong("signal_delay", f"must be 0 to 65535 seconds, not {settings.signal_delay}")
+    if settings.stage:
+        try:
+            staged.check(settings.stage)
+        except UserError as error:
+            raise wrong("stage", str(error)) from None
     for where in ("env", "secrets"):
         for key in getattr(settings, where):
             if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):

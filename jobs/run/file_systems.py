@@ -1,0 +1,55 @@
+"""What lies under a path: its file system, the room on it, and the memory that files there would take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+IN_MEMORY = ("tmpfs", "ramfs")
+
+
+def kind(path: Path | int) -> str:
+    """The type of the file system at a path, or of an open file, as mount(8) names it (ext4, nfs4, lustre,
+    tmpfs, …); "" if the kernel does not say (proc(5), mountinfo)."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    found = ""
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        before, _, after = line.partition(" - ")
+        if after and before.split()[2] == wanted:
+            found = after.split()[0]
+    return found
+
+
+def room(path: Path | int) -> int:
+    """Bytes that this user may still write there; of a file system in memory no more than half of what this
+    process may still take, since the files count as the job's."""
+    status = os.statvfs(path)
+    free = status.f_bavail * status.f_frsize
+    return min(free, memory() // 2) if kind(path) in IN_MEMORY else free
+
+
+def memory() -> int:
+    """Bytes of memory that this process, and what its job's control groups hold beside it, may still take."""
+    return min(_limits())
+
+
+def _limits() -> Iterator[int]:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, limit, used = "/sys/fs/cgroup", "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            top, limit, used = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        inner = Path(path.lstrip("/"))
+        for group in (inner, *inner.parents):
+            with contextlib.suppress(OSError, ValueError):  # no limit: "max", or no such file at the top
+                most = int((Path(top) / group / limit).read_text())
+                yield max(0, most - int((Path(top) / group / used).read_text()))
