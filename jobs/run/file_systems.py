@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 IN_MEMORY = ("tmpfs", "ramfs")
+CGROUP = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 def kind(path: Path | int) -> str:
@@ -40,16 +42,17 @@ def _limits() -> Iterator[int]:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in CGROUP.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            top, limit, used = "/sys/fs/cgroup", "memory.max", "memory.current"
+            top, limit, used = CGROUPS, "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
-            top, limit, used = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            top = CGROUPS / "memory"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
         inner = Path(path.lstrip("/"))
         for group in (inner, *inner.parents):
             with contextlib.suppress(OSError, ValueError):  # no limit: "max", or no such file at the top
-                most = int((Path(top) / group / limit).read_text())
-                yield max(0, most - int((Path(top) / group / used).read_text()))
+                most = int((top / group / limit).read_text())
+                yield max(0, most - int((top / group / used).read_text()))

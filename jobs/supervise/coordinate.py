@@ -87,7 +87,9 @@ class Coordinator:
         elif "suspended" in message:
             self._suspended(number, message["suspended"], now)
         elif "copy" in message:
-            self.write(host=rank.host, **message["copy"])
+            event = message["copy"]["event"]
+            fields = {key: value for key, value in message["copy"].items() if key != "event"}
+            self.write(event, host=rank.host, **fields)
         elif "dumped" in message:
             rank.dumped = True
         elif "exit" in message and rank.exit is None:

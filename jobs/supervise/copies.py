@@ -78,11 +78,10 @@ class Copies:
                 continue
             os.close(end)
             del self.copiers[end]
-            try:
+            if answer:
                 yield json.loads(answer)
-            except ValueError:
-                if not over:
-                    yield _not_staged(path, "the copier was killed")
+            elif not over:
+                yield _not_staged(path, "the copier was killed")
 
     def leave(self, finished: bool) -> None:
         """At the end of a training that is `finished`: a copy in memory would take it from whoever comes."""
