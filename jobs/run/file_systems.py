@@ -8,20 +8,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 IN_MEMORY = ("tmpfs", "ramfs")
+OVER_A_NETWORK = (
+    *("nfs", "nfs4", "cifs", "smb3", "9p", "afs", "lustre", "beegfs", "gpfs", "ceph", "panfs", "wekafs"),
+    *("orangefs", "pvfs2", "glusterfs", "fuse.glusterfs", "fuse.ceph", "fuse.sshfs", "fhgfs"),
+)
 CGROUP = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 def kind(path: Path | int) -> str:
     """The type of the file system at a path, or of an open file, as mount(8) names it (ext4, nfs4, lustre,
-    tmpfs, …); "" if the kernel does not say (proc(5), mountinfo)."""
+    tmpfs, …); "" if the kernel does not say."""
+    return _mounted(path)[0]
+
+
+def source(path: Path | int) -> str:
+    """The device, or the server and its folder, that is mounted there; "" if the kernel does not say."""
+    return _mounted(path)[1]
+
+
+def _mounted(path: Path | int) -> tuple[str, str]:
+    """proc(5), mountinfo: MAJOR:MINOR is the third field, type and source follow a lone dash."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    found = ""
+    found = ("", "")
     for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         before, _, after = line.partition(" - ")
         if after and before.split()[2] == wanted:
-            found = after.split()[0]
+            found = (after.split()[0], after.split()[1])
     return found
 
 
