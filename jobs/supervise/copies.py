@@ -81,7 +81,7 @@ class Copies:
             if answer:
                 yield json.loads(answer)
             elif not over:
-                yield _not_staged(path, "the copier was killed")
+                yield _not_staged(path, "the copier was killed, or its error is in the log")
 
     def leave(self, finished: bool) -> None:
         """At the end of a training that is `finished`: a copy in memory would take it from whoever comes."""
