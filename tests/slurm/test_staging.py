@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from clusters import wait_event
-from launcher import HELD, Launcher, of_run
+from launcher import HELD, ROOT, Launcher, of_run
 
 from jobs.prepare.packed import convert
 from jobs.run import packed
@@ -16,7 +16,7 @@ def test_a_preempted_training_finds_its_copy_on_the_same_node(launch: Launcher, 
     launch.data = shutil.copytree(launch.data, tmp_path / "data")
     convert.pack(launch.data, "VOCdevkit")
     local = tmp_path / "local"
-    launch.environment |= {"OWN_DISK": str(local)}
+    launch.environment |= {"OWN_DISK": str(local), "PYTHONPATH": str(ROOT)}
     where = ["--gpus", 2, "--partition", "low", "--sbatch", "nodelist=n1", "--stage", "${OWN_DISK}/mine"]
     local.mkdir()
     jobs = launch.train("--run", "staged", *where, "--set", *HELD)
