@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ import pytest
 from jobs.prepare.packed import convert
 from jobs.run import packed, staged
 from jobs.run.directory import Run
+from jobs.run.errors import UserError
 from jobs.run.exit_codes import FINISHED, RESUME
+from jobs.supervise import copier
 from tests import tiny
 from tests.stages import end_of, of, start_ranks, wait_until
 
@@ -180,6 +183,34 @@ def test_a_copier_that_fails_harms_no_run_and_the_next_start_tries_again(
     assert end_of(ranks, 120) == [RESUME]
     assert end_of(start_ranks(run, 1, real=True), 120) == [FINISHED]
     assert not of(run, "failed")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system, smaller than the dataset."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_without_room_is_said_and_nothing_is_written(packed_data: Path, small_disk: Path) -> None:
+    container = packed_data / FOLDER / packed.NAME
+    with pytest.raises(UserError, match=r"has room for 0\.0 GB, and 0\.0 GB are needed"):
+        copier.copy(container, small_disk)
+    assert copies(small_disk) == []
+
+
+def test_a_disk_that_fills_up_meanwhile_is_left_as_it_was(
+    packed_data: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier, "make_room", lambda *_: None)  # when it looked there was room
+    with pytest.raises(OSError, match="No space left"):
+        copier.copy(packed_data / FOLDER / packed.NAME, small_disk)
+    assert copies(small_disk) == []
 
 
 @pytest.mark.parametrize(
