@@ -2,26 +2,34 @@
 
 Looks whether FOLDER is shared with the login node, whether the environment imports, whether it can compute on
 the GPUs that Slurm gave, whether the tasks meet by TCP and compute together (gloo; NCCL where each rank has a
-GPU). Each task writes FOLDER/answer-RANK.json.
+GPU). The first measures the file systems. Each task writes FOLDER/answer-RANK.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from jobs.run import cuda, environment, task
+from jobs.run import cuda, environment, file_systems, quotas, staged, task
 from jobs.run.directory import write_atomically
+from jobs.run.errors import UserError
 from jobs.supervise import rendezvous
 
 SECONDS = 60.0
+BLOCK = 64 << 20
+"""Bytes that are written and read to measure a disk."""
+MOST_OPENED = 500
+PLACES = ("$TMPDIR", "/local/$USER", "/scratch/local/$USER", "/tmp", "/dev/shm")
+"""Where a node's own disk may be, if the profile does not say."""
 
 
 def main() -> None:
@@ -37,6 +45,9 @@ def main() -> None:
         sys.exit(f"error: {me.host} does not see {folder}: {error}")
     answer["token"] = token
     answer["interpreter"] = sys.executable
+    if me.rank == 0:  # before anything of what it reads is in this node's memory
+        with contextlib.suppress(OSError):
+            answer["files"] = measured_files(folder)
     answer["environment"] = tried(imports)
     meeting: Any = None
 
@@ -79,6 +90,61 @@ def imports() -> str:
     import torch
 
     return f"torch {torch.__version__}, mmseg {mmseg.__version__}, mmengine {mmengine.__version__}"
+
+
+def measured_files(folder: Path) -> dict[str, Any]:
+    """The file system of FOLDER, which the login node has just filled, and the folders of this node's own.
+
+    `kind`, `opens`: files opened and closed a second; `read`: bytes a second of one sequential read, None
+    where there was nothing to read; `left`: bytes and files that may be written; `places`: PATH -> kind,
+    room (bytes) and read, or the error: of the folder that `stage` names, else of those that may be there.
+    """
+    found: dict[str, Any] = {"kind": file_systems.kind(folder), "left": quotas.left(folder)}
+    found["read"] = read_speed(folder / "block") if (folder / "block").exists() else None
+    names = [path for path in sorted((folder / "code").rglob("*")) if path.is_file()][:MOST_OPENED]
+    began = time.perf_counter()
+    for name in names:
+        os.close(os.open(name, os.O_RDONLY))
+    found["opens"] = len(names) / (time.perf_counter() - began)
+    setting = (folder / "stage").read_text() if (folder / "stage").exists() else ""
+    found["places"] = {}
+    for text in dict.fromkeys([setting] if setting else PLACES):
+        try:
+            place = staged.expand(text, os.environ)
+            there = place if place.is_dir() else place.parent  # whose last folder is made
+            kind, room = file_systems.kind(there), file_systems.room(there)
+        except (UserError, OSError) as error:
+            if setting:
+                found["places"][text] = {"error": str(error)}
+            continue
+        read = written_and_read(there) if room > 8 * BLOCK else None
+        found["places"][text] = {"kind": kind, "room": room, "read": read}
+    return found
+
+
+def written_and_read(folder: Path) -> float | None:
+    """Bytes a second of a sequential read there; None where nothing can be written."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(os.urandom(BLOCK))
+            file.flush()
+            os.fsync(file.fileno())
+            return read_speed(Path(file.name))
+    except OSError:
+        return None
+
+
+def read_speed(path: Path) -> float:
+    """Bytes a second, past what this node has in memory of the file where the file system lets that go."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        began, size = time.perf_counter(), 0
+        while chunk := os.read(fd, 4 << 20):
+            size += len(chunk)
+        return size / (time.perf_counter() - began)
+    finally:
+        os.close(fd)
 
 
 def gpus() -> dict[str, Any]:

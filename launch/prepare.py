@@ -23,7 +23,7 @@ from jobs.run import events
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError, run_command
 from launch.observe import tables
-from launch.submit import configs, data_ready, options, runs, snapshot
+from launch.submit import configs, data_ready, options, room, runs, snapshot
 from launch.submit import creation as requests
 from launch.submit import single_job as single
 
@@ -149,6 +149,8 @@ def main() -> int:
         raise UserError(
             f"{data_root / folder} is being prepared by {busy.name}: python launch/status.py {busy.name}"
         )
+    if not looks:
+        room.warn_of_files(data_root / folder, dataset, arguments.pack, arguments.unpack)
     batch = single.batch(path, resolved, script_arguments, name, mounts=mounts)
 
     def fill(place: Run) -> None:

@@ -98,6 +98,7 @@ def main() -> int:
     # With --no-submit: of a sweep only this run, for the script of a dry run.
     parser.add_argument("--element", type=options.whole("--element", 0, 10**6), help=argparse.SUPPRESS)
     options.add_common(parser)
+    options.add_training(parser)
     given, arguments_of_worker = own_worker.split(sys.argv[1:])
     arguments = parser.parse_args(given)
     own_worker.check_options(arguments, arguments_of_worker)

@@ -18,6 +18,10 @@ from jobs.run.errors import UserError
 
 VOC = ("voc", "voc_aug")
 VOC_FOLDER = "VOCdevkit"
+VOC_FILES = 25_533
+"""Of the prepared VOC 2012 with SBD."""
+PACKED_FILES = 10
+"""Of a packed dataset, at most."""
 
 ADE20K = Source(
     name="ADEChallengeData2016.zip",
@@ -48,6 +52,14 @@ class Recipe:
 def zipped(folder: str, *names: str) -> Recipe:
     """A converter that is told each of its archives, and unpacks them itself."""
     return Recipe(folder, names, arguments=(*(f"{{archives}}/{name}" for name in names), "-o", "{out}"))
+
+
+def files_of(dataset: str) -> int:
+    """How many files a prepared dataset is, about; 0 where that is not known."""
+    if dataset.lower() in VOC:
+        return VOC_FILES
+    recipe = RECIPES.get(dataset)
+    return sum(recipe.counts.values()) if recipe else 0
 
 
 def foldered(folder: str, *names: str, flag: str = "", counts: dict[str, int] | None = None) -> Recipe:

@@ -19,7 +19,8 @@ from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.registry import Registry
 from mmseg.registry import DATASETS, TRANSFORMS
 
-from jobs.run import packed
+from jobs.run import packed, staged
+from jobs.supervise import heartbeat
 
 
 class _Name(str):
@@ -61,7 +62,8 @@ class PackedBackend(LocalBackend):
             return None
         path, inner = found
         if path not in self._containers:
-            self._containers[path] = packed.Container(path)
+            self._containers[path] = packed.Container(path, staged.place())
+            heartbeat.tell_reads(path)
         return self._containers[path], inner
 
     def get(self, filepath: str | Path) -> bytes:

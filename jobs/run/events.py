@@ -82,6 +82,21 @@ class Resumed(_Event):
     accumulate: int | None = None
 
 
+class Staged(_Event):
+    path: str
+    copy: str
+    bytes: int
+    seconds: float | None
+    host: str | None = None
+    found: bool | None = None
+
+
+class NotStaged(_Event):
+    path: str
+    reason: str
+    host: str | None = None
+
+
 class FirstStep(_Event):
     step: int
     seconds: float | None
@@ -213,6 +228,8 @@ Event = (
     | Cancelled
     | Started
     | Resumed
+    | Staged
+    | NotStaged
     | FirstStep
     | Epoch
     | Validated

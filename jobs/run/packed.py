@@ -5,18 +5,23 @@ DATA/FOLDER/packed.zip     every file of the dataset, by its path below FOLDER (
 DATA/FOLDER/…              manifest, digests and lists beside it, as in the unpacked tree
 
 The file is opened once a process and read with `pread`, which moves no position: workers that are forked may
-go on with their parent's descriptor, all at once.
+go on with their parent's descriptor, all at once. Where copies are made on the node (staged.py), each process
+goes over to the copy once it is there, and back should its disk fail.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+import time
 import zipfile
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from jobs.run import staged
 from jobs.run.errors import UserError
 
 NAME = "packed.zip"
@@ -27,6 +32,10 @@ SLACK = 64
 """Bytes of extra field that are read along with a member, so that one call fetches it."""
 
 
+LOOK_SECONDS = 2.0
+"""How often a process looks whether there is a copy yet, at most."""
+
+
 class Place(NamedTuple):
     offset: int
     """Of the member's local header."""
@@ -35,11 +44,18 @@ class Place(NamedTuple):
 
 
 class Container:
-    """An open container. Raises UserError for a file that is none, OSError for one that cannot be opened."""
+    """An open container. Raises UserError for a file that is none, OSError for one that cannot be opened.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    `stage`: where a copy of it may come to lie.
+    """
+
+    def __init__(self, path: Path, stage: Path | None = None) -> None:
+        self.path, self._stage = path, stage
+        self._look_at = float("inf") if stage is None else 0.0
+        self.local = False
+        """Whether the copy is read now."""
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._status = os.fstat(self._fd)
         try:
             with open(self._fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
                 self.files = {
@@ -72,6 +88,45 @@ class Container:
 
     def read(self, name: str) -> bytes:
         """A file's content. Raises KeyError for an unknown name, UserError for a damaged container."""
+        if self._look_at < time.monotonic():
+            self._look()
+        if self.local:
+            with contextlib.suppress(OSError, UserError):
+                content = self._read(name)
+                if zlib.crc32(content) == self.files[name].crc:
+                    return content
+            self._leave_copy()
+        return self._read(name)
+
+    def _look(self) -> None:
+        """Goes over to the copy if it is there. The descriptor keeps its number: another thread's read is of
+        the one file or of the other."""
+        assert self._stage is not None
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        copy = staged.open_copy(self._stage, self.path, self._status)
+        if copy is not None:
+            self._exchange(copy)
+            self.local, self._look_at = True, float("inf")
+
+    def _leave_copy(self) -> None:
+        """Back to the shared file, for good. Raises UserError if that is another one now."""
+        assert self._stage is not None
+        print(
+            f"baton: the copy of {self.path} in {self._stage} is damaged: on from the shared file", flush=True
+        )
+        shared = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        if staged.name(self.path, os.fstat(shared)) != staged.name(self.path, self._status):
+            os.close(shared)
+            raise UserError(f"{self.path} was replaced while a training reads it: start it again")
+        self._exchange(shared)
+        self.local = False
+        staged.discard(self._stage, self.path, self._status)
+
+    def _exchange(self, other: int) -> None:
+        os.dup2(other, self._fd, inheritable=False)
+        os.close(other)
+
+    def _read(self, name: str) -> bytes:
         place = self.files[name]
         before = HEADER.size + len(name.encode())
         block = os.pread(self._fd, before + SLACK + place.size, place.offset)

@@ -32,14 +32,14 @@ def folder(name: str) -> Path:
     """
     there = Path(tempfile.gettempdir()) / f"baton-{os.geteuid()}"
     try:
-        _make_own(there)
+        os.close(open_folder(there))
     except (UserError, OSError) as error:
         home = Path.home() / ".cache" / "baton"
         print(f"baton: {error}; using {home}", file=sys.stderr, flush=True)
         there = home
         try:
             home.parent.mkdir(parents=True, exist_ok=True)
-            _make_own(home)
+            os.close(open_folder(home))
         except OSError as trouble:
             raise UserError(f"{error}, and {trouble}: set TMPDIR to a folder of your own") from None
     inner = there / name
@@ -107,9 +107,15 @@ def holder(path: Path) -> str:
         return "somebody"
 
 
-def _make_own(path: Path) -> None:
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
+def open_folder(path: Path, make: bool = True) -> int:
+    """A descriptor of the folder at `path`, which nobody but this user can enter; made if there is none.
+
+    With it as `dir_fd` names are looked up in that folder, whatever becomes of `path` meanwhile. Raises
+    UserError where there is anything else than such a folder of this user's; OSError as `mkdir` and `open`.
+    """
+    if make:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -118,8 +124,10 @@ def _make_own(path: Path) -> None:
         raise
     try:
         _check(fd, path, "folder")
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 def _check(fd: int, path: Path, kind: str) -> None:

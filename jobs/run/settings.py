@@ -76,6 +76,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Services that show the run's curves: wandb, mlflow, clearml, tensorboard (jobs/run/trackers.py)."""
     hang_minutes: int = 10
     """A training that makes no step for so long is taken for hanging."""
+    stage: str = ""
+    """A folder of the node's own ($TMPDIR, /local/$USER), for a copy of the packed dataset. Of a training."""
     python: str = ""
     """The interpreter of the tasks (inside the container, if there is one); default: the launcher's own."""
 

@@ -86,6 +86,10 @@ class Coordinator:
             self._signalled(number, message["signal"], now)
         elif "suspended" in message:
             self._suspended(number, message["suspended"], now)
+        elif "copy" in message:
+            event = message["copy"]["event"]
+            fields = {key: value for key, value in message["copy"].items() if key != "event"}
+            self.write(event, host=rank.host, **fields)
         elif "dumped" in message:
             rank.dumped = True
         elif "exit" in message and rank.exit is None:

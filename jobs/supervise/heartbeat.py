@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import time
+from pathlib import Path
 
 INTERVAL = 0.5
 """Seconds between two beats of the same phase, at least."""
+_told: int | None = None
+"""The descriptor of this process's Heartbeat, which forked loaders have, too."""
 
 
 class Heartbeat:
@@ -20,6 +23,8 @@ class Heartbeat:
             # A supervisor that does not read must not stop the training.
             os.set_blocking(self.fd, False)
             os.set_inheritable(self.fd, False)
+        global _told
+        _told = self.fd
 
     def beat(self, phase: str, step: int) -> None:
         """`phase`: start, train, validate, save or end."""
@@ -31,6 +36,16 @@ class Heartbeat:
         self.phase, self.time = phase, now
         # By the clock of the whole machine: whoever was stopped meanwhile can tell when it was written.
         line = json.dumps({"phase": phase, "step": step, "at": round(now, 3)}) + "\n"
-        # A full pipe, or a supervisor that is gone: nobody is listening, which is not for this rank to judge.
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self.fd, line.encode())
+        _write(self.fd, line)
+
+
+def tell_reads(container: Path) -> None:
+    """Tells the supervisor that this rank reads from a packed dataset; without one, nobody."""
+    if _told is not None:
+        _write(_told, json.dumps({"reads": str(container)}) + "\n")
+
+
+def _write(fd: int, line: str) -> None:
+    # A full pipe, or a supervisor that is gone: nobody is listening, which is not for this rank to judge.
+    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        os.write(fd, line.encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.task import Task
+from jobs.supervise import processes
 
 DUMP_TURN_SECONDS = 1.0
 
@@ -48,6 +49,17 @@ def wait_written(path: Path, before: int) -> None:
         if before < size == size_of(path):
             return
         size = size_of(path)
+
+
+def dump_stacks(path: Path, worker: int | None) -> None:
+    """Has the worker and every process below it that can write its stacks to `path`: SIGUSR1 makes the
+    worker's faulthandler write, and its forked loaders have inherited that. They write into one file, so each
+    has its turn: at once, their lines would be mixed up."""
+    for pid in [worker, *processes.descendants(worker)] if worker else []:
+        if processes.catches(pid, signal.SIGUSR1):
+            before = size_of(path)
+            if processes.send(pid, signal.SIGUSR1):
+                wait_written(path, before)
 
 
 def log_of(run: Run, task: Task) -> str | None:

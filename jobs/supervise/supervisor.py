@@ -23,6 +23,7 @@ from jobs.run.directory import Run, newest_start
 from jobs.run.task import Task
 from jobs.supervise import last_words, processes, reserve, tracking
 from jobs.supervise.coordinate import DUMP_SECONDS, SILENT_SECONDS, Coordinator, Rank
+from jobs.supervise.copies import Copies
 from jobs.supervise.rendezvous import Meeting
 
 SIGN_OF_LIFE_SECONDS = 5.0
@@ -101,6 +102,7 @@ class _Supervisor:
         self.coordinator: Coordinator | None = None
 
     def run_worker(self, command: Sequence[str], environ: Mapping[str, str]) -> int:
+        self.copies = Copies(self.run, self.task, environ)
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         self.selector = selectors.DefaultSelector()
         self.selector.register(read_end, selectors.EVENT_READ, "heartbeat")
@@ -124,6 +126,7 @@ class _Supervisor:
         finally:
             self.beside.end(exit_codes.FAILED if self.code is None else self.code)
             processes.end_all()
+            self.copies.leave(self.code == exit_codes.FINISHED)
             for connection in self.peers.values():
                 connection.close()
             self.selector.close()
@@ -131,18 +134,22 @@ class _Supervisor:
 
     def worker_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         task, meeting = self.task, self.meeting
-        env = dict(environ) | {
-            "RANK": str(task.rank),
-            "WORLD_SIZE": str(task.world_size),
-            "LOCAL_RANK": str(task.local_rank),
-            "LOCAL_WORLD_SIZE": str(task.local_world_size),
-            "MASTER_ADDR": meeting.master_address,
-            "MASTER_PORT": str(meeting.master_port),
-            "BATON_STORE_KEY": meeting.store_key,
-            "BATON_RUN": str(self.run.path),
-            "BATON_START": str(meeting.start),
-            "BATON_JOB": task.job,
-        }
+        env = (
+            dict(environ)
+            | {
+                "RANK": str(task.rank),
+                "WORLD_SIZE": str(task.world_size),
+                "LOCAL_RANK": str(task.local_rank),
+                "LOCAL_WORLD_SIZE": str(task.local_world_size),
+                "MASTER_ADDR": meeting.master_address,
+                "MASTER_PORT": str(meeting.master_port),
+                "BATON_STORE_KEY": meeting.store_key,
+                "BATON_RUN": str(self.run.path),
+                "BATON_START": str(meeting.start),
+                "BATON_JOB": task.job,
+            }
+            | self.copies.environment
+        )
         if meeting.interface:
             # gloo goes by the host's name otherwise, which many machines resolve to a loopback address, and
             # one that is alone to an address that others reach.
@@ -171,6 +178,8 @@ class _Supervisor:
         self.take_signals(now)
         self.watch_worker(now)
         self.check_stacks(now)
+        for told in self.copies.news(self.ended):
+            self.report({"copy": told}, now)
         if self.coordinator:
             self.coordinator.tick(now)
             # Not before this rank can end, too: srun kills what is left when others have left with an error.
@@ -188,6 +197,7 @@ class _Supervisor:
         for line in lines:
             try:
                 beat = json.loads(line)
+                self.copies.begin(beat)
                 self.phase, self.step = str(beat["phase"]), beat.get("step", self.step)
                 self.beaten.append(float(beat.get("at", now)))
             except (ValueError, KeyError, TypeError, AttributeError):
@@ -358,22 +368,13 @@ class _Supervisor:
     def obey(self, order: dict[str, Any], now: float) -> None:
         if order["do"] == "dump":
             self.stacks_until = now + DUMP_SECONDS
-            self.dump_stacks()
+            last_words.dump_stacks(self.stacks, self.worker)
         elif order["do"] == "kill" and not self.ended and self.worker is not None:
             ended = self.end_processes()
             status = ended.get(self.worker)
             self.worker_ended(status if status is not None else signal.SIGKILL, now)
         elif order["do"] == "end":
             self.code = int(order["code"])
-
-    def dump_stacks(self) -> None:
-        """SIGUSR1 makes the worker's faulthandler write; its forked loaders have inherited that. They write
-        into one file, so each has its turn: at once, their lines would be mixed up."""
-        for pid in [self.worker, *processes.descendants(self.worker)] if self.worker else []:
-            if processes.catches(pid, signal.SIGUSR1):
-                before = last_words.size_of(self.stacks)
-                if processes.send(pid, signal.SIGUSR1):
-                    last_words.wait_written(self.stacks, before)
 
     def abandoned(self, why: str) -> None:
         """Without rank 0's supervisor there is nobody to go on with."""

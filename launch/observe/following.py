@@ -80,6 +80,8 @@ def _prefix(file: LogFile, several: bool) -> str:
 WORDS = {
     "started": "start {start} on {hosts}",
     "resumed": "goes on from step {step}",
+    "staged": "reads {path} from the copy on {host}",
+    "not_staged": "no copy of {path} on {host}, on from the shared file: {reason}",
     "preempted": "preempted, saved at step {step}",
     "hang": "no progress for {seconds} s",
     "suspended": "goes on after {seconds} s for which it was suspended",

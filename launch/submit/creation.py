@@ -68,7 +68,15 @@ def request(wish: Wish, name: str, config: str, versions: dict[str, str]) -> Req
 
 def data_ahead(wish: Wish) -> data_ready.Ahead:
     """The preparations that this training has to wait for. Raises UserError if there is none and no data."""
-    return data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
+    ahead = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
+    coming = ahead.jobs or ahead.stages
+    if wish.train.settings.stage and not coming and not data_ready.any_packed(wish.data_root, wish.chain):
+        print(
+            f"{wish.train.sources['stage']}: `stage` copies packed datasets, and this config reads none: "
+            "python launch/prepare.py --pack packs one",
+            file=sys.stderr,
+        )
+    return ahead
 
 
 def cluster(resolved: profiles.Resolved, *others: profiles.Resolved) -> dict[str, Any]:

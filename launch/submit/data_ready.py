@@ -95,6 +95,11 @@ def paths(chain: configs.Chain) -> list[str]:
     return sorted(path.removeprefix("data/") for path in normal if path.startswith("data/"))
 
 
+def any_packed(data_root: Path, chain: configs.Chain) -> bool:
+    """Whether one of the config's data roots lies in a packed dataset."""
+    return any(packed.locate(data_root / path) for path in paths(chain))
+
+
 def recipe_of(path: str) -> str:
     """The dataset, as `prepare.py --dataset` names it, that is prepared to this path below a data root; ""
     for one of the user's own."""

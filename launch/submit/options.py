@@ -31,6 +31,10 @@ SETTINGS = {
     "--gpu-type": ("gpu_type", "type of GPU, as in --gpus-per-node=TYPE:N"),
     "--signal-delay": ("signal_delay", "seconds before the time limit at which the job saves and leaves"),
 }
+# Those of a training alone.
+OF_TRAINING = {
+    "--stage": ("stage", "copy a packed dataset to this folder of each node, as $TMPDIR, and read it there"),
+}
 # What a dependent job of the same command takes over too; a time limit or a size is one job's own.
 COMMON = ("partition", "account", "qos", "reservation", "constraint", "gres", "gpu_type", "exclude", "sbatch")
 
@@ -71,6 +75,12 @@ def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
     )
 
 
+def add_training(to: argparse.ArgumentParser) -> None:
+    """Adds those of a training alone."""
+    for option, (setting, help) in OF_TRAINING.items():
+        to.add_argument(option, dest=f"job_{setting}", metavar="FOLDER", help=help)
+
+
 def whole(option: str, low: int, high: int) -> Callable[[str], int]:
     """An argparse type: a whole number in this range, in plain digits. Raises UserError, in one line."""
 
@@ -85,8 +95,8 @@ def whole(option: str, low: int, high: int) -> Callable[[str], int]:
 def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that the command line sets."""
     values: dict[str, Any] = {}
-    for setting, _ in SETTINGS.values():
-        if (value := getattr(arguments, f"job_{setting}")) is not None:
+    for setting, _ in (SETTINGS | OF_TRAINING).values():
+        if (value := getattr(arguments, f"job_{setting}", None)) is not None:
             values[setting] = value
     if getattr(arguments, "nodes", None) is not None:
         values["nodes"] = arguments.nodes
@@ -195,8 +205,8 @@ def as_given(arguments: argparse.Namespace) -> list[str]:
     if cluster.endswith((".yaml", ".yml")):
         cluster = str(Path(cluster).expanduser().absolute())
     words = [f"--cluster={cluster}"]
-    for option, (setting, _) in SETTINGS.items():
-        if (value := getattr(arguments, f"job_{setting}")) is not None:
+    for option, (setting, _) in (SETTINGS | OF_TRAINING).items():
+        if (value := getattr(arguments, f"job_{setting}", None)) is not None:
             words.append(f"{option}={value}")
     for name in ("nodes", "gpus"):
         if (value := getattr(arguments, name, None)) is not None:

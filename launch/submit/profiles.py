@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from jobs.run import secrets, trackers
+from jobs.run import secrets, staged, trackers
 from jobs.run.errors import UserError
 from jobs.run.settings import Container, Notify, Settings
 
@@ -276,6 +276,11 @@ def _check_values(settings: Settings, sources: dict[str, str]) -> None:
             raise wrong(
                 "track", f"names no service that is known: {name!r}{hint}; {', '.join(trackers.NAMES)}"
             )
+    if settings.stage:
+        try:
+            staged.check(settings.stage)
+        except UserError as error:
+            raise wrong("stage", str(error)) from None
     for where in ("env", "secrets"):
         for key in getattr(settings, where):
             if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):

@@ -136,6 +136,9 @@ def test_the_probe_and_a_profile_that_works(cluster: Slurm, tmp_path: Path, voc_
         assert levels["GPUs on the nodes"] == "bad"
         assert levels["NCCL"] == "warning"
         assert has(found, "probe", "good", "--requeue is honoured")
+        assert {"files on the nodes", "the nodes' own disks"} <= set(levels)
+        probes = [file.name for file in (tmp_path / "doctor").rglob("block")]
+        assert probes == [], "what was written to be measured is left behind"
         call(cluster, tmp_path / "runs", "doctor", "--write-profile", name, code=2)
 
         # What it wrote works: a training is submitted with it, runs, and finishes.

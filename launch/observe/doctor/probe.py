@@ -6,7 +6,9 @@ lines, interpreter, environment, container, account. What works for it works for
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import secrets
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ from jobs.run.directory import Run
 from jobs.slurm import login as slurm
 from jobs.slurm import queries as slurm_queries
 from launch.observe import wording as words
+from launch.observe.doctor import disks
 from launch.observe.doctor.facts import Facts, Partition, gres_style
 from launch.observe.doctor.findings import Finding
 from launch.submit import batch_script as script
@@ -27,6 +30,8 @@ from launch.submit import profiles, snapshot
 from launch.submit.runs import CHECKOUT, runs_root
 
 PAUSE = 0.5
+BLOCK = 64 << 20
+"""Bytes that a node reads to measure the shared file system."""
 
 
 def probes_root() -> Path:
@@ -61,6 +66,17 @@ def run(
     token = secrets.token_hex(8)
     (folder / "token").write_text(token)
     resolved = settings(facts, where, profile, chosen)
+    (folder / "stage").write_text(resolved.settings.stage)
+    block = folder / "block"  # that no node has in its memory
+    try:
+        with contextlib.suppress(OSError):  # without room for it, it is shorter
+            block.write_bytes(os.urandom(BLOCK))
+        return _submitted(folder, token, resolved, minutes)
+    finally:
+        block.unlink(missing_ok=True)
+
+
+def _submitted(folder: Path, token: str, resolved: profiles.Resolved, minutes: float) -> list[Finding]:
     tasks = resolved.nodes[0] * resolved.settings.gpus
     requests.write_scripts(Run(folder), script.Batch(resolved=resolved, name="baton-doctor", run=folder))
     file = folder / "job" / "probe.sbatch"
@@ -163,6 +179,9 @@ def meaning(
         elif parts:
             text = f"{parts[0]['text']} ({parts[0]['seconds']:.1f} s)"
             found.append(Finding(topic, "good", text, "works on the nodes"))
+    for one in answers:
+        if "files" in one:
+            found += disks.meaning(one["host"], one["files"])
     if wants and not any("nccl" in one for one in answers) and any("gpus" in one for one in answers):
         found.append(
             Finding("NCCL", "warning", "not tried: the ranks had no GPU each that torch could use",

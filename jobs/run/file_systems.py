@@ -1,0 +1,72 @@
+"""What lies under a path: its file system, the room on it, and the memory that files there would take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+IN_MEMORY = ("tmpfs", "ramfs")
+OVER_A_NETWORK = (
+    *("nfs", "nfs4", "cifs", "smb3", "9p", "afs", "lustre", "beegfs", "gpfs", "ceph", "panfs", "wekafs"),
+    *("orangefs", "pvfs2", "glusterfs", "fuse.glusterfs", "fuse.ceph", "fuse.sshfs", "fhgfs"),
+)
+CGROUP = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def kind(path: Path | int) -> str:
+    """The type of the file system at a path, or of an open file, as mount(8) names it (ext4, nfs4, lustre,
+    tmpfs, …); "" if the kernel does not say."""
+    return _mounted(path)[0]
+
+
+def source(path: Path | int) -> str:
+    """The device, or the server and its folder, that is mounted there; "" if the kernel does not say."""
+    return _mounted(path)[1]
+
+
+def _mounted(path: Path | int) -> tuple[str, str]:
+    """proc(5), mountinfo: MAJOR:MINOR is the third field, type and source follow a lone dash."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    found = ("", "")
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        before, _, after = line.partition(" - ")
+        if after and before.split()[2] == wanted:
+            found = (after.split()[0], after.split()[1])
+    return found
+
+
+def room(path: Path | int) -> int:
+    """Bytes that this user may still write there; of a file system in memory no more than half of what this
+    process may still take, since the files count as the job's."""
+    status = os.statvfs(path)
+    free = status.f_bavail * status.f_frsize
+    return min(free, memory() // 2) if kind(path) in IN_MEMORY else free
+
+
+def memory() -> int:
+    """Bytes of memory that this process, and what its job's control groups hold beside it, may still take."""
+    return min(_limits())
+
+
+def _limits() -> Iterator[int]:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+    for line in CGROUP.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, limit, used = CGROUPS, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            top = CGROUPS / "memory"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        inner = Path(path.lstrip("/"))
+        for group in (inner, *inner.parents):
+            with contextlib.suppress(OSError, ValueError):  # no limit: "max", or no such file at the top
+                most = int((top / group / limit).read_text())
+                yield max(0, most - int((top / group / used).read_text()))
