@@ -70,6 +70,12 @@ EVAL = File(
 INFER = File("infer", "masks and overlays of inferences", "the inference")
 TENSORBOARD = File("tensorboard", "TensorBoard files", TRAINING)
 MMENGINE = File("mmengine", "the framework's own logs", TRAINING)
+COMPILED = File(
+    "compiled",
+    "with `compile`: the kernels that torch made, a folder a rank, for its owner alone; without them a start "
+    "makes them again",
+    TRAINING,
+)
 REPORT = File(
     "report.html",
     "the report, one file that needs nothing else",
@@ -146,7 +152,7 @@ def of(section: str) -> list[File]:
     return everything[:first] if section == "run" else everything[first:]
 
 
-FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, TENSORBOARD, MMENGINE)
+FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, TENSORBOARD, MMENGINE, COMPILED)
 
 
 def table(section: str) -> str:
