@@ -25,7 +25,7 @@ from jobs.catalog.supported import name_of, settings
 from jobs.engine import kernels
 from jobs.engine.saving import Settings
 from jobs.engine.session import Session
-from jobs.mmseg import compat, packed, sampling
+from jobs.mmseg import compat, deterministic, packed, sampling
 from jobs.mmseg.evaluator import use_fast_metric
 from jobs.mmseg.losses import weigh_ignored_pixels
 from jobs.mmseg.transforms import use_fast_transforms
@@ -181,6 +181,8 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     own = settings(cfg)
     cfg.launcher = "pytorch" if session.ranks > 1 else "none"
     cfg.randomness["deterministic"] = cfg.randomness.get("deterministic", False) or own["deterministic"]
+    if cfg.randomness["deterministic"]:
+        deterministic.enable(os.environ)
     endless = exact_sampling(cfg, session, global_batch)
     exact_loop(cfg, endless)
     # Ours saves; `Settings` has what it asks for.
