@@ -150,34 +150,37 @@ def read_speed(path: Path) -> float:
 def gpus() -> dict[str, Any]:
     """What Slurm gave this task, and what torch makes of it.
 
-    `given`: devices in CUDA_VISIBLE_DEVICES; `cuda`: the CUDA version that torch was built for, or None;
+    `given`: devices in CUDA_VISIBLE_DEVICES (or AMD's); `cuda`: what torch was built for (devices.build);
     `driver`: the newest that the node's driver takes, or None; `usable`: GPUs that torch sees; `names`:
     theirs.
     """
-    import torch
+    from jobs.engine import devices
 
-    given = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
-    usable = torch.cuda.device_count()
-    names = sorted({torch.cuda.get_device_name(index) for index in range(usable)})
-    versions = {"cuda": torch.version.cuda, "driver": cuda.driver()}
-    return {"given": len(given), **versions, "usable": usable, "names": names}
+    usable = devices.count()
+    names = sorted({devices.name(f"{devices.kind()}:{index}") for index in range(usable)})
+    versions = {"cuda": devices.build(), "driver": cuda.driver()}
+    return {"given": cuda.given(os.environ) or 0, **versions, "usable": usable, "names": names}
 
 
 def device(me: task.Task) -> Any:
     """The rank's GPU, as a training takes it."""
     import torch
 
-    return torch.device("cuda", me.local_rank % torch.cuda.device_count())
+    from jobs.engine import devices
+
+    return torch.device(devices.kind(), me.local_rank % devices.count())
 
 
 def compute(me: task.Task) -> str:
     """A product on the GPU, against the same on the CPU."""
     import torch
 
+    from jobs.engine import devices
+
     left = torch.arange(64.0).reshape(8, 8)
     if not torch.equal((left.to(device(me)) @ left.to(device(me))).cpu(), left @ left):
         raise RuntimeError("the GPU and the CPU disagree about a product of small whole numbers")
-    return torch.cuda.get_device_name(device(me))
+    return devices.name(str(device(me)))
 
 
 def together(me: task.Task, meeting: rendezvous.Meeting, on_gpu: bool) -> dict[str, Any]:
@@ -185,7 +188,7 @@ def together(me: task.Task, meeting: rendezvous.Meeting, on_gpu: bool) -> dict[s
     import torch
     import torch.distributed as dist
 
-    from jobs.engine import distributed
+    from jobs.engine import devices, distributed
 
     if meeting.interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", meeting.interface)
@@ -198,11 +201,13 @@ def together(me: task.Task, meeting: rendezvous.Meeting, on_gpu: bool) -> dict[s
         return summed(me, torch.tensor([me.rank + 1.0]), None)
 
     found = {"gloo": tried(gloo)}
-    if on_gpu and found["gloo"]["ok"] and torch.cuda.device_count() >= me.local_world_size:
+    if on_gpu and found["gloo"]["ok"] and devices.count() >= me.local_world_size:
 
         def nccl() -> str:
             # Both at once: NCCL over the same store, as a training does it.
-            group = dist.new_group(backend="nccl", timeout=timedelta(seconds=SECONDS))
+            group = dist.new_group(
+                backend=devices.backend(devices.kind()), timeout=timedelta(seconds=SECONDS)
+            )
             return summed(me, torch.tensor([me.rank + 1.0], device=device(me)), group)
 
         found["nccl"] = tried(nccl)

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from jobs.engine import wire
+from jobs.engine import devices, wire
 from jobs.engine.session import Session
-from jobs.run.errors import UserError
 from jobs.supervise import rendezvous
 
 TIMEOUT = timedelta(minutes=30)
@@ -30,14 +29,14 @@ def join(session: Session) -> None:
     must not wait behind the GPU's work. Raises UserError where some ranks of a machine would have a GPU and
     others none.
     """
-    session.device = choose_device(session)
+    backend = choose_device(session)
     if session.ranks == 1:
         return
     send_objects_without_pickle()
     # Kept: the store ends with the object.
     session.store = open_store(session.ranks, session.main, TIMEOUT, _inherited())
     dist.init_process_group(
-        "nccl" if session.device == "cuda" else "gloo",
+        backend,
         store=dist.PrefixStore(store_key(), session.store),
         rank=session.rank,
         world_size=session.ranks,
@@ -108,9 +107,11 @@ def send_objects_without_pickle() -> None:
 
 
 def choose_device(session: Session) -> str:
-    """cuda or cpu; makes this rank's GPU the current one. Rank 0 says what was chosen, in one line."""
-    gpus = torch.cuda.device_count()
-    if not gpus:
+    """Makes this rank's GPU the current one, where there are any. Returns the backend for collectives between
+    the ranks' devices. Rank 0 says what was chosen, in one line."""
+    device = devices.of_rank(session.local_rank, os.environ)
+    session.device = device.partition(":")[0]
+    if device == devices.CPU:
         cores = max(1, len(os.sched_getaffinity(0)) // session.local_ranks)
         if "OMP_NUM_THREADS" not in os.environ:
             # Also keeps mmengine from setting it to 1 with a warning.
@@ -118,17 +119,14 @@ def choose_device(session: Session) -> str:
             torch.set_num_threads(cores)
         if session.main:
             print(f"no GPU: {_ranks(session)} on the CPU over gloo, {cores} cores each", flush=True)
-        return "cpu"
-    # A task may see one GPU (bound by Slurm) or all of its node's.
-    index = session.local_rank if gpus > 1 else 0
-    if index >= gpus:
-        raise UserError(f"{session.local_ranks} ranks on a machine with {gpus} GPUs: ask for as many GPUs")
-    torch.cuda.set_device(index)
+        return "gloo"
+    devices.use(device)
     # mmengine hands LOCAL_RANK to DistributedDataParallel as the device's number.
-    os.environ["LOCAL_RANK"] = str(index)
+    os.environ["LOCAL_RANK"] = device.partition(":")[2]
+    backend = "gloo" if devices.shared(session.local_ranks, os.environ) else devices.backend(device)
     if session.main:
-        print(f"{_ranks(session)} on {torch.cuda.get_device_name(index)} over NCCL", flush=True)
-    return "cuda"
+        print(f"{_ranks(session)} on {devices.name(device)} over {backend.upper()}", flush=True)
+    return backend
 
 
 def _ranks(session: Session) -> str:

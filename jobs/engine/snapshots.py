@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from jobs.engine import devices
+
 Tree = Any
 
 
@@ -35,8 +37,7 @@ class Snapshots:
     def take(self, tree: Tree) -> Tree:
         """A copy of `tree` with all tensors on the CPU. The copy before this one is overwritten."""
         copy = self._copy(tree, ())
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        devices.synchronise()
         return copy
 
     def _copy(self, tree: Tree, path: tuple[Any, ...]) -> Tree:
@@ -44,7 +45,7 @@ class Snapshots:
             old = self.memory.get(path)
             if old is None or old.shape != tree.shape or old.dtype != tree.dtype:
                 # Like it in the order of its elements, too (channels_last): fused optimizers rely on that.
-                old = torch.empty_like(tree, device="cpu", pin_memory=tree.is_cuda)
+                old = torch.empty_like(tree, device="cpu", pin_memory=devices.is_on_accelerator(tree))
                 self.memory[path] = old
             old.copy_(tree.detach(), non_blocking=True)
             return old

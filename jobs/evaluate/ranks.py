@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jobs.run.directory import Run
-from jobs.run.errors import UserError
 from jobs.run.task import Task, read
 from jobs.supervise import rendezvous
 
@@ -39,17 +39,12 @@ def join(run: Run) -> Ranks:
 
 
 def _device(task: Task) -> str:
-    import torch
+    from jobs.engine import devices
 
-    gpus = torch.cuda.device_count()
-    if not gpus:
-        if task.rank == 0:
-            print(f"no GPU: {task.world_size} process(es) on the CPU", flush=True)
-        return "cpu"
-    index = task.local_rank if gpus > 1 else 0
-    if index >= gpus:
-        raise UserError(f"local rank {task.local_rank} has no GPU of its own: this machine has {gpus}")
-    return f"cuda:{index}"
+    device = devices.of_rank(task.local_rank, os.environ)
+    if device == devices.CPU and task.rank == 0:
+        print(f"no GPU: {task.world_size} process(es) on the CPU", flush=True)
+    return device
 
 
 def gather(ranks: Ranks, what: bytes) -> list[bytes] | None:

@@ -11,6 +11,7 @@ overwritten, but for what an inference wrote.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,9 @@ def infer(run: Run, arguments: argparse.Namespace) -> int:
 
 
 def device() -> str:
-    import torch
+    from jobs.engine import devices
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return devices.of_rank(0, os.environ)
 
 
 def build_pipeline(cfg: Any) -> tuple[Any, Any]:

@@ -22,13 +22,14 @@ from mmengine.config.utils import ConfigParsingError
 
 from jobs.catalog import installed, pretrained, supported
 from jobs.catalog.supported import name_of, settings
+from jobs.engine import kernels
 from jobs.engine.saving import Settings
 from jobs.engine.session import Session
-from jobs.mmseg import compat, curves, packed, sampling
+from jobs.mmseg import compat, curves, deterministic, packed, sampling
 from jobs.mmseg.evaluator import use_fast_metric
 from jobs.mmseg.losses import weigh_ignored_pixels
 from jobs.mmseg.transforms import use_fast_transforms
-from jobs.run import files, private, trackers
+from jobs.run import files, trackers
 from jobs.run.directory import check_seed, write_atomically
 from jobs.run.errors import UserError
 
@@ -179,6 +180,8 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     own = settings(cfg)
     cfg.launcher = "pytorch" if session.ranks > 1 else "none"
     cfg.randomness["deterministic"] = cfg.randomness.get("deterministic", False) or own["deterministic"]
+    if cfg.randomness["deterministic"]:
+        deterministic.enable(os.environ)
     endless = exact_sampling(cfg, session, global_batch)
     exact_loop(cfg, endless)
     curves.put_in(cfg)
@@ -188,8 +191,7 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
         without_gpu(cfg, session)
     if cfg.get("compile"):
         cfg.compile = exact_compiling(cfg.compile)
-        # What it finds there it runs, and by default it looks in /tmp, under a name that others can guess.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private.folder("inductor")))
+        kernels.keep(session.run, session.rank, os.environ)
     if own["fast_transforms"] and cfg.default_scope == "mmseg":
         use_fast_transforms(cfg.train_dataloader.dataset)
     use_fast_metric(cfg.get("val_evaluator"))

@@ -1,11 +1,26 @@
-"""How new a CUDA the driver of this machine takes, and for which one torch was built."""
+"""GPUs as far as they can be told without torch: the driver's CUDA and torch's, and which may be used."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
 import re
+from collections.abc import Mapping
 from pathlib import Path
+
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""Environment variables that name the GPUs a process may use; the last two are AMD's, whose torch heeds the
+first as well (https://rocm.docs.amd.com/en/latest/conceptual/gpu-isolation.html)."""
+
+
+def given(environ: Mapping[str, str]) -> int | None:
+    """How many GPUs those variables leave; None where none of them is set. -1 stands for no more."""
+    counts = []
+    for name in VISIBLE:
+        if (value := environ.get(name)) is not None:
+            parts = [part.strip() for part in value.split(",")]
+            counts.append(parts.index("-1") if "-1" in parts else len([part for part in parts if part]))
+    return min(counts, default=None)
 
 
 def driver() -> str | None:

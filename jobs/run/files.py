@@ -86,6 +86,12 @@ TRACK = File(
     "`launch/track.py`, which jobs start",
 )
 MMENGINE = File("mmengine", "the framework's own logs", TRAINING)
+COMPILED = File(
+    "compiled",
+    "with `compile`: the kernels that torch made, a folder a rank, for its owner alone; without them a start "
+    "makes them again",
+    TRAINING,
+)
 REPORT = File(
     "report.html",
     "the report, one file that needs nothing else",
@@ -167,7 +173,7 @@ def of(section: str) -> list[File]:
     return everything[:first] if section == "run" else everything[first:]
 
 
-FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, EXPORT, TENSORBOARD, TRACK, MMENGINE)
+FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, EXPORT, TENSORBOARD, TRACK, MMENGINE, COMPILED)
 
 
 def table(section: str) -> str:

@@ -47,6 +47,15 @@ def folder(name: str) -> Path:
     return inner
 
 
+def own(path: Path) -> None:
+    """Makes a folder, and those above it, or takes the one there is; nobody else can enter it.
+
+    Raises UserError if it is somebody else's, OSError as `mkdir`.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_own(path)
+
+
 def open_own(path: Path) -> int:
     """A descriptor of the file at `path`, made if there is none, that its owner alone can read and write.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import getpass
 import os
@@ -9,6 +10,8 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+
+from jobs.run import cuda
 
 SLURM_CONFIGS = (
     "/etc/slurm/slurm.conf",
@@ -26,14 +29,15 @@ def user() -> str:
         return str(os.getuid())
 
 
-def local_gpus(dev: Path = Path("/dev")) -> int:
-    """GPUs that a process started here would see: NVIDIA device files within CUDA_VISIBLE_DEVICES."""
+def local_gpus(dev: Path = Path("/dev"), amd: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> int:
+    """GPUs that a process started here would see: NVIDIA's device files, AMD's nodes of the kernel's driver
+    (those with a `gpu_id` are no CPUs), within CUDA_VISIBLE_DEVICES and AMD's variables like it."""
     present = sum(1 for entry in os.listdir(dev) if re.fullmatch(r"nvidia\d+", entry))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return present
-    chosen = [part for part in visible.split(",") if part.strip() and part.strip() != "-1"]
-    return min(present, len(chosen))
+    for node in amd.glob("*/gpu_id"):
+        with contextlib.suppress(OSError):  # of a GPU that is another container's
+            present += node.read_text().strip() not in ("", "0")
+    allowed = cuda.given(os.environ)
+    return present if allowed is None else min(present, allowed)
 
 
 @functools.cache

@@ -1,11 +1,15 @@
 """The shipped configs, and what becomes of a config before it trains."""
 
+import errno
+import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from jobs.catalog import installed
+from jobs.engine import kernels
 from jobs.engine.session import Session
 from jobs.mmseg import compat
 from jobs.run.directory import Request, Run
@@ -197,3 +201,39 @@ def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:
     ):
         config.resolve(session(tmp_path, custom_imports=imports))
     config.resolve(session(tmp_path, custom_imports=imports | {"allow_failed_imports": True}))
+
+
+def test_kernels_are_kept_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_FX_GRAPH_CACHE"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+    # As torch itself does when it is asked before.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_somebody")
+    here = session(tmp_path, compile=True)
+    config.prepare(config.resolve(here), here, 8)
+    folder = here.run.path / "compiled" / "1"  # the rank's own
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+    assert os.environ["TRITON_CACHE_DIR"] == str(folder / "triton")
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_kernels_are_kept_where_the_user_says(tmp_path: Path) -> None:
+    given = {"TORCHINDUCTOR_CACHE_DIR": "/scratch/mine", "TRITON_CACHE_DIR": "/scratch/triton"}
+    kernels.keep(Run(tmp_path), 0, environ := dict(given))
+    assert environ == given | {"TORCHINDUCTOR_FX_GRAPH_CACHE": "1"}
+    assert not (tmp_path / "compiled").exists()
+
+
+def test_kernels_are_kept_on_the_machine_where_the_run_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    environ: dict[str, str] = {}
+    kernels.keep(Run(tmp_path / "run"), 0, environ)
+    there = tmp_path / f"baton-{os.geteuid()}" / "inductor"
+    assert environ["TORCHINDUCTOR_CACHE_DIR"] == str(there)
+    assert f"kept in {there}, for this machine: [Errno {errno.ENOLCK}]" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+"""The accelerator, as torch has it. Nothing else in jobs/ and launch/ says `torch.cuda`.
+
+To torch a GPU of AMD's (ROCm) is "cuda" too, its collectives (RCCL) are "nccl". What else there is, torch
+names by itself from 2.6 on (`torch.accelerator`, `get_default_backend_for_device`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs.run.errors import UserError
+
+CPU = "cpu"
+SHARED = "BATON_SHARED_GPUS"
+"""Environment variable: with 1, more ranks than GPUs share these, over gloo (NCCL refuses two ranks on one
+GPU). It shows that ranks come to agree on a machine with one GPU; nothing is gained by it."""
+
+
+@functools.cache
+def kind() -> str:
+    """The type of torch's device that there is here: `cuda` (NVIDIA and AMD), another, or `cpu`."""
+    if torch.cuda.device_count():  # asks the driver without starting the GPU: children may still be forked
+        return "cuda"
+    accelerator = getattr(torch, "accelerator", None)
+    if accelerator is None or not accelerator.is_available():
+        return CPU
+    return str(accelerator.current_accelerator().type)
+
+
+def count() -> int:
+    """Accelerators that torch may use here; 0 where there is only the CPU."""
+    there = kind()
+    return 0 if there == CPU else int(_module(there).device_count())
+
+
+def of_rank(local_rank: int, environ: Mapping[str, str]) -> str:
+    """The device of a machine's rank: `cpu`, or such as `cuda:1`.
+
+    A task may see one GPU (bound by Slurm) or all of its node's. Raises UserError where GPUs do not go round.
+    """
+    gpus = count()
+    if not gpus:
+        return CPU
+    index = local_rank if gpus > 1 else 0
+    if environ.get(SHARED) == "1":
+        index %= gpus
+    if index >= gpus:
+        raise UserError(
+            f"local rank {local_rank} has no GPU of its own: this machine has {gpus}; ask for one a rank"
+        )
+    return f"{kind()}:{index}"
+
+
+def shared(local_ranks: int, environ: Mapping[str, str]) -> bool:
+    """Whether this machine's ranks share GPUs, as `BATON_SHARED_GPUS` allows."""
+    return environ.get(SHARED) == "1" and 0 < count() < local_ranks
+
+
+def use(device: str) -> None:
+    """Makes it this process's current one."""
+    if device != CPU:
+        _module(device).set_device(torch.device(device))
+
+
+def backend(device: str) -> str:
+    """The collectives between devices of this type: `nccl`, `gloo`, …"""
+    there = torch.device(device).type
+    default = getattr(dist, "get_default_backend_for_device", None)
+    if default is None:
+        return {"cuda": "nccl"}.get(there, "gloo")
+    return str(default(there))
+
+
+def name(device: str) -> str:
+    """What the card is called, such as `NVIDIA A100-SXM4-80GB`."""
+    if device == CPU:
+        return "CPU"
+    module = _module(device)
+    return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device
+
+
+def build() -> str | None:
+    """What torch was built for: `12.8` (CUDA), `6.2 (ROCm)`; None for the CPU alone."""
+    hip = getattr(torch.version, "hip", None)
+    return f"{hip} (ROCm)" if hip else torch.version.cuda
+
+
+def seed(number: int) -> None:
+    """Seeds the current accelerator's generator, if one is in use."""
+    if (module := _in_use()) is not None:
+        module.manual_seed(number)
+
+
+def synchronise() -> None:
+    """Waits for what the current accelerator has been given to do, if one is in use."""
+    if (module := _in_use()) is not None:
+        module.synchronize()
+
+
+def peak_bytes() -> int:
+    """The most memory that tensors have had at once on the current accelerator; 0 on the CPU."""
+    module = _in_use()
+    return 0 if module is None else int(module.max_memory_allocated())
+
+
+def is_on_accelerator(tensor: torch.Tensor) -> bool:
+    return tensor.device.type not in (CPU, "meta")
+
+
+def _in_use() -> Any:
+    """The module of the accelerator that this process computes on, or None: asking must not begin to."""
+    if torch.cuda.is_initialized():
+        return torch.cuda
+    there = kind()
+    module = None if there in (CPU, "cuda") else _module(there)
+    return module if module is not None and module.is_initialized() else None
+
+
+def _module(device: str) -> Any:
+    """torch.cuda, torch.xpu, …"""
+    return getattr(torch, torch.device(device).type)
