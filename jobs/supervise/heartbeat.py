@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
+from typing import NamedTuple
+
+from jobs.run.errors import MALFORMED
 
 INTERVAL = 0.5
 """Seconds between two beats of the same phase, at least."""
+
+
+class Beat(NamedTuple):
+    phase: str
+    step: int | None
+    at: float
+    """time.monotonic() of the machine."""
+
+
+def read(line: bytes, now: float) -> Beat | None:
+    """A sign of life as a worker, any program, wrote it; None for what is none."""
+    try:
+        said = json.loads(line)
+        beat = Beat(str(said["phase"]), said.get("step"), float(said.get("at", now)))
+    except MALFORMED:
+        return None
+    numbered = beat.step is None or (type(beat.step) is int and abs(beat.step) < 1 << 63)
+    return beat if numbered and math.isfinite(beat.at) else None
 
 
 class Heartbeat:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from jobs.run.directory import Request, Run
-from jobs.run.errors import UserError
+from jobs.run.errors import MALFORMED, UserError
 from launch.submit import literals
 
 MAY_CHANGE = ("train_cfg", "param_scheduler", "default_hooks", "baton")
@@ -94,6 +94,6 @@ def newest_checkpoint(run: Run) -> dict[str, Any]:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if int(manifest["step"]) > newest.get("step", -1):
                 newest = {"step": int(manifest["step"]), "epoch": int(manifest["epoch"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *MALFORMED):
             continue
     return newest

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import os
 import shutil
@@ -179,6 +181,69 @@ def test_coco_annotations_that_cannot_be_drawn(tmp_path: Path, segmentation: Any
     content["annotations"] = [dict(content["annotations"][0], segmentation=segmentation)]
     file.write_text(json.dumps(content))
     assert said in told(folder, "--masks", file)["bad annotation"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("labelme", {"imageWidth": -5}, "-5×"),
+        ("labelme", {"imageWidth": 10**30}, "an image of"),
+        ("labelme", {"imageWidth": float("inf")}, "is no annotation of LabelMe's"),
+        ("labelme", {"imageWidth": 10**6, "imageHeight": 10**6}, "1000000×1000000"),
+        ("labelme", {"shapes": [{"label": "\x1b[2J\x07", "points": []}]}, "no class"),
+        ("labelme", {"shapes": [{"label": "disc", "points": [], "shape_type": "\ud800"}]}, "\\ud800"),
+        ("labelme", {"shapes": [{"label": "disc", "points": [[10**400, 0]]}]}, "annotation 1"),
+        ("coco", {"width": -96}, "-96×64"),
+        ("coco", {"width": float("inf")}, "OverflowError"),
+        ("coco", {"width": 10**6, "height": 10**6}, "1000000×1000000"),
+        ("coco", {"file_name": "\x1b[2J\ud800.png"}, "no annotation file lists it"),
+    ],
+    ids=str,
+)
+def test_no_annotation_is_believed(
+    kind: str, change: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of sizes that no memory has, numbers that no format has, and text that a terminal obeys. Images that
+    sizes are for cannot be read either, so that nothing else bounds them."""
+    folder = own_images.write(tmp_path, 4, masks=kind)
+    file = sorted((folder / "masks").glob("*.json"))[0]
+    content = json.loads(file.read_text())
+    (content["images"][0] if kind == "coco" else content).update(change)
+    file.write_text(json.dumps(content))
+    if "shapes" not in change:
+        (folder / "images/scene_000.png").write_bytes(b"no image")
+    with pytest.raises(UserError) as refused:
+        make(folder, *(["--masks", file] if kind == "coco" else []))
+    table = folder / "data/.prepare-mine/findings.tsv"
+    text = f"{refused.value}\n{table.read_text() if table.is_file() else ''}"
+    assert said in text
+    assert (text + capsys.readouterr().out).replace("\n", "").replace("\t", "").isprintable()
+
+
+def test_a_mask_in_labelmes_json_is_not_decoded_before_its_size_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(content, "PNG")
+    shape = {
+        "shape_type": "mask",
+        "points": [[0, 0], [3, 3]],
+        "mask": base64.b64encode(content.getvalue()).decode(),
+    }
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it is decoded"))
+    with pytest.raises(masks.BadMask, match="9000×9000"):
+        masks.draw_labelme(np.zeros((20, 20), np.uint8), (1, shape))
+
+
+def test_links_that_lead_around_have_an_end(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path / "a", 4)
+    for name in ("one", "two", "three"):
+        (folder / "images" / name).symlink_to(folder / "images")
+    other = own_images.write(tmp_path / "b", 2)
+    (folder / "images/more").symlink_to(other / "images")
+    (folder / "masks/more").symlink_to(other / "masks")
+    assert len(sources.images_in(folder / "images")) == 6
+    assert len(list(make(folder).rglob("ann_dir/*/**/*.png"))) == 6
 
 
 def test_coco_that_is_none(tmp_path: Path) -> None:

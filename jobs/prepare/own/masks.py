@@ -219,11 +219,13 @@ def draw_labelme(labels: NDArray[np.uint8], shape: tuple[int, dict[str, Any]]) -
     if kind == "mask":
         (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
         content = base64.b64decode(given["mask"])
+        place = labels[max(top, 0) : bottom + 1, max(left, 0) : right + 1]
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            width, height = image.size  # looked at before anything is decoded
+            if min(left, top) < 0 or place.shape != (height, width) or len(image.getbands()) > 1:
+                text = f"a mask of {width}×{height} in {image.mode} does not fit its box"
+                raise BadMask("bad annotation", text, "draw it anew")
             part = np.asarray(image).astype(bool)
-        place = labels[top : bottom + 1, left : right + 1]
-        if min(left, top) < 0 or place.shape != part.shape:
-            raise BadMask("bad annotation", f"a mask of {part.shape} does not fit its box", "draw it anew")
         place[part] = label
         return
     height, width = labels.shape

@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 
+from jobs.catalog import listing
 from jobs.catalog.classes import Classes
 from jobs.prepare.own import masks
 from jobs.prepare.own.findings import Finding, error, warning
-from jobs.prepare.own.images import SUFFIXES
-from jobs.run.errors import UserError
+from jobs.prepare.own.images import MOST_PIXELS, SUFFIXES
+from jobs.run.errors import MALFORMED, UserError
 
 SPLITS = ("train", "val")
 
@@ -47,8 +48,7 @@ def files_below(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     """Path below the folder -> file, of files with these suffixes, sorted; hidden ones are left out."""
     wanted = set(suffixes)
     found = {}
-    for at, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(one for one in folders if not one.startswith("."))
+    for at, names in listing.walk(folder):
         for name in names:
             if os.path.splitext(name)[1].lower() in wanted and not name.startswith("."):
                 path = Path(at, name)
@@ -62,7 +62,7 @@ def images_in(folder: Path) -> dict[str, Path]:
     if not found:
         there = Counter(
             os.path.splitext(name)[1].lower() or "no suffix"
-            for _, _, names in os.walk(folder)
+            for _, names in listing.walk(folder)
             for name in names
         )
         what = (
@@ -188,8 +188,9 @@ def from_labelme(
         try:
             content = parsed(annotation)
             read_labelme(item, content, classes, found)
-        except (UserError, KeyError, TypeError, ValueError, AttributeError) as problem:
-            text = str(problem) if isinstance(problem, UserError) else "is no annotation of LabelMe's"
+        except (UserError, *MALFORMED) as problem:
+            text = f"is no annotation of LabelMe's ({type(problem).__name__}: {problem})"
+            text = str(problem) if isinstance(problem, UserError) else text
             found.append(error("bad annotation", str(annotation), text, "save it again"))
         items.append(item)
     if not there:
@@ -199,12 +200,20 @@ def from_labelme(
 
 def read_labelme(item: Item, content: Any, classes: Classes, found: list[Finding]) -> None:
     if content.get("imageWidth") and content.get("imageHeight"):
-        item.size = (int(content["imageWidth"]), int(content["imageHeight"]))
+        item.size = size_of(content["imageWidth"], content["imageHeight"])
     for shape in content["shapes"]:
         label = label_of(str(shape["label"]), classes, item.mask, found)
         keep = {key: shape.get(key) for key in ("shape_type", "points", "mask")}
         if label is not None:
             item.shapes.append((label, keep))
+
+
+def size_of(width: Any, height: Any) -> tuple[int, int]:
+    """(width, height) as annotations say it. Raises one of MALFORMED for what is no size."""
+    size = (int(width), int(height))
+    if not (min(size) > 0 and size[0] * size[1] <= MOST_PIXELS):
+        raise ValueError(f"an image of {width}×{height}")
+    return size
 
 
 def label_of(name: str, classes: Classes, file: str, found: list[Finding]) -> int | None:
@@ -234,7 +243,7 @@ def from_coco(
         content = parsed(path)
         try:
             read_coco(path, content, files, bare, items, classes, found)
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        except MALFORMED as problem:
             raise UserError(
                 f"{path} is no COCO JSON of segmentations ({type(problem).__name__}: {problem}): it needs "
                 "images (id, file_name, width, height), categories (id, name) and annotations (image_id, "
@@ -271,7 +280,7 @@ def read_coco(
             by_id[one["id"]] = None
             continue
         item = items.setdefault(name, Item(name, str(files[name]), str(path), "coco"))
-        item.size = (int(one["width"]), int(one["height"]))
+        item.size = size_of(one["width"], one["height"])
         by_id[one["id"]] = item
     # Small things lie on large ones.
     for one in sorted(content["annotations"], key=lambda one: -float(one.get("area") or 0)):
