@@ -5,7 +5,7 @@
 PLAN is a JSON file (or a run directory with plan.json in it)
 {"steps": 30, "seconds": 0.05, "save_every": 10, "faults": [...]}; a fault is
 {"start": 1, "rank": 2, "step": 5, "do": "raise" | "exit N" | "kill" | "segv" | "hang" | "fork" | "deaf" |
-"slow" | "babble"} (slow: its saves never end; babble: what is no sign of life, where those go)
+"assert" | "slow" | "babble"} (slow: its saves never end; babble: what is no sign of life, where those go)
 It "trains" by counting, saves RUN/checkpoints/count on rank 0 (unless fenced off), and on USR2 or TERM saves
 and leaves with 85.
 With `finish_when_asked` it finishes then instead, whatever is left to do.
@@ -85,6 +85,8 @@ def misbehave(worker: Worker, what: str) -> None:
     (job / f"died-{mark}").touch()
     if what == "raise":
         raise ValueError(f"a bad batch in rank {worker.rank}")
+    if what == "assert":
+        raise RuntimeError("CUDA error: device-side assert triggered")
     if what.startswith("exit"):  # as native code may: nothing of Python's hears of it
         os._exit(int(what.split()[1]))
     if what == "kill":
