@@ -35,7 +35,7 @@ from PIL import Image  # noqa: E402
 
 from benchmarks import harness  # noqa: E402
 from benchmarks.prepare import family, proportional  # noqa: E402
-from jobs.prepare.own import judge, sources  # noqa: E402
+from jobs.prepare.own import judge, sources, splits  # noqa: E402
 from jobs.prepare.own.scan import How, scan  # noqa: E402
 from jobs.run.errors import run_command  # noqa: E402
 
@@ -85,7 +85,7 @@ def main() -> int:
 def check(folder: Path, count: int) -> None:
     known = classes.parse("\n".join(f"class{number}" for number in range(CLASSES)), "classes")
     items, _, found = sources.collect(folder / "images", [folder / "masks"], "auto", "", known)
-    items, more = sources.split(items, 0.8, 0, "", ("", ""))
+    items, more = splits.split(items, 0.8, 0, "", ("", ""))
     how = How(known)
     pairs = list(scan(items, how, None, None))
     table, told = judge.values_table(pairs, how)

@@ -28,7 +28,7 @@ from jobs.prepare import png, verify
 from jobs.prepare.archives import DamagedArchive, Stream, unpack_tar, walk
 from jobs.prepare.converters import unpack
 from jobs.prepare.deflate import content_digest
-from jobs.prepare.own import findings, judge, masks, pipeline, scan, sources
+from jobs.prepare.own import findings, judge, masks, pipeline, scan, sources, splits
 from jobs.prepare.own import images as own_images
 from jobs.prepare.packed import convert
 from jobs.prepare.voc import build
@@ -65,6 +65,7 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
         "tar": lambda f: _tar(f, "w"), "tgz": lambda f: _tar(f, "w:gz"), "tar.xz": lambda f: _tar(f, "w:xz"),
         "pax tar": lambda f: _tar(f, "w", tarfile.PAX_FORMAT), "zip": _zip,
         "owner": _lock, "packed dataset": _packed, "COCO": lambda f: _annotations(f, "coco"),
+        "Label Studio": lambda f: _annotations(f, "label-studio"),
         "LabelMe": lambda f: _annotations(f, "labelme"), "classes": _classes, "own list": _list,
         "own dataset": _description, "kept rows": _rows,
         "own mask": lambda f: _own(f, "PNG", masks.open_picture),
@@ -386,7 +387,7 @@ def _annotations(folder: Path, kind: str) -> Target:
     def read(content: bytes) -> None:
         file.write_bytes(content)
         items, _, found = sources.collect(folder / "images", [folder / "masks"], kind, "", known)
-        items, more = sources.split(items, None, 0, "", ("", ""))
+        items, more = splits.split(items, None, 0, "", ("", ""))
         pairs = list(scan.scan(items, how, 1, folder / "rows"))
         found += more + judge.judge(pairs, how, known.values)
         findings.table(found)
@@ -414,7 +415,7 @@ def _list(folder: Path) -> Target:
     def read(content: bytes) -> None:
         path.write_bytes(content)
         items = [sources.Item(f"a/{n}.jpg", f"a/{n}.jpg") for n in range(3)]
-        findings.table(sources.split(items, None, 0, "", (str(path), ""))[1])
+        findings.table(splits.split(items, None, 0, "", (str(path), ""))[1])
 
     return Target(b"a/0.jpg\na/1\n2\n", read, (UserError,), True)
 

@@ -23,7 +23,7 @@ from jobs.catalog import classes, manifest
 from jobs.catalog import own_images as options
 from jobs.prepare import __main__ as command
 from jobs.prepare import verify
-from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sources
+from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sources, splits
 from jobs.prepare.own.pipeline import prepare_own
 from jobs.run.errors import UserError
 from tests import own_images
@@ -101,7 +101,7 @@ def test_classes_that_cannot_be_meant(text: str, said: str) -> None:
 # --- masks of every kind give the same labels ---
 
 
-@pytest.mark.parametrize("kind", ["labels", "colours", "coco", "labelme"])
+@pytest.mark.parametrize("kind", ["labels", "colours", "coco", "labelme", "label-studio"])
 def test_masks_of_every_kind(tmp_path: Path, kind: str) -> None:
     folder = own_images.write(tmp_path, 6, masks=kind)
     root = make(folder)
@@ -246,6 +246,30 @@ def test_links_that_lead_around_have_an_end(tmp_path: Path) -> None:
     assert len(list(make(folder).rglob("ann_dir/*/**/*.png"))) == 6
 
 
+def test_label_studios_pngs_need_to_be_told_what_image_a_task_is(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4, masks="label-studio")
+    export, mask = folder / "masks/export.json", folder / "masks/task-41-annotation-8-by-1-tag-disc-0.png"
+    tasks = json.loads(export.read_text())
+    export.unlink()
+    with pytest.raises(UserError, match="JSON export"):
+        make(folder)
+    export.write_text("{}")
+    with pytest.raises(UserError, match="JSON export"):
+        make(folder)
+    # As JSON_MIN has it, from a folder of the server's.
+    local = [
+        {"id": one["id"], "image": "/data/local-files/?d=x/" + one["data"]["image"][24:]} for one in tasks
+    ]
+    export.write_text(json.dumps(local[:3]))
+    mask.rename(mask.with_name("task-41-annotation-8-by-1-tag-disk-0.png"))
+    Image.new("L", (7, 5), 255).save(folder / "masks/task-42-annotation-9-by-1-tag-disc-0.png")
+    found = told(folder)
+    assert "'disk' is no class" in found["class unknown"]
+    assert "is 7×5, its image 96×64" in found["sizes differ"]
+    assert "scene_003.png no mask in" in found["no mask"]
+    assert "no image of --images is task 43" in found["no image"]
+
+
 def test_coco_that_is_none(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 4, masks="coco")
     (folder / "masks/instances.json").write_text('{"images": [{"id": 1}], "annotations": []}')
@@ -348,23 +372,23 @@ def items(names: list[str]) -> list[sources.Item]:
 
 def test_a_split_is_a_function_of_seed_and_names() -> None:
     names = [f"{number}.png" for number in range(100)]
-    first = {one.name: one.split for one in sources.split(items(names), 0.7, 3, "", ("", ""))[0]}
-    again = {one.name: one.split for one in sources.split(items(names[::-1]), 0.7, 3, "", ("", ""))[0]}
-    other = {one.name: one.split for one in sources.split(items(names), 0.7, 4, "", ("", ""))[0]}
+    first = {one.name: one.split for one in splits.split(items(names), 0.7, 3, "", ("", ""))[0]}
+    again = {one.name: one.split for one in splits.split(items(names[::-1]), 0.7, 3, "", ("", ""))[0]}
+    other = {one.name: one.split for one in splits.split(items(names), 0.7, 4, "", ("", ""))[0]}
     assert first == again != other
     assert list(first.values()).count("train") == 70
 
 
 def test_groups_stay_together() -> None:
     names = [f"patient{patient}_{number}.png" for patient in range(20) for number in range(5)]
-    split, found = sources.split(items(names), 0.8, 0, r"patient(\d+)_", ("", ""))
+    split, found = splits.split(items(names), 0.8, 0, r"patient(\d+)_", ("", ""))
     assert not found
     by_group: dict[str, set[str]] = {}
     for one in split:
         by_group.setdefault(one.name.split("_")[0], set()).add(one.split)
     assert all(len(splits) == 1 for splits in by_group.values())
     assert sum(one.split == "train" for one in split) == 80
-    _, found = sources.split(items(["x.png"]), 0.8, 0, "patient", ("", ""))
+    _, found = splits.split(items(["x.png"]), 0.8, 0, "patient", ("", ""))
     assert found[0].kind == "in no group"
 
 

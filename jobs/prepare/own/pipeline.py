@@ -32,7 +32,7 @@ from jobs.catalog.listing import walk
 from jobs.catalog.manifest import Manifest
 from jobs.prepare.disk import sync
 from jobs.prepare.lock import Lock, hold
-from jobs.prepare.own import build, config_file, findings, judge, sheet, sources
+from jobs.prepare.own import build, config_file, findings, judge, sheet, sources, splits
 from jobs.prepare.own.config_file import Description
 from jobs.prepare.own.findings import Finding
 from jobs.prepare.own.judge import Bands, Pair
@@ -133,7 +133,7 @@ def check_all(args: argparse.Namespace, known: Classes, work: Path) -> Checked:
     )
     share = float(args.split) if args.split else None
     chosen = (args.train_list or "", args.val_list or "")
-    items, more = sources.split(items, share, int(args.seed or 0), args.group_by or "", chosen)
+    items, more = splits.split(items, share, int(args.seed or 0), args.group_by or "", chosen)
     how = How(known, kind if pictures else "auto", bool(args.ignore_exif))
     say(f"{len(items):,} images, masks: {'pictures' if kind_found == 'picture' else kind_found}")
     pairs = list(scan(items, how, args.processes, work / "rows"))
