@@ -113,6 +113,21 @@ def test_masks_of_every_kind(tmp_path: Path, kind: str) -> None:
     assert verify.deep(root, 1) == []
 
 
+def test_cvats_segmentation_masks_with_its_own_labelmap(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5, masks="colours")
+    lines = [
+        "# label:color_rgb:parts:actions",
+        "background:0,0,0::",
+        "disc:220,60,40::",
+        "square:40,70,220::",
+    ]
+    (folder / "classes.txt").write_text("\n".join(lines) + "\n")
+    found = labels_of(make(folder))
+    assert [
+        (found[name] == labels).all() for name, labels in zip(sorted(found), expected(5), strict=True)
+    ] == [True] * 5
+
+
 def test_binary_masks_are_seen_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = own_images.write(tmp_path, 5, masks="binary")
     (folder / "classes.txt").write_text("background\nthing\n")
