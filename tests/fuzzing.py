@@ -9,6 +9,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,22 +18,28 @@ import xxhash
 from PIL import Image
 from scipy.io import savemat
 
-from jobs.catalog import manifest
+from jobs.catalog import classes, manifest, owner
+from jobs.catalog import own_images as own_options
 from jobs.catalog import readiness as state
 from jobs.engine import checkpoints
 from jobs.mmseg import images
+from jobs.prepare import __main__ as command
 from jobs.prepare import png, verify
 from jobs.prepare.archives import DamagedArchive, Stream, unpack_tar, walk
 from jobs.prepare.converters import unpack
 from jobs.prepare.deflate import content_digest
+from jobs.prepare.own import findings, judge, masks, pipeline, scan, sources, splits
+from jobs.prepare.own import images as own_images
+from jobs.prepare.packed import convert
 from jobs.prepare.voc import build
 from jobs.prepare.voc.sbd import BadMask, mask_of
-from jobs.run import checkpoint_files, events
+from jobs.run import checkpoint_files, events, packed
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
 from launch.observe import efficiency, history, states
 from launch.submit import profiles
+from tests import own_images as made_images
 from tests.unit.made_runs import interrupted_run, made_run
 
 
@@ -57,6 +64,13 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
         "checkpoint manifest": _checkpoint, "best checkpoint": _best,
         "tar": lambda f: _tar(f, "w"), "tgz": lambda f: _tar(f, "w:gz"), "tar.xz": lambda f: _tar(f, "w:xz"),
         "pax tar": lambda f: _tar(f, "w", tarfile.PAX_FORMAT), "zip": _zip,
+        "owner": _lock, "packed dataset": _packed, "COCO": lambda f: _annotations(f, "coco"),
+        "Label Studio": lambda f: _annotations(f, "label-studio"),
+        "LabelMe": lambda f: _annotations(f, "labelme"), "classes": _classes, "own list": _list,
+        "own dataset": _description, "kept rows": _rows,
+        "own mask": lambda f: _own(f, "PNG", masks.open_picture),
+        **{f"own {kind}": lambda f, kind=kind: _own(f, kind, own_images.look) for kind in KINDS},
+        "weights": lambda f: _weights(f, True), "old weights": lambda f: _weights(f, False),
         "mat": lambda _: _mat(True), "plain mat": lambda _: _mat(False), "mask": _mask,
         **{kind: lambda f, kind=kind: _image(f, kind) for kind in KINDS},
     }  # fmt: skip
@@ -137,11 +151,13 @@ def _request(folder: Path) -> Target:
         "env": {"A": "b"},
         "sources": {"gpus": "x.yaml", "env.A": "x.yaml"},
     }
-    run = made_run(folder / "run", cluster=cluster, set={"a.b": [1, None, 0.5]}, nodes=2, seed=3)
+    run = made_run(
+        folder / "run", cluster=cluster, set={"a.b": [1, None, 0.5], "a.c": (1, 2)}, nodes=2, seed=3
+    )
 
     def read(content: bytes) -> None:
         run.request_file.write_bytes(content)
-        run.request()
+        run.request().overrides  # noqa: B018
 
     return Target(run.request_file.read_bytes(), read, (UserError,), True)
 
@@ -207,7 +223,7 @@ def _checkpoint_file(folder: Path, name: str) -> Target:
             record = dict.fromkeys(checkpoints.FIELDS, 1) | {"step": number, "epoch": number, "start": 1}
             record |= {"bytes": 100, "digest": checkpoints.digest(where / file), "validation_due": False}
             (where / f"{file}.json").write_text(json.dumps(record))
-        (where / "best.json").write_text(json.dumps({"path": "epoch_1.pth", "score": 0.5}))
+        (where / "best.json").write_text(json.dumps({"path": "epoch_1.pth", "value": 0.5}))
 
     where = folder / "checkpoints"
 
@@ -216,7 +232,7 @@ def _checkpoint_file(folder: Path, name: str) -> Target:
         (where / name).write_bytes(content)
         checkpoints.listed(where)
         checkpoint_files.last(where)
-        checkpoints.best(where)
+        checkpoints.best_value(where)
         checkpoints.newest(where, lambda *_, **__: None)
         left = {xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in where.iterdir()}
         assert {xxhash.xxh3_64_hexdigest(one) for one in contents.values()} <= left
@@ -316,3 +332,145 @@ def _image(folder: Path, kind: str) -> Target:
         images.read(path)
 
     return Target(output.getvalue(), read, (UserError, png.BadImage))
+
+
+def _lock(folder: Path) -> Target:
+    """Of a preparation: who holds it, whether he lives."""
+    file = folder / owner.NAME
+
+    def read(content: bytes) -> None:
+        file.write_bytes(content)
+        found = owner.read(folder)
+        assert found is not None
+        owner.is_dead(found[0])
+        assert str(found[0])
+
+    return Target(json.dumps(asdict(owner.myself("mine"))).encode(), read, (), True)
+
+
+def _packed(folder: Path) -> Target:
+    root, made = _dataset(folder), folder / "packed"
+    made.mkdir()
+    convert.pack_tree(root, made)
+    path, out = made / packed.NAME, folder / "in" / "out"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        shutil.rmtree(folder / "in", ignore_errors=True)
+        out.mkdir(parents=True)
+        verify._opened.cache_clear()
+        problems = verify.quick(made) + verify.deep(made, 1)
+        try:
+            container = packed.Container(path)
+            for name in container.files:
+                container.read(name)
+            assert "" in container.folders
+            convert.unpack_tree(made, out)
+            assert (out / "list.txt").read_bytes() == (root / "list.txt").read_bytes()
+        except UserError:
+            assert problems
+            raise
+        finally:
+            assert [one.name for one in (folder / "in").iterdir()] == ["out"]
+
+    return Target(path.read_bytes(), read, (UserError,))
+
+
+def _annotations(folder: Path, kind: str) -> Target:
+    """Of one image among two: as a preparation reads and judges them, with all that it writes about them."""
+    made_images.write(folder, 2, masks=kind)
+    known = classes.read(folder / "classes.txt")
+    file = sorted((folder / "masks").glob("*.json"))[0]
+    before = {path: path.read_bytes() for path in (folder / "images").iterdir()}
+    how = scan.How(known)
+
+    def read(content: bytes) -> None:
+        file.write_bytes(content)
+        items, _, found = sources.collect(folder / "images", [folder / "masks"], kind, "", known)
+        items, more = splits.split(items, None, 0, "", ("", ""))
+        pairs = list(scan.scan(items, how, 1, folder / "rows"))
+        found += more + judge.judge(pairs, how, known.values)
+        findings.table(found)
+        (folder / "rows").unlink()
+        assert before == {path: path.read_bytes() for path in (folder / "images").iterdir()}
+        findings.stop_at_errors(found, "x", "y")
+
+    return Target(file.read_bytes(), read, (UserError,), True, share=0.5)
+
+
+def _classes(folder: Path) -> Target:
+    path = folder / "classes.txt"
+    good = f"{made_images.CLASSES}road 1 2 3 value=7\nignore #102030 value=9\n"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        classes.read(path)
+
+    return Target(good.encode(), read, (UserError,), True)
+
+
+def _list(folder: Path) -> Target:
+    path = folder / "list.txt"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        items = [sources.Item(f"a/{n}.jpg", f"a/{n}.jpg") for n in range(3)]
+        findings.table(splits.split(items, None, 0, "", (str(path), ""))[1])
+
+    return Target(b"a/0.jpg\na/1\n2\n", read, (UserError,), True)
+
+
+def _description(folder: Path) -> Target:
+    made_images.write(folder, 3)
+    given = ["--data-root", folder, "--dataset", "mine", "--images", folder / "images", "--processes", "1"]
+    given += ["--masks", folder / "masks", "--classes", folder / "classes.txt"]
+    pipeline.prepare_own(command.parser().parse_args(list(map(str, given))))
+    root = folder / "mine"
+    file = root / own_options.DESCRIPTION
+
+    def read(content: bytes) -> None:
+        file.write_bytes(content)
+        pipeline.description(root)
+
+    return Target(file.read_bytes(), read, (UserError,), True)
+
+
+def _rows(folder: Path) -> Target:
+    """What an interrupted start has left."""
+    made_images.write(folder, 2)
+    known = classes.read(folder / "classes.txt")
+    items = sources.collect(folder / "images", [folder / "masks"], "auto", "", known)[0]
+    file, how = folder / "rows", scan.How(known)
+    wanted = [row for _, row in scan.scan(items, how, 1, file)]
+
+    def read(content: bytes) -> None:
+        file.write_bytes(content)
+        assert [row.key for _, row in scan.scan(items, how, 1, file)] == [row.key for row in wanted]
+
+    return Target(file.read_bytes(), read, ())
+
+
+def _own(folder: Path, kind: str, look: Callable[[bytes], object]) -> Target:
+    good = _image(folder, kind).good
+
+    def read(content: bytes) -> None:
+        look(content)
+        own_images.read(content)
+
+    return Target(good, read, (own_images.BadPicture,))
+
+
+def _weights(folder: Path, zipped: bool) -> Target:
+    import torch
+
+    from jobs.mmseg import model
+
+    file = folder / "x.pth"
+    content = {"state_dict": {"a.weight": torch.arange(6.0).reshape(2, 3)}, "meta": {"epoch": 3}}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+
+    def read(content: bytes) -> None:
+        file.write_bytes(content)
+        model.weights_of(file)
+
+    return Target(file.read_bytes(), read, (UserError,), share=0.5)

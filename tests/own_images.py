@@ -40,12 +40,13 @@ def draw(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[Any]
 
 
 def write(folder: Path, count: int = 20, suffix: str = ".png", masks: str = "labels") -> Path:
-    """FOLDER/images, FOLDER/masks (`masks`: labels, colours, binary, coco, labelme or none) and
+    """FOLDER/images, FOLDER/masks (`masks`: labels, colours, binary, coco, labelme, label-studio or none) and
     FOLDER/classes.txt. Returns the folder."""
     random = np.random.default_rng(1)
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
     (folder / "classes.txt").write_text(CLASSES)
+    tasks: list[dict[str, Any]] = []
     coco: dict[str, list[Any]] = {
         "images": [],
         "annotations": [],
@@ -65,8 +66,15 @@ def write(folder: Path, count: int = 20, suffix: str = ".png", masks: str = "lab
         elif masks == "labelme":
             content = labelme(f"../images/{name}{suffix}", drawn)
             target.with_suffix(".json").write_text(json.dumps(content))
+        elif masks == "label-studio":
+            for label, kind in ((1, "disc"), (2, "square")):
+                named = f"task-{number + 40}-annotation-{number + 7}-by-1-tag-{kind}-0.png"
+                Image.fromarray((labels == label).astype(np.uint8) * 255).save(target.with_name(named))
+            tasks.append({"id": number + 40, "data": {"image": f"/data/upload/1/3fd2a1b0-{name}{suffix}"}})
         elif masks == "coco":
             add_to_coco(coco, number, f"{name}{suffix}", drawn)
+    if masks == "label-studio":
+        (folder / "masks" / "export.json").write_text(json.dumps(tasks))
     if masks == "coco":
         (folder / "masks" / "instances.json").write_text(json.dumps(coco))
     return folder

@@ -5,7 +5,7 @@
 PLAN is a JSON file (or a run directory with plan.json in it)
 {"steps": 30, "seconds": 0.05, "save_every": 10, "faults": [...]}; a fault is
 {"start": 1, "rank": 2, "step": 5, "do": "raise" | "exit N" | "kill" | "segv" | "hang" | "fork" | "deaf" |
-"slow"} (slow: its saves never end).
+"assert" | "slow" | "babble"} (slow: its saves never end; babble: what is no sign of life, where those go)
 It "trains" by counting, saves RUN/checkpoints/count on rank 0 (unless fenced off), and on USR2 or TERM saves
 and leaves with 85.
 With `finish_when_asked` it finishes then instead, whatever is left to do.
@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jobs.run import files
 from jobs.run.directory import write_atomically
 from jobs.supervise import heartbeat
 from jobs.worker import Worker
@@ -32,6 +33,12 @@ heartbeat.INTERVAL = 0.0
 """Its steps take milliseconds, and who stands still at which is what tests ask: each is told."""
 
 slow: list[bool] = []
+
+BABBLE = (
+    *(b"[" * 100_000, b"[]", b"null", b"\xff", b'{"phase": "train", "at": 1e999}', b'{"at": ' + b"9" * 400),
+    *(b'{"phase": "train", "step": "\\ud800"}', b'{"phase": "train", "step": ' + b"9" * 30 + b"}"),
+    b'{"phase": "train", "step": {"a": 1}}',
+)
 
 
 def count_file(worker: Worker) -> Path:
@@ -78,6 +85,8 @@ def misbehave(worker: Worker, what: str) -> None:
     (job / f"died-{mark}").touch()
     if what == "raise":
         raise ValueError(f"a bad batch in rank {worker.rank}")
+    if what == "assert":
+        raise RuntimeError("CUDA error: device-side assert triggered")
     if what.startswith("exit"):  # as native code may: nothing of Python's hears of it
         os._exit(int(what.split()[1]))
     if what == "kill":
@@ -95,6 +104,15 @@ def misbehave(worker: Worker, what: str) -> None:
         (job / f"child-{mark}").write_text(str(child.pid))
     if what == "slow":
         slow.append(True)
+    if what == "babble":
+        fd = int(os.environ["BATON_HEARTBEAT_FD"])
+        os.set_blocking(fd, True)
+        for line in BABBLE:
+            os.write(fd, line + b"\n")
+        os.set_blocking(fd, False)
+        error = worker.run.job / files.ERROR(START=worker.start, RANK=worker.rank)
+        error.write_bytes(b"[" * 100_000)
+        os._exit(3)
     if what == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from jobs.run import private
-from jobs.run.errors import UserError
+from jobs.run.errors import MALFORMED, UserError
 
 GPUS_PER_NODE = 2
 
@@ -118,7 +118,7 @@ def load(state: Path | str) -> Cluster:
         raise UserError(
             f"{layout.state} holds no test cluster; start one: python env/cluster/up.py STATE"
         ) from None
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.MsgspecError, *MALFORMED) as error:
         raise UserError(f"{layout.marker} is damaged ({error}); delete {layout.state}") from None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -24,3 +26,19 @@ def nothing_there(folder: Path, suffix: str) -> str:
 def holds(folder: Path, suffix: str) -> bool:
     """Whether any file below a folder ends so; the first one will do."""
     return any(path.is_file() for path in folder.rglob(f"*{suffix}"))
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of the files in it) of all below a folder, through links too, hidden folders left out.
+    A link to a folder in which it lies is not followed: there would be no end."""
+    for at, folders, names in os.walk(folder, followlinks=True):
+        above = Path(os.path.realpath(at))
+        folders[:] = sorted(
+            one
+            for one in folders
+            if not one.startswith(".")
+            and not (
+                os.path.islink(link := os.path.join(at, one)) and above.is_relative_to(os.path.realpath(link))
+            )
+        )
+        yield at, names

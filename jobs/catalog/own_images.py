@@ -11,7 +11,7 @@ from jobs.catalog import classes
 from jobs.catalog.recipes import RECIPES, VOC, VOC_FOLDER
 from jobs.run.errors import UserError
 
-KINDS = ("auto", "labels", "colours", "binary", "coco", "labelme")
+KINDS = ("auto", "labels", "colours", "binary", "coco", "labelme", "label-studio")
 TAKEN = {VOC_FOLDER.lower(), "pretrained", *VOC, *RECIPES, *(one.folder.lower() for one in RECIPES.values())}
 
 DESCRIPTION = "dataset.json"

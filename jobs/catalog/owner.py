@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
+
+from jobs.run.errors import MALFORMED
 
 NAME = ".prepare.lock"
 
@@ -69,14 +72,14 @@ def read(data_root: Path) -> tuple[Owner, float] | None:
     """
     try:
         # Opened, not stat'ed: NFS looks at the server again then.
-        with open(data_root / NAME, encoding="utf-8") as file:
+        with open(data_root / NAME, "rb") as file:
             beat = os.fstat(file.fileno()).st_mtime
             content = file.read()
     except FileNotFoundError:
         return None
     try:
-        return Owner(**json.loads(content)), beat
-    except (ValueError, TypeError):
+        return msgspec.json.decode(content, type=Owner), beat
+    except (msgspec.MsgspecError, *MALFORMED):
         return Owner("an unknown host", 0, 0, "", "", 0, ""), beat
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from jobs.catalog.supported import name_of
+from jobs.run import secrets
 from jobs.run.errors import UserError
 
 DEFAULT = "open-mmlab://resnet50_v1c"
@@ -173,9 +174,20 @@ def published(reference: str) -> tuple[str, str]:
 def file_name(source: str) -> str:
     """The name of the file behind an address, without what follows a `?` or `#`.
 
-    Raises UserError for an address that names none, or none that could be a file's of ours (`..`).
+    Raises UserError for an address that names none, or none that could be a file's of ours (`..`), and for
+    one with a secret in it: addresses are kept, and shown.
     """
-    name = unquote(urlsplit(source).path.rsplit("/", 1)[-1])
+    try:
+        parts = urlsplit(source)
+    except ValueError as error:
+        raise UserError(f"{source!r} is no address: {error}") from None
+    if "@" in parts.netloc or secrets.in_text(parts.query.replace("&", " ")):
+        place = parts.netloc.rpartition("@")[2] + parts.path
+        raise UserError(
+            f"the address of {place} has a password or a key in it, which others could read: get the file "
+            "yourself, and give its path"
+        )
+    name = unquote(parts.path.rsplit("/", 1)[-1])
     plain = source.isprintable() and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,199}", name)
     if not plain:
         raise UserError(f"the address {source!r} does not end in a file's name: {name!r}")

@@ -23,7 +23,7 @@ from typing import Any
 import xxhash
 
 from jobs.run import files
-from jobs.run.checkpoint_files import Checkpoint, beside, best, listed, read, wrong_size
+from jobs.run.checkpoint_files import DAMAGED, Checkpoint, beside, best, listed, read, wrong_size
 from jobs.run.directory import newest_start, write_atomically
 from jobs.run.errors import UserError
 from jobs.run.events import now
@@ -332,4 +332,7 @@ def best_value(directory: Path) -> float | None:
     """The value of the best validation so far, whose checkpoint is still there."""
     if best(directory) is None:
         return None
-    return float(json.loads((directory / files.BEST).read_text())["value"])
+    try:
+        return float(json.loads((directory / files.BEST).read_text())["value"])
+    except DAMAGED:
+        return None

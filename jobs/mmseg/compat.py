@@ -19,6 +19,8 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jobs.catalog import pretrained
 from jobs.catalog.installed import has_compiled_mmcv, is_installed
 from jobs.engine import safe_load
@@ -32,6 +34,7 @@ def prepare() -> None:
     load_weights_only()
     download_nothing()
     keep_config_text_plain()
+    refuse_labels_that_do_not_fit()
 
 
 def stub_compiled_mmcv() -> None:
@@ -85,6 +88,57 @@ def find_packages_without_pkg_resources() -> None:
 
     config.is_installed = lambda package: installed_path(package) is not None
     config.get_installed_path = get_installed_path
+
+
+MOST_LABEL, VOID = 255, 65535
+"""What LoadAnnotations keeps of a mask; and what of 16 bits it takes for 255, as is meant."""
+
+
+def refuse_labels_that_do_not_fit() -> None:
+    """mmseg's LoadAnnotations brings whatever it reads down to 8 bits without a word: of a mask of 16 bits
+    label 300 becomes 44. Here it raises ValueError instead (which data.py names the file of)."""
+    from mmseg.datasets.transforms import loading
+
+    if isinstance(loading.mmcv, _Decoder):
+        return
+    loading.mmcv = decoder = _Decoder(loading.mmcv)
+    stock = loading.LoadAnnotations._load_seg_map
+
+    def load_seg_map(self: Any, results: dict[str, Any]) -> None:
+        decoder.wide = None
+        stock(self, results)
+        if decoder.wide is None:
+            return
+        wide, decoder.wide = decoder.wide, None
+        wrong = [
+            value for value in np.unique(wide).tolist() if not 0 <= value <= MOST_LABEL and value != VOID
+        ]
+        if wrong:
+            listed = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
+            raise ValueError(
+                f"label {listed} of a mask of {wide.dtype}: masks are read as 8 bits, in which labels are 0 "
+                f"to 254, and 255 is ignored; write other labels, or have a transform of yours read them"
+            )
+
+    loading.LoadAnnotations._load_seg_map = load_seg_map
+
+
+class _Decoder(types.ModuleType):
+    """mmcv, as a module of mmseg's sees it; `wide` is what it decoded last, if of more than 8 bits."""
+
+    wide: Any = None
+
+    def __init__(self, mmcv: types.ModuleType) -> None:
+        super().__init__(mmcv.__name__)
+        self.mmcv = mmcv
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.mmcv, name)
+
+    def imfrombytes(self, *args: Any, **options: Any) -> Any:
+        pixels = self.mmcv.imfrombytes(*args, **options)
+        self.wide = pixels if pixels is not None and pixels.dtype.itemsize > 1 else None
+        return pixels
 
 
 def load_weights_only() -> None:

@@ -20,7 +20,7 @@ from jobs.engine import progress
 from jobs.engine.progress import finite
 from jobs.engine.session import Session
 from jobs.run import files
-from jobs.run.errors import UserError
+from jobs.run.errors import MALFORMED, UserError
 
 HISTORY = 1000
 """Values of a logged scalar that are kept. mmengine keeps a million, and copies all of them in every step."""
@@ -194,9 +194,9 @@ class Metrics(Hook):
 def read_best(session: Session) -> dict[str, Any] | None:
     try:
         record = json.loads((session.run.checkpoints / files.BEST).read_text())
-    except (OSError, ValueError):
+        return {key: record.get(key) for key in ("mIoU", "metric", "value", "step")}
+    except (OSError, *MALFORMED):
         return None
-    return {key: record.get(key) for key in ("mIoU", "metric", "value", "step")}
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -239,7 +239,7 @@ def changed(schedulers: Any, saved: Any) -> bool:
         plain(value) != old[key]
         for one, old in zip(_flat(schedulers), before, strict=True)
         for key, value in one.state_dict().items()
-        if key not in EVOLVING and key in old and isinstance(value, (int, float, str, tuple, list))
+        if key not in EVOLVING and key in old and isinstance(value, (int, float, str, tuple, list, dict))
     )
 
 

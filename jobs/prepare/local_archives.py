@@ -17,7 +17,7 @@ from jobs.prepare.archives import DamagedArchive, digest, looks_like_html
 from jobs.prepare.progress import say, task
 from jobs.prepare.workers import NICER
 from jobs.run.directory import write_atomically
-from jobs.run.errors import UserError
+from jobs.run.errors import MALFORMED, UserError
 
 SUMS = {"SHA256SUMS": "sha256", "SHA1SUMS": "sha1", "MD5SUMS": "md5"}
 STAMP = "checked.json"
@@ -148,7 +148,7 @@ def check_archive(
 def recall(stamp: Path, key: str) -> str | None:
     try:
         return json.loads(stamp.read_text()).get(key)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, *MALFORMED):
         return None
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from jobs.catalog.owner import NAME, Owner, is_dead, myself, read
 from jobs.run import private
-from jobs.run.errors import UserError
+from jobs.run.errors import MALFORMED, UserError
 
 BEAT = 5.0
 STALE = 60.0
@@ -54,7 +54,7 @@ class Lock:
     def is_ours(self) -> bool:
         try:
             return bool(json.loads(self.path.read_text(encoding="utf-8"))["token"] == self.owner.token)
-        except (OSError, ValueError, KeyError):
+        except (OSError, *MALFORMED):
             return False
 
     def check(self) -> None:

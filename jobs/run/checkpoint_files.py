@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run import files
+from jobs.run.errors import MALFORMED
 
-DAMAGED = (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+DAMAGED = (FileNotFoundError, *MALFORMED)
 """What reading a manifest raises that is missing, or is none."""
 
 

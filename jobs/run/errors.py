@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON leads to that is damaged, nested without end, or of another layout than ours."""
+
 
 class UserError(Exception):
     """What is wrong, where, and the mend, in one line. Commands print it without a traceback."""

@@ -64,6 +64,7 @@ class Container:
                     if one.compress_type == zipfile.ZIP_STORED and one.compress_size == one.file_size
                 }
                 others = len(archive.infolist()) - len(self.files)
+            self._check_places(os.fstat(self._fd).st_size)
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             self.close()
             raise UserError(f"{path} is damaged ({error}): prepare it again") from None
@@ -76,6 +77,13 @@ class Container:
                 f"{path} was made by another program: {others:,} of its files are compressed or occur twice; "
                 "prepare it again"
             )
+
+    def _check_places(self, total: int) -> None:
+        """Raises ValueError for a member that would lie outside of the file: sizes are claims, and what is
+        claimed is what `read` asks memory for."""
+        for name, (offset, size, _) in self.files.items():
+            if offset < 0 or offset + HEADER.size + size > total:
+                raise ValueError(f"{name!r} lies outside of it")
 
     def close(self) -> None:
         if self._fd >= 0:

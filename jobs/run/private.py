@@ -53,7 +53,7 @@ def own(path: Path) -> None:
     Raises UserError if it is somebody else's, OSError as `mkdir`.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _make_own(path)
+    os.close(open_folder(path))
 
 
 def open_own(path: Path) -> int:

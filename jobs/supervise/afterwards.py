@@ -28,7 +28,7 @@ from typing import Any
 
 from jobs.run import events, exit_codes, files, notify, story
 from jobs.run.directory import Run, newest_start, write_atomically
-from jobs.run.errors import run_command
+from jobs.run.errors import MALFORMED, run_command
 from jobs.run.story import Story
 from jobs.run.streams import TolerantStream
 from jobs.run.task import job_id, slurm_id
@@ -188,7 +188,7 @@ def _later_start(run: Run, job: str) -> dict[str, Any] | None:
             owner = json.loads((run.job / files.START(N=number)).read_bytes())
             if owner["job"] == job and (owner["restart"] <= restart or not os.environ.get("SLURM_JOB_ID")):
                 return newer
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *MALFORMED):
             continue  # torn, on a full disk: it says nothing
         newer = newer or owner
     return None

@@ -46,10 +46,9 @@ class Copies:
         """For the worker."""
         return {staged.VARIABLE: str(self.stage or "")}
 
-    def begin(self, said: Mapping[str, Any]) -> None:
-        """Heeds what a worker says, if it is about a container that it has opened."""
-        path = said.get("reads")
-        if not self.first or not isinstance(path, str) or path in self.asked:
+    def begin(self, path: str) -> None:
+        """Has the container at `path` copied, which a worker has opened."""
+        if not self.first or path in self.asked:
             return
         self.asked.add(path)
         if self.stage is None:

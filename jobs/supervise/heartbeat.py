@@ -4,14 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+from jobs.run.errors import MALFORMED
 
 INTERVAL = 0.5
 """Seconds between two beats of the same phase, at least."""
 _told: int | None = None
 """The descriptor of this process's Heartbeat, which forked loaders have, too."""
+
+
+class Beat(NamedTuple):
+    phase: str
+    step: int | None
+    at: float
+    """time.monotonic() of the machine."""
+
+
+class Reads(NamedTuple):
+    path: str
+    """Of a packed dataset's container that the worker has opened."""
+
+
+def read(line: bytes, now: float) -> Beat | Reads | None:
+    """A sign of life as a worker, any program, wrote it, or what it reads; None for what is neither."""
+    try:
+        said = json.loads(line)
+        if (path := said.get("reads")) is not None:
+            return None if b"\0" in os.fsencode(path) else Reads(path)
+        beat = Beat(str(said["phase"]), said.get("step"), float(said.get("at", now)))
+    except MALFORMED:
+        return None
+    numbered = beat.step is None or (type(beat.step) is int and abs(beat.step) < 1 << 63)
+    return beat if numbered and math.isfinite(beat.at) else None
 
 
 class Heartbeat:

@@ -20,8 +20,9 @@ from typing import Any
 
 from jobs.run import events, exit_codes, files
 from jobs.run.directory import Run, newest_start
+from jobs.run.errors import MALFORMED
 from jobs.run.task import Task
-from jobs.supervise import last_words, processes, reserve, tracking
+from jobs.supervise import heartbeat, last_words, processes, reserve, tracking
 from jobs.supervise.coordinate import DUMP_SECONDS, SILENT_SECONDS, Coordinator, Rank
 from jobs.supervise.copies import Copies
 from jobs.supervise.rendezvous import Meeting
@@ -195,13 +196,13 @@ class _Supervisor:
             return
         *lines, self.heartbeats = (self.heartbeats + data).split(b"\n")
         for line in lines:
-            try:
-                beat = json.loads(line)
-                self.copies.begin(beat)
-                self.phase, self.step = str(beat["phase"]), beat.get("step", self.step)
-                self.beaten.append(float(beat.get("at", now)))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            beat = heartbeat.read(line, now)
+            if isinstance(beat, heartbeat.Reads):
+                self.copies.begin(beat.path)
+            if not isinstance(beat, heartbeat.Beat):
                 continue  # a child of the worker wrote into it; it says nothing about progress
+            self.phase, self.step = beat.phase, self.step if beat.step is None else beat.step
+            self.beaten.append(beat.at)
             # The worker's handlers stand from its first sign on: now it gets what came in before.
             for number in self.pending:
                 self.forward(number)
@@ -322,7 +323,7 @@ class _Supervisor:
             end["error"] = words if by_signal else str(json.loads(recorded.read_bytes())["error"])
         except FileNotFoundError:
             end["error"] = words
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *MALFORMED) as error:
             end["error"] = f"{words} ({recorded.name} cannot be read: {error})"
         end["log"] = last_words.log_of(self.run, self.task)
         return end

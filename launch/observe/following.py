@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run.directory import Run
+from jobs.run.errors import MALFORMED
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, log_files, states
 from launch.observe.log_files import Growing, LogFile
@@ -103,5 +104,5 @@ def _told(line: str) -> str:
             event["reason"] = event.get("error") or event["reason"]
         text = WORDS[event["event"]].format(**event)
         return f"-- {event['time'][:19]} {event.get('stage', '')} {text}"
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         return ""

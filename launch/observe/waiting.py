@@ -15,6 +15,7 @@ from typing import Any
 
 from jobs.run import events, files, story
 from jobs.run.directory import Run
+from jobs.run.errors import MALFORMED
 from jobs.slurm import login as slurm
 from jobs.slurm import queries as slurm_queries
 from launch.observe import evaluation_table as figures
@@ -211,10 +212,10 @@ class _ProgressLine:
     def _training(self) -> str:
         try:
             now = json.loads((self.run.path / files.PROGRESS()).read_text())
-        except (FileNotFoundError, ValueError):
+            total = f"/{now['max_steps']}" if now.get("max_steps") else ""
+            return f"{now.get('phase', '')} step {now.get('step')}{total}  loss {_short(now.get('loss'))}"
+        except (FileNotFoundError, *MALFORMED):
             return ""
-        total = f"/{now['max_steps']}" if now.get("max_steps") else ""
-        return f"{now.get('phase', '')} step {now.get('step')}{total}  loss {_short(now.get('loss'))}"
 
     def _last_words(self) -> str:
         """What the first rank of any other job wrote last: its log has a line every few seconds."""

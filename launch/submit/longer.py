@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from jobs.run.directory import Request, Run
-from jobs.run.errors import UserError
+from jobs.run.errors import MALFORMED, UserError
 from launch.submit import literals
 
 MAY_CHANGE = ("train_cfg", "param_scheduler", "default_hooks", "baton")
@@ -57,7 +59,7 @@ def overrides(run: Run, given: dict[str, Any]) -> dict[str, Any]:
 
 def stretched(schedulers: Any, length: str, old: int, new: int, newest: dict[str, Any]) -> dict[str, Any]:
     """Overrides that let every scheduler which ends with a training of `old` epochs or iterations end with
-    one of `new`."""
+    one of `new`, and whatever has steps on the way have them at the same shares of it."""
     found: dict[str, Any] = {}
     single = isinstance(schedulers, dict)
     for number, one in enumerate([schedulers] if single else schedulers or []):
@@ -73,9 +75,29 @@ def stretched(schedulers: Any, length: str, old: int, new: int, newest: dict[str
         begin = one.get("begin", 0)
         if unit and one.get("end") == old * unit:
             found[f"{where}.end"] = new * unit
-        if unit and isinstance(begin, int) and one.get("T_max") == old * unit - begin:
-            found[f"{where}.T_max"] = new * unit - begin
+        if not isinstance(begin, int):
+            continue
+        for name in ("T_max", "total_steps"):
+            if unit and one.get(name) == old * unit - begin:
+                found[f"{where}.{name}"] = new * unit - begin
+        if one.get("end") is None or f"{where}.end" in found:
+            found |= {f"{where}.{name}": value for name, value in in_proportion(one, begin, new / old)}
     return found
+
+
+def in_proportion(scheduler: dict[str, Any], begin: int, factor: float) -> Iterator[tuple[str, Any]]:
+    """(name, value) of what a scheduler has at shares of the training: its steps come at the same shares of
+    one that is `factor` times as long. They are counted from `begin`, which stays."""
+    for name in ("milestones", "periods"):
+        values = scheduler.get(name)
+        if isinstance(values, (list, tuple)) and values and all(type(one) is int for one in values):
+            ends = values if name == "milestones" else list(itertools.accumulate(values))
+            moved = [max(1, round((begin + one) * factor) - begin) for one in ends]
+            if name == "periods":
+                moved = [one - before for before, one in itertools.pairwise([0, *moved])]
+            yield name, moved
+    if type(size := scheduler.get("step_size")) is int:
+        yield "step_size", max(1, round(size * factor))
 
 
 def resolved(run: Run) -> dict[str, Any]:
@@ -94,6 +116,6 @@ def newest_checkpoint(run: Run) -> dict[str, Any]:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if int(manifest["step"]) > newest.get("step", -1):
                 newest = {"step": int(manifest["step"]), "epoch": int(manifest["epoch"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *MALFORMED):
             continue
     return newest

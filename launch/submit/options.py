@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs.catalog import pretrained
 from jobs.run import secrets
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
@@ -239,6 +240,7 @@ def checkpoint(which: str, run: Run | None = None) -> str:
     if which.startswith(ADDRESSES):
         if not re.fullmatch(r"https?://[^/\s]+/\S*\.pth", which):
             raise UserError(f"--checkpoint {which!r}: the address of a checkpoint ends in .pth")
+        pretrained.file_name(which)
         return which
     file = Path(which).expanduser().absolute()
     if file.is_file():

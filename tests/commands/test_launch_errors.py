@@ -86,6 +86,22 @@ CASES = {
         [*LOCAL, "--weights", "https://h/a/.."],
         "does not end in a file's name",
     ),
+    "weights of no address": ("prepare", [*LOCAL, "--weights", "https://[h/a.pth"], "is no address"),
+    "weights behind a password": (
+        "prepare",
+        [*LOCAL, "--weights", "https://me:s3cr3t@h/a.pth"],
+        "the address of h/a.pth has a password or a key in it",
+    ),
+    "a checkpoint behind a key": (
+        "evaluate",
+        [
+            "--config",
+            str(ROOT / "configs/demo.py"),
+            "--checkpoint",
+            "https://h/a.pth?access_token=s3cr3t.pth",
+        ],
+        "the address of h/a.pth has a password or a key in it",
+    ),
     "a secret on the command line": (
         "train",
         [*LOCAL, *TINY, "--set", "visualizer.vis_backends.0.init_kwargs.api_key=abc"],

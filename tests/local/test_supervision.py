@@ -40,6 +40,7 @@ def test_all_ranks_finish(tmp_path: Path) -> None:
         ("exit 3", 3, "exit code 3"),
         ("kill", 137, "SIGKILL, probably for want of memory"),
         ("segv", 139, "segmentation fault"),
+        ("babble", 3, "exit code 3"),
     ],
 )
 def test_a_dead_rank_ends_all_and_leaves_nothing(tmp_path: Path, do: str, code: int, error: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
+import pytest
 from clusters import Slurm
 from launcher import HELD, ROOT, TINY, Launcher, of_run, requeue_held
 
@@ -47,6 +50,38 @@ def test_plain_sbatch_does_what_the_launcher_does(launch: Launcher, tmp_path: Pa
         assert differences(reference, final_state(Run(run))) == []
         assert len(of_run(run, "started")) == 2
         assert [e["step"] for e in of_run(run, "resumed")] == [e["step"] for e in of_run(run, "preempted")]
+
+
+SUBMIT = "exec sbatch --parsable"
+WHERE = {
+    "srun": ["srun", "--cpu-bind=mask_cpu:0x1", "sh", "-c", f"SLURM_MPI_TYPE=none_such {SUBMIT}"],
+    "export none": [*SUBMIT.split()[1:], "--export=NONE"],
+    "salloc": ["salloc", "-n1", "--mem-per-cpu=60", "sh", "-c", SUBMIT],
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("meant", [True, False], ids=["as printed", "without what it unsets"])
+def test_a_dry_run_is_the_same_job_wherever_it_is_submitted(
+    launch: Launcher, tmp_path: Path, where: str, meant: bool
+) -> None:
+    """Inside srun or salloc, or without the environment, sbatch takes over, or makes, what srun fails of:
+    that the script without its `unset` lines does fail shows that there is something to it."""
+    (tmp_path / "plan.json").write_text(json.dumps({"steps": 3, "seconds": 0.01, "save_every": 10}))
+    words = ["--worker", "tests/stand_in_worker.py", "--run", "dry", "--nodes", 1, "--gpus", 1]
+    words += ["--cpus-per-gpu", 1, "--memory", "60M", "--cluster", "slurm", "--data-root", tmp_path]
+    script, _ = launch("train", *words, "--dry-run", "--", tmp_path / "plan.json")
+    if not meant:
+        script = re.sub(r"^ *unset SLURM_.*$", ":", script, flags=re.MULTILINE)
+    told = launch.slurm.run(*WHERE[where], input=script, cwd=tmp_path, env=launch.environment)
+    job = re.findall(r"^\d+$", told, re.MULTILINE)[-1]
+    ended = launch.slurm.wait_ended(job)
+    run = launch.runs / "dry"
+    if meant:
+        assert ended == "COMPLETED"
+        assert len(of_run(run, "finished")) == 1
+    else:
+        assert not (run / "events.jsonl").exists() or not of_run(run, "started")
 
 
 def test_the_script_of_a_preparation_prepares(cluster: Slurm, tmp_path: Path, voc_archives: Path) -> None:

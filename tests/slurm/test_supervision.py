@@ -278,6 +278,19 @@ def test_a_node_that_fails_twice_is_left(cluster: Slurm, tmp_path: Path) -> None
     assert of(run, "started")[-1]["restart"] == 1
 
 
+def test_wrong_data_on_a_gpu_is_no_node_s_fault(cluster: Slurm, tmp_path: Path) -> None:
+    """A label that is no class: the kernel's own check ends the process wherever it runs."""
+    faults = [{"start": "*", "rank": 1, "step": 2, "do": "assert"}]
+    run = make(tmp_path / "run", *TWO_NODES, "--requeue", faults=faults)
+    job = submit(cluster, run)
+    assert cluster.wait_ended(job) == "FAILED"
+    (first, second) = of(run, "failed")
+    assert "device-side assert" in first["error"]
+    assert first["host"] == second["host"]
+    assert not any(event.get("exclude") for event in of(run, "requeued"))
+    assert "the same error twice in a row at step 2" in of(run, "stopped")[0]["reason"]
+
+
 def test_a_hopeless_training_ends_and_its_evaluation_is_withdrawn(cluster: Slurm, tmp_path: Path) -> None:
     faults = [{"start": "*", "rank": 1, "step": 2, "do": "raise"}]
     run = make(tmp_path / "run", *TWO_NODES, faults=faults)

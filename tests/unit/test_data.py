@@ -69,7 +69,14 @@ def one_label_7(mask: np.ndarray, number: int) -> np.ndarray:
     return np.where((mask == 2) & (number == 3), 7, mask).astype(np.uint8)
 
 
+def wide(mask: np.ndarray, label: int) -> np.ndarray:
+    return np.where(mask == 2, np.uint16(label), mask.astype(np.uint16))
+
+
 WRONG: dict[str, tuple[Change, int, str]] = {
+    # mmseg would make 44 of it, or 1, which is a class.
+    "label of 16 bits": (lambda m, _: wide(m, 300), 3, r"ann/\d\.png.*label 300 of a mask of uint16"),
+    "label that wraps": (lambda m, _: wide(m, 257), 3, r"ann/\d\.png.*label 257 of a mask of uint16"),
     "label": (one_label_7, 3, r"ann/3\.png has label 7, .*0 to 2"),
     "255 for one": (
         lambda m, _: np.where(m > 0, 255, 0).astype(np.uint8), 2, r"all 4 masks .* 0 and 255, in .*/ann"
@@ -101,6 +108,22 @@ def test_nothing_is_wrong_with_sound_data(tmp_path: Path) -> None:
     # One class of two that occurs nowhere, without an ignored label: a rare one.
     assert looked(made(tmp_path / "b", lambda m, _: m * 0), 2) == ""
     assert looked(made(tmp_path / "c", WRONG["255 for one"][0]), 1) == ""
+
+
+def test_masks_of_16_bits_are_read_if_their_labels_fit_and_refused_at_every_sample_if_not(
+    tmp_path: Path,
+) -> None:
+    fits = made(tmp_path / "fits", lambda m, n: wide(m, 65535 if n else 2))
+    assert looked(fits) == ""
+    labels = [BaseSegDataset(**rest(fits))[n]["data_samples"].gt_sem_seg.data.unique() for n in (0, 1)]
+    assert [one.tolist() for one in labels] == [[0, 1, 2], [0, 1, 255]]
+    wraps = sampling.SeededDataset(made(tmp_path / "wraps", lambda m, n: wide(m, 257 if n == 3 else 2)))
+    with pytest.raises(data.DataError, match=r"img/3\.png \(with the mask .*ann/3\.png\).*label 257"):
+        data.sample(wraps, 3)
+
+
+def rest(description: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in description.items() if key != "type"}
 
 
 def test_labels_of_a_transform_of_the_users_are_the_users(tmp_path: Path) -> None:

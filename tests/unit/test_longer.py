@@ -18,7 +18,7 @@ from launch.submit import longer, options
 compat.prepare()
 
 from mmengine.optim import OptimWrapper  # noqa: E402
-from mmengine.optim.scheduler import LinearLR, PolyLR  # noqa: E402
+from mmengine.optim.scheduler import LinearLR, MultiStepLR, PolyLR  # noqa: E402
 
 from jobs.mmseg import state  # noqa: E402
 
@@ -52,6 +52,45 @@ def test_what_ended_with_the_training_ends_with_it_again(run: Run) -> None:
     }
     own = {"train_cfg.max_epochs": 6, "param_scheduler.1.end": 5}
     assert longer.overrides(run, own)["param_scheduler.1.end"] == 5
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "stretched"),
+    [
+        ({"type": "MultiStepLR", "milestones": [3, 4]}, {"milestones": [6, 8]}),
+        ({"type": "MultiStepLR", "by_epoch": False, "milestones": [20, 30]}, {"milestones": [40, 60]}),
+        ({"type": "MultiStepLR", "begin": 1, "end": 4, "milestones": [2]}, {"end": 8, "milestones": [5]}),
+        ({"type": "MultiStepLR", "end": 2, "milestones": [1]}, {}),
+        ({"type": "StepLR", "step_size": 2}, {"step_size": 4}),
+        ({"type": "CosineRestartLR", "periods": [1, 3]}, {"periods": [2, 6]}),
+        ({"type": "OneCycleLR", "by_epoch": False, "total_steps": 40}, {"total_steps": 80}),
+        ({"type": "ExponentialLR", "gamma": 0.5}, {}),
+    ],
+)
+def test_what_has_steps_on_the_way_has_them_at_the_same_shares(
+    run: Run, scheduler: dict[str, Any], stretched: dict[str, Any]
+) -> None:
+    run.config.write_text(f"train_cfg = dict(max_epochs=4)\nparam_scheduler = [{scheduler!r}]\n")
+    found = longer.overrides(run, {"train_cfg.max_epochs": 8})
+    del found["train_cfg.max_epochs"]
+    assert found == {f"param_scheduler.0.{name}": value for name, value in stretched.items()}
+
+
+def with_steps(milestones: list[int]) -> Any:
+    made = training(4)
+    made.param_schedulers[1] = MultiStepLR(made.optim_wrapper, milestones=milestones, by_epoch=True)
+    return made
+
+
+def test_moved_milestones_are_those_of_the_longer_training() -> None:
+    short, straight, on = with_steps([1, 2]), with_steps([2, 4]), with_steps([2, 4])
+    assert trained(short, 10) == pytest.approx(0.001)
+    saved = state.plain([one.state_dict() for one in short.param_schedulers])
+    assert state.changed(on.param_schedulers, saved)
+    assert not state.changed(with_steps([1, 2]).param_schedulers, saved)
+    on.train_loop.iter = 10
+    assert state.replay(on)
+    assert on.optim_wrapper.param_groups[0]["lr"] == trained(straight, 10) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import os
 import shutil
@@ -21,7 +23,7 @@ from jobs.catalog import classes, manifest
 from jobs.catalog import own_images as options
 from jobs.prepare import __main__ as command
 from jobs.prepare import verify
-from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sources
+from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sources, splits
 from jobs.prepare.own.pipeline import prepare_own
 from jobs.run.errors import UserError
 from tests import own_images
@@ -99,7 +101,7 @@ def test_classes_that_cannot_be_meant(text: str, said: str) -> None:
 # --- masks of every kind give the same labels ---
 
 
-@pytest.mark.parametrize("kind", ["labels", "colours", "coco", "labelme"])
+@pytest.mark.parametrize("kind", ["labels", "colours", "coco", "labelme", "label-studio"])
 def test_masks_of_every_kind(tmp_path: Path, kind: str) -> None:
     folder = own_images.write(tmp_path, 6, masks=kind)
     root = make(folder)
@@ -109,6 +111,21 @@ def test_masks_of_every_kind(tmp_path: Path, kind: str) -> None:
     description = json.loads((root / "dataset.json").read_text())
     assert description["masks"] == kind
     assert verify.deep(root, 1) == []
+
+
+def test_cvats_segmentation_masks_with_its_own_labelmap(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5, masks="colours")
+    lines = [
+        "# label:color_rgb:parts:actions",
+        "background:0,0,0::",
+        "disc:220,60,40::",
+        "square:40,70,220::",
+    ]
+    (folder / "classes.txt").write_text("\n".join(lines) + "\n")
+    found = labels_of(make(folder))
+    assert [
+        (found[name] == labels).all() for name, labels in zip(sorted(found), expected(5), strict=True)
+    ] == [True] * 5
 
 
 def test_binary_masks_are_seen_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,6 +196,93 @@ def test_coco_annotations_that_cannot_be_drawn(tmp_path: Path, segmentation: Any
     content["annotations"] = [dict(content["annotations"][0], segmentation=segmentation)]
     file.write_text(json.dumps(content))
     assert said in told(folder, "--masks", file)["bad annotation"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("labelme", {"imageWidth": -5}, "-5×"),
+        ("labelme", {"imageWidth": 10**30}, "an image of"),
+        ("labelme", {"imageWidth": float("inf")}, "is no annotation of LabelMe's"),
+        ("labelme", {"imageWidth": 10**6, "imageHeight": 10**6}, "1000000×1000000"),
+        ("labelme", {"shapes": [{"label": "\x1b[2J\x07", "points": []}]}, "no class"),
+        ("labelme", {"shapes": [{"label": "disc", "points": [], "shape_type": "\ud800"}]}, "\\ud800"),
+        ("labelme", {"shapes": [{"label": "disc", "points": [[10**400, 0]]}]}, "annotation 1"),
+        ("coco", {"width": -96}, "-96×64"),
+        ("coco", {"width": float("inf")}, "OverflowError"),
+        ("coco", {"width": 10**6, "height": 10**6}, "1000000×1000000"),
+        ("coco", {"file_name": "\x1b[2J\ud800.png"}, "no annotation file lists it"),
+    ],
+    ids=str,
+)
+def test_no_annotation_is_believed(
+    kind: str, change: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of sizes that no memory has, numbers that no format has, and text that a terminal obeys. Images that
+    sizes are for cannot be read either, so that nothing else bounds them."""
+    folder = own_images.write(tmp_path, 4, masks=kind)
+    file = sorted((folder / "masks").glob("*.json"))[0]
+    content = json.loads(file.read_text())
+    (content["images"][0] if kind == "coco" else content).update(change)
+    file.write_text(json.dumps(content))
+    if "shapes" not in change:
+        (folder / "images/scene_000.png").write_bytes(b"no image")
+    with pytest.raises(UserError) as refused:
+        make(folder, *(["--masks", file] if kind == "coco" else []))
+    table = folder / "data/.prepare-mine/findings.tsv"
+    text = f"{refused.value}\n{table.read_text() if table.is_file() else ''}"
+    assert said in text
+    assert (text + capsys.readouterr().out).replace("\n", "").replace("\t", "").isprintable()
+
+
+def test_a_mask_in_labelmes_json_is_not_decoded_before_its_size_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(content, "PNG")
+    shape = {
+        "shape_type": "mask",
+        "points": [[0, 0], [3, 3]],
+        "mask": base64.b64encode(content.getvalue()).decode(),
+    }
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it is decoded"))
+    with pytest.raises(masks.BadMask, match="9000×9000"):
+        masks.draw_labelme(np.zeros((20, 20), np.uint8), (1, shape))
+
+
+def test_links_that_lead_around_have_an_end(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path / "a", 4)
+    for name in ("one", "two", "three"):
+        (folder / "images" / name).symlink_to(folder / "images")
+    other = own_images.write(tmp_path / "b", 2)
+    (folder / "images/more").symlink_to(other / "images")
+    (folder / "masks/more").symlink_to(other / "masks")
+    assert len(sources.images_in(folder / "images")) == 6
+    assert len(list(make(folder).rglob("ann_dir/*/**/*.png"))) == 6
+
+
+def test_label_studios_pngs_need_to_be_told_what_image_a_task_is(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4, masks="label-studio")
+    export, mask = folder / "masks/export.json", folder / "masks/task-41-annotation-8-by-1-tag-disc-0.png"
+    tasks = json.loads(export.read_text())
+    export.unlink()
+    with pytest.raises(UserError, match="JSON export"):
+        make(folder)
+    export.write_text("{}")
+    with pytest.raises(UserError, match="JSON export"):
+        make(folder)
+    # As JSON_MIN has it, from a folder of the server's.
+    local = [
+        {"id": one["id"], "image": "/data/local-files/?d=x/" + one["data"]["image"][24:]} for one in tasks
+    ]
+    export.write_text(json.dumps(local[:3]))
+    mask.rename(mask.with_name("task-41-annotation-8-by-1-tag-disk-0.png"))
+    Image.new("L", (7, 5), 255).save(folder / "masks/task-42-annotation-9-by-1-tag-disc-0.png")
+    found = told(folder)
+    assert "'disk' is no class" in found["class unknown"]
+    assert "is 7×5, its image 96×64" in found["sizes differ"]
+    assert "scene_003.png no mask in" in found["no mask"]
+    assert "no image of --images is task 43" in found["no image"]
 
 
 def test_coco_that_is_none(tmp_path: Path) -> None:
@@ -283,23 +387,23 @@ def items(names: list[str]) -> list[sources.Item]:
 
 def test_a_split_is_a_function_of_seed_and_names() -> None:
     names = [f"{number}.png" for number in range(100)]
-    first = {one.name: one.split for one in sources.split(items(names), 0.7, 3, "", ("", ""))[0]}
-    again = {one.name: one.split for one in sources.split(items(names[::-1]), 0.7, 3, "", ("", ""))[0]}
-    other = {one.name: one.split for one in sources.split(items(names), 0.7, 4, "", ("", ""))[0]}
+    first = {one.name: one.split for one in splits.split(items(names), 0.7, 3, "", ("", ""))[0]}
+    again = {one.name: one.split for one in splits.split(items(names[::-1]), 0.7, 3, "", ("", ""))[0]}
+    other = {one.name: one.split for one in splits.split(items(names), 0.7, 4, "", ("", ""))[0]}
     assert first == again != other
     assert list(first.values()).count("train") == 70
 
 
 def test_groups_stay_together() -> None:
     names = [f"patient{patient}_{number}.png" for patient in range(20) for number in range(5)]
-    split, found = sources.split(items(names), 0.8, 0, r"patient(\d+)_", ("", ""))
+    split, found = splits.split(items(names), 0.8, 0, r"patient(\d+)_", ("", ""))
     assert not found
     by_group: dict[str, set[str]] = {}
     for one in split:
         by_group.setdefault(one.name.split("_")[0], set()).add(one.split)
     assert all(len(splits) == 1 for splits in by_group.values())
     assert sum(one.split == "train" for one in split) == 80
-    _, found = sources.split(items(["x.png"]), 0.8, 0, "patient", ("", ""))
+    _, found = splits.split(items(["x.png"]), 0.8, 0, "patient", ("", ""))
     assert found[0].kind == "in no group"
 
 

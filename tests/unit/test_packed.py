@@ -158,6 +158,23 @@ def test_a_damaged_container_is_named(packed_data: Path, damage: str) -> None:
     assert any(str(path) in problem for problem in verify.quick(root)) == (damage != "header")
 
 
+@pytest.mark.parametrize(("size", "offset"), [(1 << 62, 0), (0xFFFFFFF0, 0), (10, 1 << 63), (10, -5)])
+def test_no_size_and_no_place_is_believed(size: int, offset: int, tmp_path: Path) -> None:
+    """What a container's directory claims would be asked of the memory, and of the kernel."""
+    path = tmp_path / packed.NAME
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "a" * 10)
+        archive.filelist[0].file_size = archive.filelist[0].compress_size = size
+        archive.filelist[0].header_offset = max(offset, 0)
+    if offset < 0:  # a directory that is said to begin later than it does
+        content = bytearray(path.read_bytes())
+        at = content.rfind(b"PK\5\6") + 16
+        begin = int.from_bytes(content[at : at + 4], "little") - offset
+        path.write_bytes(content[:at] + begin.to_bytes(4, "little") + content[at + 4 :])
+    with pytest.raises(UserError, match=r"packed\.zip is damaged"):
+        packed.Container(path)
+
+
 def test_a_list_beside_that_was_changed_or_lost_is_found(packed_data: Path) -> None:
     root = packed_data / FOLDER
     path = root / "VOC2012/ImageSets/Segmentation/train.txt"

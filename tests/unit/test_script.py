@@ -239,10 +239,19 @@ def test_what_a_shell_inside_srun_leaves_behind_reaches_no_step(stage: str) -> N
     lines = script.tracked(stage).splitlines()
     leaked = ["SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_MPI_TYPE", "SLURM_EXPORT_ENV"]
     first = next(number for number, line in enumerate(lines) if line.lstrip().startswith("srun "))
-    unset = "\n".join(line for line in lines[:first] if line.startswith("unset "))
+    begin = next(number for number, line in enumerate(lines) if line.startswith("unset "))
+    end = next(number for number in range(begin, first) if not lines[number])
     given = dict.fromkeys(leaked, "NONE") | {"PATH": os.environ["PATH"], "SLURM_NTASKS": "2"}
-    done = subprocess.run(
-        ["bash", "-c", f"{unset}\nenv"], env=given, capture_output=True, text=True, check=True, timeout=60
-    )
-    assert "SLURM_NTASKS=2" in done.stdout
-    assert not [name for name in leaked if f"{name}=" in done.stdout]
+
+    def left(**memory: str) -> dict[str, str]:
+        done = subprocess.run(
+            ["bash", "-c", "\n".join([*lines[begin:end], "env"])],
+            env=given | memory, capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        return dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("SLURM_"))
+
+    assert left() == {"SLURM_NTASKS": "2"}
+    for name in ("NODE", "CPU", "GPU"):
+        assert left(**{f"SLURM_MEM_PER_{name}": "5"})[f"SLURM_MEM_PER_{name}"] == "5"
+    assert left(SLURM_MEM_PER_NODE="5", SLURM_MEM_PER_CPU="3") == {"SLURM_NTASKS": "2"}
+    assert left(SLURM_MEM_PER_NODE="5", SLURM_MEM_PER_GPU="3") == {"SLURM_NTASKS": "2"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -77,7 +78,7 @@ def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weig
         made = msgspec.structs.replace(made, bands=Bands(GREY_AS_COLOUR, 3, "uint8"))
     side = max(side_of(made), crop if made.short_side >= crop else SMALLEST)
     lines = [
-        f'_base_ = "{base}"',
+        f"_base_ = {json.dumps(base)}",
         "",
         f"# Measured, with the share of each class in the pixels: data/{made.name}/dataset.json; to look at:",
         f"# data/{made.name}/contact.html.",
@@ -206,7 +207,7 @@ def place(target: Path, name: str, text: str) -> None:
     content = f"\n{text}"
     head = f'"""Trains on data/{name}; made by launch/prepare.py, digest {digest(content)}."""\n'
     if target.exists():
-        there = target.read_text(encoding="utf-8")
+        there = target.read_text(encoding="utf-8", errors="replace")
         mark = MARK.match(there)
         if there == head + content:
             return

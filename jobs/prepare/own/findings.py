@@ -26,11 +26,17 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def error(kind: str, file: str, text: str, fix: str) -> Finding:
-    return Finding(ERROR, kind, file, text, fix)
+    return Finding(ERROR, kind, visible(file), visible(text), fix)
 
 
 def warning(kind: str, file: str, text: str, fix: str) -> Finding:
-    return Finding(WARNING, kind, file, text, fix)
+    return Finding(WARNING, kind, visible(file), visible(text), fix)
+
+
+def visible(text: str) -> str:
+    """Names of files and of labels come from anywhere: what a terminal would obey, and what is no text, is
+    shown as an escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def by_kind(found: Iterable[Finding]) -> list[list[Finding]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MOST_PIXELS = 400_000_000
+"""Of a TIFF four bytes each; Pillow reads other images of up to 178 million."""
 THUMB = 16
 """Side of the thumbnail by which duplicates are confirmed."""
 
@@ -159,7 +161,9 @@ def orientation_of(image: Image.Image) -> int:
 
 def pixels_of(image: Image.Image) -> NDArray[Any]:
     """H×W or H×W×bands without alpha. Pillow brings colours of 16 bits down to 8; `read` does not."""
-    if image.mode in ("1", "L", "LA", "La"):
+    if image.mode in ("L", "RGB"):  # converting would make a copy
+        return np.asarray(image)
+    if image.mode in ("1", "LA", "La"):
         return np.asarray(image.convert("L"))
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return np.asarray(image).astype(np.uint16)
@@ -196,7 +200,7 @@ def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
         page, series = file.pages.first, file.series[0]
         if len(file.series) > 1 and file.series[1].shape == series.shape:
             raise BadPicture("holds several images: save each as a file of its own")
-        if int(np.prod(series.shape)) > 4 * MOST_PIXELS:
+        if math.prod(series.shape) * series.dtype.itemsize > 4 * MOST_PIXELS:
             raise BadPicture(f"has the shape {series.shape}: cut it into tiles")
         tag = page.tags.get(ORIENTATION)
         orientation = tag.value if tag is not None and tag.value in range(1, 9) else 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from jobs.catalog.classes import IGNORED, Classes
-from jobs.prepare.own.images import BadPicture, short
+from jobs.prepare.own.images import BadPicture, read_file, short
 from jobs.prepare.png import MOST_PIXELS
 
 FORMATS = ("PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG")
@@ -144,7 +145,7 @@ def drawn(kind: str, shapes: list[Any], width: int, height: int, classes: Classe
     a class, else it is ignored. Raises BadMask."""
     background = classes.background
     labels = np.full((height, width), IGNORED if background is None else background, np.uint8)
-    draw = draw_coco if kind == "coco" else draw_labelme
+    draw = {"coco": draw_coco, "labelme": draw_labelme, "label-studio": draw_picture}[kind]
     for number, shape in enumerate(shapes):
         try:
             draw(labels, shape)
@@ -155,6 +156,18 @@ def drawn(kind: str, shapes: list[Any], width: int, height: int, classes: Classe
                 "bad annotation", f"annotation {number + 1} cannot be drawn ({short(error)})", "draw it anew"
             ) from None
     return labels
+
+
+def draw_picture(labels: NDArray[np.uint8], shape: tuple[int, dict[str, Any]]) -> None:
+    """One of Label Studio's PNGs: (class, its file), which is drawn wherever it is not 0."""
+    label, given = shape
+    pixels = open_picture(read_file(Path(given["file"])))
+    there = pixels > 0 if pixels.ndim == 2 else (pixels > 0).any(2)
+    if there.shape != labels.shape:
+        name, (height, width) = Path(given["file"]).name, there.shape
+        text = f"{name} is {width}×{height}, its image {labels.shape[1]}×{labels.shape[0]}"
+        raise BadMask("sizes differ", text, "export the annotations anew, for these very images")
+    labels[there] = label
 
 
 def draw_coco(labels: NDArray[np.uint8], shape: tuple[int, Any]) -> None:
@@ -219,11 +232,13 @@ def draw_labelme(labels: NDArray[np.uint8], shape: tuple[int, dict[str, Any]]) -
     if kind == "mask":
         (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
         content = base64.b64decode(given["mask"])
+        place = labels[max(top, 0) : bottom + 1, max(left, 0) : right + 1]
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            width, height = image.size  # looked at before anything is decoded
+            if min(left, top) < 0 or place.shape != (height, width) or len(image.getbands()) > 1:
+                text = f"a mask of {width}×{height} in {image.mode} does not fit its box"
+                raise BadMask("bad annotation", text, "draw it anew")
             part = np.asarray(image).astype(bool)
-        place = labels[top : bottom + 1, left : right + 1]
-        if min(left, top) < 0 or place.shape != part.shape:
-            raise BadMask("bad annotation", f"a mask of {part.shape} does not fit its box", "draw it anew")
         place[part] = label
         return
     height, width = labels.shape

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import os
 import shutil
 import time
 from datetime import datetime, timezone
@@ -29,10 +28,11 @@ import numpy as np
 from jobs.catalog import classes, manifest
 from jobs.catalog import own_images as own_options
 from jobs.catalog.classes import Classes
+from jobs.catalog.listing import walk
 from jobs.catalog.manifest import Manifest
 from jobs.prepare.disk import sync
 from jobs.prepare.lock import Lock, hold
-from jobs.prepare.own import build, config_file, findings, judge, sheet, sources
+from jobs.prepare.own import build, config_file, findings, judge, sheet, sources, splits
 from jobs.prepare.own.config_file import Description
 from jobs.prepare.own.findings import Finding
 from jobs.prepare.own.judge import Bands, Pair
@@ -41,7 +41,7 @@ from jobs.prepare.progress import say
 from jobs.prepare.voc import pipeline as prepare
 from jobs.prepare.voc.build import check_space, put, remove_strangers
 from jobs.run.directory import write_atomically
-from jobs.run.errors import UserError
+from jobs.run.errors import MALFORMED, UserError
 
 FINDINGS = "findings.tsv"
 SHEET = "contact.html"
@@ -91,7 +91,7 @@ def request_of(args: argparse.Namespace) -> str:
 def files_of(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
-    return sorted(Path(at, name) for at, _, names in os.walk(place, followlinks=True) for name in names)
+    return sorted(Path(at, name) for at, names in walk(place) for name in names)
 
 
 def refuse_other(root: Path, request: str) -> None:
@@ -107,7 +107,7 @@ def description(root: Path) -> Description:
         return msgspec.json.decode((root / own_options.DESCRIPTION).read_bytes(), type=Description)
     except FileNotFoundError:
         raise UserError(f"{root} was not made of images of your own: choose another --dataset name") from None
-    except (msgspec.MsgspecError, OSError) as error:
+    except (msgspec.MsgspecError, *MALFORMED, OSError) as error:
         raise UserError(
             f"{root / own_options.DESCRIPTION} cannot be read ({error}): prepare it anew"
         ) from None
@@ -133,7 +133,7 @@ def check_all(args: argparse.Namespace, known: Classes, work: Path) -> Checked:
     )
     share = float(args.split) if args.split else None
     chosen = (args.train_list or "", args.val_list or "")
-    items, more = sources.split(items, share, int(args.seed or 0), args.group_by or "", chosen)
+    items, more = splits.split(items, share, int(args.seed or 0), args.group_by or "", chosen)
     how = How(known, kind if pictures else "auto", bool(args.ignore_exif))
     say(f"{len(items):,} images, masks: {'pictures' if kind_found == 'picture' else kind_found}")
     pairs = list(scan(items, how, args.processes, work / "rows"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,12 @@ from jobs.catalog.classes import Classes
 from jobs.prepare import workers
 from jobs.prepare.deflate import content_digest
 from jobs.prepare.own import images, masks
+from jobs.prepare.own.findings import visible
 from jobs.prepare.own.images import BadPicture, Picture
 from jobs.prepare.own.masks import BadMask
 from jobs.prepare.own.sources import Item
 from jobs.prepare.progress import task
+from jobs.run.errors import MALFORMED
 
 BATCH = 32
 MOST_VALUES = 1000
@@ -37,6 +40,11 @@ class Problem(msgspec.Struct):
     kind: str
     text: str
     fix: str
+
+
+def problem(file: str, kind: str, found: Exception, fix: str) -> Problem:
+    # Made visible here: a row is UTF-8, and what is said may quote half a character.
+    return Problem(file, kind, visible(str(found)), visible(fix))
 
 
 class Row(msgspec.Struct):
@@ -123,7 +131,7 @@ def read_rows(path: Path, wanted: set[str]) -> dict[str, bytes]:
         end = at + 4 + int.from_bytes(content[at : at + 4], "big")
         try:
             key = decoder.decode(content[at + 4 : end]).key
-        except (msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, *MALFORMED):
             break
         if key in wanted:
             known[key] = content[at + 4 : end]
@@ -142,7 +150,8 @@ def key_of(item: Item, salt: bytes) -> str:
         except OSError:
             said = f"{path}\0"
         digest.update(said.encode("utf-8", "surrogateescape"))
-    digest.update(msgspec.json.encode([item.kind, item.size, item.shapes]))
+    # Not by msgspec, which refuses numbers of more than 64 bits and half characters.
+    digest.update(json.dumps([item.kind, item.size, item.shapes]).encode())
     return digest.hexdigest()
 
 
@@ -161,15 +170,15 @@ def row_of(item: Item, key: str, how: How) -> Row:
         row.picture = images.look(content)
     except BadPicture as error:
         fix = "save it again, or move it away with its mask"
-        row.problems.append(Problem("image", "unreadable image", str(error), fix))
+        row.problems.append(problem("image", "unreadable image", error, fix))
     if not item.mask:
         return row
     try:
         look_at_mask(item, row, how)
     except BadMask as error:
-        row.problems.append(Problem("mask", error.kind, str(error), error.fix))
+        row.problems.append(problem("mask", error.kind, error, error.fix))
     except BadPicture as error:
-        row.problems.append(Problem("mask", "unreadable mask", str(error), masks.AGAIN))
+        row.problems.append(problem("mask", "unreadable mask", error, masks.AGAIN))
     return row
 
 
@@ -177,10 +186,10 @@ def look_at_mask(item: Item, row: Row, how: How) -> None:
     if item.kind != "picture":
         row.mask_kind, row.classes = item.kind, True
         row.mask_size = item.size
-        if item.size is None and row.picture is None:
+        if row.picture is None:
             return
         size = size_of(item, row, how)
-        if row.picture and max(size) > 4 * max(row.picture.width, row.picture.height):
+        if max(size) > 4 * max(row.picture.width, row.picture.height):
             return  # the check of sizes says what is wrong
         row.values = masks.count(masks.drawn(item.kind, item.shapes, *size, how.classes))
         return

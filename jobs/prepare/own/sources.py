@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -13,11 +11,12 @@ from typing import Any
 
 import msgspec
 
+from jobs.catalog import listing
 from jobs.catalog.classes import Classes
-from jobs.prepare.own import masks
+from jobs.prepare.own import label_studio, masks
 from jobs.prepare.own.findings import Finding, error, warning
-from jobs.prepare.own.images import SUFFIXES
-from jobs.run.errors import UserError
+from jobs.prepare.own.images import MOST_PIXELS, SUFFIXES
+from jobs.run.errors import MALFORMED, UserError
 
 SPLITS = ("train", "val")
 
@@ -31,9 +30,9 @@ class Item(msgspec.Struct):
     mask: str = ""
     """The mask, or the file that has the annotations."""
     kind: str = "labels"
-    """`picture` of labels or colours, `coco`, `labelme`."""
+    """`picture` of labels or colours, `coco`, `labelme`, `label-studio`."""
     shapes: list[Any] = []
-    """Of `coco` and `labelme`: (class, shape), in the order in which they are drawn."""
+    """Of annotations: (class, shape), in the order in which they are drawn."""
     size: tuple[int, int] | None = None
     """(width, height) that the annotations are for, if they say it."""
     split: str = ""
@@ -47,8 +46,7 @@ def files_below(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     """Path below the folder -> file, of files with these suffixes, sorted; hidden ones are left out."""
     wanted = set(suffixes)
     found = {}
-    for at, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(one for one in folders if not one.startswith("."))
+    for at, names in listing.walk(folder):
         for name in names:
             if os.path.splitext(name)[1].lower() in wanted and not name.startswith("."):
                 path = Path(at, name)
@@ -62,7 +60,7 @@ def images_in(folder: Path) -> dict[str, Path]:
     if not found:
         there = Counter(
             os.path.splitext(name)[1].lower() or "no suffix"
-            for _, _, names in os.walk(folder)
+            for _, names in listing.walk(folder)
             for name in names
         )
         what = (
@@ -86,6 +84,8 @@ def collect(
         items, found = from_coco(files, given, classes)
     elif kind == "labelme":
         items, found = from_labelme(files, given, classes)
+    elif kind == "label-studio":
+        items, found = from_label_studio(files, given[0], classes)
     else:
         items, found = from_pictures(files, given, suffix)
     found += twins(items)
@@ -93,11 +93,14 @@ def collect(
 
 
 def kind_of(given: list[Path]) -> str:
-    """coco, labelme or picture, by what lies there."""
+    """coco, labelme, label-studio or picture, by what lies there."""
     first = given[0]
     if first.is_file():
         return "coco"
-    has_pictures = bool(files_below(first, masks.SUFFIXES))
+    pictures = files_below(first, masks.SUFFIXES)
+    if label_studio.is_export(list(pictures)):
+        return "label-studio"
+    has_pictures = bool(pictures)
     found = files_below(first, [".json"])
     if not found or has_pictures:
         return "picture"
@@ -188,8 +191,9 @@ def from_labelme(
         try:
             content = parsed(annotation)
             read_labelme(item, content, classes, found)
-        except (UserError, KeyError, TypeError, ValueError, AttributeError) as problem:
-            text = str(problem) if isinstance(problem, UserError) else "is no annotation of LabelMe's"
+        except (UserError, *MALFORMED) as problem:
+            text = f"is no annotation of LabelMe's ({type(problem).__name__}: {problem})"
+            text = str(problem) if isinstance(problem, UserError) else text
             found.append(error("bad annotation", str(annotation), text, "save it again"))
         items.append(item)
     if not there:
@@ -199,12 +203,20 @@ def from_labelme(
 
 def read_labelme(item: Item, content: Any, classes: Classes, found: list[Finding]) -> None:
     if content.get("imageWidth") and content.get("imageHeight"):
-        item.size = (int(content["imageWidth"]), int(content["imageHeight"]))
+        item.size = size_of(content["imageWidth"], content["imageHeight"])
     for shape in content["shapes"]:
         label = label_of(str(shape["label"]), classes, item.mask, found)
         keep = {key: shape.get(key) for key in ("shape_type", "points", "mask")}
         if label is not None:
             item.shapes.append((label, keep))
+
+
+def size_of(width: Any, height: Any) -> tuple[int, int]:
+    """(width, height) as annotations say it. Raises one of MALFORMED for what is no size."""
+    size = (int(width), int(height))
+    if not (min(size) > 0 and size[0] * size[1] <= MOST_PIXELS):
+        raise ValueError(f"an image of {width}×{height}")
+    return size
 
 
 def label_of(name: str, classes: Classes, file: str, found: list[Finding]) -> int | None:
@@ -216,6 +228,28 @@ def label_of(name: str, classes: Classes, file: str, found: list[Finding]) -> in
     if one not in found:
         found.append(one)
     return None
+
+
+def from_label_studio(
+    files: dict[str, Path], folder: Path, classes: Classes
+) -> tuple[list[Item], list[Finding]]:
+    pictures = {
+        name: path for name, path in files_below(folder, [".png"]).items() if label_studio.is_export([name])
+    }
+    listed = [(path, parsed(path)) for path in files_below(folder, [".json"]).values()]
+    drawn, found = label_studio.shapes(pictures, listed, files, classes)
+    items = [
+        Item(name, str(path), shapes[0][1]["file"], "label-studio", shapes)
+        for name, path in files.items()
+        if (shapes := drawn.get(name))
+    ]
+    text = f"no mask in {folder} is of its task"
+    found += [
+        error("no mask", str(path), text, "label it, or move it away")
+        for name, path in files.items()
+        if name not in drawn
+    ]
+    return items, found
 
 
 def from_coco(
@@ -234,7 +268,7 @@ def from_coco(
         content = parsed(path)
         try:
             read_coco(path, content, files, bare, items, classes, found)
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        except MALFORMED as problem:
             raise UserError(
                 f"{path} is no COCO JSON of segmentations ({type(problem).__name__}: {problem}): it needs "
                 "images (id, file_name, width, height), categories (id, name) and annotations (image_id, "
@@ -271,7 +305,7 @@ def read_coco(
             by_id[one["id"]] = None
             continue
         item = items.setdefault(name, Item(name, str(files[name]), str(path), "coco"))
-        item.size = (int(one["width"]), int(one["height"]))
+        item.size = size_of(one["width"], one["height"])
         by_id[one["id"]] = item
     # Small things lie on large ones.
     for one in sorted(content["annotations"], key=lambda one: -float(one.get("area") or 0)):
@@ -279,104 +313,3 @@ def read_coco(
         item_of = by_id[one["image_id"]]
         if label is not None and item_of is not None:
             item_of.shapes.append((label, one["segmentation"]))
-
-
-# --- splits ---
-
-
-def split(
-    items: list[Item], share: float | None, seed: int, group_by: str, lists: tuple[str, str]
-) -> tuple[list[Item], list[Finding]]:
-    """Gives each item its split; returns those that have one. Without a share and lists, folders named train
-    and val are the splits, else 0.8 are trained on."""
-    if lists[0]:
-        return by_lists(items, lists)
-    tops = {item.name.split("/")[0] for item in items}
-    if share is None and not group_by and tops >= set(SPLITS):
-        for item in items:
-            top = item.name.split("/")[0]
-            item.split = top if top in SPLITS else ""
-        left = [
-            warning("in no split", item.image, "it lies in neither train/ nor val/", "--split says otherwise")
-            for item in items
-            if not item.split
-        ]
-        return [item for item in items if item.split], left
-    groups, found = grouped(items, group_by)
-    # A pure function of seed and name: the same on every machine and in whatever order the files lie.
-    order = sorted(groups, key=lambda group: hashlib.blake2b(f"{seed}:{group}".encode()).digest())
-    wanted = len(items) * (0.8 if share is None else share)
-    taken = 0
-    for number, group in enumerate(order):
-        members = groups[group]
-        # The first group is trained on and the last one validated on, whatever their sizes.
-        train = number == 0 or (taken + len(members) / 2 <= wanted and number + 1 < len(order))
-        taken += len(members) if train else 0
-        for item in members:
-            item.split = "train" if train else "val"
-    return items, found
-
-
-def grouped(items: list[Item], group_by: str) -> tuple[dict[str, list[Item]], list[Finding]]:
-    groups: dict[str, list[Item]] = {}
-    found = []
-    for item in items:
-        key = item.name
-        if group_by:
-            match = re.search(group_by, item.name)
-            if match is None:
-                found.append(
-                    error(
-                        "in no group",
-                        item.image,
-                        f"--group-by {group_by!r} finds nothing in its name",
-                        "change it",
-                    )
-                )
-            else:
-                key = "\n".join(one or "" for one in (match.groups() or (match.group(),)))
-        groups.setdefault(key, []).append(item)
-    return groups, found
-
-
-def by_lists(items: list[Item], lists: tuple[str, str]) -> tuple[list[Item], list[Finding]]:
-    named: dict[str, Item] = {}
-    for item in items:
-        named[item.name] = item
-        named.setdefault(item.stem, item)
-    bare = Counter(PurePosixPath(item.name).name for item in items)
-    for item in items:
-        own = PurePosixPath(item.name)
-        if bare[own.name] == 1:
-            named.setdefault(own.name, item)
-            named.setdefault(own.stem, item)
-    found = []
-    for split_name, file in zip(SPLITS, lists, strict=True):
-        for name in names_in(Path(file)) if file else []:
-            one = named.get(name)
-            if one is None:
-                found.append(
-                    error("not there", file, f"it lists {name!r}, and no image has that name", "remove it")
-                )
-            elif one.split and one.split != split_name:
-                found.append(
-                    error("in both lists", file, f"{name} is in the other list too", "remove it from one")
-                )
-            else:
-                one.split = split_name
-    if not lists[1]:
-        for item in items:
-            item.split = item.split or "val"
-    return [item for item in items if item.split], found
-
-
-def names_in(file: Path) -> list[str]:
-    """The names of a list; a byte-order mark, Windows' line ends and blank lines do not count."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is not text (UTF-8)") from None
-    names = [line.strip().replace("\\", "/") for line in lines]
-    if not any(names):
-        raise UserError(f"{file} lists no image")
-    return [name for name in names if name]

@@ -1,0 +1,102 @@
+"""Label Studio's export "Brush labels to PNG": a PNG for each label of each task, nothing but the task in its
+name; which image a task is, its JSON export says, which has to lie in the same folder.
+
+    task-12-annotation-7-by-1-tag-car-0.png        above 0 is drawn
+    export.json                                    [{"id": 12, "data": {"image": "/…/3fd2a1b0-street.jpg"}}]
+
+Source: https://github.com/HumanSignal/label-studio-sdk, converter/brush.py (names of files) and
+https://labelstud.io/guide/export (JSON and JSON_MIN).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from jobs.catalog.classes import Classes
+from jobs.prepare.own.findings import Finding, error, warning
+from jobs.prepare.own.images import SUFFIXES
+from jobs.run.errors import MALFORMED, UserError
+
+NAME = re.compile(r"task-(?P<task>\d{1,18})-.*?tag-(?P<label>.+)-(?P<number>\d{1,9})\.png", re.DOTALL)
+UPLOADED = re.compile(r"^[0-9a-f]{8}-")
+"""What Label Studio puts before the name of a file that was uploaded."""
+
+Drawn = dict[str, list[tuple[int, dict[str, Any]]]]
+"""Image's name -> its shapes, as Item has them."""
+
+
+def is_export(names: list[str]) -> bool:
+    """Whether all pictures of a folder are named so."""
+    return bool(names) and all(NAME.fullmatch(PurePosixPath(name).name) for name in names)
+
+
+def shapes(
+    pictures: dict[str, Path], listed: list[tuple[Path, Any]], images: dict[str, Path], classes: Classes
+) -> tuple[Drawn, list[Finding]]:
+    """The shapes of each image that has any. `listed`: the JSON files of the folder and what is in them.
+
+    Raises UserError where none of them says which images the tasks are.
+    """
+    image_of = dict(pair for file, content in listed for pair in tasks(file, content, images))
+    if not image_of:
+        raise UserError(
+            f"{next(iter(pictures.values())).parent}: masks of Label Studio's name a task, not an image: put "
+            "the project's JSON export (Export, JSON) beside them, and the images that it names into --images"
+        )
+    drawn: Drawn = {}
+    found: list[Finding] = []
+    unknown: set[str] = set()
+    for name, path in sorted(pictures.items(), key=lambda one: order(one[0])):
+        match = NAME.fullmatch(PurePosixPath(name).name)
+        assert match
+        label, image = match["label"], image_of.get(int(match["task"]))
+        if label not in classes.names and label.lower() != "ignore":
+            if label not in unknown:
+                fix = "add it to the classes file, or rename it"
+                found.append(error("class unknown", str(path), f"{label!r} is no class", fix))
+            unknown.add(label)
+        elif image is None:
+            text = f"no image of --images is task {match['task']}"
+            found.append(warning("no image", str(path), text, "nothing trains on it"))
+        else:
+            status = path.stat()
+            known = classes.names.index(label) if label in classes.names else 255
+            shape = {"file": str(path), "stat": [status.st_size, status.st_mtime_ns]}
+            drawn.setdefault(image, []).append((known, shape))
+    return drawn, found
+
+
+def order(name: str) -> tuple[Any, ...]:
+    """As they were drawn, as far as names tell: by task, annotation and number."""
+    return tuple(int(one) if one.isdigit() else one for one in re.split(r"(\d+)", name))
+
+
+def tasks(file: Path, content: Any, images: dict[str, Path]) -> Iterator[tuple[int, str]]:
+    """(number, image's name) of the tasks of a JSON export whose image is there."""
+    bare: dict[str, list[str]] = {}
+    for name in images:
+        bare.setdefault(PurePosixPath(name).name, []).append(name)
+    try:
+        for task in content:
+            for written in [*(task.get("data") or task).values()]:
+                name = name_of(written) if isinstance(written, str) else ""
+                same = bare.get(name) or bare.get(UPLOADED.sub("", name)) or []
+                if len(same) == 1:
+                    yield int(task["id"]), same[0]
+                    break
+    except MALFORMED as problem:
+        raise UserError(
+            f"{file} is no JSON export of Label Studio's ({type(problem).__name__}: {problem})"
+        ) from None
+
+
+def name_of(written: str) -> str:
+    """The name of the file behind what a task has as its image; "" if that is none."""
+    parts = urlsplit(written)
+    local = parse_qs(parts.query).get("d", [""])[0]  # /data/local-files/?d=PATH
+    name = PurePosixPath(local or unquote(parts.path)).name
+    return name if PurePosixPath(name).suffix.lower() in SUFFIXES else ""
