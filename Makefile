@@ -6,8 +6,8 @@ export OMP_NUM_THREADS ?= 1
 # What torch-oldest and torch-matrix try: the oldest torch that was built for the Python of .venv, one between
 # and the newest, and of the ways in which Slurm ends a job the commonest.
 OF_PYTHON = $(PYTHON_A) -c 'import sys; minor = sys.version_info[1]; print($(1))'
-OLDEST = $$($(call OF_PYTHON,"2.1" if minor < 12 else "2.2" if minor < 13 else "2.5"))
-MIDDLE = $$($(call OF_PYTHON,"2.4" if minor < 13 else "2.6"))
+OLDEST = $$($(call OF_PYTHON,"2.1" if minor < 12 else "2.2" if minor < 13 else "2.6"))
+MIDDLE = $$($(call OF_PYTHON,"2.4" if minor < 13 else "2.8"))
 NEWEST := 2.14.1
 ROW := tests/slurm/test_acceptance.py::test_no_run_is_lost[preempted with grace and user signal-1]
 

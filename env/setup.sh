@@ -103,13 +103,14 @@ if [ "$torch" != locked ]; then
 fi
 
 # torch 2.N and torchvision 0.(N+15) are released together; those before 2.3 were built for NumPy 1. The last
-# Python for which a release was built: https://github.com/pytorch/pytorch/blob/main/RELEASE.md
+# Python for which both were released: https://github.com/pytorch/pytorch/blob/main/RELEASE.md (torchvision came
+# for 3.13 one release later).
 lock=$root/env/lock-$set_name.txt
 newest=99
 case $minor in
     1) newest=11 ;;
-    2|3|4) newest=12 ;;
-    5|6|7|8) newest=13 ;;
+    2|3|4|5) newest=12 ;;
+    6|7|8) newest=13 ;;
 esac
 if [ -n "$minor" ] && [ "$minor" -lt 3 ]; then
     [ "$set_name" = a ] || fail "set b needs NumPy 2, so torch 2.3 or newer"

@@ -31,7 +31,7 @@ OLD, OLDEST, VISION, OLD_NUMPY = (
     if sys.version_info < (3, 12)
     else ("2.2", "2.2.2", "0.17.2", "1.26.4")
     if sys.version_info < (3, 13)
-    else ("2.5", "2.5.1", "0.20.1", "2.2.6")
+    else ("2.6", "2.6.0", "0.21.0", "2.2.6")
 )
 LOCKED = ("cv2==1.0", "mmcv==1.0", "mmengine==1.0")
 
@@ -63,9 +63,9 @@ def wheel(folder: Path, name: str, version: str, code: str = "", needs: str = ""
 def index(tmp_path: Path) -> Iterator[str]:
     """A package index on loopback, with stand-ins for torch's releases and for all of the lock."""
     folder = tmp_path / "index"
-    for version in (OLDEST, "2.6.0", "2.13.0"):
+    for version in {OLDEST, "2.6.0", "2.13.0"}:
         wheel(folder, "torch", version, TORCH, "numpy")
-    for version, torch in ((VISION, OLDEST), ("0.21.0", "2.6.0"), ("0.28.0", "2.13.0")):
+    for version, torch in {(VISION, OLDEST), ("0.21.0", "2.6.0"), ("0.28.0", "2.13.0")}:
         wheel(folder, "torchvision", version, needs=f"torch=={torch}")
     for version in ("1.26.4", "2.2.6"):
         wheel(folder, "numpy", version, NUMPY)
