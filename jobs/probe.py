@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from jobs.run import cuda, environment, file_systems, quotas, staged, task
+from jobs.run import cuda, environment, file_systems, files, quotas, staged, task
 from jobs.run.directory import write_atomically
 from jobs.run.errors import UserError
 from jobs.supervise import rendezvous
@@ -101,7 +101,7 @@ def measured_files(folder: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"kind": file_systems.kind(folder), "left": quotas.left(folder)}
     found["read"] = read_speed(folder / "block") if (folder / "block").exists() else None
-    names = [path for path in sorted((folder / "code").rglob("*")) if path.is_file()][:MOST_OPENED]
+    names = [path for path in sorted((folder / files.CODE()).rglob("*")) if path.is_file()][:MOST_OPENED]
     began = time.perf_counter()
     for name in names:
         os.close(os.open(name, os.O_RDONLY))
