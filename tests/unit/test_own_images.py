@@ -27,6 +27,7 @@ from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sou
 from jobs.prepare.own.pipeline import prepare_own
 from jobs.run.errors import UserError
 from tests import own_images
+from tests.mutations import in_time
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -248,6 +249,26 @@ def test_a_mask_in_labelmes_json_is_not_decoded_before_its_size_is_known(
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it is decoded"))
     with pytest.raises(masks.BadMask, match="9000×9000"):
         masks.draw_labelme(np.zeros((20, 20), np.uint8), (1, shape))
+
+
+def test_pipes_and_devices_are_named_and_not_waited_for(tmp_path: Path) -> None:
+    """In a folder of somebody else's, say. A pipe without a writer would hold the job up; a device has no
+    end."""
+    folder = own_images.write(tmp_path, 5, masks="labels")
+    for name, target in (("images/scene_000.png", ""), ("masks/scene_001.png", "/dev/zero")):
+        (folder / name).unlink()
+        if target:
+            (folder / name).symlink_to(target)
+        else:
+            os.mkfifo(folder / name)
+    with in_time(100):
+        found = told(folder)
+    assert "scene_000.png is no file but a pipe" in found["unreadable image"]
+    assert "scene_001.png is no file but a pipe" in found["unreadable mask"]
+    (folder / "notes").mkdir()
+    os.mkfifo(folder / "notes/scene_000.json")
+    with in_time(100), pytest.raises(UserError, match=r"scene_000\.json is no file but a pipe"):
+        make(folder, "--masks", folder / "notes")
 
 
 def test_links_that_lead_around_have_an_end(tmp_path: Path) -> None:

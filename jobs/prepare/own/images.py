@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
@@ -317,9 +319,13 @@ def describe(found: Picture, grey: NDArray[Any]) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Raises BadPicture for what cannot be read as a file."""
+    """Raises BadPicture for what cannot be read as a file: of a pipe or a device there is no end."""
     try:
-        return path.read_bytes()
+        # Or opening a pipe would wait for somebody who writes into it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadPicture("is no file but a pipe, a folder or a device")
+            return file.read()
     except FileNotFoundError:
         raise BadPicture("is not there") from None
     except (IsADirectoryError, PermissionError) as error:

@@ -15,7 +15,7 @@ from jobs.catalog import listing
 from jobs.catalog.classes import Classes
 from jobs.prepare.own import label_studio, masks
 from jobs.prepare.own.findings import Finding, error, warning
-from jobs.prepare.own.images import MOST_PIXELS, SUFFIXES
+from jobs.prepare.own.images import MOST_PIXELS, SUFFIXES, BadPicture, read_file
 from jobs.run.errors import MALFORMED, UserError
 
 SPLITS = ("train", "val")
@@ -111,9 +111,11 @@ def kind_of(given: list[Path]) -> str:
 def parsed(path: Path) -> Any:
     """Raises UserError for a file that is no JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_file(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    except BadPicture as error:
+        raise UserError(f"{path} {error}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from None
 
