@@ -10,10 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
-
-environment.enter()
+import checkout
 
 from jobs.catalog import own_images as own_options
 from jobs.catalog import pretrained
@@ -21,8 +18,7 @@ from jobs.catalog import recipes as datasets
 from jobs.catalog.manifest import MANIFEST
 from jobs.run import events
 from jobs.run.directory import Request, Run
-from jobs.run.errors import UserError, run_command
-from launch.observe import tables
+from jobs.run.errors import UserError
 from launch.submit import configs, data_ready, options, room, runs, snapshot
 from launch.submit import creation as requests
 from launch.submit import single_job as single
@@ -269,5 +265,4 @@ def check_fitting(arguments: argparse.Namespace, dataset: str) -> None:
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)
