@@ -25,7 +25,7 @@ from jobs.prepare import png, verify
 from jobs.prepare.archives import DamagedArchive, Stream, unpack_tar, walk
 from jobs.prepare.converters import unpack
 from jobs.prepare.deflate import content_digest
-from jobs.prepare.voc import build
+from jobs.prepare.voc import build, masks
 from jobs.prepare.voc.sbd import BadMask, mask_of
 from jobs.run import checkpoint_files, events
 from jobs.run.directory import Run
@@ -294,7 +294,7 @@ def _mask(_: Path) -> Target:
 
     def read(content: bytes) -> None:
         png.png_size(content)
-        build.check_labels(build.decode_mask(content))
+        masks.check_labels(masks.decode_mask(content))
         verify.read_png(content)
 
     return Target(good, read, (BadMask, png.BadImage))

@@ -55,7 +55,8 @@ def train(session: Session, preemption: Preemption) -> None:
 
     from jobs.catalog import supported
     from jobs.engine import distributed, saving
-    from jobs.mmseg import config, curves, data, loop, metrics, runner, state
+    from jobs.mmseg import config, curves, data, metrics, runner, state
+    from jobs.mmseg.survival import Survival
 
     # mmengine collects by itself for each data set: not what is there already.
     gc.freeze()
@@ -88,7 +89,7 @@ def train(session: Session, preemption: Preemption) -> None:
     if checkpoint is None and session.main and own["check_data"]:
         with user_errors(session):
             data.look(runner_)
-    runner_.survival = loop.Survival(runner_, preemption, saver, numbers, heart)
+    runner_.survival = Survival(runner_, preemption, saver, numbers, heart)
 
     if checkpoint and session.main:
         say_resumed(session, checkpoint, prepared)
