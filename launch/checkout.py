@@ -4,6 +4,8 @@
 the python3 of any login node (3.6 and later).
 """
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +17,9 @@ from jobs.run import environment
 # Nowhere is this folder's `logs` or `report` what another module looks for.
 sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(__file__)]
 environment.enter()
+# Looking for garbage, while modules are read and once more at the end, would be a fifth of a command's time.
+gc.disable()
+atexit.register(gc.freeze)
 
 
 def run(main: "Callable[[], int | None]") -> None:
@@ -22,5 +27,6 @@ def run(main: "Callable[[], int | None]") -> None:
     from jobs.run.errors import run_command
     from launch.observe import tables
 
+    gc.enable()
     tables.guard()
     run_command(main)

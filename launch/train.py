@@ -5,26 +5,18 @@ very step where it was. If the dataset is still being prepared, it waits in the 
 """
 
 import argparse
-import atexit
 import gc
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment, files
+import checkout
 
-environment.enter()
-# Looking for garbage, while modules are read and once more at the end, would be a fifth of its time.
-gc.disable()
-atexit.register(gc.freeze)
-
-from jobs.run import events, story
+from jobs.run import events, files, story
 from jobs.run.directory import MOST_SEED, Request, Run, check_seed
-from jobs.run.errors import UserError, run_command
+from jobs.run.errors import UserError
 from jobs.run.stages import Stage
-from launch.observe import tables
 from launch.submit import batch_script as script
 from launch.submit import (
     configs,
@@ -60,6 +52,7 @@ EXAMPLES = """\
 
 
 def main() -> int:
+    gc.disable()  # the modules that are read from here on make no garbage either
     parser = options.parser(__doc__ or "", EXAMPLES)
     parser.add_argument(
         "--config",
@@ -427,5 +420,4 @@ def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process:
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)
