@@ -14,7 +14,7 @@ from typing import Any
 from jobs.run import secrets
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
-from launch.submit import job_environment, machine, profiles
+from launch.submit import executors, job_environment, machine, profiles
 from launch.submit.runs import CHECKOUT, check_path
 
 # option -> (setting, help)
@@ -141,7 +141,7 @@ def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.
             layer[setting] = kept[setting]
     return profiles.Profile(
         name=str(request.cluster.get("profile", request.executor)),
-        executor="slurm" if request.executor == "slurm" else "local",
+        executor=_executor(request),
         source=f"run.yaml of {run.name}",
         top=top,
         stages={stage: section},
@@ -150,7 +150,11 @@ def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.
 
 def remembers(arguments: argparse.Namespace, request: Request) -> bool:
     """Whether `profile_of` goes by the run's own settings."""
-    return not arguments.cluster and (request.executor == "local" or machine.has_slurm())
+    return not arguments.cluster and executors.named(_executor(request)).is_here()
+
+
+def _executor(request: Request) -> str:
+    return request.executor if request.executor in executors.names() else "local"
 
 
 def settings(
@@ -173,30 +177,8 @@ def settings(
             f"{resolved.sources[f'env.{name}']}: {name} stands there in clear: put it into a file that only "
             f"you can read, and name that instead, as secrets: {{{name}: FILE}}"
         )
-    if profile.executor == "local":
-        _check_local(resolved)
+    executors.named(profile.executor).check(resolved)
     return resolved
-
-
-def _check_local(resolved: profiles.Resolved) -> None:
-    settings = resolved.settings
-    if resolved.nodes[0] > 1:
-        raise UserError(
-            f"--nodes {settings.nodes} needs Slurm, and this run is local: use --nodes 1, or --cluster NAME"
-        )
-    for key in ("setup", "container"):
-        if getattr(settings, key):
-            raise UserError(
-                f"{resolved.sources[key]}: `{key}` is for Slurm jobs; a local run takes this environment"
-            )
-    gpus = machine.local_gpus()
-    if settings.gres != "none" and 0 < gpus < settings.gpus:
-        raise UserError(f"--gpus {settings.gpus}, but this machine has {gpus}: use --gpus {gpus}")
-    if gpus == 0 and resolved.stage == "train":
-        resolved.hints.append(
-            f"no GPU here: --gpus {settings.gpus} means {settings.gpus} "
-            f"CPU process{'es over gloo' if settings.gpus > 1 else ''}"
-        )
 
 
 def as_given(arguments: argparse.Namespace) -> list[str]:
