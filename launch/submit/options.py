@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from jobs.run import secrets
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
@@ -128,11 +130,14 @@ def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.
     request = run.request()
     if not remembers(arguments, request):
         return profile(arguments)
-    kept = request.cluster if stage == "train" else request.cluster.get(stage, {})
+    own = request.cluster if stage == "train" else getattr(request.cluster, stage)
+    kept = msgspec.to_builtins(own) if own else {}
     top: dict[str, Any] = {}
     section: dict[str, Any] = {}
     for key, source in kept.get("sources", {}).items():
         setting, _, name = key.partition(".")
+        if setting not in kept:  # another version's
+            continue
         # What came from the section of this job alone still wins over what the command says of another.
         layer = section if source.endswith(f"({stage})") else top
         if name:
@@ -140,7 +145,7 @@ def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.
         else:
             layer[setting] = kept[setting]
     return profiles.Profile(
-        name=str(request.cluster.get("profile", request.executor)),
+        name=request.cluster.profile or request.executor,
         executor=_executor(request),
         source=f"run.yaml of {run.name}",
         top=top,

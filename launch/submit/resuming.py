@@ -98,7 +98,7 @@ def keep_size(arguments: argparse.Namespace, old: Request) -> None:
     """Another profile does not change the size of a run that is resumed."""
     if not options.remembers(arguments, old):
         if arguments.nodes is None:
-            arguments.nodes = str(old.cluster.get("nodes", old.nodes))
+            arguments.nodes = old.cluster.nodes if old.cluster.profile else str(old.nodes)
         if arguments.gpus is None:
             arguments.gpus = old.gpus
 
