@@ -6,16 +6,11 @@ The training saves and leaves, and can be resumed: python launch/train.py --resu
 import argparse
 import json
 import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
-
-environment.enter()
+import checkout
 
 from jobs.run.directory import Run
-from jobs.run.errors import run_command
-from launch.observe import history, tables
+from launch.observe import history
 from launch.submit import cancelling, runs
 
 EXAMPLES = """examples:
@@ -66,5 +61,4 @@ def is_preparation(run: Run) -> bool:
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)

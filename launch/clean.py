@@ -10,12 +10,9 @@ import shlex
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
+import checkout
 
-environment.enter()
-
-from jobs.run.errors import UserError, run_command
+from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, leftovers, states, tables
 from launch.observe import wording as words
@@ -102,5 +99,4 @@ def show(found: Found, skipped: list[tuple[str, str]], arguments: argparse.Names
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)

@@ -7,15 +7,9 @@ examples:
 import argparse
 import importlib
 import shlex
-import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
+import checkout
 
-environment.enter()
-
-from jobs.run.errors import run_command
 from launch.submit import runs
 
 COMMANDS = (
@@ -116,4 +110,4 @@ def parser_of(command: str) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    checkout.run(main)

@@ -11,13 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment
+import checkout
 
-environment.enter()
-
-from jobs.run.errors import run_command
 from launch.submit import machine, runs
 
 EXAMPLES = """examples:
@@ -37,7 +32,9 @@ def main() -> int:
     parser.add_argument(
         "--epochs", type=int, metavar="N", help="epochs to train (default the config's; fewer learn less)"
     )
-    parser.add_argument("--data-root", type=Path, default=ROOT / "data" / "demo", help="where the data go")
+    parser.add_argument(
+        "--data-root", type=Path, default=runs.CHECKOUT / "data" / "demo", help="where the data go"
+    )
     arguments = parser.parse_args()
     data = arguments.data_root.resolve()
     archives = data / "archives"
@@ -84,10 +81,10 @@ def step(title: str, command: list[str]) -> None:
     if title:
         print(f"\n== {title}", flush=True)
     print(f"$ python {shlex.join(command)}", flush=True)
-    code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
+    code = subprocess.run([sys.executable, *command], cwd=runs.CHECKOUT, check=False).returncode
     if code:
         sys.exit(code)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    checkout.run(main)

@@ -5,18 +5,11 @@ Read-only, except for --submit-probe (submits one small job, to try it on the no
 """
 
 import argparse
-import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
+import checkout
 
-environment.enter()
-
-
-from jobs.run.errors import UserError, run_command
+from jobs.run.errors import UserError
 from jobs.slurm import login as slurm
-from launch.observe import tables
 from launch.observe.doctor import facts as cluster_facts
 from launch.observe.doctor import findings, local, probe, profile
 from launch.observe.doctor.facts import Facts
@@ -116,5 +109,4 @@ def findings_of(facts: Facts, measured: Measured | None, arguments: argparse.Nam
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)

@@ -4,17 +4,11 @@ With --config instead of a run: of a checkpoint from elsewhere, such as one that
 """
 
 import argparse
-import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
-
-environment.enter()
+import checkout
 
 from jobs.run.directory import Run
-from jobs.run.errors import UserError, run_command
-from launch.observe import tables
+from jobs.run.errors import UserError
 from launch.submit import configs, data_ready, interpreters, options, profiles, programs, runs
 from launch.submit import creation as requests
 from launch.submit import single_job as single
@@ -115,5 +109,4 @@ def submit(arguments: argparse.Namespace, run: Run, job: Batch) -> int:
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)

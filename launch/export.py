@@ -5,18 +5,13 @@ onnxruntime makes of real images is from PyTorch. It needs env/setup.sh --with o
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment, exported, files
+import checkout
 
-environment.enter()
-
-from jobs.run import output
+from jobs.run import exported, files, output
 from jobs.run.directory import Run
-from jobs.run.errors import UserError, run_command
-from launch.observe import tables
+from jobs.run.errors import UserError
 from launch.submit import interpreters, options, programs, runs
 from launch.submit import single_job as single
 
@@ -88,5 +83,4 @@ def existing(given: str) -> Path:
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)

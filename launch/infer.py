@@ -3,20 +3,15 @@
 import argparse
 import contextlib
 import glob
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment, files
+import checkout
 
-environment.enter()
-
-from jobs.run import output
+from jobs.run import files, output
 from jobs.run.directory import Run
-from jobs.run.errors import UserError, run_command
-from launch.observe import tables
+from jobs.run.errors import UserError
 from launch.submit import from_export, options, profiles, runs
 from launch.submit import single_job as single
 
@@ -95,5 +90,4 @@ def fresh(parent: Path) -> Path:
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)

@@ -4,16 +4,11 @@ Following ends with the run; Ctrl-C ends the following, never the run.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
+import checkout
 
-environment.enter()
-
-from jobs.run.errors import UserError, run_command
-from launch.observe import following, log_files, states, tables
+from jobs.run.errors import UserError
+from launch.observe import following, log_files, states
 from launch.observe import wording as words
 from launch.observe.log_files import LogFile
 from launch.submit import runs
@@ -89,5 +84,4 @@ def show(files: list[LogFile], lines: int, everything: bool) -> None:
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)

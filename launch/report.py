@@ -5,17 +5,13 @@ The file needs no network and no other file. Every evaluation writes it; this co
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
-
-environment.enter()
+import checkout
 
 from jobs.run.directory import write_atomically
-from jobs.run.errors import UserError, run_command
-from launch.observe import sweeps, tables
+from jobs.run.errors import UserError
+from launch.observe import sweeps
 from launch.observe import wording as words
 from launch.observe.report import data as report_data
 from launch.observe.report import groups
@@ -101,5 +97,4 @@ def may_replace(file: Path) -> bool:
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)

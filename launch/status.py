@@ -10,16 +10,11 @@ import json
 import shutil
 import sys
 import time
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
-
-environment.enter()
-
+import checkout
 import msgspec
 
-from jobs.run.errors import UserError, run_command
+from jobs.run.errors import UserError
 from launch.observe import folding, overview, sweeps, tables, timeline
 from launch.submit import runs
 
@@ -108,5 +103,4 @@ def watch(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)

@@ -6,20 +6,15 @@ nodes have no network, where a service was down, or to send a run that was not m
 
 import argparse
 import select
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment
-
-environment.enter()
+import checkout
 
 from jobs.run import files, trackers
 from jobs.run.directory import Run
-from jobs.run.errors import UserError, run_command
-from launch.observe import history, states, tables
+from jobs.run.errors import UserError
+from launch.observe import history, states
 from launch.observe.tracking import content, sending
 from launch.submit import runs
 
@@ -85,5 +80,4 @@ def told(run: Run, name: str, code: int) -> str:
 
 
 if __name__ == "__main__":
-    tables.guard()
-    run_command(main)
+    checkout.run(main)

@@ -32,6 +32,7 @@ from jobs.prepare.own import findings, judge, masks, pipeline, scan, sources, sp
 from jobs.prepare.own import images as own_images
 from jobs.prepare.packed import convert
 from jobs.prepare.voc import build
+from jobs.prepare.voc import masks as voc_masks
 from jobs.prepare.voc.sbd import BadMask, mask_of
 from jobs.run import checkpoint_files, events, packed
 from jobs.run.directory import Run
@@ -310,7 +311,7 @@ def _mask(_: Path) -> Target:
 
     def read(content: bytes) -> None:
         png.png_size(content)
-        build.check_labels(build.decode_mask(content))
+        voc_masks.check_labels(voc_masks.decode_mask(content))
         verify.read_png(content)
 
     return Target(good, read, (BadMask, png.BadImage))

@@ -192,7 +192,6 @@ def _rank(run: str, environment: dict[str, str], log: str) -> None:
     sys.argv = ["rank", run]
     from jobs.mmseg import rank
 
-    rank.PREEMPTED.listen()
     sys.exit(rank.main())
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from jobs.engine.session import Session
 from jobs.run import files
 from jobs.run.directory import write_atomically
-from jobs.run.events import append_line, now
+from jobs.run.events import now
+from jobs.run.lines import append_line
 
 INTERVAL = 5.0
 """Seconds between two writes of progress.json, at least."""

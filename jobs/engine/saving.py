@@ -72,7 +72,7 @@ class Saver:
         """What `_write` could not write, until that, or a later state, is written."""
         self.trying = threading.Lock()
         """During a validation two threads may want to leave: each must know what came of the other's save."""
-        self.patience = session.request.settings.grace / 2
+        self.patience = session.request.cluster.grace / 2
         """Seconds for which a preempted run tries to save: before a time limit it must also leave in time."""
         self.cost = 1.0
         self.began = time.monotonic()

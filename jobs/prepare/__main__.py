@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.catalog import own_images as own_options
-from jobs.catalog import pretrained
+from jobs.catalog import prepare_options
 from jobs.prepare import weights, workers
 from jobs.prepare.progress import say
 from jobs.run import events, exit_codes, files, notify
@@ -48,26 +48,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where datasets lie (default data)",
     )
-    add("--archives", type=Path, metavar="DIR", help="take the archives from there; nothing is downloaded")
-    add("--dataset", default="voc", metavar="NAME", help="voc (default), or a converter of mmsegmentation's")
-    add(
-        "--verify",
-        nargs="?",
-        const="quick",
-        choices=["quick", "deep"],
-        help="only look whether what is there is sound; deep: every byte and pixel",
-    )
-    add("--pack", action="store_true", help="as one file (an uncompressed zip), lists and digests beside it")
-    add("--unpack", action="store_true", help="make the files again of a packed dataset")
-    add(
-        "--no-checksum", action="store_true", help="take archives that are not the release without a checksum"
-    )
-    add("--partial", action="store_true", help="other datasets: take fewer files than the release has")
-    add(
-        "--converter-args",
-        metavar="ARGS",
-        help="other datasets: the converter's arguments; {archives}, {out}, {processes} are filled in",
-    )
     add(
         "--wait-only",
         nargs="?",
@@ -78,16 +58,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--no-wait", action="store_true", help="end at once if another process prepares the same data root")
     add("--processes", type=int, metavar="N", help="worker processes (default: all cores of the job)")
-    add(
-        "--weights",
-        nargs="+",
-        metavar="REFERENCE",
-        help="pretrained weights to fetch, as configs refer to them, or addresses (default with VOC the "
-        f"recipe's, {pretrained.DEFAULT}); with --archives they are taken from there, nothing is downloaded",
-    )
-    add("--no-weights", action="store_const", dest="weights", const=[], help="no pretrained weights")
     add("--run", type=Path, metavar="DIR", help="run directory that gets the events")
-    own_options.add(result)
+    prepare_options.add(result)
+    result.set_defaults(dataset="voc")
     return result
 
 
@@ -173,8 +146,7 @@ def run(args: argparse.Namespace, begun: float) -> int:
     lists = result.manifest.lists
     counts = ", ".join(f"{name} {values['count']:,}" for name, values in lists.items())
     say(f"{root} {'was ready' if result.done_before else 'is ready'}: {counts} ({result.seconds:.1f} s)")
-    default = [] if order or own else [pretrained.DEFAULT]
-    for reference in default if args.weights is None else args.weights:
+    for reference in prepare_options.weights_of(args, "" if order or own else "voc"):
         if file := weights.fetch(reference, args.data_root, args.archives):
             weights.check_content(file)
     # Of other datasets only the files are counted.

@@ -160,7 +160,7 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
     """(image sizes by path, findings) of some files; runs in a worker. `root`: the dataset's folder, or its
     container; `voc`: only VOC's labels may occur."""
     from jobs.prepare.png import BadImage, jpeg_size
-    from jobs.prepare.voc.build import check_labels, decode_mask
+    from jobs.prepare.voc.masks import check_labels, decode_mask
     from jobs.prepare.voc.sbd import BadMask
 
     sizes: dict[str, tuple[int, int]] = {}

@@ -28,7 +28,7 @@ import yaml
 
 from jobs.run import files
 from jobs.run.errors import UserError
-from jobs.run.settings import Settings, of_request
+from jobs.run.settings import RunSettings
 
 MOST_SEED = 2**32 - 1
 """NumPy takes no larger one."""
@@ -61,7 +61,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """slurm or local."""
     checkpoint: str = "best"
     """What the dependent evaluation takes: best, last, or a path."""
-    cluster: dict[str, Any] = {}
+    cluster: RunSettings = msgspec.field(default_factory=RunSettings)
     """The resolved cluster profile."""
     python: str = ""
     """The interpreter that runs the jobs."""
@@ -78,11 +78,6 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What trains instead of MMSegmentation: the program's path below `code/`, and its arguments."""
     sweep: str = ""
     """The name of the sweep that it is an element of."""
-
-    @property
-    def settings(self) -> Settings:
-        """Those of its training, or of a preparation. Raises msgspec.ValidationError as `of_request`."""
-        return of_request(self.cluster)
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -116,8 +111,10 @@ class Run:
         """Reads run.yaml. Raises UserError if it is missing or not a request."""
         try:
             data = yaml.safe_load(self.request_file.read_text(encoding="utf-8"))
+            # Numbers in quotes count, as in a profile.
+            cluster = data.pop("cluster", {}) if isinstance(data, dict) else {}
             request = msgspec.convert(data, Request)
-            _ = request.settings
+            request.cluster = msgspec.convert(cluster, RunSettings, strict=False)
             msgspec.json.encode(request)  # not with a lone surrogate: that could not be shown
             return request
         except FileNotFoundError:
@@ -134,6 +131,11 @@ class Run:
             key: value
             for key, value in msgspec.to_builtins(request).items()
             if value is not None and (value or key not in ("tuples", "worker", "sweep"))
+        }
+        content["cluster"] = {
+            key: value
+            for key, value in content["cluster"].items()
+            if value is not None or key not in ("evaluate", "infer")
         }
         text = yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True)
         write_atomically(self.request_file, text.encode(), private=True)

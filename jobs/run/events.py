@@ -11,11 +11,7 @@ in story.py, and for people in launch/observe/history.py.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
-import math
-import os
 import re
 import sys
 import threading
@@ -27,8 +23,7 @@ from typing import Any, get_args
 
 import msgspec
 
-TURN_SECONDS = 5.0
-"""Who may write the file may hold its lock; nobody's events wait longer for that."""
+from jobs.run.lines import append_line, line_of
 
 
 def _tag(name: str) -> str:
@@ -294,9 +289,6 @@ def seconds_of(text: str) -> float:
 def append(path: Path, event: str, /, **fields: Any) -> dict[str, Any]:
     """Appends one event to the file `path`; fields that are None are left out. Returns the record.
 
-    One `write` of one line on an O_APPEND descriptor: lines of several processes do not mix. If the last
-    line is torn (a node died while writing it), a newline first keeps the new one readable.
-
     Raises EventError for an event outside the schema, OSError as `open` and `write` do.
     """
     record = _record(event, fields)
@@ -349,57 +341,6 @@ def _record(event: str, fields: dict[str, Any]) -> dict[str, Any]:
     record = {"time": now(), "event": event} | {k: v for k, v in fields.items() if v is not None}
     check(record)
     return record
-
-
-def line_of(record: dict[str, Any]) -> str:
-    """A record as JSON that every reader takes: JSON knows no NaN and no infinity, which become null."""
-    try:
-        return json.dumps(record, separators=(",", ":"), default=str, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(record), separators=(",", ":"), default=str, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return value
-
-
-def _take_turn(fd: int) -> None:
-    """A lock on the open file until it is closed. An NFS client works out by itself where a file ends, so
-    lines of two nodes could come to lie over each other; having got a lock it asks the server anew (nfs(5),
-    "Using file locks with NFS"). Where there are no locks, or none within TURN_SECONDS, the line is written
-    without."""
-    give_up = time.monotonic() + TURN_SECONDS
-    while True:
-        try:
-            return fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            if time.monotonic() > give_up:
-                return None
-        except OSError:  # ENOLCK, ENOSYS: a file system without
-            return None
-        time.sleep(0.005)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Appends a line to a file of lines, as `append` does. Raises OSError; what has been written of the line
-    by then stays behind as a torn one."""
-    data = line.encode() + b"\n"
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        _take_turn(fd)
-        size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
-            data = b"\n" + data
-        if os.write(fd, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    finally:
-        os.close(fd)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

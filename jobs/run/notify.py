@@ -32,7 +32,7 @@ DEFAULT_EVENTS = ("finished", "failed", "stopped")
 def about(run: Run, event: str, words: str) -> None:
     """Sends what the run's profile asks for about `event`. Never raises, never takes long."""
     try:
-        wish = run.request().settings.notify
+        wish = run.request().cluster.notify
     except Exception as error:
         print(f"baton: no notification: {error}", file=sys.stderr, flush=True)
         return

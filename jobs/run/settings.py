@@ -5,7 +5,7 @@ docs/clusters.md explains every key; launch/submit/profiles.py says where each v
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -88,11 +88,17 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         return float(self.signal_delay or type(self)().signal_delay)
 
 
-def of_request(cluster: dict[str, Any]) -> Settings:
-    """The settings of a run's training as run.yaml has them. What a version had that this one does not know
-    is passed over, and what it did not know has its default.
+class JobSettings(Settings, forbid_unknown_fields=False, kw_only=True):
+    """A job's settings as run.yaml remembers them. What another version had that this one does not know is
+    passed over, and what that did not know has its default."""
 
-    Raises msgspec.ValidationError for a value of another kind.
-    """
-    known = {key: value for key, value in cluster.items() if key in Settings.__struct_fields__}
-    return msgspec.convert(known, Settings, strict=False)
+    sources: dict[str, str] = {}
+    """Where each setting that was set came from; one of env, secrets and sbatch as env.NAME."""
+
+
+class RunSettings(JobSettings, kw_only=True):
+    """Those of a run's own job (its training, or a preparation), and of the jobs behind it."""
+
+    profile: str = ""
+    evaluate: JobSettings | None = None
+    infer: JobSettings | None = None

@@ -23,7 +23,7 @@ BACKENDS = {"WandbVisBackend": "wandb", "MLflowVisBackend": "mlflow", "ClearMLVi
 def wanted(run: Run) -> list[str]:
     """The services that the run's curves go to: those of `--track` or of the profile, and those that its
     resolved config names. Raises UserError if run.yaml cannot be read."""
-    asked: set[str] = set(run.request().settings.track)
+    asked: set[str] = set(run.request().cluster.track)
     try:
         text = run.config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):  # not written yet

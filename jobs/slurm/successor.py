@@ -233,7 +233,7 @@ def _ending(run: Run) -> bool:
             return False
     try:
         end = datetime.fromisoformat(shown["EndTime"]).timestamp()
-        settings = run.request().settings if run.request_file.exists() else Settings()
+        settings = run.request().cluster if run.request_file.exists() else Settings()
     except (KeyError, ValueError):
         return False
     return end - time.time() < settings.signal_delay + SLACK_SECONDS

@@ -25,7 +25,7 @@ class Copies:
     """Does nothing where the run has no `stage`, or on a rank that is not its node's first."""
 
     def __init__(self, run: Run, task: Task, environ: Mapping[str, str]) -> None:
-        setting = run.request().settings.stage if run.request_file.exists() else ""
+        setting = run.request().cluster.stage if run.request_file.exists() else ""
         self.first = bool(setting) and task.local_rank == 0
         self.stage: Path | None = None
         self.problem = ""

@@ -176,7 +176,7 @@ def hang_seconds(run: Run) -> float:
     `hang_minutes`, or its default."""
     if "BATON_HANG_SECONDS" in os.environ:
         return float(os.environ["BATON_HANG_SECONDS"])
-    settings = run.request().settings if run.request_file.exists() else Settings()
+    settings = run.request().cluster if run.request_file.exists() else Settings()
     return 60.0 * settings.hang_minutes
 
 

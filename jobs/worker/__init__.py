@@ -228,7 +228,7 @@ class Worker:
 
     def _leave(self, step: int, state: State, epoch: int) -> NoReturn:
         """Tries to save for half of the time that there is between a warning and the time limit."""
-        deadline = time.monotonic() + self.session.request.settings.grace / 2
+        deadline = time.monotonic() + self.session.request.cluster.grace / 2
         content = state()
         while not self.save(step, lambda: content, epoch=epoch, why="preemption"):
             if time.monotonic() > deadline:

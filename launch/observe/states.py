@@ -18,7 +18,7 @@ from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
 from launch.observe import efficiency, history, sweeps
 from launch.observe import wording as words
 from launch.observe.history import History, Incarnation, StageJob
-from launch.submit import identity
+from launch.submit import executors, identity
 
 SILENT = 600.0
 """Seconds without progress after which a running training is said to be silent."""
@@ -240,7 +240,10 @@ def local_chains(run: Run) -> dict[str, int]:
 
 
 def local_job(run: Run, job: str) -> bool:
-    """Whether a local job (`local-PID`) lives, or is just being started."""
+    """Whether a job that is not Slurm's lives; a local one (`local-PID`) also if it is just being started."""
+    if not job.startswith("local-"):
+        executor = executors.of_job(job)
+        return executor is not None and executor.is_alive(run, job)
     return job in local_chains(run) or _is_starting(run, job)
 
 

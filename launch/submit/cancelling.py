@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 import time
 
 from jobs.run import events, files
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
-from jobs.slurm import login as slurm
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, states
-from launch.submit import identity, machine
+from launch.submit import executors, identity, machine
 
 PATIENCE = 180.0
 """Seconds to wait for the jobs to be gone: KillWait, plus a requeue that was on its way."""
@@ -43,21 +40,21 @@ def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], 
         )
     chains = _local_chains(run, past)
     alive = _alive(run, past)
-    if not alive and not chains and not far:
+    others = _others(run, past)
+    if not alive and not chains and not others and not far:
         return [], []
     by = machine.user()
     _mark(run, by)
     try:
-        for job, pid in chains.items():
-            _terminate(job, pid)
-        if alive:
-            _scancel(alive)
+        for executor, jobs in (("local", list(chains)), ("slurm", alive), *others.items()):
+            if jobs:
+                executors.named(executor).end(run, jobs)
     except UserError:
         (run.job / files.CANCELLED()).unlink(missing_ok=True)  # it goes on
         raise
     # Also of a run that was cancelled before: what lived now was submitted since.
     events.append(run.events, "cancelled", by=by)
-    ended = dict.fromkeys([*alive, *chains, *far])
+    ended = dict.fromkeys([*alive, *chains, *(job for jobs in others.values() for job in jobs), *far])
     left = _wait(run, ended) if wait else []
     return list(ended), left
 
@@ -106,12 +103,13 @@ def _wait(run: Run, ended: dict[str, None]) -> list[str]:
         again = [id for id in left if answer.job(id).state != "COMPLETING"]
         ended |= dict.fromkeys(again)
         left += states.local_chains(run)
+        left += [job for jobs in _others(run, past).values() for job in jobs]
         if not left or time.monotonic() > give_up:
             return left
         # A job that is running yet has its signal; one that came back by a requeue has not.
         waiting = [id for id in again if answer.job(id).pending]
         if waiting:
-            _scancel(waiting)
+            executors.named("slurm").end(run, waiting)
         time.sleep(pause)
         pause = min(2.0, pause * 1.5)
 
@@ -124,6 +122,16 @@ def _own(
     strange = {id for id in ids if identity.is_stranger(run, past, answer.job(id), noted.get(id))}
     living = [answer.job(id) for id in sorted(strange) if answer.job(id).alive]
     return identity.without(answer, strange), living
+
+
+def _others(run: Run, past: history.History) -> dict[str, list[str]]:
+    """The jobs that live of an executor which is neither Slurm nor this machine, by the executor."""
+    found: dict[str, list[str]] = {}
+    for job in past.jobs.values():
+        other = job.executor in executors.names() and job.executor not in ("slurm", "local")
+        if other and executors.named(job.executor).is_alive(run, job.id):
+            found.setdefault(job.executor, []).append(job.id)
+    return found
 
 
 def _far_away(run: Run, past: history.History) -> dict[str, str]:
@@ -157,25 +165,3 @@ def _local_chains(run: Run, past: history.History) -> dict[str, int]:
         if time.monotonic() > give_up:
             return chains
         time.sleep(0.1)  # until it has said which process it is
-
-
-def _terminate(job: str, pid: int) -> None:
-    """TERM to a local chain; one that has ended meanwhile is no error."""
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        return
-    except PermissionError:
-        raise UserError(f"{job} (process {pid}) belongs to another user: only that user can end it") from None
-
-
-def _scancel(ids: list[str]) -> None:
-    """scancel; a job that has ended meanwhile is no error. Raises UserError with Slurm's own words."""
-    try:
-        slurm.call("scancel", *ids)
-    except slurm.SlurmError as error:
-        text = str(error).lower()
-        if any(known in text for known in ("already completing", "invalid job id", "completed")):
-            return
-        whose = "; only the user who submitted them can" if "permission denied" in text else ""
-        raise UserError(f"cannot cancel {', '.join(ids)}: {error}{whose}") from None

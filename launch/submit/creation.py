@@ -14,6 +14,7 @@ import msgspec
 
 from jobs.run import environment, events, files
 from jobs.run.directory import Request, Run, write_atomically
+from jobs.run.settings import JobSettings, RunSettings
 from jobs.slurm.login import SlurmError
 from launch.submit import batch_script as script
 from launch.submit import data_ready, job_environment, profiles, snapshot
@@ -79,18 +80,15 @@ def data_ahead(wish: Wish) -> data_ready.Ahead:
     return ahead
 
 
-def cluster(resolved: profiles.Resolved, *others: profiles.Resolved) -> dict[str, Any]:
-    """The profile as it was resolved, for run.yaml: the settings of the command's own job at the top, those
-    of the run's other jobs by their stage. `options.profile_of` reads it back."""
-
-    def told(one: profiles.Resolved) -> dict[str, Any]:
-        return {**msgspec.to_builtins(one.settings), "sources": one.sources}
-
-    return {
-        "profile": resolved.profile,
-        **told(resolved),
-        **{other.stage: told(other) for other in others},
+def cluster(resolved: profiles.Resolved, *others: profiles.Resolved) -> RunSettings:
+    """The profile as it was resolved, for run.yaml: the settings of the command's own job, those of the run's
+    other jobs by their stage. `options.profile_of` reads it back."""
+    behind: dict[str, Any] = {
+        other.stage: JobSettings(**msgspec.structs.asdict(other.settings), sources=other.sources)
+        for other in others
     }
+    own = msgspec.structs.asdict(resolved.settings)
+    return RunSettings(profile=resolved.profile, **own, sources=resolved.sources, **behind)
 
 
 def versions() -> dict[str, str]:

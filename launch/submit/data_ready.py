@@ -18,7 +18,7 @@ from jobs.catalog.recipes import RECIPES, VOC_FOLDER, dataset_of, folder_of
 from jobs.run import packed, story
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
-from launch.submit import configs, runs
+from launch.submit import configs, executors, runs
 
 
 @dataclass
@@ -134,17 +134,10 @@ def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) 
         ahead.weights |= set(asked)
     if not job:
         _not_there(data_root, path, dataset if ours else "", found.reason)
-    elif executor == "local" and (found.owner or job.startswith("local-")):
-        # Of a local preparation that has not come to its lock yet, the process is known.
-        process = job.removeprefix("local-") if job.startswith("local-") else "0"
-        arguments = ["--data-root", str(data_root), "--dataset", dataset, "--wait-only", process]
-        if arguments not in ahead.stages:
-            ahead.stages.append(arguments)
-    elif executor != "local" and job.isdigit():
-        if job not in ahead.jobs:
-            ahead.jobs.append(job)
-    else:
-        what = "local run" if executor == "local" else "Slurm job"
+        return
+    arguments = ["--data-root", str(data_root), "--dataset", dataset]
+    if not executors.named(executor).wait_behind(job, bool(found.owner), arguments, ahead):
+        what = {"slurm": "Slurm job"}.get(executor, f"{executor} run")
         raise UserError(
             f"the dataset in {data_root / folder} is still being prepared, by {job}, which no {what} can "
             "wait for: submit when it has ended (python launch/status.py shows it)"

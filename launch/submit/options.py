@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from jobs.catalog import pretrained
 from jobs.run import secrets
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
-from launch.submit import job_environment, machine, profiles
+from launch.submit import executors, job_environment, machine, profiles
 from launch.submit.runs import CHECKOUT, check_path
 
 # option -> (setting, help)
@@ -129,11 +131,14 @@ def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.
     request = run.request()
     if not remembers(arguments, request):
         return profile(arguments)
-    kept = request.cluster if stage == "train" else request.cluster.get(stage, {})
+    own = request.cluster if stage == "train" else getattr(request.cluster, stage)
+    kept = msgspec.to_builtins(own) if own else {}
     top: dict[str, Any] = {}
     section: dict[str, Any] = {}
     for key, source in kept.get("sources", {}).items():
         setting, _, name = key.partition(".")
+        if setting not in kept:  # another version's
+            continue
         # What came from the section of this job alone still wins over what the command says of another.
         layer = section if source.endswith(f"({stage})") else top
         if name:
@@ -141,8 +146,8 @@ def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.
         else:
             layer[setting] = kept[setting]
     return profiles.Profile(
-        name=str(request.cluster.get("profile", request.executor)),
-        executor="slurm" if request.executor == "slurm" else "local",
+        name=request.cluster.profile or request.executor,
+        executor=_executor(request),
         source=f"run.yaml of {run.name}",
         top=top,
         stages={stage: section},
@@ -151,7 +156,11 @@ def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.
 
 def remembers(arguments: argparse.Namespace, request: Request) -> bool:
     """Whether `profile_of` goes by the run's own settings."""
-    return not arguments.cluster and (request.executor == "local" or machine.has_slurm())
+    return not arguments.cluster and executors.named(_executor(request)).is_here()
+
+
+def _executor(request: Request) -> str:
+    return request.executor if request.executor in executors.names() else "local"
 
 
 def settings(
@@ -174,30 +183,8 @@ def settings(
             f"{resolved.sources[f'env.{name}']}: {name} stands there in clear: put it into a file that only "
             f"you can read, and name that instead, as secrets: {{{name}: FILE}}"
         )
-    if profile.executor == "local":
-        _check_local(resolved)
+    executors.named(profile.executor).check(resolved)
     return resolved
-
-
-def _check_local(resolved: profiles.Resolved) -> None:
-    settings = resolved.settings
-    if resolved.nodes[0] > 1:
-        raise UserError(
-            f"--nodes {settings.nodes} needs Slurm, and this run is local: use --nodes 1, or --cluster NAME"
-        )
-    for key in ("setup", "container"):
-        if getattr(settings, key):
-            raise UserError(
-                f"{resolved.sources[key]}: `{key}` is for Slurm jobs; a local run takes this environment"
-            )
-    gpus = machine.local_gpus()
-    if settings.gres != "none" and 0 < gpus < settings.gpus:
-        raise UserError(f"--gpus {settings.gpus}, but this machine has {gpus}: use --gpus {gpus}")
-    if gpus == 0 and resolved.stage == "train":
-        resolved.hints.append(
-            f"no GPU here: --gpus {settings.gpus} means {settings.gpus} "
-            f"CPU process{'es over gloo' if settings.gpus > 1 else ''}"
-        )
 
 
 def as_given(arguments: argparse.Namespace) -> list[str]:

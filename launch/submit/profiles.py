@@ -11,13 +11,14 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from jobs.run import secrets, staged, trackers
 from jobs.run.errors import UserError
 from jobs.run.settings import Container, Notify, Settings
+from launch.submit import executors
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "configs" / "clusters"
 STAGES = ("prepare", "train", "evaluate", "infer", "export")
@@ -105,7 +106,7 @@ class Resolved(msgspec.Struct, kw_only=True):
     """One job's settings, and where each that was set comes from."""
 
     profile: str
-    executor: Literal["slurm", "local"]
+    executor: str
     stage: str
     settings: Settings
     sources: dict[str, str]
@@ -123,7 +124,7 @@ class Profile(msgspec.Struct, kw_only=True):
     """A profile as read: layers of raw values, not yet put together for a job."""
 
     name: str
-    executor: Literal["slurm", "local"]
+    executor: str
     source: str
     top: dict[str, Any] = {}
     stages: dict[str, dict[str, Any]] = {}
@@ -214,12 +215,11 @@ def resolve(
     )
 
 
-def _executor(value: Any, source: str) -> Literal["slurm", "local"]:
-    if value == "slurm":
-        return "slurm"
-    if value == "local":
-        return "local"
-    raise UserError(f"{source}: `executor` is slurm or local, not {value!r}")
+def _executor(value: Any, source: str) -> str:
+    known = executors.names()
+    if value in known:
+        return str(value)
+    raise UserError(f"{source}: `executor` is {' or '.join(known)}, not {value!r}")
 
 
 def _check_keys(section: dict[str, Any], source: str, where: str, extra: tuple[str, ...] = ()) -> None:

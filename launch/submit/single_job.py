@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs.run import events, files
+from jobs.run import files
 from jobs.run.directory import Run
-from jobs.run.stages import Stage
 from launch.submit import batch_script as script
 from launch.submit import creation as requests
-from launch.submit import interpreters, job_environment, machine, runs
+from launch.submit import executors, interpreters, job_environment, runs
+from launch.submit.data_ready import Ahead
 from launch.submit.profiles import Resolved
 
 
@@ -40,55 +40,31 @@ def batch(
 
 def show(batch: script.Batch) -> int:
     """--dry-run: prints the batch script, or the command of a local job."""
-    if batch.resolved.executor == "slurm":
+    executor = executors.named(batch.resolved.executor)
+    if executor.BATCH_SCRIPTS:
         print(script.text(batch), end="")
         script.make_log_folder(batch)
         if batch.made and batch.run is not None:
             job_environment.write(Run(batch.run), batch.resolved)
         print("nothing submitted", file=sys.stderr)
     else:
-        from launch.submit import submission
-
-        print(submission.shown([stage(batch)]))
+        print(executor.shown([batch]))
     return 0
 
 
 def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
     """Submits the job; returns its id and, if it is a local one, its process. If Slurm refuses it, the
     run's script is what it was."""
-    from launch.submit import submission
-
     resolved = batch.resolved
     if resolved.stage != "prepare":
         interpreters.check(resolved)
-    process: Any = None
-    if resolved.executor == "slurm":
-        file = run.job / files.SCRIPT(STAGE=resolved.stage)
-        with requests.restored_on_error(file, job_environment.place(run, resolved.stage)):
+    executor = executors.named(resolved.executor)
+    file = run.job / files.SCRIPT(STAGE=resolved.stage)
+    with requests.restored_on_error(file, job_environment.place(run, resolved.stage)):
+        if executor.BATCH_SCRIPTS:
             requests.write_scripts(run, batch)
-            job = submission.submit_script(file)
-    else:
-        environment = job_environment.local(resolved.settings)
-        job, process = submission.submit_chain(run.path, [stage(batch)], environment)
-    cluster = machine.cluster_name() if resolved.executor == "slurm" else ""
-    events.append(
-        run.events,
-        "submitted",
-        stage=resolved.stage,
-        job=job,
-        executor=resolved.executor,
-        cluster=cluster or None,
-    )
-    return job, process
-
-
-def stage(batch: script.Batch) -> Stage:
-    """The job as a stage of a local chain."""
-    resolved = batch.resolved
-    python = resolved.settings.python or sys.executable
-    target = [] if resolved.stage == "prepare" else [str(batch.run)]
-    command = [python, "-u", "-m", f"jobs.{resolved.stage}", *target, *batch.arguments]
-    return Stage(name=resolved.stage, command=command, tasks=resolved.settings.gpus)
+        ids, process = executor.submit([run], [batch], Ahead())[0]
+    return ids[resolved.stage], process
 
 
 def tell(arguments: argparse.Namespace, run: Run, stage: str, job: str, process: Any) -> int:

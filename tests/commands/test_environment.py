@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,12 @@ def test_a_login_nodes_old_python_reads_every_command(path: Path) -> None:
     tree = ast.parse((ROOT / path).read_text(), feature_version=(3, 6))
     before = []
     for node in tree.body:
-        if ast.unparse(node) == "environment.enter()":
+        if ast.unparse(node) in ("environment.enter()", "import checkout"):
             break
         before.append(node)
     else:
         raise AssertionError("it does not enter the environment")
-    names = set()
+    names = {"jobs.run.environment"} if ast.unparse(node) == "import checkout" else set()
     for node in before:
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
@@ -60,7 +61,7 @@ def test_a_login_nodes_old_python_reads_every_command(path: Path) -> None:
 
 
 def test_a_login_nodes_old_python_reads_what_they_enter_by() -> None:
-    for path in ("jobs/run/environment.py", "jobs/run/__init__.py", "jobs/__init__.py"):
+    for path in ("launch/checkout.py", "jobs/run/environment.py", "jobs/run/__init__.py", "jobs/__init__.py"):
         text = (ROOT / path).read_text()
         ast.parse(text, feature_version=(3, 6))
         assert "\nfrom __future__" not in text
@@ -242,3 +243,25 @@ def test_a_training_looks_for_itself_at_its_start(tmp_path: Path, old_torch: str
     assert "could not train and resume a run: torch 2.0.1 is older than 2.1" in done.stderr
     assert "Traceback" not in done.stderr
     assert '"stopped"' in run.events.read_text()
+
+
+# ------------------------------------------------------------------------------------------ what is required
+
+FOR_OTHERS = {"cityscapesscripts", "matplotlib", "tensorboard"}
+"""Imported by mmsegmentation's converter, mmengine's visualizer, PyTorch's writer of TensorBoard's files."""
+
+
+def test_what_baton_requires_it_imports() -> None:
+    text = (ROOT / "env" / "requirements.in").read_text().partition("# development")[0]
+    required = {line for line in text.splitlines() if line and not line.startswith("#")} - FOR_OTHERS
+    assert len(required) > 10
+    provides = packages_distributions()
+    imported = set()
+    for path in (path for top in ("jobs", "launch") for path in (ROOT / top).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    used = {environment._name(name) for module in imported for name in provides.get(module, ())}
+    assert required - used == set()

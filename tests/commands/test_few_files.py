@@ -23,7 +23,7 @@ def test_the_run_has_the_path_as_it_was_given_and_hears_when_nothing_is_packed(
     made = site.train("--stage", "$TMPDIR")
     assert made.returncode == 0, made.stderr
     assert "this config reads none: python launch/prepare.py --pack packs one" in made.stderr
-    assert Run(site.runs / "mine").request().settings.stage == "$TMPDIR"
+    assert Run(site.runs / "mine").request().cluster.stage == "$TMPDIR"
     site.data = shutil.copytree(voc_small, tmp_path / "packed")
     convert.pack(site.data, "VOCdevkit")
     again = site.train("--stage", "$TMPDIR", "--run", "again")

@@ -13,6 +13,7 @@ import pytest
 
 from jobs.run import notify, secrets
 from jobs.run.directory import write_atomically
+from jobs.run.settings import Notify
 from launch.observe.report import data as report_data
 from launch.observe.report import page as report_page
 from launch.submit import job_environment, profiles, runs, snapshot
@@ -143,7 +144,7 @@ def test_a_notification_finds_its_address_and_tells_it_nobody(
     notify.about(run, "finished", "done")  # nobody listens
     for bad in ("s3cr3t", "http://127.0.0.1/s3cr3t with spaces", "$NOT_SET"):
         made = run.request()
-        made.cluster["notify"] = {"webhook": bad}
+        made.cluster.notify = Notify(webhook=bad)
         run.write_request(made)
         notify.about(run, "finished", "done")
     assert [one["event"] for one in got] == ["finished", "finished"]

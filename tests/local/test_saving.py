@@ -144,7 +144,7 @@ def test_preempted_while_nothing_can_be_written(
     """The ranks try as long as there is time, and tell the step that is on the disk, not another."""
     run = tiny.make_run(tmp_path / "run", data, **SETTINGS)
     request = run.request()
-    request.cluster["signal_delay"] = 1 if for_good else 600
+    request.cluster.signal_delay = 1 if for_good else 600
     run.write_request(request)
     read_only(run, False)
     here = tmp_path / "here"

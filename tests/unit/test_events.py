@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from jobs.run import events
+from jobs.run import events, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,7 +120,7 @@ def write(fd, data):
 
 os.open, os.write = open_, write
 from pathlib import Path
-from jobs.run import events
+from jobs.run import events, lines
 for number in range(40):
     events.append(Path(sys.argv[1]), "cancelled", by=f"{os.getpid()} {number}")
 """
@@ -139,7 +139,7 @@ def test_a_lock_that_somebody_holds_keeps_no_event_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "events.jsonl"
-    monkeypatch.setattr(events, "TURN_SECONDS", 0.1)
+    monkeypatch.setattr(lines, "TURN_SECONDS", 0.1)
     path.touch()
     hold = (
         "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX)\n"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from jobs.mmseg import images, pictures
 from jobs.prepare import deflate, png, verify
-from jobs.prepare.voc import build
+from jobs.prepare.voc import masks
 from jobs.prepare.voc.sbd import BadMask, mask_of
 from jobs.run.errors import UserError
 
@@ -40,7 +40,7 @@ def test_an_eps_named_jpg_starts_no_ghostscript(tmp_path: Path, monkeypatch: pyt
         images.read(tmp_path / "x.jpg")
     assert not (tmp_path / "started").exists()
     with pytest.raises(BadMask):
-        build.decode_mask(EPS)
+        masks.decode_mask(EPS)
     with pytest.raises(BadMask):
         verify.read_png(EPS)
 
@@ -165,7 +165,7 @@ def test_a_mask_that_would_inflate_without_end_is_refused(monkeypatch: pytest.Mo
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     content = png.SIGNATURE + png.chunk(b"IHDR", head) + png.chunk(b"IDAT", packed) + png.END
     with pytest.raises(BadMask):
-        build.decode_mask(content)
+        masks.decode_mask(content)
     mat = bytes(124) + b"\x00\x01IM" + struct.pack("<II", 15, len(packed)) + packed
     with pytest.raises(BadMask):
         mask_of(mat)
@@ -177,6 +177,6 @@ def test_any_error_of_a_decoder_is_the_masks(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Image, "open", broken)
     buffer = io.BytesIO()
-    for read in (build.decode_mask, verify.read_png):
+    for read in (masks.decode_mask, verify.read_png):
         with pytest.raises(BadMask, match="unpack requires"):
             read(buffer.getvalue())

@@ -17,9 +17,10 @@ from jobs.catalog import sources
 from jobs.catalog.readiness import state
 from jobs.prepare import lock, verify
 from jobs.prepare.archives import DamagedArchive, Stream, digest, walk
-from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE, cls_mat, make_lists
-from jobs.prepare.voc import build
+from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE, make_lists
+from jobs.prepare.synthetic_scene import cls_mat
 from jobs.prepare.voc.pipeline import prepare, watcher
+from jobs.prepare.voc.writing import put
 from jobs.run.errors import UserError
 from tests.archive_edits import SBD, VOC, copy, edit
 
@@ -311,7 +312,7 @@ def test_room_for_the_whole_release_is_looked_at_first(
 def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, content: write(fd, bytes(content)[:5]))
-    build.put(tmp_path, "x", bytes(range(23)))
+    put(tmp_path, "x", bytes(range(23)))
     assert (tmp_path / "x").read_bytes() == bytes(range(23))
 
 

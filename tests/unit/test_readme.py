@@ -17,7 +17,7 @@ PAGES = [
     ROOT / "logs/README.md",
 ]
 COMMANDS = sorted(
-    path.name for path in (ROOT / "launch").glob("*.py") if "run_command(main)" in path.read_text()
+    path.name for path in (ROOT / "launch").glob("*.py") if '__name__ == "__main__"' in path.read_text()
 )
 
 

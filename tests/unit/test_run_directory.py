@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.run.directory import Request, Run, write_atomically
 from jobs.run.errors import UserError
+from jobs.run.settings import Settings
 
 
 def request(**fields: object) -> Request:
@@ -66,3 +68,26 @@ def test_a_request_that_is_none_is_one_line(tmp_path: Path, content: bytes) -> N
     with pytest.raises(UserError, match=r"run\.yaml is damaged") as error:
         Run(tmp_path).request()
     assert "\n" not in str(error.value)
+
+
+def test_the_settings_of_another_version(tmp_path: Path) -> None:
+    """What it had more is passed over, what it lacked has its default; and it can read what is written."""
+    run = Run(tmp_path)
+    old = {"profile": "mine", "gpus": 4, "gone": 1, "sources": {"gpus": "mine.yaml"}, "evaluate": {"gpus": 2}}
+    content = {
+        "name": "a",
+        "config": "c",
+        "data_root": "/d",
+        "created": "2026-01-01T00:00:00Z",
+        "cluster": old,
+    }
+    run.request_file.write_text(yaml.safe_dump(content))
+    found = run.request()
+    assert (found.cluster.gpus, found.cluster.signal_delay) == (4, Settings().signal_delay)
+    assert found.cluster.evaluate is not None
+    assert found.cluster.evaluate.gpus == 2
+    run.write_request(found)
+    assert run.request().cluster == found.cluster
+    written = yaml.safe_load(run.request_file.read_text())["cluster"]
+    assert "infer" not in written  # an older launcher asks for {} where there is nothing
+    assert written["sources"] == {"gpus": "mine.yaml"}

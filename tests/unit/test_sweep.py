@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.run.errors import UserError
-from launch.submit import options, sweep
+from launch.submit import options, sweep_options
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,13 @@ from launch.submit import options, sweep
     ],
 )
 def test_values_of_a_sweep(text: str, values: list[Any]) -> None:
-    assert sweep.parse(text)[1] == values
+    assert sweep_options.parse(text)[1] == values
 
 
 @pytest.mark.parametrize("text", ["lr", "lr=", "=1", "a..b=1", "a=1,,2"])
 def test_what_is_no_sweep(text: str) -> None:
     with pytest.raises(UserError, match="--sweep"):
-        sweep.parse(text)
+        sweep_options.parse(text)
 
 
 def test_overrides_are_typed() -> None:
@@ -38,7 +38,7 @@ def test_overrides_are_typed() -> None:
 
 def given(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    sweep.add_options(parser)
+    sweep_options.add(parser)
     parser.add_argument("--set", nargs="+", action="extend", default=[])
     parser.add_argument("--seed", type=int)
     return parser.parse_args(words)
@@ -46,18 +46,18 @@ def given(*words: str) -> argparse.Namespace:
 
 def test_every_combination_or_one_after_the_other() -> None:
     lr, crop = ("--sweep", "lr=0.1,0.2"), ("--sweep", "crop=(3,4),(5,6)")
-    assert sweep.elements(given(*lr)) == [{"lr": 0.1}, {"lr": 0.2}]
-    found = sweep.elements(given(*lr, *crop, "--seeds", "0-1"))
+    assert sweep_options.elements(given(*lr)) == [{"lr": 0.1}, {"lr": 0.2}]
+    found = sweep_options.elements(given(*lr, *crop, "--seeds", "0-1"))
     assert found[:3] == [
         {"lr": 0.1, "crop": (3, 4), "randomness.seed": 0},
         {"lr": 0.1, "crop": (3, 4), "randomness.seed": 1},
         {"lr": 0.1, "crop": (5, 6), "randomness.seed": 0},
     ]
     assert len(found) == 8
-    assert sweep.elements(given(*lr, *crop, "--zip")) == [
+    assert sweep_options.elements(given(*lr, *crop, "--zip")) == [
         {"lr": 0.1, "crop": (3, 4)}, {"lr": 0.2, "crop": (5, 6)},
     ]  # fmt: skip
-    assert sweep.seeds("3, 5-7") == [3, 5, 6, 7]
+    assert sweep_options.seeds("3, 5-7") == [3, 5, 6, 7]
 
 
 @pytest.mark.parametrize(
@@ -81,4 +81,4 @@ def test_every_combination_or_one_after_the_other() -> None:
 )
 def test_what_is_no_grid(words: tuple[str, ...], error: str) -> None:
     with pytest.raises(UserError, match=error):
-        sweep.elements(given(*words))
+        sweep_options.elements(given(*words))

@@ -9,7 +9,6 @@ up, and a torn or empty file is never taken for done.
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections import deque
@@ -17,18 +16,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from jobs.catalog import sources
 from jobs.catalog.manifest import Entry
 from jobs.prepare.archives import MOST_CONTENT, DamagedArchive, Member, Stream, walk, whole
-from jobs.prepare.deflate import content_digest
 from jobs.prepare.packed.writer import Placed, Writer
-from jobs.prepare.png import MOST_PIXELS, BadImage, decode_fast, encode_grey, jpeg_size, png_size
+from jobs.prepare.png import BadImage, encode_grey, jpeg_size
 from jobs.prepare.progress import task
 from jobs.prepare.voc import lists as voc
+from jobs.prepare.voc.masks import Size, own_mask_size
 from jobs.prepare.voc.sbd import BadMask, mask_of
+from jobs.prepare.voc.writing import check_space, put, remove_strangers
 from jobs.prepare.workers import Workers
 from jobs.run.errors import UserError
 
@@ -36,8 +33,6 @@ from jobs.run.errors import UserError
 VOC_ROOT = "VOCdevkit/VOC2012/"
 SBD_ROOT = "benchmark_RELEASE/dataset/"
 BATCH = 64
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -72,10 +67,7 @@ def build(
     copier = Copier(voc_tar, index, into, workers)
     own = sorted({*train, *val})
     names = [image_of(name) for name in own] + [own_mask_of(name) for name in own]
-    # VOC's own files at least; what SBD adds is known of the release.
-    size, files = sum(find(index, name, voc_tar).size for name in names), len(names)
-    if voc_tar.stat().st_size == sources.VOC.size:
-        size, files = sources.DATASET_BYTES, sources.DATASET_FILES
+    size, files = room_for(voc_tar, index, names)
     check_space(staging, size, 0 if pack else files)
     copier.want(names)
     sbd_lists, converted = convert_sbd(sbd_tgz, set(own), copier, look)
@@ -96,32 +88,40 @@ def build(
     masks |= {name: written[own_mask_of(name)] for name in splits.trainval}
     images = {name: written[image_of(name)] for name in ids}
     for name, mask in masks.items():
-        if mask.size != images[name].size:
-            archive, member = (sbd_tgz, f"{name}.mat") if name in converted else (voc_tar, f"{name}.png")
-            raise UserError(
-                f"{archive}: the mask {member} is {mask.size[0]}×{mask.size[1]}, "
-                f"its image {images[name].size[0]}×{images[name].size[1]}"
-            )
+        archive, member = (sbd_tgz, f"{name}.mat") if name in converted else (voc_tar, f"{name}.png")
+        check_size(mask.size, images[name].size, f"{archive}: the mask {member}")
     entries = [one.entry for one in (*masks.values(), *images.values())]
     if pack:
         entries += repeat_own_masks(splits, masks, pack)
     else:
         entries += link_own_masks(splits, masks, staging)
-    for name, listed in splits.by_name().items():
-        path = f"VOC2012/ImageSets/Segmentation/{name}.txt"
-        entries.append(put(staging, path, voc.text(listed)))
-        if pack:
-            entries[-1] = pack.put(path, voc.text(listed))
+    entries += write_lists(splits, staging, pack)
     if pack:
         pack.finish(entry for entry in entries if isinstance(entry, Placed))
         return splits, entries
-    kept = {entry.path for entry in entries}
+    keep_only(staging, {entry.path for entry in entries}, written, picking_up)
+    return splits, entries
+
+
+def keep_only(staging: Path, kept: set[str], written: dict[str, Written], picking_up: bool) -> None:
+    """Removes what no list names, and what an interrupted run may have left."""
     if picking_up:
         remove_strangers(staging, kept)
     for one in written.values():
         if one.entry.path not in kept:
             (staging / one.entry.path).unlink()
-    return splits, entries
+
+
+def room_for(voc_tar: Path, index: dict[str, Member], names: list[str]) -> tuple[int, int]:
+    """(bytes, files) of the dataset: VOC's own at least; what SBD adds is known of the release."""
+    if voc_tar.stat().st_size == sources.VOC.size:
+        return sources.DATASET_BYTES, sources.DATASET_FILES
+    return sum(find(index, name, voc_tar).size for name in names), len(names)
+
+
+def check_size(mask: Size, image: Size, what: str) -> None:
+    if mask != image:
+        raise UserError(f"{what} is {mask[0]}×{mask[1]}, its image {image[0]}×{image[1]}")
 
 
 def image_of(name: str) -> str:
@@ -323,38 +323,6 @@ def read_at(fd: int, offset: int, size: int) -> bytes:
     return content
 
 
-def own_mask_size(content: bytes) -> Size:
-    """(width, height) of one of VOC's masks, after a look at every label. Raises BadMask or BadImage."""
-    size = png_size(content)
-    labels = decode_mask(content)
-    check_labels(labels)
-    return size
-
-
-def decode_mask(content: bytes) -> np.ndarray:
-    """Labels of a mask PNG, H×W uint8, palette or grey. Raises BadMask."""
-    labels = decode_fast(content)
-    if labels is not None:
-        return labels
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            if image.mode not in ("P", "L"):
-                raise BadMask(f"is a PNG of mode {image.mode}, not a mask")
-            if image.width * image.height > MOST_PIXELS:
-                raise BadMask(f"is a mask of {image.width}×{image.height}")
-            return np.asarray(image)
-    except BadMask:
-        raise
-    except Exception as error:  # a decoder raises anything, down to struct.error
-        raise BadMask(f"is damaged ({error})") from None
-
-
-def check_labels(labels: np.ndarray) -> None:
-    """Raises BadMask for a label that is neither a class (0 to 20) nor void (255)."""
-    if ((labels > 20) & (labels < 255)).any():
-        raise BadMask(f"has label {int(labels[labels < 255].max())}; labels are 0 to 20 and 255")
-
-
 def link_own_masks(splits: voc.Splits, masks: dict[str, Written], staging: Path) -> list[Entry]:
     """VOC's training masks in SegmentationClassAug too, so that trainaug.txt finds all its masks there."""
     entries = []
@@ -382,57 +350,11 @@ def repeat_own_masks(splits: voc.Splits, masks: dict[str, Written], pack: Writer
     return entries
 
 
-# --- writing ---
-
-
-def put(into: Path | Writer, path: str, content: bytes) -> Entry:
-    """Writes `content` to `path` below a folder, unless exactly that is there already, or in a container."""
-    if isinstance(into, Writer):
-        return into.put(path, content)
-    target = os.path.join(into, path)
-    try:
-        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        with open(target, "rb") as file:
-            if file.read() == content:
-                return Entry(path, len(content), content_digest(content))
-        os.unlink(target)
-        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        view = memoryview(content)
-        while view:  # a nearly full disk takes a part and says so only the next time
-            view = view[os.write(fd, view) :]
-    finally:
-        os.close(fd)
-    return Entry(path, len(content), content_digest(content))
-
-
-def check_space(staging: Path, size: int, files: int) -> None:
-    """Raises UserError unless the file system takes that much more; what is staged counts as there."""
-    there = sum(len(names) for _, _, names in os.walk(staging))
-    used = 0
-    if there:
-        used = sum(
-            os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(staging) for name in names
-        )
-    system = os.statvfs(staging)
-    free = system.f_bavail * system.f_frsize
-    if free < size - used:
-        raise UserError(
-            f"{staging} has {free / 1e6:,.0f} MB free and needs {(size - used) / 1e6:,.0f} MB more: "
-            "make room or choose another --data-root"
-        )
-    if system.f_files and system.f_favail < files - there:
-        raise UserError(
-            f"{staging} has {system.f_favail:,} files (inodes) free and needs {files - there:,} more: "
-            "make room or choose another --data-root"
-        )
-
-
-def remove_strangers(staging: Path, expected: set[str]) -> None:
-    """Removes what an interrupted run of other archives may have left."""
-    for at, _, names in os.walk(staging):
-        for name in names:
-            path = os.path.join(at, name)
-            if os.path.relpath(path, staging) not in expected:
-                os.unlink(path)
+def write_lists(splits: voc.Splits, staging: Path, pack: Writer | None) -> list[Entry]:
+    """In a container too, if there is one; then the entries are those there."""
+    entries = []
+    for name, listed in splits.by_name().items():
+        path = f"VOC2012/ImageSets/Segmentation/{name}.txt"
+        entry = put(staging, path, voc.text(listed))
+        entries.append(pack.put(path, voc.text(listed)) if pack else entry)
+    return entries

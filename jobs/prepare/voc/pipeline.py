@@ -32,6 +32,7 @@ from jobs.prepare.packed.writer import Writer
 from jobs.prepare.progress import say
 from jobs.prepare.voc import build
 from jobs.prepare.voc import lists as voc
+from jobs.prepare.voc.writing import put
 from jobs.run import packed
 from jobs.run.errors import UserError
 
@@ -211,7 +212,7 @@ def make(
         voc.check_real(splits)
 
     table = manifest.files_text(entries)
-    build.put(staging, manifest.FILES, table)
+    put(staging, manifest.FILES, table)
     made = Manifest(
         dataset=verify.VOC,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -224,7 +225,7 @@ def make(
         },
         packed=pack,
     )
-    build.put(staging, manifest.MANIFEST, manifest.to_json(made))
+    put(staging, manifest.MANIFEST, manifest.to_json(made))
     sync(staging)
     lock.check()
     publish(staging, data_root / FOLDER)

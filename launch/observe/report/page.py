@@ -380,7 +380,7 @@ def _environment(data: Data) -> str:
             f"{words.plural(request.nodes, 'node')} × {words.plural(request.gpus, 'rank')}, "
             f"{request.executor}",
         ],
-        ["profile", str(request.cluster.get("profile", ""))],
+        ["profile", request.cluster.profile],
         ["interpreter", request.python],
         *([name, version] for name, version in request.versions.items()),
         ["run directory", str(data.run.path)],

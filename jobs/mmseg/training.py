@@ -1,0 +1,158 @@
+"""A rank's training. Read `train` for the whole story of a start."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.engine import checkpoints, endings, safe_load
+from jobs.engine.preemption import Preemption, closing
+from jobs.engine.session import Session, from_environment
+from jobs.mmseg import compat
+from jobs.run import files
+from jobs.run.directory import Run, write_atomically
+from jobs.run.errors import UserError
+from jobs.run.exit_codes import FINISHED, USER_ERROR
+from jobs.run.streams import TolerantStream
+from jobs.supervise.heartbeat import Heartbeat
+
+
+def main(preemption: Preemption) -> int:
+    if len(sys.argv) != 2:
+        print("usage: python -m jobs.mmseg.rank RUN", file=sys.stderr)
+        return USER_ERROR
+    sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
+    run = Run(Path(sys.argv[1]).resolve())
+    run.job.mkdir(parents=True, exist_ok=True)
+    session = None
+    try:
+        session = from_environment(run)
+        stacks = (run.job / files.STACKS(START=session.start, RANK=session.rank)).open("a")
+        faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+        train(session, preemption)
+    except BaseException as error:
+        start, rank = (session.start, session.rank) if session else (1, 0)
+        endings.end(error, run, start, rank, preemption)
+    return FINISHED
+
+
+def train(session: Session, preemption: Preemption) -> None:
+    """One start of a training, from nothing to its end, or to `preemption.leave`."""
+    heart = Heartbeat()
+    heart.beat("start", 0)
+    # Nothing made on the way to the first step is garbage; looking for it takes a second of it.
+    gc.disable()
+    compat.prepare()
+    safe_load.prove()
+
+    from jobs.catalog import supported
+    from jobs.engine import distributed, saving
+    from jobs.mmseg import config, curves, data, metrics, runner, state
+    from jobs.mmseg.survival import Survival
+
+    # mmengine collects by itself for each data set: not what is there already.
+    gc.freeze()
+
+    # The ranks come together; the run's directory says what there is to go on from.
+    distributed.join(session)
+    cfg = config.resolve(session)
+    settings = config.saving(cfg)
+    found = checkpoints.newest(session.run.checkpoints, session.report) if session.main else None
+    told = distributed.everywhere(session, found and (str(found.path), found.manifest))
+    checkpoint = checkpoints.Checkpoint(Path(told[0]), told[1]) if told else None
+    batch = keep_global_batch(session, cfg, checkpoint) if session.main else None
+    global_batch: int = distributed.everywhere(session, batch)
+    config.write(cfg, session)
+    weights = config.begin_from(cfg, resuming=checkpoint is not None)
+    config.check_data(cfg, session)
+
+    # The runner, built as the config says, with exact sampling, loop and saving put in.
+    prepared = config.prepare(cfg, session, global_batch)
+    with user_errors(session):
+        runner_ = runner.build(prepared, session, checkpoint, weights)
+    saver = saving.Saver(session, settings, config.digest(cfg), heart, state.collect)
+    log_interval = (prepared.default_hooks.get("logger") or {}).get("interval", 10)
+    own = supported.settings(cfg)
+    numbers = metrics.Metrics(
+        session, heart, log_interval, lambda: preemption.stood_still, own["stop_at_nan"]
+    )
+    runner_.register_hook(numbers)
+    runner_.register_hook(curves.Flush())
+    if checkpoint is None and session.main and own["check_data"]:
+        with user_errors(session):
+            data.look(runner_)
+    runner_.survival = Survival(runner_, preemption, saver, numbers, heart)
+
+    if checkpoint and session.main:
+        say_resumed(session, checkpoint, prepared)
+
+    # All of it: loading, every epoch and validation, every save.
+    with user_errors(session):
+        runner_.train()
+
+    # The training is finished, its state on disk.
+    closing()
+    distributed.part(session)
+
+
+def keep_global_batch(session: Session, cfg: Any, checkpoint: checkpoints.Checkpoint | None) -> int:
+    """Samples an iteration: what the run began with, whatever number of ranks it has now. Rank 0 alone asks,
+    for it also writes."""
+    if checkpoint:
+        return int(checkpoint.manifest["global_batch"])
+    path = session.run.job / files.GLOBAL_BATCH()
+    if path.is_file():
+        return int(path.read_text())
+    batch = session.ranks * int(cfg.train_dataloader.get("batch_size", 1))
+    write_atomically(path, f"{batch}\n".encode())
+    return batch
+
+
+def say_resumed(session: Session, checkpoint: checkpoints.Checkpoint, prepared: Any) -> None:
+    before = checkpoint.manifest["world_size"]
+    rounds = prepared.train_dataloader.sampler["rounds"]
+    changed = before != session.ranks
+    session.report(
+        "resumed",
+        step=checkpoint.step,
+        epoch=checkpoint.epoch,
+        checkpoint=checkpoint.path.name,
+        world_size_before=before if changed else None,
+        accumulate=rounds if changed else None,
+    )
+    print(
+        f"resumed from {checkpoint.path.name}: step {checkpoint.step}, epoch {checkpoint.epoch}", flush=True
+    )
+    if changed:
+        batch = checkpoint.manifest["global_batch"]
+        print(f"{session.ranks} ranks instead of {before}: global batch {batch} kept, {rounds} rounds a step")
+
+
+@contextlib.contextmanager
+def user_errors(session: Session) -> Iterator[None]:
+    """Turns what building raises for a type that mmengine does not know, or for an argument that a type does
+    not take or lacks, into the user's error that it is."""
+    try:
+        yield
+    except TypeError as error:
+        reason = " ".join(str(error).split())
+        wrong = re.search(r"unexpected keyword argument|missing \d+ required", reason)
+        building = any(
+            frame.f_code.co_name.startswith("build") for frame, _ in traceback.walk_tb(error.__traceback__)
+        )
+        if not wrong or not building:
+            raise
+        raise UserError(f"{session.request.config}: {reason}") from error
+    except KeyError as error:
+        if "registry" not in str(error):
+            raise
+        reason = " ".join(str(error.args[0]).split()).split(". ")[0]
+        raise UserError(f"{session.request.config}: {reason}") from error

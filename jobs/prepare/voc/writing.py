@@ -1,0 +1,64 @@
+"""The files of a dataset in its staging folder, written so that an interrupted run is picked up."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jobs.catalog.manifest import Entry
+from jobs.prepare.deflate import content_digest
+from jobs.prepare.packed.writer import Writer
+from jobs.run.errors import UserError
+
+
+def put(into: Path | Writer, path: str, content: bytes) -> Entry:
+    """Writes `content` to `path` below a folder, unless exactly that is there already, or in a container."""
+    if isinstance(into, Writer):
+        return into.put(path, content)
+    target = os.path.join(into, path)
+    try:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        with open(target, "rb") as file:
+            if file.read() == content:
+                return Entry(path, len(content), content_digest(content))
+        os.unlink(target)
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        view = memoryview(content)
+        while view:  # a nearly full disk takes a part and says so only the next time
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+    return Entry(path, len(content), content_digest(content))
+
+
+def check_space(staging: Path, size: int, files: int) -> None:
+    """Raises UserError unless the file system takes that much more; what is staged counts as there."""
+    there = sum(len(names) for _, _, names in os.walk(staging))
+    used = 0
+    if there:
+        used = sum(
+            os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(staging) for name in names
+        )
+    system = os.statvfs(staging)
+    free = system.f_bavail * system.f_frsize
+    if free < size - used:
+        raise UserError(
+            f"{staging} has {free / 1e6:,.0f} MB free and needs {(size - used) / 1e6:,.0f} MB more: "
+            "make room or choose another --data-root"
+        )
+    if system.f_files and system.f_favail < files - there:
+        raise UserError(
+            f"{staging} has {system.f_favail:,} files (inodes) free and needs {files - there:,} more: "
+            "make room or choose another --data-root"
+        )
+
+
+def remove_strangers(staging: Path, expected: set[str]) -> None:
+    """Removes what an interrupted run of other archives may have left."""
+    for at, _, names in os.walk(staging):
+        for name in names:
+            path = os.path.join(at, name)
+            if os.path.relpath(path, staging) not in expected:
+                os.unlink(path)

@@ -1,0 +1,133 @@
+"""What the options of launch/prepare.py ask for, checked before anything is made: the job's own options."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.catalog import own_images, prepare_options, pretrained
+from jobs.catalog import recipes as datasets
+from jobs.catalog.manifest import MANIFEST
+from jobs.run.errors import UserError
+from launch.submit import configs, data_ready, runs
+
+
+@dataclass
+class Preparation:
+    dataset: str
+    words: list[str]
+    """The job's options, but for --check and --run."""
+    mounts: list[Path] = field(default_factory=list)
+    """What a container has to see besides the run and the data root."""
+    checked: configs.Chain | None = None
+    """What --check looks at: the job reads the run's copy of it."""
+
+
+def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
+    """Raises UserError for whatever the job could only refuse."""
+    mounts, own_words = [], []
+    if arguments.archives:
+        archives = arguments.archives.expanduser().absolute()
+        if not archives.is_dir():
+            raise UserError(f"--archives {arguments.archives}: there is no such folder")
+        arguments.archives = archives
+        mounts.append(archives)
+    if arguments.for_config:
+        fit_to_config(arguments)
+    own = own_images.asked(arguments)
+    checked = check_of(arguments) if arguments.check else None
+    if own:
+        own_words = fit_own(arguments)
+        mounts += own_images.folders(arguments)
+    dataset = arguments.dataset or "voc"
+    if not own and not (arguments.verify and own_images.is_there(data_root, dataset)):
+        asks = bool(arguments.verify) or arguments.converter_args is not None
+        dataset = datasets.check_name(dataset, asks)
+    for reference in () if arguments.no_weights else arguments.weights or ():
+        pretrained.published(reference)
+    if arguments.converter_args is not None:
+        datasets.split_arguments(arguments.converter_args)
+    check_fitting(arguments, data_root, dataset)
+    words = ["--data-root", str(data_root), *own_words, *prepare_options.as_given(arguments, dataset)]
+    return Preparation(dataset, words, mounts, checked)
+
+
+def fit_own(arguments: argparse.Namespace) -> list[str]:
+    """Checks the options of a dataset of the user's own, sets --weights to those of the config's base, and
+    returns the options for the job. Raises UserError."""
+    if arguments.for_config or arguments.verify or arguments.converter_args is not None:
+        raise UserError(
+            "--images makes a dataset of your own: leave out --for-config, --verify, --converter-args"
+        )
+    own_images.check(arguments)
+    base = arguments.base or own_images.DEFAULT_BASE
+    located = configs.locate(base)
+    chain = configs.check(located, here=False)
+    arguments.base = base if "::" in base else str(located)
+    target = arguments.write_config or runs.CHECKOUT / "configs" / f"{arguments.dataset}.py"
+    arguments.write_config = own_images.absolute(str(target))
+    if not arguments.write_config.endswith(".py"):
+        raise UserError(f"--write-config {arguments.write_config}: a config's name ends in .py")
+    if not arguments.weights and not arguments.no_weights:
+        fit_weights(arguments, chain, base)
+    return own_images.as_given(arguments)
+
+
+def check_of(arguments: argparse.Namespace) -> configs.Chain:
+    """What --check looks at. Raises UserError for a config that is none, or for other options beside it."""
+    if (
+        arguments.dataset
+        or arguments.verify
+        or arguments.weights
+        or arguments.for_config
+        or arguments.archives
+    ):
+        raise UserError("--check says which datasets, and makes nothing: leave out the other options")
+    arguments.no_weights = True
+    return configs.check(configs.locate(arguments.check), evaluated=False, here=False)
+
+
+def fit_to_config(arguments: argparse.Namespace) -> None:
+    """Sets --dataset and --weights to what a config needs, and says what of it cannot be fetched.
+
+    Raises UserError unless it reads one dataset, and one that is prepared here.
+    """
+    if arguments.dataset or arguments.weights or arguments.no_weights or arguments.verify:
+        raise UserError("--for-config says which dataset and weights: leave out those options")
+    name = arguments.for_config
+    chain = configs.check(configs.locate(name), evaluated=False, here=False)
+    paths = data_ready.paths(chain)
+    found = {data_ready.recipe_of(path) for path in paths}
+    if len(found) != 1 or "" in found:
+        read = ", ".join(f"data/{path}" for path in paths) or "no dataset below data/"
+        raise UserError(
+            f"{name} reads {read}: what can be prepared is one of the datasets that --dataset names (its "
+            f"weights: --weights {' '.join(configs.weights(chain))})"
+        )
+    (arguments.dataset,) = found
+    fit_weights(arguments, chain, name)
+
+
+def fit_weights(arguments: argparse.Namespace, chain: configs.Chain, name: str) -> None:
+    """Sets --weights to those that a config begins with, and says which of them cannot be fetched."""
+    arguments.weights = []
+    for reference in configs.weights(chain):
+        if pretrained.address(reference):
+            arguments.weights.append(reference)
+        else:
+            print(f"{name} begins with {reference}, which has no address: place it by hand", file=sys.stderr)
+    arguments.no_weights = not arguments.weights
+
+
+def check_fitting(arguments: argparse.Namespace, data_root: Path, dataset: str) -> None:
+    """Raises UserError, before anything is queued, for options that the job could only refuse."""
+    if arguments.verify and (arguments.pack or arguments.unpack):
+        raise UserError("--verify only looks: leave out --pack or --unpack")
+    root = data_root / datasets.folder_of(dataset)
+    if arguments.unpack and not (root / MANIFEST).exists():
+        raise UserError(f"--unpack: {root} has no {MANIFEST}: there is no prepared dataset to unpack")
+    if dataset == "voc" and (arguments.partial or arguments.converter_args is not None):
+        option = "--partial" if arguments.partial else "--converter-args"
+        raise UserError(f"{option} is for other datasets; VOC 2012 + SBD is made whole or not at all")

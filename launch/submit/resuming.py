@@ -1,0 +1,119 @@
+"""`train.py --resume RUN`: an existing run is submitted again, in its directory, with its code and config."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jobs.run import files, story
+from jobs.run.directory import Request, Run
+from jobs.run.errors import UserError
+from launch.submit import batch_script as script
+from launch.submit import (
+    configs,
+    creation,
+    interpreters,
+    job_environment,
+    longer,
+    options,
+    own_worker,
+    profiles,
+    runs,
+    tracking,
+    training,
+)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Submits an existing run again: same directory, same code and config, other resources if asked, and a
+    longer training (--set)."""
+    check_unchanged(arguments)
+    run = runs.find(arguments.resume)
+    old = run.request()
+    overrides = longer.of_resumed(run, old, options.overrides(arguments.set))
+    keep_size(arguments, old)
+
+    def settings(stage: str) -> profiles.Resolved:
+        profile = options.profile_of(arguments, run, stage)
+        return options.settings(arguments, profile, stage, first=stage == "train")
+
+    train = settings("train")
+    arguments.no_evaluation |= bool(old.worker)
+    config = run.code / (old.worker[0] if old.worker else old.config)
+    evaluated = not arguments.no_evaluation
+    wish = creation.Wish(
+        train=train,
+        evaluate=settings("evaluate"),
+        infer=settings("infer"),
+        config=config,
+        chain=(
+            own_worker.read(str(config))
+            if old.worker
+            else configs.check(config, overrides, evaluated, interpreters.is_this(train))
+        ),
+        data_root=Path(old.data_root),
+        seed=old.seed,
+        checkpoint=old.checkpoint,
+        overrides=overrides,
+        worker=old.worker[1:] if old.worker else None,
+    )
+    interpreters.check(wish.train, wish.evaluate)
+    tracking.check(wish.train)
+    check_resumable(run, longer.trains_on(old, overrides))
+    scripts = training.batches(run.path, wish)
+    if arguments.dry_run:
+        print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
+        for batch in scripts:
+            job_environment.write(run, batch.resolved)
+        return 0
+    ahead = creation.data_ahead(wish)
+    old.nodes, old.gpus, old.executor = wish.train.nodes[1], wish.train.settings.gpus, wish.train.executor
+    old.set = overrides
+    old.cluster = creation.cluster(wish.train, wish.evaluate, wish.infer)
+    mark = run.job / files.CANCELLED()
+    written = [run.job / files.SCRIPT(STAGE=batch.resolved.stage) for batch in scripts]
+    written += [job_environment.place(run, batch.resolved.stage) for batch in scripts]
+    with creation.restored_on_error(run.request_file, mark, *written):
+        run.write_request(old)
+        creation.write_scripts(run, *scripts)
+        mark.unlink(missing_ok=True)
+        jobs, process = training.submit([run], scripts, ahead, not arguments.no_evaluation)[0]
+    return training.tell(arguments, run, jobs, process)
+
+
+def check_unchanged(arguments: argparse.Namespace) -> None:
+    """Raises UserError for an option that would make a resumed run another one."""
+    fixed = (
+        *("run", "sweep", "seeds", "zip", "config", "worker"),
+        *("seed", "data_root", "checkpoint", "no_submit"),
+    )
+    values = {name: getattr(arguments, name) for name in fixed}
+    given = [name for name, value in values.items() if value or type(value) is int]
+    if given:
+        option = given[0].replace("_", "-")
+        raise UserError(f"--resume goes on with a run as it is: it takes no --{option}")
+
+
+def keep_size(arguments: argparse.Namespace, old: Request) -> None:
+    """Another profile does not change the size of a run that is resumed."""
+    if not options.remembers(arguments, old):
+        if arguments.nodes is None:
+            arguments.nodes = old.cluster.nodes if old.cluster.profile else str(old.nodes)
+        if arguments.gpus is None:
+            arguments.gpus = old.gpus
+
+
+def check_resumable(run: Run, trains_on: bool = False) -> None:
+    """Raises UserError if the run's training is finished (unless it `trains_on` for longer), or if a job of
+    it lives."""
+    told = story.read(run.events)
+    if told.finished() and not trains_on:
+        command = "report" if run.request().worker else "evaluate"
+        raise UserError(f"the training of {run.name} is finished: python launch/{command}.py {run.name}")
+    from launch.observe import liveness as alive
+
+    job = told.newest_job("train")
+    if alive.is_alive(run, job):
+        raise UserError(
+            f"{run.name} is on its way as job {job}: python launch/cancel.py {run.name} ends that"
+        )

@@ -1,0 +1,102 @@
+"""`--sweep KEY=A,B,C`, `--seeds` and `--zip`: what sets the runs of a sweep apart."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import re
+from typing import Any
+
+from jobs.run.directory import check_seed
+from jobs.run.errors import UserError
+from launch.submit import options
+
+SEED = "randomness.seed"
+MOST = 1000
+"""Runs of a sweep; by default Slurm takes no larger array (MaxArraySize)."""
+
+
+def add(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--sweep",
+        action="append",
+        metavar="KEY=A,B,C",
+        help="one run for each value, as one job array; given again, for each combination",
+    )
+    to.add_argument("--seeds", metavar="0,1,2", help="one run for each seed (of each combination of --sweep)")
+    to.add_argument("--zip", action="store_true", help="first values together, then second, not all with all")
+
+
+def as_given(arguments: argparse.Namespace) -> list[str]:
+    """The options as they would be typed again elsewhere."""
+    words = [f"--sweep={text}" for text in arguments.sweep or []]
+    return [
+        *words,
+        *([f"--seeds={arguments.seeds}"] if arguments.seeds is not None else []),
+        *["--zip"] * arguments.zip,
+    ]
+
+
+def elements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What sets each run apart: overrides, dotted key -> value; a seed as SEED. Raises UserError."""
+    axes = [parse(text) for text in arguments.sweep or []]
+    if arguments.seeds is not None:
+        if arguments.seed is not None:
+            raise UserError("--seeds and --seed: say which seeds once")
+        axes.append((SEED, seeds(arguments.seeds)))
+    keys = [key for key, _ in axes]
+    for number, key in enumerate(keys):
+        if key in keys[:number] or key in {pair.partition("=")[0] for pair in arguments.set}:
+            raise UserError(f"--sweep {key}: its values are given twice (--sweep, --set)")
+        for value in axes[number][1] if key == SEED else []:
+            check_seed(value, "--sweep")
+    if arguments.zip and len({len(values) for _, values in axes}) > 1:
+        counts = ", ".join(f"{len(values)} of {key}" for key, values in axes)
+        raise UserError(f"--zip takes as many values of each: there are {counts}")
+    # The last axis, the seeds', changes fastest.
+    columns = [values for _, values in axes]
+    count = len(columns[0]) if arguments.zip else math.prod(map(len, columns))
+    if count > MOST:
+        raise UserError(f"--sweep: {count} runs are more than {MOST}: divide it")
+    combined = zip(*columns, strict=True) if arguments.zip else itertools.product(*columns)
+    return [dict(zip(keys, values, strict=True)) for values in combined]
+
+
+def parse(text: str) -> tuple[str, list[Any]]:
+    """KEY=A,B,C as (key, values). Commas within brackets or quotes belong to a value."""
+    key, equals, values = text.partition("=")
+    if not equals or not all(key.split(".")) or not values:
+        raise UserError(f"--sweep {text!r}: write KEY=A,B,C, such as optim_wrapper.optimizer.lr=0.01,0.02")
+    parts, depth, quote = [""], 0, ""
+    for character in values:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        if character == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if any(not part.strip() for part in parts):
+        raise UserError(f"--sweep {text!r}: a value is empty")
+    return key, [options.literal(part.strip()) for part in parts]
+
+
+def seeds(text: str) -> list[int]:
+    """The seeds of `--seeds 0,1,2` or `--seeds 0-4`. Raises UserError."""
+    found: list[int] = []
+    for part in text.split(","):
+        one = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)
+        if not one or int(one[2] or one[1]) - int(one[1]) not in range(MOST):
+            raise UserError(f"--seeds {text!r}: write whole numbers, as 0,1,2 or 0-4")
+        found += range(int(one[1]), int(one[2] or one[1]) + 1)
+    if len(set(found)) < len(found):
+        raise UserError(f"--seeds {text!r}: a seed is there twice")
+    for seed in found:
+        check_seed(seed, "--seeds")
+    return found

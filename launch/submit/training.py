@@ -1,0 +1,181 @@
+"""From the options of launch/train.py to a training in the queue, with its evaluation behind it."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.run import files
+from jobs.run.directory import Run, check_seed
+from jobs.run.errors import UserError
+from launch.submit import batch_script as script
+from launch.submit import (
+    configs,
+    creation,
+    data_ready,
+    executors,
+    interpreters,
+    options,
+    own_worker,
+    runs,
+    sweep_options,
+    tracking,
+)
+from launch.submit.profiles import Profile
+
+DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
+
+
+def read_wish(
+    arguments: argparse.Namespace, profile: Profile, arguments_of_worker: list[str]
+) -> creation.Wish:
+    """Checks everything that can be checked before anything is made. Raises UserError."""
+    seed = arguments.seed or 0
+    overrides = options.overrides(arguments.set)
+    train = options.settings(arguments, profile, "train")
+    if arguments.worker:
+        chain = own_worker.read(arguments.worker)
+        config = chain.files[0]
+    else:
+        config = configs.locate(arguments.config or DEFAULT_CONFIG)
+        chain = configs.check(config, overrides, not arguments.no_evaluation, interpreters.is_this(train))
+    wish = creation.Wish(
+        train=train,
+        evaluate=options.settings(arguments, profile, "evaluate", first=False),
+        infer=options.settings(arguments, profile, "infer", first=False),
+        config=config,
+        chain=chain,
+        data_root=options.data_root(arguments),
+        seed=seed,
+        checkpoint=options.checkpoint(arguments.checkpoint or "best"),
+        overrides=overrides,
+        worker=arguments_of_worker if arguments.worker else None,
+    )
+    interpreters.check(wish.train, wish.evaluate)
+    tracking.check(wish.train)
+    randomness = wish.chain.values.get("randomness")
+    if isinstance(randomness, dict):
+        check_seed(randomness.get("seed"), str(config))
+    for hint in wish.train.hints:
+        print(hint, file=sys.stderr)
+    return wish
+
+
+def batches(
+    run: Path, wish: creation.Wish, make: list[str] | None = None, elements: int = 0
+) -> tuple[script.Batch, script.Batch]:
+    """The two batch scripts of a run: training and evaluation. `make`: see script.Batch."""
+    name = run.name.rstrip("-") if elements else run.name
+    common: dict[str, Any] = {
+        "run": run,
+        "checkout": runs.CHECKOUT,
+        "elements": elements,
+        "made": make is None,
+    }
+    return (
+        script.Batch(resolved=wish.train, name=name, make=make or [], **common),
+        script.Batch(
+            resolved=wish.evaluate,
+            name=f"{name}-evaluate",
+            arguments=["--checkpoint", wish.checkpoint],
+            **common,
+        ),
+    )
+
+
+def submit_new(arguments: argparse.Namespace, wish: creation.Wish) -> int:
+    name = arguments.run or runs.free_name(wish.config.stem)
+    ahead = data_ready.Ahead() if arguments.no_submit else creation.data_ahead(wish)
+    versions = creation.versions()
+    both = batches(runs.runs_root() / name, wish)
+
+    def fill(place: Run) -> None:
+        creation.fill(place, name, wish, versions)
+        creation.write_scripts(place, *both)
+
+    with runs.new_run(name, fill) as run:
+        if arguments.no_submit:
+            by_hand = executors.named(wish.train.executor).by_hand(run)
+            print(f"made {run.path}; to submit it: {by_hand}", file=sys.stderr)
+            return 0
+        jobs, process = submit([run], both, ahead, not arguments.no_evaluation)[0]
+    return tell(arguments, run, jobs, process)
+
+
+def submit(
+    made: Sequence[Run], both: tuple[script.Batch, script.Batch], ahead: data_ready.Ahead, evaluate: bool
+) -> list[executors.Submitted]:
+    """Submits the training of each run, and its evaluation unless it is not wanted. Raises UserError with the
+    executor's message; then nothing is in the queue."""
+    return executors.named(both[0].resolved.executor).submit(made, both if evaluate else both[:1], ahead)
+
+
+def dry_run(arguments: argparse.Namespace, wish: creation.Wish) -> int:
+    """Prints what would be submitted. The script makes the run directory itself, for plain sbatch."""
+    name = arguments.run or runs.free_name(wish.config.stem)
+    if runs.is_taken(name):
+        raise UserError(f"the run name {name!r} is taken ({runs.runs_root() / name}): choose another")
+    path = runs.runs_root() / name
+    executor = executors.named(wish.train.executor)
+    train, evaluate = batches(path, wish, make=make_command(arguments, wish, name))
+    if not executor.BATCH_SCRIPTS:
+        print(f"# in {path / files.CODE()}, one after the other:")
+        print(executor.shown([train] if arguments.no_evaluation else [train, evaluate]))
+        return 0
+    if arguments.json:
+        print(json.dumps({"run": str(path), "train": script.text(train), "evaluate": script.text(evaluate)}))
+        return 0
+    show(arguments, train, evaluate, name)
+    return 0
+
+
+def show(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Batch, name: str) -> None:
+    """Prints the script that --dry-run asks for."""
+    print(script.text(evaluate if arguments.dry_run == "evaluate" else train), end="")
+    script.make_log_folder(train)
+    how = "aftercorr" if train.elements else "afterok"
+    then = (
+        f", then … --run {name} --dry-run=evaluate | sbatch --dependency={how}:JOB --kill-on-invalid-dep=yes"
+    )
+    by_hand = f"… --run {name} --dry-run | sbatch{'' if arguments.worker else then}"
+    print(f"nothing submitted. By hand: {by_hand}", file=sys.stderr)
+
+
+def make_command(arguments: argparse.Namespace, wish: creation.Wish, name: str) -> list[str]:
+    """This launcher and the options with which the batch script of a dry run makes its run directory."""
+    words = [
+        "train",
+        "--no-submit",
+        "--run",
+        name,
+        f"--{'config' if wish.worker is None else 'worker'}={wish.config}",
+        f"--data-root={wish.data_root}",
+    ]
+    words += [f"--seed={wish.seed}", *options.as_given(arguments)]
+    if wish.worker is not None:
+        return [*words, "--", *wish.worker]
+    words.append(f"--checkpoint={wish.checkpoint}")
+    words += [f"--set={pair}" for pair in arguments.set]
+    return [*words, *sweep_options.as_given(arguments)]
+
+
+def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process: Any) -> int:
+    """Prints where the run lies and what comes next; with --wait follows it to its end."""
+    if arguments.json:
+        print(json.dumps({"run": run.name, "path": str(run.path), "jobs": jobs}), flush=True)
+    else:
+        print(f"run      {run.path}")
+        print(f"jobs     {'  '.join(f'{stage} {id}' for stage, id in jobs.items())}")
+        for word, command in (("status", ""), ("logs", " -f"), ("cancel", "")):
+            print(f"{word:8} python launch/{word}.py {run.name}{command}", flush=True)
+    if not arguments.wait:
+        return 0
+    from launch.observe import waiting
+
+    gc.enable()
+    return waiting.wait(run, jobs, process)
