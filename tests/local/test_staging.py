@@ -45,7 +45,7 @@ def packed_data(voc_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def make(path: Path, data: Path, stage: str = "", **settings: Any) -> Run:
     run = tiny.make_run(path, data, **(INTERRUPTIBLE | settings))
     request = run.request()
-    request.cluster = {"stage": stage} if stage else {}
+    request.cluster.stage = stage
     run.write_request(request)
     return run
 
