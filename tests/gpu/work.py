@@ -50,7 +50,6 @@ def by_iteration(steps: int, save_every: int = 1000, save_begin: int = 0) -> dic
         "default_hooks__checkpoint__interval": save_every,
         "default_hooks__checkpoint__save_begin": save_begin,
         "default_hooks__checkpoint__save_best": None,
-        "default_hooks__visualization": None,
         "log_processor__by_epoch": False,
     }  # fmt: skip
 

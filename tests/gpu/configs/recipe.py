@@ -1,10 +1,8 @@
 """The recipe at full size, from random weights. With BATON_GPU_ON=cpu narrow, on small crops."""
 
-import os
-
 _base_ = "../../../configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 
-small = os.environ.get("BATON_GPU_ON") == "cpu"
+small = "{{$BATON_GPU_ON:gpu}}" == "cpu"
 size = (64, 64) if small else (512, 512)
 width = 4 if small else 64
 channels = 8 if small else 512
