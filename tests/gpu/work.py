@@ -71,11 +71,12 @@ def last(run: Run) -> dict[str, Any]:
 
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """The largest difference of two runs' weights, relative to the largest weight of its tensor."""
+    """The largest difference of two runs' weights, relative to the largest weight of its tensor. Without the
+    running statistics of batch norm, which ranks have each their own of."""
     largest = 0.0
     for name, a in one["state_dict"].items():
         b = other["state_dict"][name]
-        if a.is_floating_point():
+        if a.is_floating_point() and "running_" not in name:
             scale = max(float(a.abs().max()), 1e-12)
             largest = max(largest, float((a - b).abs().max()) / scale)
     return largest
