@@ -15,7 +15,7 @@ ROW := tests/slurm/test_acceptance.py::test_no_run_is_lost[preempted with grace 
 # (`make acceptance`); `make test` plays those that wait least, and two of the 2x2.
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
-.PHONY: help setup setup-b slurm slurm-if-possible test-tools demo lint unit commands local fuzz zoo slurm-tests \
+.PHONY: gpu gpu-on-cpu help setup setup-b slurm slurm-if-possible test-tools demo lint unit commands local fuzz zoo slurm-tests \
 	acceptance slurm-matrix slurm-versions set-b trackers torch-oldest torch-matrix torch-one test bare container-test \
 	bench clean
 
@@ -59,6 +59,16 @@ commands: setup
 # A good part of these tests' time is waiting, for a start or for Slurm: two at once on two cores.
 local: setup test-tools
 	$(PYTHON_A) -m pytest tests/local -q -n 2 --dist worksteal
+
+# What only a GPU can show, on a machine that has one, with a torch of its own; nothing is installed. Without a
+# GPU it says so in one line. docs/gpu-options.md has more.
+GPU_PYTHON ?= python3
+gpu:
+	@$(GPU_PYTHON) -m tests.gpu
+
+# The same tests on the CPU, small.
+gpu-on-cpu: setup
+	BATON_GPU_ON=cpu $(PYTHON_A) -m tests.gpu
 
 # The tests of bad input with thousands of mutations of each kind of file, instead of hundreds.
 fuzz: setup

@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 
+from jobs.engine import devices
 from jobs.run.exit_codes import RESUME
 
 
@@ -87,6 +88,71 @@ class Steps(Hook):
     def after_train(self, runner: Any) -> None:  # noqa: ARG002
         content = {"times": self.times, "saves": self.saves, "bytes": self.bytes}
         self.result.write_text(json.dumps(content))
+
+
+@HOOKS.register_module()
+class Measure(Steps):
+    """`Steps`, and of the `counted` steps after the first `warm_up`: seconds a step (the device waited for at
+    both ends), the share of them in which the training waited for data, the share in which the device
+    computed (of five steps more, by torch's profiler; null on the CPU), the most memory that tensors had; and
+    the seconds from BEGAN to the end of the first step."""
+
+    def __init__(self, result: str, warm_up: int, counted: int) -> None:
+        super().__init__(result)
+        self.warm_up, self.counted = warm_up, counted
+        self.found: dict[str, Any] = {"busy": None}
+        self.steps, self.waited, self.ended, self.began = 0, 0.0, 0.0, 0.0
+        self.profiler: Any = None
+
+    def before_train_iter(self, runner: Any, *rest: Any, **options: Any) -> None:
+        super().before_train_iter(runner, *rest, **options)
+        if self.warm_up < self.steps < self.warm_up + self.counted:
+            self.waited += time.perf_counter() - self.ended
+
+    def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
+        self.steps += 1
+        done = self.steps - self.warm_up
+        if self.steps == 1:
+            devices.synchronise()
+            self.found["first"] = time.time() - float(os.environ["BEGAN"])
+        if done == 0:
+            devices.synchronise()
+            self.began = time.perf_counter()
+        elif done == self.counted:
+            devices.synchronise()
+            seconds = time.perf_counter() - self.began
+            self.found |= {"step": seconds / self.counted, "wait": self.waited / seconds}
+            self.found["peak"] = devices.peak_bytes()
+            self.profile()
+        elif done == self.counted + 5 and self.profiler is not None:
+            devices.synchronise()
+            self.profiler.stop()
+            self.found["busy"] = self.computed() / (time.perf_counter() - self.began)
+        self.ended = time.perf_counter()
+
+    def profile(self) -> None:
+        from torch import profiler
+
+        if devices.kind() == "cuda":
+            self.profiler = profiler.profile(activities=[profiler.ProfilerActivity.CUDA])
+            self.profiler.start()
+            self.began = time.perf_counter()
+
+    def computed(self) -> float:
+        """Seconds in which at least one kernel ran."""
+        spans = sorted(
+            (event.time_range.start, event.time_range.end)
+            for event in self.profiler.events()
+            if "CUDA" in str(event.device_type)
+        )
+        total, until = 0.0, 0.0
+        for start, end in spans:
+            total += max(0.0, end - max(start, until))
+            until = max(until, end)
+        return total / 1e6
+
+    def after_train(self, runner: Any) -> None:  # noqa: ARG002
+        self.result.write_text(json.dumps(self.found | {"saves": self.saves, "bytes": self.bytes}))
 
 
 @HOOKS.register_module()

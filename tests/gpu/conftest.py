@@ -1,0 +1,67 @@
+"""On which device these tests run, and the table at their end.
+
+Without a GPU they skip; with BATON_GPU_ON=cpu they run on the CPU, small (docs/gpu-options.md).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+# Before torch looks: no GPU for those that are to run on the CPU, and for all that they start.
+if os.environ.get("BATON_GPU_ON") == "cpu":
+    for _name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        os.environ[_name] = ""
+
+from tests.gpu import table, work
+
+OUTCOMES: dict[str, str] = {}
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if work.GPUS or work.ON_CPU:
+        return
+    skip = pytest.mark.skip(reason="no GPU that torch can use here (BATON_GPU_ON=cpu runs them on the CPU)")
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def in_time() -> None:
+    spent = time.monotonic() - work.BEGAN
+    if spent > work.SECONDS:
+        pytest.skip(f"not begun: {spent:.0f} s are over (BATON_GPU_SECONDS={work.SECONDS:.0f})")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return work.make_data(tmp_path_factory.mktemp("data"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if "tests/gpu/" not in report.nodeid:
+        return
+    name = report.nodeid.partition("::")[2]
+    if report.failed:
+        OUTCOMES[name] = "FAILED"
+    elif report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        OUTCOMES[name] = f"skipped: {reason.removeprefix('Skipped: ')}"
+    elif report.when == "call":
+        OUTCOMES[name] = f"passed ({report.duration:.0f} s)"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not OUTCOMES or not (work.GPUS or work.ON_CPU):
+        return
+    text = table.render(OUTCOMES, work.ROWS)
+    terminalreporter.write_line("")
+    terminalreporter.write_line(text)
+    if work.GPUS:
+        where = table.write(text, terminalreporter.config.rootpath / "docs/gpu-options.md")
+        terminalreporter.write_line(f"\n{where}")

@@ -1,0 +1,105 @@
+"""Two ranks: over NCCL with a GPU each, else over gloo on the one GPU there is (or on the CPU)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.trainings import start
+from jobs.engine import devices
+from jobs.run import events
+from jobs.run.exit_codes import RESUME
+from tests import tiny
+from tests.gpu import work
+from tests.gpu.work import CNN, GPUS
+
+pytestmark = pytest.mark.slow
+STEPS = 6
+SYNC = {
+    "model__backbone__norm_cfg__type": "SyncBN",
+    "model__decode_head__norm_cfg__type": "SyncBN",
+    "train_dataloader__batch_size": 2,
+    "baton__deterministic": True,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sharing() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if GPUS == 1:
+            patch.setenv(devices.SHARED, "1")
+        yield
+
+
+def two(path: Path, data: Path):
+    return work.make_run(path, data, CNN, STEPS, **SYNC)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory):
+    """What two ranks left alone come to."""
+    run = two(tmp_path_factory.mktemp("whole") / "run", data)
+    assert tiny.start(run, 2) == [0, 0], tiny.log_of(run, 1)
+    return work.last(run)
+
+
+def test_one_rank_is_told_and_both_leave(whole, data: Path, tmp_path: Path) -> None:
+    run = two(tmp_path / "run", data)
+    plan = {"at": "step", "step": 3, "signal": "SIGUSR2", "rank": 1}
+    assert tiny.start(run, 2, plan) == [RESUME, RESUME], tiny.log_of(run, 1)
+    assert tiny.start(run, 2) == [0, 0], tiny.log_of(run, 2)
+    assert tiny.differences(work.last(run), whole) == []
+
+
+def test_two_become_one(whole, data: Path, tmp_path: Path) -> None:
+    run = two(tmp_path / "run", data)
+    plan = {"at": "step", "step": 3, "signal": "SIGUSR2", "rank": 0}
+    assert tiny.start(run, 2, plan) == [RESUME, RESUME], tiny.log_of(run, 1)
+    assert tiny.start(run, 1) == [0], tiny.log_of(run, 2)
+    (resumed,) = (e for e in events.read(run.events) if e["event"] == "resumed")
+    assert (resumed["world_size_before"], resumed["accumulate"]) == (2, 2)
+    found = work.last(run)
+    assert found["step"] == STEPS
+    difference = work.apart(found, whole)
+    work.show("weights apart, two ranks and 2 → 1 after half", f"{difference:.1e}")
+    assert (
+        difference < 0.2
+    )  # another order of sums, another half of a batch for statistics: no other training
+
+
+def test_a_dead_rank_ends_the_other(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By real supervisors. The next start goes on."""
+    run = two(tmp_path / "run", data)
+    (run.code / "benchmarks").symlink_to(start.ROOT / "benchmarks")
+    monkeypatch.setenv("INTERRUPT", json.dumps({"at": "step", "step": 4, "signal": "SIGKILL", "rank": 1}))
+    started = start.start("ours", run, 2)
+    codes = [process.wait(120) for process in started]
+    (failed,) = (e for e in events.read(run.events) if e["event"] == "failed")
+    assert failed["rank"] == 1
+    assert 0 not in codes
+    monkeypatch.delenv("INTERRUPT")
+    start.wait(run, start.start("ours", run, 2))
+    assert work.last(run)["step"] == STEPS
+
+
+@pytest.mark.skipif(work.ON_CPU, reason="a minute of standing still: tests/local/test_supervision.py")
+def test_a_hang_is_found_before_nccls_watchdog(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = two(tmp_path / "run", data)
+    request = run.request()
+    request.cluster["hang_minutes"] = 1
+    run.write_request(request)
+    pause = tmp_path / "pause"
+    plan = {"at": "step", "step": 4, "pause": str(pause), "rank": 1}
+    monkeypatch.setenv("INTERRUPT", json.dumps(plan))
+    began = time.monotonic()
+    codes = [process.wait(240) for process in start.start("ours", run, 2)]
+    (hang,) = (e for e in events.read(run.events) if e["event"] == "hang")
+    assert 0 not in codes
+    work.show("a hang, limit 60 s, was over after", f"{time.monotonic() - began:.0f} s, rank {hang['rank']}")
+    assert any(run.job.glob("stacks-*"))

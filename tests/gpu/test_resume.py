@@ -1,0 +1,88 @@
+"""Trained, interrupted at random steps, resumed: the same bits with baton.deterministic, and without?"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.run.directory import Run
+from jobs.run.exit_codes import RESUME
+from tests import tiny
+from tests.gpu import work
+from tests.gpu.work import CNN, ON_CPU, RECIPE, TRANSFORMER
+
+pytestmark = pytest.mark.slow
+
+STEPS = 6
+AMP = {"optim_wrapper__type": "AmpOptimWrapper"}
+EMA = [{"type": "EMAHook", "momentum": 0.1}]
+SYNC = {"model__backbone__norm_cfg__type": "SyncBN", "model__decode_head__norm_cfg__type": "SyncBN"}
+KINDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "UPerNet-R50 512x512, batch 4": (RECIPE, (), {}),
+    "CNN": (CNN, (), {}),
+    "transformer": (TRANSFORMER, (), {}),
+    "EMA and SyncBN": (CNN, EMA, SYNC),
+    "float16": (CNN, (), AMP | {"optim_wrapper__dtype": "float16", "optim_wrapper__loss_scale": "dynamic"}),
+    "bfloat16": (RECIPE, (), AMP | {"optim_wrapper__dtype": "bfloat16"}),
+    "channels_last": (CNN, (), {"baton__channels_last": True}),
+    "fused": (TRANSFORMER, (), {"optim_wrapper__optimizer__fused": True}),
+    # On the CPU without kernels, for these take minutes there.
+    "compile": (CNN, (), {"compile": {"backend": "eager"} if ON_CPU else True}),
+}
+IN_CI = ("UPerNet-R50 512x512, batch 4", "transformer", "EMA and SyncBN")
+"""The others of these are trained on the CPU by tests/local/test_gpu_options.py."""
+
+
+def trained(path: Path, data: Path, kind: str, deterministic: bool, plans: list[Any]) -> Run:
+    """A finished run that was interrupted as `plans` say, one in each start."""
+    config, hooks, settings = KINDS[kind]
+    run = work.make_run(path, data, config, STEPS, hooks, **settings, baton__deterministic=deterministic)
+    for number, plan in enumerate(plans, 1):
+        code = RESUME if plan["signal"] == "SIGUSR2" else -9
+        assert tiny.start(run, plan=plan) == [code], tiny.log_of(run, number)
+    assert tiny.start(run) == [0], tiny.log_of(run, len(plans) + 1)
+    return run
+
+
+def interruptions(kind: str) -> list[dict[str, Any]]:
+    """A preemption and a kill, at steps that are random and always the same."""
+    chance = random.Random(kind)
+    # A signal that comes when a step has begun is heeded at the end of the next one.
+    first, second = chance.choice((1, 2)), chance.choice((STEPS - 2, STEPS - 1))
+    return [
+        {"at": "step", "step": first, "signal": "SIGUSR2"},
+        {"at": "step", "step": second, "signal": "SIGKILL"},
+    ]
+
+
+@pytest.mark.parametrize("kind", IN_CI if ON_CPU else KINDS)
+def test_resumes_bit_for_bit(kind: str, data: Path, tmp_path: Path) -> None:
+    whole = work.last(trained(tmp_path / "whole", data, kind, True, []))
+    found = work.last(trained(tmp_path / "found", data, kind, True, interruptions(kind)))
+    assert found["step"] == STEPS
+    assert tiny.differences(found, whole) == []
+
+
+@pytest.mark.parametrize("kind", ["transformer"] if ON_CPU else IN_CI)
+def test_how_far_apart_without_deterministic_kernels(kind: str, data: Path, tmp_path: Path) -> None:
+    """Two runs left alone differ as well; a resume should add nothing of another size."""
+    whole = work.last(trained(tmp_path / "whole", data, kind, False, []))
+    again = work.last(trained(tmp_path / "again", data, kind, False, []))
+    found = work.last(trained(tmp_path / "found", data, kind, False, interruptions(kind)))
+    alone, resumed = work.apart(again, whole), work.apart(found, whole)
+    work.show(f"weights apart after {STEPS} steps, {kind}", f"{alone:.1e} left alone, {resumed:.1e} resumed")
+    assert found["step"] == again["step"] == STEPS
+
+
+@pytest.mark.skipif(ON_CPU, reason="kernels for the CPU take minutes: tests/local/test_compiled.py")
+def test_a_requeue_compiles_nothing_again(data: Path, tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", data, "compile", False, interruptions("compile")[:1])
+    folder = run.path / "compiled/0"
+    began = sorted(run.job.glob("start-*"))[-1].stat().st_mtime
+    late = [path.name for path in folder.rglob("*") if path.suffix in (".py", ".cubin", ".hsaco")
+            and path.stat().st_mtime > began]  # fmt: skip
+    assert any(folder.rglob("*.py")), "nothing was compiled"
+    assert late == []

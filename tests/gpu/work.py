@@ -1,0 +1,86 @@
+"""Runs of the tests for GPUs: on which device, how large, for how long; and what they find out."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from jobs.engine import checkpoints, devices
+from jobs.mmseg import compat
+from jobs.run.directory import Run
+from tests import tiny
+
+ON_CPU = os.environ.get("BATON_GPU_ON") == "cpu"
+"""The same tests, small, where no GPU is wanted."""
+DEVICE = devices.kind()
+GPUS = devices.count()
+
+RECIPE, TRANSFORMER = "tests/gpu/configs/recipe.py", "tests/gpu/configs/transformer.py"
+CNN = "tests/configs/tiny.py"
+
+SECONDS = float(os.environ.get("BATON_GPU_SECONDS", "500"))
+"""After so many no further test begins."""
+BEGAN = time.monotonic()
+
+ROWS: list[tuple[str, str]] = []
+"""The table's lines beside passed and failed: what, and its figure."""
+
+
+def make_data(root: Path, train: int = 24, val: int = 2) -> Path:
+    """tests/tiny.py's pictures; where the recipe trains at full size, as large as VOC's."""
+    tiny.make_data(root, train, val)
+    if not ON_CPU:
+        for path in root.rglob("*.[jp][pn]g"):
+            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            cv2.imwrite(str(path), cv2.resize(image, (500, 375), interpolation=cv2.INTER_NEAREST))
+    return root
+
+
+def by_iteration(steps: int, save_every: int = 1000, save_begin: int = 0) -> dict[str, Any]:
+    """Overrides (__ for dots): so many steps, no validation."""
+    return {
+        "train_cfg": {"_delete_": True, "type": "IterBasedTrainLoop", "max_iters": steps},
+        "param_scheduler": [{"type": "PolyLR", "eta_min": 1e-4, "begin": 0, "end": steps, "by_epoch": False}],
+        "val_dataloader": None, "val_cfg": None, "val_evaluator": None,
+        "default_hooks__checkpoint__by_epoch": False,
+        "default_hooks__checkpoint__interval": save_every,
+        "default_hooks__checkpoint__save_begin": save_begin,
+        "default_hooks__checkpoint__save_best": None,
+        "log_processor__by_epoch": False,
+    }  # fmt: skip
+
+
+def make_run(path: Path, data: Path, config: str, steps: int, hooks: Any = (), **settings: Any) -> Run:
+    """A run that tests/interrupting.py can interrupt."""
+    modules = {"imports": ["tests.interrupting"], "allow_failed_imports": False}
+    own = {"custom_imports": modules, "custom_hooks": [{"type": "Interrupt"}, *hooks]}
+    return tiny.make_run(path, data, config, **by_iteration(steps) | own | settings)
+
+
+def last(run: Run) -> dict[str, Any]:
+    """What must not depend on interruptions, of the newest checkpoint."""
+    newest = checkpoints.newest(run.checkpoints)
+    assert newest is not None, tiny.log_of(run, 1)
+    content = compat.load(newest.path)
+    parts = ("state_dict", "optimizer", "param_schedulers", "ema_state_dict")
+    return {key: content[key] for key in parts if key in content} | {"step": content["baton"]["step"]}
+
+
+def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The largest difference of two runs' weights, relative to the largest weight of its tensor. Without the
+    running statistics of batch norm, which ranks have each their own of."""
+    largest = 0.0
+    for name, a in one["state_dict"].items():
+        b = other["state_dict"][name]
+        if a.is_floating_point() and "running_" not in name:
+            scale = max(float(a.abs().max()), 1e-12)
+            largest = max(largest, float((a - b).abs().max()) / scale)
+    return largest
+
+
+def show(what: str, figure: str) -> None:
+    ROWS.append((what, figure))
