@@ -17,8 +17,11 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-MOST_PIXELS = 400_000_000
-"""Of a TIFF four bytes each; Pillow reads other images of up to 178 million."""
+MOST_PIXELS = 1 << 28
+"""Of an image or a mask, as an inference has it (jobs/mmseg/images.py): some 10 bytes of memory a pixel."""
+MOST_BYTES = 8 * MOST_PIXELS
+"""Of a TIFF's pixels, all bands."""
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own bound, at the double of it, is lower
 THUMB = 16
 """Side of the thumbnail by which duplicates are confirmed."""
 
@@ -202,7 +205,7 @@ def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
         page, series = file.pages.first, file.series[0]
         if len(file.series) > 1 and file.series[1].shape == series.shape:
             raise BadPicture("holds several images: save each as a file of its own")
-        if math.prod(series.shape) * series.dtype.itemsize > 4 * MOST_PIXELS:
+        if math.prod(series.shape) * series.dtype.itemsize > MOST_BYTES:
             raise BadPicture(f"has the shape {series.shape}: cut it into tiles")
         tag = page.tags.get(ORIENTATION)
         orientation = tag.value if tag is not None and tag.value in range(1, 9) else 1

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from jobs.catalog.classes import IGNORED, Classes
-from jobs.prepare.own.images import BadPicture, read_file, short
-from jobs.prepare.png import MOST_PIXELS
+from jobs.prepare.own.images import MOST_PIXELS, BadPicture, read_file, short
 
 FORMATS = ("PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG")
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
