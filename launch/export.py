@@ -41,8 +41,10 @@ def main() -> int:
     run = runs.find(arguments.run)
     checkpoint = options.checkpoint(arguments.checkpoint, run)
     programs.require(run, "jobs/export", "export.py")
-    # As for an inference: it is one process with the same model.
-    resolved = options.settings(arguments, options.profile_of(arguments, run, "infer"), "export")
+    profile = options.profile_of(arguments, run, "infer")
+    if not profile.stages.get("export"):  # as an inference, it is one process with the same model
+        profile.stages["export"] = profile.stages.get("infer", {})
+    resolved = options.settings(arguments, profile, "export")
     if arguments.check and not arguments.onnx:
         raise UserError("--check is for --onnx: it names the images that ONNX and PyTorch are compared on")
     if arguments.onnx and interpreters.is_this(resolved) and (why := exported.lacking()):

@@ -74,7 +74,7 @@ def test_a_run_takes_the_program_and_its_modules_along(tmp_path: Path) -> None:
     assert not list(run.code.rglob("unused.py"))
 
     # It has no MMSegmentation model, which the commands for one say.
-    for script, *rest in (("evaluate",), ("infer", home / "mine.py")):
+    for script, *rest in (("evaluate",), ("export",), ("infer", home / "mine.py")):
         done = launch(runs, script, "own", *rest)
         assert done.returncode == 2
         assert "own was trained by config_files/mine.py" in done.stderr

@@ -54,8 +54,10 @@ def test_what_follows_a_run_takes_its_profile(made: Site) -> None:
         "evaluation": ["train", "--resume", "mine", "--dry-run=evaluate"],
         "evaluate": ["evaluate", "mine", "--dry-run"],
         "infer": ["infer", "mine", str(photo), "--dry-run"],
+        "export": ["export", "mine", "--dry-run"],
     }
     evaluation = ["#SBATCH --partition=small", "#SBATCH --mem=3G"]
+    infer = ["#SBATCH --partition=big", "#SBATCH --time=0:05:00", "#SBATCH --gpus-per-node=1"]
     own = {
         "train": [
             *("#SBATCH --partition=big", "#SBATCH --time=9:00:00", "#SBATCH --gpus-per-node=2"),
@@ -63,13 +65,14 @@ def test_what_follows_a_run_takes_its_profile(made: Site) -> None:
         ],
         "evaluation": evaluation,
         "evaluate": evaluation,
-        "infer": ["#SBATCH --partition=big", "#SBATCH --time=0:05:00", "#SBATCH --gpus-per-node=1"],
+        "infer": infer,
+        "export": [*infer, 'cd "$run/code"'],
     }
     for name, command in commands.items():
         lines = shown(made(*command))
         for line in [*common, *own[name]]:
             assert any(one.startswith(line) for one in lines), (name, line, lines)
-    for stage, value in (("train", "train"), ("evaluate", "top"), ("infer", "top")):
+    for stage, value in (("train", "train"), ("evaluate", "top"), ("infer", "top"), ("export", "top")):
         assert (made.runs / "mine/job" / f"{stage}.env").read_text() == f"export A=1\nexport B={value}\n"
 
 
@@ -99,7 +102,7 @@ def test_a_resumed_run_keeps_its_profile(made: Site) -> None:
 def test_a_checkpoint_is_looked_for_before_anything_is_submitted(made: Site) -> None:
     photo = made.runs.parent / "photo.jpg"
     photo.touch()
-    for command in (["evaluate", "mine"], ["infer", "mine", str(photo)]):
+    for command in (["evaluate", "mine"], ["infer", "mine", str(photo)], ["export", "mine"]):
         one_line(made(*command, "--checkpoint", "lst"), "did you mean 'last'?")
         one_line(made(*command, "--checkpoint", "epoch_7.pth"), "there is no such file")
         lines = shown(made(*command, "--checkpoint", "epoch_1.pth", "--dry-run"))
@@ -119,7 +122,7 @@ def test_photos_are_not_overwritten_by_their_masks(way: str, made: Site, tmp_pat
     assert len(made.calls("sbatch")) == 1
 
 
-@pytest.mark.parametrize("script", ["evaluate", "infer", "train"])
+@pytest.mark.parametrize("script", ["evaluate", "infer", "export", "train"])
 def test_a_run_at_a_path_with_a_line_break_is_refused(script: str, made: Site) -> None:
     place = made.runs / "n\ntouch PWN;#"
     place.mkdir()
@@ -127,7 +130,7 @@ def test_a_run_at_a_path_with_a_line_break_is_refused(script: str, made: Site) -
     photo = made.runs.parent / "photo.jpg"
     photo.touch()
     run = str(place / "mine")
-    more = {"evaluate": [run], "infer": [run, str(photo)], "train": ["--resume", run]}[script]
+    more = {"infer": [run, str(photo)], "train": ["--resume", run]}.get(script, [run])
     one_line(made(script, *more, "--dry-run"), "control character")
 
 

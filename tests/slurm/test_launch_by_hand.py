@@ -11,7 +11,7 @@ from clusters import Slurm
 from launcher import TINY, Launcher, of_run
 
 
-def test_evaluation_on_two_ranks_and_inference(launch: Launcher, tmp_path: Path) -> None:
+def test_evaluation_on_two_ranks_inference_and_export(launch: Launcher, tmp_path: Path) -> None:
     job = launch.train("--run", "one", "--no-evaluation")["train"]
     assert launch.slurm.wait_ended(job) == "COMPLETED"
     out, _ = launch("evaluate", "one", "--gpus", 2, "--wait")
@@ -23,6 +23,15 @@ def test_evaluation_on_two_ranks_and_inference(launch: Launcher, tmp_path: Path)
     photo = next((launch.data / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg"))
     out, _ = launch("infer", "one", photo, "--out", tmp_path / "masks", "--wait")
     assert (tmp_path / "masks" / f"{photo.stem}.png").exists()
+
+    launch("export", "one", "--out", tmp_path / "model", "--wait")
+    assert (tmp_path / "model" / "export.json").exists()
+    (launch.runs / "one").rename(tmp_path / "elsewhere")  # the folder alone will do
+    launch("infer", tmp_path / "model", photo, "--out", tmp_path / "exported", "--wait")
+    (tmp_path / "elsewhere").rename(launch.runs / "one")
+    masks = [(tmp_path / where / f"{photo.stem}.png").read_bytes() for where in ("masks", "exported")]
+    assert masks[0] == masks[1]
+
     bad = tmp_path / "bad.jpg"
     bad.write_text("no image")
     launch("infer", "one", photo, bad, "--out", tmp_path / "others", "--wait", code=2)
