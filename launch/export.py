@@ -47,8 +47,9 @@ def main() -> int:
     resolved = options.settings(arguments, profile, "export")
     if arguments.check and not arguments.onnx:
         raise UserError("--check is for --onnx: it names the images that ONNX and PyTorch are compared on")
-    if arguments.onnx and interpreters.is_this(resolved) and (why := exported.lacking()):
-        raise UserError(why)
+    lacking = exported.lacking() if arguments.onnx and interpreters.is_this(resolved) else ""
+    if lacking:
+        raise UserError(lacking)
     job_arguments = ["--checkpoint", checkpoint, *where(arguments, run), *(["--onnx"] * arguments.onnx)]
     if arguments.check:
         job_arguments += ["--check", *(str(existing(one)) for one in arguments.check)]

@@ -37,14 +37,17 @@ def main() -> int:
     options.add_common(parser, gpus=False)
     arguments = parser.parse_args()
 
+    folder = from_export.folder(arguments.run)
+    known = None if folder else runs.find(arguments.run)
     images = [str(path) for given in arguments.images for path in places(given)]
     if arguments.out:
         out = Path(arguments.out).expanduser().absolute()
         output.check(out, "--out")
         runs.check_path(out, "--out")
-        if over := next((path for path in images if Path(path).resolve() == out.resolve()), None):
-            raise UserError(f"--out {out} is what is to be segmented ({over}): choose another folder")
-    with target(arguments) as (run, resolved, checkpoint):
+        over = [path for path in images if Path(path).resolve() == out.resolve()]
+        if over:
+            raise UserError(f"--out {out} is what is to be segmented ({over[0]}): choose another folder")
+    with target(arguments, folder, known) as (run, resolved, checkpoint):
         out = out if arguments.out else fresh(run.path / files.INFER())
         job_arguments = ["--out", str(out), "--checkpoint", checkpoint, "--", *images]
         batch = single.batch(run.path, resolved, job_arguments, f"{run.name}-infer")
@@ -57,13 +60,15 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def target(arguments: argparse.Namespace) -> Iterator[tuple[Run, profiles.Resolved, str]]:
+def target(
+    arguments: argparse.Namespace, folder: Path | None, run: Run | None
+) -> Iterator[tuple[Run, profiles.Resolved, str]]:
     """The run, the job's settings and the checkpoint; of an exported model in a run that is made for it."""
-    if folder := from_export.folder(arguments.run):
+    if run is None:
+        assert folder is not None
         with from_export.new_run(arguments, folder) as made:
             yield made
         return
-    run = runs.find(arguments.run)
     checkpoint = options.checkpoint(arguments.checkpoint, run)
     yield run, options.settings(arguments, options.profile_of(arguments, run, "infer"), "infer"), checkpoint
 
