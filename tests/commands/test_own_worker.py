@@ -116,7 +116,8 @@ def test_the_page_names_every_variable_and_every_call() -> None:
         master_address="", master_port=1, store_key="", start=1, interface="lo", hosts=["a", "a"]
     )
     task = SimpleNamespace(rank=0, world_size=1, local_rank=0, local_world_size=1, job="1")
-    supervisor: Any = SimpleNamespace(task=task, meeting=meeting, run=Run("run"))
+    copies = SimpleNamespace(environment={})  # Baton's own loader reads staged copies, and no other
+    supervisor: Any = SimpleNamespace(task=task, meeting=meeting, run=Run("run"), copies=copies)
     told = _Supervisor.worker_environment(supervisor, {}).keys() | {"BATON_HEARTBEAT_FD", "BATON_STORE_FD"}
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`([A-Z][A-Z_]+)`", row)} == told
