@@ -13,8 +13,8 @@ from jobs.run.directory import write_atomically
 from jobs.run.errors import UserError
 from launch.observe import sweeps
 from launch.observe import wording as words
+from launch.observe.report import comparison, groups
 from launch.observe.report import data as report_data
-from launch.observe.report import groups
 from launch.observe.report import page as report_page
 from launch.submit import runs
 
@@ -58,7 +58,7 @@ def main() -> int:
     if arguments.table:
         return print_table(found, arguments.table, arguments.out)
     if arguments.compare:
-        html, out = report_page.comparison(found), arguments.out or runs.runs_root() / "comparison.html"
+        html, out = comparison.comparison(found), arguments.out or runs.runs_root() / "comparison.html"
     else:
         html, out = report_page.page(found[0]), arguments.out or found[0].run.report
     if arguments.out and not may_replace(out):

@@ -19,6 +19,7 @@ from jobs.mmseg import figures
 from jobs.run.directory import Run
 from launch.observe.history import read
 from launch.observe.report import charts as report_charts
+from launch.observe.report import comparison
 from launch.observe.report import data as report_data
 from launch.observe.report import page as report_page
 from tests.unit.made_runs import interrupted_run, made_run, with_everything
@@ -95,7 +96,7 @@ def test_a_run_of_which_there_is_next_to_nothing(tmp_path: Path) -> None:
 def test_comparison(tmp_path: Path) -> None:
     first, second = with_everything(tmp_path / "one"), with_everything(tmp_path / "two")
     second.write_request(_changed(second))
-    page = report_page.comparison([report_data.gather(first), report_data.gather(second)])
+    page = comparison.comparison([report_data.gather(first), report_data.gather(second)])
     assert "IoU by class" in page
     assert re.search(r"<td[^>]*>seed</td><td[^>]*>0</td><td[^>]*>7</td>", page)
     assert "colour of its run" in page

@@ -14,6 +14,7 @@ import pytest
 from jobs.run import notify, secrets
 from jobs.run.directory import write_atomically
 from jobs.run.settings import Notify
+from launch.observe.report import comparison
 from launch.observe.report import data as report_data
 from launch.observe.report import page as report_page
 from launch.submit import job_environment, profiles, runs, snapshot
@@ -104,7 +105,7 @@ def test_no_secret_is_in_a_report(tmp_path: Path) -> None:
     request.command = ["launch/train.py", "--set", f"a.api_key={KEY}", f"--set=b.token={KEY}", "--seed", "3"]
     run.write_request(request)
     both = [report_data.gather(one) for one in (run, other)]
-    for page in (report_page.page(both[0]), report_page.comparison(both)):
+    for page in (report_page.page(both[0]), comparison.comparison(both)):
         assert KEY not in page
         assert "s3cr3t" not in page
         assert "mine" in page

@@ -16,7 +16,6 @@ from launch.observe import efficiency, history
 from launch.observe import wording as words
 from launch.observe.report import charts as report_charts
 from launch.observe.report import data as report_data
-from launch.observe.report import groups
 from launch.observe.report.charts import Bar, Mark, Series
 from launch.observe.report.data import Data, Evaluation
 
@@ -36,72 +35,6 @@ def page(data: Data) -> str:
         _environment(data),
     ]
     return document(f"{data.run.name} · Baton", "\n".join(section for section in sections if section))
-
-
-def comparison(all_data: Sequence[Data]) -> str:
-    """Several runs side by side: figures, curves, differences of their requests."""
-    rows = []
-    for data in all_data:
-        one, evaluated = data.status, data.evaluation.metrics if data.evaluation else {}
-        rows.append(
-            [
-                one.name, one.words, str(one.step or ""), _percent(one.best_mIoU),
-                _percent(evaluated.get("mIoU")), _percent(evaluated.get("aAcc")),
-                str(one.interruptions), str(one.lost_steps),
-                f"{data.shares.ettr:.3f}" if data.shares.ettr is not None else "",
-                words.span(data.shares.wall),
-            ]
-        )  # fmt: skip
-    head = (
-        "run",
-        "state",
-        ">step",
-        ">best mIoU",
-        ">mIoU",
-        ">aAcc",
-        ">interruptions",
-        ">steps redone",
-        ">ETTR",
-        ">time",
-    )
-    parts = [f"<h1>{escape(' · '.join(d.run.name for d in all_data))}</h1>"]
-    parts += [_groups(all_data), "<h2>Runs</h2>", table(head, rows)]
-    marked = False
-    for title, key, kind, logarithmic in CURVES:
-        shown = [(data, points) for data in all_data if (points := _points(getattr(data, kind), key))]
-        series = [Series(data.run.name, points, kind == "val") for data, points in shown]
-        marks = [mark for index, (data, _) in enumerate(shown) for mark in interruptions(data, index)]
-        if chart := report_charts.lines(title, series, "step", marks, logarithmic):
-            parts.append(f"<h2>{escape(title)}</h2>{chart}")
-            marked = marked or bool(marks)
-    if marked:
-        parts.append('<p class="soft">Dashed: interruptions, each in the colour of its run.</p>')
-    parts.append(_class_comparison(all_data))
-    parts.append(_differences(all_data))
-    return document("Comparison · Baton", "\n".join(parts))
-
-
-def _groups(all_data: Sequence[Data]) -> str:
-    """What differs but the seed, each group's mean, and how sure the differences are."""
-    found = groups.grouped(all_data)
-    if len(found) == len(all_data) == 1 or not any(group.estimates for group in found):
-        return ""
-    text = (
-        "<h2>Groups</h2><p class=soft>Runs that differ in their seed alone are one group: mean ± standard "
-        f"deviation (n − 1), in percent.</p>{table(*groups.rows(found))}"
-    )
-    told, missing = groups.differences(found)
-    if told:
-        columns = ("mIoU of", "above", ">by", ">95 % interval", ">p", "drawn")
-        lines = [
-            [
-                one.first, one.second, f"{one.mean:+.2f}", f"{one.low:+.2f} … {one.high:+.2f}",
-                f"{one.p:.3f}", one.over,
-            ]
-            for one in told
-        ]  # fmt: skip
-        text += f"<p class=soft>Paired bootstrap, {groups.RESAMPLES:,} draws.</p>{table(columns, lines)}"
-    return text + "".join(f'<p class="soft">{escape(why)}</p>' for why in missing)
 
 
 def document(title: str, body: str) -> str:
@@ -126,9 +59,9 @@ def _head(data: Data) -> str:
     one, past = data.status, data.past
     facts: list[tuple[str, str]] = []
     if data.evaluation and data.evaluation.metrics.get("mIoU") is not None:
-        facts.append((_percent(data.evaluation.metrics["mIoU"]), "mIoU, evaluated"))
+        facts.append((percent(data.evaluation.metrics["mIoU"]), "mIoU, evaluated"))
     if one.best_mIoU is not None:
-        facts.append((_percent(one.best_mIoU), "best mIoU in validation"))
+        facts.append((percent(one.best_mIoU), "best mIoU in validation"))
     if one.step is not None:
         facts.append((f"{one.step:,}" + (f" / {one.max_steps:,}" if one.max_steps else ""), "steps"))
     if data.shares.ettr is not None:
@@ -150,7 +83,7 @@ def _curves(data: Data) -> str:
     marks = interruptions(data)
     parts = []
     for title, key, kind, logarithmic in CURVES:
-        series = [Series(title.split(",")[0], _points(getattr(data, kind), key), kind == "val")]
+        series = [Series(title.split(",")[0], points(getattr(data, kind), key), kind == "val")]
         if chart := report_charts.lines(title, series, "step", marks, logarithmic):
             parts.append(f"<h2>{escape(title)}</h2>{chart}")
     if parts and marks:
@@ -174,7 +107,7 @@ def interruptions(data: Data, series: int | None = None) -> list[Mark]:
     ]
 
 
-def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+def points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     return [(row["step"], row[key]) for row in rows if history.number(row.get(key)) is not None]
 
 
@@ -303,7 +236,7 @@ MORE_BY_CLASS = ("Acc", "Dice", "Fscore", "Precision", "Recall", "BoundaryIoU")
 def _with_interval(metrics: dict[str, Any], name: str) -> str:
     ends = (metrics.get("intervals") or {}).get(name)
     value = metrics.get(name)
-    shown = value if isinstance(value, str) else _percent(value) or "–"
+    shown = value if isinstance(value, str) else percent(value) or "–"
     return f"{name} {shown}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
 
 
@@ -330,9 +263,9 @@ def _evaluation(found: Evaluation) -> str:
             width = '<span class="soft">not in the images</span>'
         ends = (one.get("intervals") or {}).get("IoU")
         sure = f"{ends[0]:.1f} … {ends[1]:.1f}" if ends else ""
-        cells = "".join(f'<td class="n">{_percent(one.get(key))}</td>' for key in more)
+        cells = "".join(f'<td class="n">{percent(one.get(key))}</td>' for key in more)
         rows.append(
-            f'<tr><td>{escape(str(one.get("name")))}</td><td class="n">{_percent(iou)}</td>'
+            f'<tr><td>{escape(str(one.get("name")))}</td><td class="n">{percent(iou)}</td>'
             f'<td class="n soft">{sure}</td><td class="meter">{width}</td>{cells}</tr>'
         )
     if rows:
@@ -395,43 +328,6 @@ def _environment(data: Data) -> str:
     return f"<h2>Environment</h2>{shown}{repeat}"
 
 
-def _class_comparison(all_data: Sequence[Data]) -> str:
-    evaluated = [data for data in all_data if data.evaluation]
-    if len(evaluated) < 2:
-        return ""
-    by_run = [
-        {one["name"]: one.get("IoU") for one in data.evaluation.classes}
-        for data in evaluated
-        if data.evaluation
-    ]
-    names = list(dict.fromkeys(name for classes in by_run for name in classes))
-    rows = [[name, *(_percent(classes.get(name)) for classes in by_run)] for name in names]
-    return "<h2>IoU by class</h2>" + table(("class", *(f">{data.run.name}" for data in evaluated)), rows)
-
-
-def _differences(all_data: Sequence[Data]) -> str:
-    """What the runs' requests differ in."""
-    flat = [_flat(report_data.public(data.request)) if data.request else {} for data in all_data]
-    keys = dict.fromkeys(key for one in flat for key in one if key not in ("name", "created"))
-    rows = [
-        [key, *(str(one.get(key, "")) for one in flat)]
-        for key in keys
-        if len({str(one.get(key, "")) for one in flat}) > 1
-    ]
-    if not rows:
-        return ""
-    return "<h2>What they differ in</h2>" + table(("what", *(data.run.name for data in all_data)), rows)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, item in value.items():
-        found |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    return found
-
-
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An HTML table; columns that begin with > hold numbers."""
     numbers = [column.startswith(">") for column in columns]
@@ -456,6 +352,6 @@ def _one_line(cell: str) -> str:
     return " class=one" if len(cell) <= 24 else ""
 
 
-def _percent(value: Any) -> str:
+def percent(value: Any) -> str:
     number = history.number(value)
     return "" if number is None else f"{number:.2f}"

@@ -1,0 +1,108 @@
+"""Several runs on one page, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from launch.observe import wording as words
+from launch.observe.report import charts as report_charts
+from launch.observe.report import data as report_data
+from launch.observe.report import groups, page
+from launch.observe.report.charts import Series
+from launch.observe.report.data import Data
+from launch.observe.tracking.content import flat
+
+
+def comparison(all_data: Sequence[Data]) -> str:
+    """Several runs side by side: figures, curves, differences of their requests."""
+    rows = []
+    for data in all_data:
+        one, evaluated = data.status, data.evaluation.metrics if data.evaluation else {}
+        rows.append(
+            [
+                one.name, one.words, str(one.step or ""), page.percent(one.best_mIoU),
+                page.percent(evaluated.get("mIoU")), page.percent(evaluated.get("aAcc")),
+                str(one.interruptions), str(one.lost_steps),
+                f"{data.shares.ettr:.3f}" if data.shares.ettr is not None else "",
+                words.span(data.shares.wall),
+            ]
+        )  # fmt: skip
+    head = (
+        "run",
+        "state",
+        ">step",
+        ">best mIoU",
+        ">mIoU",
+        ">aAcc",
+        ">interruptions",
+        ">steps redone",
+        ">ETTR",
+        ">time",
+    )
+    parts = [f"<h1>{escape(' · '.join(d.run.name for d in all_data))}</h1>"]
+    parts += [_groups(all_data), "<h2>Runs</h2>", page.table(head, rows)]
+    marked = False
+    for title, key, kind, logarithmic in page.CURVES:
+        shown = [(data, points) for data in all_data if (points := page.points(getattr(data, kind), key))]
+        series = [Series(data.run.name, points, kind == "val") for data, points in shown]
+        marks = [mark for index, (data, _) in enumerate(shown) for mark in page.interruptions(data, index)]
+        if chart := report_charts.lines(title, series, "step", marks, logarithmic):
+            parts.append(f"<h2>{escape(title)}</h2>{chart}")
+            marked = marked or bool(marks)
+    if marked:
+        parts.append('<p class="soft">Dashed: interruptions, each in the colour of its run.</p>')
+    parts.append(_class_comparison(all_data))
+    parts.append(_differences(all_data))
+    return page.document("Comparison · Baton", "\n".join(parts))
+
+
+def _groups(all_data: Sequence[Data]) -> str:
+    """What differs but the seed, each group's mean, and how sure the differences are."""
+    found = groups.grouped(all_data)
+    if len(found) == len(all_data) == 1 or not any(group.estimates for group in found):
+        return ""
+    text = (
+        "<h2>Groups</h2><p class=soft>Runs that differ in their seed alone are one group: mean ± standard "
+        f"deviation (n − 1), in percent.</p>{page.table(*groups.rows(found))}"
+    )
+    told, missing = groups.differences(found)
+    if told:
+        columns = ("mIoU of", "above", ">by", ">95 % interval", ">p", "drawn")
+        lines = [
+            [
+                one.first, one.second, f"{one.mean:+.2f}", f"{one.low:+.2f} … {one.high:+.2f}",
+                f"{one.p:.3f}", one.over,
+            ]
+            for one in told
+        ]  # fmt: skip
+        text += f"<p class=soft>Paired bootstrap, {groups.RESAMPLES:,} draws.</p>{page.table(columns, lines)}"
+    return text + "".join(f'<p class="soft">{escape(why)}</p>' for why in missing)
+
+
+def _class_comparison(all_data: Sequence[Data]) -> str:
+    evaluated = [data for data in all_data if data.evaluation]
+    if len(evaluated) < 2:
+        return ""
+    by_run = [
+        {one["name"]: one.get("IoU") for one in data.evaluation.classes}
+        for data in evaluated
+        if data.evaluation
+    ]
+    names = list(dict.fromkeys(name for classes in by_run for name in classes))
+    rows = [[name, *(page.percent(classes.get(name)) for classes in by_run)] for name in names]
+    return "<h2>IoU by class</h2>" + page.table(("class", *(f">{data.run.name}" for data in evaluated)), rows)
+
+
+def _differences(all_data: Sequence[Data]) -> str:
+    """What the runs' requests differ in."""
+    flat = [flat(report_data.public(data.request)) if data.request else {} for data in all_data]
+    keys = dict.fromkeys(key for one in flat for key in one if key not in ("name", "created"))
+    rows = [
+        [key, *(str(one.get(key, "")) for one in flat)]
+        for key in keys
+        if len({str(one.get(key, "")) for one in flat}) > 1
+    ]
+    if not rows:
+        return ""
+    return "<h2>What they differ in</h2>" + page.table(("what", *(data.run.name for data in all_data)), rows)
