@@ -38,7 +38,7 @@ from jobs.run import checkpoint_files, events, packed
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
-from launch.observe import efficiency, history, states
+from launch.observe import efficiency, history, local_jobs, states
 from launch.submit import profiles
 from tests import own_images as made_images
 from tests.unit.made_runs import interrupted_run, made_run
@@ -140,7 +140,7 @@ def _local(folder: Path) -> Target:
     def read(content: bytes) -> None:
         (run.job / "local.json").write_bytes(content)
         (run.job / "local-1.json").write_bytes(content)
-        states.local_chains(run)
+        local_jobs.local_chains(run)
 
     return Target(b'{"pid": 1, "start_time": 5, "job": "local-1"}', read, (), True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.run import checkpoint_files
 from jobs.run.directory import Run
 from jobs.slurm import queries as slurm_queries
-from launch.observe import history, states
+from launch.observe import history, local_jobs, states
 from launch.observe.doctor import probe as probe_job
 from launch.submit import identity
 
@@ -41,11 +41,11 @@ def in_use(run: Run, past: history.History, answer: slurm_queries.Answer) -> str
     alive = [id for id in open_jobs(past) if answer.job(id).alive]
     if alive:
         return f"{state.words}; job {', '.join(alive)} is still there"
-    chains = states.local_chains(run)
+    chains = local_jobs.local_chains(run)
     if chains:
         return f"{state.words}; {', '.join(chains)} is still there"
     for job in past.jobs.values():
-        host = states.elsewhere(run, job.id) if job.state != "finished" else ""
+        host = local_jobs.elsewhere(run, job.id) if job.state != "finished" else ""
         if host:
             return f"{state.words}; {job.id} was started on {host}, and may live there"
     asked = any(slurm_queries.is_slurm(id) for id in open_jobs(past))

@@ -5,20 +5,19 @@ What nobody can tell is `unknown`, never a success.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from jobs.run import events, files, place
+from jobs.run import events
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import pending
 from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
-from launch.observe import efficiency, history, sweeps
+from launch.observe import efficiency, history, local_jobs, sweeps
 from launch.observe import wording as words
 from launch.observe.history import History, Incarnation, StageJob
-from launch.submit import executors, identity
+from launch.submit import identity
 
 SILENT = 600.0
 """Seconds without progress after which a running training is said to be silent."""
@@ -195,11 +194,11 @@ def _judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], no
     if job is None:
         return _other_stage(run, past, answer)
     if not is_slurm(job.id):
-        if not local_job(run, job.id):
-            if host := elsewhere(run, job.id):
+        if not local_jobs.local_job(run, job.id):
+            if host := local_jobs.elsewhere(run, job.id):
                 return _out_of_sight(host)
             return _gone(past, "its local process is gone")
-        if is_stopped(local_chains(run).get(job.id)):
+        if local_jobs.is_stopped(local_jobs.local_chains(run).get(job.id)):
             return State("suspended", "suspended: its processes are stopped (SIGCONT continues them)")
         return _running(past, progress, now, preparing=_is_preparing(past))
     seen = answer.job(job.id)
@@ -224,72 +223,8 @@ def _judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], no
     return _gone(past, how)
 
 
-def local_chain(run: Run) -> int | None:
-    """The pid of the run's local chain, if that lives; a process with a reused pid is not taken for it."""
-    return _living(run.job / files.CHAIN())
-
-
-def local_chains(run: Run) -> dict[str, int]:
-    """Every local chain of the run that lives, its own and those of evaluations and inferences by hand:
-    job id -> pid."""
-    found = {path.stem: _living(path) for path in sorted(run.job.glob(files.OTHER_CHAIN(LOCALJOB="local-*")))}
-    chain = history.read_json(run.job / files.CHAIN())
-    if (pid := local_chain(run)) is not None:
-        found[str(chain.get("job") or f"local-{pid}")] = pid
-    return {job: pid for job, pid in found.items() if pid is not None}
-
-
-def local_job(run: Run, job: str) -> bool:
-    """Whether a job that is not Slurm's lives; a local one (`local-PID`) also if it is just being started."""
-    if not job.startswith("local-"):
-        executor = executors.of_job(job)
-        return executor is not None and executor.is_alive(run, job)
-    return job in local_chains(run) or _is_starting(run, job)
-
-
-def _living(file: Path) -> int | None:
-    """The pid of the process that a chain's file names, if that process lives; not another with its pid."""
-    chain = history.read_json(file)
-    if place.elsewhere(chain):
-        return None
-    try:
-        stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
-    except (KeyError, TypeError, ValueError, OverflowError, OSError):
-        return None
-    # After the command's name, which may hold anything: the state is field 3, the start time field 22.
-    fields = stat.rpartition(")")[2].split()
-    alive = fields[0] not in "ZX" and str(fields[19]) == str(chain.get("start_time"))
-    return int(chain["pid"]) if alive else None
-
-
-def elsewhere(run: Run, job: str) -> str:
-    """The host where a local job that is not seen here may live; "" if it would be seen."""
-    for file in (run.job / files.OTHER_CHAIN(LOCALJOB=job), run.job / files.CHAIN()):
-        record = history.read_json(file)
-        if record and str(record.get("job") or job) == job:
-            return place.elsewhere(record)
-    return ""
-
-
 def _out_of_sight(host: str, stage: str = "train") -> State:
     return State("unknown", f"runs on {host} or did: only there can be seen whether it lives", stage)
-
-
-def is_stopped(pid: int | None) -> bool:
-    """Whether a process is stopped, by a signal or a debugger."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
-    except OSError:
-        return False
-
-
-def _is_starting(run: Run, job: str) -> bool:
-    """Whether submitit's controller of a local job is there: the chain itself may not have begun yet."""
-    try:
-        command = Path(f"/proc/{job.removeprefix('local-')}/cmdline").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return str(run.job).encode() in command
 
 
 def _main_stage(past: History) -> str:
@@ -390,9 +325,9 @@ def _after_training(run: Run, past: History, answer: Answer) -> State:
         )
     seen = answer.job(job.id)
     if not is_slurm(job.id):
-        if local_job(run, job.id):
+        if local_jobs.local_job(run, job.id):
             return State("evaluating", "trained, being evaluated", "evaluate")
-        if host := elsewhere(run, job.id):
+        if host := local_jobs.elsewhere(run, job.id):
             return _out_of_sight(host, "evaluate")
         return State("failed", "trained; its evaluation's local process is gone", "evaluate")
     if seen.pending:
@@ -415,7 +350,7 @@ def _beside(run: Run, past: History, answer: Answer, state: State, since: float)
             return State(
                 _queued(seen, "evaluating"), f"{state.words}; {job.stage} {_behind(seen)}", job.stage
             )
-        if seen.alive if is_slurm(job.id) else local_job(run, job.id):
+        if seen.alive if is_slurm(job.id) else local_jobs.local_job(run, job.id):
             return State("evaluating", f"{state.words}; {doing[job.stage]}", job.stage)
     return state
 
@@ -434,9 +369,9 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
         job.stage, job.stage
     )
     if not is_slurm(job.id):
-        if local_job(run, job.id):
+        if local_jobs.local_job(run, job.id):
             return State("running", doing, job.stage)
-        if host := elsewhere(run, job.id):
+        if host := local_jobs.elsewhere(run, job.id):
             return _out_of_sight(host, job.stage)
         return State("failed", f"{job.stage}: its local process is gone", job.stage)
     seen = answer.job(job.id)

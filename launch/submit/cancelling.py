@@ -10,7 +10,7 @@ from jobs.run import events, files
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
-from launch.observe import history, states
+from launch.observe import history, local_jobs, states
 from launch.submit import executors, identity, machine
 
 PATIENCE = 180.0
@@ -102,7 +102,7 @@ def _wait(run: Run, ended: dict[str, None]) -> list[str]:
         left = sorted(id for id in ids if answer.job(id).alive)
         again = [id for id in left if answer.job(id).state != "COMPLETING"]
         ended |= dict.fromkeys(again)
-        left += states.local_chains(run)
+        left += local_jobs.local_chains(run)
         left += [job for jobs in _others(run, past).values() for job in jobs]
         if not left or time.monotonic() > give_up:
             return left
@@ -137,7 +137,7 @@ def _others(run: Run, past: history.History) -> dict[str, list[str]]:
 def _far_away(run: Run, past: history.History) -> dict[str, str]:
     """Local jobs that may live on another machine: job -> its host."""
     jobs = [job.id for job in past.jobs.values() if job.state in ("submitted", "started", "requeued")]
-    hosts = {job: states.elsewhere(run, job) for job in jobs}
+    hosts = {job: local_jobs.elsewhere(run, job) for job in jobs}
     return {job: host for job, host in hosts.items() if host}
 
 
@@ -158,9 +158,9 @@ def _local_chains(run: Run, past: history.History) -> dict[str, int]:
     """The local chains to end, job -> pid; one that was submitted this moment is waited for."""
     give_up = time.monotonic() + STARTING
     while True:
-        chains = states.local_chains(run)
+        chains = local_jobs.local_chains(run)
         starting = (job.id for job in past.jobs.values() if job.id.startswith("local-"))
-        if all(id in chains or not states.local_job(run, id) for id in starting):
+        if all(id in chains or not local_jobs.local_job(run, id) for id in starting):
             return chains
         if time.monotonic() > give_up:
             return chains

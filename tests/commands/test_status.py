@@ -14,7 +14,7 @@ import pytest
 from jobs.run.directory import Run
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer, Job
-from launch.observe import history, overview, states, tables, timeline
+from launch.observe import history, local_jobs, overview, states, tables, timeline
 from tests.unit import terminal
 from tests.unit.made_runs import (
     T0,
@@ -176,7 +176,7 @@ def test_a_local_evaluation_by_hand_is_seen(tmp_path: Path) -> None:
     chain = {"pid": os.getpid(), "start_time": fields[19], "job": "local-1"}
     (run.job / "local-1.json").write_text(json.dumps(chain))
     assert judge(run).words == "trained, being evaluated"
-    assert states.local_chains(run) == {"local-1": os.getpid()}
+    assert local_jobs.local_chains(run) == {"local-1": os.getpid()}
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), None])

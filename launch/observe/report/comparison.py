@@ -44,7 +44,7 @@ def comparison(all_data: Sequence[Data]) -> str:
     parts += [_groups(all_data), "<h2>Runs</h2>", page.table(head, rows)]
     marked = False
     for title, key, kind, logarithmic in page.CURVES:
-        shown = [(data, points) for data in all_data if (points := page.points(getattr(data, kind), key))]
+        shown = [(data, points) for data in all_data if (points := page.points_of(getattr(data, kind), key))]
         series = [Series(data.run.name, points, kind == "val") for data, points in shown]
         marks = [mark for index, (data, _) in enumerate(shown) for mark in page.interruptions(data, index)]
         if chart := report_charts.lines(title, series, "step", marks, logarithmic):
@@ -96,12 +96,12 @@ def _class_comparison(all_data: Sequence[Data]) -> str:
 
 def _differences(all_data: Sequence[Data]) -> str:
     """What the runs' requests differ in."""
-    flat = [flat(report_data.public(data.request)) if data.request else {} for data in all_data]
-    keys = dict.fromkeys(key for one in flat for key in one if key not in ("name", "created"))
+    requests = [flat(report_data.public(data.request)) if data.request else {} for data in all_data]
+    keys = dict.fromkeys(key for one in requests for key in one if key not in ("name", "created"))
     rows = [
-        [key, *(str(one.get(key, "")) for one in flat)]
+        [key, *(str(one.get(key, "")) for one in requests)]
         for key in keys
-        if len({str(one.get(key, "")) for one in flat}) > 1
+        if len({str(one.get(key, "")) for one in requests}) > 1
     ]
     if not rows:
         return ""

@@ -83,7 +83,7 @@ def _curves(data: Data) -> str:
     marks = interruptions(data)
     parts = []
     for title, key, kind, logarithmic in CURVES:
-        series = [Series(title.split(",")[0], points(getattr(data, kind), key), kind == "val")]
+        series = [Series(title.split(",")[0], points_of(getattr(data, kind), key), kind == "val")]
         if chart := report_charts.lines(title, series, "step", marks, logarithmic):
             parts.append(f"<h2>{escape(title)}</h2>{chart}")
     if parts and marks:
@@ -107,7 +107,7 @@ def interruptions(data: Data, series: int | None = None) -> list[Mark]:
     ]
 
 
-def points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+def points_of(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     return [(row["step"], row[key]) for row in rows if history.number(row.get(key)) is not None]
 
 

@@ -114,16 +114,16 @@ def owns(job: str) -> bool:
 
 def is_alive(run: Run, job: str) -> bool:
     """A job on a machine that cannot be looked at from here counts as alive."""
-    from launch.observe import states
+    from launch.observe import local_jobs
 
-    return states.local_job(run, job) or bool(states.elsewhere(run, job))
+    return local_jobs.local_job(run, job) or bool(local_jobs.elsewhere(run, job))
 
 
 def end(run: Run, jobs: Sequence[str]) -> None:
     """TERM to the chains."""
-    from launch.observe import states
+    from launch.observe import local_jobs
 
-    for job, pid in states.local_chains(run).items():
+    for job, pid in local_jobs.local_chains(run).items():
         if job not in jobs:
             continue
         try:

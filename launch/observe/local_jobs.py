@@ -1,0 +1,74 @@
+"""Jobs that this machine runs, by their processes: a chain of a run's stages lives, or does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.run import files, place
+from jobs.run.directory import Run
+from launch.observe import history
+from launch.submit import executors
+
+
+def local_chain(run: Run) -> int | None:
+    """The pid of the run's local chain, if that lives; a process with a reused pid is not taken for it."""
+    return _living(run.job / files.CHAIN())
+
+
+def local_chains(run: Run) -> dict[str, int]:
+    """Every local chain of the run that lives, its own and those of evaluations and inferences by hand:
+    job id -> pid."""
+    found = {path.stem: _living(path) for path in sorted(run.job.glob(files.OTHER_CHAIN(LOCALJOB="local-*")))}
+    chain = history.read_json(run.job / files.CHAIN())
+    if (pid := local_chain(run)) is not None:
+        found[str(chain.get("job") or f"local-{pid}")] = pid
+    return {job: pid for job, pid in found.items() if pid is not None}
+
+
+def local_job(run: Run, job: str) -> bool:
+    """Whether a job that is not Slurm's lives; a local one (`local-PID`) also if it is just being started."""
+    if not job.startswith("local-"):
+        executor = executors.of_job(job)
+        return executor is not None and executor.is_alive(run, job)
+    return job in local_chains(run) or _is_starting(run, job)
+
+
+def _living(file: Path) -> int | None:
+    """The pid of the process that a chain's file names, if that process lives; not another with its pid."""
+    chain = history.read_json(file)
+    if place.elsewhere(chain):
+        return None
+    try:
+        stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return None
+    # After the command's name, which may hold anything: the state is field 3, the start time field 22.
+    fields = stat.rpartition(")")[2].split()
+    alive = fields[0] not in "ZX" and str(fields[19]) == str(chain.get("start_time"))
+    return int(chain["pid"]) if alive else None
+
+
+def elsewhere(run: Run, job: str) -> str:
+    """The host where a local job that is not seen here may live; "" if it would be seen."""
+    for file in (run.job / files.OTHER_CHAIN(LOCALJOB=job), run.job / files.CHAIN()):
+        record = history.read_json(file)
+        if record and str(record.get("job") or job) == job:
+            return place.elsewhere(record)
+    return ""
+
+
+def is_stopped(pid: int | None) -> bool:
+    """Whether a process is stopped, by a signal or a debugger."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
+    except OSError:
+        return False
+
+
+def _is_starting(run: Run, job: str) -> bool:
+    """Whether submitit's controller of a local job is there: the chain itself may not have begun yet."""
+    try:
+        command = Path(f"/proc/{job.removeprefix('local-')}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return str(run.job).encode() in command
