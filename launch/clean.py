@@ -16,6 +16,7 @@ from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, leftovers, states, tables
 from launch.observe import wording as words
+from launch.observe.past import History
 from launch.submit import runs
 
 EXAMPLES = """examples:
@@ -44,7 +45,7 @@ def main() -> int:
     chosen = [runs.find(name) for name in arguments.runs] if arguments.runs else runs.all_runs()
     pasts = [history.attempt(run) for run in chosen]
     answer = slurm_queries.ask(
-        id for past in pasts if isinstance(past, history.History) for id in leftovers.open_jobs(past)
+        id for past in pasts if isinstance(past, History) for id in leftovers.open_jobs(past)
     )
     found: Found = []
     skipped: list[tuple[str, str]] = []

@@ -14,7 +14,7 @@ import checkout
 from jobs.run import files, trackers
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
-from launch.observe import history, states
+from launch.observe import history, records, states
 from launch.observe.tracking import content, sending
 from launch.submit import runs
 
@@ -72,7 +72,7 @@ def told(run: Run, name: str, code: int) -> str:
     folder = run.path / files.TRACK()
     if code:
         return f"{name} does not have all of {run.name} yet; what its package said: {folder / name}.log"
-    state = history.read_json(folder / f"{name}.json")
+    state = records.read_json(folder / f"{name}.json")
     if not state:
         return f"{run.name} has nothing to send yet: a step is sent when it is saved in a checkpoint"
     where = f"; offline, in {state['folder']}" if state.get("folder") and "offline" in state["folder"] else ""

@@ -38,7 +38,7 @@ from jobs.run import checkpoint_files, events, packed
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
-from launch.observe import efficiency, history, local_jobs, states
+from launch.observe import efficiency, history, local_jobs, records, states
 from launch.submit import profiles
 from tests import own_images as made_images
 from tests.unit.made_runs import interrupted_run, made_run
@@ -118,7 +118,7 @@ def _metrics(folder: Path) -> Target:
 
     def read(content: bytes) -> None:
         run.metrics.write_bytes(content)
-        report_data.kept_rows(history.read_lines(run.metrics), history.read(run))
+        report_data.kept_rows(records.read_lines(run.metrics), history.read(run))
 
     return Target(good, read, (), True)
 

@@ -1,282 +1,22 @@
 """A run's events as a history: its starts one after the other, why each ended, and the jobs behind them.
 
-Reads `events.jsonl`, `metrics.jsonl` and `progress.json`, also while they are being written: a torn line is
-passed over, a missing file is an empty one.
+Reads `events.jsonl`, `metrics.jsonl` and `progress.json`, also while they are being written.
 """
 
 # ruff: noqa: ARG001 -- the handlers of events share one shape
 from __future__ import annotations
 
-import errno
-import json
-import math
 import os
-import stat
-from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from jobs.run import events, files
 from jobs.run.directory import Run
 from jobs.run.events import Event, of_line, seconds_of
 from jobs.slurm.queries import Job
-
-_decode_strictly = msgspec.json.Decoder().decode
-_decode_lines = msgspec.json.Decoder().decode_lines
-
-
-def _decode(text: bytes) -> Any:
-    """A JSON value; also one with NaN or Infinity, which Python's json writes and msgspec refuses.
-
-    Raises ValueError (msgspec.DecodeError is one).
-    """
-    try:
-        return _decode_strictly(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _decode_leniently(text)
-
-
-def _decode_leniently(text: bytes) -> Any:
-    """Raises ValueError, also for what is nested without end, or could not be shown (a lone surrogate)."""
-    try:
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def number(value: Any) -> float | int | None:
-    """`value` if it is a finite number, else None."""
-    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if right else None
-
-
-class Mark(msgspec.Struct, gc=False):
-    """An event as read at first: the fields of those that come by the thousand. The rest is decoded again."""
-
-    time: str
-    event: str
-    stage: str = "train"
-    start: int | None = None
-    step: int | None = None
-    epoch: int | None = None
-    seconds: float | None = None
-    stall_seconds: float | None = None
-
-
-_decode_marks = msgspec.json.Decoder(Mark).decode_lines
-
-
-_decode_mark_strictly = msgspec.json.Decoder(Mark).decode
-
-
-def _decode_mark(line: bytes) -> Mark:
-    """Raises ValueError."""
-    try:
-        return _decode_mark_strictly(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return msgspec.convert(_decode_leniently(line), Mark)
-
-
-class Incarnation(msgspec.Struct, kw_only=True):
-    """One start of the training. Times are seconds since the epoch, spans are seconds."""
-
-    start: int
-    job: str
-    began: float
-    hosts: list[str] = []
-    world_size: int = 1
-    restart: int = 0
-    resumed_step: int | None = None
-    """The step it went on from; None until it has said so, 0 from scratch."""
-    first_step: float | None = None
-    """When its first step was done."""
-    last_seen: float
-    ended: float | None = None
-    """When it ended, as far as anything says; None while nothing has followed it."""
-    ending: str = ""
-    """finished, preempted, timeout, failed, hang, cancelled, superseded, killed (no word of its own); "": it
-    lives."""
-    why: str = ""
-    """How it ended, in words."""
-    step: int | None = None
-    """The last step it is known to have done."""
-    epoch: int | None = None
-    marks: list[Mark] = []
-    """Its events first_step, epoch, validated, checkpoint, preempted and finished, in order."""
-    seen_at: tuple[float, int] | None = None
-    """(when, step) of the last word in progress.json, where that is later."""
-    signals: list[tuple[float, str]] = []
-    suspensions: list[tuple[float, float]] = []
-    """(from, to) of the times for which its processes were stopped (SIGSTOP, `scontrol suspend`); none
-    overlaps another."""
-
-    @property
-    def interrupted(self) -> bool:
-        return self.ending not in ("", "finished", "cancelled")
-
-    @property
-    def validations(self) -> list[tuple[int, float]]:
-        """(step, seconds) of each; what it stood still for is left out."""
-        return [
-            (mark.step or 0, self._net(mark, mark.seconds or 0.0))
-            for mark in self.marks
-            if mark.event == "validated"
-        ]
-
-    @property
-    def saves(self) -> list[tuple[int, float, float]]:
-        """(step, seconds it held the training up, seconds until it was on disk) of each; what it stood still
-        for is left out."""
-        return [
-            (mark.step or 0, self._net(mark, _stall(mark)), self._net(mark, mark.seconds or 0.0))
-            for mark in self.marks
-            if mark.event == "checkpoint"
-        ]
-
-    def suspended(self, since: float, until: float) -> float:
-        """Seconds between two moments for which it was stopped."""
-        return sum(max(0.0, min(until, to) - max(since, begin)) for begin, to in self.suspensions)
-
-    def _net(self, mark: Mark, seconds: float) -> float:
-        """`seconds`, measured from where what the mark announces began, without those it was stopped for."""
-        if not self.suspensions or (time := _moment(mark)) is None:
-            return seconds
-        began = time - (mark.seconds or 0.0)
-        return max(0.0, seconds - self.suspended(began, began + seconds))
-
-    def points(self) -> list[tuple[float, int]]:
-        """(when, steps done by then), in order. A step validated or saved after is there again, later: the
-        last time is when the next step could begin."""
-        found: list[tuple[float, int]] = []
-        for mark in self.marks:
-            if mark.step is None or (time := _moment(mark)) is None:
-                continue
-            if mark.event == "checkpoint":
-                # Written in the background, it is announced later than the step was done.
-                time += _stall(mark) - (mark.seconds or 0.0)
-            _point(found, time, mark.step)
-        if self.seen_at is not None:
-            _point(found, *self.seen_at)
-        return found
-
-    def when(self, step: int) -> float:
-        """When `step` was done, with the validation and the save after it; between the known points."""
-        points = self.points()
-        right = bisect_right([known for _, known in points], step)
-        if right == 0:
-            return self.first_step or self.began
-        before, known = points[right - 1]
-        if known == step or right == len(points):
-            return before
-        after, later = points[right]
-        return before + (after - before) * (step - known) / (later - known)
-
-
-class StageJob(msgspec.Struct, kw_only=True):
-    """A job that was submitted for the run (a successor too) and what the events say became of it."""
-
-    id: str
-    stage: str
-    submitted: float
-    after: str = ""
-    executor: str = ""
-    cluster: str = ""
-    """Slurm's, if the launcher knew its name."""
-    started: float | None = None
-    ended: float | None = None
-    state: str = "submitted"
-    """submitted, started, finished, failed, requeued, superseded, stopped, cancelled."""
-    why: str = ""
-
-
-class History(msgspec.Struct, kw_only=True):
-    """What happened to a run."""
-
-    incarnations: list[Incarnation] = []
-    jobs: dict[str, StageJob] = {}
-    """By "stage id": stages of a local chain share one id."""
-    element: bool = False
-    """It is one of a sweep's."""
-    reserve: str | None = None
-    """The job that goes on if the newest training job is killed."""
-    submitted: float | None = None
-    finished: float | None = None
-    cancelled: float | None = None
-    """When it was cancelled; None again once it was resumed."""
-    stopped: str = ""
-    """Why it was stopped for good, if it was."""
-    stopped_at: float | None = None
-    rests: list[tuple[float, float]] = []
-    """(from, to) between a cancellation or stop and the submission that resumed the run."""
-    not_finite: int | None = None
-    """The step at which the loss was no number any more, since it was submitted last."""
-    failed: events.Failed | None = None
-    """The first error of the newest ending by one, until a later start."""
-    paused: float = 0.0
-    """Seconds of all `rests`."""
-    evaluations: list[events.Evaluated] = []
-    prepared: events.Prepared | events.Verified | None = None
-    """The event `prepared`, or `verified`, of a preparation that ended well."""
-    best: tuple[float, int] | None = None
-    """The best validation mIoU and its step."""
-    last: float = 0.0
-    """The time of the newest event."""
-
-    @property
-    def interruptions(self) -> int:
-        """Starts that ended before the training did, except by the user's own wish."""
-        return sum(1 for one in self.incarnations if one.interrupted)
-
-    @property
-    def preemptions(self) -> int:
-        return sum(1 for one in self.incarnations if one.ending == "preempted")
-
-    def newest_job(self, stage: str) -> StageJob | None:
-        return next((job for job in reversed(list(self.jobs.values())) if job.stage == stage), None)
-
-    def job_ids(self) -> list[str]:
-        return list(dict.fromkeys(job.id for job in self.jobs.values()))
-
-
-def content(path: Path) -> bytes:
-    """A file's content. Raises OSError, also for what is there but no file: a pipe would be waited for."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "is no file", str(path))
-        return file.read()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole JSON objects of a file of lines; a torn or damaged line is passed over."""
-    try:
-        text = content(path)
-    except FileNotFoundError:
-        return []
-    try:
-        records = _decode_lines(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        records = []
-        for line in text.splitlines():
-            try:
-                records.append(_decode(line))
-            except ValueError:
-                continue
-    return [record for record in records if isinstance(record, dict)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file's object; {} if it is missing or damaged."""
-    try:
-        value = _decode(content(path))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+from launch.observe import accounting
+from launch.observe.past import History, Incarnation, StageJob, moment
+from launch.observe.records import Mark, content, number, read_events, read_json
 
 
 def read(run: Run, slurm: dict[str, list[Job]] | None = None) -> History:
@@ -286,7 +26,7 @@ def read(run: Run, slurm: dict[str, list[Job]] | None = None) -> History:
     training = [job.id for job in history.jobs.values() if job.stage == "train"]
     history.reserve = reserve(run, training[-1]) if training and history.finished is None else None
     if slurm:
-        add_accounting(history, slurm)
+        accounting.add(history, slurm)
     return history
 
 
@@ -331,25 +71,6 @@ def progress(run: Run) -> dict[str, Any]:
     return found
 
 
-def read_events(path: Path) -> list[tuple[Mark, bytes]]:
-    """Every whole event of a file, and its line; torn and foreign lines are passed over. Raises OSError."""
-    try:
-        text = content(path)
-    except FileNotFoundError:
-        return []
-    lines = [line for line in text.split(b"\n") if line]
-    try:
-        return list(zip(_decode_marks(text), lines, strict=True))
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        found = []
-        for line in lines:
-            try:
-                found.append((_decode_mark(line), line))
-            except ValueError:
-                continue
-        return found
-
-
 # These come by the thousand and only say how far it is.
 _FREQUENT = {"epoch", "checkpoint"}
 
@@ -361,15 +82,7 @@ def build(told: Iterable[tuple[Mark, bytes]]) -> History:
     try:
         return _build(told)
     except (ValueError, OverflowError, IndexError):
-        return _build([(mark, line) for mark, line in told if _moment(mark) is not None])
-
-
-def _moment(mark: Mark) -> float | None:
-    """When it was, seconds since the epoch; None if its time is none."""
-    try:
-        return seconds_of(mark.time)
-    except (ValueError, OverflowError):
-        return None
+        return _build([(mark, line) for mark, line in told if moment(mark) is not None])
 
 
 def _build(told: Iterable[tuple[Mark, bytes]]) -> History:
@@ -435,7 +148,7 @@ def _sum_up(history: History, one: Incarnation, clock: _Clock) -> None:
     """What a start's marks come to. Signals and failures say nothing about steps done, and are left out."""
     if not one.marks:
         return
-    times = (_moment(mark) for mark in reversed(one.marks))
+    times = (moment(mark) for mark in reversed(one.marks))
     one.last_seen = max(one.last_seen, next((time for time in times if time is not None), 0.0))
     history.last = max(history.last, one.last_seen)
     one.marks = [mark for mark in one.marks if mark.event in _STEPS]
@@ -444,15 +157,6 @@ def _sum_up(history: History, one: Incarnation, clock: _Clock) -> None:
 
 
 _STEPS = {"first_step", "epoch", "validated", "checkpoint", "preempted", "finished"}
-
-
-def _stall(mark: Mark) -> float:
-    return (mark.seconds or 0.0) if mark.stall_seconds is None else mark.stall_seconds
-
-
-def _point(points: list[tuple[float, int]], time: float, step: int) -> None:
-    if not points or step > points[-1][1] or (step == points[-1][1] and time > points[-1][0]):
-        points.append((time, step))
 
 
 class _Clock:
@@ -682,37 +386,3 @@ def add_progress(history: History, progress: dict[str, Any]) -> None:
                 one.step, one.seen_at = step, (time, step)
                 one.epoch = progress.get("epoch") or one.epoch
             return
-
-
-# What Slurm's accounting calls an ending, in our words.
-_ACCOUNTED = {
-    "PREEMPTED": ("preempted", "preempted"),
-    "NODE_FAIL": ("killed", "the node failed"),
-    "TIMEOUT": ("timeout", "the time limit was reached"),
-    "OUT_OF_MEMORY": ("failed", "out of memory: killed by the node"),
-    "REQUEUED": ("killed", "requeued"),
-}
-
-
-def _start(row: Job) -> float:
-    return row.start or 0.0
-
-
-def add_accounting(history: History, slurm: dict[str, list[Job]]) -> None:
-    """Says more about endings that the events leave open, from accounting's rows of each incarnation."""
-    rows_of: dict[str, deque[Job]] = {}
-    for one in history.incarnations:
-        if one.job not in rows_of:
-            rows_of[one.job] = deque(sorted((r for r in slurm.get(one.job, []) if r.start), key=_start))
-        rows = rows_of[one.job]
-        while rows and rows[0].end is not None and rows[0].end < one.began:
-            rows.popleft()
-        row = next(iter(rows), None)
-        if row is None or (row.start or 0.0) - 2 > one.began or row.end is None or one.ended is None:
-            continue
-        if one.ending == "killed":
-            one.ended = max(one.ended, row.end)
-            one.ending, why = _ACCOUNTED.get(row.state, (one.ending, one.why))
-            one.why = f"{why} on {row.nodes}" if why != one.why and row.nodes else why
-        elif one.ending == "preempted" and row.state == "TIMEOUT":
-            one.ending, one.why = "timeout", f"{one.why}; the time limit was near"

@@ -12,6 +12,7 @@ from jobs.run.directory import Run
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, local_jobs, states
 from launch.observe.doctor import probe as probe_job
+from launch.observe.past import History
 from launch.submit import identity
 
 OURS = re.compile(r"(epoch|iter)_\d+\.pth")
@@ -24,7 +25,7 @@ PROBE_SECONDS = 86400.0
 """A probe waits for its nodes for less."""
 
 
-def open_jobs(past: history.History) -> list[str]:
+def open_jobs(past: History) -> list[str]:
     """Slurm's jobs that may be alive: all but those that said themselves that they are done. One of a
     cancelled run may still be writing its last checkpoint, so that word is no proof."""
     jobs = [job.id for job in past.jobs.values() if job.state != "finished"]
@@ -32,7 +33,7 @@ def open_jobs(past: history.History) -> list[str]:
     return [id for id in dict.fromkeys([*jobs, *(one.job for one in past.incarnations)]) if id not in done]
 
 
-def in_use(run: Run, past: history.History, answer: slurm_queries.Answer) -> str:
+def in_use(run: Run, past: History, answer: slurm_queries.Answer) -> str:
     """Why nothing of the run may be touched now; "" if it may."""
     answer = identity.mine(run, past, answer)
     state = states.judge(run, past, answer, history.progress(run), time.time())

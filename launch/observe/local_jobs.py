@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.run import files, place
 from jobs.run.directory import Run
-from launch.observe import history
+from launch.observe import records
 from launch.submit import executors
 
 
@@ -19,7 +19,7 @@ def local_chains(run: Run) -> dict[str, int]:
     """Every local chain of the run that lives, its own and those of evaluations and inferences by hand:
     job id -> pid."""
     found = {path.stem: _living(path) for path in sorted(run.job.glob(files.OTHER_CHAIN(LOCALJOB="local-*")))}
-    chain = history.read_json(run.job / files.CHAIN())
+    chain = records.read_json(run.job / files.CHAIN())
     if (pid := local_chain(run)) is not None:
         found[str(chain.get("job") or f"local-{pid}")] = pid
     return {job: pid for job, pid in found.items() if pid is not None}
@@ -35,7 +35,7 @@ def local_job(run: Run, job: str) -> bool:
 
 def _living(file: Path) -> int | None:
     """The pid of the process that a chain's file names, if that process lives; not another with its pid."""
-    chain = history.read_json(file)
+    chain = records.read_json(file)
     if place.elsewhere(chain):
         return None
     try:
@@ -51,7 +51,7 @@ def _living(file: Path) -> int | None:
 def elsewhere(run: Run, job: str) -> str:
     """The host where a local job that is not seen here may live; "" if it would be seen."""
     for file in (run.job / files.OTHER_CHAIN(LOCALJOB=job), run.job / files.CHAIN()):
-        record = history.read_json(file)
+        record = records.read_json(file)
         if record and str(record.get("job") or job) == job:
             return place.elsewhere(record)
     return ""

@@ -11,9 +11,9 @@ import msgspec
 
 from jobs.run import files
 from jobs.run.directory import Run
-from launch.observe import history
+from launch.observe import records
 from launch.observe import wording as words
-from launch.observe.history import History
+from launch.observe.past import History
 
 _LOCAL = re.compile(r"(local-\d+)-(\w+)_(\d+)_log\.(?:out|err)")
 _RANK = re.compile(r"_(\d+)_log\.(?:out|err)")
@@ -197,7 +197,7 @@ def first_error(run: Run, past: History) -> list[str]:
     said = (("start", start), ("rank", rank), ("on", failed.host), ("after step", failed.step))
     where = ", ".join(f"{name} {value}" for name, value in said if value is not None)
     lines = [f"first error{f' ({where})' if where else ''}: {failed.error or failed.reason}"]
-    left = history.read_json(run.job / files.ERROR(START=start, RANK=rank))
+    left = records.read_json(run.job / files.ERROR(START=start, RANK=rank))
     if left.get("traceback"):
         lines += [f"  {line}" for line in str(left["traceback"]).rstrip().splitlines()[-20:]]
     if failed.log:

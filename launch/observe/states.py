@@ -14,9 +14,9 @@ from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import pending
 from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
-from launch.observe import efficiency, history, local_jobs, sweeps
+from launch.observe import efficiency, history, local_jobs, records, sweeps
 from launch.observe import wording as words
-from launch.observe.history import History, Incarnation, StageJob
+from launch.observe.past import History, Incarnation, StageJob
 from launch.submit import identity
 
 SILENT = 600.0
@@ -385,4 +385,4 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
 
 
 def _miou(event: events.Evaluated) -> float | None:
-    return history.number(event.metrics.get("mIoU"))
+    return records.number(event.metrics.get("mIoU"))

@@ -14,10 +14,10 @@ from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer
-from launch.observe import efficiency, history, states, tables
+from launch.observe import accounting, efficiency, states, tables
 from launch.observe import wording as words
-from launch.observe.history import History
 from launch.observe.overview import Slurm, of_total
+from launch.observe.past import History, Incarnation, StageJob
 from launch.submit import identity, runs
 
 STARTS = (">start", "how it ended", "began", ">lasted", ">from", ">to step", "on", "job")
@@ -26,7 +26,7 @@ STARTS = (">start", "how it ended", "began", ">lasted", ">from", ">to step", "on
 def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
     past = states.past_of(run)
     answer = identity.mine(run, past, slurm.ask(past.job_ids()))
-    history.add_accounting(past, slurm.incarnations(past.job_ids()))
+    accounting.add(past, slurm.incarnations(past.job_ids()))
     one = states.status(run, past, answer, now)
     lives = one.state in ("running", "starting", "requeueing", "suspended")
     command = next_command(run, one)
@@ -93,7 +93,7 @@ def _whole_reason(past: History, one: states.Status) -> list[str]:
     return whole.strip().splitlines() if len(whole.strip().splitlines()) > 1 else []
 
 
-def _start(one: history.Incarnation, now: float) -> list[str]:
+def _start(one: Incarnation, now: float) -> list[str]:
     return [
         str(one.start),
         one.why or ("running" if one.first_step else "starting"),
@@ -106,7 +106,7 @@ def _start(one: history.Incarnation, now: float) -> list[str]:
     ]
 
 
-def _job(job: history.StageJob, answer: Answer) -> dict[str, Any]:
+def _job(job: StageJob, answer: Answer) -> dict[str, Any]:
     seen = answer.job(job.id)
     text, code = (
         job.state,

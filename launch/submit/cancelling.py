@@ -11,6 +11,7 @@ from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, local_jobs, states
+from launch.observe.past import History
 from launch.submit import executors, identity, machine
 
 PATIENCE = 180.0
@@ -59,7 +60,7 @@ def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], 
     return list(ended), left
 
 
-def _alive(run: Run, past: history.History) -> list[str]:
+def _alive(run: Run, past: History) -> list[str]:
     """Slurm's jobs of the run that live. Raises UserError if the queue cannot be seen."""
     ids = _slurm_ids(run, past)
     answer = slurm_queries.ask(ids, patience=60)
@@ -115,7 +116,7 @@ def _wait(run: Run, ended: dict[str, None]) -> list[str]:
 
 
 def _own(
-    run: Run, past: history.History, ids: set[str], answer: slurm_queries.Answer
+    run: Run, past: History, ids: set[str], answer: slurm_queries.Answer
 ) -> tuple[slurm_queries.Answer, list[slurm_queries.Job]]:
     """What of an answer is about this run's jobs, and the jobs that live and only have such a number."""
     noted = {job.id: job for job in past.jobs.values()}
@@ -124,7 +125,7 @@ def _own(
     return identity.without(answer, strange), living
 
 
-def _others(run: Run, past: history.History) -> dict[str, list[str]]:
+def _others(run: Run, past: History) -> dict[str, list[str]]:
     """The jobs that live of an executor which is neither Slurm nor this machine, by the executor."""
     found: dict[str, list[str]] = {}
     for job in past.jobs.values():
@@ -134,14 +135,14 @@ def _others(run: Run, past: history.History) -> dict[str, list[str]]:
     return found
 
 
-def _far_away(run: Run, past: history.History) -> dict[str, str]:
+def _far_away(run: Run, past: History) -> dict[str, str]:
     """Local jobs that may live on another machine: job -> its host."""
     jobs = [job.id for job in past.jobs.values() if job.state in ("submitted", "started", "requeued")]
     hosts = {job: local_jobs.elsewhere(run, job) for job in jobs}
     return {job: host for job, host in hosts.items() if host}
 
 
-def _slurm_ids(run: Run, past: history.History) -> set[str]:
+def _slurm_ids(run: Run, past: History) -> set[str]:
     """Every Slurm job of the run that may live, also successors submitted in advance."""
     over = {job.id for job in past.jobs.values() if job.state == "finished"}
     ids = {job.id for job in past.jobs.values()} | {one.job for one in past.incarnations}
@@ -154,7 +155,7 @@ def _slurm_ids(run: Run, past: history.History) -> set[str]:
     return {id for id in ids if slurm_queries.is_slurm(id)}
 
 
-def _local_chains(run: Run, past: history.History) -> dict[str, int]:
+def _local_chains(run: Run, past: History) -> dict[str, int]:
     """The local chains to end, job -> pid; one that was submitted this moment is waited for."""
     give_up = time.monotonic() + STARTING
     while True:

@@ -16,7 +16,7 @@ import msgspec
 
 from jobs.run.directory import Run
 from jobs.slurm.queries import Answer, Job
-from launch.observe.history import History, StageJob
+from launch.observe.past import History, StageJob
 from launch.submit import machine
 
 SLACK = 300.0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.observe import efficiency, history
+from launch.observe.past import History
 from tests.unit.made_runs import T0, common, interrupted_run, made_run, started, submitted, write
 
 
@@ -80,7 +81,7 @@ def test_left_counts_the_interruptions_so_far(tmp_path: Path) -> None:
     past = history.read(interrupted_run(tmp_path / "run"))
     # 562 s since the first start for 400 steps: 1.405 s a step, though a step takes one.
     assert efficiency.eta(past, T0 + 582, 400, 800, 1.0) == pytest.approx(562)
-    smooth = history.History()
+    smooth = History()
     assert efficiency.eta(smooth, T0, 100, 200, 0.5) == 50
     assert efficiency.eta(smooth, T0, 100, 200, None) is None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.slurm.queries import Job, parse_sacct
-from launch.observe import history
+from launch.observe import accounting, history
 from tests.unit.made_runs import (
     T0,
     common,
@@ -74,7 +74,7 @@ def test_accounting_says_why_a_start_was_killed(tmp_path: Path, monkeypatch: pyt
     # Slurm's times are local; whatever the zone of this machine, they shall be those of the run.
     shift = T0 + 20 - (rows[0].start or 0)
     moved = [_moved(row, shift) for row in rows]
-    history.add_accounting(past, {"12": moved})
+    accounting.add(past, {"12": moved})
     assert past.incarnations[1].why == "the node failed on n2"
     assert past.incarnations[1].ended == pytest.approx(T0 + 342)
 
@@ -91,7 +91,7 @@ def test_several_starts_within_one_incarnation_of_a_job(tmp_path: Path) -> None:
         return Job(id="12", state=state, start=T0 + begin, end=T0 + end, nodes="n1")
 
     rows = [row("NODE_FAIL", 299, 350), row("TIMEOUT", 9, 200), row("RUNNING", 399, 500)]
-    history.add_accounting(past, {"12": rows})
+    accounting.add(past, {"12": rows})
     assert [one.why for one in past.incarnations[:3]] == [
         "the time limit was reached on n1", "the time limit was reached on n1", "the node failed on n1",
     ]  # fmt: skip

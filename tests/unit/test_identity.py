@@ -14,6 +14,7 @@ from jobs.slurm import successor
 from jobs.slurm.queries import Job
 from launch.observe import history, states
 from launch.observe import liveness as alive
+from launch.observe.past import History
 from launch.submit import cancelling, identity, machine
 from tests.unit.made_runs import T0, made_run, started, submitted, write
 from tests.unit.slurm_answers import FakeSlurm
@@ -97,7 +98,7 @@ def test_our_own_is_known_however_it_was_submitted(kind: str, run: Run, site: Fa
 @pytest.mark.parametrize("run_name", ["sweep-3", "sweep-10"])
 def test_the_runs_of_a_sweep_share_a_script_and_a_name(run_name: str, tmp_path: Path) -> None:
     made_run(tmp_path / "sweep-0")
-    run, past = made_run(tmp_path / run_name), history.History()
+    run, past = made_run(tmp_path / run_name), History()
     for command, name in ((f"{tmp_path}/sweep-0/job/train.sbatch", "sweep"), ("(null)", "sweep-evaluate")):
         assert not identity.is_stranger(run, past, Job(id="7_3", state="RUNNING", command=command, name=name))
 

@@ -13,6 +13,7 @@ from launch.observe.doctor import facts as cluster_facts
 from launch.observe.doctor import findings
 from launch.observe.doctor.facts import Facts, Partition
 from launch.observe.doctor.findings import Measured
+from launch.observe.past import History
 from launch.submit import profiles, runs
 
 RUNS_LOOKED_AT = 30
@@ -22,9 +23,7 @@ def measured_save() -> Measured | None:
     """The slowest save that the newest runs measured; None if none has saved yet."""
     newest = sorted(runs.all_runs(), key=lambda run: run.path.stat().st_mtime, reverse=True)[:RUNS_LOOKED_AT]
     pasts = [(run, history.attempt(run)) for run in newest]
-    found = [
-        (run, efficiency.costs(past, time.time())) for run, past in pasts if isinstance(past, history.History)
-    ]
+    found = [(run, efficiency.costs(past, time.time())) for run, past in pasts if isinstance(past, History)]
     saved = [(run, costs) for run, costs in found if costs.save_seconds is not None]
     if not saved:
         return None

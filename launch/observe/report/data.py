@@ -16,9 +16,9 @@ from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from jobs.run.secrets import looks_secret
 from jobs.slurm import queries as slurm_queries
-from launch.observe import efficiency, history, states
+from launch.observe import accounting, efficiency, records, states
 from launch.observe.efficiency import Costs, Shares
-from launch.observe.history import History
+from launch.observe.past import History
 from launch.submit.batch_script import UNTOLD
 
 HIDDEN = "…"
@@ -56,7 +56,7 @@ class Data(msgspec.Struct):
 def gather(run: Run) -> Data:
     now = time.time()
     past = states.past_of(run)
-    history.add_accounting(past, slurm_queries.incarnations(past.job_ids()))
+    accounting.add(past, slurm_queries.incarnations(past.job_ids()))
     answer = slurm_queries.ask(states.jobs_to_ask(past))
     status = states.status(run, past, answer, now)
     until = now if status.state in ("running", "starting", "requeueing", "suspended") else past.last
@@ -66,7 +66,7 @@ def gather(run: Run) -> Data:
     except UserError as error:
         request = None
         problems.append(str(error))
-    train, val = kept_rows(history.read_lines(run.metrics), past)
+    train, val = kept_rows(records.read_lines(run.metrics), past)
     return Data(
         run=run,
         request=request,
@@ -151,7 +151,7 @@ def newest_evaluation(run: Run) -> Evaluation | None:
     if not done:
         return None
     where = max(done)[1].parent
-    metrics = history.read_json(where / files.EVAL_METRICS)
+    metrics = records.read_json(where / files.EVAL_METRICS)
     names, confusion = read_confusion(where / files.EVAL_CONFUSION)
     pictures, left_out = read_pictures(where)
     return Evaluation(

@@ -18,7 +18,7 @@ import msgspec
 
 from jobs.run import counts as counted
 from jobs.run import files
-from launch.observe import history
+from launch.observe import records
 from launch.observe.report import data as report_data
 from launch.observe.report.data import Data
 from launch.observe.tracking.content import flat
@@ -114,7 +114,7 @@ def _estimates(runs: Sequence[Data]) -> dict[str, Estimate]:
 def figure(data: Data, name: str) -> float | None:
     if name == VALIDATION:
         return data.status.best_mIoU
-    return history.number(data.evaluation.metrics.get(name)) if data.evaluation else None
+    return records.number(data.evaluation.metrics.get(name)) if data.evaluation else None
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -130,7 +130,7 @@ def classes_of(group: Group) -> dict[str, Estimate]:
     values: dict[str, list[float]] = {}
     for data in group.runs:
         for one in data.evaluation.classes if data.evaluation else []:
-            if (value := history.number(one.get("IoU"))) is not None:
+            if (value := records.number(one.get("IoU"))) is not None:
                 values.setdefault(str(one.get("name")), []).append(value)
     return {name: estimate(found) for name, found in values.items()}
 

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from launch.observe import efficiency, history
+from launch.observe import efficiency, records
 from launch.observe import wording as words
 from launch.observe.report import charts as report_charts
 from launch.observe.report import data as report_data
@@ -108,7 +108,7 @@ def interruptions(data: Data, series: int | None = None) -> list[Mark]:
 
 
 def points_of(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[key]) for row in rows if history.number(row.get(key)) is not None]
+    return [(row["step"], row[key]) for row in rows if records.number(row.get(key)) is not None]
 
 
 def _timeline(data: Data) -> str:
@@ -257,7 +257,7 @@ def _evaluation(found: Evaluation) -> str:
     more = [key for key in MORE_BY_CLASS if any(key in one for one in found.classes)]
     rows = []
     for one in found.classes:
-        iou = history.number(one.get("IoU"))
+        iou = records.number(one.get("IoU"))
         width = f'<i style="width:{max(0.0, min(100.0, iou)):.1f}%"></i>' if iou is not None else ""
         if iou is None:
             width = '<span class="soft">not in the images</span>'
@@ -353,5 +353,5 @@ def _one_line(cell: str) -> str:
 
 
 def percent(value: Any) -> str:
-    number = history.number(value)
+    number = records.number(value)
     return "" if number is None else f"{number:.2f}"

@@ -16,8 +16,8 @@ import msgspec
 from jobs.run import files, trackers
 from jobs.run.directory import Run
 from jobs.run.secrets import looks_secret
-from launch.observe import efficiency, history, sweeps
-from launch.observe.history import History
+from launch.observe import efficiency, history, records, sweeps
+from launch.observe.past import History
 from launch.observe.report import data as report
 from launch.submit import literals
 
@@ -114,7 +114,7 @@ def flat(node: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 def read(run: Run, now: float) -> Content:
     past = history.read(run)
-    lines = history.read_lines(run.metrics)
+    lines = records.read_lines(run.metrics)
     train, val = report.kept_rows(lines, past)
     evaluation = report.newest_evaluation(run)
     scores: dict[str, float] = {}

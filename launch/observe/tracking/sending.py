@@ -23,7 +23,7 @@ import msgspec
 from jobs.run import files
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
-from launch.observe import history
+from launch.observe import records
 from launch.observe.tracking import content
 from launch.observe.tracking.content import About, Content, Row
 
@@ -160,7 +160,7 @@ class Sender:
         self.remember()
 
     def begin(self) -> Service:
-        known = history.read_json(self.state_file)
+        known = records.read_json(self.state_file)
         with contextlib.suppress(msgspec.ValidationError):
             self.state = msgspec.convert(known, State)
         if self.state.open:

@@ -1,0 +1,125 @@
+"""A run's files of JSON, also while they are being written: a torn line is passed over, a missing file is an
+empty one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+_decode_strictly = msgspec.json.Decoder().decode
+_decode_lines = msgspec.json.Decoder().decode_lines
+
+
+def _decode(text: bytes) -> Any:
+    """A JSON value; also one with NaN or Infinity, which Python's json writes and msgspec refuses.
+
+    Raises ValueError (msgspec.DecodeError is one).
+    """
+    try:
+        return _decode_strictly(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_leniently(text)
+
+
+def _decode_leniently(text: bytes) -> Any:
+    """Raises ValueError, also for what is nested without end, or could not be shown (a lone surrogate)."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def number(value: Any) -> float | int | None:
+    """`value` if it is a finite number, else None."""
+    right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if right else None
+
+
+class Mark(msgspec.Struct, gc=False):
+    """An event as read at first: the fields of those that come by the thousand. The rest is decoded again."""
+
+    time: str
+    event: str
+    stage: str = "train"
+    start: int | None = None
+    step: int | None = None
+    epoch: int | None = None
+    seconds: float | None = None
+    stall_seconds: float | None = None
+
+
+_decode_marks = msgspec.json.Decoder(Mark).decode_lines
+
+
+_decode_mark_strictly = msgspec.json.Decoder(Mark).decode
+
+
+def _decode_mark(line: bytes) -> Mark:
+    """Raises ValueError."""
+    try:
+        return _decode_mark_strictly(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.convert(_decode_leniently(line), Mark)
+
+
+def content(path: Path) -> bytes:
+    """A file's content. Raises OSError, also for what is there but no file: a pipe would be waited for."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is no file", str(path))
+        return file.read()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole JSON objects of a file of lines; a torn or damaged line is passed over."""
+    try:
+        text = content(path)
+    except FileNotFoundError:
+        return []
+    try:
+        records = _decode_lines(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        records = []
+        for line in text.splitlines():
+            try:
+                records.append(_decode(line))
+            except ValueError:
+                continue
+    return [record for record in records if isinstance(record, dict)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON file's object; {} if it is missing or damaged."""
+    try:
+        value = _decode(content(path))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_events(path: Path) -> list[tuple[Mark, bytes]]:
+    """Every whole event of a file, and its line; torn and foreign lines are passed over. Raises OSError."""
+    try:
+        text = content(path)
+    except FileNotFoundError:
+        return []
+    lines = [line for line in text.split(b"\n") if line]
+    try:
+        return list(zip(_decode_marks(text), lines, strict=True))
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        found = []
+        for line in lines:
+            try:
+                found.append((_decode_mark(line), line))
+            except ValueError:
+                continue
+        return found
