@@ -139,7 +139,9 @@ def test_wandb(environment: dict[str, str], voc_small: Path, wandb_server: Wandb
     subprocess.run(command, env=environment | key, check=True, timeout=120, cwd=run.path)
     assert wandb_server.runs.keys() == told.ids
     assert [row["_step"] for row in wandb_server.rows(told.run.run_id)] == list(range(1, 19))
-    assert {"run/interruptions", "eval/mIoU"} <= wandb_server.summary(told.run.run_id).keys()
+    summary = wandb_server.summary(told.run.run_id)
+    assert {"run/interruptions", "eval/mIoU", "eval/IoU/background", "val/mIoU"} <= summary.keys()
+    assert summary["train/loss"] == expected(run)[18]
 
 
 @needs("wandb")

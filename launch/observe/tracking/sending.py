@@ -50,6 +50,8 @@ class State(msgspec.Struct, kw_only=True):
     """What that process writes into, where the service is offline."""
     closed: list[str] = []
     """The names of the folders of those that have ended as they should, where the service is offline."""
+    newest: dict[str, float] = {}
+    """Each figure as it was sent last."""
     evaluation: str = ""
     """The evaluation that the service has."""
 
@@ -151,6 +153,8 @@ class Sender:
         if new:
             service.rows(new)
             self.state.sent = new[-1][0]
+            for _, row in new:
+                self.state.newest |= {key: one for key, one in row.items() if not isinstance(one, Path)}
         if new or found.facts != self.told:
             service.facts(found.facts, self.state.sent)
             self.told = found.facts

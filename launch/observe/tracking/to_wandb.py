@@ -44,6 +44,9 @@ class Service:
         self.run = wandb.init(**(default | given | fixed))
         state.id, state.folder = self.run.id, str(Path(self.run.dir).parent)
         if mode == "offline":
+            # `wandb sync` takes the summary of the last folder for the run's: each needs all of it.
+            self.run.summary.update(state.newest)
+            state.evaluation = ""
             return state.sent
         return int(self.run.starting_step) - 1
 
