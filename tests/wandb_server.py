@@ -23,7 +23,7 @@ class WandbServer:
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, list[str]]] = {}
         self.about: dict[str, dict[str, Any]] = {}
-        """What was said of each run when it was made or taken up, the newest."""
+        """What was said of each run, the newest; what is null changes nothing."""
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -81,7 +81,8 @@ class WandbServer:
         if "UpsertBucket" in query:
             new = asked["name"] not in self.runs
             self.runs.setdefault(asked["name"], {})
-            self.about[asked["name"]] = asked
+            said = {key: value for key, value in asked.items() if value is not None}
+            self.about.setdefault(asked["name"], {}).update(said)
             project = {"id": "1", "name": asked["project"], "entity": ENTITY}
             return {
                 "upsertBucket": {
