@@ -159,7 +159,7 @@ def gpus() -> dict[str, Any]:
     usable = devices.count()
     names = sorted({devices.name(f"{devices.kind()}:{index}") for index in range(usable)})
     versions = {"cuda": devices.build(), "driver": cuda.driver()}
-    return {"given": cuda.given(os.environ) or 0, **versions, "usable": usable, "names": names}
+    return {"given": cuda.visible_count(os.environ) or 0, **versions, "usable": usable, "names": names}
 
 
 def device(me: task.Task) -> Any:

@@ -9,9 +9,8 @@ import checkout
 
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
-from launch.submit import configs, data_ready, interpreters, options, profiles, programs, runs
+from launch.submit import configs, data_ready, interpreters, options, profiles, programs, runs, single_job
 from launch.submit import creation as requests
-from launch.submit import single_job as single
 from launch.submit.batch_script import Batch
 
 EXAMPLES = """\
@@ -63,7 +62,7 @@ def main() -> int:
         programs.require(run, "jobs/evaluate/augmentation.py", "--tta")
     resolved = options.settings(arguments, options.profile_of(arguments, run, "evaluate"), "evaluate")
     job = batch(arguments, run, resolved, options.checkpoint(arguments.checkpoint, run))
-    return single.show(job) if arguments.dry_run else submit(arguments, run, job)
+    return single_job.show(job) if arguments.dry_run else submit(arguments, run, job)
 
 
 def evaluate_new(arguments: argparse.Namespace) -> int:
@@ -78,14 +77,14 @@ def evaluate_new(arguments: argparse.Namespace) -> int:
     chain = configs.check(config, here=interpreters.is_this(resolved))
     data_root = options.data_root(arguments)
     data_ready.check(data_root, chain)
-    wish = requests.Wish(
+    spec = requests.TrainingSpec(
         train=resolved, evaluate=resolved, infer=resolved, config=config, chain=chain, data_root=data_root
     )
     runs.check_root(runs.runs_root())
     name = runs.free_name(config.stem)
 
     def fill(place: Run) -> None:
-        requests.fill(place, name, wish, requests.versions())
+        requests.fill(place, name, spec, requests.versions())
 
     if arguments.dry_run:
         raise UserError(
@@ -98,14 +97,14 @@ def evaluate_new(arguments: argparse.Namespace) -> int:
 def batch(arguments: argparse.Namespace, run: Run, resolved: profiles.Resolved, checkpoint: str) -> Batch:
     more = ["--tta"] if arguments.tta else []
     more += ["--pictures", *arguments.pictures] if arguments.pictures else []
-    return single.batch(
+    return single_job.batch(
         run.path, resolved, ["--checkpoint", checkpoint, "--again", *more], f"{run.name}-evaluate"
     )
 
 
 def submit(arguments: argparse.Namespace, run: Run, job: Batch) -> int:
-    number, process = single.submit(run, job)
-    return single.tell(arguments, run, "evaluate", number, process)
+    number, process = single_job.submit(run, job)
+    return single_job.tell(arguments, run, "evaluate", number, process)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ import checkout
 from jobs.run import exported, files, output
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
-from launch.submit import interpreters, options, programs, runs
-from launch.submit import single_job as single
+from launch.submit import interpreters, options, programs, runs, single_job
 
 EXAMPLES = """\
   python launch/export.py first
@@ -53,18 +52,18 @@ def main() -> int:
     job_arguments = ["--checkpoint", checkpoint, *where(arguments, run), *(["--onnx"] * arguments.onnx)]
     if arguments.check:
         job_arguments += ["--check", *(str(existing(one)) for one in arguments.check)]
-    batch = single.batch(run.path, resolved, job_arguments, f"{run.name}-export")
+    batch = single_job.batch(run.path, resolved, job_arguments, f"{run.name}-export")
     if arguments.dry_run:
-        return single.show(batch)
-    job, process = single.submit(run, batch)
+        return single_job.show(batch)
+    job, process = single_job.submit(run, batch)
     if not arguments.json:
         print(f"export   {arguments.out or run.path / files.EXPORT()} ({exported.RECORD} is written last)")
-    code = single.tell(arguments, run, "export", job, process)
+    code = single_job.tell(arguments, run, "export", job, process)
     if arguments.wait and not code and not arguments.json:
         given = Path(arguments.out or run.path / files.EXPORT()).expanduser()
         records = given.glob(exported.RECORD if arguments.out else f"*/{exported.RECORD}")
         folder = max(records, key=lambda one: one.stat().st_mtime).parent
-        print(exported.told(folder, exported.read(folder) or {}))
+        print(exported.summary(folder, exported.read(folder) or {}))
     return code
 
 

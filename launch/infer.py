@@ -12,8 +12,7 @@ import checkout
 from jobs.run import files, output
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
-from launch.submit import from_export, options, profiles, runs
-from launch.submit import single_job as single
+from launch.submit import from_export, options, profiles, runs, single_job
 
 EXAMPLES = """\
   python launch/infer.py first photo.jpg
@@ -50,13 +49,13 @@ def main() -> int:
     with target(arguments, folder, known) as (run, resolved, checkpoint):
         out = out if arguments.out else fresh(run.path / files.INFER())
         job_arguments = ["--out", str(out), "--checkpoint", checkpoint, "--", *images]
-        batch = single.batch(run.path, resolved, job_arguments, f"{run.name}-infer")
+        batch = single_job.batch(run.path, resolved, job_arguments, f"{run.name}-infer")
         if arguments.dry_run:
-            return single.show(batch)
-        job, process = single.submit(run, batch)
+            return single_job.show(batch)
+        job, process = single_job.submit(run, batch)
     if not arguments.json:
         print(f"masks    {out}")
-    return single.tell(arguments, run, "infer", job, process)
+    return single_job.tell(arguments, run, "infer", job, process)
 
 
 @contextlib.contextmanager

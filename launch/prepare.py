@@ -17,8 +17,7 @@ from jobs.run import events
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from launch.submit import creation as requests
-from launch.submit import data_ready, options, preparation, room, runs, snapshot
-from launch.submit import single_job as single
+from launch.submit import data_ready, options, preparation, room, runs, single_job, snapshot
 
 EXAMPLES = """\
   python launch/prepare.py
@@ -63,7 +62,7 @@ def main() -> int:
     if arguments.dry_run:
         made = job.words + ([f"--check={job.checked.files[0]}"] if job.checked else [])
         make = ["prepare", "--no-submit", "--run", name, *made, *options.as_given(arguments)]
-        return single.show(single.batch(path, resolved, words, name, make, job.mounts))
+        return single_job.show(single_job.batch(path, resolved, words, name, make, job.mounts))
     folder = datasets.folder_of(job.dataset)
     looks = arguments.no_submit or arguments.verify or job.checked
     busy = None if looks else data_ready.preparing(data_root, folder)
@@ -73,7 +72,7 @@ def main() -> int:
         )
     if not looks:
         room.warn_of_files(data_root / folder, job.dataset, arguments.pack, arguments.unpack)
-    batch = single.batch(path, resolved, words, name, mounts=job.mounts)
+    batch = single_job.batch(path, resolved, words, name, mounts=job.mounts)
 
     def fill(place: Run) -> None:
         config = snapshot.take(place.code, data_root, job.checked)
@@ -98,8 +97,8 @@ def main() -> int:
         if arguments.no_submit:
             print(f"made {run.path}", file=sys.stderr)
             return 0
-        number, process = single.submit(run, batch)
-    return single.tell(arguments, run, "prepare", number, process)
+        number, process = single_job.submit(run, batch)
+    return single_job.tell(arguments, run, "prepare", number, process)
 
 
 if __name__ == "__main__":

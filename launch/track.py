@@ -48,7 +48,7 @@ def main() -> int:
     for name in names:
         codes.append(sending.send(run, name, ending(arguments, run)))
         if arguments.beside is None:
-            print(told(run, name, codes[-1]), flush=True)
+            print(summary(run, name, codes[-1]), flush=True)
     return max(codes)
 
 
@@ -68,7 +68,7 @@ def ending(arguments: argparse.Namespace, run: Run) -> Callable[[float], bool]:
     return lambda _: True
 
 
-def told(run: Run, name: str, code: int) -> str:
+def summary(run: Run, name: str, code: int) -> str:
     folder = run.path / files.TRACK()
     if code:
         return f"{name} does not have all of {run.name} yet; what its package said: {folder / name}.log"

@@ -80,17 +80,17 @@ def main() -> int:
     arguments.no_evaluation |= arguments.worker is not None
     if arguments.resume:
         return resuming.resume(arguments)
-    wish = training.read_wish(arguments, options.profile(arguments), arguments_of_worker)
+    spec = training.read_spec(arguments, options.profile(arguments), arguments_of_worker)
     if arguments.run:
         runs.check_name(arguments.run)
     runs.check_root(runs.runs_root())
     if arguments.sweep or arguments.seeds is not None:
-        return sweep.main(arguments, wish)
+        return sweep.main(arguments, spec)
     if arguments.zip:
         raise UserError("--zip is about the values of several --sweep, or --sweep and --seeds")
     if arguments.dry_run:
-        return training.dry_run(arguments, wish)
-    return training.submit_new(arguments, wish)
+        return training.dry_run(arguments, spec)
+    return training.submit_new(arguments, spec)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/
 
 
 def program(name: str) -> str:
-    """Absolute path of a program. Raises UserError with the mend if it is not installed."""
+    """Absolute path of a program. Raises UserError with the fix if it is not installed."""
     path = shutil.which(name, path=PATH)
     if path is None:
         package = (PROGRAMS | ACCOUNTING_PROGRAMS).get(name, name)

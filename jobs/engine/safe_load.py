@@ -83,7 +83,7 @@ def release(version: str) -> tuple[int, int]:
 
 def _load_before_2_6(path: str, map_location: Any, mapped: bool | None) -> Any:
     """`load` for torch 2.1 to 2.5, whose own weights_only cannot be told of further names (safe_globals came
-    with 2.5, names for them with 2.6) and lets crafted files run code (CVE-2025-32434, mended in 2.6).
+    with 2.5, names for them with 2.6) and lets crafted files run code (CVE-2025-32434, fixed in 2.6).
 
     torch.load with an unpickler of ours: whatever a file names is looked up in a list, and nowhere else. The
     two formats that torch.load hands to other readers are refused, as from 2.6 on.

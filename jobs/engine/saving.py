@@ -122,7 +122,7 @@ class Saver:
             self.finish()
             self._again()
         if wait is not None:
-            self.insist(wait)
+            self.retry_for(wait)
 
     def _begin(self, runner: Any, why: str, asked: bool, validation_due: bool, wait: bool) -> None:
         loop = runner.train_loop
@@ -199,7 +199,7 @@ class Saver:
             self.heart.beat("save", self.saved[0] if self.saved else 0)
         return self.writing.result()
 
-    def insist(self, seconds: float) -> None:
+    def retry_for(self, seconds: float) -> None:
         """Waits for the write that is under way; if it fails, for so many seconds tries again."""
         end = time.monotonic() + seconds
         with self.trying:

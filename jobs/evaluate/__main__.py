@@ -33,7 +33,7 @@ ABOUT = (
 def main() -> int:
     arguments = parse()
     run = Run(arguments.run.resolve())
-    with failure.told(run, "evaluate", read_task().rank), notify.failures_of(run, "evaluate"):
+    with failure.reported(run, "evaluate", read_task().rank), notify.failures_of(run, "evaluate"):
         return evaluate(run, arguments)
 
 

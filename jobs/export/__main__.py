@@ -48,7 +48,7 @@ def main() -> int:
     if job is not None and story.read(run.events).finished("export", job):
         print("this job has exported already", flush=True)
         return 0
-    with failure.told(run, "export"):
+    with failure.reported(run, "export"):
         export(run, arguments)
     events.append(run.events, "finished", stage="export", job=job)
     return 0
@@ -88,7 +88,7 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
     record["sha256"] = {name: exported.sha256(folder / name) for name in names}
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / exported.RECORD, text.encode())
-    print(exported.told(folder, record), flush=True)
+    print(exported.summary(folder, record), flush=True)
 
 
 def write_weights(path: Path, checkpoint: Path, meta: Any) -> None:

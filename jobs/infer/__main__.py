@@ -39,7 +39,7 @@ def main() -> int:
     if has_done(run, job_id()):
         print("this job has segmented its images already", flush=True)
         return 0
-    with failure.told(run, "infer"):
+    with failure.reported(run, "infer"):
         return infer(run, arguments)
 
 

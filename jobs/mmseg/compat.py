@@ -2,7 +2,7 @@
 
 Set A: mmsegmentation 1.2.2, mmengine 0.10.7, mmcv-lite 2.1.0. Set B: the maintained forks (onedl-*), with the
 same import names. Call `prepare()` before the first import of mmengine, mmcv or mmseg; both sets then behave
-alike. Each function names the breakage it mends; when an upstream release mends it, the function goes.
+alike. Each function names the breakage it fixes; when an upstream release fixes it, the function goes.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class Survival:
         self.saver.validated(loop.iter, metrics)
         (leave,) = self.agreement.now(self.preempted.asked)
         if leave:
-            self.saver.insist(self.saver.patience)
+            self.saver.retry_for(self.saver.patience)
             self._leave()
 
     def _leave_validation(self) -> None:
@@ -133,7 +133,7 @@ class Survival:
         preemption.leave()
 
     def _last_words(self) -> None:
-        self.saver.insist(self.saver.patience)
+        self.saver.retry_for(self.saver.patience)
         if self.saver.fenced_off:
             print(self.saver.fenced_off, file=sys.stderr)
             preemption.leave(SUPERSEDED)

@@ -87,10 +87,10 @@ def prepared(args: argparse.Namespace) -> int:
         say(f"{preempted.signal}: leaving; the same command goes on from here")
         return exit_codes.RESUME
     except OSError as error:
-        mended = explain(error)
-        record(args.run, "failed", reason=str(mended or error), exit_code=2 if mended else 1)
-        if mended:
-            raise mended from None
+        explained = explain(error)
+        record(args.run, "failed", reason=str(explained or error), exit_code=2 if explained else 1)
+        if explained:
+            raise explained from None
         raise
     except Exception as error:
         code = exit_codes.USER_ERROR if isinstance(error, UserError) else exit_codes.FAILED

@@ -82,7 +82,7 @@ def order_of(args: argparse.Namespace) -> Order:
 
 
 def prepare_other(order: Order) -> prepare.Result:
-    """Makes DATA/FOLDER unless it is there and sound. Raises UserError for whatever the user can mend."""
+    """Makes DATA/FOLDER unless it is there and sound. Raises UserError for whatever the user can fix."""
     begun = time.monotonic()
     folder = order.recipe.folder
     work = order.data_root / f"{prepare.WORK}-{order.name}"

@@ -67,7 +67,7 @@ def fetch(
     reasons = []
     for url in source.urls:
         try:
-            insist(url, source, part, patience)
+            transfer_all(url, source, part, patience)
             check_archive(source, part, None, True, folder)
         except (Unusable, Broken) as error:
             reasons.append(f"{url}: {error}")
@@ -160,7 +160,7 @@ class Tries:
         time.sleep(pause)
 
 
-def insist(url: str, source: Source, part: Path, patience: Patience) -> None:
+def transfer_all(url: str, source: Source, part: Path, patience: Patience) -> None:
     """Transfers until `part` has its whole size. Raises Unusable, or Broken when patience ends."""
     tries = Tries(url, patience)
     # The most that has ever been there: a server without ranges begins anew each time, and that it comes

@@ -96,7 +96,7 @@ def transfer(name: str, urls: tuple[str, ...], part: Path, patience: Patience | 
         try:
             source = Source(name, download.length_of(url, patience), {}, (url,))
             download.check_room(part.parent, source.size - download.size_of(part))
-            download.insist(url, source, part, patience)
+            download.transfer_all(url, source, part, patience)
             if wrong := difference(part, name, urls[0]):
                 part.unlink()
                 raise DamagedArchive(wrong)

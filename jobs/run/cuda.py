@@ -13,7 +13,7 @@ VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 first as well (https://rocm.docs.amd.com/en/latest/conceptual/gpu-isolation.html)."""
 
 
-def given(environ: Mapping[str, str]) -> int | None:
+def visible_count(environ: Mapping[str, str]) -> int | None:
     """How many GPUs those variables leave; None where none of them is set. -1 stands for no more."""
     counts = []
     for name in VISIBLE:
@@ -49,7 +49,7 @@ def build() -> str | None:
     return found[1] if found else None
 
 
-def mend(built: str | None, taken: str | None) -> str:
+def fix(built: str | None, taken: str | None) -> str:
     """What to do about a torch built for CUDA `built` under a driver that takes `taken`; "" if they fit.
 
     A driver runs what was built for its own major version of CUDA, and for older ones

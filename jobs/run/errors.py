@@ -10,7 +10,7 @@ MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Rec
 
 
 class UserError(Exception):
-    """What is wrong, where, and the mend, in one line. Commands print it without a traceback."""
+    """What is wrong, where, and the fix, in one line. Commands print it without a traceback."""
 
 
 def run_command(main: Callable[[], int | None]) -> None:

@@ -63,7 +63,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     return dict(record)
 
 
-def told(folder: Path, record: dict[str, Any]) -> str:
+def summary(folder: Path, record: dict[str, Any]) -> str:
     """What an export has made, in a line, and in a second what onnxruntime makes of it."""
     lines = [f"exported {record['checkpoint']}: {folder}"]
     if found := record.get("onnx"):

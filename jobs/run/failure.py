@@ -13,7 +13,7 @@ from jobs.run.task import job_id
 
 
 @contextlib.contextmanager
-def told(run: Run, stage: str, rank: int | None = None) -> Iterator[None]:
+def reported(run: Run, stage: str, rank: int | None = None) -> Iterator[None]:
     """Appends `failed` to the run's events if the body raises, and lets the error go on."""
     try:
         yield

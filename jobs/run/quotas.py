@@ -30,10 +30,10 @@ def left(path: Path) -> Left:
     """What may still be written at a path that is there, by whichever limit is nearest."""
     status = os.statvfs(path)
     free = Left(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
-    return nearest([free, told(path)])
+    return nearest([free, of_user(path)])
 
 
-def told(path: Path) -> Left:
+def of_user(path: Path) -> Left:
     """What the user's quota leaves there, by the program that knows."""
     who = str(os.geteuid())
     if file_systems.kind(path) == "lustre":

@@ -58,11 +58,11 @@ def main() -> int:
     writer = events.Writer(run.events, stage="train", job=task.job)
     try:
         if task.rank == 0:
-            start = writer.common["start"] = patiently(lambda: claim_start(run, task))
+            start = writer.common["start"] = with_retries(lambda: claim_start(run, task))
             cancelled = (run.job / files.CANCELLED()).exists()
             stop = CANCELLED.format(run=run.name) if cancelled else unfit() or budget.verdict(told).stop
             stop = FINISHED if is_finished(run, task.job, told or Story()) else stop
-        meeting = patiently(lambda: rendezvous.meet(task, run.job, rendezvous_seconds(), start, stop))
+        meeting = with_retries(lambda: rendezvous.meet(task, run.job, rendezvous_seconds(), start, stop))
     except (rendezvous.RendezvousError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         if task.rank == 0:
@@ -153,7 +153,7 @@ def note_predecessor(run: Run, task: Task, writer: events.Writer, told: Story) -
         writer.append("requeued", job=before, start=None, how="successor", successor=task.job)
 
 
-def patiently(action: Callable[[], T]) -> T:
+def with_retries(action: Callable[[], T]) -> T:
     """What `action` returns, tried again for half the time in which the ranks must meet while the disk is
     full. Raises its OSError after that."""
     deadline = time.monotonic() + rendezvous_seconds() / 2

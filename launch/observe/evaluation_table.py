@@ -11,7 +11,7 @@ from jobs.run import files
 from launch.observe import tables
 
 
-def told(event: dict[str, Any]) -> str:
+def summary(event: dict[str, Any]) -> str:
     """The text for an `evaluated` event: the table of its folder's per_class.csv (none where that cannot be
     read from here), the means, the folder. A figure that is not defined is –."""
     metrics = event["metrics"]

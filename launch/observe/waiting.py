@@ -131,7 +131,7 @@ def _outcome(event: dict[str, Any], last_stage: str) -> int | None:
 def _told(event: dict[str, Any]) -> str:
     name, stage = event["event"], event.get("stage", "")
     if name == "evaluated":
-        return figures.told(event)
+        return figures.summary(event)
     hidden = {"time", "event", "stage", "job", "start", "hosts", "stacks", "pid"}
     fields = [f"{key}={_short(value)}" for key, value in event.items() if key not in hidden]
     return f"{event['time'][11:19]} {stage:8} {name:11} {'  '.join(fields)}".rstrip()

@@ -205,9 +205,9 @@ def modules(names: list[str], places: list[Path]) -> list[Path]:
     """Those of the named modules that lie in one of `places`, and what they import from there in turn: their
     file, or their top-level package's folder."""
     found: list[Path] = []
-    ahead = [(name, places) for name in names]
-    while ahead:
-        name, where = ahead.pop(0)
+    prerequisites = [(name, places) for name in names]
+    while prerequisites:
+        name, where = prerequisites.pop(0)
         top = name.split(".")[0]
         if top in sys.stdlib_module_names:
             continue
@@ -216,7 +216,7 @@ def modules(names: list[str], places: list[Path]) -> list[Path]:
             if module is not None:
                 if module not in found:
                     found.append(module)
-                    ahead += [(inner, [place]) for inner in _imported_by(module)]
+                    prerequisites += [(inner, [place]) for inner in _imported_by(module)]
                 break
     return found
 

@@ -27,7 +27,7 @@ PACKAGES = (
 )
 
 
-class Wish(msgspec.Struct, kw_only=True):
+class TrainingSpec(msgspec.Struct, kw_only=True):
     """What a training command asks for, checked; still without a name on disk."""
 
     train: profiles.Resolved
@@ -45,39 +45,39 @@ class Wish(msgspec.Struct, kw_only=True):
     sweep: str = ""
 
 
-def request(wish: Wish, name: str, config: str, versions: dict[str, str]) -> Request:
-    settings = wish.train.settings
+def request(spec: TrainingSpec, name: str, config: str, versions: dict[str, str]) -> Request:
+    settings = spec.train.settings
     return Request(
         name=name,
-        config="" if wish.worker is not None else config,
-        worker=[] if wish.worker is None else [config, *wish.worker],
-        data_root=str(wish.data_root),
+        config="" if spec.worker is not None else config,
+        worker=[] if spec.worker is None else [config, *spec.worker],
+        data_root=str(spec.data_root),
         created=events.now(),
-        set=wish.overrides,
-        seed=wish.seed,
-        nodes=wish.train.nodes[1],
+        set=spec.overrides,
+        seed=spec.seed,
+        nodes=spec.train.nodes[1],
         gpus=settings.gpus,
-        executor=wish.train.executor,
-        checkpoint=wish.checkpoint,
-        cluster=cluster(wish.train, wish.evaluate, wish.infer),
+        executor=spec.train.executor,
+        checkpoint=spec.checkpoint,
+        cluster=cluster(spec.train, spec.evaluate, spec.infer),
         python=settings.python or sys.executable,
         command=sys.argv,
         versions=versions,
-        sweep=wish.sweep,
+        sweep=spec.sweep,
     )
 
 
-def data_ahead(wish: Wish) -> data_ready.Ahead:
+def data_prerequisites(spec: TrainingSpec) -> data_ready.Prerequisites:
     """The preparations that this training has to wait for. Raises UserError if there is none and no data."""
-    ahead = data_ready.wait_for(wish.data_root, wish.train.executor, wish.chain)
-    coming = ahead.jobs or ahead.stages
-    if wish.train.settings.stage and not coming and not data_ready.any_packed(wish.data_root, wish.chain):
+    prerequisites = data_ready.wait_for(spec.data_root, spec.train.executor, spec.chain)
+    coming = prerequisites.jobs or prerequisites.stages
+    if spec.train.settings.stage and not coming and not data_ready.any_packed(spec.data_root, spec.chain):
         print(
-            f"{wish.train.sources['stage']}: `stage` copies packed datasets, and this config reads none: "
+            f"{spec.train.sources['stage']}: `stage` copies packed datasets, and this config reads none: "
             "python launch/prepare.py --pack packs one",
             file=sys.stderr,
         )
-    return ahead
+    return prerequisites
 
 
 def cluster(resolved: profiles.Resolved, *others: profiles.Resolved) -> RunSettings:
@@ -114,11 +114,11 @@ def _git_state() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def fill(run: Run, name: str, wish: Wish, versions: dict[str, str]) -> None:
+def fill(run: Run, name: str, spec: TrainingSpec, versions: dict[str, str]) -> None:
     """Writes code/ and run.yaml into the directory of a new run, which will be called `name`."""
-    config = snapshot.take(run.code, wish.data_root, wish.chain)
-    run.write_request(request(wish, name, config, versions))
-    job_environment.write(run, wish.infer)  # for the script of a dry run
+    config = snapshot.take(run.code, spec.data_root, spec.chain)
+    run.write_request(request(spec, name, config, versions))
+    job_environment.write(run, spec.infer)  # for the script of a dry run
 
 
 def write_scripts(run: Run, *batches: script.Batch) -> None:

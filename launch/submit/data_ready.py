@@ -22,7 +22,7 @@ from launch.submit import configs, executors, runs
 
 
 @dataclass
-class Ahead:
+class Prerequisites:
     """The preparations that a training waits for."""
 
     jobs: list[str] = field(default_factory=list)
@@ -38,35 +38,35 @@ class Ahead:
         return ":".join(self.jobs)
 
 
-def wait_for(data_root: Path, executor: str, chain: configs.Chain) -> Ahead:
+def wait_for(data_root: Path, executor: str, chain: configs.Chain) -> Prerequisites:
     """What must end before all that the config reads is ready; nothing, mostly.
 
-    Raises UserError, with the mend, if a dataset or a file of pretrained weights is neither there nor on its
+    Raises UserError, with the fix, if a dataset or a file of pretrained weights is neither there nor on its
     way.
     """
-    ahead = Ahead()
+    prerequisites = Prerequisites()
     try:
         configs.check_weights(chain, data_root, set())
         whole = True
     except UserError:  # they may be on their way with a dataset
         whole = False
     for path in paths(chain):
-        _look(data_root, path, executor, whole, ahead)
-    if not ahead.jobs and not ahead.stages:
+        _look(data_root, path, executor, whole, prerequisites)
+    if not prerequisites.jobs and not prerequisites.stages:
         _check_images(data_root, chain)
-    configs.check_weights(chain, data_root, ahead.weights)
-    return ahead
+    configs.check_weights(chain, data_root, prerequisites.weights)
+    return prerequisites
 
 
 def check(data_root: Path, chain: configs.Chain) -> None:
-    """Raises UserError, with the mend, unless every dataset that the config reads is ready now."""
+    """Raises UserError, with the fix, unless every dataset that the config reads is ready now."""
     for path in paths(chain):
-        ahead = Ahead()
-        _look(data_root, path, "slurm", True, ahead)
-        if ahead.jobs:
+        prerequisites = Prerequisites()
+        _look(data_root, path, "slurm", True, prerequisites)
+        if prerequisites.jobs:
             raise UserError(
-                f"the dataset in {data_root / path} is still being prepared, by {ahead.jobs[0]}: evaluate "
-                "when it has ended (python launch/status.py shows it)"
+                f"the dataset in {data_root / path} is still being prepared, by {prerequisites.jobs[0]}: "
+                "evaluate when it has ended (python launch/status.py shows it)"
             )
 
 
@@ -110,7 +110,7 @@ def recipe_of(path: str) -> str:
     return dataset if ours else ""
 
 
-def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) -> None:
+def _look(data_root: Path, path: str, executor: str, whole: bool, prerequisites: Prerequisites) -> None:
     """Adds what is to be waited for. Not `whole`: weights are missing; they come behind the dataset."""
     folder = path.split("/")[0]
     dataset = dataset_of(folder)
@@ -131,12 +131,12 @@ def _look(data_root: Path, path: str, executor: str, whole: bool, ahead: Ahead) 
         asked = run.request().weights if run else None
         if asked is None:  # not told: what a preparation fetches by itself
             asked = [pretrained.DEFAULT] if dataset == "voc" else []
-        ahead.weights |= set(asked)
+        prerequisites.weights |= set(asked)
     if not job:
         _not_there(data_root, path, dataset if ours else "", found.reason)
         return
     arguments = ["--data-root", str(data_root), "--dataset", dataset]
-    if not executors.named(executor).wait_behind(job, bool(found.owner), arguments, ahead):
+    if not executors.named(executor).wait_behind(job, bool(found.owner), arguments, prerequisites):
         what = {"slurm": "Slurm job"}.get(executor, f"{executor} run")
         raise UserError(
             f"the dataset in {data_root / folder} is still being prepared, by {job}, which no {what} can "
@@ -163,7 +163,7 @@ def _not_there(data_root: Path, path: str, dataset: str, reason: str) -> None:
 
 def preparing(data_root: Path, folder: str) -> Run | None:
     """The run of prepare.py that is queued or running for this folder of a data root, if there is one."""
-    from launch.observe import liveness as alive
+    from launch.observe import liveness
 
     found = [run for run in runs.all_runs(runs.prepare_root()) if run.events.exists()]
     for run in sorted(found, key=lambda run: run.events.stat().st_mtime_ns, reverse=True):
@@ -173,6 +173,6 @@ def preparing(data_root: Path, folder: str) -> Run | None:
             continue
         if Path(request.data_root).resolve() != data_root.resolve():
             continue
-        if alive.is_alive(run, told.newest_job("prepare")):
+        if liveness.is_alive(run, told.newest_job("prepare")):
             return run
     return None

@@ -39,7 +39,7 @@ def new_run(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[Run, 
     config = folder / exported.CONFIG
     runs.check_path(config, "the exported folder")
     chain = configs.check(config, evaluated=False, here=interpreters.is_this(resolved))
-    wish = requests.Wish(
+    spec = requests.TrainingSpec(
         train=resolved, evaluate=resolved, infer=resolved, config=config, chain=chain,
         data_root=runs.CHECKOUT / "data",
     )  # fmt: skip
@@ -47,7 +47,7 @@ def new_run(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[Run, 
     name = runs.free_name(folder.name)
 
     def fill(place: Run) -> None:
-        requests.fill(place, name, wish, requests.versions())
+        requests.fill(place, name, spec, requests.versions())
 
     with runs.new_run(name, fill) as run:
         yield run, resolved, str(folder / exported.WEIGHTS)

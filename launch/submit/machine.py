@@ -36,7 +36,7 @@ def local_gpus(dev: Path = Path("/dev"), amd: Path = Path("/sys/class/kfd/kfd/to
     for node in amd.glob("*/gpu_id"):
         with contextlib.suppress(OSError):  # of a GPU that is another container's
             present += node.read_text().strip() not in ("", "0")
-    allowed = cuda.given(os.environ)
+    allowed = cuda.visible_count(os.environ)
     return present if allowed is None else min(present, allowed)
 
 

@@ -42,7 +42,7 @@ NOT_FROM_TOP = {
     "export": {"gpus", "nodes"},
 }
 
-# Set by the launcher or fatal to what it promises, and where the wish belongs instead. sbatch takes any
+# Set by the launcher or fatal to what it promises, and where what it is for belongs instead. sbatch takes any
 # unique beginning of an option's name, so a beginning of one of these is refused too.
 OWN_OPTIONS = {
     "account": "`account`",

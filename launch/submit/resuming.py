@@ -41,7 +41,7 @@ def resume(arguments: argparse.Namespace) -> int:
     arguments.no_evaluation |= bool(old.worker)
     config = run.code / (old.worker[0] if old.worker else old.config)
     evaluated = not arguments.no_evaluation
-    wish = creation.Wish(
+    spec = creation.TrainingSpec(
         train=train,
         evaluate=settings("evaluate"),
         infer=settings("infer"),
@@ -57,19 +57,19 @@ def resume(arguments: argparse.Namespace) -> int:
         overrides=overrides,
         worker=old.worker[1:] if old.worker else None,
     )
-    interpreters.check(wish.train, wish.evaluate)
-    tracking.check(wish.train)
+    interpreters.check(spec.train, spec.evaluate)
+    tracking.check(spec.train)
     check_resumable(run, longer.trains_on(old, overrides))
-    scripts = training.batches(run.path, wish)
+    scripts = training.batches(run.path, spec)
     if arguments.dry_run:
         print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
         for batch in scripts:
             job_environment.write(run, batch.resolved)
         return 0
-    ahead = creation.data_ahead(wish)
-    old.nodes, old.gpus, old.executor = wish.train.nodes[1], wish.train.settings.gpus, wish.train.executor
+    prerequisites = creation.data_prerequisites(spec)
+    old.nodes, old.gpus, old.executor = spec.train.nodes[1], spec.train.settings.gpus, spec.train.executor
     old.set = overrides
-    old.cluster = creation.cluster(wish.train, wish.evaluate, wish.infer)
+    old.cluster = creation.cluster(spec.train, spec.evaluate, spec.infer)
     mark = run.job / files.CANCELLED()
     written = [run.job / files.SCRIPT(STAGE=batch.resolved.stage) for batch in scripts]
     written += [job_environment.place(run, batch.resolved.stage) for batch in scripts]
@@ -77,7 +77,7 @@ def resume(arguments: argparse.Namespace) -> int:
         run.write_request(old)
         creation.write_scripts(run, *scripts)
         mark.unlink(missing_ok=True)
-        jobs, process = training.submit([run], scripts, ahead, not arguments.no_evaluation)[0]
+        jobs, process = training.submit([run], scripts, prerequisites, not arguments.no_evaluation)[0]
     return training.tell(arguments, run, jobs, process)
 
 
@@ -110,10 +110,10 @@ def check_resumable(run: Run, trains_on: bool = False) -> None:
     if told.finished() and not trains_on:
         command = "report" if run.request().worker else "evaluate"
         raise UserError(f"the training of {run.name} is finished: python launch/{command}.py {run.name}")
-    from launch.observe import liveness as alive
+    from launch.observe import liveness
 
     job = told.newest_job("train")
-    if alive.is_alive(run, job):
+    if liveness.is_alive(run, job):
         raise UserError(
             f"{run.name} is on its way as job {job}: python launch/cancel.py {run.name} ends that"
         )

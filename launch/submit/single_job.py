@@ -13,7 +13,7 @@ from jobs.run.directory import Run
 from launch.submit import batch_script as script
 from launch.submit import creation as requests
 from launch.submit import executors, interpreters, job_environment, runs
-from launch.submit.data_ready import Ahead
+from launch.submit.data_ready import Prerequisites
 from launch.submit.profiles import Resolved
 
 
@@ -63,7 +63,7 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
     with requests.restored_on_error(file, job_environment.place(run, resolved.stage)):
         if executor.BATCH_SCRIPTS:
             requests.write_scripts(run, batch)
-        ids, process = executor.submit([run], [batch], Ahead())[0]
+        ids, process = executor.submit([run], [batch], Prerequisites())[0]
     return ids[resolved.stage], process
 
 

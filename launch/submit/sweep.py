@@ -22,33 +22,33 @@ from jobs.run.errors import UserError
 from launch.submit import creation, data_ready, executors, runs, sweep_options, training
 
 
-def of_element(wish: creation.Wish, name: str, element: dict[str, Any]) -> creation.Wish:
-    """The wish of one run of the sweep `name`. The seed is an override, too: a config may have its own."""
-    seed = element.get(sweep_options.SEED, wish.seed)
-    overrides = {**wish.overrides, **element}
-    return msgspec.structs.replace(wish, overrides=overrides, seed=seed, sweep=name)
+def of_element(spec: creation.TrainingSpec, name: str, element: dict[str, Any]) -> creation.TrainingSpec:
+    """What one run of the sweep `name` is made from. Its seed is an override, too: a config may have one."""
+    seed = element.get(sweep_options.SEED, spec.seed)
+    overrides = {**spec.overrides, **element}
+    return msgspec.structs.replace(spec, overrides=overrides, seed=seed, sweep=name)
 
 
-def main(arguments: argparse.Namespace, wish: creation.Wish) -> int:
+def main(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
     values = sweep_options.elements(arguments)
-    name = arguments.run or _free(wish.config.stem)
+    name = arguments.run or _free(spec.config.stem)
     taken = [f"{name}-{number}" for number in range(len(values)) if runs.is_taken(f"{name}-{number}")]
     if taken and arguments.element is None:
         raise UserError(f"the run name {taken[0]!r} is taken: choose another --run for the sweep")
     runs.check_name(f"{name}-{len(values) - 1}")
     prefix = runs.runs_root() / f"{name}-"
     if arguments.dry_run:
-        if not executors.named(wish.train.executor).BATCH_SCRIPTS:
+        if not executors.named(spec.train.executor).BATCH_SCRIPTS:
             raise UserError("--dry-run of a sweep shows a batch script, and this sweep is local")
-        make = training.make_command(arguments, wish, name)
-        training.show(arguments, *training.batches(prefix, wish, make, elements=len(values)), name)
+        make = training.make_command(arguments, spec, name)
+        training.show(arguments, *training.batches(prefix, spec, make, elements=len(values)), name)
         return 0
-    both = training.batches(prefix, wish, elements=len(values))
-    ahead = data_ready.Ahead() if arguments.no_submit else creation.data_ahead(wish)
+    both = training.batches(prefix, spec, elements=len(values))
+    prerequisites = data_ready.Prerequisites() if arguments.no_submit else creation.data_prerequisites(spec)
     versions = creation.versions()
 
     def fill(place: Run, number: int) -> None:
-        creation.fill(place, f"{name}-{number}", of_element(wish, name, values[number]), versions)
+        creation.fill(place, f"{name}-{number}", of_element(spec, name, values[number]), versions)
         creation.write_scripts(place, *both)
 
     wanted = range(len(values)) if arguments.element is None else [arguments.element]
@@ -60,11 +60,11 @@ def main(arguments: argparse.Namespace, wish: creation.Wish) -> int:
         if arguments.no_submit:
             print(
                 f"made {', '.join(run.name for run in made)} in {runs.runs_root()}; to submit all: "
-                f"{executors.named(wish.train.executor).by_hand(made[0])}",
+                f"{executors.named(spec.train.executor).by_hand(made[0])}",
                 file=sys.stderr,
             )
             return 0
-        submitted = training.submit(made, both, ahead, not arguments.no_evaluation)
+        submitted = training.submit(made, both, prerequisites, not arguments.no_evaluation)
     return _tell(arguments, made, values, submitted)
 
 

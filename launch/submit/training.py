@@ -31,9 +31,9 @@ from launch.submit.profiles import Profile
 DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 
 
-def read_wish(
+def read_spec(
     arguments: argparse.Namespace, profile: Profile, arguments_of_worker: list[str]
-) -> creation.Wish:
+) -> creation.TrainingSpec:
     """Checks everything that can be checked before anything is made. Raises UserError."""
     seed = arguments.seed or 0
     overrides = options.overrides(arguments.set)
@@ -44,7 +44,7 @@ def read_wish(
     else:
         config = configs.locate(arguments.config or DEFAULT_CONFIG)
         chain = configs.check(config, overrides, not arguments.no_evaluation, interpreters.is_this(train))
-    wish = creation.Wish(
+    spec = creation.TrainingSpec(
         train=train,
         evaluate=options.settings(arguments, profile, "evaluate", first=False),
         infer=options.settings(arguments, profile, "infer", first=False),
@@ -56,18 +56,18 @@ def read_wish(
         overrides=overrides,
         worker=arguments_of_worker if arguments.worker else None,
     )
-    interpreters.check(wish.train, wish.evaluate)
-    tracking.check(wish.train)
-    randomness = wish.chain.values.get("randomness")
+    interpreters.check(spec.train, spec.evaluate)
+    tracking.check(spec.train)
+    randomness = spec.chain.values.get("randomness")
     if isinstance(randomness, dict):
         check_seed(randomness.get("seed"), str(config))
-    for hint in wish.train.hints:
+    for hint in spec.train.hints:
         print(hint, file=sys.stderr)
-    return wish
+    return spec
 
 
 def batches(
-    run: Path, wish: creation.Wish, make: list[str] | None = None, elements: int = 0
+    run: Path, spec: creation.TrainingSpec, make: list[str] | None = None, elements: int = 0
 ) -> tuple[script.Batch, script.Batch]:
     """The two batch scripts of a run: training and evaluation. `make`: see script.Batch."""
     name = run.name.rstrip("-") if elements else run.name
@@ -78,51 +78,56 @@ def batches(
         "made": make is None,
     }
     return (
-        script.Batch(resolved=wish.train, name=name, make=make or [], **common),
+        script.Batch(resolved=spec.train, name=name, make=make or [], **common),
         script.Batch(
-            resolved=wish.evaluate,
+            resolved=spec.evaluate,
             name=f"{name}-evaluate",
-            arguments=["--checkpoint", wish.checkpoint],
+            arguments=["--checkpoint", spec.checkpoint],
             **common,
         ),
     )
 
 
-def submit_new(arguments: argparse.Namespace, wish: creation.Wish) -> int:
-    name = arguments.run or runs.free_name(wish.config.stem)
-    ahead = data_ready.Ahead() if arguments.no_submit else creation.data_ahead(wish)
+def submit_new(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
+    name = arguments.run or runs.free_name(spec.config.stem)
+    prerequisites = data_ready.Prerequisites() if arguments.no_submit else creation.data_prerequisites(spec)
     versions = creation.versions()
-    both = batches(runs.runs_root() / name, wish)
+    both = batches(runs.runs_root() / name, spec)
 
     def fill(place: Run) -> None:
-        creation.fill(place, name, wish, versions)
+        creation.fill(place, name, spec, versions)
         creation.write_scripts(place, *both)
 
     with runs.new_run(name, fill) as run:
         if arguments.no_submit:
-            by_hand = executors.named(wish.train.executor).by_hand(run)
+            by_hand = executors.named(spec.train.executor).by_hand(run)
             print(f"made {run.path}; to submit it: {by_hand}", file=sys.stderr)
             return 0
-        jobs, process = submit([run], both, ahead, not arguments.no_evaluation)[0]
+        jobs, process = submit([run], both, prerequisites, not arguments.no_evaluation)[0]
     return tell(arguments, run, jobs, process)
 
 
 def submit(
-    made: Sequence[Run], both: tuple[script.Batch, script.Batch], ahead: data_ready.Ahead, evaluate: bool
+    made: Sequence[Run],
+    both: tuple[script.Batch, script.Batch],
+    prerequisites: data_ready.Prerequisites,
+    evaluate: bool,
 ) -> list[executors.Submitted]:
     """Submits the training of each run, and its evaluation unless it is not wanted. Raises UserError with the
     executor's message; then nothing is in the queue."""
-    return executors.named(both[0].resolved.executor).submit(made, both if evaluate else both[:1], ahead)
+    return executors.named(both[0].resolved.executor).submit(
+        made, both if evaluate else both[:1], prerequisites
+    )
 
 
-def dry_run(arguments: argparse.Namespace, wish: creation.Wish) -> int:
+def dry_run(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
     """Prints what would be submitted. The script makes the run directory itself, for plain sbatch."""
-    name = arguments.run or runs.free_name(wish.config.stem)
+    name = arguments.run or runs.free_name(spec.config.stem)
     if runs.is_taken(name):
         raise UserError(f"the run name {name!r} is taken ({runs.runs_root() / name}): choose another")
     path = runs.runs_root() / name
-    executor = executors.named(wish.train.executor)
-    train, evaluate = batches(path, wish, make=make_command(arguments, wish, name))
+    executor = executors.named(spec.train.executor)
+    train, evaluate = batches(path, spec, make=make_command(arguments, spec, name))
     if not executor.BATCH_SCRIPTS:
         print(f"# in {path / files.CODE()}, one after the other:")
         print(executor.shown([train] if arguments.no_evaluation else [train, evaluate]))
@@ -146,20 +151,20 @@ def show(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Ba
     print(f"nothing submitted. By hand: {by_hand}", file=sys.stderr)
 
 
-def make_command(arguments: argparse.Namespace, wish: creation.Wish, name: str) -> list[str]:
+def make_command(arguments: argparse.Namespace, spec: creation.TrainingSpec, name: str) -> list[str]:
     """This launcher and the options with which the batch script of a dry run makes its run directory."""
     words = [
         "train",
         "--no-submit",
         "--run",
         name,
-        f"--{'config' if wish.worker is None else 'worker'}={wish.config}",
-        f"--data-root={wish.data_root}",
+        f"--{'config' if spec.worker is None else 'worker'}={spec.config}",
+        f"--data-root={spec.data_root}",
     ]
-    words += [f"--seed={wish.seed}", *options.as_given(arguments)]
-    if wish.worker is not None:
-        return [*words, "--", *wish.worker]
-    words.append(f"--checkpoint={wish.checkpoint}")
+    words += [f"--seed={spec.seed}", *options.as_given(arguments)]
+    if spec.worker is not None:
+        return [*words, "--", *spec.worker]
+    words.append(f"--checkpoint={spec.checkpoint}")
     words += [f"--set={pair}" for pair in arguments.set]
     return [*words, *sweep_options.as_given(arguments)]
 

@@ -17,6 +17,7 @@ from jobs.prepare import lock
 from jobs.run import events
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
+from launch.observe import liveness
 from launch.submit import configs, data_ready
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,44 +104,44 @@ def made(data: Path, folder: str) -> None:
     (data / folder / manifest.MANIFEST).write_bytes(content)
 
 
-def ahead(data: Path, text: str, executor: str = "slurm") -> data_ready.Ahead:
+def prerequisites(data: Path, text: str, executor: str = "slurm") -> data_ready.Prerequisites:
     return data_ready.wait_for(data, executor, chain(data.parent, text))
 
 
 def test_one_dataset_that_is_ready_is_not_another(data: Path) -> None:
     made(data, "ade")
-    assert ahead(data, ADE) == data_ready.Ahead()
+    assert prerequisites(data, ADE) == data_ready.Prerequisites()
     with pytest.raises(UserError, match=r"VOCdevkit: python launch/prepare.py --data-root \S+ makes it"):
-        ahead(data, VOC)
+        prerequisites(data, VOC)
     with pytest.raises(UserError, match="--dataset cityscapes makes it"):
-        ahead(data, CITY)
+        prerequisites(data, CITY)
     made(data, "VOCdevkit")
-    assert ahead(data, VOC) == data_ready.Ahead()
+    assert prerequisites(data, VOC) == data_ready.Prerequisites()
     with pytest.raises(UserError, match=r"no prepared dataset in \S+/cityscapes"):
-        ahead(data, CITY)
+        prerequisites(data, CITY)
 
 
 def test_data_of_the_users_own_are_taken_as_they_are(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = "train_dataloader = dict(dataset=dict(data_root='data/mine/x'))"
     with pytest.raises(UserError, match="the config reads data/mine/x, and there is no"):
-        ahead(data, mine)
+        prerequisites(data, mine)
     (data / "mine/x").mkdir(parents=True)
-    assert ahead(data, mine) == data_ready.Ahead()
-    assert ahead(data, "train_dataloader = dict()") == data_ready.Ahead()
+    assert prerequisites(data, mine) == data_ready.Prerequisites()
+    assert prerequisites(data, "train_dataloader = dict()") == data_ready.Prerequisites()
     assert capsys.readouterr().err == ""
     # Converted by hand, years ago.
     (data / "cityscapes").mkdir()
-    assert ahead(data, CITY) == data_ready.Ahead()
+    assert prerequisites(data, CITY) == data_ready.Prerequisites()
     assert "not made by launch/prepare.py" in capsys.readouterr().err
     # VOC made by hand lacks 330 masks of its own list, mostly.
     (data / "VOCdevkit/VOC2012").mkdir(parents=True)
     with pytest.raises(UserError, match="not made by prepare"):
-        ahead(data, VOC)
+        prerequisites(data, VOC)
     context = f"_base_ = '{ZOO}pascal_context.py'"
     with pytest.raises(UserError, match="VOC2010"):
-        ahead(data, context)
+        prerequisites(data, context)
     (data / "VOCdevkit/VOC2010").mkdir()
-    assert ahead(data, context) == data_ready.Ahead()
+    assert prerequisites(data, context) == data_ready.Prerequisites()
 
 
 def request(name: str, data: Path, dataset: str, verify: str = "", **more: Any) -> Run:
@@ -153,9 +154,8 @@ def request(name: str, data: Path, dataset: str, verify: str = "", **more: Any) 
 
 
 def test_a_preparation_on_its_way_is_that_of_its_dataset(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launch.observe import liveness as alive
 
-    monkeypatch.setattr(alive, "is_alive", lambda _, job: job in ("41", "42", f"local-{os.getpid()}"))
+    monkeypatch.setattr(liveness, "is_alive", lambda _, job: job in ("41", "42", f"local-{os.getpid()}"))
     (data.parent / "link").symlink_to(data.parent)  # another way to write the same folder
     run = request("prepare-1", data, "ade20k")
     events.append(run.events, "submitted", stage="prepare", job="41", executor="slurm")
@@ -165,61 +165,59 @@ def test_a_preparation_on_its_way_is_that_of_its_dataset(data: Path, monkeypatch
     assert found.dependency == "41"
     # Neither a preparation of another dataset nor a look at this one makes it.
     with pytest.raises(UserError, match="there is no prepared dataset"):
-        ahead(data, VOC)
+        prerequisites(data, VOC)
     with pytest.raises(UserError, match="by 41, which no local run can wait for"):
-        ahead(data, ADE, "local")
+        prerequisites(data, ADE, "local")
 
     voc = request("prepare-3", data, "voc")
     events.append(voc.events, "submitted", stage="prepare", job=f"local-{os.getpid()}", executor="local")
-    found = ahead(data, VOC, "local")
+    found = prerequisites(data, VOC, "local")
     assert found.jobs == []
     assert found.stages == [["--data-root", str(data), "--dataset", "voc", "--wait-only", str(os.getpid())]]
     with pytest.raises(UserError, match="which no Slurm job can wait for"):
-        ahead(data, VOC)
+        prerequisites(data, VOC)
     both = f"{VOC}\nval_dataloader = dict(dataset=dict(data_root='data/ade'))"
     events.append(voc.events, "submitted", stage="prepare", job="42", executor="slurm")
-    assert ahead(data, both).dependency == "42:41"
+    assert prerequisites(data, both).dependency == "42:41"
 
 
 def test_weights_still_on_their_way_are_waited_for(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A preparation fetches them when the dataset is there."""
-    from launch.observe import liveness as alive
 
-    monkeypatch.setattr(alive, "is_alive", lambda _, job: job == "42")
+    monkeypatch.setattr(liveness, "is_alive", lambda _, job: job == "42")
     made(data, "VOCdevkit")
     needy = f"{VOC}\nmodel = dict(decode_head=dict(), pretrained='open-mmlab://resnet50_v1c')"
     with pytest.raises(UserError, match=r"resnet50_v1c-2cccc1ad\.pth"):
-        ahead(data, needy)
+        prerequisites(data, needy)
     run = request("prepare-1", data, "voc")
     events.append(run.events, "submitted", stage="prepare", job="42", executor="slurm")
-    assert ahead(data, needy).dependency == "42"
-    assert ahead(data, VOC) == data_ready.Ahead()
+    assert prerequisites(data, needy).dependency == "42"
+    assert prerequisites(data, VOC) == data_ready.Prerequisites()
 
 
 def test_weights_that_no_preparation_fetches_are_missed_however_that_was_said(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request says which are fetched; an option may be abbreviated, or have its value behind a `=`."""
-    from launch.observe import liveness as alive
 
-    monkeypatch.setattr(alive, "is_alive", lambda _, job: job == "42")
+    monkeypatch.setattr(liveness, "is_alive", lambda _, job: job == "42")
     made(data, "VOCdevkit")
     run = request("prepare-1", data, "voc", weights=[], command=["launch/prepare.py", "--no-w"])
     events.append(run.events, "submitted", stage="prepare", job="42", executor="slurm")
     needy = f"{VOC}\nmodel = dict(decode_head=dict(), pretrained='open-mmlab://resnet101_v1c')"
     with pytest.raises(UserError, match=r"resnet101_v1c-"):
-        ahead(data, needy)
+        prerequisites(data, needy)
     reference = "open-mmlab://resnet101_v1c"
     request("prepare-1", data, "voc", weights=[reference], command=["prepare.py", f"--weights={reference}"])
-    assert ahead(data, needy).dependency == "42"
+    assert prerequisites(data, needy).dependency == "42"
 
 
 def test_the_lock_says_which_dataset_is_being_prepared(data: Path) -> None:
     with lock.hold(data, folder="ade"):
-        found = ahead(data, ADE, "local")
+        found = prerequisites(data, ADE, "local")
         assert found.stages == [["--data-root", str(data), "--dataset", "ade20k", "--wait-only", "0"]]
         with pytest.raises(UserError, match=r"no prepared dataset in \S+/VOCdevkit"):
-            ahead(data, VOC, "local")
+            prerequisites(data, VOC, "local")
 
 
 # --- waiting, in the chain ---

@@ -33,11 +33,11 @@ def check(resolved):
     resolved.hints.append("only a toy")
 
 
-def wait_behind(job, holder, arguments, ahead):
+def wait_behind(job, holder, arguments, prerequisites):
     return False
 
 
-def submit(made, batches, ahead):
+def submit(made, batches, prerequisites):
     submitted = []
     for run in made:
         ids = {}

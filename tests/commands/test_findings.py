@@ -96,7 +96,7 @@ def test_each_setting_has_its_finding(changes: dict[str, Any], topic: str, words
     assert any(words in one.found for one in found[topic])
     for one in (finding for topic in found.values() for finding in topic):
         assert one.means, one
-        assert one.mend or one.level == "good", one
+        assert one.fix or one.level == "good", one
     if words not in ("none",):
         assert not any(words in one.found for one in told(facts(accounting=True)).get(topic, []))
 
@@ -129,7 +129,7 @@ ON_GPU = ANSWER | {"compute": GOOD, "nccl": GOOD}
 
 def meant(*answers: dict[str, Any], tasks: int = 2, wants: int = 1, log: str = "") -> dict[str, Any]:
     found = probe_job.meaning(list(answers), "t", tasks, wants, Path("/probe"), log)
-    assert all(one.means and (one.mend or one.level == "good") for one in found)
+    assert all(one.means and (one.fix or one.level == "good") for one in found)
     return {one.topic: one for one in found}
 
 
@@ -149,17 +149,17 @@ def test_gpus_that_a_training_would_not_use_are_no_good() -> None:
     found = meant(ANSWER | {"gpus": cpu_build, "interpreter": "/env/bin/python"}, ANSWER)
     assert found["GPUs on the nodes"].level == "bad"
     assert "for the CPU only" in found["GPUs on the nodes"].found
-    assert "/env/bin/python" in found["GPUs on the nodes"].mend
+    assert "/env/bin/python" in found["GPUs on the nodes"].fix
     assert found["gloo"].level == "good"
     assert found["NCCL"].level == "warning", "NCCL is called good although nobody tried it"
     found = meant(ANSWER | {"gpus": CUDA | {"usable": 0}}, ANSWER)
     assert "Slurm gave 1, torch (CUDA 12.8) sees none" in found["GPUs on the nodes"].found
     found = meant(ANSWER | {"gpus": CUDA | {"usable": 0, "given": 0}}, ANSWER)
-    assert "gres:" in found["GPUs on the nodes"].mend
+    assert "gres:" in found["GPUs on the nodes"].fix
     old = CUDA | {"usable": 0, "cuda": "13.0", "driver": "12.4"}
     found = meant(ANSWER | {"gpus": old}, ANSWER)
     assert "built for CUDA 13.0, and the driver takes 12.4" in found["GPUs on the nodes"].found
-    assert "env/setup.sh --torch 2.8.0" in found["GPUs on the nodes"].mend
+    assert "env/setup.sh --torch 2.8.0" in found["GPUs on the nodes"].fix
     # Where none was asked for, none is missed.
     quiet = meant(ANSWER | {"gpus": cpu_build}, ANSWER | {"gpus": cpu_build}, wants=0)
     assert {one.level for one in quiet.values()} == {"good"}
@@ -179,7 +179,7 @@ def test_gpus_that_a_training_would_not_use_are_no_good() -> None:
     ],
 )
 def test_a_driver_that_is_too_old_for_torch_is_named(built: str, driver: str, said: str) -> None:
-    way = cuda.mend(built, driver)
+    way = cuda.fix(built, driver)
     assert (said in way) if said else way == ""
 
 
@@ -301,7 +301,7 @@ def test_forty_partitions_are_read_on_one_screen(forty) -> None:  # type: ignore
     assert len(lines) <= 50, short
     assert max(map(len, lines)) < 300
     assert len(long.splitlines()) > 240
-    assert "mend" not in short
+    assert "fix" not in short
     assert (
         "40 partitions (p10, p11, p12, p13, p14 and 35 more): a small job with a GPU would start at once"
         in short

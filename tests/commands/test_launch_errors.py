@@ -1,4 +1,4 @@
-"""A mistake of the user's: one line with what, where and the mend; exit code 2; nothing left behind."""
+"""A mistake of the user's: one line with what, where and the fix; exit code 2; nothing left behind."""
 
 from __future__ import annotations
 

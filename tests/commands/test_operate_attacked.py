@@ -20,8 +20,7 @@ from jobs.run.directory import Run
 from jobs.slurm import pending
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer, Job
-from launch.observe import history, states, tables
-from launch.observe import liveness as alive
+from launch.observe import history, liveness, states, tables
 from launch.observe import wording as words
 from tests.unit import terminal
 from tests.unit.made_runs import T0, common, interrupted_run, made_run, started, submitted, write
@@ -200,7 +199,7 @@ def test_a_local_run_of_another_login_node_is_unknown_and_left_alone(tmp_path: P
     os.utime(fresh, (0, 0))
     assert "left alone: run" in command(tmp_path, "clean.py", "--yes").stdout
     assert fresh.exists()
-    assert alive.is_alive(run, "local-1")
+    assert liveness.is_alive(run, "local-1")
     refused = command(tmp_path, "cancel.py", "run")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "login7" in refused.stderr

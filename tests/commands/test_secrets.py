@@ -132,12 +132,12 @@ def test_a_notification_finds_its_address_and_tells_it_nobody(
     (tmp_path / "hook").write_text(address + "\n")
     (tmp_path / "hook").chmod(0o600)
     monkeypatch.setenv("MY_HOOK", address)
-    wish = {
+    spec = {
         "webhook": {"webhook": address},
         "webhook_file": {"webhook_file": str(tmp_path / "hook")},
         "variable": {"webhook": "$MY_HOOK"},
     }[way]
-    run = made_run(tmp_path / "run", cluster={"notify": wish})
+    run = made_run(tmp_path / "run", cluster={"notify": spec})
     for _ in range(2):
         notify.about(run, "finished", "done")
     server.shutdown()

@@ -89,7 +89,7 @@ def test_doctor_finds_what_is_special_about_a_cluster(
         assert other == options or not has(found, *own), f"it has what is special about {other}"
     for one in found:
         assert one["means"], one
-        assert one["mend"] or one["level"] == "good", one
+        assert one["fix"] or one["level"] == "good", one
 
 
 def test_doctor_where_every_partition_is_down(variant: Callable[..., Slurm], tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_asking_uses_no_accelerator() -> None:
     ],
 )
 def test_gpus_that_may_be_used(environ: dict[str, str], given: int | None) -> None:
-    assert cuda.given(environ) == given
+    assert cuda.visible_count(environ) == given
 
 
 def test_gpus_of_either_maker_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,7 @@ from jobs.run.directory import Run
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm import successor
 from jobs.slurm.queries import Job
-from launch.observe import history, states
-from launch.observe import liveness as alive
+from launch.observe import history, liveness, states
 from launch.observe.past import History
 from launch.submit import cancelling, identity, machine
 from tests.unit.made_runs import T0, made_run, started, submitted, write
@@ -68,7 +67,7 @@ def test_a_stranger_is_neither_shown_nor_waited_for_nor_cancelled(
     assert "job 12 is another's by now" in capsys.readouterr().err
     assert not site.calls("scancel")
     assert not (run.job / "cancelled").exists()
-    assert not alive.is_alive(run, "12")
+    assert not liveness.is_alive(run, "12")
     past = history.read(run)
     assert states.judge(run, past, slurm_queries.ask(["12"]), {}, T0 + 1e6).code == "unknown"
 
@@ -90,7 +89,7 @@ OURS = {
 def test_our_own_is_known_however_it_was_submitted(kind: str, run: Run, site: FakeSlurm) -> None:
     command, name = OURS[kind]
     site.says("squeue", row(command.format(run=run.path), name))
-    assert alive.is_alive(run, "12")
+    assert liveness.is_alive(run, "12")
     assert cancelling.cancel(run, wait=False) == (["12"], [])
     assert site.calls("scancel") == ["scancel 12"]
 
@@ -130,7 +129,7 @@ def test_a_job_of_another_cluster_is_not_ours(
         (tmp_path / "slurm.conf").write_text(f"# ClusterName=no\nClusterName = {name}\n")
         monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
         machine.cluster_name.cache_clear()
-        assert alive.is_alive(run, "12") is lives
+        assert liveness.is_alive(run, "12") is lives
     machine.cluster_name.cache_clear()
 
 

@@ -20,7 +20,7 @@ def test_the_table_by_class_is_shown_also_where_a_figure_is_not_defined(tmp_path
     results.write(tmp_path, per_image.completed(found, counts, 1.0), matrix)
     event = {"checkpoint": "epoch_3.pth", "path": str(tmp_path)}
     metrics = {"mIoU": found["mIoU"], "mAcc": None, "aAcc": 75.0, "own/digest": "abc", "own/x": 0.5}
-    text = figures.told(event | {"metrics": metrics})
+    text = figures.summary(event | {"metrics": metrics})
     rows = [line.split() for line in text.splitlines()]
     assert rows[:4] == [
         ["CLASS", "IOU", "ACC"],
@@ -35,4 +35,4 @@ def test_the_table_by_class_is_shown_also_where_a_figure_is_not_defined(tmp_path
 
 def test_without_the_table_the_means_are_shown(tmp_path: Path) -> None:
     event = {"checkpoint": "x.pth", "path": str(tmp_path / "gone"), "metrics": {"mIoU": None}}
-    assert figures.told(event) == f"evaluated x.pth: mIoU –\n  {tmp_path}/gone"
+    assert figures.summary(event) == f"evaluated x.pth: mIoU –\n  {tmp_path}/gone"

@@ -53,7 +53,7 @@ def test_the_program_of_the_file_system_is_asked(
         file.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(file_systems, "_mounted", lambda _: (kind, "srv:/x"))
-    assert quotas.told(tmp_path) == Left(9 * 1024, 2)
+    assert quotas.of_user(tmp_path) == Left(9 * 1024, 2)
     assert quotas.left(tmp_path) == Left(9 * 1024, 2)
 
 
@@ -61,7 +61,7 @@ def test_without_a_program_the_file_system_has_the_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert quotas.told(tmp_path) == Left()
+    assert quotas.of_user(tmp_path) == Left()
     assert 0 < (quotas.left(tmp_path).bytes or 0) <= shutil.disk_usage(tmp_path).free
 
 
@@ -144,8 +144,8 @@ FAST = {"kind": "nfs4", "opens": 20_000.0, "read": 1.9e9, "left": [None, None], 
 def test_whether_packing_and_staging_pay_off(change: dict, levels: list[str], said: str) -> None:
     found = disks.meaning("n1", FAST | change)
     assert [one.level for one in found] == levels
-    assert any(said in " ".join((one.found, one.means, one.mend)) for one in found), found
-    assert all(one.means and (one.mend or one.level == "good") for one in found)
+    assert any(said in " ".join((one.found, one.means, one.fix)) for one in found), found
+    assert all(one.means and (one.fix or one.level == "good") for one in found)
 
 
 def test_a_node_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

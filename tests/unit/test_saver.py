@@ -54,7 +54,7 @@ def test_both_threads_that_leave_know_what_came_of_the_save(
         if late:
             second.add(threading.get_ident())
             assert first_sleeps.wait(60)
-        saver.insist(60)
+        saver.retry_for(60)
         return saver.on_disk
 
     monkeypatch.setattr(checkpoints, "write", write)

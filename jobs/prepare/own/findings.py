@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, as one table: what, in which file, and the mend."""
+"""What is wrong with a dataset, as one table: what, in which file, and the fix."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ MOST_NAMED = 8
 
 
 class BadMask(BadPicture):
-    """What is wrong with a mask, without its name; `kind` is what the table calls it, `fix` the mend."""
+    """What is wrong with a mask, without its name; `kind`: what the table calls it; `fix`: what to do."""
 
     def __init__(self, kind: str, text: str, fix: str) -> None:
         super().__init__(text)

@@ -50,7 +50,7 @@ SHEET = "contact.html"
 def prepare_own(args: argparse.Namespace) -> prepare.Result:
     """Makes DATA/NAME, unless it is there, sound, and made of the same; then the config, unless it is there.
 
-    Raises UserError for whatever the user can mend; errors in the data are among that.
+    Raises UserError for whatever the user can fix; errors in the data are among that.
     """
     begun = time.monotonic()
     own_options.check(args)

@@ -80,7 +80,7 @@ def findings(found: Sequence[Finding]) -> str:
     )
     if not rows:
         return "<p>The checks found nothing.</p>"
-    return f"<h2>Findings</h2><table><tr><th>what<th>files<th>the first<th>mend{rows}</table>"
+    return f"<h2>Findings</h2><table><tr><th>what<th>files<th>the first<th>what to do{rows}</table>"
 
 
 def swatch(colour: Sequence[int]) -> str:

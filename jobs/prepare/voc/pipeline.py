@@ -60,7 +60,7 @@ def prepare(
 
     `archives`: a folder with the two archives; without it they are downloaded. `processes`: workers, by
     default all cores of the job. `pack`: makes it as one file, if it
-    makes it. Raises UserError for whatever the user can mend.
+    makes it. Raises UserError for whatever the user can fix.
     """
     begun = time.monotonic()
     look = watcher(data_root)

@@ -24,7 +24,7 @@ class Finding(msgspec.Struct, frozen=True):
     level: Level
     found: str
     means: str
-    mend: str = ""
+    fix: str = ""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -52,7 +52,7 @@ def grouped(found: list[Finding]) -> list[Finding]:
     alike: dict[tuple[str, ...], list[Finding]] = {}
     for one in found:
         alone = () if one.topic.startswith(PARTITION) else (one.topic, one.found)
-        alike.setdefault((one.level, one.means, one.mend, *alone), []).append(one)
+        alike.setdefault((one.level, one.means, one.fix, *alone), []).append(one)
     return [_together(group) for group in alike.values()]
 
 

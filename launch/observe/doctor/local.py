@@ -10,7 +10,7 @@ from launch.submit import machine
 def look() -> list[Finding]:
     gpus = machine.local_gpus()
     built, taken = cuda.build(), cuda.driver()
-    way = cuda.mend(built, taken)
+    way = cuda.fix(built, taken)
     return [
         Finding("Slurm", "note", "none can be reached from here",
                 "runs go to the local executor: prepare, train, evaluate, one after the other",

@@ -134,7 +134,7 @@ def settings(
     return msgspec.structs.replace(resolved, stage="probe")
 
 
-# key of an answer -> (topic, mend)
+# key of an answer -> (topic, fix)
 TRIED = {
     "environment": ("environment", "python: in the profile, or a module load line in its setup:"),
     "compute": ("GPUs on the nodes", "a driver that fits torch's CUDA version; nvidia-smi on the node tells"),
@@ -168,13 +168,13 @@ def meaning(
         )  # fmt: skip
     if wants:
         found += _gpus(answers)
-    for key, (topic, mend) in TRIED.items():
+    for key, (topic, fix) in TRIED.items():
         parts = [one[key] for one in answers if key in one]
         wrong = [(one["host"], one[key]["text"]) for one in answers if key in one and not one[key]["ok"]]
         if wrong:
             host, error = wrong[0]
             found.append(
-                Finding(topic, "bad", f"{host}: {error}", "a training would end with this error", mend)
+                Finding(topic, "bad", f"{host}: {error}", "a training would end with this error", fix)
             )
         elif parts:
             text = f"{parts[0]['text']} ({parts[0]['seconds']:.1f} s)"
@@ -206,7 +206,7 @@ def _gpus(answers: list[dict[str, Any]]) -> list[Finding]:
                         "or name another python: in the profile")
             ]  # fmt: skip
         driver = seen.get("driver")
-        if way := cuda.mend(seen["cuda"], driver):
+        if way := cuda.fix(seen["cuda"], driver):
             return [
                 Finding(topic, "bad", f"{one['host']}: torch is built for CUDA {seen['cuda']}, "
                         f"and the driver takes {driver} at most",

@@ -23,8 +23,8 @@ def show(found: list[Finding], as_json: bool, written: str = "", name: str = "")
         head = words.safe(f"{one.level:8} {one.topic}: {one.found}")
         tables.control(f"{tables.paint(head, colours[one.level], coloured)}\n")
         print(f"         {one.means}")
-        if one.mend:
-            print(f"         fix: {one.mend}")
+        if one.fix:
+            print(f"         fix: {one.fix}")
     worst = sum(1 for one in found if one.level == "bad")
     print()
     if written:

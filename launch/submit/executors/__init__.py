@@ -17,7 +17,7 @@ from jobs.run.errors import UserError
 
 if TYPE_CHECKING:
     from launch.submit.batch_script import Batch
-    from launch.submit.data_ready import Ahead
+    from launch.submit.data_ready import Prerequisites
     from launch.submit.profiles import Resolved
 
 Submitted = tuple[dict[str, str], Any]
@@ -34,11 +34,14 @@ class Executor(Protocol):
     def check(self, resolved: Resolved) -> None:
         """Raises UserError for what it cannot give to a job; adds to `resolved.hints`."""
 
-    def wait_behind(self, job: str, holder: bool, arguments: list[str], ahead: Ahead) -> bool:
-        """Notes in `ahead` that what is submitted next waits for a preparation: for `job`, or for whoever is
-        the `holder` of the data root's lock. `arguments`: its own. False if nothing can wait for it."""
+    def wait_behind(self, job: str, holder: bool, arguments: list[str], prerequisites: Prerequisites) -> bool:
+        """Notes in `prerequisites` that what is submitted next waits for a preparation: for `job`, or for
+        whoever is the `holder` of the data root's lock. `arguments`: its own. False if nothing can wait for
+        it."""
 
-    def submit(self, made: Sequence[Run], batches: Sequence[Batch], ahead: Ahead) -> list[Submitted]:
+    def submit(
+        self, made: Sequence[Run], batches: Sequence[Batch], prerequisites: Prerequisites
+    ) -> list[Submitted]:
         """Submits the batches of each run, each behind the one before, and appends the events `submitted`.
         Of several runs they are elements of one sweep.
 

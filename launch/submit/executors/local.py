@@ -17,7 +17,7 @@ from launch.submit.executors import Submitted
 
 if TYPE_CHECKING:
     from launch.submit.batch_script import Batch
-    from launch.submit.data_ready import Ahead
+    from launch.submit.data_ready import Prerequisites
     from launch.submit.profiles import Resolved
 
 BATCH_SCRIPTS = False
@@ -48,28 +48,35 @@ def check(resolved: Resolved) -> None:
         )
 
 
-def wait_behind(job: str, holder: bool, arguments: list[str], ahead: Ahead) -> bool:
+def wait_behind(job: str, holder: bool, arguments: list[str], prerequisites: Prerequisites) -> bool:
     if not holder and not owns(job):
         return False
     # Of a local preparation that has not come to its lock yet, the process is known.
     words = [*arguments, "--wait-only", job.removeprefix("local-") if owns(job) else "0"]
-    if words not in ahead.stages:
-        ahead.stages.append(words)
+    if words not in prerequisites.stages:
+        prerequisites.stages.append(words)
     return True
 
 
-def submit(made: Sequence[Run], batches: Sequence[Batch], ahead: Ahead) -> list[Submitted]:
+def submit(made: Sequence[Run], batches: Sequence[Batch], prerequisites: Prerequisites) -> list[Submitted]:
     """One chain a run. Chains on one machine share its GPUs; without GPUs they run side by side."""
     sweep = bool(batches[0].elements)
-    return [_submit_chain(run, number if sweep else None, batches, ahead) for number, run in enumerate(made)]
+    return [
+        _submit_chain(run, number if sweep else None, batches, prerequisites)
+        for number, run in enumerate(made)
+    ]
 
 
-def _submit_chain(run: Run, element: int | None, batches: Sequence[Batch], ahead: Ahead) -> Submitted:
+def _submit_chain(
+    run: Run, element: int | None, batches: Sequence[Batch], prerequisites: Prerequisites
+) -> Submitted:
     from launch.submit import job_environment, submission
 
     first = batches[0].resolved
     # Preparations that are on their way are waited for, not done by it.
-    waits = [Stage(name="prepare", command=_command(first, "prepare", *words)) for words in ahead.stages]
+    waits = [
+        Stage(name="prepare", command=_command(first, "prepare", *words)) for words in prerequisites.stages
+    ]
     stages = [*waits, *(_stage(batch, run) for batch in batches)]
     job, process = submission.submit_chain(run.path, stages, job_environment.local(first.settings))
     for stage in stages:

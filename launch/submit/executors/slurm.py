@@ -16,7 +16,7 @@ from launch.submit.executors import Submitted
 
 if TYPE_CHECKING:
     from launch.submit.batch_script import Batch
-    from launch.submit.data_ready import Ahead
+    from launch.submit.data_ready import Prerequisites
     from launch.submit.profiles import Resolved
 
 BATCH_SCRIPTS = True
@@ -30,19 +30,19 @@ def check(resolved: Resolved) -> None:
     """sbatch knows what its cluster has."""
 
 
-def wait_behind(job: str, holder: bool, arguments: list[str], ahead: Ahead) -> bool:  # noqa: ARG001
-    if job.isdigit() and job not in ahead.jobs:
-        ahead.jobs.append(job)
+def wait_behind(job: str, holder: bool, arguments: list[str], prerequisites: Prerequisites) -> bool:  # noqa: ARG001
+    if job.isdigit() and job not in prerequisites.jobs:
+        prerequisites.jobs.append(job)
     return job.isdigit()
 
 
-def submit(made: Sequence[Run], batches: Sequence[Batch], ahead: Ahead) -> list[Submitted]:
+def submit(made: Sequence[Run], batches: Sequence[Batch], prerequisites: Prerequisites) -> list[Submitted]:
     """A sweep is a job array, whose elements each wait for the same element before."""
     from launch.submit import submission
 
     sweep = bool(batches[0].elements)
     jobs: dict[str, str] = {}
-    after, how = ahead.dependency, "afterok"
+    after, how = prerequisites.dependency, "afterok"
     with ExitStack() as stack:
         for batch in batches:
             stage = batch.resolved.stage
@@ -51,17 +51,21 @@ def submit(made: Sequence[Run], batches: Sequence[Batch], ahead: Ahead) -> list[
             how = "aftercorr" if sweep else "afterok"
             stack.enter_context(submission.withdrawn_on_error(job))
     return [
-        (_noted(run, number if sweep else None, jobs, batches, ahead), None)
+        (_noted(run, number if sweep else None, jobs, batches, prerequisites), None)
         for number, run in enumerate(made)
     ]
 
 
 def _noted(
-    run: Run, element: int | None, jobs: dict[str, str], batches: Sequence[Batch], ahead: Ahead
+    run: Run,
+    element: int | None,
+    jobs: dict[str, str],
+    batches: Sequence[Batch],
+    prerequisites: Prerequisites,
 ) -> dict[str, str]:
     """Appends the events of one run; returns the ids of its jobs."""
     ids = {stage: job if element is None else f"{job}_{element}" for stage, job in jobs.items()}
-    after = ahead.dependency
+    after = prerequisites.dependency
     for batch in batches:
         stage, settings = batch.resolved.stage, batch.resolved.settings
         trains = stage == "train"
