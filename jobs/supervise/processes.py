@@ -88,18 +88,26 @@ def reap() -> dict[int, int]:
 
 def descendants(root: int) -> list[int]:
     """Pids of all living (not zombie) processes below `root`, parents before children."""
-    children: dict[int, list[int]] = {}
+    return [pid for pid, state in _below(root) if state != "Z"]
+
+
+def _below(root: int) -> list[tuple[int, str]]:
+    """All processes below `root`, and the state of each, parents before children.
+
+    Zombies too: one whose main thread has ended before the others may still have children.
+    """
+    children: dict[int, list[tuple[int, str]]] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         state, parent = _state_and_parent(int(entry))
-        if state not in ("Z", "X", ""):
-            children.setdefault(parent, []).append(int(entry))
-    found: list[int] = []
-    front = [root]
+        if state not in ("X", ""):
+            children.setdefault(parent, []).append((int(entry), state))
+    found: list[tuple[int, str]] = []
+    front = children.get(root, [])
     while front:
-        front = [child for pid in front for child in children.get(pid, [])]
         found += front
+        front = [child for pid, _ in front for child in children.get(pid, [])]
     return found
 
 
@@ -113,12 +121,12 @@ def end_all(seconds: float = 10.0, spare: Collection[int] = ()) -> dict[int, int
     ended: dict[int, int] = {}
     deadline = time.monotonic() + seconds
     while True:
-        spared = {pid for one in spare for pid in (one, *descendants(one))}
-        living = [pid for pid in descendants(os.getpid()) if pid not in spared]
-        for pid in living:
+        spared = {pid for one in spare for pid in (one, *(below for below, _ in _below(one)))}
+        left = [pid for pid, _ in _below(os.getpid()) if pid not in spared]
+        for pid in left:
             send(pid, signal.SIGKILL)
         ended |= reap()
-        if not living or time.monotonic() > deadline:
+        if not left or time.monotonic() > deadline:
             return ended
         time.sleep(0.005)
 

@@ -103,6 +103,8 @@ def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int
                 print(text, flush=True)
             code = _outcome(event, own.last_stage)
             if code is not None:
+                if process is not None:
+                    process.wait()  # the report, say, is written after the last event
                 return code
             line.stage, line.job = event.get("stage", line.stage), event.get("job", line.job)
         seen = len(records)

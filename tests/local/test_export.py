@@ -141,11 +141,12 @@ def test_a_mistake_is_one_line_and_no_job(
     (full / "mine").touch()
     given = [str(full) if one == "FULL" else one for one in arguments]
     weights = () if "--checkpoint" in given else ("--checkpoint", run.path / "weights.pth")
+    before = events.read(run.events)
     done = call(run.path.parent, "export", "first", *weights, *given)
     assert done.returncode == 2
     assert message in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
-    assert not run.events.exists()
+    assert events.read(run.events) == before
 
 
 def test_an_older_runs_code_is_said_to_know_no_export(run: Run) -> None:
