@@ -110,7 +110,7 @@ endef
 # The services that show curves, and ONNX, by their own packages, in an environment on top of .venv.
 trackers: setup
 	@env/trackers.sh
-	.venv-track/bin/python -m pytest tests/local/test_trackers.py tests/local/test_export.py -q
+	.venv-track/bin/python -m pytest tests/local/test_trackers.py tests/local/test_export.py -q -n 2 --dist worksteal -k "trackers or onnx or graph"
 
 torch-oldest: setup
 	$(call try-torch,$(OLDEST),$(USE_TORCH))
