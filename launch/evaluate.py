@@ -80,17 +80,11 @@ def evaluate_new(arguments: argparse.Namespace) -> int:
     spec = requests.TrainingSpec(
         train=resolved, evaluate=resolved, infer=resolved, config=config, chain=chain, data_root=data_root
     )
-    runs.check_root(runs.runs_root())
-    name = runs.free_name(config.stem)
-
-    def fill(place: Run) -> None:
-        requests.fill(place, name, spec, requests.versions())
-
     if arguments.dry_run:
         raise UserError(
             "--dry-run needs a run: train.py --config … --no-submit makes one without training it"
         )
-    with runs.new_run(name, fill) as run:
+    with requests.untrained(spec, config.stem) as run:
         return submit(arguments, run, batch(arguments, run, resolved, checkpoint))
 
 

@@ -4,13 +4,11 @@
 onnxruntime makes of real images is from PyTorch. It needs env/setup.sh --with onnx.
 """
 
-import argparse
 from pathlib import Path
 
 import checkout
 
-from jobs.run import exported, files, output
-from jobs.run.directory import Run
+from jobs.run import exported, files
 from jobs.run.errors import UserError
 from launch.submit import interpreters, options, programs, runs, single_job
 
@@ -49,7 +47,10 @@ def main() -> int:
     lacking = exported.lacking() if arguments.onnx and interpreters.is_this(resolved) else ""
     if lacking:
         raise UserError(lacking)
-    job_arguments = ["--checkpoint", checkpoint, *where(arguments, run), *(["--onnx"] * arguments.onnx)]
+    own = run.path / files.EXPORT()
+    out = options.out_folder(arguments.out, own) if arguments.out else None
+    job_arguments = ["--checkpoint", checkpoint, *(["--out", str(out)] if out else [])]
+    job_arguments += ["--onnx"] * arguments.onnx
     if arguments.check:
         job_arguments += ["--check", *(str(existing(one)) for one in arguments.check)]
     batch = single_job.batch(run.path, resolved, job_arguments, f"{run.name}-export")
@@ -57,24 +58,13 @@ def main() -> int:
         return single_job.show(batch)
     job, process = single_job.submit(run, batch)
     if not arguments.json:
-        print(f"export   {arguments.out or run.path / files.EXPORT()} ({exported.RECORD} is written last)")
+        print(f"export   {out or own} ({exported.RECORD} is written last)")
     code = single_job.tell(arguments, run, "export", job, process)
     if arguments.wait and not code and not arguments.json:
-        given = Path(arguments.out or run.path / files.EXPORT()).expanduser()
-        records = given.glob(exported.RECORD if arguments.out else f"*/{exported.RECORD}")
+        records = (out or own).glob(exported.RECORD if out else f"*/{exported.RECORD}")
         folder = max(records, key=lambda one: one.stat().st_mtime).parent
         print(exported.summary(folder, exported.read(folder) or {}))
     return code
-
-
-def where(arguments: argparse.Namespace, run: Run) -> list[str]:
-    """The job's --out. Raises UserError for a folder with other files in it."""
-    if not arguments.out:
-        return []
-    out = Path(arguments.out).expanduser().absolute()
-    output.check(out, "--out", run.path / files.EXPORT())
-    runs.check_path(out, "--out")
-    return ["--out", str(out)]
 
 
 def existing(given: str) -> Path:

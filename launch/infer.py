@@ -9,7 +9,7 @@ from pathlib import Path
 
 import checkout
 
-from jobs.run import files, output
+from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from launch.submit import from_export, options, profiles, runs, single_job
@@ -40,9 +40,7 @@ def main() -> int:
     known = None if folder else runs.find(arguments.run)
     images = [str(path) for given in arguments.images for path in places(given)]
     if arguments.out:
-        out = Path(arguments.out).expanduser().absolute()
-        output.check(out, "--out")
-        runs.check_path(out, "--out")
+        out = options.out_folder(arguments.out)
         over = [path for path in images if Path(path).resolve() == out.resolve()]
         if over:
             raise UserError(f"--out {out} is what is to be segmented ({over[0]}): choose another folder")

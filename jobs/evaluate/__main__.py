@@ -76,8 +76,9 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
         "seconds": round(time.monotonic() - began, 3),
         "seconds_rank_0": {key: round(value, 3) for key, value in test.spent.items()},
     }  # fmt: skip
-    per_image.write(where, test.paths(), gathered.counts)
-    results.write_images(where, order, test.paths(), gathered.scores)
+    paths = test.paths()
+    per_image.write(where, paths, gathered.counts)
+    results.write_images(where, order, paths, gathered.scores)
     results.write(where, found, gathered.matrix)
     tell(run, us.job, found, where)
     return 0

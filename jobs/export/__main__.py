@@ -19,7 +19,7 @@ from jobs.catalog import pretrained
 from jobs.engine import checkpoints
 from jobs.mmseg import compat, images
 from jobs.mmseg import model as models
-from jobs.run import environment, events, exported, failure, files, output, story
+from jobs.run import digests, environment, events, exported, failure, files, output, story
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError, run_command
 from jobs.run.task import job_id
@@ -85,7 +85,7 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
     if arguments.onnx:
         record["onnx"] = write_onnx(folder / exported.ONNX, cfg, model, arguments.check)
         names.append(exported.ONNX)
-    record["sha256"] = {name: exported.sha256(folder / name) for name in names}
+    record["sha256"] = {name: digests.digest(folder / name, "sha256") for name in names}
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / exported.RECORD, text.encode())
     print(exported.summary(folder, record), flush=True)

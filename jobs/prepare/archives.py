@@ -8,14 +8,12 @@ are required. Nothing is extracted by name: `walk` yields members, the caller as
 from __future__ import annotations
 
 import bz2
-import hashlib
 import io
 import lzma
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 from jobs.prepare.deflate import GUNZIP_ERRORS, open_gzip
 from jobs.run.errors import UserError
@@ -253,15 +251,3 @@ def drain(stream: Stream) -> None:
 def looks_like_html(start: bytes) -> bool:
     head = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<body"))
-
-
-def digest(path: Path, algorithm: str, advance: Callable[[int], object] = lambda _: None) -> str:
-    """The file's hex digest by hashlib's `algorithm`; `advance` is told the bytes of each block read."""
-    state: Any = hashlib.new(algorithm)
-    buffer = bytearray(CHUNK)
-    view = memoryview(buffer)
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            state.update(view[:count])
-            advance(count)
-    return cast(str, state.hexdigest())

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.catalog.sources import Source
-from jobs.prepare.archives import DamagedArchive, digest, looks_like_html
+from jobs.prepare.archives import DamagedArchive, looks_like_html
 from jobs.prepare.progress import say, task
 from jobs.prepare.workers import NICER
+from jobs.run.digests import digest
 from jobs.run.directory import write_atomically
 from jobs.run.errors import MALFORMED, UserError
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import io
 import tarfile
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ import numpy as np
 
 from jobs.prepare.local_archives import listed_digest
 from jobs.prepare.synthetic_scene import Scene, cls_mat, inst_mat, make_scene
+from jobs.run.digests import digest
 from jobs.run.errors import UserError, run_command
 
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
@@ -158,7 +158,7 @@ def write_archives(
         write_tar(file, voc_members(lists, ids, numbers, scene, full), tarfile.USTAR_FORMAT)
     with gzip_writer(out / SBD_ARCHIVE) as stream:
         write_tar(stream, sbd_members(lists, numbers, scene), tarfile.GNU_FORMAT)
-    lines = [f"{sha256(out / name)}  {name}\n" for name in (VOC_ARCHIVE, SBD_ARCHIVE)]
+    lines = [f"{digest(out / name, 'sha256')}  {name}\n" for name in (VOC_ARCHIVE, SBD_ARCHIVE)]
     (out / "SHA256SUMS").write_text("".join(lines), encoding="ascii")
 
 
@@ -246,14 +246,6 @@ def gzip_writer(path: Path) -> IO[bytes]:
     except ImportError:
         return cast(IO[bytes], gzip.GzipFile(path, "wb", compresslevel=6, mtime=0))
     return cast(IO[bytes], igzip.IGzipFile(str(path), "wb", compresslevel=2, mtime=0))
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -115,8 +115,8 @@ def difference(file: Path, name: str, url: str) -> str:
 
     Of an address that nobody vouches for, a name that is not the digest's is only said.
     """
-    from jobs.prepare.archives import digest
     from jobs.prepare.progress import say
+    from jobs.run.digests import digest
 
     promised = DIGESTS.get(name) or of_name(name)
     if not promised:
@@ -150,8 +150,8 @@ def set_aside(file: Path, why: str) -> Path:
 def check_given(file: Path, name: str, url: str) -> None:
     """Holds a file of the user's against the checksums file beside it, and against its own name. Raises
     UserError."""
-    from jobs.prepare.archives import digest
     from jobs.prepare.local_archives import listed_digest
+    from jobs.run.digests import digest
 
     wrong = ""
     if listed := listed_digest(file):

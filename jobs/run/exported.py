@@ -9,12 +9,12 @@ export.json    what all this is, and each file's SHA-256; written last: where it
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+from jobs.run.digests import digest
 from jobs.run.errors import UserError
 
 RECORD, WEIGHTS, CONFIG, ONNX = "export.json", "weights.pth", "config.py", "model.onnx"
@@ -28,14 +28,6 @@ def lacking() -> str:
     if not missing:
         return ""
     return f"--onnx needs {' and '.join(missing)}, not installed here: env/setup.sh --with onnx installs them"
-
-
-def sha256(path: Path) -> str:
-    h = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            h.update(chunk)
-    return h.hexdigest()
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -54,11 +46,11 @@ def read(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{folder / RECORD} is damaged: it does not name the files of an export")
     if record.get("format") != FORMAT:
         raise UserError(f"{folder} was exported by a later version of Baton: export it again with this one")
-    for name, digest in digests.items():
+    for name, listed in digests.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
             raise UserError(f"{path} is missing: copy the exported folder again, whole")
-        if sha256(path) != digest:
+        if digest(path, "sha256") != listed:
             raise UserError(f"{path} is damaged, or was changed since the export: copy the folder again")
     return dict(record)
 

@@ -17,7 +17,7 @@ from jobs.run.directory import Request, Run, write_atomically
 from jobs.run.settings import JobSettings, RunSettings
 from jobs.slurm.login import SlurmError
 from launch.submit import batch_script as script
-from launch.submit import data_ready, job_environment, profiles, snapshot
+from launch.submit import data_ready, job_environment, profiles, runs, snapshot
 from launch.submit.configs import Chain
 from launch.submit.runs import CHECKOUT
 
@@ -119,6 +119,19 @@ def fill(run: Run, name: str, spec: TrainingSpec, versions: dict[str, str]) -> N
     config = snapshot.take(run.code, spec.data_root, spec.chain)
     run.write_request(request(spec, name, config, versions))
     job_environment.write(run, spec.infer)  # for the script of a dry run
+
+
+@contextmanager
+def untrained(spec: TrainingSpec, stem: str) -> Iterator[Run]:
+    """Makes a run that nothing is trained in, for an evaluation or an inference; see runs.new_run."""
+    runs.check_root(runs.runs_root())
+    name = runs.free_name(stem)
+
+    def fill_it(place: Run) -> None:
+        fill(place, name, spec, versions())
+
+    with runs.new_run(name, fill_it) as run:
+        yield run
 
 
 def write_scripts(run: Run, *batches: script.Batch) -> None:

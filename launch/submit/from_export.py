@@ -43,11 +43,5 @@ def new_run(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[Run, 
         train=resolved, evaluate=resolved, infer=resolved, config=config, chain=chain,
         data_root=runs.CHECKOUT / "data",
     )  # fmt: skip
-    runs.check_root(runs.runs_root())
-    name = runs.free_name(folder.name)
-
-    def fill(place: Run) -> None:
-        requests.fill(place, name, spec, requests.versions())
-
-    with runs.new_run(name, fill) as run:
+    with requests.untrained(spec, folder.name) as run:
         yield run, resolved, str(folder / exported.WEIGHTS)

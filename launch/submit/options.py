@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from jobs.catalog import pretrained
-from jobs.run import secrets
+from jobs.run import output, secrets
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from launch.submit import executors, job_environment, machine, profiles
@@ -239,6 +239,14 @@ def checkpoint(which: str, run: Run | None = None) -> str:
     close = difflib.get_close_matches(which, ["best", "last"], n=1)
     hint = f"did you mean {close[0]!r}?" if close else "best and last are names too"
     raise UserError(f"--checkpoint {which}: there is no such file; {hint}")
+
+
+def out_folder(given: str, own: Path | None = None) -> Path:
+    """Where --out is. Raises UserError for a folder with other files in it; `own`: see output.check."""
+    out = Path(given).expanduser().absolute()
+    output.check(out, "--out", own)
+    check_path(out, "--out")
+    return out
 
 
 def data_root(arguments: argparse.Namespace) -> Path:

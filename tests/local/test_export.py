@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from jobs.run import events, exported
+from jobs.run.digests import digest
 from jobs.run.directory import Run
 from tests.conftest import ROOT
 
@@ -237,7 +238,7 @@ def test_the_record_says_what_a_later_version_wrote(tmp_path: Path) -> None:
     assert exported.read(tmp_path) is None
     (tmp_path / "weights.pth").write_bytes(b"w")
     (tmp_path / "config.py").write_bytes(b"c")
-    digests = {name: exported.sha256(tmp_path / name) for name in ("weights.pth", "config.py")}
+    digests = {name: digest(tmp_path / name, "sha256") for name in ("weights.pth", "config.py")}
     for record, message in (
         ({"format": 2, "sha256": digests}, "by a later version"),
         ({"format": 1}, "is damaged"),

@@ -23,8 +23,8 @@ from PIL import Image
 from jobs.catalog.readiness import state
 from jobs.catalog.recipes import RECIPES, converters
 from jobs.prepare import verify
-from jobs.prepare.archives import digest
 from jobs.prepare.converters import limit_is_too_short
+from jobs.run.digests import digest
 from jobs.slurm import calls as slurm
 from tests.local.test_prepare_survives import alive, mounted
 

@@ -16,11 +16,12 @@ from scipy.io import savemat
 from jobs.catalog import sources
 from jobs.catalog.readiness import state
 from jobs.prepare import lock, verify
-from jobs.prepare.archives import DamagedArchive, Stream, digest, walk
+from jobs.prepare.archives import DamagedArchive, Stream, walk
 from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE, make_lists
 from jobs.prepare.synthetic_scene import cls_mat
 from jobs.prepare.voc.pipeline import prepare, watcher
 from jobs.prepare.voc.writing import put
+from jobs.run.digests import digest
 from jobs.run.errors import UserError
 from tests.archive_edits import SBD, VOC, copy, edit
 

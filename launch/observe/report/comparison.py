@@ -11,7 +11,6 @@ from launch.observe.report import data as report_data
 from launch.observe.report import groups, page
 from launch.observe.report.charts import Series
 from launch.observe.report.data import Data
-from launch.observe.tracking.content import flat
 
 
 def comparison(all_data: Sequence[Data]) -> str:
@@ -96,7 +95,9 @@ def _class_comparison(all_data: Sequence[Data]) -> str:
 
 def _differences(all_data: Sequence[Data]) -> str:
     """What the runs' requests differ in."""
-    requests = [flat(report_data.public(data.request)) if data.request else {} for data in all_data]
+    requests = [
+        report_data.flat(report_data.public(data.request)) if data.request else {} for data in all_data
+    ]
     keys = dict.fromkeys(key for one in requests for key in one if key not in ("name", "created"))
     rows = [
         [key, *(str(one.get(key, "")) for one in requests)]

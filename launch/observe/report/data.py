@@ -19,6 +19,7 @@ from jobs.slurm import queries as slurm_queries
 from launch.observe import accounting, efficiency, records, states
 from launch.observe.efficiency import Costs, Shares
 from launch.observe.past import History
+from launch.submit import literals
 from launch.submit.batch_script import UNTOLD
 
 HIDDEN = "…"
@@ -80,6 +81,20 @@ def gather(run: Run) -> Data:
         now=now,
         problems=problems,
     )
+
+
+def flat(node: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested dicts as dotted keys; without what may be a secret, or what only running a config would tell."""
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{above}.{key}" if above else str(key)
+        if looks_secret(str(key)) or value is literals.UNKNOWN:
+            continue
+        if isinstance(value, dict):
+            found |= flat(value, name)
+        else:
+            found[name] = value if isinstance(value, (int, float, str)) else repr(value)
+    return found
 
 
 def public(request: Request) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from jobs.run import files
 from launch.observe import records
 from launch.observe.report import data as report_data
 from launch.observe.report.data import Data
-from launch.observe.tracking.content import flat
 
 METRICS = ("mIoU", "mAcc", "aAcc")
 """Of the evaluation, in percent."""
@@ -66,7 +65,7 @@ class Difference(msgspec.Struct):
 
 def grouped(all_data: Sequence[Data]) -> list[Group]:
     """The groups, the best mIoU first."""
-    flats = [_wish(data) for data in all_data]
+    flats = [_asked(data) for data in all_data]
     keys = list(dict.fromkeys(key for one in flats for key in one if key not in SEEDS))
     differing = [key for key in keys if len({repr(one.get(key)) for one in flats}) > 1]
     found: dict[str, list[Data]] = {}
@@ -81,20 +80,20 @@ def _rank(group: Group) -> float:
     return best.mean if best else -math.inf
 
 
-def _wish(data: Data) -> dict[str, Any]:
+def _asked(data: Data) -> dict[str, Any]:
     """What of a request makes another training: dotted key -> value."""
     if data.request is None:
         return {"run": data.run.name}
     shown = report_data.public(data.request)
-    wish = {key: shown[key] for key in ("config", "worker", "data_root", "set", "seed") if shown[key]}
+    asked = {key: shown[key] for key in ("config", "worker", "data_root", "set", "seed") if shown[key]}
     augmented = data.evaluation.metrics.get("augmented") if data.evaluation else None
-    return flat(wish | ({"augmented": augmented} if augmented else {}))
+    return report_data.flat(asked | ({"augmented": augmented} if augmented else {}))
 
 
-def _name(wish: dict[str, Any], differing: Sequence[str]) -> str:
+def _name(asked: dict[str, Any], differing: Sequence[str]) -> str:
     parts = []
     for key in differing:
-        value = wish.get(key, "–")
+        value = asked.get(key, "–")
         if key == "config":
             parts.append(Path(str(value)).stem)
         else:

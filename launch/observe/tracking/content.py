@@ -15,7 +15,6 @@ import msgspec
 
 from jobs.run import files, trackers
 from jobs.run.directory import Run
-from jobs.run.secrets import looks_secret
 from launch.observe import efficiency, history, records, sweeps
 from launch.observe.past import History
 from launch.observe.report import data as report
@@ -73,7 +72,7 @@ def about(run: Run) -> About:
         text, values = "", {}
     asked = report.public(request)
     kept = ("config", "seed", "nodes", "gpus", "data_root", "set", "versions", "command", "worker")
-    parameters = flat({key: asked[key] for key in kept if asked[key]}) | flat(values, "config")
+    parameters = report.flat({key: asked[key] for key in kept if asked[key]}) | report.flat(values, "config")
     what = Path(request.worker[0] if request.worker else request.config).stem
     return About(
         id=trackers.id_of(request.name, request.created),
@@ -95,20 +94,6 @@ def backends(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         kind = str(one.get("type", "")).rpartition(".")[2] if isinstance(one, dict) else ""
         if service := trackers.BACKENDS.get(kind):
             found[service] = {key: value for key, value in one.items() if key != "type"}
-    return found
-
-
-def flat(node: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested dicts as dotted keys; without what may be a secret, or what only running a config would tell."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{above}.{key}" if above else str(key)
-        if looks_secret(str(key)) or value is literals.UNKNOWN:
-            continue
-        if isinstance(value, dict):
-            found |= flat(value, name)
-        else:
-            found[name] = value if isinstance(value, (int, float, str)) else repr(value)
     return found
 
 
@@ -224,8 +209,5 @@ def _numbers(found: dict[str, Any], without: tuple[str, ...]) -> dict[str, Any]:
     return {
         key: float(value)
         for key, value in found.items()
-        if key not in without
-        and isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
+        if key not in without and records.number(value) is not None
     }

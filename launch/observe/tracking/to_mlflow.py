@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launch.observe.records import number
 from launch.observe.tracking.content import PER_CLASS, About, Content, Row
 from launch.observe.tracking.sending import State
 
@@ -90,7 +91,9 @@ class Service:
     def evaluation(self, found: Content, step: int) -> None:
         told = {f"eval/{key}": value for key, value in found.scores.items()}
         for one in found.classes:
-            told |= {f"eval/{key}/{one['name']}": one[key] for key in PER_CLASS if is_number(one.get(key))}
+            told |= {
+                f"eval/{key}/{one['name']}": one[key] for key in PER_CLASS if number(one.get(key)) is not None
+            }
         named = metrics(told, max(step, 0))
         for at in range(0, len(named), MOST_METRICS):
             self.client.log_batch(self.run, metrics=named[at : at + MOST_METRICS])
@@ -100,10 +103,6 @@ class Service:
             self.client.update_run(self.run, status=STATES[state])
         else:
             self.client.set_terminated(self.run, STATES[state])
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def metrics(row: dict[str, float], step: int) -> list[Any]:
