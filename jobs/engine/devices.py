@@ -84,6 +84,12 @@ def name(device: str) -> str:
     return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device
 
 
+def memory(index: int) -> int:
+    """Bytes of memory that an accelerator has, in use or not; 0 where torch cannot tell."""
+    properties = getattr(_module(kind()), "get_device_properties", None)
+    return int(getattr(properties(index), "total_memory", 0)) if properties else 0
+
+
 def build() -> str | None:
     """What torch was built for: `12.8` (CUDA), `6.2 (ROCm)`; None for the CPU alone."""
     hip = getattr(torch.version, "hip", None)

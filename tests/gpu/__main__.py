@@ -1,16 +1,26 @@
-"""`python -m tests.gpu` (make gpu): the tests for GPUs. Exit code 0 also where there is no GPU; 2 where
-something is not installed that they need."""
+"""`python -m tests.gpu` (make gpu): the tests for GPUs, and the table of what they found. Exit code 0 also
+where there is no GPU; 2 where something is not installed that they need.
+
+First what must hold, several tests at once where the machine has room for that; then what is measured, alone.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 from jobs.run import environment
 
+HERE = Path(__file__).resolve().parent
 NEEDED = "tests/gpu/requirements.txt"
+MEASURED = "test_speed.py"
+NOTHING_SELECTED = 5
+"""pytest's exit code where `-k` leaves nothing of a part."""
 
 
 def main() -> int:
@@ -19,14 +29,30 @@ def main() -> int:
         missing = ", ".join(f"{name} is missing" for name in absent) or ", ".join(wrong)
         print(f"error: {missing}: pip install -r {NEEDED} (torch is yours to choose)", file=sys.stderr)
         return 2
-    from jobs.engine import devices
+    from tests.gpu import table, work
 
-    if not devices.count() and os.environ.get("BATON_GPU_ON") != "cpu":
+    if not (work.GPUS or work.ON_CPU):
         print("skipped: torch sees no GPU here (BATON_GPU_ON=cpu runs the same tests on the CPU, small)")
         return 0
-    import pytest
+    os.environ.setdefault(work.BEGAN_AT, str(time.time()))
+    at_once = work.at_once() if importlib.util.find_spec("xdist") else 1
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [Path(folder, "holds.json"), Path(folder, "measured.json")]
+        kept = [f"--ignore={HERE / MEASURED}", *(["-n", str(at_once)] if at_once > 1 else [])]
+        codes = [run(HERE, kept, parts[0]), run(HERE / MEASURED, [], parts[1])]
+        text = table.render(*table.joined(parts))
+    print(f"\n{text}")
+    if work.GPUS:
+        print(f"\n{table.write(text, HERE.parents[1] / 'docs/gpu-options.md')}")
+    codes = [code for code in codes if code != NOTHING_SELECTED]
+    return max(codes, default=NOTHING_SELECTED)
 
-    return int(pytest.main([str(Path(__file__).parent), "-q", *sys.argv[1:]]))
+
+def run(what: Path, options: list[str], part: Path) -> int:
+    command = [sys.executable, "-m", "pytest", str(what), "-q", "-W", "ignore", *options, *sys.argv[1:]]
+    return subprocess.run(
+        command, cwd=HERE.parents[1], env=os.environ | {"BATON_GPU_PART": str(part)}
+    ).returncode
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ Without a GPU they skip; with BATON_GPU_ON=cpu they run on the CPU, small (docs/
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ if os.environ.get("BATON_GPU_ON") == "cpu":
 from tests.gpu import table, work
 
 OUTCOMES: dict[str, str] = {}
+ROWS: list[tuple[str, str]] = []
+FIGURE = "figure"
 HERE = Path(__file__).parent
 
 
@@ -33,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def in_time() -> None:
-    spent = time.monotonic() - work.BEGAN
+    spent = time.time() - work.BEGAN
     if spent > work.SECONDS:
         pytest.skip(f"not begun: {spent:.0f} s are over (BATON_GPU_SECONDS={work.SECONDS:.0f})")
 
@@ -41,6 +45,16 @@ def in_time() -> None:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def show(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
+    """Puts a line into the table: what, and its figure. From whichever process the test runs in."""
+
+    def line(what: str, figure: str) -> None:
+        record_property(FIGURE, [what, figure])
+
+    return line
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -54,14 +68,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         OUTCOMES[name] = f"skipped: {reason.removeprefix('Skipped: ')}"
     elif report.when == "call":
         OUTCOMES[name] = f"passed ({report.duration:.0f} s)"
+    if report.when == "call":
+        ROWS.extend((what, figure) for kind, (what, figure) in report.user_properties if kind == FIGURE)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not OUTCOMES or not (work.GPUS or work.ON_CPU):
         return
-    text = table.render(OUTCOMES, work.ROWS)
-    terminalreporter.write_line("")
-    terminalreporter.write_line(text)
-    if work.GPUS:
-        where = table.write(text, terminalreporter.config.rootpath / "docs/gpu-options.md")
-        terminalreporter.write_line(f"\n{where}")
+    if part := os.environ.get("BATON_GPU_PART"):
+        Path(part).write_text(json.dumps([OUTCOMES, ROWS]))
+    else:
+        terminalreporter.write_line(f"\n{table.render(OUTCOMES, ROWS)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +22,18 @@ def render(outcomes: Mapping[str, str], rows: Sequence[tuple[str, str]]) -> str:
     lines += ["| what | result |", "|---|---|"]
     lines += [f"| {_cell(what)} | {_cell(figure)} |" for what, figure in [*outcomes.items(), *rows]]
     return "\n".join(lines)
+
+
+def joined(parts: Iterable[Path]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """What the parts of a run of the tests have left, in order; a part that was not run has left nothing."""
+    outcomes: dict[str, str] = {}
+    rows: list[tuple[str, str]] = []
+    for part in parts:
+        if part.exists():
+            its_outcomes, its_rows = json.loads(part.read_text())
+            outcomes |= its_outcomes
+            rows += [(what, figure) for what, figure in its_rows]
+    return outcomes, rows
 
 
 def _cell(text: str) -> str:

@@ -15,7 +15,7 @@ from jobs.run import events
 from jobs.run.exit_codes import RESUME
 from tests import tiny
 from tests.gpu import work
-from tests.gpu.work import CNN, GPUS
+from tests.gpu.work import CNN, GPUS, Show
 
 pytestmark = pytest.mark.slow
 STEPS = 6
@@ -55,7 +55,7 @@ def test_one_rank_is_told_and_both_leave(whole, data: Path, tmp_path: Path) -> N
     assert tiny.differences(work.last(run), whole) == []
 
 
-def test_two_become_one(whole, data: Path, tmp_path: Path) -> None:
+def test_two_become_one(whole, data: Path, tmp_path: Path, show: Show) -> None:
     run = two(tmp_path / "run", data)
     plan = {"at": "step", "step": 3, "signal": "SIGUSR2", "rank": 0}
     assert tiny.start(run, 2, plan) == [RESUME, RESUME], tiny.log_of(run, 1)
@@ -65,7 +65,7 @@ def test_two_become_one(whole, data: Path, tmp_path: Path) -> None:
     found = work.last(run)
     assert found["step"] == STEPS
     difference = work.apart(found, whole)
-    work.show("weights apart, two ranks and 2 → 1 after half", f"{difference:.1e}")
+    show("weights apart, two ranks and 2 → 1 after half", f"{difference:.1e}")
     assert (
         difference < 0.2
     )  # another order of sums, another half of a batch for statistics: no other training
@@ -88,11 +88,11 @@ def test_a_dead_rank_ends_the_other(data: Path, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.skipif(work.ON_CPU, reason="a minute of standing still: tests/local/test_supervision.py")
 def test_a_hang_is_found_before_nccls_watchdog(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, show: Show
 ) -> None:
     run = two(tmp_path / "run", data)
     request = run.request()
-    request.cluster["hang_minutes"] = 1
+    request.cluster.hang_minutes = 1
     run.write_request(request)
     pause = tmp_path / "pause"
     plan = {"at": "step", "step": 4, "pause": str(pause), "rank": 1}
@@ -101,5 +101,5 @@ def test_a_hang_is_found_before_nccls_watchdog(
     codes = [process.wait(240) for process in start.start("ours", run, 2)]
     (hang,) = (e for e in events.read(run.events) if e["event"] == "hang")
     assert 0 not in codes
-    work.show("a hang, limit 60 s, was over after", f"{time.monotonic() - began:.0f} s, rank {hang['rank']}")
+    show("a hang, limit 60 s, was over after", f"{time.monotonic() - began:.0f} s, rank {hang['rank']}")
     assert any(run.job.glob("stacks-*"))

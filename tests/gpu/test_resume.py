@@ -12,7 +12,7 @@ from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME
 from tests import tiny
 from tests.gpu import work
-from tests.gpu.work import CNN, ON_CPU, RECIPE, TRANSFORMER
+from tests.gpu.work import CNN, ON_CPU, RECIPE, TRANSFORMER, Show
 
 pytestmark = pytest.mark.slow
 
@@ -67,13 +67,15 @@ def test_resumes_bit_for_bit(kind: str, data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["transformer"] if ON_CPU else IN_CI)
-def test_how_far_apart_without_deterministic_kernels(kind: str, data: Path, tmp_path: Path) -> None:
+def test_how_far_apart_without_deterministic_kernels(
+    kind: str, data: Path, tmp_path: Path, show: Show
+) -> None:
     """Two runs left alone differ as well; a resume should add nothing of another size."""
     whole = work.last(trained(tmp_path / "whole", data, kind, False, []))
     again = work.last(trained(tmp_path / "again", data, kind, False, []))
     found = work.last(trained(tmp_path / "found", data, kind, False, interruptions(kind)))
     alone, resumed = work.apart(again, whole), work.apart(found, whole)
-    work.show(f"weights apart after {STEPS} steps, {kind}", f"{alone:.1e} left alone, {resumed:.1e} resumed")
+    show(f"weights apart after {STEPS} steps, {kind}", f"{alone:.1e} left alone, {resumed:.1e} resumed")
     assert found["step"] == again["step"] == STEPS
 
 

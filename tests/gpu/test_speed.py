@@ -12,7 +12,7 @@ import pytest
 from benchmarks import evaluation
 from benchmarks.trainings import start
 from tests.gpu import work
-from tests.gpu.work import ON_CPU, RECIPE
+from tests.gpu.work import ON_CPU, RECIPE, Show
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def measured(side: str, path: Path, data: Path, settings: dict[str, Any]) -> dic
 
 
 @pytest.mark.parametrize("option", ON_THE_CPU if ON_CPU else OPTIONS)
-def test_a_step(option: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step(option: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, show: Show) -> None:
     settings, environment = OPTIONS[option]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -53,21 +53,19 @@ def test_a_step(option: str, data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for side, one in found.items():
         stalls = [seconds for _, seconds in one["saves"][1:]]
         busy = "–" if one["busy"] is None else f"{one['busy']:.0%}"
-        work.show(
+        show(
             f"training, {option}, {'Baton' if side == 'ours' else 'mmengine'}",
             f"{BATCH / one['step']:.3g} images/s, {one['step'] * 1000:.3g} ms a step, GPU busy {busy}, "
             f"waits for data {one['wait']:.1%}, save stall {statistics.median(stalls):.3f} s, "
             f"first step after {one['first']:.1f} s, peak {one['peak'] / 2**30:.2f} GiB",
         )
     ours, peer = found["ours"], found["peer"]
-    work.show(
-        f"training, {option}, step against mmengine", f"{ours['step'] / peer['step']:.3f}× (goal ≤ 1.00)"
-    )
+    show(f"training, {option}, step against mmengine", f"{ours['step'] / peer['step']:.3f}× (goal ≤ 1.00)")
     assert ours["step"] > 0
     assert peer["step"] > 0
 
 
-def test_an_evaluation() -> None:
+def test_an_evaluation(show: Show) -> None:
     """That both sides find the same figures, `whole_test` looks itself."""
     images = 6 if ON_CPU else 60
     config = "configs/demo.py" if ON_CPU else "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
@@ -77,4 +75,4 @@ def test_an_evaluation() -> None:
         parts = details["seconds_rank_0"]
     mine = sum(parts["ours"][-1][key] for key in ("loading", "model", "counting"))
     theirs = parts["peer"][-1]["all"]
-    work.show("evaluation", f"{images / mine:.3g} images/s, mmseg {images / theirs:.3g} (goal ≥ 2×)")
+    show("evaluation", f"{images / mine:.3g} images/s, mmseg {images / theirs:.3g} (goal ≥ 2×)")

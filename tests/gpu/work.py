@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,22 @@ GPUS = devices.count()
 RECIPE, TRANSFORMER = "tests/gpu/configs/recipe.py", "tests/gpu/configs/transformer.py"
 CNN = "tests/configs/tiny.py"
 
+Show = Callable[[str, str], None]
+"""conftest.show"""
+
 SECONDS = float(os.environ.get("BATON_GPU_SECONDS", "500"))
 """After so many no further test begins."""
-BEGAN = time.monotonic()
+BEGAN_AT = "BATON_GPU_BEGAN"
+BEGAN = float(os.environ.get(BEGAN_AT) or time.time())
 
-ROWS: list[tuple[str, str]] = []
-"""The table's lines beside passed and failed: what, and its figure."""
+ROOM = 16 * 2**30
+"""Bytes of a GPU's memory that one test may need: the recipe at full size, in two processes."""
+
+
+def at_once() -> int:
+    """How many tests this machine has room for at a time."""
+    cores = len(os.sched_getaffinity(0)) // 3
+    return max(1, min(5, cores, *([devices.memory(0) // ROOM] if GPUS else [])))
 
 
 def make_data(root: Path, train: int = 24, val: int = 2) -> Path:
@@ -80,7 +91,3 @@ def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
             scale = max(float(a.abs().max()), 1e-12)
             largest = max(largest, float((a - b).abs().max()) / scale)
     return largest
-
-
-def show(what: str, figure: str) -> None:
-    ROWS.append((what, figure))
