@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
@@ -95,10 +96,16 @@ class Measure(Steps):
     """`Steps`, and of the `counted` steps after the first `warm_up`: seconds a step (the device waited for at
     both ends), the share of them in which the training waited for data, the share in which the device
     computed (of five steps more, by torch's profiler; null on the CPU), the most memory that tensors had; and
-    the seconds from BEGAN to the end of the first step."""
+    the seconds from BEGAN, if it is set, to the end of the first step.
 
-    def __init__(self, result: str, warm_up: int, counted: int) -> None:
+    `tf32`: whether convolutions, and whether products of matrices, may be in TF32; None as torch has it."""
+
+    def __init__(
+        self, result: str, warm_up: int, counted: int, tf32: tuple[bool, bool] | None = None
+    ) -> None:
         super().__init__(result)
+        if tf32 is not None:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
         self.warm_up, self.counted = warm_up, counted
         self.found: dict[str, Any] = {"busy": None}
         self.steps, self.waited, self.ended, self.began = 0, 0.0, 0.0, 0.0
@@ -112,7 +119,7 @@ class Measure(Steps):
     def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
         self.steps += 1
         done = self.steps - self.warm_up
-        if self.steps == 1:
+        if self.steps == 1 and "BEGAN" in os.environ:
             devices.synchronise()
             self.found["first"] = time.time() - float(os.environ["BEGAN"])
         if done == 0:

@@ -42,8 +42,8 @@ def trained(path: Path, data: Path, kind: str, deterministic: bool, plans: list[
     run = work.make_run(path, data, config, STEPS, hooks, **settings, baton__deterministic=deterministic)
     for number, plan in enumerate(plans, 1):
         code = RESUME if plan["signal"] == "SIGUSR2" else -9
-        assert tiny.start(run, plan=plan) == [code], tiny.log_of(run, number)
-    assert tiny.start(run) == [0], tiny.log_of(run, len(plans) + 1)
+        assert tiny.start(run, plan=plan, timeout=300) == [code], tiny.log_of(run, number)
+    assert tiny.start(run, timeout=300) == [0], tiny.log_of(run, len(plans) + 1)
     return run
 
 

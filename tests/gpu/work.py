@@ -42,12 +42,13 @@ def at_once() -> int:
 
 
 def make_data(root: Path, train: int = 24, val: int = 2) -> Path:
-    """tests/tiny.py's pictures; where the recipe trains at full size, as large as VOC's."""
+    """tests/tiny.py's pictures; where the recipe trains at full size, as large as VOC's, and the middle of
+    them: with less background than RandomCrop's `cat_max_ratio` lets pass, as most of VOC's have."""
     tiny.make_data(root, train, val)
     if not ON_CPU:
         for path in root.rglob("*.[jp][pn]g"):
-            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            cv2.imwrite(str(path), cv2.resize(image, (500, 375), interpolation=cv2.INTER_NEAREST))
+            middle = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[8:53, 10:70]
+            cv2.imwrite(str(path), cv2.resize(middle, (500, 375), interpolation=cv2.INTER_NEAREST))
     return root
 
 
