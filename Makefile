@@ -79,7 +79,7 @@ zoo: setup
 	$(PYTHON_A) -m tests.zoo
 
 slurm-tests: setup slurm-if-possible
-	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow" -n 2 --dist worksteal
+	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow" -n 3 --dist worksteal
 	$(PYTHON_A) -m pytest tests/slurm -q -m slow -k "$(ACCEPTANCE)"
 
 acceptance: setup slurm
@@ -122,7 +122,7 @@ torch-one:
 	$(call try-torch,$(TORCH),tests/unit tests/commands)
 	.venv-torch/bin/python -m pytest "$(ROW)" -q
 
-test: lint unit commands local slurm-tests set-b trackers torch-oldest
+test: lint unit commands local gpu-on-cpu slurm-tests set-b trackers torch-oldest
 
 # Both of README's commands, as one who has just cloned types them, on machines that have nothing else.
 # BARE=--user: without root; BARE="--user --pip-conf-only": and where only pip knows the site's mirror.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME
@@ -29,17 +31,25 @@ KINDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "bfloat16": (RECIPE, (), AMP | {"optim_wrapper__dtype": "bfloat16"}),
     "channels_last": (CNN, (), {"baton__channels_last": True}),
     "fused": (TRANSFORMER, (), {"optim_wrapper__optimizer__fused": True}),
+    # Moments in the weights' own order of elements, which a fused update needs.
+    "channels_last, fused": (
+        CNN,
+        (),
+        {"baton__channels_last": True, "optim_wrapper__optimizer__fused": True},
+    ),
     # On the CPU without kernels, for these take minutes there.
     "compile": (CNN, (), {"compile": {"backend": "eager"} if ON_CPU else True}),
 }
-IN_CI = ("UPerNet-R50 512x512, batch 4", "transformer", "EMA and SyncBN")
-"""The others of these are trained on the CPU by tests/local/test_gpu_options.py."""
+SOME = ("UPerNet-R50 512x512, batch 4", "transformer", "EMA and SyncBN")
 
 
-def trained(path: Path, data: Path, kind: str, deterministic: bool, plans: list[Any]) -> Run:
+def trained(
+    path: Path, data: Path, kind: str, deterministic: bool, plans: list[Any], *hooks: dict[str, Any]
+) -> Run:
     """A finished run that was interrupted as `plans` say, one in each start."""
-    config, hooks, settings = KINDS[kind]
-    run = work.make_run(path, data, config, STEPS, hooks, **settings, baton__deterministic=deterministic)
+    config, own, settings = KINDS[kind]
+    settings = settings | {"baton__deterministic": deterministic}
+    run = work.make_run(path, data, config, STEPS, [*own, *hooks], **settings)
     for number, plan in enumerate(plans, 1):
         code = RESUME if plan["signal"] == "SIGUSR2" else -9
         assert tiny.start(run, plan=plan, timeout=300) == [code], tiny.log_of(run, number)
@@ -58,15 +68,22 @@ def interruptions(kind: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("kind", IN_CI if ON_CPU else KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_resumes_bit_for_bit(kind: str, data: Path, tmp_path: Path) -> None:
     whole = work.last(trained(tmp_path / "whole", data, kind, True, []))
     found = work.last(trained(tmp_path / "found", data, kind, True, interruptions(kind)))
     assert found["step"] == STEPS
     assert tiny.differences(found, whole) == []
+    if "channels_last" in kind:
+        moment = found["optimizer"]["state"][0]["momentum_buffer"]
+        for tensor in (found["state_dict"]["backbone.stem.0.weight"], moment):
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
+    if kind == "compile":
+        log = "".join(path.read_text() for path in (tmp_path / "found").rglob("*.log"))
+        assert 'has been "compiled"' in log
 
 
-@pytest.mark.parametrize("kind", ["transformer"] if ON_CPU else IN_CI)
+@pytest.mark.parametrize("kind", ["transformer"] if ON_CPU else SOME)
 def test_how_far_apart_without_deterministic_kernels(
     kind: str, data: Path, tmp_path: Path, show: Show
 ) -> None:
@@ -81,10 +98,16 @@ def test_how_far_apart_without_deterministic_kernels(
 
 @pytest.mark.skipif(ON_CPU, reason="kernels for the CPU take minutes: tests/local/test_compiled.py")
 def test_a_requeue_compiles_nothing_again(data: Path, tmp_path: Path) -> None:
-    run = trained(tmp_path / "run", data, "compile", False, interruptions("compile")[:1])
-    folder = run.path / "compiled/0"
+    counts = tmp_path / "counts.json"
+    hook = {"type": "CountKernels", "path": str(counts)}
+    run = trained(tmp_path / "run", data, "compile", False, interruptions("compile")[:1], hook)
+    # Graphs that are found are written once more, as Python; machine code is not.
     began = sorted(run.job.glob("start-*"))[-1].stat().st_mtime
-    late = [path.name for path in folder.rglob("*") if path.suffix in (".py", ".cubin", ".hsaco")
-            and path.stat().st_mtime > began]  # fmt: skip
-    assert any(folder.rglob("*.py")), "nothing was compiled"
-    assert late == []
+    code = [
+        path for path in (run.path / "compiled/0").rglob("*") if path.suffix in (".so", ".cubin", ".hsaco")
+    ]
+    assert code, "nothing was compiled"
+    assert [path.name for path in code if path.stat().st_mtime > began] == []
+    found = json.loads(counts.read_text())
+    assert found["found"] > 0
+    assert found["made"] == 0

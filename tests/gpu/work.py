@@ -37,8 +37,8 @@ ROOM = 16 * 2**30
 
 def at_once() -> int:
     """How many tests this machine has room for at a time."""
-    cores = len(os.sched_getaffinity(0)) // 3
-    return max(1, min(5, cores, *([devices.memory(0) // ROOM] if GPUS else [])))
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(5, cores // 3, devices.memory(0) // ROOM) if GPUS else min(2, cores))
 
 
 def make_data(root: Path, train: int = 24, val: int = 2) -> Path:
@@ -68,7 +68,7 @@ def by_iteration(steps: int, save_every: int = 1000, save_begin: int = 0) -> dic
 
 def make_run(path: Path, data: Path, config: str, steps: int, hooks: Any = (), **settings: Any) -> Run:
     """A run that tests/interrupting.py can interrupt."""
-    modules = {"imports": ["tests.interrupting"], "allow_failed_imports": False}
+    modules = {"imports": ["tests.interrupting", "tests.gpu.compiling"], "allow_failed_imports": False}
     own = {"custom_imports": modules, "custom_hooks": [{"type": "Interrupt"}, *hooks]}
     return tiny.make_run(path, data, config, **by_iteration(steps) | own | settings)
 
