@@ -16,7 +16,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
 from jobs.engine.session import Session
-from jobs.mmseg import backbone_weights, curves, sampling, state
+from jobs.mmseg import backbone_weights, compiling, curves, sampling, state
 from jobs.mmseg import loop as _loops  # noqa: F401 - registers the loops
 from jobs.run.checkpoint_files import Checkpoint
 
@@ -105,6 +105,11 @@ class TrainingRunner(Runner):
             ):
                 stack.enter_context(backbone_weights.every_weight_loaded(backbone))
             super()._init_model_weights()
+
+    def _maybe_compile(self, target: str) -> None:  # noqa: ARG002
+        if self.cfg.get("compile"):
+            compiling.compile_parts(state.bare(self.model), self.cfg.compile)
+            self.logger.info("the network is compiled: the first iterations are slow")
 
     def load_or_resume(self) -> None:
         if self.resume_from is None:
