@@ -32,14 +32,14 @@ setup-b:
 	@env/setup.sh b
 
 slurm:
-	@env/cluster/install.sh
+	@tests/support/cluster/install.sh
 
 test-tools:
 	@env/test-tools.sh
 
 # 3: not on this machine, or not as this user; the tests on Slurm then skip and say why.
 slurm-if-possible:
-	@env/cluster/install.sh || [ $$? -eq 3 ]
+	@tests/support/cluster/install.sh || [ $$? -eq 3 ]
 
 demo: setup
 	@$(PYTHON_A) launch/demo.py

@@ -34,14 +34,14 @@ import msgspec  # noqa: E402
 from benchmarks import harness  # noqa: E402
 from benchmarks.harness import record  # noqa: E402
 from benchmarks.on_slurm import cluster, data  # noqa: E402
-from env.cluster import processes  # noqa: E402
-from env.cluster.config import Options  # noqa: E402
 from jobs.engine import checkpoints  # noqa: E402
 from jobs.run import events  # noqa: E402
 from jobs.run.directory import Run, newest_start, write_atomically  # noqa: E402
 from jobs.run.errors import run_command  # noqa: E402
-from tests import tiny  # noqa: E402
-from tests.slurm.clusters import Slurm, wait_for  # noqa: E402
+from tests.support import tiny  # noqa: E402
+from tests.support.cluster import processes  # noqa: E402
+from tests.support.cluster.config import Options  # noqa: E402
+from tests.support.slurm import Slurm, wait_for  # noqa: E402
 
 NODES, GPUS = 2, 2
 RANKS = NODES * GPUS
@@ -49,7 +49,7 @@ PER_EPOCH = 6
 """Steps of an epoch: 24 pictures, 4 a step."""
 VALIDATED = 2 * PER_EPOCH
 """Steps between validations."""
-EPOCHS, ITERATIONS = "tests/configs/tiny.py", "tests/configs/tiny_iters.py"
+EPOCHS, ITERATIONS = "tests/support/configs/tiny.py", "tests/support/configs/tiny_iters.py"
 PATIENCE = 600.0
 """Seconds until a fault that does not come about counts as a run that hangs."""
 GRACE = 10
@@ -355,7 +355,7 @@ def submit(
         "train_dataloader.batch_size": 4 // RANKS,
         "default_hooks.checkpoint.max_keep_ckpts": 4,
         **(by_iteration if config == ITERATIONS else by_epoch)(length),
-        "custom_imports": {"imports": ["tests.slurm_faults"], "allow_failed_imports": False},
+        "custom_imports": {"imports": ["tests.support.slurm_faults"], "allow_failed_imports": False},
         "custom_hooks": [{"type": "Chaos"}] if faults else [],
     }
     command = [

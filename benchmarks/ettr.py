@@ -49,12 +49,12 @@ import msgspec  # noqa: E402
 from benchmarks import harness  # noqa: E402
 from benchmarks.harness import record  # noqa: E402
 from benchmarks.on_slurm import cluster, data  # noqa: E402
-from env.cluster.config import Options  # noqa: E402
 from jobs.mmseg import compat  # noqa: E402
 from jobs.run.errors import run_command  # noqa: E402
-from tests.slurm.clusters import Slurm, wait_for  # noqa: E402
+from tests.support.cluster.config import Options  # noqa: E402
+from tests.support.slurm import Slurm, wait_for  # noqa: E402
 
-CONFIG = "tests/configs/tiny_trace.py"
+CONFIG = "tests/support/configs/tiny_trace.py"
 PICTURES = 96
 """24 steps an epoch."""
 STAGGER = 15.0

@@ -25,7 +25,7 @@ environment.enter()
 from benchmarks import harness, step_time  # noqa: E402
 from benchmarks.trainings import start, turns  # noqa: E402
 from jobs.run.directory import Run  # noqa: E402
-from tests import tiny  # noqa: E402
+from tests.support import tiny  # noqa: E402
 
 VALUES = 264_000
 TIMED = 8

@@ -1,6 +1,6 @@
 """How long until a training is in the queue: launch/train.py, a minimal submitit script, and raw sbatch.
 
-All three submit the same resources to a real Slurm (env/cluster, started here), held, so that nothing runs
+All three submit the same resources to a real Slurm (a test cluster started here), held, so that nothing runs
 beside the measurement. launch/train.py does more: it checks config and dataset, snapshots the code, makes
 the run directory and submits the evaluation too; its figure is for all of that. Whole processes are timed.
 """
@@ -55,7 +55,7 @@ def measure(folder: Path) -> None:
     subprocess.run([python, *generate, "--size", "64"], **quiet)  # type: ignore[call-overload]
     data = ["--data-root", str(folder / "data")]
     subprocess.run([*module, *data, "--archives", str(folder / "archives")], **quiet)  # type: ignore[call-overload]
-    subprocess.run([python, "env/cluster/up.py", str(cluster)], **quiet)  # type: ignore[call-overload]
+    subprocess.run([python, "-m", "tests.support.cluster.up", str(cluster)], **quiet)  # type: ignore[call-overload]
     try:
         # With byte code cached, as Python does it for a user (and pip has done it for submitit).
         dropped = ("SLURM", "PYTHONDONTWRITEBYTECODE")
@@ -105,7 +105,7 @@ def measure(folder: Path) -> None:
         )
         print(f"raw sbatch: {statistics.median(raw):.3f} s (median of {len(raw)}, in turn with the others)")
     finally:
-        subprocess.run([python, "env/cluster/down.py", str(cluster)], **quiet)  # type: ignore[call-overload]
+        subprocess.run([python, "-m", "tests.support.cluster.down", str(cluster)], **quiet)  # type: ignore[call-overload]
         shutil.rmtree(cluster, ignore_errors=True)
 
 

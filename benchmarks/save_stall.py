@@ -29,7 +29,7 @@ environment.enter()
 
 from benchmarks import harness  # noqa: E402
 from benchmarks.trainings import start  # noqa: E402
-from tests import tiny  # noqa: E402
+from tests.support import tiny  # noqa: E402
 
 WARM_UP = 4
 BEFORE = 16

@@ -25,7 +25,7 @@ environment.enter()
 
 from benchmarks.harness import record  # noqa: E402
 from jobs.run.directory import Request, Run  # noqa: E402
-from tests.unit import terminal  # noqa: E402
+from tests.support import terminal  # noqa: E402
 
 STAND_IN = """#!/bin/sh
 echo "$0" >> "$BATON_COUNT"

@@ -26,9 +26,9 @@ environment.enter()
 
 from benchmarks import harness  # noqa: E402
 from benchmarks.trainings import start, turns  # noqa: E402
-from tests import tiny  # noqa: E402
+from tests.support import tiny  # noqa: E402
 
-CONFIG = "tests/configs/tiny_wide.py"
+CONFIG = "tests/support/configs/tiny_wide.py"
 RANKS, TIMED = 2, 12
 
 

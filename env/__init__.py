@@ -1,1 +1,1 @@
-"""What a machine needs: dependencies, set-up, the Slurm test cluster."""
+"""What a machine needs: dependencies, set-up, bare roots."""

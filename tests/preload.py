@@ -1,4 +1,4 @@
-"""Imported once by the server that test ranks are forked from (tests/tiny.py): what takes long.
+"""Imported once by the server that test ranks are forked from (tests/support/tiny.py): what takes long.
 
 Nothing of jobs.train, which has memory that a rank shares with its own children only.
 """

@@ -16,7 +16,7 @@ from jobs.catalog import installed
 from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME
 from launch.submit import config_files, configs, snapshot
-from tests import tiny
+from tests.support import tiny
 
 FOLDER = config_files.configs_of("mmseg") or Path()
 
@@ -134,7 +134,7 @@ log_level = "WARNING"
 
 
 def wrapper(name: str, batch: int = 2) -> tuple[str, dict[str, Any]]:
-    """The text of a config that inherits a zoo config for a small training on tests/tiny.py's data, and the
+    """The text of a config that inherits a zoo config for a small training on the data of tiny.py, and the
     overrides of its model that go with it."""
     family = name.split("/")[0]
     values = configs.check(FOLDER / name).values

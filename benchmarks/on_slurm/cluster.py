@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from env.cluster import up
-from env.cluster.config import Options
-from tests.slurm.clusters import Slurm
+from tests.support.cluster import up
+from tests.support.cluster.config import Options
+from tests.support.slurm import Slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,8 +21,10 @@ def running(state: Path, options: Options) -> Iterator[Slurm]:
 
     Raises UserError where Slurm's packages lack.
     """
-    command = [sys.executable, str(ROOT / "env/cluster/guard.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as guard:
+    command = [sys.executable, "-m", "tests.support.cluster.guard"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, text=True, start_new_session=True
+    ) as guard:
         assert guard.stdin
         state.mkdir(parents=True, exist_ok=True)
         print(state, file=guard.stdin, flush=True)

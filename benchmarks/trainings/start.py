@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.run.directory import Run
 from jobs.run.exit_codes import FINISHED, RESUME
-from tests import tiny
+from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "benchmarks/trainings/recipe.py"

@@ -13,16 +13,15 @@ from pathlib import Path
 import pytest
 
 from jobs.run import environment
-from tests import tiny
+from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = sorted(
     path.relative_to(ROOT)
-    for folder in ("launch", "benchmarks", "env/cluster")
+    for folder in ("launch", "benchmarks")
     for path in (ROOT / folder).glob("*.py")
-    # The cluster's guard is no command: it is started by one.
-    if '__name__ == "__main__"' in path.read_text() and path.name != "guard.py"
+    if '__name__ == "__main__"' in path.read_text()
 )
 
 GOOD = {
@@ -173,7 +172,7 @@ def old_torch(tmp_path: Path) -> str:
 
 def train(runs: Path, data: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
-    arguments = ["--config", "tests/configs/tiny.py", "--data-root", str(data), "--cluster", *options]
+    arguments = ["--config", "tests/support/configs/tiny.py", "--data-root", str(data), "--cluster", *options]
     return subprocess.run(
         [sys.executable, "launch/train.py", *arguments],
         cwd=ROOT, env=kept | {"BATON_RUNS": str(runs)} | variables,

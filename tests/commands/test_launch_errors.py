@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-TINY = ("--config", "tests/configs/tiny.py")
+TINY = ("--config", "tests/support/configs/tiny.py")
 LOCAL = ("--cluster", "local")
 
 

@@ -22,7 +22,7 @@ from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer, Job
 from launch.observe import history, liveness, states, tables
 from launch.observe import wording as words
-from tests.unit import terminal
+from tests.support import terminal
 from tests.unit.made_runs import T0, common, interrupted_run, made_run, started, submitted, write
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -143,7 +143,7 @@ def test_a_dry_run_leaves_nothing_to_the_shell_it_is_piped_from(site: Site, tmp_
     (make,) = (line for line in lines if line.startswith('[ -e "$run/run.yaml" ]'))
     for words in (
         f"BATON_RUNS={tmp_path}/runs ",
-        f"--config={ROOT}/tests/configs/tiny.py",
+        f"--config={ROOT}/tests/support/configs/tiny.py",
         f"--data-root={site.data}",
         "'--set=a.b=c d'",
         "--exclude=n1",

@@ -40,7 +40,7 @@ def profile(tmp_path: Path) -> Path:
 
 
 def train(profile: Path, data: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    given = ["--cluster", str(profile), "--config", "tests/configs/tiny.py", "--data-root", str(data)]
+    given = ["--cluster", str(profile), "--config", "tests/support/configs/tiny.py", "--data-root", str(data)]
     return launch("train", *given, "--run", "mine", *more, runs=profile.parent / "runs")
 
 

@@ -15,7 +15,7 @@ from jobs.run.directory import Run
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer, Job
 from launch.observe import history, local_jobs, overview, states, tables, timeline
-from tests.unit import terminal
+from tests.support import terminal
 from tests.unit.made_runs import (
     T0,
     common,

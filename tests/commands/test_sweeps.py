@@ -15,8 +15,8 @@ import pytest
 
 from jobs.run.directory import Run
 from launch.observe.report.data import repeat_command
+from tests.support.terminal import Terminal
 from tests.unit.made_runs import common, made_run, started, write
-from tests.unit.terminal import Terminal
 from tests.unit.test_groups import grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ def call(runs: Path, script: str, *arguments: object, code: int = 0) -> str:
     return done.stderr if code else done.stdout
 
 
-TRAIN = ("train", "--config", "tests/configs/tiny.py", "--cluster", "slurm")
+TRAIN = ("train", "--config", "tests/support/configs/tiny.py", "--cluster", "slurm")
 
 
 def test_a_grid_of_runs_is_made(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def call(script: str, *arguments: object, **environment: str) -> subprocess.Comp
     ],
 )
 def test_a_service_that_jobs_could_not_tell_is_refused(given: list[str], words: str, tmp_path: Path) -> None:
-    arguments = ["--config", "tests/configs/tiny.py", "--cluster", "local", "--no-submit", *given]
+    arguments = ["--config", "tests/support/configs/tiny.py", "--cluster", "local", "--no-submit", *given]
     done = call("train", *arguments, BATON_RUNS=str(tmp_path))
     assert done.returncode == 2, done.stdout
     assert words in done.stderr
@@ -50,7 +50,7 @@ def test_a_service_that_jobs_could_not_tell_is_refused(given: list[str], words: 
 def test_a_dry_run_keeps_what_is_tracked(tmp_path: Path) -> None:
     arguments = [
         "--config",
-        "tests/configs/tiny.py",
+        "tests/support/configs/tiny.py",
         "--cluster",
         "slurm",
         "--dry-run",

@@ -15,9 +15,9 @@ from jobs.engine import devices
 from jobs.run import events
 from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME
-from tests import tiny
 from tests.gpu import work
 from tests.gpu.work import CNN, GPUS, Show
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 STEPS = 6

@@ -12,9 +12,9 @@ import torch
 
 from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME
-from tests import tiny
 from tests.gpu import work
 from tests.gpu.work import CNN, ON_CPU, RECIPE, TRANSFORMER, Show
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import cv2
 from jobs.engine import checkpoints, devices
 from jobs.mmseg import compat
 from jobs.run.directory import Run
-from tests import tiny
+from tests.support import tiny
 
 ON_CPU = os.environ.get("BATON_GPU_ON") == "cpu"
 """The same tests, small, where no GPU is wanted."""
@@ -21,7 +21,7 @@ DEVICE = devices.kind()
 GPUS = devices.count()
 
 RECIPE, TRANSFORMER = "tests/gpu/configs/recipe.py", "tests/gpu/configs/transformer.py"
-CNN = "tests/configs/tiny.py"
+CNN = "tests/support/configs/tiny.py"
 
 Show = Callable[[str, str], None]
 """conftest.show"""
@@ -42,7 +42,7 @@ def at_once() -> int:
 
 
 def make_data(root: Path, train: int = 24, val: int = 2) -> Path:
-    """tests/tiny.py's pictures; where the recipe trains at full size, as large as VOC's, and the middle of
+    """The pictures of tiny.py; where the recipe trains at full size, as large as VOC's, and the middle of
     them: with less background than RandomCrop's `cat_max_ratio` lets pass, as most of VOC's have."""
     tiny.make_data(root, train, val)
     if not ON_CPU:

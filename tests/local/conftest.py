@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jobs.run.directory import Run
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def random_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "from mmengine.registry import init_default_scope\n"
         "from mmseg.registry import MODELS\n"
         "import mmseg.models\n"
-        "cfg = Config.fromfile('tests/configs/tiny.py'); cfg.dump(sys.argv[1])\n"
+        "cfg = Config.fromfile('tests/support/configs/tiny.py'); cfg.dump(sys.argv[1])\n"
         "init_default_scope('mmseg'); torch.manual_seed(0)\n"
         "model = MODELS.build(cfg.model)\n"
         # Of the classes that the data has, so that some of it is right.

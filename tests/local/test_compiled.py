@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from jobs.run.directory import Run
-from tests import tiny
+from tests.support import tiny
 
 HEADERS = Path(sysconfig.get_path("include")) / "Python.h"
 pytestmark = [

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 

@@ -10,11 +10,11 @@ import pytest
 from jobs.run import events
 from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME, SUPERSEDED
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 
-HARD = "tests/configs/tiny_iters.py"
+HARD = "tests/support/configs/tiny_iters.py"
 INTERRUPTIBLE = {
     "custom_imports": {"imports": ["tests.interrupting"], "allow_failed_imports": False},
     "log_level": "WARNING",
@@ -66,7 +66,12 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize(
     ("config", "ranks", "workers"),
-    [("tests/configs/tiny.py", 1, 0), ("tests/configs/tiny.py", 2, 2), (HARD, 1, 1), (HARD, 2, 0)],
+    [
+        ("tests/support/configs/tiny.py", 1, 0),
+        ("tests/support/configs/tiny.py", 2, 2),
+        (HARD, 1, 1),
+        (HARD, 2, 0),
+    ],
 )
 def test_any_interruption(
     config: str, ranks: int, workers: int, data: Path, uninterrupted, tmp_path: Path
@@ -89,7 +94,7 @@ def test_any_interruption(
     assert tiny.differences(tiny.final_state(run), uninterrupted(config, ranks)) == []
 
 
-@pytest.mark.parametrize("config", ["tests/configs/tiny.py", HARD])
+@pytest.mark.parametrize("config", ["tests/support/configs/tiny.py", HARD])
 def test_interrupted_wherever_an_epoch_or_the_training_ends(
     config: str, data: Path, uninterrupted, tmp_path: Path
 ) -> None:
@@ -107,15 +112,15 @@ def test_interrupted_wherever_an_epoch_or_the_training_ends(
 @pytest.mark.parametrize("phase", ["opened", "synced", "renamed", "manifest"])
 def test_killed_during_a_save(phase: str, data: Path, uninterrupted, tmp_path: Path) -> None:
     """By fault injection, on the thread that writes, while the training goes on beside it."""
-    run = make(tmp_path / "run", data, "tests/configs/tiny.py")
+    run = make(tmp_path / "run", data, "tests/support/configs/tiny.py")
     for save in (2, 1):
         assert interrupt(run, 1, phase, save, "SIGKILL", None) == [KILLED]
     finish(run)
-    assert tiny.differences(tiny.final_state(run), uninterrupted("tests/configs/tiny.py", 1)) == []
+    assert tiny.differences(tiny.final_state(run), uninterrupted("tests/support/configs/tiny.py", 1)) == []
 
 
 def test_with_warning_no_finished_step_is_lost(data: Path, tmp_path: Path) -> None:
-    run = make(tmp_path / "run", data, "tests/configs/tiny.py")
+    run = make(tmp_path / "run", data, "tests/support/configs/tiny.py")
     for step in (2, 4, 9, 13):
         assert interrupt(run, 1, "step", step, "SIGUSR2", None) == [RESUME]
     finish(run)
@@ -127,27 +132,27 @@ def test_with_warning_no_finished_step_is_lost(data: Path, tmp_path: Path) -> No
 
 
 def test_without_warning_the_first_step_is_reached_again(data: Path, uninterrupted, tmp_path: Path) -> None:
-    run = make(tmp_path / "run", data, "tests/configs/tiny.py")
+    run = make(tmp_path / "run", data, "tests/support/configs/tiny.py")
     for _ in range(2):
         assert interrupt(run, 1, "step", 1, "SIGKILL", None) == [KILLED]
     finish(run)
-    assert tiny.differences(tiny.final_state(run), uninterrupted("tests/configs/tiny.py", 1)) == []
+    assert tiny.differences(tiny.final_state(run), uninterrupted("tests/support/configs/tiny.py", 1)) == []
 
 
 def test_other_number_of_ranks_keeps_the_global_batch(data: Path, uninterrupted, tmp_path: Path) -> None:
     """Two ranks, one, two again: the same slots, so, but for running statistics, even the same bits."""
-    run = make(tmp_path / "run", data, "tests/configs/tiny.py", 2)
+    run = make(tmp_path / "run", data, "tests/support/configs/tiny.py", 2)
     assert interrupt(run, 2, "step", 2, "SIGUSR2", 0) == [RESUME] * 2
     assert interrupt(run, 1, "step", 8, "SIGUSR2", 0) == [RESUME]
     finish(run, 2)
-    state, whole = tiny.final_state(run), uninterrupted("tests/configs/tiny.py", 2)
+    state, whole = tiny.final_state(run), uninterrupted("tests/support/configs/tiny.py", 2)
     assert state["step"] == whole["step"]
     weights = {key: value for key, value in state["state_dict"].items() if "running" not in key}
     expected = {key: whole["state_dict"][key] for key in weights}
     assert [d for d in tiny.differences(weights, expected) if "num_batches" not in d] == []
 
 
-@pytest.mark.parametrize("config", ["tests/configs/tiny.py", HARD])
+@pytest.mark.parametrize("config", ["tests/support/configs/tiny.py", HARD])
 def test_four_ranks(config: str, data: Path, uninterrupted, tmp_path: Path) -> None:
     """Sums of more than two parts depend on their order, which a fresh DistributedDataParallel changes."""
     workers = {"train_dataloader__num_workers": 0, "train_dataloader__persistent_workers": False}
@@ -180,7 +185,7 @@ def test_what_is_saved_is_what_was_validated(uninterrupted) -> None:
 
 
 def test_a_later_start_fences_off_an_earlier_one(data: Path, tmp_path: Path) -> None:
-    run = make(tmp_path / "run", data, "tests/configs/tiny.py")
+    run = make(tmp_path / "run", data, "tests/support/configs/tiny.py")
     (run.job / "start-7").touch()  # the next one is number 2
     assert tiny.start(run) == [SUPERSEDED]
     assert list(run.checkpoints.glob("*.pth")) == []

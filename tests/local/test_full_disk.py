@@ -18,8 +18,8 @@ from jobs.mmseg import compat
 from jobs.run import events
 from jobs.run.directory import Run
 from jobs.run.exit_codes import FAILED, FINISHED, RESUME
-from tests import tiny
 from tests.stages import end_of, make_run, of, start_ranks, wait_until
+from tests.support import tiny
 
 pytestmark = [
     pytest.mark.slow,

@@ -18,14 +18,14 @@ from jobs.run import events
 from jobs.run.directory import Run
 from jobs.run.exit_codes import FINISHED, RESUME
 from jobs.supervise import processes
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 
 RANKS = 2
 STEP = 5
 SETTINGS = {
-    "config": "tests/configs/tiny_iters.py",
+    "config": "tests/support/configs/tiny_iters.py",
     "train_dataloader__batch_size": 2,
     "train_dataloader__num_workers": 2,
     "custom_imports": {"imports": ["tests.interrupting"], "allow_failed_imports": False},

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from jobs.run import events
-from tests import tiny
+from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("--config", "tests/configs/tiny.py", "--gpus", "1")
+TINY = ("--config", "tests/support/configs/tiny.py", "--gpus", "1")
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
     home = tmp_path / "home"
     home.mkdir()
     config = home / "mine.py"
-    config.write_text((ROOT / "tests/configs/tiny.py").read_text())
+    config.write_text((ROOT / "tests/support/configs/tiny.py").read_text())
     run = tmp_path / "runs" / "kept"
     arguments = ["--config", config, "--data-root", voc_small, "--run", "kept", "--no-submit"]
     made = launch(environment, "train", *arguments)

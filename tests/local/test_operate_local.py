@@ -44,7 +44,7 @@ def test_a_run_is_cancelled_resumed_evaluated_and_reported(tmp_path: Path, voc_s
         return [event for event in events.read(run / "events.jsonl") if event["event"] == name]
 
     call(
-        runs, "train", "--cluster", "local", "--config", "tests/configs/tiny.py", "--gpus", 1,
+        runs, "train", "--cluster", "local", "--config", "tests/support/configs/tiny.py", "--gpus", 1,
         "--run", "mine", "--data-root", voc_small, "--set", "train_cfg.max_epochs=40",
     )  # fmt: skip
     wait_for(lambda: named("epoch"), "it trains")

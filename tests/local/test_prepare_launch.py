@@ -107,7 +107,7 @@ def test_a_training_waits_for_a_preparation_and_makes_nothing_itself(
     assert made.returncode == 0, made.stderr
     wait_for((tmp_path / "held").exists, "the preparation is at work")
 
-    config = ["--config", "tests/configs/tiny.py", "--gpus", "1", "--run", "behind", "--wait"]
+    config = ["--config", "tests/support/configs/tiny.py", "--gpus", "1", "--run", "behind", "--wait"]
     training = subprocess.Popen(
         [sys.executable, "launch/train.py", *map(str, options), *config],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from jobs.run.directory import Run
-from tests import tiny
+from tests.support import tiny
 
 CONFIG = f"""\
-_base_ = {str(tiny.ROOT / "tests" / "configs" / "tiny.py")!r}
+_base_ = {str(tiny.ROOT / "tests" / "support" / "configs" / "tiny.py")!r}
 train_dataloader = dict(dataset=dict(data_root="data/mine"))
 val_dataloader = dict(dataset=dict(data_root="data/mine"))
 test_dataloader = val_dataloader
@@ -96,9 +96,10 @@ def test_a_published_checkpoint_has_the_figures_of_its_weights(
         ((), "name a run to evaluate, or a config"),
         (("first", "--config", "x.py"), "one of the two"),
         (("first", "--data-root", "x"), "--data-root is for --config"),
-        (("--config", "tests/configs/tiny.py"), "--config needs --checkpoint"),
-        (("--config", "tests/configs/tiny.py", "--checkpoint", "http://x/y.html"), "ends in .pth"),
-        (("--config", "tests/configs/tiny.py", "--checkpoint", "http://x/y.pth", "--data-root", "/nowhere"),
+        (("--config", "tests/support/configs/tiny.py"), "--config needs --checkpoint"),
+        (("--config", "tests/support/configs/tiny.py", "--checkpoint", "http://x/y.html"), "ends in .pth"),
+        (("--config", "tests/support/configs/tiny.py", "--checkpoint", "http://x/y.pth",
+          "--data-root", "/nowhere"),
          "there is no prepared dataset in /nowhere/VOCdevkit"),
     ],
 )  # fmt: skip

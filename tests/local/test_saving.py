@@ -15,7 +15,7 @@ from jobs.engine import checkpoints
 from jobs.run import events
 from jobs.run.directory import Run
 from jobs.run.exit_codes import FINISHED, RESUME, SUPERSEDED, USER_ERROR
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 

@@ -23,8 +23,8 @@ from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.run.exit_codes import FINISHED, RESUME
 from jobs.supervise import copier
-from tests import tiny
 from tests.stages import end_of, of, start_ranks, wait_until
+from tests.support import tiny
 
 FOLDER = "VOCdevkit"
 INTERRUPTIBLE = {

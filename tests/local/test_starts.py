@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.run.exit_codes import FINISHED, USER_ERROR
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ import pytest
 
 from jobs.run import events
 from jobs.run.exit_codes import FAILED, FINISHED, RESUME, SUPERSEDED, USER_ERROR
-from tests import tiny
 from tests.stages import ROOT, end_of, make_run, of, processes_of, start_ranks, train_command, wait_until
+from tests.support import tiny
 
 
 def fault(do: str, rank: int | str, step: int, start: int | str = 1) -> dict[str, Any]:

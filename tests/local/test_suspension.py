@@ -16,8 +16,8 @@ from jobs.run.directory import Run
 from jobs.run.exit_codes import FINISHED
 from jobs.supervise import processes
 from launch.observe import efficiency, history
-from tests import tiny
 from tests.stages import end_of, make_run, of, start_ranks, wait_until
+from tests.support import tiny
 
 STOP = 12.0
 """Seconds: more than a hang may take here."""

@@ -39,7 +39,7 @@ def needs(name: str) -> pytest.MarkDecorator:
 
 KILLED_ONCE = (
     "baton.save_seconds=0",
-    "custom_imports={'imports': ['tests.slurm_faults'], 'allow_failed_imports': False}",
+    "custom_imports={'imports': ['tests.support.slurm_faults'], 'allow_failed_imports': False}",
     "custom_hooks=[{'type': 'Fault', 'plan': [{'step': 9, 'do': 'kill'}]}]",
 )
 """18 steps, a checkpoint and a validation after 6, 12 and 18; killed before the ninth, so that 7 and 8 are
@@ -65,7 +65,7 @@ def call(environment: dict[str, str], script: str, *arguments: object) -> subpro
 def trained(environment: dict[str, str], data: Path, *arguments: object) -> Run:
     """A run that was killed once, with its evaluation; nothing but the services is different from others."""
     done = call(
-        environment, "train", "--cluster", "local", "--config", "tests/configs/tiny.py", "--gpus", 1,
+        environment, "train", "--cluster", "local", "--config", "tests/support/configs/tiny.py", "--gpus", 1,
         "--run", "mine", "--data-root", data, "--set", *KILLED_ONCE, "--wait", *arguments,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

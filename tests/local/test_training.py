@@ -13,7 +13,7 @@ from jobs.mmseg import compat
 from jobs.run import events
 from jobs.run.directory import Run
 from jobs.run.exit_codes import FINISHED, RESUME
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,8 @@ from jobs.mmseg.model import weights_of
 from jobs.run.directory import Request, Run
 from launch.submit import configs, literals, snapshot
 from launch.submit.literals import UNKNOWN
-from tests import tiny, zoo
+from tests import zoo
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +88,7 @@ def test_a_config_in_pure_python(data: Path, tmp_path: Path) -> None:
     compat.prepare()
     from mmseg.models.backbones import ResNetV1c
 
-    mine = configs.CHECKOUT / "tests" / "configs" / "pure" / "mine.py"
+    mine = configs.CHECKOUT / "tests" / "support" / "configs" / "pure" / "mine.py"
     assert configs.weights(configs.check(mine)) == ["pure.pth"]
     torch.manual_seed(1)
     backbone = ResNetV1c(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import completion
-from tests.unit import terminal
+from tests.support import terminal
 from tests.unit.made_runs import made_run
 
 ZSH = shutil.which("zsh") or ""

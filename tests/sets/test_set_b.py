@@ -16,7 +16,7 @@ from PIL import Image
 from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME
 from launch.submit import creation as requests
-from tests import tiny
+from tests.support import tiny
 from tests.unit.test_transforms import assert_equal_samples
 
 pytestmark = pytest.mark.slow

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Slurm
 from launcher import Launcher
 
-from env.cluster import config, packages
-from env.cluster.config import Layout
-from env.cluster.down import stop
 from jobs.run.errors import UserError
+from tests.support.cluster import config, packages
+from tests.support.cluster.config import Layout
+from tests.support.cluster.down import stop
+from tests.support.slurm import Slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def up(state: Path, *options: str) -> Slurm:
     """Starts a cluster by the command that users give."""
-    command = [sys.executable, str(ROOT / "env/cluster/up.py"), str(state), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    command = [sys.executable, "-m", "tests.support.cluster.up", str(state), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr + done.stdout
     return Slurm(config.load(state))
 
@@ -39,8 +39,10 @@ def up(state: Path, *options: str) -> Slurm:
 @pytest.fixture(scope="session")
 def guard() -> Iterator[Callable[[Path], None]]:
     """Given a state directory, sees to it that its cluster is stopped when the tests end, even if killed."""
-    command = [sys.executable, str(ROOT / "env/cluster/guard.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True) as process:
+    command = [sys.executable, "-m", "tests.support.cluster.guard"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdin
 
         def watch(state: Path) -> None:

@@ -8,16 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clusters import Slurm, wait_event, wait_for
-
 from jobs.run import events
+from tests.support.slurm import Slurm, wait_event, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("--config", "tests/configs/tiny.py", "--cpus-per-gpu", "1")
+TINY = ("--config", "tests/support/configs/tiny.py", "--cpus-per-gpu", "1")
 
 
 HELD = (
-    "custom_imports={'imports': ['tests.slurm_faults'], 'allow_failed_imports': False}",
+    "custom_imports={'imports': ['tests.support.slurm_faults'], 'allow_failed_imports': False}",
     "custom_hooks=[{'type': 'Fault', 'plan': [{'step': 4, 'do': 'hold'}]}]",
 )
 """Settings of a run that waits before its fourth step until it is asked to leave; see `requeue_held`."""

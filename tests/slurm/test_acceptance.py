@@ -17,12 +17,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from clusters import Slurm, wait_for
 from conftest import ROOT
 
 from jobs.run import events
 from jobs.run.directory import Run
-from tests import tiny
+from tests.support import tiny
+from tests.support.slurm import Slurm, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -108,12 +108,17 @@ def submit(
         plan = [{"step": HELD, "do": case.fault, "rank": rank}]
     overrides = {
         "train_dataloader.batch_size": 4 // (nodes * gpus),
-        "custom_imports": {"imports": ["tests.slurm_faults"], "allow_failed_imports": False},
+        "custom_imports": {"imports": ["tests.support.slurm_faults"], "allow_failed_imports": False},
         "custom_hooks": [{"type": "Fault", "plan": plan}],
     }
     partition = case.partition if case else "gpu"
     command = [
-        *(sys.executable, str(ROOT / "launch/train.py"), "--config", str(ROOT / "tests/configs/tiny.py")),
+        *(
+            sys.executable,
+            str(ROOT / "launch/train.py"),
+            "--config",
+            str(ROOT / "tests/support/configs/tiny.py"),
+        ),
         *("--run", name, "--data-root", str(data), "--cluster", "slurm", "--json", "--no-evaluation"),
         *("--nodes", str(nodes), "--gpus", str(gpus), "--cpus-per-gpu", "1", "--partition", partition),
         *("--sbatch", "exclusive=true"),  # what is done to its nodes is to hit no other case

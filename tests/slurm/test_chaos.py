@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Slurm
 
 from benchmarks import chaos
+from tests.support.slurm import Slurm
 
 QUICK = (
     "preempted with grace",

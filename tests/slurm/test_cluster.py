@@ -15,15 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from clusters import Slurm, wait_for
 from conftest import ROOT, up
 
-from env.cluster import config, daemons, packages, processes
-from env.cluster.config import Layout
-from env.cluster.down import stop
-from env.cluster.up import start
 from jobs.run.errors import UserError
 from tests.strangers import needs_root, succeeds_as_stranger
+from tests.support.cluster import config, daemons, packages, processes
+from tests.support.cluster.config import Layout
+from tests.support.cluster.down import stop
+from tests.support.cluster.up import start
+from tests.support.slurm import Slurm, wait_for
 
 # Deaf to what ends an ordinary process, out of its process group, and without Slurm's variables.
 STUBBORN = """#!/bin/bash
@@ -129,8 +129,8 @@ def test_stopping_after_the_daemons_were_killed(state: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("moment", ["pid/munged.start", "mysql/unfinished/mysql"])
 def test_stopping_after_the_start_was_killed_half_way(state: Path, moment: str) -> None:
-    command = [sys.executable, str(ROOT / "env/cluster/up.py"), str(state)]
-    starting = subprocess.Popen(command, start_new_session=True)
+    command = [sys.executable, "-m", "tests.support.cluster.up", str(state)]
+    starting = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     wait_for((state / moment).exists, f"{moment} is there")
     os.kill(starting.pid, signal.SIGKILL)
     starting.wait()
@@ -209,7 +209,7 @@ def test_where_slurm_is_not_installed(user: str, apt: int, target: str, code: in
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
-    assert ("as root: sh env/cluster/install.sh" in done.stderr) == (user == "1000")
+    assert ("as root: sh tests/support/cluster/install.sh" in done.stderr) == (user == "1000")
 
 
 RIGHTS = ("--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
@@ -232,17 +232,17 @@ def test_without_root(guard: Callable[[Path], None]) -> None:
         os.chown(folder, user.pw_uid, user.pw_gid)
         state = Path(folder) / "c"
         guard(state)
-        python = [sys.executable, "-B"]
+        python = [*rights, sys.executable, "-B", "-m"]
         options = ["--no-accounting", "--nodes", "1"]
         subprocess.run(
-            [*rights, *python, ROOT / "env/cluster/up.py", state, *options], check=True, timeout=120
+            [*python, "tests.support.cluster.up", state, *options], cwd=ROOT, check=True, timeout=120
         )
         try:
             slurm = Slurm(config.load(state))
             assert slurm.run(*rights, "srun", "id", "-u", cwd="/") == f"{user.pw_uid}\n"
         finally:
-            down = [*rights, *python, ROOT / "env/cluster/down.py", state, "--wipe"]
-            subprocess.run(down, check=True, timeout=120)
+            down = [*python, "tests.support.cluster.down", state, "--wipe"]
+            subprocess.run(down, cwd=ROOT, check=True, timeout=120)
         assert everything(state) == []
         assert mounts(state) == []
 
@@ -259,7 +259,8 @@ def test_a_cluster_that_cannot_start_says_why_in_one_line(state: Path, tmp_path:
     )
     program.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "env/cluster/up.py"), str(state), "--no-accounting", "--nodes", "1"],
+        [sys.executable, "-m", "tests.support.cluster.up", state, "--no-accounting", "--nodes", "1"],
+        cwd=ROOT,
         env=os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

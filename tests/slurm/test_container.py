@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from clusters import wait_event, wait_for
 from launcher import HELD, ROOT, Launcher, of_run
+
+from tests.support.slurm import wait_event, wait_for
 
 PYTHON = "/opt/baton/.venv/bin/python"
 

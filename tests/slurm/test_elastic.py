@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Slurm, wait_event, wait_for
 
 from jobs.run import events
 from jobs.run.directory import Run
+from tests.support.slurm import Slurm, wait_event, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = 4
@@ -36,11 +36,16 @@ def test_with_a_node_less_every_sample_still_comes_once(
         "train_dataloader.batch_size": 1,
         "train_cfg.max_epochs": 2,
         "param_scheduler.0.end": 2,
-        "custom_imports": {"imports": ["tests.slurm_faults", "tests.interrupting"]},
+        "custom_imports": {"imports": ["tests.support.slurm_faults", "tests.interrupting"]},
         "custom_hooks": hooks,
     }
     command = [
-        *(sys.executable, str(ROOT / "launch/train.py"), "--config", str(ROOT / "tests/configs/tiny.py")),
+        *(
+            sys.executable,
+            str(ROOT / "launch/train.py"),
+            "--config",
+            str(ROOT / "tests/support/configs/tiny.py"),
+        ),
         *("--run", "elastic", "--data-root", str(voc_small), "--cluster", "slurm", "--no-evaluation"),
         *("--nodes", "1-2", "--gpus", "2", "--cpus-per-gpu", "1", "--json"),
         *("--set", *(f"{key}={value!r}" for key, value in overrides.items())),

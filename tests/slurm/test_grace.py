@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clusters import Slurm, wait_event, wait_for
 from launcher import HELD, ROOT, Launcher, of_run
 from test_supervision import at_work, follow, make, submit
 
 from jobs.run.directory import Run
 from tests.stages import of
+from tests.support.slurm import Slurm, wait_event, wait_for
 
 pytestmark = pytest.mark.versions
 

@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from clusters import Slurm
 from launcher import TINY, Launcher, of_run
+
+from tests.support.slurm import Slurm
 
 
 def test_evaluation_on_two_ranks_inference_and_export(launch: Launcher, tmp_path: Path) -> None:

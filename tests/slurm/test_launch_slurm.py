@@ -9,11 +9,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from clusters import Slurm, wait_event, wait_for
 from launcher import HELD, ROOT, TINY, Launcher, of_run, requeue_held
 
-from env.cluster import daemons, processes
 from jobs.run.directory import Run
+from tests.support.cluster import daemons, processes
+from tests.support.slurm import Slurm, wait_event, wait_for
 
 
 def queue(slurm: Slurm) -> set[str]:

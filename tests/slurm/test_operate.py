@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import Slurm, wait_event, wait_for
 
 from jobs.run import events
+from tests.support.slurm import Slurm, wait_event, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,7 +144,7 @@ def test_the_probe_and_a_profile_that_works(cluster: Slurm, tmp_path: Path, voc_
         # What it wrote works: a training is submitted with it, runs, and finishes.
         call(
             cluster, tmp_path / "runs", "train", "--cluster", name, "--run", "x", "--gpus", "2",
-            "--config", "tests/configs/tiny.py", "--data-root", str(voc_small), "--no-evaluation",
+            "--config", "tests/support/configs/tiny.py", "--data-root", str(voc_small), "--no-evaluation",
             "--set", "train_cfg.max_epochs=1",
         )  # fmt: skip
         run = tmp_path / "runs" / "x"
@@ -165,7 +165,7 @@ def runs(tmp_path: Path) -> Path:
 def train(slurm: Slurm, runs: Path, data: Path, name: str, *arguments: str) -> tuple[Path, dict[str, str]]:
     """Submits a tiny training that would take long."""
     out = call(
-        slurm, runs, "train", "--config", "tests/configs/tiny.py", "--cluster", "slurm",
+        slurm, runs, "train", "--config", "tests/support/configs/tiny.py", "--cluster", "slurm",
         "--cpus-per-gpu", "1", "--data-root", str(data), "--run", name, "--json", *arguments,
         "--set", "train_cfg.max_epochs=2000",
     )  # fmt: skip

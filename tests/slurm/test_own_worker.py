@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from clusters import wait_event
 from launcher import Launcher, of_run
 
 from tests import plain
+from tests.support.slurm import wait_event
 
 
 def submit(launch: Launcher, name: str, shape: tuple[int, int], *options: object) -> str:

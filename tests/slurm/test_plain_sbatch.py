@@ -9,16 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from clusters import Slurm
 from launcher import HELD, ROOT, TINY, Launcher, of_run, requeue_held
 
 from jobs.run.directory import Run
+from tests.support.slurm import Slurm
 
 
 def test_plain_sbatch_does_what_the_launcher_does(launch: Launcher, tmp_path: Path) -> None:
     """Submitted by the launcher and left alone; by `--dry-run | sbatch` and by the tracked script, and
     requeued: the same weights."""
-    from tests.tiny import differences, final_state
+    from tests.support.tiny import differences, final_state
 
     launch.environment["PYTHONPATH"] = str(ROOT)
     same = ["--data-root", str(launch.data), "--seed", "5"]
@@ -100,7 +100,7 @@ def test_the_script_of_a_preparation_prepares(cluster: Slurm, tmp_path: Path, vo
 def test_the_scripts_of_a_sweep_in_a_checkout_of_any_name(launch: Launcher, tmp_path: Path) -> None:
     """Each element makes its run; the evaluation of each follows, by what the dry run says to type."""
     checkout = tmp_path / "a b'c;d#é"
-    for folder in ("jobs", "launch", "configs", "tests/configs"):
+    for folder in ("jobs", "launch", "configs", "tests/support/configs"):
         shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
     launch.checkout = checkout
     del launch.environment["BATON_RUNS"]

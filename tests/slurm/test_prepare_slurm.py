@@ -7,8 +7,9 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from clusters import Slurm, wait_event, wait_for
 from launcher import Launcher, of_run
+
+from tests.support.slurm import Slurm, wait_event, wait_for
 
 ROOT = Path(__file__).parents[2]
 

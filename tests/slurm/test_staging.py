@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from clusters import wait_event, wait_for
 from launcher import HELD, ROOT, Launcher, of_run
 
 from jobs.prepare.packed import convert
 from jobs.run import packed
+from tests.support.slurm import wait_event, wait_for
 
 
 def test_a_preempted_training_finds_its_copy_on_the_same_node(launch: Launcher, tmp_path: Path) -> None:

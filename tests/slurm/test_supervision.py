@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import Slurm, wait_event, wait_for
 
 from jobs.run import events
 from jobs.run.directory import Run
 from launch.submit import batch_script as script
 from launch.submit import programs
 from tests.stages import ROOT, make_run, of
+from tests.support.slurm import Slurm, wait_event, wait_for
 
 HEADER = """#!/bin/bash
 #SBATCH --job-name=train

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from clusters import Slurm, wait_event
 from test_operate import call, status, train
 
 from jobs.run import events
+from tests.support.slurm import Slurm, wait_event
 
 SECONDS = 15.0
 

@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 
 import pytest
-from clusters import Slurm, wait_event, wait_for
 from launcher import HELD, TINY, Launcher, of_run
 from test_supervision import make, submit
 
 from jobs.run.directory import Run
 from tests.stages import of
+from tests.support.slurm import Slurm, wait_event, wait_for
 
 SIZE = 3
 

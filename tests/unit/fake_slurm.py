@@ -64,7 +64,7 @@ class Site:
         )  # fmt: skip
 
     def train(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        common = ["--config", "tests/configs/tiny.py", "--data-root", str(self.data), "--run", "mine"]
+        common = ["--config", "tests/support/configs/tiny.py", "--data-root", str(self.data), "--run", "mine"]
         return self("train", *common, *arguments, **variables)
 
     def contents(self) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import chaos
 from jobs.run.directory import Run
-from tests import slurm_faults
+from tests.support import slurm_faults
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -23,7 +23,7 @@ import torch
 from jobs.engine import checkpoints, safe_load
 from jobs.mmseg import compat
 from jobs.run.errors import UserError
-from tests import tiny
+from tests.support import tiny
 
 CONTENT = {"state_dict": {"weight": torch.arange(3000.0)}, "meta": {"epoch": 1}}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from env.cluster import config
 from launch.submit import machine
+from tests.support.cluster import config
 from tests.unit.fake_slurm import ROOT, one_line
 
 
@@ -19,8 +19,8 @@ def test_the_start_ends_in_one_line_that_says_what_to_do(tmp_path: Path) -> None
     command = ["unshare", "--uts", "sh", "-c", 'hostname baton.invalid && exec "$@"', "sh"]
     if os.getuid() != 0 or subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("giving this process a host name of its own needs root")
-    command += [sys.executable, str(ROOT / "env/cluster/up.py"), str(tmp_path / "c")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command += [sys.executable, "-m", "tests.support.cluster.up", str(tmp_path / "c")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     one_line(done, "'baton.invalid' does not resolve", "echo 127.0.0.1 baton.invalid >> /etc/hosts")
     assert not (tmp_path / "c").exists()
 

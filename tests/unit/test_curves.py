@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.engine.session import Session
 from jobs.mmseg import compat
-from tests import tiny
+from tests.support import tiny
 
 compat.prepare()
 

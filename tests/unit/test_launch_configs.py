@@ -148,9 +148,9 @@ def test_what_a_config_imports_comes_along_with_what_that_imports(tmp_path: Path
 
 
 def test_a_config_of_the_checkout_keeps_its_path(tmp_path: Path) -> None:
-    chain = configs.check(configs.CHECKOUT / "tests" / "configs" / "tiny.py")
-    assert snapshot.take(tmp_path / "code", tmp_path, chain) == "tests/configs/tiny.py"
-    assert (tmp_path / "code" / "tests" / "configs" / "tiny.py").is_file()
+    chain = configs.check(configs.CHECKOUT / "tests" / "support" / "configs" / "tiny.py")
+    assert snapshot.take(tmp_path / "code", tmp_path, chain) == "tests/support/configs/tiny.py"
+    assert (tmp_path / "code" / "tests" / "support" / "configs" / "tiny.py").is_file()
 
 
 def test_an_evaluation_is_asked_for_only_where_one_follows(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from jobs.catalog import pretrained
 from jobs.mmseg import backbone_weights, compat
 from jobs.run.errors import UserError
-from tests import tiny
+from tests.support import tiny
 
 compat.prepare()
 

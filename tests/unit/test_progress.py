@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.prepare import progress
-from tests.unit import terminal
+from tests.support import terminal
 from tests.unit.made_runs import made_run, write
 
 ROOT = Path(__file__).resolve().parents[2]

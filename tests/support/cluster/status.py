@@ -1,20 +1,13 @@
 """Says which daemons and job processes of the cluster in STATE_DIR run, and what its nodes are doing.
 
-python env/cluster/status.py /tmp/cluster      exit code 0: all daemons run; 1: some do not
+python -m tests.support.cluster.status /tmp/cluster      exit code 0: all daemons run; 1: some do not
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from jobs.run import environment
-
-environment.enter()
-
-from env.cluster import config, daemons, processes
 from jobs.run.errors import run_command
+from tests.support.cluster import config, daemons, processes
 
 
 def main() -> int:

@@ -1,23 +1,16 @@
 """Stops the cluster in STATE_DIR, whatever state it is in, and leaves no process or mount of it behind.
 
-python env/cluster/down.py /tmp/cluster --wipe
+python -m tests.support.cluster.down /tmp/cluster --wipe
 """
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from jobs.run import environment
-
-environment.enter()
-
-from env.cluster import daemons, ports
-from env.cluster.config import Layout
-from env.cluster.up import locked
 from jobs.run.errors import UserError, run_command
+from tests.support.cluster import daemons, ports
+from tests.support.cluster.config import Layout
+from tests.support.cluster.up import locked
 
 
 def stop(state: Path | str, wipe: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The network of tests/configs/tiny.py as a config in pure Python: types are classes."""
+"""The network of tiny.py as a config in pure Python: types are classes."""
 
 from mmengine.hooks import CheckpointHook, LoggerHook
 from mmengine.visualization import LocalVisBackend

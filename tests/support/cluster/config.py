@@ -116,7 +116,7 @@ def load(state: Path | str) -> Cluster:
         return msgspec.json.decode(layout.marker.read_bytes(), type=Cluster)
     except FileNotFoundError:
         raise UserError(
-            f"{layout.state} holds no test cluster; start one: python env/cluster/up.py STATE"
+            f"{layout.state} holds no test cluster; start one: python -m tests.support.cluster.up STATE"
         ) from None
     except (msgspec.MsgspecError, *MALFORMED) as error:
         raise UserError(f"{layout.marker} is damaged ({error}); delete {layout.state}") from None

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from env.cluster.config import Layout
+from tests.support.cluster.config import Layout
 
 DAEMON_VARIABLE = "SLURM_TEST_CLUSTER"
 

@@ -1,4 +1,4 @@
-"""tests/configs/tiny.py for benchmarks/ettr.py: as the recipe, 200 epochs and a save every 10. Every step is
+"""tiny.py for benchmarks/ettr.py: as the recipe, 200 epochs and a save every 10. Every step is
 logged, and padded to 0.2 s. Without validation."""
 
 _base_ = "./tiny.py"

@@ -17,7 +17,7 @@ import numpy as np
 
 from jobs.run.directory import Request, Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # Importing torch and mmseg takes seconds; every start is forked from a server that has done so once.
 _context = multiprocessing.get_context("forkserver")
@@ -47,7 +47,7 @@ def make_data(root: Path, train: int = 22, val: int = 6) -> Path:
     return root
 
 
-def make_run(path: Path, data: Path, config: str = "tests/configs/tiny.py", **settings: Any) -> Run:
+def make_run(path: Path, data: Path, config: str = "tests/support/configs/tiny.py", **settings: Any) -> Run:
     """A run directory whose code is this checkout. `settings` are overrides, with __ for dots."""
     run = Run(path)
     run.code.mkdir(parents=True)

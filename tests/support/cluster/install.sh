@@ -9,7 +9,7 @@ done
 [ "${lacking-no}" = yes ] || exit 0
 packages="slurm-wlm slurmdbd mariadb-server munge"
 if [ "$(id -u)" != 0 ]; then
-    echo "The Slurm test cluster needs Debian's $packages; as root: sh env/cluster/install.sh" >&2
+    echo "The Slurm test cluster needs Debian's $packages; as root: sh tests/support/cluster/install.sh" >&2
     exit 3
 fi
 if ! command -v apt-get >/dev/null 2>&1; then

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from env.cluster.config import Layout, Ports
 from jobs.run import private
 from jobs.run.errors import UserError
+from tests.support.cluster.config import Layout, Ports
 
 BLOCK = 80
 # Below Linux' ephemeral range (32768..), whose ports any outgoing connection may take.

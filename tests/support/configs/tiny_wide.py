@@ -1,4 +1,4 @@
-"""tests/configs/tiny.py grown to a network whose step takes some tenths of a second on one core, for the
+"""tiny.py grown to a network whose step takes some tenths of a second on one core, for the
 benchmarks of training. Without validation."""
 
 _base_ = "./tiny.py"

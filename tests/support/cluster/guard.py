@@ -5,13 +5,10 @@ stops all of them at end of file, which comes when the other end of the pipe die
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from env.cluster.config import Layout
-from env.cluster.down import stop
 from jobs.run.errors import run_command
+from tests.support.cluster.config import Layout
+from tests.support.cluster.down import stop
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""tests/configs/tiny.py by iteration, with what makes exact resuming hard: mixed precision, accumulation,
+"""tiny.py by iteration, with what makes exact resuming hard: mixed precision, accumulation,
 a moving average of the weights, dropout, loading in workers."""
 
 _base_ = "./tiny.py"

@@ -1,6 +1,6 @@
 """Starts a Slurm cluster of its own in STATE_DIR.
 
-    python env/cluster/up.py /tmp/cluster && . /tmp/cluster/env.sh && sinfo
+    python -m tests.support.cluster.up /tmp/cluster && . /tmp/cluster/env.sh && sinfo
 
 Without root, where user namespaces are forbidden, all nodes report the machine's own hostname and a
 `MASTER_ADDR=n1` does not resolve; everything else is the same.
@@ -15,18 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from jobs.run import environment
-
-environment.enter()
-
 import msgspec
 
-from env.cluster import config, daemons, packages, ports
-from env.cluster.config import Cluster, Layout, Options
 from jobs.run.directory import write_atomically
 from jobs.run.errors import UserError, run_command
+from tests.support.cluster import config, daemons, packages, ports
+from tests.support.cluster.config import Cluster, Layout, Options
 
 
 def start(state: Path | str, options: Options | None = None) -> Cluster:
@@ -50,7 +44,8 @@ def start(state: Path | str, options: Options | None = None) -> Cluster:
     with locked(layout):
         if daemons.running(layout, "slurmctld") and layout.env.exists():
             raise UserError(
-                f"a cluster runs in {layout.state}; stop it: python env/cluster/down.py {layout.state}"
+                f"a cluster runs in {layout.state}; "
+                f"stop it: python -m tests.support.cluster.down {layout.state}"
             )
         daemons.stop_all(layout)
         for attempt in range(3):

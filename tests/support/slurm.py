@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from env.cluster import daemons, processes
-from env.cluster.config import Cluster
 from jobs.run import events
+from tests.support.cluster import daemons, processes
+from tests.support.cluster.config import Cluster
 
 T = TypeVar("T")
 

@@ -32,7 +32,9 @@ def program(name: str) -> str:
     path = shutil.which(name, path=PATH)
     if path is None:
         package = (PROGRAMS | ACCOUNTING_PROGRAMS).get(name, name)
-        raise UserError(f"{name} is missing (Debian package {package}); as root: sh env/cluster/install.sh")
+        raise UserError(
+            f"{name} is missing (Debian package {package}); as root: sh tests/support/cluster/install.sh"
+        )
     return path
 
 
@@ -45,7 +47,7 @@ def missing(accounting: bool = True) -> list[str]:
 def require(accounting: bool = True) -> None:
     if lacking := missing(accounting):
         raise UserError(
-            f"Debian packages {' '.join(lacking)} are missing; as root: sh env/cluster/install.sh"
+            f"Debian packages {' '.join(lacking)} are missing; as root: sh tests/support/cluster/install.sh"
         )
 
 

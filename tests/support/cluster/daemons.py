@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from env.cluster import config, processes
-from env.cluster.config import Cluster, Layout, user
-from env.cluster.packages import PATH, program
-from env.cluster.processes import Process
 from jobs.run.errors import UserError
+from tests.support.cluster import config, processes
+from tests.support.cluster.config import Cluster, Layout, user
+from tests.support.cluster.packages import PATH, program
+from tests.support.cluster.processes import Process
 
 
 class StartError(UserError):
