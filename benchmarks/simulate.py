@@ -38,8 +38,8 @@ from benchmarks import harness  # noqa: E402
 from benchmarks.harness import RESULTS, record  # noqa: E402
 from jobs.run.directory import Run  # noqa: E402
 from jobs.run.errors import UserError, run_command  # noqa: E402
+from jobs.run.past import History  # noqa: E402
 from launch.observe import efficiency, history  # noqa: E402
-from launch.observe.past import History  # noqa: E402
 from launch.submit import runs  # noqa: E402
 
 RATES = {"RSC-1": 6.50, "RSC-2": 2.34}

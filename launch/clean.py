@@ -13,10 +13,10 @@ from pathlib import Path
 import checkout
 
 from jobs.run.errors import UserError
+from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, leftovers, states, tables
 from launch.observe import wording as words
-from launch.observe.past import History
 from launch.submit import runs
 
 EXAMPLES = """examples:

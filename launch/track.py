@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import checkout
 
-from jobs.run import files, trackers
+from jobs.run import files, records, trackers
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
-from launch.observe import history, records, states
+from launch.observe import history, states
 from launch.observe.tracking import content, sending
 from launch.submit import runs
 

@@ -34,11 +34,11 @@ from jobs.prepare.packed import convert
 from jobs.prepare.voc import build
 from jobs.prepare.voc import masks as voc_masks
 from jobs.prepare.voc.sbd import BadMask, mask_of
-from jobs.run import checkpoint_files, events, packed
+from jobs.run import checkpoint_files, events, packed, records
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries
-from launch.observe import efficiency, history, local_jobs, records, states
+from launch.observe import efficiency, history, local_jobs, states
 from launch.submit import profiles
 from tests import own_images as made_images
 from tests.unit.made_runs import interrupted_run, made_run

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jobs.run.story import Story
+from jobs.run.past import History
 
 PRIOR = 2 * 3600.0
 """Seconds between interruptions, to begin with: a busy preemptible partition's. Outweighed with time."""
@@ -37,6 +37,6 @@ class Past:
         return (PRIOR + self.up + since) / (1 + self.interruptions)
 
 
-def past(story: Story, start: int) -> Past:
+def past(history: History, start: int) -> Past:
     """What a run's events say of the time before start number `start`."""
-    return Past(*story.trained(start))
+    return Past(*history.trained(start))

@@ -109,7 +109,7 @@ def repeat(run: Run, us: ranks.Ranks, checkpoint: str, done: dict[str, Any], whe
 
 def say_once(run: Run, job: str | None, checkpoint: str, done: dict[str, Any], where: Path) -> None:
     """A job that was killed between its result and the event of it has left that to the next."""
-    if not story.read(run.events).evaluated(str(where)):
+    if not story.read(run.events).is_evaluated_in(str(where)):
         events.append(
             run.events, "evaluated", stage="evaluate", job=job, checkpoint=checkpoint,
             seconds=done.get("seconds"), path=str(where),

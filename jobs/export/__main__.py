@@ -45,7 +45,7 @@ def main() -> int:
     arguments = parser.parse_args()
     run = Run(arguments.run.resolve())
     job = job_id()
-    if job is not None and story.read(run.events).finished("export", job):
+    if job is not None and story.read(run.events).finishes_of("export", job):
         print("this job has exported already", flush=True)
         return 0
     with failure.reported(run, "export"):

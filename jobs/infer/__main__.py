@@ -46,7 +46,7 @@ def main() -> int:
 def has_done(run: Run, job: str | None) -> bool:
     """Whether this very job has come to its end before: Slurm may requeue one that ends well within the grace
     time of a preemption."""
-    return job is not None and bool(story.read(run.events).finished("infer", job))
+    return job is not None and bool(story.read(run.events).finishes_of("infer", job))
 
 
 def infer(run: Run, arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ Every line has `time` (UTC, RFC 3339, milliseconds), `event` and, when a job wro
 `start`: the 1-based number of this start of the run, which also counts successor jobs (SLURM_RESTART_COUNT
 begins anew with those; it is the field `restart` of `started`). The structs below are
 their only definition; docs/run-directory.md explains each field. What the events say of a run is worked out
-in story.py, and for people in launch/observe/history.py.
+in story.py.
 """
 
 from __future__ import annotations
@@ -364,35 +364,17 @@ def iterate(path: Path) -> Iterator[dict[str, Any]]:
 
 
 _decode_line = msgspec.json.Decoder(Event).decode
-_decode_lines = msgspec.json.Decoder(Event).decode_lines
-
-
-def of(record: Any) -> Event:
-    """The event of a record as `read` gives it. Raises msgspec.ValidationError if it is none of ours."""
-    event: Event = msgspec.convert(record, Event)
-    return event
-
-
-def load(path: Path) -> list[Event]:
-    """All events of a file that this version knows, in the order written; [] if there is no file. Others are
-    passed over, and so are torn lines and events that lack a field, or have one of another kind."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    try:
-        return list(_decode_lines(text))
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return [event for line in text.split(b"\n") if (event := of_line(line)) is not None]
 
 
 def of_line(line: bytes) -> Event | None:
-    """As `load` reads a line; None for what it passes over."""
+    """The event of a line; None if it is none that this version knows, is torn, lacks a field, or has one of
+    another kind."""
     try:
         return _decode_line(line)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         pass
     try:  # with a NaN, which Python's json writes and msgspec refuses
-        return of(json.loads(line))
+        event: Event = msgspec.convert(json.loads(line), Event)
+        return event
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None

@@ -1,234 +1,399 @@
-"""What a run's events say of it, for the programs that decide by them: one answer to each question.
+"""The one reducer of a run's events: what they say of it, for programs that decide by it and for people.
 
-How a run went, for people to read, is launch/observe/history.py's.
+Every question is answered by the `History` that comes of it (past.py); what progress.json and Slurm's
+accounting add for people is launch/observe/history.py's.
 """
 
+# ruff: noqa: ARG001 -- the handlers of events share one shape
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jobs.run import events
-from jobs.run.events import Event, seconds_of
-
-PREPARATION_ENDS = (events.Prepared, events.Verified, events.Failed, events.Cancelled, events.Stopped)
-
-
-@dataclass
-class Start:
-    """What became of one start of the training."""
-
-    number: int | None
-    hosts: list[str] = field(default_factory=list)
-    progress: bool = False
-    preempted: bool = False
-    finished: bool = False
-    superseded: bool = False
-    failures: list[events.Failed] = field(default_factory=list)
-
-    @property
-    def error(self) -> str | None:
-        if not self.failures:
-            return None
-        last = self.failures[-1]
-        return last.error or last.reason or "an error without a message"
+from jobs.run.events import Event, of_line, seconds_of
+from jobs.run.past import Attempt, History, Incarnation, StageJob, moment
+from jobs.run.records import Mark, number, read_events
 
 
-@dataclass(frozen=True)
-class Story:
-    """The events of a run, in the order written."""
-
-    told: Sequence[Event] = ()
-
-    # --- jobs
-
-    def newest_job(self, stage: str) -> str:
-        """The id of the newest job of that stage, successors and those of plain sbatch included; "" without
-        one."""
-        job = ""
-        for event in self.told:
-            if event.stage != stage:
-                continue
-            if isinstance(event, events.Submitted | events.Started):  # plain sbatch says only that it started
-                job = event.job or job
-            elif isinstance(event, events.Requeued) and event.successor:
-                job = event.successor
-        return job
-
-    def job_ids(self) -> set[str]:
-        """Ids of all jobs that are named, of an array's elements that of the array."""
-        found = {event.job for event in self.told}
-        found |= {event.successor for event in self.told if isinstance(event, events.Requeued)}
-        return {job.partition("_")[0] for job in found if job}
-
-    def preparation_has_ended(self) -> bool:
-        """Whether the newest submission of a preparation has come to its end, as far as it has said."""
-        ended = False
-        for event in self.told:
-            ended = not isinstance(event, events.Submitted) and (ended or isinstance(event, PREPARATION_ENDS))
-        return ended
-
-    def predecessors(self, job: str) -> set[str | None]:
-        """The jobs that named `job` as the one that goes on for them."""
-        named = (event for event in self.told if isinstance(event, events.Requeued))
-        return {event.job for event in named if event.successor == job}
-
-    # --- ends
-
-    def finished(self, stage: str = "train", job: str | None = None) -> list[events.Finished]:
-        """Each time that the stage (of that job, if one is given) has said that it is done."""
-        return [
-            event
-            for event in self.told
-            if isinstance(event, events.Finished) and event.stage == stage and job in (None, event.job)
-        ]
-
-    def ends_finished(self) -> bool:
-        """Whether the newest start of the training is finished."""
-        found = [
-            event
-            for event in self.told
-            if isinstance(event, events.Started | events.Finished) and event.stage == "train"
-        ]
-        return bool(found) and isinstance(found[-1], events.Finished)
-
-    def finished_by(self) -> str | None:
-        """The job that finished the training, unless it was submitted or started again after that."""
-        words = (events.Submitted, events.Started, events.Finished)
-        found = [event for event in self.told if event.stage == "train" and isinstance(event, words)]
-        return found[-1].job if found and isinstance(found[-1], events.Finished) else None
-
-    def is_evaluated(self) -> bool:
-        """Whether the finished training has been evaluated."""
-        done, furthest = False, -1
-        for event in self.told:
-            if isinstance(event, events.Finished) and event.stage == "train":
-                # A finished training that is started again ends at once, at the same step.
-                step = event.step or 0
-                done &= step <= furthest
-                furthest = max(furthest, step)
-            elif isinstance(event, events.Evaluated):
-                done = True
-        return done
-
-    def evaluated(self, folder: str) -> bool:
-        """Whether an evaluation with its results in that folder has been told."""
-        return any(isinstance(event, events.Evaluated) and event.path == folder for event in self.told)
-
-    def cancelled_by(self) -> str | None:
-        """Who cancelled the run since its training was last submitted, if anybody has."""
-        by = None
-        for event in self.told:
-            if isinstance(event, events.Cancelled):
-                by = event.by or "the user"
-            elif isinstance(event, events.Submitted) and event.stage == "train":
-                by = None
-        return by
-
-    def failures(self, stage: str) -> int:
-        return sum(isinstance(event, events.Failed) and event.stage == stage for event in self.told)
-
-    def failures_and_stops(self) -> int:
-        """How often the training has failed or was stopped."""
-        ends = (events.Failed, events.Stopped)
-        return sum(isinstance(event, ends) and event.stage == "train" for event in self.told)
-
-    def stopped(self) -> str | None:
-        """Why the run was stopped, if that is the last that was said."""
-        last = self.told[-1] if self.told else None
-        return last.reason if isinstance(last, events.Stopped) else None
-
-    # --- the training
-
-    def last_start(self) -> int | None:
-        """The number of the newest start."""
-        found = [event.start for event in self.told if isinstance(event, events.Started)]
-        return found[-1] if found else None
-
-    def last_checkpoint(self) -> tuple[int, int]:
-        """(step, epoch) of the newest checkpoint; (0, 0) if none."""
-        for event in reversed(self.told):
-            if isinstance(event, events.Checkpoint):
-                return event.step, event.epoch
-        return 0, 0
-
-    def trained(self, start: int) -> tuple[float, int]:
-        """(seconds for which the run trained, interruptions), by the time of start number `start`.
-
-        The time of a start lasts from its first step to the last event that it wrote, without the time for
-        which it was stopped. Every start after the first means one interruption, whatever ended the last.
-        """
-        began: dict[int, float] = {}
-        ended: dict[int, float] = {}
-        stopped: dict[int, float] = {}
-        starts = {start}
-        for event in self.told:
-            number = event.start
-            if event.stage != "train" or number is None:
-                continue
-            time = seconds_of(event.time)
-            starts.add(number)
-            if isinstance(event, events.FirstStep):
-                began[number] = time
-            elif isinstance(event, events.Suspended) and number in began:
-                stopped[number] = stopped.get(number, 0.0) + event.seconds
-            ended[number] = max(time, ended.get(number, time))
-        up = (ended[number] - time - stopped.get(number, 0.0) for number, time in began.items())
-        return sum(max(0.0, one) for one in up), len(starts) - 1
-
-    def starts(self) -> list[Start]:
-        """The starts of the training since the user last submitted it, in order."""
-        found: list[Start] = []
-        best = -1
-        for event in self.told:
-            if event.stage != "train":
-                continue
-            # A start that a later one has fenced off may still speak.
-            named = next((one for one in reversed(found) if one.number == event.start), None)
-            if isinstance(event, events.Submitted):
-                found = []
-            elif isinstance(event, events.Started):
-                named = Start(event.start, hosts=list(event.hosts))
-                found.append(named)
-            elif isinstance(event, events.Failed) and (
-                named is None or (named.failures and event.rank is None)
-            ):
-                # It never came to `started`: the ranks did not meet, or srun itself failed.
-                named = Start(event.start, failures=[event])
-                found.append(named)
-            if found:
-                best = _take(named or found[-1], event, best)
-            elif isinstance(event, events.Checkpoint | events.Epoch):
-                best = max(best, event.step)
-        return found
+def read(path: Path) -> History:
+    """The history that a run's events tell. Raises OSError if there is a file that cannot be read."""
+    return build(read_events(path))
 
 
-def _take(start: Start, event: Event, best: int) -> int:
-    """Adds what an event says of a start; returns the furthest step up to then."""
-    if isinstance(event, events.Checkpoint | events.Epoch):
-        # An epoch done again after a resume is no progress.
-        start.progress |= event.step > best
-        return max(best, event.step)
-    if isinstance(event, events.Signal | events.Preempted):
-        start.preempted = True
-    elif isinstance(event, events.Finished):
-        start.finished = True
-    elif isinstance(event, events.Superseded):
-        start.superseded = True
-    elif isinstance(event, events.Failed) and event not in start.failures:
-        start.failures.append(event)
-    return best
-
-
-def read(path: Path) -> Story:
-    """The story that a run's events tell. Raises OSError if there is a file that cannot be read."""
-    return Story(events.load(path))
-
-
-def attempt(path: Path) -> Story | None:
+def attempt(path: Path) -> History | None:
     """As `read`; None if the file cannot be read, which is not the same as no events."""
     try:
         return read(path)
     except OSError:
         return None
+
+
+# These come by the thousand and only say how far it is.
+_FREQUENT = {"epoch", "checkpoint"}
+
+
+def build(lines: Iterable[tuple[Mark, bytes]]) -> History:
+    """The history that events tell in the order written. Unknown events and fields are passed over, as are
+    events with a time that is none."""
+    lines = list(lines)
+    try:
+        return _build(lines)
+    except (ValueError, OverflowError, IndexError):
+        return _build([(mark, line) for mark, line in lines if moment(mark) is not None])
+
+
+def _build(lines: Iterable[tuple[Mark, bytes]]) -> History:
+    history = History()
+    starts: dict[int, Incarnation] = {}
+    clock = _Clock()
+    last = ""
+    for mark, line in lines:
+        name, start = mark.event, mark.start
+        incarnation = starts.get(start) if start is not None and mark.stage == "train" else None
+        if incarnation is not None:
+            incarnation.marks.append(mark)
+            if name in _FREQUENT:
+                continue
+        try:
+            time = clock(mark.time)
+            if mark.time > last:
+                last = mark.time
+            if (event := of_line(line)) is not None:
+                _take(history, starts, incarnation, event, time)
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError):
+            continue  # an event of ours with a field of another kind: nothing can be made of it
+    history.last = clock(last) if last else 0.0
+    for one in starts.values():
+        _sum_up(history, one, clock)
+    _settle(history)
+    return history
+
+
+def _take(
+    history: History,
+    starts: dict[int, Incarnation],
+    incarnation: Incarnation | None,
+    event: Event,
+    time: float,
+) -> None:
+    history.latest = event
+    _name_jobs(history, event)
+    if event.stage == "train":
+        _attempts(history, event)
+    if isinstance(event, events.Started):
+        _started(history, starts, event, time)
+    elif incarnation is not None:
+        _happened(history, incarnation, event, time)
+    _jobs(history, event, time)
+    if ending := _ENDINGS.get(type(event)):
+        ending(history, incarnation, event, time)
+
+
+def _name_jobs(history: History, event: Event) -> None:
+    """Which jobs there are, and which is each stage's newest."""
+    if event.job:
+        history.named.add(event.job)
+    if isinstance(event, events.Submitted | events.Started):  # plain sbatch says only that it started
+        history.newest[event.stage] = event.job or history.newest.get(event.stage, "")
+    elif isinstance(event, events.Requeued) and event.successor:
+        history.named.add(event.successor)
+        history.newest[event.stage] = event.successor
+        history.successions.append((event.job, event.successor))
+
+
+def _attempts(history: History, event: Event) -> None:
+    """What became of each start of the training, for the budgets."""
+    attempts, number = history.attempts, event.start
+    if number is not None:
+        history.starts_named.add(number)
+    # A start that a later one has fenced off may still speak.
+    one = next((one for one in reversed(attempts) if one.number == number), None)
+    if isinstance(event, events.Submitted):
+        attempts.clear()
+    elif isinstance(event, events.Started):
+        history.last_start = number
+        attempts.append(Attempt(number=number, hosts=event.hosts))
+    elif isinstance(event, events.Failed) and (one is None or (one.failures and event.rank is None)):
+        # It never came to `started`: the ranks did not meet, or srun itself failed.
+        attempts.append(Attempt(number=number, failures=[event]))
+    elif attempts:
+        _add(one or attempts[-1], event)
+    if isinstance(event, events.Checkpoint | events.Epoch):  # of a start that nobody announced
+        if attempts and event.step > history.furthest:
+            (one or attempts[-1]).progress = True
+        history.furthest = max(history.furthest, event.step)
+
+
+def _add(one: Attempt, event: Event) -> None:
+    if isinstance(event, events.Signal | events.Preempted):
+        one.preempted = True
+    elif isinstance(event, events.Finished):
+        one.finished = True
+    elif isinstance(event, events.Superseded):
+        one.superseded = True
+    elif isinstance(event, events.Failed):
+        one.failures.append(event)
+
+
+def _happened(history: History, one: Incarnation, event: Event, time: float) -> None:
+    """What an event says of a start before its end."""
+    if isinstance(event, events.Resumed):
+        one.resumed_step, one.epoch = event.step, event.epoch
+    elif isinstance(event, events.FirstStep):
+        one.first_step = time
+        if one.resumed_step is None:
+            one.resumed_step = max(0, event.step - 1)
+    elif isinstance(event, events.Validated):
+        _validated(history, event)
+    elif isinstance(event, events.Suspended):
+        _suspended(one, time, event.seconds)
+    elif isinstance(event, events.Signal):
+        one.signals.append((time, event.signal))
+
+
+def _sum_up(history: History, one: Incarnation, clock: _Clock) -> None:
+    """What a start's marks come to. Signals and failures say nothing about steps done, and are left out."""
+    if not one.marks:
+        return
+    times = (moment(mark) for mark in reversed(one.marks))
+    one.last_seen = max(one.last_seen, next((time for time in times if time is not None), 0.0))
+    history.last = max(history.last, one.last_seen)
+    one.marks = [mark for mark in one.marks if mark.event in _STEPS]
+    one.step = max((mark.step for mark in one.marks if mark.step is not None), default=None)
+    one.epoch = next((mark.epoch for mark in reversed(one.marks) if mark.epoch is not None), one.epoch)
+
+
+_STEPS = {"first_step", "epoch", "validated", "checkpoint", "preempted", "finished"}
+
+
+class _Clock:
+    """Seconds of an event's time, quicker than `seconds_of`: a day is worked out once."""
+
+    def __init__(self) -> None:
+        self.days: dict[str, float] = {}
+
+    def __call__(self, text: str) -> float:
+        day = self.days.get(text[:10])
+        if day is None:
+            day = self.days[text[:10]] = seconds_of(text[:10] + "T00:00:00Z")
+        if text[-1] != "Z":
+            return seconds_of(text)
+        return day + int(text[11:13]) * 3600 + int(text[14:16]) * 60 + float(text[17:-1])
+
+
+def _started(history: History, starts: dict[int, Incarnation], event: events.Started, time: float) -> None:
+    if event.stage != "train":
+        return
+    history.ends_finished, history.finished_by = False, None
+    if event.start is None:
+        return
+    starts[event.start] = new = Incarnation(
+        start=event.start,
+        job=event.job or "",
+        began=time,
+        last_seen=time,
+        hosts=event.hosts,
+        world_size=event.world_size,
+        restart=event.restart or 0,
+    )
+    history.incarnations.append(new)
+    history.failed, history.stopped, history.stopped_at = None, "", None
+
+
+def _suspended(one: Incarnation, until: float, seconds: float) -> None:
+    """The event comes when it goes on."""
+    before = one.suspensions[-1][1] if one.suspensions else one.began
+    since = max(before, until - max(0.0, seconds))
+    if until > since:
+        one.suspensions.append((since, until))
+
+
+def _validated(history: History, event: events.Validated) -> None:
+    miou = number(event.metrics.get("mIoU"))
+    if miou is not None and (history.best is None or miou > history.best[0]):
+        history.best = (float(miou), event.step)
+
+
+_BEGINS_ANEW = (events.Submitted, events.Started, events.Evaluated, events.Prepared)
+_PREPARATION_ENDS = (events.Prepared, events.Verified, events.Failed, events.Cancelled, events.Stopped)
+_UNANNOUNCED = (events.Started, events.Evaluated, events.Prepared, events.Verified, events.Finished)
+
+
+def _jobs(history: History, event: Event, time: float) -> None:
+    """Keeps the list of jobs: which were submitted, and what became of each."""
+    id, stage = event.job or "", event.stage
+    if isinstance(event, events.Submitted):
+        history.preparation_has_ended = False
+    elif isinstance(event, _PREPARATION_ENDS):
+        history.preparation_has_ended = True
+    if isinstance(event, _BEGINS_ANEW) and history.failed and history.failed.stage == stage:
+        history.failed = None
+    if isinstance(event, events.Submitted):
+        new = StageJob(id=id, stage=stage, submitted=time, executor=event.executor)
+        new.after, new.cluster = event.after or "", event.cluster or ""
+        history.element |= event.element is not None
+        history.jobs.pop(f"{stage} {id}", None)  # the newest submission comes last
+        history.jobs[f"{stage} {id}"] = new
+        if stage == "train":
+            _resubmitted(history, time)
+        return
+    job = history.jobs.get(f"{stage} {id}")
+    if job is None:
+        if not id or not isinstance(event, _UNANNOUNCED):
+            return
+        # Plain `sbatch` of the script: nobody announced the job.
+        history.element |= "_" in id
+        job = history.jobs[f"{stage} {id}"] = StageJob(id=id, stage=stage, submitted=time)
+    if isinstance(event, events.Started):
+        job.started, job.ended, job.state, job.why = time, None, "started", ""
+    elif isinstance(event, _UNANNOUNCED):
+        job.state, job.ended = "finished", time
+    elif isinstance(event, events.Failed | events.Stopped):
+        job.state = "failed" if isinstance(event, events.Failed) else "stopped"
+        job.ended, job.why = time, event.reason
+    elif isinstance(event, events.Superseded):
+        job.state, job.ended = "superseded", time
+    elif isinstance(event, events.Requeued):
+        job.state, job.ended = "requeued", time
+        if successor := event.successor:
+            history.jobs.setdefault(
+                f"{stage} {successor}",
+                StageJob(id=successor, stage=stage, submitted=time, executor=job.executor),
+            )
+
+
+def _resubmitted(history: History, time: float) -> None:
+    """The first submission begins the run; one after a cancellation or a stop goes on with it."""
+    if history.submitted is None:
+        history.submitted = time
+    resting = history.cancelled or history.stopped_at or history.finished
+    if resting is not None:
+        history.paused += max(0.0, time - resting)
+        history.rests.append((resting, time))
+    history.cancelled, history.stopped_at, history.stopped, history.failed = None, None, "", None
+    history.finished, history.not_finite = None, None
+    history.finished_by, history.cancelled_by = None, None
+
+
+def _end(one: Incarnation | None, time: float, ending: str, why: str) -> None:
+    """The first word about an ending counts, save that a job's own `preempted` says more than a signal."""
+    if one is not None and (not one.ending or ending == "finished"):
+        one.ended, one.ending, one.why = time, ending, why
+    elif one is not None and one.ended is not None and one.ending != "finished":
+        one.ended = max(one.ended, time)
+
+
+def _preempted(history: History, one: Incarnation | None, event: events.Preempted, time: float) -> None:
+    if one is None:
+        return
+    names = " and ".join(dict.fromkeys(name for _, name in one.signals)) or "asked to leave"
+    _end(one, time, "preempted", f"preempted ({names}), saved at step {event.step}")
+
+
+def _hang(history: History, one: Incarnation | None, event: events.Hang, time: float) -> None:
+    _end(one, time, "hang", f"stood still for {event.seconds or 0:.0f} s; stacks in {event.stacks}")
+
+
+def _failure(history: History, one: Incarnation | None, event: events.Failed, time: float) -> None:
+    where = "" if event.rank is None else f"rank {event.rank}"
+    where += f" on {event.host}" if event.host else ""
+    text = event.error or event.reason
+    history.failures[event.stage] = history.failures.get(event.stage, 0) + 1
+    if history.failed is None:
+        history.failed = event
+    _end(one, time, "failed", f"{where}: {text}" if where else text)
+
+
+def _requeued(history: History, one: Incarnation | None, event: events.Requeued, time: float) -> None:
+    if one is None and event.stage == "train" and history.incarnations:
+        one = history.incarnations[-1]
+    if one is not None and not one.ending and one.signals:
+        _end(one, time, "preempted", f"preempted ({one.signals[-1][1]})")
+    else:
+        _end(one, time, "killed", "ended without saying why")
+
+
+def _superseded(history: History, one: Incarnation | None, event: events.Superseded, time: float) -> None:
+    _end(one, time, "superseded", f"start {event.by} of the run goes on instead")
+
+
+def _stopped(history: History, one: Incarnation | None, event: events.Stopped, time: float) -> None:
+    if event.stage != "train":
+        return
+    history.stopped, history.stopped_at = event.reason, time
+    history.stops += 1
+    if one is None and history.incarnations:
+        one = history.incarnations[-1]
+    _end(one, time, "failed", history.stopped)
+
+
+def _cancelled(history: History, one: Incarnation | None, event: events.Cancelled, time: float) -> None:
+    history.cancelled_by = event.by or "the user"
+    # A training that is finished stays so: what was cancelled is its evaluation.
+    if history.finished is None and history.cancelled is None:
+        history.cancelled = time
+    if history.incarnations:
+        last = history.incarnations[-1]
+        _end(last, time, "cancelled", "cancelled" + (f" by {event.by}" if event.by else ""))
+    for job in history.jobs.values():
+        if job.state in ("submitted", "started", "requeued"):
+            job.state, job.ended = "cancelled", time
+
+
+def _finished(history: History, one: Incarnation | None, event: events.Finished, time: float) -> None:
+    history.finishes.append(event)
+    if event.stage != "train":
+        return
+    step = event.step or 0
+    # A finished training that is started again ends at once, at the same step.
+    history.is_evaluated &= step <= history.finished_step
+    history.finished_step = max(history.finished_step, step)
+    history.ends_finished, history.finished_by = True, event.job
+    history.finished = time
+    history.failed, history.stopped, history.cancelled = None, "", None
+    _end(one, time, "finished", "finished")
+
+
+def _evaluated(history: History, one: Incarnation | None, event: events.Evaluated, time: float) -> None:
+    history.evaluations.append(event)
+    history.is_evaluated = True
+
+
+def _prepared(
+    history: History, one: Incarnation | None, event: events.Prepared | events.Verified, time: float
+) -> None:
+    history.prepared = event
+
+
+def _not_finite(
+    history: History, one: Incarnation | None, event: events.NotFinite, stage: str, time: float
+) -> None:
+    history.not_finite = event.step
+
+
+_ENDINGS: dict[type, Callable[..., None]] = {
+    events.NotFinite: _not_finite,
+    events.Preempted: _preempted,
+    events.Hang: _hang,
+    events.Failed: _failure,
+    events.Requeued: _requeued,
+    events.Superseded: _superseded,
+    events.Stopped: _stopped,
+    events.Cancelled: _cancelled,
+    events.Finished: _finished,
+    events.Evaluated: _evaluated,
+    events.Prepared: _prepared,
+    events.Verified: _prepared,
+}
+
+
+def _settle(history: History) -> None:
+    """A start that another followed has ended, whether or not it could say so."""
+    for one, following in zip(history.incarnations, history.incarnations[1:], strict=False):
+        if one.ended is None:
+            one.ended, one.ending = min(one.last_seen, following.began), "killed"
+            if one.signals:
+                one.why = f"killed after {one.signals[-1][1]}, before it could save"
+            else:
+                one.why = "killed without warning (node failure, or no signal before the kill)"

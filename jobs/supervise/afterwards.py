@@ -29,7 +29,7 @@ from typing import Any
 from jobs.run import events, exit_codes, files, notify, story
 from jobs.run.directory import Run, newest_start, write_atomically
 from jobs.run.errors import MALFORMED, run_command
-from jobs.run.story import Story
+from jobs.run.past import History
 from jobs.run.streams import TolerantStream
 from jobs.run.task import job_id, slurm_id
 from jobs.slurm import calls as slurm
@@ -108,17 +108,17 @@ def _after_srun(run: Run, code: int) -> Outcome:
 
 
 def _after_failure(run: Run, job: str, code: int) -> Outcome:
-    told = _read_patiently(run.events)
-    counted = told is not None and _record_failure(run, job, code, told)
+    past = _read_with_retries(run.events)
+    counted = past is not None and _record_failure(run, job, code, past)
     if counted:
-        told = story.attempt(run.events)
-    verdict = budget.verdict(told)
-    if told and (stopped := told.stopped()):
+        past = story.attempt(run.events)
+    verdict = budget.verdict(past)
+    if past and (stopped := past.ends_stopped()):
         _stay_away(run, job)
         return Outcome(code, f"stopped: {stopped}", "stopped")
     if code == exit_codes.USER_ERROR or verdict.stop:
         reason = verdict.stop or "the configuration is wrong; the log says where"
-        _say(run, job, "stopped", start=told and told.last_start(), reason=reason)
+        _say(run, job, "stopped", start=past and past.last_start, reason=reason)
         _stay_away(run, job)
         return Outcome(code, f"stopped: {reason}", "stopped")
     on_slurm = bool(os.environ.get("SLURM_JOB_ID"))
@@ -154,8 +154,8 @@ def _finish(run: Run, job: str) -> Outcome:
 def _found_finished(run: Run) -> bool:
     """Whether it was an earlier start that finished the training, and told so."""
     newest = newest_start(run.job)
-    told = _told(run).finished()
-    return bool(told) and (told[-1].start or newest) < newest
+    finishes = [one for one in _past(run).finishes if one.stage == "train"]
+    return bool(finishes) and (finishes[-1].start or newest) < newest
 
 
 def _stay_away(run: Run, job: str) -> None:
@@ -273,12 +273,12 @@ def cancelled_by(run: Run) -> str | None:
     """Who cancelled the run since it was last submitted, if anybody has."""
     if (run.job / files.CANCELLED()).exists():
         return "the user"
-    return _told(run).cancelled_by()
+    return _past(run).cancelled_by
 
 
-def _told(run: Run) -> Story:
+def _past(run: Run) -> History:
     """What the run's events say; nothing, if they cannot be read."""
-    return story.attempt(run.events) or Story()
+    return story.attempt(run.events) or History()
 
 
 def _cancelled(run: Run, job: str) -> str | None:
@@ -293,11 +293,11 @@ def _cancelled(run: Run, job: str) -> str | None:
 def _finished(run: Run) -> bool:
     """Whether the newest start of the training has said that it is finished. If it could not write that, the
     next start, which finds everything done, will; if nothing can be read, srun is believed."""
-    told = _read_patiently(run.events)
-    return told is None or told.ends_finished()
+    past = _read_with_retries(run.events)
+    return past is None or past.ends_finished
 
 
-def _record_failure(run: Run, job: str, code: int, told: Story) -> bool:
+def _record_failure(run: Run, job: str, code: int, past: History) -> bool:
     """Sees to it that this failure counts: one that no supervisor lived to note is noted here. False if it
     could not be written."""
     memory = run.job / files.FAILURES_NOTED()
@@ -305,7 +305,7 @@ def _record_failure(run: Run, job: str, code: int, told: Story) -> bool:
         before = int(memory.read_text())
     except (OSError, ValueError):  # there was none, or it was torn
         before = 0
-    now = told.failures_and_stops()
+    now = past.failures_and_stops()
     noted = now > before
     try:
         write_atomically(memory, str(now if noted else now + 1).encode())
@@ -315,7 +315,7 @@ def _record_failure(run: Run, job: str, code: int, told: Story) -> bool:
         return True
     number = f" (signal {code - 128})" if code > 128 else ""
     reason = f"srun ended with exit code {code}{number}, and no rank lived to say why"
-    return _say(run, job, "failed", start=told.last_start(), exit_code=code, reason=reason)
+    return _say(run, job, "failed", start=past.last_start, exit_code=code, reason=reason)
 
 
 def _note_requeue(
@@ -332,12 +332,12 @@ def _say(run: Run, job: str, event: str, **fields: Any) -> bool:
     return writer.flush(UNWRITABLE_SECONDS)
 
 
-def _read_patiently(path: Path) -> Story | None:
+def _read_with_retries(path: Path) -> History | None:
     """What a run's events say; None if they cannot be read for a minute (a file server that restarts)."""
     deadline = time.monotonic() + UNREADABLE_SECONDS
-    while (told := story.attempt(path)) is None and time.monotonic() < deadline:
+    while (past := story.attempt(path)) is None and time.monotonic() < deadline:
         time.sleep(1.0)
-    return told
+    return past
 
 
 if __name__ == "__main__":

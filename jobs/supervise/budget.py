@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.run import exit_codes
-from jobs.run.story import Start, Story
+from jobs.run.past import Attempt, History
 
 STARTS = 3
 NODE_FAILURES = 2
@@ -41,11 +41,11 @@ class Verdict:
     """False if the events could not be read: then nothing is known, which is not the same as no failures."""
 
 
-def verdict(story: Story | None) -> Verdict:
-    """What the events of a run say about starting it once more; `story` None: they cannot be read."""
-    if story is None:
+def verdict(history: History | None) -> Verdict:
+    """What the events of a run say about starting it once more; `history` None: they cannot be read."""
+    if history is None:
         return Verdict(known=False)
-    barren = _barren(story.starts())
+    barren = _barren(history.starts())
     if not barren:
         return Verdict()
     last = barren[-1]
@@ -63,10 +63,10 @@ def verdict(story: Story | None) -> Verdict:
     return Verdict(exclude=_bad_nodes(barren))
 
 
-def _barren(all_starts: Sequence[Start]) -> list[Start]:
+def _barren(all_starts: Sequence[Attempt]) -> list[Attempt]:
     """The starts without progress at the end of the row. One that was preempted, or gave way to a later one,
     neither counts nor ends the row."""
-    row: list[Start] = []
+    row: list[Attempt] = []
     for one in reversed(all_starts):
         if one.progress or one.finished:
             break
@@ -75,7 +75,7 @@ def _barren(all_starts: Sequence[Start]) -> list[Start]:
     return row
 
 
-def _same(one: Start, other: Start) -> bool:
+def _same(one: Attempt, other: Attempt) -> bool:
     """Whether two starts ended of the same error of the program's at the same step.
 
     A death by signal and what smells of hardware may have gone by the next time.
@@ -103,7 +103,7 @@ def _normal(error: str | None) -> str:
     return re.sub(r"0x[0-9a-f]+|\d+", "#", error or "")
 
 
-def _bad_nodes(barren: Sequence[Start]) -> tuple[str, ...]:
+def _bad_nodes(barren: Sequence[Attempt]) -> tuple[str, ...]:
     last = [one.failures[-1] for one in barren if one.failures and not DATA.search(one.error or "")]
     hosts = [failure.host for failure in last if failure.host]
     return tuple(sorted({host for host in hosts if hosts.count(host) >= NODE_FAILURES}))

@@ -93,15 +93,15 @@ class _Chain:
         if stage.name == "train":
             return self.train(stage)
         # An evaluation by hand is meant, whatever there is.
-        if stage.name == "evaluate" and self.owner and story.read(self.run_directory.events).is_evaluated():
+        if stage.name == "evaluate" and self.owner and story.read(self.run_directory.events).is_evaluated:
             return 0
-        told = self.failures(stage)
+        before = self.failures(stage)
         codes = self.run_tasks(stage)
         code = _first_failure(codes)
         if self.cancelled:
             return exit_codes.RESUME
         # A job gives its own reason, unless it was killed or could not begin.
-        if code != 0 and self.failures(stage) == told:
+        if code != 0 and self.failures(stage) == before:
             rank = next(rank for rank, one in codes.items() if one != 0)
             log = f"job/{self.log_name(stage, rank)}"
             error = _last_line(self.run_directory.path / log)
@@ -112,7 +112,7 @@ class _Chain:
         return code
 
     def failures(self, stage: Stage) -> int:
-        return story.read(self.run_directory.events).failures(stage.name)
+        return story.read(self.run_directory.events).failures.get(stage.name, 0)
 
     def train(self, stage: Stage) -> int:
         while True:

@@ -21,8 +21,8 @@ from typing import TypeVar
 from jobs.run import environment, events, exit_codes, files, story
 from jobs.run.directory import Run, newest_start
 from jobs.run.errors import UserError, run_command
+from jobs.run.past import History
 from jobs.run.settings import Settings
-from jobs.run.story import Story
 from jobs.run.streams import TolerantStream
 from jobs.run.task import Task, read
 from jobs.slurm import successor
@@ -53,15 +53,15 @@ def main() -> int:
         raise UserError(f"there is no run directory {run.path}")
     run.job.mkdir(exist_ok=True)
     # Rank 0 has the word: what the run's events say, which start this is, and whether it may be.
-    told = story.attempt(run.events) if task.rank == 0 else None
+    past = story.attempt(run.events) if task.rank == 0 else None
     start, stop, cancelled = None, None, False
     writer = events.Writer(run.events, stage="train", job=task.job)
     try:
         if task.rank == 0:
             start = writer.common["start"] = with_retries(lambda: claim_start(run, task))
             cancelled = (run.job / files.CANCELLED()).exists()
-            stop = CANCELLED.format(run=run.name) if cancelled else unfit() or budget.verdict(told).stop
-            stop = FINISHED if is_finished(run, task.job, told or Story()) else stop
+            stop = CANCELLED.format(run=run.name) if cancelled else unfit() or budget.verdict(past).stop
+            stop = FINISHED if is_finished(run, task.job, past or History()) else stop
         meeting = with_retries(lambda: rendezvous.meet(task, run.job, rendezvous_seconds(), start, stop))
     except (rendezvous.RendezvousError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -80,7 +80,7 @@ def main() -> int:
                 writer.append("stopped", reason=meeting.stop)
         return exit_codes.FAILED
     if task.rank == 0:
-        note_predecessor(run, task, writer, told or Story())
+        note_predecessor(run, task, writer, past or History())
         writer.append(
             "started", restart=task.restart, hosts=list(dict.fromkeys(meeting.hosts)),
             world_size=task.world_size, pid=os.getpid(),
@@ -89,7 +89,7 @@ def main() -> int:
     command = arguments.worker or worker_command(run)
     code = supervise(
         run, task, meeting, command, writer, hang_seconds=hang_seconds(run), environ=worker_environment(),
-        wakeup=wakeup, signals=signals, last_checkpoint=(told or Story()).last_checkpoint(),
+        wakeup=wakeup, signals=signals, last_checkpoint=(past or History()).last_checkpoint(),
     )  # fmt: skip
     writer.flush(LAST_WORDS_SECONDS)
     processes.ignore_signals()
@@ -139,17 +139,17 @@ def claim_start(run: Run, task: Task) -> int:
         return number
 
 
-def is_finished(run: Run, job: str, told: Story) -> bool:
+def is_finished(run: Run, job: str, past: History) -> bool:
     """Whether this very job, or the one that it goes on for, has finished the training. Any other job that
     begins a finished run was submitted to train on, for more epochs, say."""
     ours = {job, successor.predecessor(run, job)}
-    return told.finished_by() in (ours | told.predecessors(job)) - {None}
+    return past.finished_by in (ours | past.predecessors(job)) - {None}
 
 
-def note_predecessor(run: Run, task: Task, writer: events.Writer, told: Story) -> None:
+def note_predecessor(run: Run, task: Task, writer: events.Writer, past: History) -> None:
     """A job that was killed could not say who goes on with it: its successor does."""
     before = successor.predecessor(run, task.job)
-    if before and not told.predecessors(task.job):
+    if before and not past.predecessors(task.job):
         writer.append("requeued", job=before, start=None, how="successor", successor=task.job)
 
 

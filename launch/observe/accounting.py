@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from jobs.run.past import History
 from jobs.slurm.queries import Job
-from launch.observe.past import History
 
 # What Slurm's accounting calls an ending, in our words.
 _ACCOUNTED = {

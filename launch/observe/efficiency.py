@@ -14,7 +14,7 @@ import math
 
 import msgspec
 
-from launch.observe.past import History, Incarnation
+from jobs.run.past import History, Incarnation
 
 
 class Shares(msgspec.Struct, kw_only=True):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from jobs.run import checkpoint_files
 from jobs.run.directory import Run
+from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, local_jobs, states
 from launch.observe.doctor import probe as probe_job
-from launch.observe.past import History
 from launch.submit import identity
 
 OURS = re.compile(r"(epoch|iter)_\d+\.pth")

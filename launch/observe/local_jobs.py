@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.run import files, place
+from jobs.run import files, place, records
 from jobs.run.directory import Run
-from launch.observe import records
 from launch.submit import executors
 
 

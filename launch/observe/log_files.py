@@ -9,11 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.run import files
+from jobs.run import files, records
 from jobs.run.directory import Run
-from launch.observe import records
+from jobs.run.past import History
 from launch.observe import wording as words
-from launch.observe.past import History
 
 _LOCAL = re.compile(r"(local-\d+)-(\w+)_(\d+)_log\.(?:out|err)")
 _RANK = re.compile(r"_(\d+)_log\.(?:out|err)")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from jobs.run.directory import Run
+from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer, Job
 from launch.observe import history, states
 from launch.observe import wording as words
-from launch.observe.past import History
 from launch.submit import runs
 
 COLUMNS = (

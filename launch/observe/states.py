@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import events
+from jobs.run import events, records
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
+from jobs.run.past import History, Incarnation, StageJob
 from jobs.slurm import pending
 from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
-from launch.observe import efficiency, history, local_jobs, records, sweeps
+from launch.observe import efficiency, history, local_jobs, sweeps
 from launch.observe import wording as words
-from launch.observe.past import History, Incarnation, StageJob
 from launch.submit import identity
 
 SILENT = 600.0

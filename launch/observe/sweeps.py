@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from jobs.run import events
+from jobs.run import story
 from jobs.run.directory import Run
 from launch.submit import runs
 
@@ -22,8 +22,7 @@ def of(run: Run) -> str:
     if re.search(rf"^sweep: ['\"]?{re.escape(stem)}['\"]?$", text, re.MULTILINE):
         return stem
     # Of an earlier version's only the submission tells.
-    told = (event for event in events.load(run.events) if isinstance(event, events.Submitted))
-    return stem if any(event.element is not None for event in told) else ""
+    return stem if story.read(run.events).element else ""
 
 
 def stem_of(name: str) -> str:

@@ -12,12 +12,12 @@ import msgspec
 from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
+from jobs.run.past import History, Incarnation, StageJob
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer
 from launch.observe import accounting, efficiency, states, tables
 from launch.observe import wording as words
 from launch.observe.overview import Slurm, of_total
-from launch.observe.past import History, Incarnation, StageJob
 from launch.submit import identity, runs
 
 STARTS = (">start", "how it ended", "began", ">lasted", ">from", ">to step", "on", "job")

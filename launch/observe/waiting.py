@@ -162,7 +162,7 @@ def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | N
     """The exit code of a run that has ended without an event that says how. UNKNOWN is no success."""
     last = own.last()
     alone = own.last_stage in ("infer", "export")
-    finished = alone and bool(story.read(run.events).finished(own.last_stage, last))
+    finished = alone and bool(story.read(run.events).finishes_of(own.last_stage, last))
     how, code = "the run has ended unfinished", 1
     if process is None:
         answer = _slurm(own)

@@ -9,9 +9,9 @@ import time
 from jobs.run import events, files
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
+from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, local_jobs, states
-from launch.observe.past import History
 from launch.submit import executors, identity, machine
 
 PATIENCE = 180.0

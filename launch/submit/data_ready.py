@@ -124,7 +124,7 @@ def _look(data_root: Path, path: str, executor: str, whole: bool, prerequisites:
     run = preparing(data_root, folder)
     if ready and run is None:
         return
-    job = story.read(run.events).newest_job("prepare") if run else ""
+    job = story.read(run.events).newest.get("prepare", "") if run else ""
     if not job and found.owner:
         job = found.owner.job or f"process {found.owner.pid} on {found.owner.host}"
     if job:
@@ -168,11 +168,11 @@ def preparing(data_root: Path, folder: str) -> Run | None:
     found = [run for run in runs.all_runs(runs.prepare_root()) if run.events.exists()]
     for run in sorted(found, key=lambda run: run.events.stat().st_mtime_ns, reverse=True):
         request = run.request()
-        told = story.read(run.events)
-        if request.verify or folder_of(request.dataset) != folder or told.preparation_has_ended():
+        past = story.read(run.events)
+        if request.verify or folder_of(request.dataset) != folder or past.preparation_has_ended:
             continue
         if Path(request.data_root).resolve() != data_root.resolve():
             continue
-        if liveness.is_alive(run, told.newest_job("prepare")):
+        if liveness.is_alive(run, past.newest.get("prepare", "")):
             return run
     return None

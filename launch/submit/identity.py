@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 
 from jobs.run.directory import Run
+from jobs.run.past import History, StageJob
 from jobs.slurm.queries import Answer, Job
-from launch.observe.past import History, StageJob
 from launch.submit import machine
 
 SLACK = 300.0

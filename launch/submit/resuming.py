@@ -106,13 +106,13 @@ def keep_size(arguments: argparse.Namespace, old: Request) -> None:
 def check_resumable(run: Run, trains_on: bool = False) -> None:
     """Raises UserError if the run's training is finished (unless it `trains_on` for longer), or if a job of
     it lives."""
-    told = story.read(run.events)
-    if told.finished() and not trains_on:
+    past = story.read(run.events)
+    if past.was_finished() and not trains_on:
         command = "report" if run.request().worker else "evaluate"
         raise UserError(f"the training of {run.name} is finished: python launch/{command}.py {run.name}")
     from launch.observe import liveness
 
-    job = told.newest_job("train")
+    job = past.newest.get("train", "")
     if liveness.is_alive(run, job):
         raise UserError(
             f"{run.name} is on its way as job {job}: python launch/cancel.py {run.name} ends that"

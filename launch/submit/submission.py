@@ -132,7 +132,7 @@ def _queued(script: Path) -> list[str]:
 
     By the script's path: names repeat, in another checkout and among the jobs of another run.
     """
-    known = story.read(Run(script.parent.parent).events).job_ids()
+    known = story.read(Run(script.parent.parent).events).job_numbers()
     known |= {
         path.read_text().partition("_")[0].strip() for path in script.parent.glob(files.PRESUBMITTED(JOB="*"))
     }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.run import story
+from jobs.run.past import History
 from jobs.supervise import budget
 
 
@@ -39,7 +40,7 @@ class Story:
         return self.say("checkpoint", step=step, epoch=0, path="", bytes=0, seconds=0.0, why="interval")
 
     @property
-    def told(self) -> story.Story:
+    def told(self) -> History:
         """As it is read from the file that has these lines."""
         with tempfile.NamedTemporaryFile("w") as file:
             file.writelines(json.dumps(record) + "\n" for record in self.records)
@@ -174,11 +175,11 @@ def test_events_that_lack_a_field_say_nothing() -> None:
     assert run.verdict == budget.Verdict()
     assert run.told.last_checkpoint() == (0, 0)
     assert run.save(7).say("checkpoint").told.last_checkpoint() == (7, 0)
-    assert story.Story().last_checkpoint() == (0, 0)
+    assert History().last_checkpoint() == (0, 0)
 
 
 def test_unreadable_is_unknown_and_not_none(tmp_path: Path) -> None:
-    assert story.attempt(tmp_path / "absent.jsonl") == story.Story([])
+    assert story.attempt(tmp_path / "absent.jsonl") == History()
     assert story.attempt(tmp_path) is None
     assert budget.verdict(None) == budget.Verdict(known=False)
 

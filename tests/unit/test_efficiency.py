@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.run.past import History
 from launch.observe import efficiency, history
-from launch.observe.past import History
 from tests.unit.made_runs import T0, common, interrupted_run, made_run, started, submitted, write
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.run import story
+from jobs.run.directory import Run
 from jobs.slurm.queries import Job, parse_sacct
 from launch.observe import accounting, history
 from tests.unit.made_runs import (
@@ -41,6 +43,41 @@ def test_a_torn_line_hides_nothing_else(tmp_path: Path) -> None:
         file.write('{"time": "20')
     past = history.read(run)
     assert past.incarnations[0].first_step == T0 + 15
+
+
+def test_the_newest_job_is_the_same_for_programs_and_for_people(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    started(run, 5, 1)
+    write(run, 50, "requeued", stage="train", job="12", how="successor", successor="13")
+    assert newest(run) == "13"
+    started(run, 60, 2, job="20")  # plain sbatch of the script: nobody announced it
+    assert newest(run) == "20"
+    started(run, 90, 3, job="13")
+    assert newest(run) == "13"
+    assert history.read(run).job_numbers() == {"12", "13", "20"}
+
+
+def newest(run: Run) -> str:
+    past = story.read(run.events)
+    job = history.read(run).newest_job("train")
+    assert job is not None
+    assert job.id == past.newest["train"]
+    return job.id
+
+
+def test_what_earlier_starts_saved_is_no_progress_of_a_later_one(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    for start, step in ((1, 10), (2, 10), (3, 20)):
+        started(run, start * 100, start)
+        write(run, start * 100 + 50, "epoch", epoch=1, step=step, seconds=1.0, **common(start))
+    past = story.read(run.events)
+    assert [one.progress for one in past.starts()] == [True, False, True]
+    assert past.trained(4) == (3 * 40, 3)
+    assert past.last_start == 3
+    submitted(run, 500, job="13")
+    assert story.read(run.events).starts() == []
 
 
 def test_a_start_that_another_followed_has_ended(tmp_path: Path) -> None:

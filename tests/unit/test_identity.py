@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from jobs.run.directory import Run
+from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm import successor
 from jobs.slurm.queries import Job
 from launch.observe import history, liveness, states
-from launch.observe.past import History
 from launch.submit import cancelling, identity, machine
 from tests.unit.made_runs import T0, made_run, started, submitted, write
 from tests.unit.slurm_answers import FakeSlurm

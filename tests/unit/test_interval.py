@@ -1,10 +1,12 @@
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from jobs.engine import interval
-from jobs.run import events
-from jobs.run.story import Story
+from jobs.run import events, story
+from jobs.run.past import History
 
 
 def event(kind: type[Any], start: int, second: int, **fields: Any) -> Any:
@@ -12,12 +14,19 @@ def event(kind: type[Any], start: int, second: int, **fields: Any) -> Any:
     return kind(time=time, stage="train", start=start, **fields)
 
 
-def first_step(start: int, second: int) -> Any:
-    return event(events.FirstStep, start, second, step=1, seconds=1.0)
+def begun(start: int, second: int) -> list[Any]:
+    """A start that does its first step at once."""
+    first_step = event(events.FirstStep, start, second, step=1, seconds=1.0)
+    return [event(events.Started, start, second, hosts=["n1"], world_size=1), first_step]
 
 
 def epoch(start: int, second: int) -> Any:
     return event(events.Epoch, start, second, epoch=1, step=2, seconds=1.0)
+
+
+def history(path: Path, told: list[Any]) -> History:
+    path.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in told))
+    return story.read(path)
 
 
 def test_the_optimum_is_young_and_dalys() -> None:
@@ -30,23 +39,24 @@ def test_the_optimum_stays_within_bounds() -> None:
     assert interval.optimum(1e6, 1e6) == interval.LONGEST
 
 
-def test_without_interruptions_the_mean_time_grows_with_the_time_run() -> None:
-    quiet = Story([first_step(1, 0), epoch(1, 3600)])
-    assert interval.past(Story(), 1).between() == interval.PRIOR
+def test_without_interruptions_the_mean_time_grows_with_the_time_run(tmp_path: Path) -> None:
+    quiet = history(tmp_path / "events.jsonl", [*begun(1, 0), epoch(1, 3600)])
+    assert interval.past(History(), 1).between() == interval.PRIOR
     assert interval.past(quiet, 1).between() == interval.PRIOR + 3600
     assert interval.past(quiet, 1).between(since=60) == interval.PRIOR + 3660
 
 
-def test_interruptions_shorten_it() -> None:
+def test_interruptions_shorten_it(tmp_path: Path) -> None:
     told = []
     for start in range(1, 12):
-        told += [first_step(start, start * 700), epoch(start, start * 700 + 600)]
+        told += [*begun(start, start * 700), epoch(start, start * 700 + 600)]
+    past = history(tmp_path / "events.jsonl", told)
     # 11 starts of 600 s, 10 interruptions; the twelfth means another.
-    assert interval.past(Story(told), 11).between() == pytest.approx((interval.PRIOR + 6600) / 11)
-    assert interval.past(Story(told), 12).between() == pytest.approx((interval.PRIOR + 6600) / 12)
+    assert interval.past(past, 11).between() == pytest.approx((interval.PRIOR + 6600) / 11)
+    assert interval.past(past, 12).between() == pytest.approx((interval.PRIOR + 6600) / 12)
 
 
-def test_time_for_which_it_was_stopped_is_not_time_that_it_trained() -> None:
+def test_time_for_which_it_was_stopped_is_not_time_that_it_trained(tmp_path: Path) -> None:
     stopped = event(events.Suspended, 1, 2000, seconds=1500.0)
-    past = interval.past(Story([first_step(1, 0), stopped, epoch(1, 3600)]), 1)
+    past = interval.past(history(tmp_path / "e", [*begun(1, 0), stopped, epoch(1, 3600)]), 1)
     assert past.up == 2100

@@ -6,6 +6,7 @@ Read from the sources, imports inside functions too, so a rule cannot be got rou
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +122,23 @@ def changes_the_search_path(path: Path) -> bool:
 def test_one_module_finds_the_checkout() -> None:
     found = {str(path.relative_to(ROOT)) for _, path in modules() if changes_the_search_path(path)}
     assert found == FINDS_THE_CHECKOUT
+
+
+REDUCER = "jobs/run/story.py"
+SHOWS_EVENTS_AS_THEY_COME = {"launch/observe/waiting.py"}
+
+
+def test_one_reducer_walks_through_a_runs_events() -> None:
+    """What else wants to know something of a run asks the history that comes of it."""
+    kinds, files = set(), set()
+    for _, path in modules():
+        text, name = path.read_text(), str(path.relative_to(ROOT))
+        if re.search(r"isinstance\(\w+, \(?events\.", text) and name != "jobs/run/past.py":
+            kinds.add(name)
+        if re.search(r"\bevents\.(read|iterate)\(|\bread_events\(", text) and name != "jobs/run/records.py":
+            files.add(name)
+    assert kinds == {REDUCER}
+    assert files == {REDUCER} | SHOWS_EVENTS_AS_THEY_COME
 
 
 MOST_LINES = 400

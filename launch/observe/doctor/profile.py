@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jobs.run import events
 from jobs.run.directory import write_atomically
 from jobs.run.errors import UserError
+from jobs.run.past import History
 from launch.observe import efficiency, history
 from launch.observe.doctor import facts as cluster_facts
 from launch.observe.doctor import findings
 from launch.observe.doctor.facts import Facts, Partition
 from launch.observe.doctor.findings import Measured
-from launch.observe.past import History
 from launch.submit import profiles, runs
 
 RUNS_LOOKED_AT = 30
@@ -22,14 +21,14 @@ RUNS_LOOKED_AT = 30
 def measured_save() -> Measured | None:
     """The slowest save that the newest runs measured; None if none has saved yet."""
     newest = sorted(runs.all_runs(), key=lambda run: run.path.stat().st_mtime, reverse=True)[:RUNS_LOOKED_AT]
-    pasts = [(run, history.attempt(run)) for run in newest]
-    found = [(run, efficiency.costs(past, time.time())) for run, past in pasts if isinstance(past, History)]
-    saved = [(run, costs) for run, costs in found if costs.save_seconds is not None]
+    pasts = [(run, past) for run in newest if isinstance(past := history.attempt(run), History)]
+    found = [(run, past, efficiency.costs(past, time.time())) for run, past in pasts]
+    saved = [(run, past, costs) for run, past, costs in found if costs.save_seconds is not None]
     if not saved:
         return None
-    run, costs = max(saved, key=lambda pair: pair[1].save_seconds or 0.0)
-    sizes = [event.get("bytes", 0) for event in events.iterate(run.events) if event["event"] == "checkpoint"]
-    return Measured(costs=costs, run=run.name, bytes=sizes[-1])
+    run, past, costs = max(saved, key=lambda one: one[2].save_seconds or 0.0)
+    sizes = [mark.bytes for one in past.incarnations for mark in one.marks if mark.event == "checkpoint"]
+    return Measured(costs=costs, run=run.name, bytes=sizes[-1] or 0)
 
 
 def choose(facts: Facts, asked: str | None) -> Partition:

@@ -11,14 +11,14 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import files
+from jobs.run import files, records
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
+from jobs.run.past import History
 from jobs.run.secrets import looks_secret
 from jobs.slurm import queries as slurm_queries
-from launch.observe import accounting, efficiency, records, states
+from launch.observe import accounting, efficiency, states
 from launch.observe.efficiency import Costs, Shares
-from launch.observe.past import History
 from launch.submit import literals
 from launch.submit.batch_script import UNTOLD
 

@@ -17,8 +17,7 @@ from typing import Any
 import msgspec
 
 from jobs.run import counts as counted
-from jobs.run import files
-from launch.observe import records
+from jobs.run import files, records
 from launch.observe.report import data as report_data
 from launch.observe.report.data import Data
 

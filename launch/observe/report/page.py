@@ -12,7 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from launch.observe import efficiency, records
+from jobs.run import records
+from launch.observe import efficiency
 from launch.observe import wording as words
 from launch.observe.report import charts as report_charts
 from launch.observe.report import data as report_data

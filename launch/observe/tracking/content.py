@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import files, trackers
+from jobs.run import files, records, trackers
 from jobs.run.directory import Run
-from launch.observe import efficiency, history, records, sweeps
-from launch.observe.past import History
+from jobs.run.past import History
+from launch.observe import efficiency, history, sweeps
 from launch.observe.report import data as report
 from launch.submit import literals
 

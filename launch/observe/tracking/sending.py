@@ -20,10 +20,9 @@ from typing import BinaryIO, Protocol, TextIO
 
 import msgspec
 
-from jobs.run import files
+from jobs.run import files, records
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
-from launch.observe import records
 from launch.observe.tracking import content
 from launch.observe.tracking.content import About, Content, Row
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.observe.records import number
+from jobs.run.records import number
 from launch.observe.tracking.content import PER_CLASS, About, Content, Row
 from launch.observe.tracking.sending import State
 

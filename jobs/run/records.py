@@ -55,6 +55,7 @@ class Mark(msgspec.Struct, gc=False):
     epoch: int | None = None
     seconds: float | None = None
     stall_seconds: float | None = None
+    bytes: int | None = None
 
 
 _decode_marks = msgspec.json.Decoder(Mark).decode_lines

@@ -1,4 +1,6 @@
-"""What is known of a run's past: its starts one after the other, and the jobs behind them."""
+"""What is known of a run's past: its starts one after the other, and the jobs behind them.
+
+story.py makes it of the run's events."""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import msgspec
 
 from jobs.run import events
 from jobs.run.events import seconds_of
-from launch.observe.records import Mark
+from jobs.run.records import Mark
 
 
 class Incarnation(msgspec.Struct, kw_only=True):
@@ -123,8 +125,29 @@ class StageJob(msgspec.Struct, kw_only=True):
     why: str = ""
 
 
+class Attempt(msgspec.Struct, kw_only=True):
+    """What became of one start of the training since the user last submitted it, for the budgets; also of one
+    that never came to `started`."""
+
+    number: int | None
+    hosts: list[str] = []
+    progress: bool = False
+    """It brought a step that no earlier start had brought."""
+    preempted: bool = False
+    finished: bool = False
+    superseded: bool = False
+    failures: list[events.Failed] = []
+
+    @property
+    def error(self) -> str | None:
+        if not self.failures:
+            return None
+        last = self.failures[-1]
+        return last.error or last.reason or "an error without a message"
+
+
 class History(msgspec.Struct, kw_only=True):
-    """What happened to a run."""
+    """What happened to a run: the answer to every question about it."""
 
     incarnations: list[Incarnation] = []
     jobs: dict[str, StageJob] = {}
@@ -155,6 +178,39 @@ class History(msgspec.Struct, kw_only=True):
     """The best validation mIoU and its step."""
     last: float = 0.0
     """The time of the newest event."""
+    latest: events.Event | None = None
+    """The newest event, unless that only says how far the training is."""
+    newest: dict[str, str] = {}
+    """By stage, the id of its newest job, successors and those of plain sbatch included."""
+    named: set[str] = set()
+    """Ids of all jobs that are named."""
+    successions: list[tuple[str | None, str]] = []
+    """(job, the one that goes on for it)."""
+    finishes: list[events.Finished] = []
+    """Each time that a stage has said that it is done."""
+    attempts: list[Attempt] = []
+    """What `starts` gives, before it looks for their progress."""
+    furthest: int = -1
+    """The furthest step that a start nobody announced has told of."""
+    starts_named: set[int] = set()
+    """The numbers of all starts of the training."""
+    last_start: int | None = None
+    failures: dict[str, int] = {}
+    """How often each stage has failed."""
+    stops: int = 0
+    """How often the training was stopped for good."""
+    is_evaluated: bool = False
+    """Whether the finished training has been evaluated."""
+    finished_step: int = -1
+    """The furthest step at which the training has said that it is finished."""
+    ends_finished: bool = False
+    """Whether the newest start of the training is finished."""
+    finished_by: str | None = None
+    """The job that finished the training, unless it was submitted or started again after that."""
+    cancelled_by: str | None = None
+    """Who cancelled the run since its training was last submitted, if anybody has."""
+    preparation_has_ended: bool = False
+    """Whether the newest submission of a preparation has come to its end, as far as it has said."""
 
     @property
     def interruptions(self) -> int:
@@ -165,11 +221,78 @@ class History(msgspec.Struct, kw_only=True):
     def preemptions(self) -> int:
         return sum(1 for one in self.incarnations if one.ending == "preempted")
 
+    # --- jobs
+
     def newest_job(self, stage: str) -> StageJob | None:
-        return next((job for job in reversed(list(self.jobs.values())) if job.stage == stage), None)
+        return self.jobs.get(f"{stage} {self.newest.get(stage, '')}")
 
     def job_ids(self) -> list[str]:
         return list(dict.fromkeys(job.id for job in self.jobs.values()))
+
+    def job_numbers(self) -> set[str]:
+        """Ids of all jobs that are named, of an array's elements that of the array."""
+        return {job.partition("_")[0] for job in self.named}
+
+    def predecessors(self, job: str) -> set[str | None]:
+        """The jobs that named `job` as the one that goes on for them."""
+        return {before for before, successor in self.successions if successor == job}
+
+    # --- ends
+
+    def was_finished(self) -> bool:
+        """Whether the training has ever been finished."""
+        return self.finished_step >= 0
+
+    def finishes_of(self, stage: str, job: str) -> list[events.Finished]:
+        """Each time that this job has said of the stage that it is done."""
+        return [event for event in self.finishes if (event.stage, event.job) == (stage, job)]
+
+    def failures_and_stops(self) -> int:
+        """How often the training has failed or was stopped."""
+        return self.failures.get("train", 0) + self.stops
+
+    def is_evaluated_in(self, folder: str) -> bool:
+        """Whether an evaluation with its results in that folder has been announced."""
+        return any(event.path == folder for event in self.evaluations)
+
+    def ends_stopped(self) -> str | None:
+        """Why the run was stopped, if that is the last that was said."""
+        return self.latest.reason if isinstance(self.latest, events.Stopped) else None
+
+    # --- the training
+
+    def trained(self, start: int) -> tuple[float, int]:
+        """(seconds for which the run trained, interruptions), by the time of start number `start`.
+
+        The time of a start lasts from its first step to the last event that it wrote, without the time for
+        which it was stopped. Every start after the first means one interruption, whatever ended the last.
+        """
+        up = (
+            one.last_seen - one.first_step - one.suspended(one.first_step, one.last_seen)
+            for one in self.incarnations
+            if one.first_step is not None
+        )
+        return sum(max(0.0, one) for one in up), len(self.starts_named | {start}) - 1
+
+    def last_checkpoint(self) -> tuple[int, int]:
+        """(step, epoch) of the newest checkpoint; (0, 0) if none."""
+        marks = (mark for one in reversed(self.incarnations) for mark in reversed(one.marks))
+        for mark in marks:
+            if mark.event == "checkpoint" and mark.step is not None and mark.epoch is not None:
+                return mark.step, mark.epoch
+        return 0, 0
+
+    def starts(self) -> list[Attempt]:
+        """The starts of the training since the user last submitted it, in order."""
+        found = {one.number: one for one in self.attempts}
+        furthest = self.furthest
+        for one in self.incarnations:
+            steps = (mark.step for mark in one.marks if mark.event in ("checkpoint", "epoch"))
+            most = max((step for step in steps if step is not None), default=-1)
+            if one.start in found and most > furthest:  # an epoch done again after a resume is no progress
+                found[one.start].progress = True
+            furthest = max(furthest, most)
+        return self.attempts
 
 
 def _stall(mark: Mark) -> float:
