@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from jobs.run.events import seconds_of
+
 _decode_strictly = msgspec.json.Decoder().decode
 _decode_lines = msgspec.json.Decoder().decode_lines
 
@@ -124,3 +126,18 @@ def read_events(path: Path) -> list[tuple[Mark, bytes]]:
             except ValueError:
                 continue
         return found
+
+
+class Clock:
+    """Seconds of an event's time, quicker than `seconds_of`: a day is worked out once."""
+
+    def __init__(self) -> None:
+        self.days: dict[str, float] = {}
+
+    def __call__(self, text: str) -> float:
+        day = self.days.get(text[:10])
+        if day is None:
+            day = self.days[text[:10]] = seconds_of(text[:10] + "T00:00:00Z")
+        if text[-1] != "Z":
+            return seconds_of(text)
+        return day + int(text[11:13]) * 3600 + int(text[14:16]) * 60 + float(text[17:-1])

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jobs.run import events
-from jobs.run.events import Event, of_line, seconds_of
+from jobs.run.events import Event, of_line
 from jobs.run.past import Attempt, History, Incarnation, StageJob, moment
-from jobs.run.records import Mark, number, read_events
+from jobs.run.records import Clock, Mark, number, read_events
 
 
 def read(path: Path) -> History:
@@ -46,7 +46,7 @@ def build(lines: Iterable[tuple[Mark, bytes]]) -> History:
 def _build(lines: Iterable[tuple[Mark, bytes]]) -> History:
     history = History()
     starts: dict[int, Incarnation] = {}
-    clock = _Clock()
+    clock = Clock()
     last = ""
     for mark, line in lines:
         name, start = mark.event, mark.start
@@ -78,8 +78,11 @@ def _take(
     time: float,
 ) -> None:
     history.latest = event
-    _name_jobs(history, event)
-    if event.stage == "train":
+    if event.job:
+        history.named.add(event.job)
+    if type(event) in _NAME_JOBS:
+        _name_jobs(history, event)
+    if type(event) in _OF_ATTEMPTS and event.stage == "train":
         _attempts(history, event)
     if isinstance(event, events.Started):
         _started(history, starts, event, time)
@@ -90,13 +93,18 @@ def _take(
         ending(history, incarnation, event, time)
 
 
+_NAME_JOBS = {events.Submitted, events.Started, events.Requeued}
+_OF_ATTEMPTS = {
+    *(events.Submitted, events.Started, events.Failed, events.Signal, events.Preempted, events.Finished),
+    *(events.Superseded, events.Checkpoint, events.Epoch),
+}
+
+
 def _name_jobs(history: History, event: Event) -> None:
-    """Which jobs there are, and which is each stage's newest."""
-    if event.job:
-        history.named.add(event.job)
-    if isinstance(event, events.Submitted | events.Started):  # plain sbatch says only that it started
+    """Which is each stage's newest job, and which goes on for which."""
+    if not isinstance(event, events.Requeued):  # plain sbatch says only that it started
         history.newest[event.stage] = event.job or history.newest.get(event.stage, "")
-    elif isinstance(event, events.Requeued) and event.successor:
+    elif event.successor:
         history.named.add(event.successor)
         history.newest[event.stage] = event.successor
         history.successions.append((event.job, event.successor))
@@ -152,7 +160,7 @@ def _happened(history: History, one: Incarnation, event: Event, time: float) -> 
         one.signals.append((time, event.signal))
 
 
-def _sum_up(history: History, one: Incarnation, clock: _Clock) -> None:
+def _sum_up(history: History, one: Incarnation, clock: Clock) -> None:
     """What a start's marks come to. Signals and failures say nothing about steps done, and are left out."""
     if not one.marks:
         return
@@ -165,21 +173,6 @@ def _sum_up(history: History, one: Incarnation, clock: _Clock) -> None:
 
 
 _STEPS = {"first_step", "epoch", "validated", "checkpoint", "preempted", "finished"}
-
-
-class _Clock:
-    """Seconds of an event's time, quicker than `seconds_of`: a day is worked out once."""
-
-    def __init__(self) -> None:
-        self.days: dict[str, float] = {}
-
-    def __call__(self, text: str) -> float:
-        day = self.days.get(text[:10])
-        if day is None:
-            day = self.days[text[:10]] = seconds_of(text[:10] + "T00:00:00Z")
-        if text[-1] != "Z":
-            return seconds_of(text)
-        return day + int(text[11:13]) * 3600 + int(text[14:16]) * 60 + float(text[17:-1])
 
 
 def _started(history: History, starts: dict[int, Incarnation], event: events.Started, time: float) -> None:
