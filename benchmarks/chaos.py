@@ -23,25 +23,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+import msgspec
 
-import msgspec  # noqa: E402
+from benchmarks import harness
+from benchmarks.harness import record
+from benchmarks.on_slurm import cluster, data
+from jobs.engine import checkpoints
+from jobs.run import events
+from jobs.run.directory import Run, newest_start, write_atomically
+from jobs.run.errors import run_command
+from tests.support import tiny
+from tests.support.cluster import processes
+from tests.support.cluster.config import Options
+from tests.support.slurm import Slurm, wait_for
 
-from benchmarks import harness  # noqa: E402
-from benchmarks.harness import record  # noqa: E402
-from benchmarks.on_slurm import cluster, data  # noqa: E402
-from jobs.engine import checkpoints  # noqa: E402
-from jobs.run import events  # noqa: E402
-from jobs.run.directory import Run, newest_start, write_atomically  # noqa: E402
-from jobs.run.errors import run_command  # noqa: E402
-from tests.support import tiny  # noqa: E402
-from tests.support.cluster import processes  # noqa: E402
-from tests.support.cluster.config import Options  # noqa: E402
-from tests.support.slurm import Slurm, wait_for  # noqa: E402
+ROOT: Path = repository.ROOT
 
 NODES, GPUS = 2, 2
 RANKS = NODES * GPUS

@@ -38,21 +38,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+import msgspec
 
-import msgspec  # noqa: E402
+from benchmarks import harness
+from benchmarks.harness import record
+from benchmarks.on_slurm import cluster, data
+from jobs.mmseg import compat
+from jobs.run.errors import run_command
+from tests.support.cluster.config import Options
+from tests.support.slurm import Slurm, wait_for
 
-from benchmarks import harness  # noqa: E402
-from benchmarks.harness import record  # noqa: E402
-from benchmarks.on_slurm import cluster, data  # noqa: E402
-from jobs.mmseg import compat  # noqa: E402
-from jobs.run.errors import run_command  # noqa: E402
-from tests.support.cluster.config import Options  # noqa: E402
-from tests.support.slurm import Slurm, wait_for  # noqa: E402
+ROOT: Path = repository.ROOT
 
 CONFIG = "tests/support/configs/tiny_trace.py"
 PICTURES = 96
@@ -79,7 +77,6 @@ srun {python} {benchmark} --peer {folder}
 
 SUBMITIT = """
 import sys
-sys.path.insert(0, {root!r})
 import submitit
 from benchmarks import ettr
 

@@ -26,18 +26,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+import numpy as np
 
-import numpy as np  # noqa: E402
+from benchmarks import harness, pipeline
+from jobs.mmseg import compat
+from jobs.run.directory import Request, Run
 
-from benchmarks import harness, pipeline  # noqa: E402
-from jobs.mmseg import compat  # noqa: E402
-from jobs.run.directory import Request, Run  # noqa: E402
+ROOT: Path = repository.ROOT
 
 CLASSES = 21
 WEIGHTS = "weights.pth"
@@ -54,6 +51,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    harness.restart_with(OMP_NUM_THREADS="1")
     metric_alone(arguments.rounds)
     with whole_test("configs/demo.py", arguments.images, arguments.processes) as (ours, peer, details):
         harness.compare(

@@ -26,19 +26,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+from benchmarks import harness
+from benchmarks.trainings import past
+from jobs.engine import checkpoints, interval
+from jobs.run import events, story
+from jobs.run.directory import Request, Run
+from jobs.supervise import budget
+from launch import status
 
-from benchmarks import harness  # noqa: E402
-from benchmarks.trainings import past  # noqa: E402
-from jobs.engine import checkpoints, interval  # noqa: E402
-from jobs.run import events, story  # noqa: E402
-from jobs.run.directory import Request, Run  # noqa: E402
-from jobs.supervise import budget  # noqa: E402
-from launch import status  # noqa: E402
+ROOT: Path = repository.ROOT
 
 EPOCHS, INTERRUPTIONS = (100, 1_000, 10_000), (10, 100, 1_000)
 KEPT = (100, 1_000, 10_000)

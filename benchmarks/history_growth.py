@@ -16,16 +16,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+from benchmarks import harness, step_time
+from benchmarks.trainings import start, turns
+from jobs.run.directory import Run
+from tests.support import tiny
 
-from benchmarks import harness, step_time  # noqa: E402
-from benchmarks.trainings import start, turns  # noqa: E402
-from jobs.run.directory import Run  # noqa: E402
-from tests.support import tiny  # noqa: E402
+ROOT: Path = repository.ROOT
 
 VALUES = 264_000
 TIMED = 8

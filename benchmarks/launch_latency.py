@@ -13,14 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+from benchmarks.harness import compare, timed
+from jobs.run.errors import UserError, run_command
 
-from benchmarks.harness import compare, timed  # noqa: E402
-from jobs.run.errors import UserError, run_command  # noqa: E402
+ROOT: Path = repository.ROOT
 
 ROUNDS = int(os.environ.get("BATON_ROUNDS", "15"))
 

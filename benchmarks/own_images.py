@@ -13,31 +13,25 @@ their end, digests, hashes, all checks.
 
 import io
 import os
-import sys
 import tempfile
 import threading
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+import cv2
+import numpy as np
+from PIL import Image
 
-from jobs.catalog import classes  # noqa: E402
-from jobs.prepare import workers  # noqa: E402
+from benchmarks import harness
+from benchmarks.prepare import family, proportional
+from jobs.catalog import classes
+from jobs.prepare import workers
+from jobs.prepare.own import judge, sources, splits
+from jobs.prepare.own.scan import How, scan
+from jobs.run.errors import run_command
 
-workers.no_inner_threads()
-
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from benchmarks import harness  # noqa: E402
-from benchmarks.prepare import family, proportional  # noqa: E402
-from jobs.prepare.own import judge, sources, splits  # noqa: E402
-from jobs.prepare.own.scan import How, scan  # noqa: E402
-from jobs.run.errors import run_command  # noqa: E402
+ROOT: Path = repository.ROOT
 
 WIDTH, HEIGHT, CLASSES = 500, 375, 21
 DISTINCT = 400
@@ -50,6 +44,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "baton-bench-own")
     args = parser.parse_args()
+    harness.restart_with(OPENBLAS_NUM_THREADS="1")
     folder = generate(args.scratch / f"{args.n}", args.n)
     seconds, busy, peaks = [], [], []
     for _ in range(args.rounds):

@@ -15,26 +15,20 @@ examples:
   python benchmarks/pipeline.py --rounds 1 --images 20     a quick look
 """
 
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
-os.environ["OMP_NUM_THREADS"] = "1"
+import cv2
+import numpy as np
+from PIL import Image
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from benchmarks import harness  # noqa: E402
-from jobs.mmseg import compat  # noqa: E402
+from benchmarks import harness
+from jobs.mmseg import compat
 
 RECIPE = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 
@@ -45,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--equal", type=int, default=1000, help="samples that must be equal bit for bit")
     arguments = parser.parse_args()
+    harness.restart_with(OMP_NUM_THREADS="1")
 
     compat.prepare()
     import torch
@@ -52,7 +47,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    steps = Config.fromfile(RECIPE).train_dataloader.dataset.pipeline
+    steps = Config.fromfile(str(repository.ROOT / RECIPE)).train_dataloader.dataset.pipeline
     stock, fast = pipelines(steps)
     with tempfile.TemporaryDirectory() as folder:
         samples = [make_sample(Path(folder), number) for number in range(arguments.images)]

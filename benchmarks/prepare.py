@@ -27,22 +27,20 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+import numpy as np
+from PIL import Image
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+from benchmarks import harness
+from jobs.catalog import sources
+from jobs.catalog.recipes import converters
+from jobs.prepare import verify, workers
+from jobs.prepare.synthetic import Lists, make_lists, read_lists, write_archives
+from jobs.prepare.voc.build import write_masks
+from jobs.run.errors import UserError, run_command
 
-from benchmarks import harness  # noqa: E402
-from jobs.catalog import sources  # noqa: E402
-from jobs.catalog.recipes import converters  # noqa: E402
-from jobs.prepare import verify, workers  # noqa: E402
-from jobs.prepare.synthetic import Lists, make_lists, read_lists, write_archives  # noqa: E402
-from jobs.prepare.voc.build import write_masks  # noqa: E402
-from jobs.run.errors import UserError, run_command  # noqa: E402
+ROOT: Path = repository.ROOT
 
 SCARCE = 1 << 30
 REAL_LISTS = ROOT / "tests/data/voc"

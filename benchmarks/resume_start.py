@@ -19,17 +19,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+from benchmarks import harness, pipeline
+from benchmarks.trainings import past, start
+from jobs.engine import checkpoints
+from jobs.mmseg import compat
+from jobs.run.directory import Run
 
-from benchmarks import harness, pipeline  # noqa: E402
-from benchmarks.trainings import past, start  # noqa: E402
-from jobs.engine import checkpoints  # noqa: E402
-from jobs.mmseg import compat  # noqa: E402
-from jobs.run.directory import Run  # noqa: E402
+ROOT: Path = repository.ROOT
 
 PICTURES, BATCH, LENGTH = 64, 4, 10_582
 PER_EPOCH = -(-LENGTH // BATCH)
@@ -47,6 +45,7 @@ def main() -> int:
     parser = harness.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    harness.restart_with(OMP_NUM_THREADS="1")
     compat.prepare()
     with tempfile.TemporaryDirectory(prefix="resume-start-", dir=ROOT / "logs") as name:
         folder = Path(name)

@@ -16,15 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+from benchmarks.harness import RESULTS
+from jobs.run.directory import write_atomically
+from jobs.run.errors import UserError, run_command
 
-from benchmarks.harness import RESULTS  # noqa: E402
-from jobs.run.directory import write_atomically  # noqa: E402
-from jobs.run.errors import UserError, run_command  # noqa: E402
+ROOT: Path = repository.ROOT
 
 NOT_BENCHMARKS = {"harness", "run", "__init__"}
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"

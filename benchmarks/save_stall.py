@@ -21,15 +21,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+from benchmarks import harness
+from benchmarks.trainings import start
+from tests.support import tiny
 
-from benchmarks import harness  # noqa: E402
-from benchmarks.trainings import start  # noqa: E402
-from tests.support import tiny  # noqa: E402
+ROOT: Path = repository.ROOT
 
 WARM_UP = 4
 BEFORE = 16

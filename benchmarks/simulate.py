@@ -26,21 +26,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+import msgspec
 
-import msgspec  # noqa: E402
+from benchmarks import harness
+from benchmarks.harness import RESULTS, record
+from jobs.run.directory import Run
+from jobs.run.errors import UserError, run_command
+from jobs.run.past import History
+from launch.observe import efficiency, history
+from launch.submit import runs
 
-from benchmarks import harness  # noqa: E402
-from benchmarks.harness import RESULTS, record  # noqa: E402
-from jobs.run.directory import Run  # noqa: E402
-from jobs.run.errors import UserError, run_command  # noqa: E402
-from jobs.run.past import History  # noqa: E402
-from launch.observe import efficiency, history  # noqa: E402
-from launch.submit import runs  # noqa: E402
+ROOT: Path = repository.ROOT
 
 RATES = {"RSC-1": 6.50, "RSC-2": 2.34}
 """Failures per 1,000 node-days."""

@@ -17,15 +17,13 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+from benchmarks.harness import record
+from jobs.run.directory import Request, Run
+from tests.support import terminal
 
-from benchmarks.harness import record  # noqa: E402
-from jobs.run.directory import Request, Run  # noqa: E402
-from tests.support import terminal  # noqa: E402
+ROOT: Path = repository.ROOT
 
 STAND_IN = """#!/bin/sh
 echo "$0" >> "$BATON_COUNT"

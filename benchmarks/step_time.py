@@ -18,15 +18,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)
-from jobs.run import environment  # noqa: E402
+import repository
 
-environment.enter()
+from benchmarks import harness
+from benchmarks.trainings import start, turns
+from tests.support import tiny
 
-from benchmarks import harness  # noqa: E402
-from benchmarks.trainings import start, turns  # noqa: E402
-from tests.support import tiny  # noqa: E402
+ROOT: Path = repository.ROOT
 
 CONFIG = "tests/support/configs/tiny_wide.py"
 RANKS, TIMED = 2, 12

@@ -33,11 +33,11 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import repository
 
 from jobs.run.errors import UserError, run_command
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT: Path = repository.ROOT
 RELEASES = ("bookworm", "trixie", "testing", "sid")
 ROLLING = ("testing", "sid")
 BASE = ("ca-certificates", "git", "make", "python3")  # what README asks for, but for the venv module

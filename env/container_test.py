@@ -19,12 +19,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import repository
 
 from env.shared_environment import environment
 from jobs.run.errors import UserError, run_command
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT: Path = repository.ROOT
 DEFINITION = CHECKOUT / "env/container.def"
 PACKAGES = "apptainer,slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname"
 

@@ -21,12 +21,12 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import repository
 
 from env.shared_environment import environment
 from jobs.run.errors import UserError, run_command
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT: Path = repository.ROOT
 RELEASES = ("bookworm", "trixie", "testing")
 PACKAGES = "slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname,python3-venv"
 # All that these tests need of a version is its own; several workers, for most of their time is waiting.

@@ -12,6 +12,7 @@ import sys
 import time
 
 import checkout
+
 import msgspec
 
 from jobs.run.errors import UserError

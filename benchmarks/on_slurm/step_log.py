@@ -12,12 +12,8 @@ import os
 import time
 from typing import Any
 
-from jobs.mmseg import compat
-
-compat.prepare()
-
-from mmengine.hooks import Hook  # noqa: E402
-from mmengine.registry import HOOKS  # noqa: E402
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 
 @HOOKS.register_module(force=True)

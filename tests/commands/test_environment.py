@@ -42,25 +42,24 @@ def test_a_login_nodes_old_python_reads_every_command(path: Path) -> None:
     tree = ast.parse((ROOT / path).read_text(), feature_version=(3, 6))
     before = []
     for node in tree.body:
-        if ast.unparse(node) in ("environment.enter()", "import checkout"):
+        if ast.unparse(node) in ("import checkout", "import repository"):
             break
         before.append(node)
     else:
         raise AssertionError("it does not enter the environment")
-    names = {"jobs.run.environment"} if ast.unparse(node) == "import checkout" else set()
+    names = set()
     for node in before:
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            own = node.module == "jobs.run"
-            names.add(f"{node.module}.{node.names[0].name}" if own else f"{node.module}")
-    names = {name if name.startswith("jobs.") else name.split(".")[0] for name in names}
-    assert names - sys.stdlib_module_names == {"jobs.run.environment"}
+            names.add(f"{node.module}".split(".")[0])
+    assert names <= sys.stdlib_module_names
     assert "__future__" not in names  # annotations: since 3.7
 
 
 def test_a_login_nodes_old_python_reads_what_they_enter_by() -> None:
-    for path in ("launch/checkout.py", "jobs/run/environment.py", "jobs/run/__init__.py", "jobs/__init__.py"):
+    entries = ("launch/checkout.py", "benchmarks/repository.py")
+    for path in (*entries, "jobs/run/environment.py", "jobs/run/__init__.py", "jobs/__init__.py"):
         text = (ROOT / path).read_text()
         ast.parse(text, feature_version=(3, 6))
         assert "\nfrom __future__" not in text

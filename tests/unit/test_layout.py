@@ -97,7 +97,11 @@ def test_training_libraries_are_loaded_where_training_is(name: str, path: Path) 
     assert loaded <= MAY_LOAD.get(package(name), set())
 
 
-FINDS_THE_CHECKOUT = {"launch/__init__.py", "launch/checkout.py"}
+PRODUCT = ("jobs", "launch", "env", "benchmarks", "examples")
+FINDS_THE_CHECKOUT = {
+    *("launch/__init__.py", "launch/checkout.py", "env/__init__.py", "env/repository.py"),
+    *("benchmarks/__init__.py", "benchmarks/repository.py"),
+}
 
 
 def test_commands_do_not_lie_below_launch() -> None:
@@ -119,9 +123,18 @@ def changes_the_search_path(path: Path) -> bool:
     return False
 
 
-def test_one_module_finds_the_checkout() -> None:
-    found = {str(path.relative_to(ROOT)) for _, path in modules() if changes_the_search_path(path)}
+def test_one_module_of_each_folder_finds_the_checkout() -> None:
+    files = [path for top in PRODUCT for path in (ROOT / top).rglob("*.py")]
+    found = {str(path.relative_to(ROOT)) for path in files if changes_the_search_path(path)}
     assert found == FINDS_THE_CHECKOUT
+    assert not [path for path in files if "E402" in path.read_text()]
+
+
+def test_benchmarks_and_tests_share_what_lies_in_support() -> None:
+    for top in PRODUCT:
+        for path in (ROOT / top).rglob("*.py"):
+            shared = {package(one) for one in imported(path) if one.startswith("tests.")}
+            assert shared <= ({"tests.support"} if top == "benchmarks" else set()), path
 
 
 REDUCER = "jobs/run/story.py"
