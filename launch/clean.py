@@ -15,8 +15,7 @@ import checkout
 from jobs.run.errors import UserError
 from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
-from launch.observe import history, leftovers, states, tables
-from launch.observe import wording as words
+from launch.observe import history, leftovers, states, tables, wording
 from launch.submit import runs
 
 EXAMPLES = """examples:
@@ -83,18 +82,18 @@ def show(found: Found, skipped: list[tuple[str, str]], arguments: argparse.Names
         return
     if found:
         rows = [
-            [name, str(path.relative_to(path.parents[1])), words.size(size), why]
+            [name, str(path.relative_to(path.parents[1])), wording.size(size), why]
             for name, path, why, size in found
         ]
         tables.show(("run", "file", ">size", "why"), rows)
     for name, why in skipped:
         print(f"left alone: {name} ({why})")
     if arguments.yes:
-        print(f"deleted {words.plural(len(found), 'file')}, {words.size(total)}")
+        print(f"deleted {wording.plural(len(found), 'file')}, {wording.size(total)}")
         print("next: python launch/status.py")
     elif found:
         typed = shlex.join(["python", "launch/clean.py", *sys.argv[1:], "--yes"])
-        print(f"nothing deleted; {words.size(total)} would be free: {typed}")
+        print(f"nothing deleted; {wording.size(total)} would be free: {typed}")
     else:
         print("nothing to delete; next: python launch/status.py")
 

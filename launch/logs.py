@@ -8,8 +8,7 @@ import argparse
 import checkout
 
 from jobs.run.errors import UserError
-from launch.observe import following, log_files, states
-from launch.observe import wording as words
+from launch.observe import following, log_files, states, wording
 from launch.observe.log_files import LogFile
 from launch.submit import runs
 
@@ -44,11 +43,11 @@ def main() -> int:
         raise UserError(f"--lines {arguments.lines} must be 0 or more")
     run = runs.find(arguments.run)
     past = states.past_of(run)
-    told = log_files.first_error(run, past)
-    if told:
-        print("\n".join(told))
+    error = log_files.first_error(run, past)
+    if error:
+        print("\n".join(error))
     if arguments.follow:
-        return following.follow(run, arguments, told)
+        return following.follow(run, arguments, error)
     files = log_files.find(run, past, arguments.job or "", arguments.rank)
     if not arguments.job and files:
         files = [file for file in files if file.job == files[-1].job and file.stage == files[-1].stage]
@@ -74,11 +73,10 @@ def show(files: list[LogFile], lines: int, everything: bool) -> None:
         text = texts[file.path]
         if common and file.rank is not None and file is not ranks[0]:
             text = [line for line in text if log_files.unstamped(line) not in common]
-            print(
-                f"    (without {words.plural(len(texts[file.path]) - len(text), 'line')} that all ranks say)"
-            )
+            left_out = wording.plural(len(texts[file.path]) - len(text), "line")
+            print(f"    (without {left_out} that all ranks say)")
         print("\n".join(text[-lines:] if lines else text))
-    left = sieve.told()
+    left = sieve.left_out()
     if left:
         print(f"left out: {left}; --all shows them")
 

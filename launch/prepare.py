@@ -57,12 +57,12 @@ def main() -> int:
     name = arguments.run or runs.free_name("prepare", runs.prepare_root())
     runs.check_name(name)
     path = runs.prepare_root() / name
-    words = job.words + ([f"--check={snapshot.place_of(job.checked)}"] if job.checked else [])
-    words += ["--run", str(path)]
+    argv = job.argv + ([f"--check={snapshot.place_of(job.checked)}"] if job.checked else [])
+    argv += ["--run", str(path)]
     if arguments.dry_run:
-        made = job.words + ([f"--check={job.checked.files[0]}"] if job.checked else [])
-        make = ["prepare", "--no-submit", "--run", name, *made, *options.as_given(arguments)]
-        return single_job.show(single_job.batch(path, resolved, words, name, make, job.mounts))
+        made = job.argv + ([f"--check={job.checked.files[0]}"] if job.checked else [])
+        make = ["prepare", "--no-submit", "--run", name, *made, *options.command_line(arguments)]
+        return single_job.show(single_job.batch(path, resolved, argv, name, make, job.mounts))
     folder = datasets.folder_of(job.dataset)
     looks = arguments.no_submit or arguments.verify or job.checked
     busy = None if looks else data_ready.preparing(data_root, folder)
@@ -72,7 +72,7 @@ def main() -> int:
         )
     if not looks:
         room.warn_of_files(data_root / folder, job.dataset, arguments.pack, arguments.unpack)
-    batch = single_job.batch(path, resolved, words, name, mounts=job.mounts)
+    batch = single_job.batch(path, resolved, argv, name, mounts=job.mounts)
 
     def fill(place: Run) -> None:
         config = snapshot.take(place.code, data_root, job.checked)

@@ -11,8 +11,7 @@ import checkout
 
 from jobs.run.directory import write_atomically
 from jobs.run.errors import UserError
-from launch.observe import sweeps
-from launch.observe import wording as words
+from launch.observe import sweeps, wording
 from launch.observe.report import comparison, groups
 from launch.observe.report import data as report_data
 from launch.observe.report import page as report_page
@@ -67,7 +66,7 @@ def main() -> int:
     if arguments.json:
         print(json.dumps({"report": str(out.absolute()), "bytes": len(html.encode())}))
     else:
-        print(f"wrote {out.absolute()} ({words.size(len(html.encode()))}); open it in any browser")
+        print(f"wrote {out.absolute()} ({wording.size(len(html.encode()))}); open it in any browser")
         if not arguments.compare:
             print(f"next: python launch/report.py --compare {names[0]} RUN shows it beside another")
     return 0

@@ -87,7 +87,7 @@ def watch(arguments: argparse.Namespace) -> int:
     import contextlib
     import io
 
-    before, slurm = "", overview.patient()
+    before, slurm = "", overview.asked_now_and_then()
     while True:
         gc.collect()
         if sys.stdout.isatty():

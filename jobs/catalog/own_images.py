@@ -120,14 +120,14 @@ def is_there(data_root: Path, name: str) -> bool:
     return (data_root / name.lower() / DESCRIPTION).is_file()
 
 
-def as_given(args: argparse.Namespace) -> list[str]:
-    """The options as words for the job; paths as `check` made them."""
-    words = []
+def command_line(args: argparse.Namespace) -> list[str]:
+    """The options as the job takes them; paths as `check` made them."""
+    argv = []
     for name in (*PATHS, *VALUES):
         if value := getattr(args, name):
-            words.append(f"{option(name)}={value}")
-    words += [option(name) for name in FLAGS if getattr(args, name)]
-    return [*words, "--masks", *args.masks]
+            argv.append(f"{option(name)}={value}")
+    argv += [option(name) for name in FLAGS if getattr(args, name)]
+    return [*argv, "--masks", *args.masks]
 
 
 def folders(args: argparse.Namespace) -> list[Path]:

@@ -42,20 +42,20 @@ def add(to: argparse.ArgumentParser) -> None:
     own_images.add(to)
 
 
-def as_given(args: argparse.Namespace, dataset: str) -> list[str]:
-    """The options as words for the job, but for those of a dataset of one's own; paths as they are."""
-    words = ["--archives", str(args.archives)] if args.archives else []
-    words += ["--dataset", dataset] if args.dataset else []
-    words += [f"--verify={args.verify}"] if args.verify else []
-    words += ["--no-checksum"] if args.no_checksum else []
+def command_line(args: argparse.Namespace, dataset: str) -> list[str]:
+    """The options as the job takes them, but for those of a dataset of one's own; paths as they are."""
+    argv = ["--archives", str(args.archives)] if args.archives else []
+    argv += ["--dataset", dataset] if args.dataset else []
+    argv += [f"--verify={args.verify}"] if args.verify else []
+    argv += ["--no-checksum"] if args.no_checksum else []
     if args.no_weights:
-        words.append("--no-weights")
+        argv.append("--no-weights")
     elif args.weights:
-        words += ["--weights", *args.weights]
-    words += [f"--{name}" for name in ("pack", "unpack", "partial") if getattr(args, name)]
+        argv += ["--weights", *args.weights]
+    argv += [f"--{name}" for name in ("pack", "unpack", "partial") if getattr(args, name)]
     if args.converter_args is not None:
-        words.append(f"--converter-args={args.converter_args}")
-    return words
+        argv.append(f"--converter-args={args.converter_args}")
+    return argv
 
 
 def weights_of(args: argparse.Namespace, dataset: str) -> list[str]:

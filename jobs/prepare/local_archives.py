@@ -34,7 +34,7 @@ class Checked:
     """It is the published release, to the last byte."""
 
 
-def find_given(folder: Path, wanted: Iterable[Source]) -> dict[str, Path]:
+def find_local(folder: Path, wanted: Iterable[Source]) -> dict[str, Path]:
     """The archives in `folder`. Raises UserError naming those that are not there."""
     if not folder.is_dir():
         raise UserError(f"--archives {folder} is not a folder")
@@ -132,12 +132,12 @@ def check_archive(
     if found is None:
         with task(f"{algorithm} of {path.name}", status.st_size, "B") as advance:
 
-            def told(count: int) -> None:
+            def advance_to(count: int) -> None:
                 if stop and stop.is_set():
                     raise Stopped
                 advance(count)
 
-            found = digest(path, algorithm, told)
+            found = digest(path, algorithm, advance_to)
         write_atomically(stamp, json.dumps({key: found}).encode())
     if found != expected:
         raise DamagedArchive(

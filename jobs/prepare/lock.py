@@ -107,7 +107,7 @@ def acquire(
     path = data_root / NAME
     seen: tuple[str, float] | None = None
     since = time.monotonic()
-    told = ""
+    announced = ""
     while True:
         with guard(data_root):
             if create(path, owner):
@@ -125,8 +125,8 @@ def acquire(
             seen, since = (held[0].token, held[1]), time.monotonic()
         if not wait:
             raise UserError(f"{data_root} is being prepared by {held[0]} (lock {path}): wait for it")
-        if held[0].token != told:
-            told = held[0].token
+        if held[0].token != announced:
+            announced = held[0].token
             on_wait(held[0])
         # The owner may be on another node: there is no event to wait for, only its file to look at.
         time.sleep(POLL)
@@ -158,12 +158,12 @@ def guard(data_root: Path) -> Iterator[None]:
     Whoever holds it for long is named on stderr, and after GUARD_SECONDS passed over, then and later.
     """
     fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY)
-    began, told = time.monotonic(), False
+    began, announced = time.monotonic(), False
     try:
         while not _try_guard(fd):
             waited = time.monotonic() - began
-            if waited > TELL_SECONDS and not told and data_root not in _passed_over:
-                told = True
+            if waited > TELL_SECONDS and not announced and data_root not in _passed_over:
+                announced = True
                 print(f"{data_root} is locked by {_holders(fd)}; waiting", file=sys.stderr, flush=True)
             if waited > GUARD_SECONDS or data_root in _passed_over:
                 if data_root not in _passed_over:

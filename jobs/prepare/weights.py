@@ -67,7 +67,7 @@ def fetch(
                 f"it comes from {url}"
             )
             return None
-        check_given(given / name, name, url)
+        check_file(given / name, name, url)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(given / name, part)
         os.replace(part, target)
@@ -147,7 +147,7 @@ def set_aside(file: Path, why: str) -> Path:
     return aside
 
 
-def check_given(file: Path, name: str, url: str) -> None:
+def check_file(file: Path, name: str, url: str) -> None:
     """Holds a file of the user's against the checksums file beside it, and against its own name. Raises
     UserError."""
     from jobs.prepare.local_archives import listed_digest

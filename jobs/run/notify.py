@@ -29,7 +29,7 @@ SECONDS = 15.0
 DEFAULT_EVENTS = ("finished", "failed", "stopped")
 
 
-def about(run: Run, event: str, words: str) -> None:
+def about(run: Run, event: str, message: str) -> None:
     """Sends what the run's profile asks for about `event`. Never raises, never takes long."""
     try:
         wish = run.request().cluster.notify
@@ -39,7 +39,7 @@ def about(run: Run, event: str, words: str) -> None:
     if wish is None or event not in (wish.on or DEFAULT_EVENTS):
         return
     subject = f"{run.name}: {event}"
-    text = f"{subject}\n{words}\n{run.path}\nstatus: python launch/status.py {run.name}\n"
+    text = f"{subject}\n{message}\n{run.path}\nstatus: python launch/status.py {run.name}\n"
     ways: tuple[tuple[str, Any], ...] = (("webhook_file", _post), ("webhook", _post), ("mail", _mail))
     for key, send in ways:
         if not (value := getattr(wish, key)):
@@ -99,7 +99,7 @@ def _post(url: str, subject: str, text: str, facts: dict[str, Any]) -> None:
 
 
 def _mail(command: list[str], subject: str, text: str, _: dict[str, Any]) -> None:
-    words = [word.replace("{subject}", subject) for word in command]
-    done = subprocess.run(words, input=text, text=True, capture_output=True, timeout=SECONDS, check=False)
+    argv = [word.replace("{subject}", subject) for word in command]
+    done = subprocess.run(argv, input=text, text=True, capture_output=True, timeout=SECONDS, check=False)
     if done.returncode:
-        raise RuntimeError(f"{words[0]} ended with {done.returncode}: {' '.join(done.stderr.split())}")
+        raise RuntimeError(f"{argv[0]} ended with {done.returncode}: {' '.join(done.stderr.split())}")

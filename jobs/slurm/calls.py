@@ -57,15 +57,15 @@ def call(command: Sequence[str], env: Mapping[str, str] | None = None, *, again:
     done twice), only if the controller cannot have got the request.
     """
     give_up = time.monotonic() + PATIENCE
-    pause, told = 0.5, False
+    pause, announced = 0.5, False
     while True:
         answer = _once(command, env)
         away = not answer.ok and (NOT_REACHED.search(answer.text) or (again and answer.unanswered))
         if not away or time.monotonic() + pause > give_up:
             return answer
-        if not told:
+        if not announced:
             print(f"baton: {answer.text}; trying for {PATIENCE:.0f} s", flush=True)
-            told = True
+            announced = True
         time.sleep(pause)  # the only sign of its return is an answer
         pause = min(pause * 1.5, 10.0)
 

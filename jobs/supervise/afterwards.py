@@ -50,8 +50,8 @@ class Outcome:
     """The answer to the batch script, and what to tell the reader of the job's log."""
 
     code: int
-    words: str
-    news: str = ""
+    message: str
+    notice: str = ""
     """What the user may want to be notified of: finished, failed or stopped; "": not at all."""
 
 
@@ -74,15 +74,15 @@ def main() -> int:
     if arguments.exit_code is None:
         parser.error("--exit-code or --presubmit is required")
     outcome = after_srun(run, arguments.exit_code)
-    print(f"baton: {outcome.words}", flush=True)
+    print(f"baton: {outcome.message}", flush=True)
     return outcome.code
 
 
 def after_srun(run: Run, code: int) -> Outcome:
     """What follows on srun's exit code. Writes the events, does the requeueing, tells who wants to know."""
     outcome = _after_srun(run, code)
-    if outcome.news:
-        notify.about(run, outcome.news, outcome.words)
+    if outcome.notice:
+        notify.about(run, outcome.notice, outcome.message)
     return outcome
 
 
@@ -129,7 +129,7 @@ def _after_failure(run: Run, job: str, code: int) -> Outcome:
         outcome = _come_back(run, job, code, verdict.exclude)
     else:
         outcome = Outcome(AGAIN_HERE, f"a rank failed (exit code {code}): starting again in this allocation")
-    return dataclasses.replace(outcome, news=outcome.news or "failed")
+    return dataclasses.replace(outcome, notice=outcome.notice or "failed")
 
 
 # How to end, how to give way, and how to come back
@@ -137,18 +137,18 @@ def _after_failure(run: Run, job: str, code: int) -> Outcome:
 
 def _finish(run: Run, job: str) -> Outcome:
     """The job is COMPLETED, or will be when it, or its successor, has begun once more and ended at once."""
-    news = "" if _found_finished(run) else "finished"
+    notice = "" if _found_finished(run) else "finished"
     own = slurm_id()
     fate = slurm.fate(slurm.this_job()) if own else "own"
-    words = "training is finished"
+    message = "training is finished"
     if own and fate == "preempted" and slurm.forbid_requeue(own).ok:
-        outcome = _succeed(run, job, 0, f"{words}, but this preemption ends the job for good")
-        return dataclasses.replace(outcome, words=f"{words}; {outcome.words}", news=news)
+        outcome = _succeed(run, job, 0, f"{message}, but this preemption ends the job for good")
+        return dataclasses.replace(outcome, message=f"{message}; {outcome.message}", notice=notice)
     successor.withdraw(run, job)
     if fate == "requeued":
         _note_requeue(run, job, "slurm")
-        words += "; preempted as it was, Slurm requeues the job once more, which then ends at once"
-    return Outcome(0, words, news)
+        message += "; preempted as it was, Slurm requeues the job once more, which then ends at once"
+    return Outcome(0, message, notice)
 
 
 def _found_finished(run: Run) -> bool:
@@ -175,8 +175,8 @@ def _give_way(run: Run, job: str, code: int) -> Outcome:
     if owner not in ("", job) and os.environ.get("SLURM_JOB_ID"):
         # What waits for the training waits for the job that goes on with it.
         moved = successor.move_dependents(job, lambda text: successor.rename(text, job, owner), but=owner)
-    words = f"a later start of the run{f' (job {owner})' if owner else ''} goes on: this one ends"
-    return Outcome(code if code != exit_codes.RESUME else exit_codes.SUPERSEDED, words + _followers(moved))
+    message = f"a later start of the run{f' (job {owner})' if owner else ''} goes on: this one ends"
+    return Outcome(code if code != exit_codes.RESUME else exit_codes.SUPERSEDED, message + _followers(moved))
 
 
 def _later_start(run: Run, job: str) -> dict[str, Any] | None:
@@ -212,8 +212,8 @@ def _come_back(run: Run, job: str, code: int, exclude: Sequence[str] = ()) -> Ou
             exclude = ()
         successor.withdraw(run, job)
         _note_requeue(run, job, "scontrol" if answer.ok else "slurm", exclude=exclude)
-        words = "requeued" if answer.ok else "Slurm has requeued the job already"
-        return Outcome(code, words + (f", away from {', '.join(exclude)}" if exclude else ""))
+        message = "requeued" if answer.ok else "Slurm has requeued the job already"
+        return Outcome(code, message + (f", away from {', '.join(exclude)}" if exclude else ""))
     return _succeed(run, job, code, f"requeueing is refused: {answer.text}", exclude)
 
 

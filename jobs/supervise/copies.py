@@ -65,7 +65,7 @@ class Copies:
         finally:
             os.close(write_end)
 
-    def news(self, over: bool) -> Iterator[dict[str, Any]]:
+    def events(self, over: bool) -> Iterator[dict[str, Any]]:
         """What became of the copies since, as the fields of events. When it is `over`, copiers were ended and
         have nothing to say."""
         while self.answers:

@@ -120,7 +120,7 @@ class _Chain:
             if self.cancelled and code != exit_codes.FINISHED:
                 return exit_codes.RESUME
             outcome = afterwards.after_srun(self.run_directory, code)
-            print(f"baton: {outcome.words}", flush=True)
+            print(f"baton: {outcome.message}", flush=True)
             again = outcome.code in (afterwards.AGAIN_HERE, exit_codes.RESUME) and not self.cancelled
             if not again or afterwards.cancelled_by(self.run_directory):
                 return outcome.code

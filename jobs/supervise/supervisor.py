@@ -22,7 +22,7 @@ from jobs.run import events, exit_codes, files
 from jobs.run.directory import Run, newest_start
 from jobs.run.errors import MALFORMED
 from jobs.run.task import Task
-from jobs.supervise import heartbeat, last_words, processes, reserve, tracking
+from jobs.supervise import heartbeat, processes, reserve, tracking, worker_end
 from jobs.supervise.coordinate import DUMP_SECONDS, SILENT_SECONDS, Coordinator, Rank
 from jobs.supervise.copies import Copies
 from jobs.supervise.rendezvous import Meeting
@@ -99,7 +99,7 @@ class _Supervisor:
         self.stopped: float | None = None
         """Since when the worker is stopped."""
         self.fresh = False
-        self.told: tuple[str | None, float] = (None, 0.0)
+        self.reported: tuple[str | None, float] = (None, 0.0)
         self.coordinator: Coordinator | None = None
 
     def run_worker(self, command: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -179,8 +179,8 @@ class _Supervisor:
         self.take_signals(now)
         self.watch_worker(now)
         self.check_stacks(now)
-        for told in self.copies.news(self.ended):
-            self.report({"copy": told}, now)
+        for event in self.copies.events(self.ended):
+            self.report({"copy": event}, now)
         if self.coordinator:
             self.coordinator.tick(now)
             # Not before this rank can end, too: srun kills what is left when others have left with an error.
@@ -241,9 +241,9 @@ class _Supervisor:
 
     def pass_on_progress(self, now: float) -> None:
         """At most once a second, but a new phase at once."""
-        phase, at = self.told
+        phase, at = self.reported
         if self.fresh and self.phase is not None and (self.phase != phase or now - at > 1.0):
-            self.told, self.fresh = (self.phase, now), False
+            self.reported, self.fresh = (self.phase, now), False
             self.report({"phase": self.phase, "step": self.step}, now)
             if self.coordinator and self.phase == "train":  # the config is there since this start resolved it
                 self.beside.begin()
@@ -310,9 +310,9 @@ class _Supervisor:
         self.report({"exit": self.describe_end(status)}, now)
 
     def describe_end(self, status: int) -> dict[str, Any]:
-        code, by_signal, words = last_words.describe(status)
+        code, by_signal, message = worker_end.describe(status)
         if code == exit_codes.FINISHED and self.phase != "end":
-            code, words = exit_codes.FAILED, "ended with exit code 0 before the training was finished"
+            code, message = exit_codes.FAILED, "ended with exit code 0 before the training was finished"
         end: dict[str, Any] = {"code": code, "signal": by_signal, "step": self.step}
         if code == exit_codes.SUPERSEDED:
             return end | {"by": newest_start(self.run.job)}
@@ -320,12 +320,12 @@ class _Supervisor:
             return end
         recorded = self.run.job / files.ERROR(START=self.meeting.start, RANK=self.task.rank)
         try:
-            end["error"] = words if by_signal else str(json.loads(recorded.read_bytes())["error"])
+            end["error"] = message if by_signal else str(json.loads(recorded.read_bytes())["error"])
         except FileNotFoundError:
-            end["error"] = words
+            end["error"] = message
         except (OSError, *MALFORMED) as error:
-            end["error"] = f"{words} ({recorded.name} cannot be read: {error})"
-        end["log"] = last_words.log_of(self.run, self.task)
+            end["error"] = f"{message} ({recorded.name} cannot be read: {error})"
+        end["log"] = worker_end.log_of(self.run, self.task)
         return end
 
     @property
@@ -337,7 +337,7 @@ class _Supervisor:
         if self.stacks_until is None:
             return
         path = self.stacks
-        written = last_words.size_of(path) > 0 and time.time() - path.stat().st_mtime > 0.5
+        written = worker_end.size_of(path) > 0 and time.time() - path.stat().st_mtime > 0.5
         if written or self.ended or now > self.stacks_until:
             self.stacks_until = None
             self.report({"dumped": True}, now)
@@ -369,7 +369,7 @@ class _Supervisor:
     def obey(self, order: dict[str, Any], now: float) -> None:
         if order["do"] == "dump":
             self.stacks_until = now + DUMP_SECONDS
-            last_words.dump_stacks(self.stacks, self.worker)
+            worker_end.dump_stacks(self.stacks, self.worker)
         elif order["do"] == "kill" and not self.ended and self.worker is not None:
             ended = self.end_processes()
             status = ended.get(self.worker)

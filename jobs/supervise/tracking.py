@@ -51,8 +51,8 @@ class Beside:
             read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
             try:
                 for name in names:
-                    words = command(self.run, name, "--beside", str(read_end))
-                    self.pids.add(processes.start(words, os.environ, pass_fds=[read_end]))
+                    argv = command(self.run, name, "--beside", str(read_end))
+                    self.pids.add(processes.start(argv, os.environ, pass_fds=[read_end]))
             finally:
                 os.close(read_end)
         except (OSError, UserError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from launch.observe import wording as words
+from launch.observe import wording
 from launch.observe.overview import cells, of_total
 from launch.observe.states import Status
 
@@ -28,12 +28,12 @@ def lines(found: Sequence[Status], fold: bool = True) -> list[Line]:
     """The lines of the table, in the order of `found`: a sweep stands where its first run does."""
     sweeps = Counter(one.sweep for one in found if one.sweep and fold)
     shown: list[Line] = []
-    told: set[str] = set()
+    swept: set[str] = set()
     for one in found:
         if sweeps[one.sweep] < 2:
             shown.append(Line(cells(one), one.state))
-        elif one.sweep not in told:
-            told.add(one.sweep)
+        elif one.sweep not in swept:
+            swept.add(one.sweep)
             shown.append(folded(one.sweep, [other for other in found if other.sweep == one.sweep]))
     return shown
 
@@ -62,7 +62,7 @@ def folded(name: str, elements: Sequence[Status]) -> Line:
             f"{evaluated:.2f}" if evaluated is not None else "",
             f"{interruptions}×" if interruptions else "",
             f"{sum(shares) / len(shares):.2f}" if shares else "",
-            words.span(left) if left else "",
+            wording.span(left) if left else "",
             elements[0].job.partition("_")[0] if "_" in elements[0].job else "",
         ],
         known[0],
@@ -80,11 +80,11 @@ def fitting(table: Sequence[Line], height: int) -> tuple[list[Line], str]:
     left = Counter(table[at].state for at in order[max(1, height) :])
     known = [state for state in ORDER if left[state]] + sorted(left.keys() - set(ORDER))
     what = ", ".join(f"{left[state]} {state}" for state in known)
-    return [table[at] for at in kept], f"{words.plural(sum(left.values()), 'more line')}: {what}"
+    return [table[at] for at in kept], f"{wording.plural(sum(left.values()), 'more line')}: {what}"
 
 
 def summary(found: Sequence[Status]) -> str:
     """How many runs there are in each state, in a line."""
     states = Counter(one.state for one in found)
     known = [state for state in ORDER if states[state]] + sorted(states.keys() - set(ORDER))
-    return f"{words.plural(len(found), 'run')}: " + ", ".join(f"{states[state]} {state}" for state in known)
+    return f"{wording.plural(len(found), 'run')}: " + ", ".join(f"{states[state]} {state}" for state in known)

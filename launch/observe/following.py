@@ -20,10 +20,10 @@ ASK = 15.0
 """Seconds between two questions to Slurm."""
 
 
-def follow(run: Run, arguments: argparse.Namespace, told: list[str]) -> int:
+def follow(run: Run, arguments: argparse.Namespace, shown: list[str]) -> int:
     """Prints what there is, then what comes, until the run (or the job asked for) has ended.
 
-    `told`: the first error, where it was shown already. Returns 0 if it ended well, else 1.
+    `shown`: the first error, where it was shown already. Returns 0 if it ended well, else 1.
     """
     seen: dict[Path, Growing] = {}
     sieve = log_files.Sieve()
@@ -53,14 +53,14 @@ def follow(run: Run, arguments: argparse.Namespace, told: list[str]) -> int:
             for line in _sifted(sieve, file, seen[file.path].lines(last=ended), arguments.all):
                 print(_prefix(file, len(files) > 1) + line, flush=True)
         for line in events.lines():
-            text = _told(line)
+            text = _line_of(line)
             if text:
                 print(text, flush=True)
         if ended and state is not None:
             error = log_files.first_error(run, history.read(run))
-            if error and error != told:
+            if error and error != shown:
                 print("\n".join(error))
-            left = sieve.told()
+            left = sieve.left_out()
             if left:
                 print(f"-- left out: {left}; --all shows them")
             print(f"-- {state.words}; next: python launch/status.py {run.name}")
@@ -96,7 +96,7 @@ WORDS = {
 }
 
 
-def _told(line: str) -> str:
+def _line_of(line: str) -> str:
     """An event that changes how the run stands, as a line between those of the logs."""
     try:
         event: Any = json.loads(line)

@@ -12,7 +12,7 @@ import msgspec
 from jobs.run import files, records
 from jobs.run.directory import Run
 from jobs.run.past import History
-from launch.observe import wording as words
+from launch.observe import wording
 
 _LOCAL = re.compile(r"(local-\d+)-(\w+)_(\d+)_log\.(?:out|err)")
 _RANK = re.compile(r"_(\d+)_log\.(?:out|err)")
@@ -157,13 +157,15 @@ class Sieve:
         self._inside.add(file)
         return False
 
-    def told(self) -> str:
+    def left_out(self) -> str:
         """What was left out, in words; "" if nothing."""
         parts = [
-            words.plural(self.deprecations, "deprecation warning") + " of libraries"
+            wording.plural(self.deprecations, "deprecation warning") + " of libraries"
             if self.deprecations
             else "",
-            words.plural(self.repeated, "warning") + " that another rank shows, too" if self.repeated else "",
+            wording.plural(self.repeated, "warning") + " that another rank shows, too"
+            if self.repeated
+            else "",
         ]
         return " and ".join(part for part in parts if part)
 

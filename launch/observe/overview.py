@@ -10,8 +10,7 @@ from jobs.run.directory import Run
 from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer, Job
-from launch.observe import history, states
-from launch.observe import wording as words
+from launch.observe import history, states, wording
 from launch.submit import runs
 
 COLUMNS = (
@@ -32,7 +31,7 @@ class Slurm(NamedTuple):
     incarnations: Callable[[Iterable[str]], dict[str, list[Job]]] = slurm_queries.incarnations
 
 
-def patient() -> Slurm:
+def asked_now_and_then() -> Slurm:
     """For one who looks again and again: Slurm is asked every ASK seconds at most (of jobs that are new, at
     once), and whether a job has ended is not asked twice."""
     ended: dict[str, Job] = {}
@@ -97,7 +96,7 @@ def cells(one: states.Status) -> list[str]:
         f"{one.mIoU:.2f}" if one.mIoU is not None else "",
         f"{one.interruptions}×" if one.interruptions else "",
         f"{one.efficiency:.2f}" if one.efficiency is not None else "",
-        words.span(one.eta_seconds) if one.eta_seconds else "",
+        wording.span(one.eta_seconds) if one.eta_seconds else "",
         one.job,
     ]
 

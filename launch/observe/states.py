@@ -15,8 +15,7 @@ from jobs.run.errors import UserError
 from jobs.run.past import History, Incarnation, StageJob
 from jobs.slurm import pending
 from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
-from launch.observe import efficiency, history, local_jobs, sweeps
-from launch.observe import wording as words
+from launch.observe import efficiency, history, local_jobs, sweeps, wording
 from launch.submit import identity
 
 SILENT = 600.0
@@ -145,7 +144,7 @@ def unreadable(run: Run, error: Exception) -> Status:
         else f"{type(error).__name__}: {error}"
     )
     where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-    return Status(name=run.name, state="unreadable", words=f"unreadable: {words.gist(why)}{where}")
+    return Status(name=run.name, state="unreadable", words=f"unreadable: {wording.gist(why)}{where}")
 
 
 def furthest(past: History, progress: dict[str, Any]) -> tuple[int | None, int | None]:
@@ -177,7 +176,7 @@ def _still_suspended(one: Incarnation, now: float) -> None:
 def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
     """Where a run stands, in one line of words."""
     state = _judge(run, past, identity.mine(run, past, answer), progress, now)
-    return msgspec.structs.replace(state, words=words.gist(state.words))
+    return msgspec.structs.replace(state, words=wording.gist(state.words))
 
 
 def _judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
@@ -214,7 +213,7 @@ def _judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], no
             return State("requeueing", f"{last.why}; leaving the nodes")
         return _running(past, progress, now)
     if seen.state == UNKNOWN:
-        age = words.span(now - past.last) if past.last else "never"
+        age = wording.span(now - past.last) if past.last else "never"
         error = f"; its last error: {_error(past)}" if past.failed else ""
         return State("unknown", f"Slurm says nothing of job {job.id}; last word {age} ago{error}")
     how = f"job {job.id} ended as {seen.state}{f' ({seen.reason})' if seen.reason else ''}"
@@ -253,12 +252,12 @@ def _running(past: History, progress: dict[str, Any], now: float, preparing: boo
         doing = f"{doing}, but the loss is nan"
     quiet = now - max(last.last_seen, progress.get("time") or 0.0)
     if quiet > SILENT:
-        doing = f"{doing}, but silent for {words.span(quiet)}"
+        doing = f"{doing}, but silent for {wording.span(quiet)}"
     return State("running", doing)
 
 
 def _pending(past: History, job: StageJob, seen: Job, now: float) -> State:
-    when = f", expected start {words.clock(seen.start, now)}" if seen.start and seen.start > now else ""
+    when = f", expected start {wording.clock(seen.start, now)}" if seen.start and seen.start > now else ""
     if seen.reason.startswith("DependencyNeverSatisfied"):
         waited = f"job {job.after}" if job.after else "the job it waits for"
         return State("stuck", f"will never start: {waited} did not succeed; cancel it and submit it again")
@@ -284,7 +283,7 @@ def _behind(seen: Job) -> str:
     if why := pending.waits(seen.reason):
         return f"queued: {why} ({seen.reason})"
     if seen.ahead:
-        return f"queued behind {words.plural(seen.ahead, 'job')}"
+        return f"queued behind {wording.plural(seen.ahead, 'job')}"
     if seen.reason == "Resources":
         return "queued, next in line"
     return "queued, others go first" if seen.reason == "Priority" else "queued"

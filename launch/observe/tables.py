@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any, TextIO
 
-from launch.observe import wording as words
+from launch.observe import wording
 
 GREEN, YELLOW, CYAN, MAGENTA, DIM, BOLD_GREEN, BOLD_RED = "32", "33", "36", "35", "2", "1;32", "1;31"
 COLOURS = {
@@ -43,7 +43,7 @@ class Guarded:
         self.unguarded = stream
 
     def write(self, text: str) -> int:
-        self.unguarded.write(words.safe(text))
+        self.unguarded.write(wording.safe(text))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -75,10 +75,10 @@ def show(
 
     On a terminal empty columns are left out, then those in `spare` (the first is the first to go) until the
     rest fits, and the second column is broken into lines, or with `one_line` cut. Anywhere its cells are cut
-    to words.WIDEST.
+    to wording.WIDEST.
     """
-    rows = [[words.safe(" ".join(cell.split())) for cell in row] for row in rows]
-    rows = [[row[0], words.cut(row[1]), *row[2:]] for row in rows]
+    rows = [[wording.safe(" ".join(cell.split())) for cell in row] for row in rows]
+    rows = [[row[0], wording.cut(row[1]), *row[2:]] for row in rows]
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns
         control(terminal(columns, rows, states, spare, width, one_line) + "\n")
@@ -114,7 +114,7 @@ def terminal(
     for index, row in enumerate(rows):
         broken = [row[1]]
         if len(row[1]) > widths[1]:
-            broken = [words.cut(row[1], widths[1])] if one_line else textwrap.wrap(row[1], widths[1])
+            broken = [wording.cut(row[1], widths[1])] if one_line else textwrap.wrap(row[1], widths[1])
         colour = COLOURS.get(states[index], "") if states else ""
         for number, part in enumerate(broken):
             cells = []

@@ -15,8 +15,7 @@ from jobs.run.errors import UserError
 from jobs.run.past import History, Incarnation, StageJob
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer
-from launch.observe import accounting, efficiency, states, tables
-from launch.observe import wording as words
+from launch.observe import accounting, efficiency, states, tables, wording
 from launch.observe.overview import Slurm, of_total
 from launch.submit import identity, runs
 
@@ -53,7 +52,7 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
         ("loss", f"{one.loss:.4g}" if one.loss is not None else ""),
         ("best mIoU", f"{one.best_mIoU:.2f}" if one.best_mIoU is not None else ""),
         ("mIoU", f"{one.mIoU:.2f}" if one.mIoU is not None else ""),
-        ("left", words.span(one.eta_seconds) if one.eta_seconds else ""),
+        ("left", wording.span(one.eta_seconds) if one.eta_seconds else ""),
     ]
     print("  ".join(f"{name} {value}" for name, value in facts if value))
     if past.incarnations:
@@ -70,7 +69,7 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
         tables.show(
             ("stage", "state", "job", "submitted", "after"),
             [
-                [row["stage"], row["words"], row["job"], words.moment(row["submitted"]), row["after"]]
+                [row["stage"], row["words"], row["job"], wording.moment(row["submitted"]), row["after"]]
                 for row in rows
             ],
             [row["state"] for row in rows],
@@ -97,11 +96,11 @@ def _start(one: Incarnation, now: float) -> list[str]:
     return [
         str(one.start),
         one.why or ("running" if one.first_step else "starting"),
-        words.moment(one.began),
-        words.span((one.ended or now) - one.began),
+        wording.moment(one.began),
+        wording.span((one.ended or now) - one.began),
         "" if one.resumed_step is None else str(one.resumed_step),
         "" if one.step is None else str(one.step),
-        f"{','.join(one.hosts)} ({words.plural(one.world_size, 'rank')})",
+        f"{','.join(one.hosts)} ({wording.plural(one.world_size, 'rank')})",
         one.job,
     ]
 
@@ -132,16 +131,17 @@ def _time_spent(past: History, shares: efficiency.Shares) -> None:
     if shares.ettr is None:
         return
     parts = [
-        f"{name} {words.span(getattr(shares, name))} ({100 * getattr(shares, name) / shares.wall:.0f}%)"
+        f"{name} {wording.span(getattr(shares, name))} ({100 * getattr(shares, name) / shares.wall:.0f}%)"
         for name in efficiency.NAMES
         if getattr(shares, name) > 0
     ]
-    print(f"\n{words.span(shares.wall)} in all: {', '.join(parts)}")
+    print(f"\n{wording.span(shares.wall)} in all: {', '.join(parts)}")
     kinds = Counter(one.ending for one in past.incarnations if one.interrupted)
-    told = ", ".join(f"{count} {ENDINGS.get(ending, ending)}" for ending, count in kinds.items())
+    endings = ", ".join(f"{count} {ENDINGS.get(ending, ending)}" for ending, count in kinds.items())
     print(
-        f"efficiency (ETTR) {shares.ettr:.3f}; {words.plural(past.interruptions, 'interruption')}"
-        f"{f' ({told})' if told else ''}, {words.plural(efficiency.lost_steps(past), 'step')} done again"
+        f"efficiency (ETTR) {shares.ettr:.3f}; {wording.plural(past.interruptions, 'interruption')}"
+        f"{f' ({endings})' if endings else ''}, "
+        f"{wording.plural(efficiency.lost_steps(past), 'step')} done again"
     )
 
 

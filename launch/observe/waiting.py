@@ -19,8 +19,7 @@ from jobs.run.errors import MALFORMED
 from jobs.slurm import login as slurm
 from jobs.slurm import queries as slurm_queries
 from launch.observe import evaluation_table as figures
-from launch.observe import history, tables
-from launch.observe import wording as words
+from launch.observe import history, tables, wording
 
 ASK_SECONDS = 10.0
 """How often Slurm is asked; events are read more often, they cost nothing."""
@@ -99,7 +98,7 @@ def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int
             if not own.takes(event):
                 continue
             line.clear()
-            if text := _told(event):
+            if text := _line_of(event):
                 print(text, flush=True)
             code = _outcome(event, own.last_stage)
             if code is not None:
@@ -130,7 +129,7 @@ def _outcome(event: dict[str, Any], last_stage: str) -> int | None:
     return None
 
 
-def _told(event: dict[str, Any]) -> str:
+def _line_of(event: dict[str, Any]) -> str:
     name, stage = event["event"], event.get("stage", "")
     if name == "evaluated":
         return figures.summary(event)
@@ -208,7 +207,7 @@ class _ProgressLine:
         text = self._training() if self.stage == "train" else self._last_words()
         text = text[: shutil.get_terminal_size().columns - 1]
         if text and text != self.shown:
-            tables.control(f"\r\033[K{words.safe(text)}")
+            tables.control(f"\r\033[K{wording.safe(text)}")
             self.shown = text
 
     def _training(self) -> str:

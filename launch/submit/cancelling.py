@@ -40,8 +40,8 @@ def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], 
             "if that machine is gone for good, add --lost"
         )
     chains = _local_chains(run, past)
-    alive = _alive(run, past)
-    others = _others(run, past)
+    alive = _in_the_queue(run, past)
+    others = _of_other_executors(run, past)
     if not alive and not chains and not others and not far:
         return [], []
     by = machine.user()
@@ -60,7 +60,7 @@ def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], 
     return list(ended), left
 
 
-def _alive(run: Run, past: History) -> list[str]:
+def _in_the_queue(run: Run, past: History) -> list[str]:
     """Slurm's jobs of the run that live. Raises UserError if the queue cannot be seen."""
     ids = _slurm_ids(run, past)
     answer = slurm_queries.ask(ids, patience=60)
@@ -104,7 +104,7 @@ def _wait(run: Run, ended: dict[str, None]) -> list[str]:
         again = [id for id in left if answer.job(id).state != "COMPLETING"]
         ended |= dict.fromkeys(again)
         left += local_jobs.local_chains(run)
-        left += [job for jobs in _others(run, past).values() for job in jobs]
+        left += [job for jobs in _of_other_executors(run, past).values() for job in jobs]
         if not left or time.monotonic() > give_up:
             return left
         # A job that is running yet has its signal; one that came back by a requeue has not.
@@ -125,7 +125,7 @@ def _own(
     return identity.without(answer, strange), living
 
 
-def _others(run: Run, past: History) -> dict[str, list[str]]:
+def _of_other_executors(run: Run, past: History) -> dict[str, list[str]]:
     """The jobs that live of an executor which is neither Slurm nor this machine, by the executor."""
     found: dict[str, list[str]] = {}
     for job in past.jobs.values():

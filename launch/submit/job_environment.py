@@ -45,6 +45,6 @@ def text(settings: Settings) -> str:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in settings.env.items()]
     for name, file in settings.secrets.items():
         path = shlex.quote(os.path.abspath(os.path.expanduser(file)))
-        told = shlex.quote(f"error: secrets.{name}: {file} cannot be read on this node")
-        lines.append(f"{name}=$(cat -- {path}) && export {name} || {{ echo {told} >&2; exit 2; }}")
+        message = shlex.quote(f"error: secrets.{name}: {file} cannot be read on this node")
+        lines.append(f"{name}=$(cat -- {path}) && export {name} || {{ echo {message} >&2; exit 2; }}")
     return "\n".join(lines) + "\n"

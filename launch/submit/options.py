@@ -187,21 +187,21 @@ def settings(
     return resolved
 
 
-def as_given(arguments: argparse.Namespace) -> list[str]:
+def command_line(arguments: argparse.Namespace) -> list[str]:
     """The options of `add_common` that say what the job is like, as they would be typed again elsewhere."""
     cluster = arguments.cluster or "slurm"
     if cluster.endswith((".yaml", ".yml")):
         cluster = str(Path(cluster).expanduser().absolute())
-    words = [f"--cluster={cluster}"]
+    argv = [f"--cluster={cluster}"]
     for option, (setting, _) in (SETTINGS | OF_TRAINING).items():
         if (value := getattr(arguments, f"job_{setting}", None)) is not None:
-            words.append(f"{option}={value}")
+            argv.append(f"{option}={value}")
     for name in ("nodes", "gpus"):
         if (value := getattr(arguments, name, None)) is not None:
-            words.append(f"--{name}={value}")
+            argv.append(f"--{name}={value}")
     for name in ("exclude", "sbatch", "track"):
-        words += [f"--{name}={value}" for value in getattr(arguments, name, None) or []]
-    return words
+        argv += [f"--{name}={value}" for value in getattr(arguments, name, None) or []]
+    return argv
 
 
 ADDRESSES = ("http://", "https://")

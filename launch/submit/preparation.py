@@ -17,7 +17,7 @@ from launch.submit import configs, data_ready, runs
 @dataclass
 class Preparation:
     dataset: str
-    words: list[str]
+    argv: list[str]
     """The job's options, but for --check and --run."""
     mounts: list[Path] = field(default_factory=list)
     """What a container has to see besides the run and the data root."""
@@ -27,7 +27,7 @@ class Preparation:
 
 def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
     """Raises UserError for whatever the job could only refuse."""
-    mounts, own_words = [], []
+    mounts, of_own_images = [], []
     if arguments.archives:
         archives = arguments.archives.expanduser().absolute()
         if not archives.is_dir():
@@ -39,7 +39,7 @@ def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
     own = own_images.asked(arguments)
     checked = check_of(arguments) if arguments.check else None
     if own:
-        own_words = fit_own(arguments)
+        of_own_images = fit_own(arguments)
         mounts += own_images.folders(arguments)
     dataset = arguments.dataset or "voc"
     if not own and not (arguments.verify and own_images.is_there(data_root, dataset)):
@@ -50,8 +50,8 @@ def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
     if arguments.converter_args is not None:
         datasets.split_arguments(arguments.converter_args)
     check_fitting(arguments, data_root, dataset)
-    words = ["--data-root", str(data_root), *own_words, *prepare_options.as_given(arguments, dataset)]
-    return Preparation(dataset, words, mounts, checked)
+    argv = ["--data-root", str(data_root), *of_own_images, *prepare_options.command_line(arguments, dataset)]
+    return Preparation(dataset, argv, mounts, checked)
 
 
 def fit_own(arguments: argparse.Namespace) -> list[str]:
@@ -72,7 +72,7 @@ def fit_own(arguments: argparse.Namespace) -> list[str]:
         raise UserError(f"--write-config {arguments.write_config}: a config's name ends in .py")
     if not arguments.weights and not arguments.no_weights:
         fit_weights(arguments, chain, base)
-    return own_images.as_given(arguments)
+    return own_images.command_line(arguments)
 
 
 def check_of(arguments: argparse.Namespace) -> configs.Chain:

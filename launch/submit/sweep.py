@@ -83,11 +83,11 @@ def _tell(
     submitted: list[executors.Submitted],
 ) -> int:
     if arguments.json:
-        told = [
+        summary = [
             {"run": run.name, "path": str(run.path), "jobs": ids, **value}
             for run, (ids, _), value in zip(made, submitted, values, strict=True)
         ]
-        print(json.dumps(told), flush=True)
+        print(json.dumps(summary), flush=True)
     else:
         for run, (ids, _), value in zip(made, submitted, values, strict=True):
             what = " ".join(f"{key}={one}" for key, one in value.items())

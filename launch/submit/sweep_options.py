@@ -28,11 +28,11 @@ def add(to: argparse.ArgumentParser) -> None:
     to.add_argument("--zip", action="store_true", help="first values together, then second, not all with all")
 
 
-def as_given(arguments: argparse.Namespace) -> list[str]:
+def command_line(arguments: argparse.Namespace) -> list[str]:
     """The options as they would be typed again elsewhere."""
-    words = [f"--sweep={text}" for text in arguments.sweep or []]
+    argv = [f"--sweep={text}" for text in arguments.sweep or []]
     return [
-        *words,
+        *argv,
         *([f"--seeds={arguments.seeds}"] if arguments.seeds is not None else []),
         *["--zip"] * arguments.zip,
     ]

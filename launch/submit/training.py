@@ -153,7 +153,7 @@ def show(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Ba
 
 def make_command(arguments: argparse.Namespace, spec: creation.TrainingSpec, name: str) -> list[str]:
     """This launcher and the options with which the batch script of a dry run makes its run directory."""
-    words = [
+    argv = [
         "train",
         "--no-submit",
         "--run",
@@ -161,12 +161,12 @@ def make_command(arguments: argparse.Namespace, spec: creation.TrainingSpec, nam
         f"--{'config' if spec.worker is None else 'worker'}={spec.config}",
         f"--data-root={spec.data_root}",
     ]
-    words += [f"--seed={spec.seed}", *options.as_given(arguments)]
+    argv += [f"--seed={spec.seed}", *options.command_line(arguments)]
     if spec.worker is not None:
-        return [*words, "--", *spec.worker]
-    words.append(f"--checkpoint={spec.checkpoint}")
-    words += [f"--set={pair}" for pair in arguments.set]
-    return [*words, *sweep_options.as_given(arguments)]
+        return [*argv, "--", *spec.worker]
+    argv.append(f"--checkpoint={spec.checkpoint}")
+    argv += [f"--set={pair}" for pair in arguments.set]
+    return [*argv, *sweep_options.command_line(arguments)]
 
 
 def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process: Any) -> int:

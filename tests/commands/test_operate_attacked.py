@@ -20,8 +20,7 @@ from jobs.run.directory import Run
 from jobs.slurm import pending
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer, Job
-from launch.observe import history, liveness, states, tables
-from launch.observe import wording as words
+from launch.observe import history, liveness, states, tables, wording
 from tests.support import terminal
 from tests.unit.made_runs import T0, common, interrupted_run, made_run, started, submitted, write
 
@@ -93,8 +92,8 @@ def test_the_progress_line_of_wait_shows_a_log_without_obeying_it(
 
 
 def test_a_file_name_that_is_no_text_can_be_printed() -> None:
-    assert words.safe(os.fsdecode(b"a\xff")) == "a\\udcff"
-    assert words.safe("naïve – ok\t1\n") == "naïve – ok\t1\n"
+    assert wording.safe(os.fsdecode(b"a\xff")) == "a\\udcff"
+    assert wording.safe("naïve – ok\t1\n") == "naïve – ok\t1\n"
 
 
 @pytest.fixture
@@ -334,14 +333,17 @@ def test_a_tables_words_are_bounded_and_keep_the_files_name(tmp_path: Path) -> N
 
 
 def test_the_line_that_matters() -> None:
-    assert words.gist("RuntimeError: CUDA error\nCUDA kernel errors might be\n") == "RuntimeError: CUDA error"
     assert (
-        words.gist("Error(s) in loading:\n\tMissing key(s): a\n") == "Error(s) in loading: Missing key(s): a"
+        wording.gist("RuntimeError: CUDA error\nCUDA kernel errors might be\n") == "RuntimeError: CUDA error"
+    )
+    assert (
+        wording.gist("Error(s) in loading:\n\tMissing key(s): a\n")
+        == "Error(s) in loading: Missing key(s): a"
     )
     text = "failed: Traceback (most recent call last):\n  File x\n    y\nKeyError: 'a'"
-    assert words.gist(text) == "failed: KeyError: 'a'"
-    assert words.cut("x" * 300 + "end", 20).endswith("end")
-    assert len(words.cut("x" * 300, 20)) == 20
+    assert wording.gist(text) == "failed: KeyError: 'a'"
+    assert wording.cut("x" * 300 + "end", 20).endswith("end")
+    assert len(wording.cut("x" * 300, 20)) == 20
 
 
 def test_a_requeued_run_shows_the_step_that_is_saved(tmp_path: Path) -> None:

@@ -59,10 +59,10 @@ def test_a_checksums_file_beside_the_given_file_counts(tmp_path: Path) -> None:
     for content, fits in ((b"weights", True), (b"others", False)):
         (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(content).hexdigest()}  mine.pth\n")
         if fits:
-            weights.check_given(tmp_path / "mine.pth", "mine.pth", url)
+            weights.check_file(tmp_path / "mine.pth", "mine.pth", url)
         else:
             with pytest.raises(UserError, match="as listed beside it"):
-                weights.check_given(tmp_path / "mine.pth", "mine.pth", url)
+                weights.check_file(tmp_path / "mine.pth", "mine.pth", url)
 
 
 GOOD = hashlib.sha256(b"weights").hexdigest()

@@ -137,9 +137,9 @@ def check_all(args: argparse.Namespace, known: Classes, work: Path) -> Checked:
     how = How(known, kind if pictures else "auto", bool(args.ignore_exif))
     say(f"{len(items):,} images, masks: {'pictures' if kind_found == 'picture' else kind_found}")
     pairs = list(scan(items, how, args.processes, work / "rows"))
-    table, told = judge.values_table(pairs, how)
+    table, of_table = judge.values_table(pairs, how)
     bands, unlike = judge.bands_of(pairs)
-    found += more + told + unlike + judge.judge(pairs, how, table)
+    found += more + of_table + unlike + judge.judge(pairs, how, table)
     report(found, work / FINDINGS, f"{args.dataset} cannot be made")
     return Checked(pairs, how, table, bands, found)
 

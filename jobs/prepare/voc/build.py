@@ -206,12 +206,12 @@ def convert_sbd(
         copier.want([image_of(name) for name, _ in batch], required=False)
 
     with Stream(sbd_tgz) as stream, task(f"convert {sbd_tgz.name}", sbd_tgz.stat().st_size, "B") as advance:
-        told = 0
+        reported = 0
         for member in walk(stream):
             name = member.name
             now = stream.packed_position()
-            advance(now - told)
-            told = now
+            advance(now - reported)
+            reported = now
             copier.copy_some()
             if not name.startswith(SBD_ROOT) or not name.endswith((".mat", ".txt")):
                 continue

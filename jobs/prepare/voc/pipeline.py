@@ -26,7 +26,7 @@ from jobs.catalog.sources import Source
 from jobs.prepare import lock as locks
 from jobs.prepare import verify, workers
 from jobs.prepare.disk import sync, writing_behind
-from jobs.prepare.local_archives import checking, find_given
+from jobs.prepare.local_archives import checking, find_local
 from jobs.prepare.lock import Lock, hold
 from jobs.prepare.packed.writer import Writer
 from jobs.prepare.progress import say
@@ -140,7 +140,7 @@ def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.
     started = owners.process_start(preparer) if preparer else None
     owner: Owner | None = None
     beat, since = 0.0, time.monotonic()
-    told = False
+    announced = False
     while True:
         # Whether they live is asked before their work is looked at, so that a last act is not missed.
         lives = started is not None and owners.process_start(preparer) == started
@@ -160,9 +160,9 @@ def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.
                 f"the preparation of {data_root / folder} that was waited for has ended without it: "
                 f"python launch/prepare.py --data-root {data_root} --dataset {dataset} makes it"
             )
-        if not told:
+        if not announced:
             say(f"{data_root / folder} is being prepared; waiting for it")
-            told = True
+            announced = True
         # The owner may be on another node: there is no event to wait for, only files to look at.
         time.sleep(locks.POLL)
 
@@ -188,7 +188,7 @@ def make(
     work = data_root / WORK
     work.mkdir(exist_ok=True)
     both = (sources.VOC, sources.SBD)
-    paths = obtain(data_root, both, work) if archives is None else find_given(archives, both)
+    paths = obtain(data_root, both, work) if archives is None else find_local(archives, both)
     staging = work / FOLDER
     if staging.exists() and (pack or (staging / packed.NAME).exists()):
         shutil.rmtree(staging)  # a container is not gone on with, nor a tree as one

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.catalog.recipes import VOC_FILES
 from jobs.run.file_systems import IN_MEMORY, OVER_A_NETWORK
-from launch.observe import wording as words
+from launch.observe import wording
 from launch.observe.doctor.findings import Finding
 
 OPENED = 21_164
@@ -32,7 +32,7 @@ def _shared(host: str, seen: dict[str, Any], seconds: float) -> Finding:
         means = f"an epoch of the recipe opens its files in {seconds:.1f} s: packing saves little time"
         return Finding("files on the nodes", "good", found, means)
     means = (
-        f"an epoch of the recipe opens {OPENED:,} files, {words.span(seconds)} one by one: packing pays off"
+        f"an epoch of the recipe opens {OPENED:,} files, {wording.span(seconds)} one by one: packing pays off"
     )
     return Finding(
         "files on the nodes", "warning", found, means, "python launch/prepare.py --pack makes them one file"
@@ -42,11 +42,11 @@ def _shared(host: str, seen: dict[str, Any], seconds: float) -> Finding:
 def _quota(left: list[int | None]) -> list[Finding]:
     """Nothing where nobody tells a limit."""
     size, files = left
-    told = [
-        f"{words.size(size)}" if size is not None else "",
+    parts = [
+        f"{wording.size(size)}" if size is not None else "",
         f"{files:,} files" if files is not None else "",
     ]
-    text = " and ".join(part for part in told if part)
+    text = " and ".join(part for part in parts if part)
     if files is not None and files < VOC_FILES:
         means = f"the prepared dataset of the recipe is {VOC_FILES:,} files"
         return [Finding("room", "warning", f"{text} are left", means, "python launch/prepare.py --pack: ten")]
@@ -66,7 +66,7 @@ def _own(host: str, seen: dict[str, Any], seconds: float) -> Finding:
     }
     if not good:
         seen_there = ", ".join(
-            f"{path} ({one['kind']}, {words.size(one['room'])})" for path, one in places.items()
+            f"{path} ({one['kind']}, {wording.size(one['room'])})" for path, one in places.items()
         )
         return Finding(
             topic, "note", f"{host} has none with room: {seen_there or 'nothing found'}",
@@ -75,7 +75,7 @@ def _own(host: str, seen: dict[str, Any], seconds: float) -> Finding:
     # A disk before memory, which is the job's.
     path = min(good, key=lambda path: good[path]["kind"] in IN_MEMORY)
     one = good[path]
-    found = f"{host} has {path} with room for {words.size(one['room'])}{_speed(one)} ({one['kind']})"
+    found = f"{host} has {path} with room for {wording.size(one['room'])}{_speed(one)} ({one['kind']})"
     slow = bool(seen["read"]) and seen["read"] < SLOW * one["read"]
     if slow or seconds >= LONG:
         means = "staging a packed dataset there pays off"

@@ -226,9 +226,9 @@ def _test_start(facts: Facts, one: Partition, charge: dict[str, str], patience: 
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         one.refused = str(error)
         return
-    told = " ".join(done.stderr.split())
-    when = re.search(r"to start at (\S+)", told)
+    said = " ".join(done.stderr.split())
+    when = re.search(r"to start at (\S+)", said)
     if done.returncode == 0 and when:
         one.start = max(0.0, datetime.fromisoformat(when[1]).timestamp() - time.time())
     else:
-        one.refused = told.replace("allocation failure: ", "").replace("sbatch: error: ", "") or "no answer"
+        one.refused = said.replace("allocation failure: ", "").replace("sbatch: error: ", "") or "no answer"

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from jobs.run.settings import Settings
-from launch.observe import wording as words
+from launch.observe import wording
 from launch.observe.doctor.facts import Facts, Partition, gres_style
 from launch.observe.efficiency import Costs
 
@@ -37,7 +37,7 @@ class Measured(msgspec.Struct, frozen=True):
 
     @property
     def words(self) -> str:
-        size = f" of {words.size(self.bytes)}" if self.bytes else ""
+        size = f" of {wording.size(self.bytes)}" if self.bytes else ""
         return f"in run {self.run} a save{size} took {self.costs.save_seconds or 0.0:.1f} s"
 
 
@@ -181,7 +181,7 @@ def partition(facts: Facts, one: Partition, measured: Measured | None) -> list[F
             )
         )
     elif one.start is not None:
-        when = "at once" if one.start < 60 else f"in {words.span(one.start)}"
+        when = "at once" if one.start < 60 else f"in {wording.span(one.start)}"
         what = f"a small job{_with_gpu(one)} would start {when}"
         if one.start < 3600:
             found.append(Finding(topic, "good", what, "Slurm's own estimate, now"))
@@ -197,7 +197,7 @@ def partition(facts: Facts, one: Partition, measured: Measured | None) -> list[F
             Finding(
                 topic,
                 "note",
-                f"time limit {words.span(one.max_time)}",
+                f"time limit {wording.span(one.max_time)}",
                 "a longer training saves before the limit and goes on in the next start; a limit costs no "
                 "step, and counts as no failure",
                 f"--signal-delay must leave time to save: at least {time_to_save(measured):.0f} s",
@@ -208,7 +208,7 @@ def partition(facts: Facts, one: Partition, measured: Measured | None) -> list[F
             Finding(
                 topic,
                 "note",
-                f"without --time a job gets {words.span(one.default_time)}",
+                f"without --time a job gets {wording.span(one.default_time)}",
                 "the training would be restarted that often",
                 "set `time` in the profile or give --time",
             )

@@ -20,7 +20,7 @@ from jobs.run import cuda
 from jobs.run.directory import Run
 from jobs.slurm import login as slurm
 from jobs.slurm import queries as slurm_queries
-from launch.observe import wording as words
+from launch.observe import wording
 from launch.observe.doctor import disks
 from launch.observe.doctor.facts import Facts, Partition, gres_style
 from launch.observe.doctor.findings import Finding
@@ -111,7 +111,7 @@ def _submitted(folder: Path, token: str, resolved: profiles.Resolved, minutes: f
     answers = [json.loads(path.read_text()) for path in sorted(folder.glob("answer-*.json"))]
     if started is not None:
         found.append(
-            Finding("probe", "good", f"job {job} ran after {words.span(started)}", "that is the queue, now")
+            Finding("probe", "good", f"job {job} ran after {wording.span(started)}", "that is the queue, now")
         )
     wants = 0 if resolved.settings.gres == "none" else 1
     return found + meaning(answers, token, tasks, wants, folder, _last_words(folder))

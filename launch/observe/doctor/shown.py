@@ -8,8 +8,7 @@ import sys
 
 import msgspec
 
-from launch.observe import tables
-from launch.observe import wording as words
+from launch.observe import tables, wording
 from launch.observe.doctor.findings import Finding
 
 
@@ -20,7 +19,7 @@ def show(found: list[Finding], as_json: bool, written: str = "", name: str = "")
     colours = {"good": tables.GREEN, "note": tables.CYAN, "warning": tables.YELLOW, "bad": tables.BOLD_RED}
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for one in found:
-        head = words.safe(f"{one.level:8} {one.topic}: {one.found}")
+        head = wording.safe(f"{one.level:8} {one.topic}: {one.found}")
         tables.control(f"{tables.paint(head, colours[one.level], coloured)}\n")
         print(f"         {one.means}")
         if one.fix:

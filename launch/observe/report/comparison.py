@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from launch.observe import wording as words
+from launch.observe import wording
 from launch.observe.report import charts as report_charts
 from launch.observe.report import data as report_data
 from launch.observe.report import groups, page
@@ -24,7 +24,7 @@ def comparison(all_data: Sequence[Data]) -> str:
                 page.percent(evaluated.get("mIoU")), page.percent(evaluated.get("aAcc")),
                 str(one.interruptions), str(one.lost_steps),
                 f"{data.shares.ettr:.3f}" if data.shares.ettr is not None else "",
-                words.span(data.shares.wall),
+                wording.span(data.shares.wall),
             ]
         )  # fmt: skip
     head = (
@@ -65,15 +65,15 @@ def _groups(all_data: Sequence[Data]) -> str:
         "<h2>Groups</h2><p class=soft>Runs that differ in their seed alone are one group: mean ± standard "
         f"deviation (n − 1), in percent.</p>{page.table(*groups.rows(found))}"
     )
-    told, missing = groups.differences(found)
-    if told:
+    differences, missing = groups.differences(found)
+    if differences:
         columns = ("mIoU of", "above", ">by", ">95 % interval", ">p", "drawn")
         lines = [
             [
                 one.first, one.second, f"{one.mean:+.2f}", f"{one.low:+.2f} … {one.high:+.2f}",
                 f"{one.p:.3f}", one.over,
             ]
-            for one in told
+            for one in differences
         ]  # fmt: skip
         text += f"<p class=soft>Paired bootstrap, {groups.RESAMPLES:,} draws.</p>{page.table(columns, lines)}"
     return text + "".join(f'<p class="soft">{escape(why)}</p>' for why in missing)

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run import records
-from launch.observe import efficiency
-from launch.observe import wording as words
+from launch.observe import efficiency, wording
 from launch.observe.report import charts as report_charts
 from launch.observe.report import data as report_data
 from launch.observe.report.charts import Bar, Mark, Series
@@ -69,13 +68,13 @@ def _head(data: Data) -> str:
         facts.append((f"{data.shares.ettr:.3f}", "ETTR, queue included"))
     facts.append((str(past.interruptions), "interruptions"))
     facts.append((f"{one.lost_steps:,}", "steps done again"))
-    facts.append((words.span(data.shares.wall), "from submission"))
+    facts.append((wording.span(data.shares.wall), "from submission"))
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
     problems = "".join(f'<p class="soft">note: {escape(text)}</p>' for text in data.problems)
     bad = one.state in ("failed", "stopped", "stuck")
     return (
         f'<h1>{escape(data.run.name)}</h1><p class="{"bad" if bad else "soft"}">{escape(one.words)} · '
-        f"{escape(words.moment(data.now))}</p>{problems}"
+        f"{escape(wording.moment(data.now))}</p>{problems}"
         f'<div class="facts">{cells}</div>'
     )
 
@@ -126,7 +125,7 @@ def _timeline(data: Data) -> str:
     bars = []
     for one, until in zip(runs, kept, strict=True):
         ended = one.ended or data.now
-        text = f"start {one.start}, job {one.job}, {words.span(ended - one.began)}: {one.why or 'running'}"
+        text = f"start {one.start}, job {one.job}, {wording.span(ended - one.began)}: {one.why or 'running'}"
         first = min(one.first_step or ended, ended)
         lost = ended
         if one.step is not None and until < one.step:
@@ -142,7 +141,7 @@ def _timeline(data: Data) -> str:
                     since,
                     until,
                     "suspended",
-                    f"start {one.start} stood still for {words.span(until - since)}",
+                    f"start {one.start} stood still for {wording.span(until - since)}",
                 )
                 for since, until in one.suspensions
             ]
@@ -156,8 +155,8 @@ def _timeline(data: Data) -> str:
             [
                 str(one.start),
                 one.why or "running",
-                words.moment(one.began),
-                words.span((one.ended or data.now) - one.began),
+                wording.moment(one.began),
+                wording.span((one.ended or data.now) - one.began),
                 "" if one.resumed_step is None else f"{one.resumed_step:,}",
                 "" if one.step is None else f"{one.step:,}",
                 ", ".join(one.hosts),
@@ -184,7 +183,7 @@ def _time(data: Data) -> str:
     if spent.wall <= 0:
         return ""
     parts = [
-        (WORDS[name][0], name, getattr(spent, name), words.span(getattr(spent, name)))
+        (WORDS[name][0], name, getattr(spent, name), wording.span(getattr(spent, name)))
         for name in efficiency.NAMES
     ]
     rows = "".join(
@@ -211,18 +210,18 @@ def _advice(data: Data) -> str:
         save = max(cost.save_stall, 1e-3)
         best = efficiency.best_interval(save, cost.mtbi, restart, cost.queue or 0.0)
         text = (
-            f"An interruption came every {words.span(cost.mtbi)} on the nodes, a save held the training up "
-            f"for {words.span(cost.save_stall)}: for interruptions that come unannounced, a checkpoint every "
-            f"{words.span(best)} would have been best (Young {words.span(efficiency.young(save, cost.mtbi))})"
+            f"An interruption came every {wording.span(cost.mtbi)} on the nodes, a save held the training up "
+            f"for {wording.span(cost.save_stall)}: for interruptions that come unannounced, a checkpoint "
+            f"every {wording.span(best)} would have been best "
+            f"(Young {wording.span(efficiency.young(save, cost.mtbi))})"
         )
         if cost.interval:
             had, could = (
                 efficiency.expected_ettr(one, save, restart, cost.mtbi, cost.queue or 0.0)
                 for one in (cost.interval, best)
             )
-            text += (
-                f"; it was every {words.span(cost.interval)} (expected ETTR {had:.3f} instead of {could:.3f})"
-            )
+            text += f"; it was every {wording.span(cost.interval)} "
+            text += f"(expected ETTR {had:.3f} instead of {could:.3f})"
         lines.append(text + ".")
     elif spent.ettr is not None:
         lines.append("No interruption so far, so there is no best interval between checkpoints to tell.")
@@ -294,7 +293,7 @@ def _evaluation(found: Evaluation) -> str:
         parts.append("</div>")
         if found.left_out:
             parts.append(
-                f'<p class="soft">{words.plural(found.left_out, "more picture")} in '
+                f'<p class="soft">{wording.plural(found.left_out, "more picture")} in '
                 f"eval/{escape(found.name)}/pictures.</p>"
             )
     return "".join(parts)
@@ -311,7 +310,7 @@ def _environment(data: Data) -> str:
         ["data", request.data_root],
         [
             "resources",
-            f"{words.plural(request.nodes, 'node')} × {words.plural(request.gpus, 'rank')}, "
+            f"{wording.plural(request.nodes, 'node')} × {wording.plural(request.gpus, 'rank')}, "
             f"{request.executor}",
         ],
         ["profile", request.cluster.profile],

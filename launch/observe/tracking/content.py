@@ -143,8 +143,8 @@ def rows(train: list[dict[str, Any]], val: list[dict[str, Any]], more: list[Row]
     steps: dict[int, dict[str, float | Path]] = {}
     for step, figures in more:
         steps.setdefault(step, {}).update(figures)
-    for kind, told in (("train", train), ("val", val)):
-        for row in told:
+    for kind, lines in (("train", train), ("val", val)):
+        for row in lines:
             figures = {
                 f"{kind}/{key}": value for key, value in _numbers(row, ("step", "start", "epoch")).items()
             }

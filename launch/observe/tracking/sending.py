@@ -89,22 +89,22 @@ def send(run: Run, name: str, ending: Callable[[float], bool]) -> int:
         log = (folder / f"{name}.log").open("ab")
     except OSError as error:
         raise UserError(f"{folder}: what is sent cannot be noted there: {error.strerror}") from None
-    with apart(log) as words, turn(folder / f"{name}.lock", ending) as mine:
+    with apart(log) as output, turn(folder / f"{name}.lock", ending) as mine:
         if not mine:
-            print(f"another process sends {run.name} to {name}", file=words, flush=True)
+            print(f"another process sends {run.name} to {name}", file=output, flush=True)
             return 1
-        return Sender(run, name, folder, words).until(ending)
+        return Sender(run, name, folder, output).until(ending)
 
 
 class Sender:
-    def __init__(self, run: Run, name: str, folder: Path, words: TextIO) -> None:
-        self.run, self.name, self.folder, self.words = run, name, folder, words
+    def __init__(self, run: Run, name: str, folder: Path, output: TextIO) -> None:
+        self.run, self.name, self.folder, self.output = run, name, folder, output
         self.state_file = folder / f"{name}.json"
         self.service: Service | None = None
         self.about: About | None = None
         self.state = State()
         self.failed = ""
-        self.told: dict[str, float] = {}
+        self.facts: dict[str, float] = {}
         self.last: Content | None = None
 
     def until(self, ending: Callable[[float], bool]) -> int:
@@ -135,11 +135,11 @@ class Sender:
         except Exception as error:  # its package's, of whatever kind
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             if reason != self.failed:
-                print(f"{self.name} did not take the curves: {reason}", file=self.words, flush=True)
+                print(f"{self.name} did not take the curves: {reason}", file=self.output, flush=True)
             self.failed, self.service = reason, None
             return False
         if self.failed:
-            print(f"{self.name} takes the curves again", file=self.words, flush=True)
+            print(f"{self.name} takes the curves again", file=self.output, flush=True)
             self.failed = ""
         return True
 
@@ -154,9 +154,9 @@ class Sender:
             self.state.sent = new[-1][0]
             for _, row in new:
                 self.state.newest |= {key: one for key, one in row.items() if not isinstance(one, Path)}
-        if new or found.facts != self.told:
+        if new or found.facts != self.facts:
             service.facts(found.facts, self.state.sent)
-            self.told = found.facts
+            self.facts = found.facts
         if found.evaluation and found.evaluation != self.state.evaluation:
             service.evaluation(found, self.state.sent)
             self.state.evaluation = found.evaluation
@@ -175,7 +175,7 @@ class Sender:
         if self.state.sent < 0:  # it has nothing yet
             self.state.evaluation = ""
         self.state.before, self.state.open = self.state.sent, True
-        self.told = {}
+        self.facts = {}
         self.remember()
         self.service = service
         return service
@@ -198,15 +198,15 @@ class Sender:
 def apart(file: BinaryIO) -> Iterator[TextIO]:
     """What the service's package prints goes to `file`, then closed; what this gives is standard output."""
     sys.stdout.flush()
-    words = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
-    with file, words:
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+    with file, output:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         try:
-            yield words
+            yield output
         finally:
             sys.stdout.flush()
-            os.dup2(words.fileno(), 1)
+            os.dup2(output.fileno(), 1)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""To MLflow, by its client. The server says which steps it has, so nothing is told twice."""
+"""To MLflow, by its client. The server says which steps it has, so nothing is sent twice."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Service:
             self.describe(about)
         else:
             self.client.update_run(self.run, status="RUNNING")
-        told = self.client.get_metric_history(self.run, "epoch")
-        return max((one.step for one in told), default=-1)
+        known = self.client.get_metric_history(self.run, "epoch")
+        return max((one.step for one in known), default=-1)
 
     def experiment(self, name: str) -> str:
         known = self.client.get_experiment_by_name(name)
@@ -89,12 +89,12 @@ class Service:
         self.client.log_batch(self.run, metrics=metrics(named, max(step, 0)))
 
     def evaluation(self, found: Content, step: int) -> None:
-        told = {f"eval/{key}": value for key, value in found.scores.items()}
+        scores = {f"eval/{key}": value for key, value in found.scores.items()}
         for one in found.classes:
-            told |= {
+            scores |= {
                 f"eval/{key}/{one['name']}": one[key] for key in PER_CLASS if number(one.get(key)) is not None
             }
-        named = metrics(told, max(step, 0))
+        named = metrics(scores, max(step, 0))
         for at in range(0, len(named), MOST_METRICS):
             self.client.log_batch(self.run, metrics=named[at : at + MOST_METRICS])
 

@@ -52,9 +52,9 @@ def wait_behind(job: str, holder: bool, arguments: list[str], prerequisites: Pre
     if not holder and not owns(job):
         return False
     # Of a local preparation that has not come to its lock yet, the process is known.
-    words = [*arguments, "--wait-only", job.removeprefix("local-") if owns(job) else "0"]
-    if words not in prerequisites.stages:
-        prerequisites.stages.append(words)
+    argv = [*arguments, "--wait-only", job.removeprefix("local-") if owns(job) else "0"]
+    if argv not in prerequisites.stages:
+        prerequisites.stages.append(argv)
     return True
 
 
@@ -75,7 +75,7 @@ def _submit_chain(
     first = batches[0].resolved
     # Preparations that are on their way are waited for, not done by it.
     waits = [
-        Stage(name="prepare", command=_command(first, "prepare", *words)) for words in prerequisites.stages
+        Stage(name="prepare", command=_command(first, "prepare", *argv)) for argv in prerequisites.stages
     ]
     stages = [*waits, *(_stage(batch, run) for batch in batches)]
     job, process = submission.submit_chain(run.path, stages, job_environment.local(first.settings))
