@@ -317,12 +317,11 @@ def clear(directory: Path, job: Path, start: int) -> None:
 
 def mark_best(directory: Path, checkpoint: Checkpoint, metric: str, metrics: dict[str, float | None]) -> None:
     """Records `checkpoint` as the best so far, by `metric`."""
-    record = {
+    record = metrics | {
         "path": checkpoint.path.name,
         "step": checkpoint.step,
         "metric": metric,
         "value": metrics[metric],
-        "mIoU": metrics.get("mIoU"),
         "metrics": metrics,
     }
     write_atomically(directory / files.BEST, json.dumps(record).encode())

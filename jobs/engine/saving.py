@@ -38,6 +38,8 @@ class Settings:
     save_begin: int = 0
     max_keep_ckpts: int = -1
     save_best: str | None = None
+    best_by_default: str = ""
+    """The metric that `save_best` is taken for where it names none."""
     rule: str | None = None
     seconds: float | None = None
     """Seconds between saves; None: the Young/Daly optimum; 0: never by time."""
@@ -226,9 +228,10 @@ class Saver:
     def validated(self, step: int, metrics: dict[str, float | None]) -> None:
         """Takes a validation's result: is the checkpoint of that step, saved before it, the best so far?"""
         metric = self.settings.save_best
-        if metric == "auto" or (metric is None and "mIoU" not in metrics):
+        usual = self.settings.best_by_default
+        if metric == "auto" or (metric is None and usual not in metrics):
             metric = next(iter(metrics), None)
-        metric = metric or "mIoU"
+        metric = metric or usual
         value = metrics.get(metric)
         if not self.session.main or value is None:
             return

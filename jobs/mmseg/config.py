@@ -270,6 +270,7 @@ def saving(cfg: Config) -> Settings:
         save_begin=hook.get("save_begin", 0),
         max_keep_ckpts=hook.get("max_keep_ckpts", -1),
         save_best=hook["save_best"],
+        best_by_default="mIoU",
         rule=hook["rule"],
         seconds=settings(cfg)["save_seconds"],
     )

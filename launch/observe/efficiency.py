@@ -181,11 +181,6 @@ def young(save: float, mtbi: float) -> float:
     return math.sqrt(2 * save * mtbi)
 
 
-def first_order_ettr(interval: float, save: float, restart: float, mtbi: float) -> float:
-    """Young/Daly's first-order estimate: 1 − C/τ − (R + τ/2)/M; below 0 it says nothing, so 0."""
-    return max(0.0, 1 - save / interval - (restart + interval / 2) / mtbi)
-
-
 def expected_ettr(interval: float, save: float, restart: float, mtbi: float, queue: float = 0.0) -> float:
     """Expected ETTR with exponentially distributed interruptions that come unannounced.
 

@@ -98,6 +98,14 @@ def test_training_libraries_are_loaded_where_training_is(name: str, path: Path) 
 
 
 PRODUCT = ("jobs", "launch", "env", "benchmarks", "examples")
+
+
+def test_the_engine_knows_no_metric_of_segmentation() -> None:
+    for name, path in modules():
+        if package(name) in ("jobs.engine", "jobs.worker", "jobs.supervise", "jobs.slurm"):
+            assert "mIoU" not in path.read_text(), name
+
+
 FINDS_THE_CHECKOUT = {
     *("launch/__init__.py", "launch/checkout.py", "env/__init__.py", "env/repository.py"),
     *("benchmarks/__init__.py", "benchmarks/repository.py"),
