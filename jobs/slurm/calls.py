@@ -1,19 +1,17 @@
-"""Slurm's commands as jobs call them: argument lists, never a shell; patient with a controller that is away.
-And what Slurm makes of a job that ends now (`fate`).
-"""
+"""Slurm's commands as jobs call them, and what Slurm makes of a job that ends now (`fate`)."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-import subprocess
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from jobs.run.task import slurm_id
+from jobs.slurm import commands
+from jobs.slurm.commands import Answer
 
 PATIENCE = 600.0
 """Seconds that a call goes on trying while the controller does not answer: it may be restarting, failing over
@@ -28,27 +26,6 @@ Fate = Literal["own", "requeued", "preempted"]
 """What Slurm makes of a job that ends now. own: what its exit code says. Whatever that says: requeued, as it
 was; preempted, which is for good, and no success to those who depend on it."""
 
-# The controller never got the request.
-NOT_REACHED = re.compile(
-    r"Unable to contact slurm controller|Connection refused|connect failure", re.IGNORECASE
-)
-# The request may have arrived.
-NO_ANSWER = re.compile(
-    r"Socket timed out|Zero Bytes were transmitted|Unexpected message received|gave no answer", re.IGNORECASE
-)
-
-
-@dataclass(frozen=True)
-class Answer:
-    ok: bool
-    text: str
-    """Standard output; of a failure Slurm's message, in one line."""
-
-    @property
-    def unanswered(self) -> bool:
-        """The controller may have done what was asked, without saying so."""
-        return not self.ok and bool(NO_ANSWER.search(self.text))
-
 
 def call(command: Sequence[str], env: Mapping[str, str] | None = None, *, again: bool = True) -> Answer:
     """Runs one of Slurm's commands; never raises, since there is always another way to try.
@@ -56,33 +33,11 @@ def call(command: Sequence[str], env: Mapping[str, str] | None = None, *, again:
     While the controller is away it is tried again for PATIENCE seconds. Without `again` (what must not be
     done twice), only if the controller cannot have got the request.
     """
-    give_up = time.monotonic() + PATIENCE
-    pause, announced = 0.5, False
-    while True:
-        answer = _once(command, env)
-        away = not answer.ok and (NOT_REACHED.search(answer.text) or (again and answer.unanswered))
-        if not away or time.monotonic() + pause > give_up:
-            return answer
-        if not announced:
-            print(f"baton: {answer.text}; trying for {PATIENCE:.0f} s", flush=True)
-            announced = True
-        time.sleep(pause)  # the only sign of its return is an answer
-        pause = min(pause * 1.5, 10.0)
-
-
-def _once(command: Sequence[str], env: Mapping[str, str] | None) -> Answer:
-    try:
-        done = subprocess.run(
-            list(command), capture_output=True, text=True, errors="replace", timeout=COMMAND_SECONDS,
-            stdin=subprocess.DEVNULL, check=False, env=env,
-        )  # fmt: skip
-    except FileNotFoundError:
-        return Answer(False, f"there is no {command[0]} on this node")
-    except subprocess.TimeoutExpired:
-        return Answer(False, f"{command[0]} gave no answer for {COMMAND_SECONDS:.0f} s")
-    if done.returncode == 0:
-        return Answer(True, done.stdout.strip())
-    return Answer(False, " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}")
+    answer = commands.run(
+        command, env, patience=PATIENCE, limit=COMMAND_SECONDS, again=again,
+        say=lambda text: print(f"baton: {text}", flush=True), every=120.0,
+    )  # fmt: skip
+    return dataclasses.replace(answer, text=answer.text.strip())
 
 
 def this_job() -> dict[str, str]:

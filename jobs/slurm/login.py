@@ -1,28 +1,18 @@
-"""Calls of Slurm's commands: argument lists, never a shell; patient with a controller that is away."""
+"""Slurm's commands as the login node calls them: what fails is an error in Slurm's own words."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Collection
 
 from jobs.run.errors import UserError
+from jobs.slurm import commands
 
 PATIENCE = 90.0
 """Seconds that a call goes on trying while the controller does not answer."""
-
-SAY_SECONDS = 15.0
-"""How often it says that it is trying yet."""
-
-# The controller never got the request, so asking again is safe whatever the command.
-NOT_REACHED = ("Unable to contact slurm controller", "Connection refused", "connect failure")
-# The request may have arrived; only a command that changes nothing may be asked again blindly.
-NO_ANSWER = ("Socket timed out", "Zero Bytes were transmitted", "Unexpected message received")
-
 
 OLDEST = (20, 11)
 """The first Slurm that has all that jobs here ask of it."""
@@ -48,40 +38,18 @@ def call(
 
     Raises SlurmError with Slurm's message; also if the command is missing.
     """
-    begin = time.monotonic()
-    give_up = begin + patience
-    pause, tell = 0.5, begin
-    while True:
-        try:
-            done = subprocess.run(
-                command,
-                env={key: value for key, value in clean_environment().items() if key not in without},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=max(patience, 60),
-                check=False,
-            )
-        except FileNotFoundError:
-            raise SlurmError(f"{command[0]} is not on PATH") from None
-        except subprocess.TimeoutExpired:
-            raise SlurmError(f"{command[0]} gave no answer in {max(patience, 60):.0f} s", True) from None
-        if done.returncode == 0:
-            return done.stdout
-        message = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        unanswered = any(sign in message for sign in NO_ANSWER)
-        away = any(sign in message for sign in NOT_REACHED) or (unanswered and not changes)
-        if not away or time.monotonic() + pause > give_up:
-            raise SlurmError(message, unanswered)
-        if time.monotonic() >= tell:
-            since = f" since {tell - begin:.0f} s" if tell > begin else ""
-            print(
-                f"Slurm's controller does not answer{since}; trying for {patience:.0f} s …", file=sys.stderr
-            )
-            tell += SAY_SECONDS
-        time.sleep(pause)  # the only sign of its return is an answer
-        pause = min(pause * 1.5, 5.0)
+    answer = commands.run(
+        command,
+        {key: value for key, value in clean_environment().items() if key not in without},
+        patience=patience,
+        limit=max(patience, 60),
+        again=not changes,
+        say=lambda text: print(text, file=sys.stderr),
+        every=15.0,
+    )
+    if not answer.ok:
+        raise SlurmError(answer.text, answer.unanswered)
+    return answer.text
 
 
 def require() -> None:

@@ -8,10 +8,10 @@ import getpass
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 from jobs.run import cuda
+from jobs.slurm import commands
 
 SLURM_CONFIGS = (
     "/etc/slurm/slurm.conf",
@@ -66,5 +66,5 @@ def has_slurm() -> bool:
         return False
     if os.environ.get("SLURM_CONF") or any(os.path.exists(path) for path in SLURM_CONFIGS):
         return True
-    asked = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False)
-    return "configuration source" not in asked.stderr
+    asked = commands.once(["scontrol", "ping"], None, 30)
+    return "configuration source" not in (asked.errors if asked.ok else asked.text)

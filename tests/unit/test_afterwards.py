@@ -141,7 +141,7 @@ def test_a_start_that_another_job_has_superseded_is_not_repeated(run: Run, code:
     mark(run, 3, "local-2", restart=1)
     outcome = after_srun(run, code)
     assert outcome.code == end
-    assert ("(job local-2) goes on" in outcome.words) == (code != 0)
+    assert ("(job local-2) goes on" in outcome.message) == (code != 0)
     assert names(run) == ["submitted", "started"]
 
 
@@ -306,7 +306,7 @@ def test_finished_within_its_grace_time(run: Run, slurm: FakeSlurm, mode: str) -
     say(run, "finished", start=1, step=5, epoch=1)
     mark(run, 1, "local-1")
     outcome = after_srun(run, 0)
-    assert (outcome.code, outcome.news) == (0, "finished")
+    assert (outcome.code, outcome.notice) == (0, "finished")
     moved = ["2 Dependency=afterok:9", "3 Dependency=afterok:9,afterok:5"] if mode == "CANCEL" else []
     updates = [f"scontrol update JobId={one}" for one in ["1 Requeue=0", *moved] if moved]
     assert slurm.calls("scontrol update") == updates
@@ -314,7 +314,7 @@ def test_finished_within_its_grace_time(run: Run, slurm: FakeSlurm, mode: str) -
     # The start after that finds it finished, and tells nobody once more.
     mark(run, 2, "local-1", restart=1)
     slurm.says("scontrol show job", answer="JobId=1 JobName=x JobState=RUNNING WorkDir=/")
-    assert after_srun(run, 0).news == ""
+    assert after_srun(run, 0).notice == ""
 
 
 def test_a_finished_training_that_gets_no_successor_is_not_stopped(run: Run, slurm: FakeSlurm) -> None:
@@ -324,7 +324,7 @@ def test_a_finished_training_that_gets_no_successor_is_not_stopped(run: Run, slu
     say(run, "finished", start=1, step=5, epoch=1)
     outcome = after_srun(run, 0)
     assert outcome.code == 0
-    assert f"python launch/evaluate.py {run.name}" in outcome.words
+    assert f"python launch/evaluate.py {run.name}" in outcome.message
     assert "stopped" not in names(run)
 
 

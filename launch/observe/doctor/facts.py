@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import time
 from datetime import datetime
 from typing import Literal
 
 import msgspec
 
+from jobs.slurm import commands
 from jobs.slurm import login as slurm
 from launch.submit import machine
 
@@ -218,17 +218,10 @@ def _test_start(facts: Facts, one: Partition, charge: dict[str, str], patience: 
     options = {"partition": one.name, "time": "10", "ntasks": "1", "output": "/dev/null"}
     options |= one_gpu(facts, one) | {key: value for key, value in charge.items() if value}
     command = ["sbatch", "--test-only", *(f"--{key}={value}" for key, value in options.items())]
-    try:
-        done = subprocess.run(
-            [*command, "--wrap", "true"], env=slurm.clean_environment(), stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=max(patience, 30), check=False,
-        )  # fmt: skip
-    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
-        one.refused = str(error)
-        return
-    said = " ".join(done.stderr.split())
+    answer = commands.once([*command, "--wrap", "true"], slurm.clean_environment(), max(patience, 30))
+    said = " ".join(answer.errors.split()) if answer.ok else answer.text
     when = re.search(r"to start at (\S+)", said)
-    if done.returncode == 0 and when:
+    if answer.ok and when:
         one.start = max(0.0, datetime.fromisoformat(when[1]).timestamp() - time.time())
     else:
         one.refused = said.replace("allocation failure: ", "").replace("sbatch: error: ", "") or "no answer"

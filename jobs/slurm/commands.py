@@ -1,0 +1,80 @@
+"""The one caller of Slurm's commands: argument lists, never a shell; waits for a controller."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+# The controller never got the request, so asking again is safe whatever the command.
+NOT_REACHED = re.compile(
+    r"Unable to contact slurm controller|Connection refused|connect failure", re.IGNORECASE
+)
+# The request may have arrived; only a command that changes nothing may be asked again blindly.
+NO_ANSWER = re.compile(
+    r"Socket timed out|Zero Bytes were transmitted|Unexpected message received|gave no answer", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    ok: bool
+    text: str
+    """Standard output; of a failure Slurm's message, in one line."""
+    errors: str = ""
+    """Standard error of a command that did what it was asked."""
+
+    @property
+    def unanswered(self) -> bool:
+        """The controller may have done what was asked, without saying so."""
+        return not self.ok and bool(NO_ANSWER.search(self.text))
+
+
+def run(
+    command: Sequence[str],
+    env: Mapping[str, str] | None,
+    *,
+    patience: float,
+    limit: float,
+    again: bool,
+    say: Callable[[str], None],
+    every: float,
+) -> Answer:
+    """Runs one of Slurm's commands, for `limit` seconds at most; never raises.
+
+    While the controller is away it is tried again for `patience` seconds, and `say` hears so every
+    `every` seconds. Without `again` (what must not be done twice), only if the controller cannot have got
+    the request.
+    """
+    begin = time.monotonic()
+    pause, next_word = 0.5, begin
+    while True:
+        answer = once(command, env, limit)
+        away = not answer.ok and (NOT_REACHED.search(answer.text) or (again and answer.unanswered))
+        now = time.monotonic()
+        if not away or now + pause > begin + patience:
+            return answer
+        if now >= next_word:
+            since = f" since {next_word - begin:.0f} s" if next_word > begin else ""
+            say(f"Slurm's controller does not answer{since}; trying for {patience:.0f} s …")
+            next_word += every
+        time.sleep(pause)  # the only sign of its return is an answer
+        pause = min(pause * 1.5, 5.0)
+
+
+def once(command: Sequence[str], env: Mapping[str, str] | None, limit: float) -> Answer:
+    """As `run`, but tried once."""
+    try:
+        done = subprocess.run(
+            list(command), capture_output=True, text=True, errors="replace", timeout=limit,
+            stdin=subprocess.DEVNULL, check=False, env=env,
+        )  # fmt: skip
+    except FileNotFoundError:
+        return Answer(False, f"{command[0]} is not on PATH")
+    except subprocess.TimeoutExpired:
+        return Answer(False, f"{command[0]} gave no answer for {limit:.0f} s")
+    if done.returncode == 0:
+        return Answer(True, done.stdout, done.stderr)
+    return Answer(False, " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}")
