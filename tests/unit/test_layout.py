@@ -145,6 +145,15 @@ def test_benchmarks_and_tests_share_what_lies_in_support() -> None:
             assert shared <= ({"tests.support"} if top == "benchmarks" else set()), path
 
 
+def test_one_module_runs_slurms_commands() -> None:
+    for _, path in modules():
+        text, name = path.read_text(), str(path.relative_to(ROOT))
+        if name != "jobs/slurm/commands.py":
+            of_slurm = r"subprocess\.\w+\(\s*\[\*?\(?\"(s(batch|queue|control|acct|info|cancel)|scontrol)\""
+            assert not re.search(of_slurm, text), name
+        assert "subprocess" not in text or not name.startswith("jobs/slurm/") or "commands" in name, name
+
+
 REDUCER = "jobs/run/story.py"
 SHOWS_EVENTS_AS_THEY_COME = {"launch/observe/waiting.py"}
 
