@@ -13,9 +13,9 @@ import pytest
 from benchmarks import evaluation
 from benchmarks.trainings import start
 from jobs.run.directory import Run
-from tests import tiny
 from tests.gpu import work
 from tests.gpu.work import ON_CPU, RECIPE, Show
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 
