@@ -70,7 +70,7 @@ def directives(batch: Batch) -> dict[str, str | None]:
         options |= {"ntasks-per-node": str(settings.gpus), "cpus-per-task": str(settings.cpus_per_gpu)}
     else:
         # Slurm counts tasks when a job begins and wants as many when it is requeued: with fewer nodes it
-        # would never begin again. So the tasks are message to srun alone.
+        # would never begin again. So the tasks are told to srun alone.
         options["mincpus"] = str(settings.gpus * settings.cpus_per_gpu)
     if batch.resolved.stage in ("train", "prepare") and settings.signal_delay:
         options["signal"] = f"USR2@{settings.signal_delay}"
@@ -264,7 +264,7 @@ def _setup(batch: Batch) -> str:
     return "\n".join(lines) + "\n"
 
 
-# srun takes the CPUs of a task from the job only when message (Slurm 22.05 and later).
+# srun takes the CPUs of a task from the job only when told (Slurm 22.05 and later).
 SRUN = (
     'srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --open-mode=append \\\n    '
     '--output="${logs}_%t_log.out" --error="${logs}_%t_log.out"'
@@ -314,7 +314,7 @@ OTHER = """\
 {srun} \\
   sh -c 'trap "" USR2 TERM; exec "$@"' baton {command}
 code=$?
-# 85: it was message to leave and goes on in another start, unless the job is being cancelled. 0: it is done,
+# 85: it was told to leave and goes on in another start, unless the job is being cancelled. 0: it is done,
 # which Slurm must hear in a way that it understands within a grace time, too.
 case "$code" in {codes}) (trap "" USR2 TERM; exec "$host_python" -m {again}) ;; esac
 exit "$code"
