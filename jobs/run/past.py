@@ -224,7 +224,9 @@ class History(msgspec.Struct, kw_only=True):
     # --- jobs
 
     def newest_job(self, stage: str) -> StageJob | None:
-        return self.jobs.get(f"{stage} {self.newest.get(stage, '')}")
+        """The newest job of a stage; the last one known where the newest is only named by a stranger."""
+        known = [job for job in self.jobs.values() if job.stage == stage]
+        return next((job for job in known if job.id == self.newest.get(stage)), known[-1] if known else None)
 
     def job_ids(self) -> list[str]:
         return list(dict.fromkeys(job.id for job in self.jobs.values()))
