@@ -192,6 +192,8 @@ class History(msgspec.Struct, kw_only=True):
     """What `starts` gives, before it looks for their progress."""
     furthest: int = -1
     """The furthest step that a start nobody announced has told of."""
+    checkpoint: tuple[int, int] = (0, 0)
+    """(step, epoch) of the newest that a start which nobody announced has told of."""
     starts_named: set[int] = set()
     """The numbers of all starts of the training."""
     last_start: int | None = None
@@ -282,7 +284,7 @@ class History(msgspec.Struct, kw_only=True):
         for mark in marks:
             if mark.event == "checkpoint" and mark.step is not None and mark.epoch is not None:
                 return mark.step, mark.epoch
-        return 0, 0
+        return self.checkpoint
 
     def starts(self) -> list[Attempt]:
         """The starts of the training since the user last submitted it, in order."""

@@ -82,7 +82,9 @@ def _take(
         history.named.add(event.job)
     if type(event) in _NAME_JOBS:
         _name_jobs(history, event)
-    if type(event) in _OF_ATTEMPTS and event.stage == "train":
+    if event.stage == "train" and event.start is not None:
+        history.starts_named.add(event.start)
+    if event.stage == "train" and type(event) in _OF_ATTEMPTS:
         _attempts(history, event)
     if isinstance(event, events.Started):
         _started(history, starts, event, time)
@@ -113,8 +115,6 @@ def _name_jobs(history: History, event: Event) -> None:
 def _attempts(history: History, event: Event) -> None:
     """What became of each start of the training, for the budgets."""
     attempts, number = history.attempts, event.start
-    if number is not None:
-        history.starts_named.add(number)
     # A start that a later one has fenced off may still speak.
     one = next((one for one in reversed(attempts) if one.number == number), None)
     if isinstance(event, events.Submitted):
@@ -131,6 +131,8 @@ def _attempts(history: History, event: Event) -> None:
         if attempts and event.step > history.furthest:
             (one or attempts[-1]).progress = True
         history.furthest = max(history.furthest, event.step)
+    if isinstance(event, events.Checkpoint):
+        history.checkpoint = event.step, event.epoch
 
 
 def _add(one: Attempt, event: Event) -> None:

@@ -80,6 +80,14 @@ def test_what_earlier_starts_saved_is_no_progress_of_a_later_one(tmp_path: Path)
     assert story.read(run.events).starts() == []
 
 
+def test_what_a_start_did_that_nobody_announced_counts(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    write(run, 5, "checkpoint", step=9, epoch=1, path="", bytes=1, seconds=1.0, why="epoch", **common(1))
+    past = story.read(run.events)
+    assert past.last_checkpoint() == (9, 1)
+    assert past.trained(2) == (0, 1)
+
+
 def test_a_start_that_another_followed_has_ended(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     submitted(run)
