@@ -42,6 +42,42 @@ TABLES = {
 }
 """Scheme -> mmengine's tables of names, each applied to what the one before it gave."""
 
+TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/"
+CONVERTED = {
+    "vit_large_p16.pth": (f"{TIMM}jx_vit_large_p16_384-b3be5167.pth", "vit"),
+    "vit_base_patch16_224.pth": (f"{TIMM}jx_vit_base_p16_224-80ecf9dd.pth", "vit"),
+    "vit-b16_p16_224-80ecf9dd.pth": (f"{TIMM}jx_vit_base_p16_224-80ecf9dd.pth", "vit"),
+    "jx_vit_base_p16_224-80ecf9dd.pth": (f"{TIMM}jx_vit_base_p16_224-80ecf9dd.pth", "vit"),
+    "jx_vit_large_p16_384-b3be5167.pth": (f"{TIMM}jx_vit_large_p16_384-b3be5167.pth", "vit"),
+    **{
+        f"deit_{name}.pth": (f"https://dl.fbaipublicfiles.com/deit/deit_{name}.pth", "vit")
+        for name in ("small_patch16_224-cd65a155", "base_patch16_224-b5f2ef4d")
+    },
+    **{
+        f"beit_{size}_patch16_224_pt22k_ft22k.pth": (
+            f"https://github.com/addf400/files/releases/download/v1.0/beit_{size}_patch16_224_pt22k_ft22k.pth",
+            "beit",
+        )
+        for size in ("base", "large")
+    },
+    "mae_pretrain_vit_base_mmcls.pth": (
+        "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth",
+        "beit",
+    ),
+}
+"""Names below `pretrain/` in mmseg's configs: where the weights are published, by timm and by the models'
+authors, and which of mmsegmentation's own converters (KIND2mmseg.py) renames what is in there.
+
+As configs/{vit,dpt,setr,beit,mae}/README.md of https://github.com/open-mmlab/mmsegmentation say; BEiT's have
+moved since: https://github.com/microsoft/unilm/tree/master/beit.
+"""
+
+CLIP = {
+    "base": "https://download.openmmlab.com/mmsegmentation/v0.5/san/clip_vit-base-patch16-224_3rdparty-d08f8887.pth",
+    "large": "https://download.openmmlab.com/mmsegmentation/v0.5/san/clip_vit-large-patch14-336_3rdparty-0b5df9cb.pth",
+}
+"""What SAN begins with, by the size of its image encoder: from the zoo's own configs for coco-stuff164k."""
+
 CLASSIFIER = "mmcls://"
 """Of a file from there, only the backbone's weights are loaded (jobs/mmseg/compat.py)."""
 
@@ -74,6 +110,8 @@ def forget(config: Any) -> list[str]:
     if isinstance(config, dict):
         if "pretrained" in config:
             config["pretrained"] = None
+        if _is_timm(config):
+            config |= {"pretrained": False, "checkpoint_path": ""}
         if _is_reference(config.get("init_cfg")):
             config["init_cfg"] = None
         elif isinstance(config.get("init_cfg"), (list, tuple)):
@@ -93,6 +131,8 @@ def references(node: Any) -> Iterator[tuple[Any, str]]:
                 yield node, key
         if _is_reference(node):
             yield node, "checkpoint"
+        if _is_timm(node) and isinstance(path := node.get("checkpoint_path"), str) and path:
+            yield node, "checkpoint_path"
         for value in node.values():
             yield from references(value)
     elif isinstance(node, (list, tuple)):
@@ -108,14 +148,20 @@ def _is_reference(init_cfg: Any) -> bool:
     )
 
 
+def _is_timm(node: dict[str, Any]) -> bool:
+    return name_of(node.get("type")) == "TIMMBackbone"
+
+
 def placed(reference: str, place: Path) -> Path:
     """The file for a reference: a path, an http(s) address, open-mmlab://NAME, torchvision://NAME or
     mmcls://NAME. `data/…` lies in the data root, as everywhere in configs; any other relative path, such as
-    `pretrain/vit.pth`, would mean the directory that one happens to be in, so its file is one of `place`.
+    `pretrain/vit.pth`, would mean the directory that one happens to be in, so its file is one of `place`, and
+    may be one that mmsegmentation's converters make (CONVERTED).
 
     Raises UserError if it is not there, with where to get it and where to place it.
     """
-    source = address(reference)
+    made = converted(reference)
+    source = None if made else address(reference)
     if source is None:
         path = Path(reference).expanduser()
         if path.parts[:1] == ("data",):
@@ -125,9 +171,10 @@ def placed(reference: str, place: Path) -> Path:
             path = Path(__file__).resolve().parents[2] / path
         elif not path.is_absolute():
             path = place / path.name
-        if not path.is_file():
-            raise UserError(f"pretrained weights are missing: place {reference} as {path.absolute()}")
-        return path
+        if path.is_file():
+            return path
+        fetch = f"python launch/prepare.py --weights {reference} makes them of {made[0]}; or " if made else ""
+        raise UserError(f"pretrained weights are missing: {fetch}place {reference} as {path.absolute()}")
     name = file_name(source)
     short = reference.rsplit("/", 1)[-1]
     for candidate in (place / name, place / f"{short}.pth"):
@@ -141,7 +188,8 @@ def placed(reference: str, place: Path) -> Path:
 
 
 def address(reference: str) -> str | None:
-    """The address of published weights; None for a path. mmengine's tables are read without importing it.
+    """The address of published weights; None for a path, but those of CONVERTED. mmengine's tables are read
+    without importing it.
 
     Raises UserError for a name that they do not have.
     """
@@ -159,7 +207,48 @@ def address(reference: str) -> str | None:
                 return str(name)
     if "://" in reference:
         raise UserError(f"unknown pretrained weights {reference}: place a file and give its path")
-    return None
+    made = converted(reference)
+    return made[0] if made else None
+
+
+def converted(reference: str) -> tuple[str, str] | None:
+    """Of a path as CONVERTED has it: where its weights are published, and the kind of their converter."""
+    path = Path(reference)
+    own = path.is_absolute() or path.parts[:1] in (("data",), ("configs",), ("~",)) or "://" in reference
+    return None if own else CONVERTED.get(path.name)
+
+
+def check_timm(node: Any, where: str = "model") -> None:
+    """Raises UserError where a model config (nested dicts and lists, `where` it is) has a TIMMBackbone that
+    would fetch its weights itself, at every start."""
+    # mmseg's does unless it is told not to, mmpretrain's if it is told to.
+    default = isinstance(node, dict) and not str(node.get("type")).startswith("mmpretrain.")
+    if isinstance(node, dict) and _is_timm(node) and node.get("pretrained", default):
+        name = node.get("model_name")
+        more = f", out_indices={node['out_indices']}" if "out_indices" in node else ""
+        raise UserError(
+            f"{where}: a job downloads nothing, and TIMMBackbone would: once, where there is a network, "
+            f"python -c \"import timm, torch; torch.save(timm.create_model('{name}', pretrained=True, "
+            f"features_only=True{more}).state_dict(), 'data/pretrained/{name}.pth')\"; then --set "
+            f"{where}.pretrained=False {where}.checkpoint_path=data/pretrained/{name}.pth"
+        )
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
+        check_timm(value, f"{where}.{key}")
+
+
+def check_clip(model: Any) -> None:
+    """Raises UserError where a SAN, which begins with CLIP's weights, names what is a ViT of ImageNet's in
+    mmseg's other configs: four of the zoo's do."""
+    given = model.get("pretrained") if isinstance(model, dict) else None
+    if name_of(model["type"] if given else None) != "MultimodalEncoderDecoder" or not converted(str(given)):
+        return
+    encoder = model.get("image_encoder")
+    large = isinstance(encoder, dict) and encoder.get("embed_dims") == 1024
+    raise UserError(
+        f"pretrained weights are missing: SAN begins with CLIP's, and {given} is what mmseg's other configs "
+        f"call a ViT of ImageNet's: --set model.pretrained={CLIP['large' if large else 'base']}"
+    )
 
 
 def published(reference: str) -> tuple[str, str]:

@@ -217,15 +217,16 @@ def split_arguments(text: str) -> tuple[str, ...]:
         raise UserError(f"--converter-args {text!r}: {error}") from None
 
 
-def converters() -> dict[str, Path]:
-    """The installed mmsegmentation's converters by name; without importing it, which takes seconds."""
+def converters(kind: str = "dataset_converters") -> dict[str, Path]:
+    """The installed mmsegmentation's converters (or its `model_converters`) by name; without importing it,
+    which takes seconds."""
     spec = importlib.util.find_spec("mmseg")
     if spec is None or not spec.submodule_search_locations:
         return {}
     package = Path(next(iter(spec.submodule_search_locations)))
     # A wheel has its tools below .mim; a checkout beside the package.
     for tools in (package / ".mim/tools", package.parent / "tools"):
-        folder = tools / "dataset_converters"
+        folder = tools / kind
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
     return {}

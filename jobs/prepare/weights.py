@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,10 @@ MIRRORS = {
 }
 """File name -> further addresses, tried in this order after the one that mmengine knows."""
 
-PUBLISHERS = ("https://download.pytorch.org/", "https://download.openmmlab.com/")
+PUBLISHERS = (
+    "https://download.pytorch.org/", "https://download.openmmlab.com/", pretrained.TIMM,
+    "https://dl.fbaipublicfiles.com/deit/",
+)  # fmt: skip
 """Whose names hold the digest: a file from there with another is damaged, whichever mirror sent it."""
 
 DIGESTS = {
@@ -43,8 +47,9 @@ file no more than the eight digits of its name was published; the whole digest b
 def fetch(
     reference: str, data_root: Path, given: Path | None = None, patience: Patience | None = None
 ) -> Path | None:
-    """The file for a reference (open-mmlab://NAME, torchvision://NAME, mmcls://NAME, an address), in its
-    place; downloaded, or taken from the folder `given`. None, and said, if it is not in that folder.
+    """The file for a reference (open-mmlab://NAME, torchvision://NAME, mmcls://NAME, an address, a path that
+    stands for a converted one), in its place; downloaded, or taken from the folder `given`. None, and said,
+    if it is not in that folder.
 
     One that is there and is not what its name says is set aside, and fetched again. Raises UserError if no
     mirror has it, or if the one given is damaged; OSError if the disk refuses.
@@ -54,6 +59,8 @@ def fetch(
 
     url, name = pretrained.published(reference)
     folder = data_root / "pretrained"
+    if made := pretrained.converted(reference):
+        return converted(url, made[1], folder / Path(reference).name, given, patience)
     target = folder / name
     if target.is_file():
         if not (wrong := difference(target, name, url)):
@@ -73,16 +80,51 @@ def fetch(
         os.replace(part, target)
         return target
 
-    def wait_for(owner: Owner) -> None:
-        say(f"{data_root} is being prepared by {owner}; waiting for it")
-
     folder.mkdir(parents=True, exist_ok=True)
-    with hold(data_root, True, wait_for, done=target.is_file) as lock:
+    with hold(data_root, True, partial(say_who, data_root), target.is_file) as lock:
         if lock is not None and not target.is_file():
             transfer(name, (url, *MIRRORS.get(name, ())), part, patience)
             os.replace(part, target)
     say(f"{target} is ready")
     return target
+
+
+def converted(
+    url: str, kind: str, target: Path, given: Path | None, patience: Patience | None
+) -> Path | None:
+    """`target`, made by mmsegmentation's converter KIND2mmseg.py of what `url` has. None and errors: `fetch`.
+
+    One that is there is taken as it is, unless its digest says that it is still the published one.
+    """
+    from jobs.prepare import weight_converters
+    from jobs.prepare.lock import hold
+    from jobs.prepare.progress import say
+
+    name, data_root = pretrained.file_name(url), target.parent.parent
+
+    def is_ready() -> bool:
+        return target.is_file() and not (target.name == name and not difference(target, name, url))
+
+    if is_ready():
+        return target
+    there = (target.parent / name).is_file()
+    source = fetch(url, data_root, given, patience)
+    if source is None:
+        return None
+    check_content(source)
+    with hold(data_root, True, partial(say_who, data_root), is_ready) as lock:
+        if lock is not None and not is_ready():
+            weight_converters.convert(kind, source, target)
+            if not there and source != target:
+                source.unlink()
+    say(f"{target} is ready: {name}, converted")
+    return target
+
+
+def say_who(data_root: Path, owner: Owner) -> None:
+    from jobs.prepare.progress import say
+
+    say(f"{data_root} is being prepared by {owner}; waiting for it")
 
 
 def transfer(name: str, urls: tuple[str, ...], part: Path, patience: Patience | None) -> None:

@@ -112,12 +112,18 @@ def _known(node: Any) -> Any:
 
 def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
     """Raises UserError if a file of pretrained weights that the config names is not in its place; those that
-    a preparation on its way will fetch are `coming` (as configs refer to them)."""
+    a preparation on its way will fetch are `coming` (as configs refer to them). Also where the model would
+    fetch some itself, when it is built."""
     if not chain.complete:
         return
+    pretrained.check_timm(chain.values["model"])
     for reference in weights(chain):
         if reference not in coming:
-            pretrained.placed(reference, data_root / "pretrained")
+            try:
+                pretrained.placed(reference, data_root / "pretrained")
+            except UserError:
+                pretrained.check_clip(chain.values["model"])
+                raise
 
 
 def weights(chain: Chain) -> list[str]:

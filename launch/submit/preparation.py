@@ -111,8 +111,11 @@ def fit_to_config(arguments: argparse.Namespace) -> None:
 
 
 def fit_weights(arguments: argparse.Namespace, chain: configs.Chain, name: str) -> None:
-    """Sets --weights to those that a config begins with, and says which of them cannot be fetched."""
+    """Sets --weights to those that a config begins with, and says which of them cannot be fetched. Raises
+    UserError if it names others than it means."""
     arguments.weights = []
+    pretrained.check_timm(chain.values.get("model"))
+    pretrained.check_clip(chain.values.get("model"))
     for reference in configs.weights(chain):
         if pretrained.address(reference):
             arguments.weights.append(reference)
