@@ -16,7 +16,7 @@ ROW := tests/slurm/test_acceptance.py::test_no_run_is_lost[preempted with grace 
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
 .PHONY: gpu gpu-on-cpu help setup setup-b slurm slurm-if-possible test-tools demo lint unit commands local fuzz zoo slurm-tests \
-	acceptance slurm-matrix slurm-versions set-b trackers torch-oldest torch-matrix torch-one test bare container-test \
+	acceptance slurm-matrix slurm-versions set-b with trackers torch-oldest torch-matrix torch-one test bare container-test \
 	bench clean
 
 help:
@@ -96,7 +96,13 @@ slurm-versions: setup
 
 # The forks have the same import names as set A, so they live, and are tested, in an environment of their own.
 set-b: setup-b
-	$(PYTHON_B) -m pytest tests/sets -q
+	$(PYTHON_B) -m pytest tests/sets/test_set_b.py -q
+
+# The models that need mmdet or mmpretrain, in an environment that has them (mmpretrain imports torchvision,
+# which has to fit torch).
+with:
+	env/setup.sh --torch $(NEWEST) --with mmdet,mmpretrain --into .venv-with
+	.venv-with/bin/python -m pytest tests/sets/test_with.py -q
 
 # A torch in an environment of its own, by the Python of .venv: unit tests, exact resume, saving.
 # In `make test` only the unit tests that touch it, or its NumPy.
@@ -145,4 +151,4 @@ bench: setup slurm
 	$(PYTHON_A) benchmarks/run.py
 
 clean:
-	rm -rf .venv .venv-b .venv-torch .venv-track .ruff_cache .mypy_cache
+	rm -rf .venv .venv-b .venv-with .venv-torch .venv-track .ruff_cache .mypy_cache

@@ -367,23 +367,32 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1, choices=(1, 2))
     parser.add_argument("--table", action="store_true", help="only write docs/models.md anew")
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     failed = []
     for family in [] if arguments.table else arguments.families or families():
         found = tried(family, arguments.ranks)
         stages = " ".join(f"{stage}:{'yes' if stage in found['reached'] else 'no'}" for stage in STAGES)
         print(f"{family:14} {stages}  {found.get('failed', '')}", flush=True)
         if "refused" not in found:
-            if arguments.ranks == 1:
-                results[family] = found | {
-                    key: value for key, value in results.get(family, {}).items() if key == "on_two"
-                }
-            elif family in results:
-                results[family]["on_two"] = found["reached"]
+            keep(family, found)
             failed += [family] if "failed" in found else []
-            RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
-    TABLE.write_text(table(results))
+    TABLE.write_text(table(kept()))
     return bool(failed)
+
+
+def kept() -> dict[str, dict[str, Any]]:
+    """What was found until now."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+
+
+def keep(family: str, found: dict[str, Any]) -> None:
+    """Puts what was found of a family in the place of what was known; the other families' stays."""
+    results = kept()
+    before = results.get(family, {})
+    if found["ranks"] == 1:
+        results[family] = found | {key: value for key, value in before.items() if key == "on_two"}
+    elif before:
+        before["on_two"] = found["reached"]
+    RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
 
 
 def tried(family: str, ranks: int) -> dict[str, Any]:

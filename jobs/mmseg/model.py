@@ -71,7 +71,7 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
     model = MODELS.build(description)
     weights = weights_of(checkpoint)
     try:
-        missing, unknown = model.load_state_dict(weights, strict=False)
+        missing, unknown = put(model, weights)
     except RuntimeError as error:
         # torch lists every weight of another shape, after a headline.
         first = str(error).partition("\n")[2].partition("\n")[0]
@@ -84,6 +84,16 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
         )
     model.dataset_meta = meta(cfg)
     return model.to(device).eval()
+
+
+def put(model: Any, weights: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Loads weights into a model. Returns the names that are missing, and those that have no place.
+
+    What the model itself drops of the weights that it is given is not missing: mmpretrain's Swin-v2, for one,
+    saves the tables that it has computed from its window's size, and computes them again.
+    """
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    return [name for name in missing if name not in weights], unknown
 
 
 def weights_of(checkpoint: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from jobs.engine import distributed
 from jobs.engine.session import Session
 from jobs.engine.snapshots import plain
 from jobs.mmseg import compat
+from jobs.mmseg.model import put
 
 Tree = Any
 
@@ -198,8 +199,9 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     checkpoint = compat.load(path)
     # Hooks (EMA) take their part, and swap weights, before the model is loaded.
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-    model = bare(runner.model)
-    model.load_state_dict(checkpoint["state_dict"], strict=True)
+    missing, unknown = put(bare(runner.model), checkpoint["state_dict"])
+    if missing or unknown:
+        raise RuntimeError(f"the model has changed: {path} lacks {missing[:3]}, and has {unknown[:3]}")
     own = checkpoint["baton"]
     loop = runner.train_loop
     loop._epoch, loop._iter = checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"]

@@ -123,3 +123,23 @@ def test_a_label_that_is_no_class_is_named_with_its_image() -> None:
     truth = np.array([[0, 21]], np.uint8)
     with pytest.raises(UserError, match=r"/d/1\.png: the truth has labels up to 21, .*21 classes"):
         counted(sample, truth, np.zeros((1, 2), np.int64), 21, 255)
+
+
+class Tables(torch.nn.Linear):
+    """As mmpretrain's Swin-v2: saves a table that it has computed, and drops it from what it loads."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.register_buffer("table", torch.ones(1))
+        self._register_load_state_dict_pre_hook(
+            lambda weights, prefix, *_: weights.pop(f"{prefix}table", None)
+        )
+
+
+def test_what_a_model_computes_itself_is_not_missing() -> None:
+    saved = dict(torch.nn.Sequential(Tables()).state_dict())
+    fresh = torch.nn.Sequential(Tables())
+    assert model.put(fresh, saved) == ([], [])
+    assert torch.equal(fresh.state_dict()["0.weight"], saved["0.weight"])
+    assert "0.table" in saved
+    assert model.put(fresh, {"0.bias": torch.ones(1), "x": torch.ones(1)}) == (["0.weight", "0.table"], ["x"])
