@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from jobs.catalog import installed
+from jobs.catalog import installed, supported
 from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME
 from launch.submit import config_files, configs, snapshot
@@ -326,18 +326,28 @@ def figure() -> list[str]:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """docs/models.md: each family, what its configs need, and how far a small training of one came."""
+    further = [
+        needed for name in all_configs() if (needed := NEEDS.get(name) or NEEDS.get(name.split("/")[0]))
+    ]
+    rest = [package for package, _ in further if package not in supported.WITH]
     lines = [
         "# The model zoo",
         "",
         "A config of the zoo is given as `--config mmseg::FAMILY/NAME.py`, by its path, or as a `_base_`. "
-        "What one needs and is not installed is said at submission; `env/setup.sh --with mmdet,mmpretrain` "
-        "installs those two. `python launch/prepare.py --for-config CONFIG` fetches the pretrained weights, "
-        "which `train.py` names where they are missing. mmcv's compiled operations are not needed: where "
-        "they are missing, exact ones in PyTorch stand in (jobs/mmseg/pure_ops.py).",
+        f"Of the {len(all_configs())}, {len(all_configs()) - len(further)} pass a submission with what "
+        f"`env/setup.sh` installs, and {len(further) - len(rest)} more after `env/setup.sh --with "
+        f"mmdet,mmpretrain`; the other {len(rest)} need what the table names, and a submission says so.",
         "",
-        "Of each family `make zoo` trains one config at small size with random weights (CPU, tests/zoo.py): "
-        "left alone, and preempted and resumed to the same bits; the result is evaluated and segments a "
-        "picture. – means not tried.",
+        "`python launch/prepare.py --for-config CONFIG` fetches the pretrained weights, which `train.py` "
+        "names where they are missing. What configs call `pretrain/NAME.pth` (ViT, DeiT, BEiT, MAE) comes "
+        "from timm and its authors, and mmsegmentation's own converter makes the file; only SAN's configs "
+        "for VOC and Pascal Context name one of these for CLIP's, and are told which those are. mmcv's "
+        "compiled operations are not needed: where they are missing, exact ones in PyTorch stand in "
+        "(jobs/mmseg/pure_ops.py).",
+        "",
+        "Of each family `make zoo` trains one config at small size with random weights (CPU, tests/zoo.py; "
+        "`make with` those that need mmdet or mmpretrain): left alone, and preempted and resumed to the same "
+        "bits; the result is evaluated and segments a picture. – means not tried.",
         "",
         f"| family | configs | needs, besides `env/setup.sh` | tried | {' | '.join(STAGES)} | on two ranks |",
         "|---|---|---|---|---|" + "---|" * len(STAGES),

@@ -1,4 +1,4 @@
-"""Nine different models of the zoo, small: trained, preempted, resumed bit for bit, evaluated, used. And a
+"""Ten different models of the zoo, small: trained, preempted, resumed bit for bit, evaluated, used. And a
 config in pure Python. `make zoo` does all families (tests/zoo.py)."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 FAMILIES = {
     "bisenetv2": 1, "cgnet": 1, "ddrnet": 2, "erfnet": 1, "fastscnn": 2,
-    "icnet": 1, "pidnet": 1, "segformer": 2, "segnext": 1,
+    "icnet": 1, "pidnet": 1, "segformer": 2, "segmenter": 1, "segnext": 1,
 }  # fmt: skip
 """Cheap ones, each unlike the others, and on how many ranks."""
 
