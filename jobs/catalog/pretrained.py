@@ -237,18 +237,15 @@ def check_timm(node: Any, where: str = "model") -> None:
         check_timm(value, f"{where}.{key}")
 
 
-def check_clip(model: Any) -> None:
-    """Raises UserError where a SAN, which begins with CLIP's weights, names what is a ViT of ImageNet's in
-    mmseg's other configs: four of the zoo's do."""
+def meant_clip(model: Any) -> str:
+    """For a SAN, which begins with CLIP's weights, that names what is a ViT of ImageNet's in mmseg's other
+    configs (four of the zoo's do): the address of those that it means. "" for all others."""
     given = model.get("pretrained") if isinstance(model, dict) else None
-    if name_of(model["type"] if given else None) != "MultimodalEncoderDecoder" or not converted(str(given)):
-        return
+    if not isinstance(given, str) or name_of(model.get("type")) != "MultimodalEncoderDecoder":
+        return ""
     encoder = model.get("image_encoder")
     large = isinstance(encoder, dict) and encoder.get("embed_dims") == 1024
-    raise UserError(
-        f"pretrained weights are missing: SAN begins with CLIP's, and {given} is what mmseg's other configs "
-        f"call a ViT of ImageNet's: --set model.pretrained={CLIP['large' if large else 'base']}"
-    )
+    return CLIP["large" if large else "base"] if converted(given) else ""
 
 
 def published(reference: str) -> tuple[str, str]:

@@ -122,8 +122,12 @@ def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
             try:
                 pretrained.placed(reference, data_root / "pretrained")
             except UserError:
-                pretrained.check_clip(chain.values["model"])
-                raise
+                if not (clip := pretrained.meant_clip(chain.values["model"])):
+                    raise
+                raise UserError(
+                    f"pretrained weights are missing: SAN begins with CLIP's, and {reference} is what "
+                    f"mmseg's other configs call a ViT of ImageNet's: --set model.pretrained={clip}"
+                ) from None
 
 
 def weights(chain: Chain) -> list[str]:

@@ -112,12 +112,19 @@ def fit_to_config(arguments: argparse.Namespace) -> None:
 
 def fit_weights(arguments: argparse.Namespace, chain: configs.Chain, name: str) -> None:
     """Sets --weights to those that a config begins with, and says which of them cannot be fetched. Raises
-    UserError if it names others than it means."""
+    UserError if its model would fetch some itself."""
     arguments.weights = []
     pretrained.check_timm(chain.values.get("model"))
-    pretrained.check_clip(chain.values.get("model"))
+    clip = pretrained.meant_clip(chain.values.get("model"))
     for reference in configs.weights(chain):
-        if pretrained.address(reference):
+        if clip:
+            print(
+                f"{name} names {reference} for CLIP's weights: those are fetched; train it with "
+                f"--set model.pretrained={clip}",
+                file=sys.stderr,
+            )
+            arguments.weights.append(clip)
+        elif pretrained.address(reference):
             arguments.weights.append(reference)
         else:
             print(f"{name} begins with {reference}, which has no address: place it by hand", file=sys.stderr)
