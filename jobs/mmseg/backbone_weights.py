@@ -14,6 +14,8 @@ from typing import Any
 
 from jobs.run.errors import UserError
 
+ADDED = {"MAE": ("gamma_1", "gamma_2", "relative_position_bias_table")}
+"""Backbone -> what mmseg adds to the published one, all of it without effect at first."""
 UNUSED = ("fc.", "head.", "classifier.")
 """A classifier's last layer, which a segmentation backbone does not have."""
 
@@ -32,7 +34,8 @@ def every_weight_loaded(backbone: Any) -> Iterator[None]:
     All its parameters and running statistics are made NaN, at first (some backbones load for themselves) and
     again when mmengine loads the file (its ConvModule, for one, has given values by then); what still is NaN
     was not in the file. That of a layer norm that the segmentation model has added (one dimension, no running
-    statistics) gets its initial value back. Anything else raises UserError with the names on both sides.
+    statistics), and of ADDED, gets its initial value back. Anything else raises UserError with the names on
+    both sides.
     """
     from mmengine.model.weight_init import PretrainedInit
 
@@ -83,13 +86,13 @@ class _Watched:
                 tensor.fill_(math.nan)
 
     def check(self) -> None:
-        """Gives added layer norms their initial values back. Raises UserError for anything else missing."""
+        """Gives what was added its initial values back. Raises UserError for anything else missing."""
         import torch
 
         missing = []
         for name, tensor in self.tensors.items():
             if torch.isnan(tensor).any():
-                if self.before[name].ndim == 1 and self.is_layer_norm(name):
+                if self.is_added(name):
                     with torch.no_grad():
                         tensor.copy_(self.before[name])
                 else:
@@ -108,10 +111,14 @@ class _Watched:
             "(meant to be so: --set baton.partly_pretrained=True)"
         )
 
-    def is_layer_norm(self, name: str) -> bool:
+    def is_added(self, name: str) -> bool:
         import torch
 
-        return isinstance(self.module.get_submodule(name.rpartition(".")[0]), torch.nn.LayerNorm)
+        if name.rpartition(".")[2] in ADDED.get(type(self.module).__name__, ()):
+            return True
+        return self.before[name].ndim == 1 and isinstance(
+            self.module.get_submodule(name.rpartition(".")[0]), torch.nn.LayerNorm
+        )
 
 
 def _names(source: str) -> list[str]:

@@ -20,48 +20,40 @@ from tests.unit.test_prepare_download import server as server
 
 compat.prepare()
 
-from mmseg.models.backbones import BEiT, VisionTransformer  # noqa: E402
+from mmengine.registry import init_default_scope  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
 
 WIDTH, DEPTH = 16, 2
 
 
 def published(kind: str) -> dict[str, torch.Tensor]:
-    """Random weights by the names of timm's vision_transformer.py (`vit`), or of BEiT's and MAE's authors."""
+    """Random weights by the names of timm's vision_transformer.py (`vit`, and `mae`, whose authors take it),
+    or of BEiT's authors."""
     torch.manual_seed(1)
-    found = {
-        "cls_token": torch.rand(1, 1, WIDTH),
-        "patch_embed.proj.weight": torch.rand(WIDTH, 3, 16, 16),
-        "patch_embed.proj.bias": torch.rand(WIDTH),
-        "head.weight": torch.rand(5, WIDTH),
-    }
-    if kind == "vit":
-        found |= {"pos_embed": torch.rand(1, 5, WIDTH)}
-    for name in [f"blocks.{number}." for number in range(DEPTH)]:
-        square, column = (WIDTH, WIDTH), (WIDTH,)
-        shapes: dict[str, tuple[int, ...]] = {
-            "norm1.weight": column, "norm1.bias": column, "norm2.weight": column, "norm2.bias": column,
-            "attn.qkv.weight": (3 * WIDTH, WIDTH), "attn.proj.weight": square, "attn.proj.bias": column,
-            "mlp.fc1.weight": (4 * WIDTH, WIDTH), "mlp.fc1.bias": (4 * WIDTH,),
-            "mlp.fc2.weight": (WIDTH, 4 * WIDTH), "mlp.fc2.bias": column,
-        }  # fmt: skip
-        if kind == "vit":
-            shapes |= {"attn.qkv.bias": (3 * WIDTH,)}
-        else:
-            shapes |= dict.fromkeys(("attn.q_bias", "attn.v_bias", "gamma_1", "gamma_2"), column)
-            shapes |= {"attn.relative_position_bias_table": (12, 2)}
-        found |= {name + key: torch.rand(shape) for key, shape in shapes.items()}
-    return found
+    square, column = (WIDTH, WIDTH), (WIDTH,)
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, WIDTH), "patch_embed.proj.weight": (WIDTH, 3, 16, 16),
+        "patch_embed.proj.bias": column, "norm.weight": column, "norm.bias": column,
+        "head.weight": (5, WIDTH),
+    }  # fmt: skip
+    block: dict[str, tuple[int, ...]] = {
+        "norm1.weight": column, "norm1.bias": column, "norm2.weight": column, "norm2.bias": column,
+        "attn.qkv.weight": (3 * WIDTH, WIDTH), "attn.proj.weight": square, "attn.proj.bias": column,
+        "mlp.fc1.weight": (4 * WIDTH, WIDTH), "mlp.fc1.bias": (4 * WIDTH,),
+        "mlp.fc2.weight": (WIDTH, 4 * WIDTH), "mlp.fc2.bias": column,
+    }  # fmt: skip
+    if kind == "beit":
+        block |= dict.fromkeys(("attn.q_bias", "attn.v_bias", "gamma_1", "gamma_2"), column)
+        block |= {"attn.relative_position_bias_table": (12, 2)}
+    else:
+        block |= {"attn.qkv.bias": (3 * WIDTH,)}
+        shapes |= {"pos_embed": (1, 5, WIDTH)}
+    shapes |= {f"blocks.{number}.{key}": shape for number in range(DEPTH) for key, shape in block.items()}
+    return {name: torch.rand(shape) for name, shape in shapes.items()}
 
 
 def sha256(file: Path) -> str:
     return digest(file, "sha256")
-
-
-def backbone(kind: str, file: Path) -> torch.nn.Module:
-    size = {"img_size": (32, 32), "embed_dims": WIDTH, "num_layers": DEPTH, "num_heads": 2}
-    model = {"vit": VisionTransformer, "beit": BEiT}[kind]
-    more = {"qv_bias": True, "init_values": 0.1} if kind == "beit" else {}
-    return model(**size, **more, init_cfg={"type": "Pretrained", "checkpoint": str(file)})
 
 
 @pytest.mark.parametrize(
@@ -73,7 +65,7 @@ def backbone(kind: str, file: Path) -> torch.nn.Module:
         ("beit_base_patch16_224_pt22k_ft22k.pth", "model"),
     ],
 )
-def test_every_weight_of_the_backbone_comes_from_the_published_file(
+def test_what_is_published_is_converted_once(
     name: str, wrapped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, kind = pretrained.CONVERTED[name]
@@ -92,7 +84,30 @@ def test_every_weight_of_the_backbone_comes_from_the_published_file(
     before = file.stat().st_mtime_ns
     assert weights.fetch(f"pretrain/{name}", data, given) == file
     assert file.stat().st_mtime_ns == before
-    model = backbone(kind, file)
+
+
+REFERRING = [name for family in ("beit", "dpt", "mae", "setr", "vit") for name in zoo.families()[family]]
+"""The configs that begin with such weights."""
+
+
+@pytest.mark.parametrize("name", REFERRING)
+def test_every_weight_of_the_backbone_comes_from_the_published_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backbone of each config, small: two layers of two heads."""
+    chain = configs.check(configs.locate(f"mmseg::{name}"))
+    (reference,) = configs.weights(chain)
+    url, kind = pretrained.CONVERTED[Path(reference).name]
+    content = published("mae" if "mae" in url else kind)
+    source = tmp_path / pretrained.file_name(url)
+    torch.save(content, source)
+    monkeypatch.setitem(weights.DIGESTS, source.name, sha256(source))
+    file = weights.fetch(reference, tmp_path / "data", tmp_path)
+    described = dict(chain.values["model"]["backbone"])
+    described |= {"img_size": (32, 32), "embed_dims": WIDTH, "num_layers": DEPTH, "num_heads": 2}
+    described |= {"out_indices": [DEPTH - 1], "init_cfg": {"type": "Pretrained", "checkpoint": str(file)}}
+    init_default_scope("mmseg")
+    model = MODELS.build({key: value for key, value in described.items() if key != "pretrained"})
     with backbone_weights.every_weight_loaded(model):
         model.init_weights()
     found = model.state_dict()
@@ -100,6 +115,7 @@ def test_every_weight_of_the_backbone_comes_from_the_published_file(
     assert torch.equal(found["layers.1.ffn.layers.1.weight"], content["blocks.1.mlp.fc2.weight"])
     qkv = "attn.attn.in_proj_weight" if kind == "vit" else "attn.qkv.weight"
     assert torch.equal(found[f"layers.0.{qkv}"], content["blocks.0.attn.qkv.weight"])
+    assert not any(torch.isnan(value).any() for value in found.values())
 
 
 def test_a_published_file_that_lies_in_its_place_is_converted_there(

@@ -59,6 +59,10 @@ def test_the_table_of_the_models_is_what_make_zoo_found() -> None:
             "--dataset cityscapes --weights open-mmlab://resnet50_v1c",
         ),
         ("mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py", "--dataset cityscapes --no-weights"),
+        (
+            "mmseg::setr/setr_vit-l-mla_8xb1-160k_ade20k-512x512.py",
+            "--dataset ade20k --weights pretrain/vit_large_p16.pth",
+        ),
     ],
 )
 def test_a_preparation_for_a_config_fetches_what_that_needs(
