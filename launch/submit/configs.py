@@ -116,13 +116,13 @@ def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
     fetch some itself, when it is built."""
     if not chain.complete:
         return
-    pretrained.check_timm(chain.values["model"])
+    pretrained.check_timm(chain.values.get("model"))
     for reference in weights(chain):
         if reference not in coming:
             try:
                 pretrained.placed(reference, data_root / "pretrained")
             except UserError:
-                if not (clip := pretrained.meant_clip(chain.values["model"])):
+                if not (clip := pretrained.meant_clip(chain.values.get("model"))):
                     raise
                 raise UserError(
                     f"pretrained weights are missing: SAN begins with CLIP's, and {reference} is what "
