@@ -12,7 +12,8 @@ from jobs.catalog import installed
 from jobs.mmseg import compat
 from jobs.mmseg.model import weights_of
 from launch.submit import configs
-from tests import tiny, zoo
+from tests import zoo
+from tests.support import tiny
 
 pytestmark = [
     pytest.mark.slow,
