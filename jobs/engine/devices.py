@@ -114,6 +114,17 @@ def peak_bytes() -> int:
     return 0 if module is None else int(module.max_memory_allocated())
 
 
+def fitting(device: str) -> int:
+    """How often what this process has computed on a device so far, at its peak, would fit into the room there
+    at once, with a third of that to spare; 1 where that is not known, and on the CPU."""
+    module = None if device == CPU else _module(device)
+    if module is None or not hasattr(module, "mem_get_info"):
+        return 1
+    held = module.memory_allocated(device)
+    room = module.mem_get_info(device)[0] + module.memory_reserved(device) - held
+    return max(1, int(room * 2 / 3 / max(1, module.max_memory_allocated(device) - held)))
+
+
 def is_on_accelerator(tensor: torch.Tensor) -> bool:
     return tensor.device.type not in (CPU, "meta")
 

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.engine import checkpoints
-from jobs.evaluate import asked, per_image, ranks, report, results
+from jobs.engine import checkpoints, ranks
+from jobs.evaluate import asked, per_image, report, results
 from jobs.mmseg import compat
 from jobs.mmseg import model as models
 from jobs.prepare import weights

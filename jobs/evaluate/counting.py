@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.evaluate import asked, augmentation, per_image, ranks
+from jobs.engine import ranks
+from jobs.evaluate import asked, augmentation, per_image
 from jobs.evaluate.drawing import Pictures, path_of
 from jobs.evaluate.others import Others
 from jobs.mmseg import data, figures, labels, sampling

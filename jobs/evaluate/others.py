@@ -9,8 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from jobs.catalog.supported import name_of
-from jobs.engine import wire
-from jobs.evaluate import ranks
+from jobs.engine import ranks, wire
 from jobs.run.errors import UserError
 
 MOST_BYTES = 60 << 20

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jobs.run.errors import UserError
+from jobs.run.windows import MOST_PIXELS
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -24,8 +25,6 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 """Read by content, whatever the name says. Pillow knows forty more, and for one of them (EPS) starts
 Ghostscript."""
 
-MOST_PIXELS = 1 << 28
-"""Of one image; a segmentation takes some 25 bytes a pixel (docs/security.md)."""
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own bound, at the double of it, is lower
 
 
@@ -56,43 +55,60 @@ def names(images: Sequence[Path]) -> list[Path]:
     if not images:
         return []
     common = Path(os.path.commonpath([image.parent for image in images]))
-    below = [image.relative_to(common) for image in images]
-    stems = [path.with_suffix("") for path in below]
-    times = Counter(stems)
-    return [
-        stem if times[stem] == 1 else path.with_name(path.name.replace(".", "_"))
-        for stem, path in zip(stems, below, strict=True)
-    ]
+    return [Path(name) for name in unlike([str(image.relative_to(common)) for image in images])]
 
 
-def check(path: Path) -> None:
-    """Raises UserError for an image of more than MOST_PIXELS, by its header. One that Pillow does not know
-    passes: whoever reads it will say."""
-    try:
-        with opened(path):
-            return
-    except UserError:
-        raise
-    except Exception:
-        return
+def unlike(paths: Sequence[str]) -> Iterator[str]:
+    """Each path without its ending, but for those that would be alike without."""
+    times = Counter(os.path.splitext(path)[0] for path in paths)
+    for path in paths:
+        stem = os.path.splitext(path)[0]
+        folder, name = os.path.split(path)
+        yield stem if times[stem] == 1 else os.path.join(folder, name.replace(".", "_"))
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """The image, of which Pillow has read the header. Raises UserError for one of more than MOST_PIXELS."""
+    with unbounded(path) as file:
+        if file.width * file.height > MOST_PIXELS:
+            raise UserError(
+                f"{path} has {file.width:,} × {file.height:,} pixels, {MOST_PIXELS:,} are the most: "
+                "cut it into tiles, or make it smaller"
+            )
+        yield file
+
+
+@contextlib.contextmanager
+def unbounded(path: Path) -> Iterator[Image.Image]:
+    """The same for one of any size, whose pixels are not to be decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what is checked here
+        Image.MAX_IMAGE_PIXELS = None
         try:
             file = Image.open(path, formats=FORMATS)
-        except Image.DecompressionBombError as error:
-            raise UserError(f"{path}: {error}") from None
+        finally:
+            Image.MAX_IMAGE_PIXELS = MOST_PIXELS
         with file:
-            if file.width * file.height > MOST_PIXELS:
-                raise UserError(
-                    f"{path} has {file.width:,} × {file.height:,} pixels, {MOST_PIXELS:,} are the most: "
-                    "cut it into tiles, or make it smaller"
-                )
             yield file
+
+
+def size(path: Path) -> tuple[int, int] | None:
+    """Width and height by the header; None of what Pillow does not know."""
+    try:
+        with unbounded(path) as file:
+            return file.size
+    except Exception:  # of a broken file: whoever reads it will say
+        return None
+
+
+def is_turned(path: Path) -> bool:
+    """Whether its EXIF says that it is not upright."""
+    try:
+        with unbounded(path) as file:
+            return file.getexif().get(0x0112, 1) != 1
+    except Exception:
+        return False
 
 
 def start_no_ghostscript() -> None:

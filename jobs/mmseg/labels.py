@@ -6,7 +6,9 @@ that takes a fifth of the whole evaluation. Comparing whole planes gives the sam
 
 from __future__ import annotations
 
+import contextlib
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,18 +28,52 @@ def use_fast_labels(model: Any) -> bool:
     return True
 
 
-def _postprocess(model: Any, scores: torch.Tensor, samples: Any = None) -> Any:
-    """BaseSegmentor.postprocess_result: `scores` (N × classes × H × W) to results of the images' sizes."""
-    known = samples is not None and not any(sample.metainfo.get("flip") for sample in samples)
-    if not known or scores.shape[1] == 1 or scores.device.type != "cpu":
+@contextlib.contextmanager
+def scores_alone(model: Any) -> Iterator[None]:
+    """Makes `model.predict` give its scores (`seg_logits`) in the images' sizes and no class numbers, which
+    are nobody's wish where scores are added up; a model with its own way to results keeps it."""
+    before = vars(model).pop("postprocess_result", None)
+    if getattr(type(model), "postprocess_result", None) is BaseSegmentor.postprocess_result:
+        model.postprocess_result = types.MethodType(_scores, model)
+    try:
+        yield
+    finally:
+        vars(model).pop("postprocess_result", None)
+        if before is not None:
+            model.postprocess_result = before
+
+
+def _scores(model: Any, scores: torch.Tensor, samples: Any = None) -> Any:
+    if not _known(samples):
         return BaseSegmentor.postprocess_result(model, scores, samples)
+    for one, sample in zip(_without_padding(scores, samples), samples, strict=True):
+        size = tuple(sample.metainfo["ori_shape"])
+        if tuple(one.shape[2:]) != size:
+            one = resize(one, size, mode="bilinear", align_corners=model.align_corners, warning=False)
+        found = one[0].sigmoid() if one.shape[1] == 1 else one[0]
+        sample.set_data({"seg_logits": PixelData(data=found)})
+    return samples
+
+
+def _known(samples: Any) -> bool:
+    return samples is not None and not any(sample.metainfo.get("flip") for sample in samples)
+
+
+def _without_padding(scores: torch.Tensor, samples: Any) -> Iterator[torch.Tensor]:
     height, width = scores.shape[2:]
     for number, sample in enumerate(samples):
         meta = sample.metainfo
         padding = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
         left, right, top, bottom = padding
-        one = scores[number : number + 1, :, top : height - bottom, left : width - right]
-        labels = enlarged(one, meta["ori_shape"], model.align_corners)
+        yield scores[number : number + 1, :, top : height - bottom, left : width - right]
+
+
+def _postprocess(model: Any, scores: torch.Tensor, samples: Any = None) -> Any:
+    """BaseSegmentor.postprocess_result: `scores` (N × classes × H × W) to results of the images' sizes."""
+    if not _known(samples) or scores.shape[1] == 1 or scores.device.type != "cpu":
+        return BaseSegmentor.postprocess_result(model, scores, samples)
+    for one, sample in zip(_without_padding(scores, samples), samples, strict=True):
+        labels = enlarged(one, sample.metainfo["ori_shape"], model.align_corners)
         sample.set_data({"pred_sem_seg": PixelData(data=labels[None])})
     return samples
 

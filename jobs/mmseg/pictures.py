@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from jobs.run.directory import write_atomically
 
@@ -62,8 +63,11 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]} × {array.shape[0]}"
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """Writes a picture whole or not at all, in the format of its ending."""
+def save(image: Image.Image, path: Path, **text: str) -> None:
+    """Writes a picture whole or not at all, in the format of its ending. `text`: what a PNG says itself."""
     buffer = io.BytesIO()
-    image.save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[path.suffix], quality=92)
+    said = PngInfo()
+    for key, value in text.items():
+        said.add_text(key, value)
+    image.save(buffer, format={".jpg": "JPEG", ".png": "PNG"}[path.suffix], quality=92, pnginfo=said)
     write_atomically(path, buffer.getvalue())

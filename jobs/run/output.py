@@ -43,13 +43,14 @@ def claim(folder: Path, option: str, own: Path | None = None) -> None:
 
 
 def check_apart(inputs: Iterable[Path], targets: Iterable[Path]) -> None:
-    """Raises UserError if a result would be written over one of the files that are read, by whatever name."""
-    read = {identity(path): path for path in inputs}
-    for target in targets:
-        if (found := identity(target)) and found in read:
-            raise UserError(
-                f"{read[found]} would be overwritten by a result ({target}): choose another --out"
-            )
+    """Raises UserError if a result would be written over one of the files that are read, by whatever name.
+
+    Kept in memory is only what is there already of `targets`, which are gone through first.
+    """
+    there = {found for target in targets if (found := identity(target))}
+    for path in inputs if there else ():
+        if identity(path) in there:
+            raise UserError(f"{path} would be overwritten by a result: choose another --out")
 
 
 def identity(path: Path) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ over its number, made with keys that come from both sides' nonces and differ by 
 handshake can neither forge, repeat, reorder nor turn around what follows (handshake.py). A publication left
 over from a start that was killed leads to nobody who knows its key: the others go on looking at the file.
 
-The connections stay open: supervise.py uses them to learn at once of any rank's end, evaluate/ranks.py to
+The connections stay open: supervise.py uses them to learn at once of any rank's end, engine/ranks.py to
 add up what the ranks have counted. On the way out rank 0 also opens the socket that torch's store will listen
 on: at loopback for one node, else at the address at which the other nodes reach this one.
 """

@@ -21,7 +21,7 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.registry import DATASETS, DefaultScope, init_default_scope  # noqa: E402
 from mmseg.utils import register_all_modules  # noqa: E402
 
-from jobs.infer import __main__ as infer  # noqa: E402
+from jobs.infer import whole  # noqa: E402
 from jobs.mmseg import images  # noqa: E402
 from jobs.mmseg import model as models  # noqa: E402
 
@@ -93,9 +93,8 @@ def test_the_network_gets_what_it_gets_in_the_evaluation(kind: str, tmp_path: Pa
     cfg = config(tmp_path, suffix, **load)
     expected = DATASETS.build(cfg.test_dataloader.dataset)[0]
 
-    images.check(file)
-    read, prepare = infer.build_pipeline(cfg)
-    found = prepare(infer.loaded(read, file))
+    read, prepare = whole.build_pipeline(cfg)
+    found = prepare(whole.loaded(read, file))
     assert found["inputs"].dtype == expected["inputs"].dtype
     assert torch.equal(found["inputs"], expected["inputs"])
     assert found["data_samples"].ori_shape == expected["data_samples"].ori_shape
@@ -108,10 +107,10 @@ def test_what_cannot_be_drawn_costs_the_overlay_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bands(tmp_path / "x.tif")
-    infer.write(tmp_path / "out" / "x", tmp_path / "x.tif", np.zeros((40, 60), np.uint8), [[0, 0, 0]], True)
+    whole.write(tmp_path / "out" / "x", tmp_path / "x.tif", np.zeros((40, 60), np.uint8), [[0, 0, 0]], True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.png"]
     turned(tmp_path / "y.jpg")
-    infer.write(tmp_path / "out" / "y", tmp_path / "y.jpg", np.zeros((40, 60), np.uint8), [[0, 0, 0]], True)
+    whole.write(tmp_path / "out" / "y", tmp_path / "y.jpg", np.zeros((40, 60), np.uint8), [[0, 0, 0]], True)
     assert (tmp_path / "out" / "y.png").exists()
     first, second = capsys.readouterr().out.splitlines()
     assert "x.tif cannot be read" in first
@@ -122,12 +121,12 @@ def test_a_pipeline_that_reads_no_file_is_refused(tmp_path: Path) -> None:
     cfg = config(tmp_path, ".png")
     cfg.test_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline[2:3]
     with pytest.raises(UserError, match="does not begin with reading an image"):
-        infer.build_pipeline(cfg)
+        whole.build_pipeline(cfg)
 
 
 def test_no_image_starts_ghostscript(tmp_path: Path) -> None:
     images.start_no_ghostscript()
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    read, _ = infer.build_pipeline(config(tmp_path, ".png", imdecode_backend="pillow"))
+    read, _ = whole.build_pipeline(config(tmp_path, ".png", imdecode_backend="pillow"))
     with pytest.raises(UserError, match=r"x\.png cannot be read as an image: cannot identify"):
-        infer.loaded(read, tmp_path / "x.png")
+        whole.loaded(read, tmp_path / "x.png")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.evaluate.ranks import Ranks, gather, share
+from jobs.engine.ranks import Ranks, gather, share
 from jobs.supervise.rendezvous import meet
 from tests.unit.test_rendezvous import place
 

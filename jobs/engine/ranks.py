@@ -1,4 +1,4 @@
-"""The processes of an evaluation: who this one is, and adding up what all have counted."""
+"""The processes of an evaluation or inference: who this one is, and putting together what all have done."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def _device(task: Task) -> str:
     return device
 
 
-def gather(ranks: Ranks, what: bytes) -> list[bytes] | None:
+def gather(ranks: Ranks, what: bytes, seconds: float = SECONDS) -> list[bytes] | None:
     """What every rank gives, in the order of ranks, on rank 0; None on the others, once rank 0 has it all.
 
-    At most 64 MiB a rank. Raises ConnectionError if a rank is lost meanwhile, TimeoutError after SECONDS.
+    At most 64 MiB a rank. Raises ConnectionError if a rank is lost meanwhile, TimeoutError after `seconds`.
     """
     for number, connection in ranks.peers.items():
-        if ranks.rank and not connection.send_bytes(what, SECONDS):
+        if ranks.rank and not connection.send_bytes(what, seconds):
             raise _lost(ranks, number)
-    heard = _hear(ranks, ranks.peers)
+    heard = _hear(ranks, ranks.peers, seconds)
     if ranks.rank:
         return None
     for number, connection in ranks.peers.items():
@@ -74,9 +74,11 @@ def share(ranks: Ranks, what: bytes) -> bytes:
     return what
 
 
-def _hear(ranks: Ranks, peers: Mapping[int, rendezvous.Connection]) -> dict[int, bytes]:
+def _hear(
+    ranks: Ranks, peers: Mapping[int, rendezvous.Connection], seconds: float = SECONDS
+) -> dict[int, bytes]:
     """One message of each."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     heard: dict[int, bytes] = {}
     with selectors.DefaultSelector() as selector:
         for number, connection in peers.items():
@@ -84,7 +86,7 @@ def _hear(ranks: Ranks, peers: Mapping[int, rendezvous.Connection]) -> dict[int,
         while len(heard) < len(peers):
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise TimeoutError(f"waited {SECONDS / 3600:.0f} h for the other processes to count")
+                raise TimeoutError(f"waited {seconds / 3600:.0f} h for the other processes to count")
             for key, _ in ready:
                 messages = peers[key.data].receive_bytes(one=True)
                 if messages is None:

@@ -1,0 +1,92 @@
+"""The images that an inference is asked for, and where the results of each go.
+
+A folder of 100,000 images is walked as often as its list is wanted: in memory are the names of one folder at
+a time.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from jobs.mmseg import images
+from jobs.run.errors import UserError
+
+
+class Listing:
+    """Iterating gives (image, path of its results below the output folder, without ending), sorted by folder.
+
+    The path is that below what all arguments have in common, so that equal names in different folders do not
+    meet; a repeated stem keeps its ending. Each image comes once.
+    """
+
+    def __init__(self, asked: Sequence[str], leave_out: Path | None = None) -> None:
+        """`asked`: files as they are, folders with all images below them, and globs. `leave_out`: a folder
+        whose files are results. Raises UserError for what matches nothing."""
+        self.leave_out = leave_out
+        folders: list[str] = []
+        self.files: dict[str, set[str]] = {}
+        """Folder -> names in it that are asked for one by one."""
+        for text in asked:
+            if os.path.isdir(text):
+                folders.append(os.path.realpath(text))
+                continue
+            found = [text] if os.path.exists(text) else matches(text)
+            if not found:
+                raise UserError(f"no image at {text}: give files, folders with images, or globs")
+            for path in found:
+                head, name = os.path.split(os.path.abspath(path))
+                self.files.setdefault(os.path.realpath(head), set()).add(name)
+        distinct = sorted(set(folders))
+        self.folders = [one for one in distinct if not any(below(one, top) for top in distinct if top != one)]
+        self.base = os.path.commonpath([*self.folders, *self.files])
+
+    def __iter__(self) -> Iterator[tuple[Path, Path]]:
+        for folder, names in self._by_folder():
+            below = os.path.relpath(folder, self.base)
+            for name, stem in zip(names, images.unlike(names), strict=True):
+                yield Path(folder, name), Path(below, stem)
+
+    def _by_folder(self) -> Iterator[tuple[str, list[str]]]:
+        rest = dict(self.files)
+        for top in self.folders:
+            empty = True
+            for folder, names in walked(top, self.leave_out):
+                names = sorted({*names, *rest.pop(folder, ())})
+                if names:
+                    empty = False
+                    yield folder, names
+            if empty:
+                raise UserError(f"no image at {top}: give files, folders with images, or globs")
+        yield from ((folder, sorted(names)) for folder, names in sorted(rest.items()))
+
+    def counted(self) -> tuple[int, int]:
+        """(how many there are, a checksum of their names). Raises UserError for a folder without any."""
+        number, sum = 0, 0
+        for path, _ in self:
+            number, sum = number + 1, zlib.crc32(os.fsencode(path), sum)
+        return number, sum
+
+
+def walked(top: str, leave_out: Path | None) -> Iterator[tuple[str, list[str]]]:
+    """Every folder from `top` on, sorted, with the names of the images in it. Links to folders are not
+    followed."""
+    for folder, inner, names in os.walk(top):
+        inner[:] = sorted(name for name in inner if Path(folder, name) != leave_out)
+        if Path(folder) != leave_out:
+            yield folder, [name for name in names if is_image(folder, name)]
+
+
+def is_image(folder: str, name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in images.ENDINGS and os.path.isfile(os.path.join(folder, name))
+
+
+def matches(pattern: str) -> Iterable[str]:
+    return [path for path in glob.iglob(pattern, recursive=True) if os.path.isfile(path)]
+
+
+def below(path: str, top: str) -> bool:
+    return os.path.commonpath([path, top]) == top

@@ -1,0 +1,182 @@
+"""Reading an image by windows and writing a mask by blocks, with its place on the earth (rasterio, GDAL)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.infer.tiles import Span
+from jobs.mmseg import images
+from jobs.run import windows
+from jobs.run.errors import UserError
+
+DRIVERS = {
+    b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
+    b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG",
+}  # fmt: skip
+"""What is read by windows, by how a file begins. GDAL knows many more formats, of which some read whatever
+another file names."""
+
+GEOGRAPHIC = {".tif", ".tiff"}
+STAMP = "BATON"
+BLOCK = 512
+ROWS = 512
+"""Rows of a finished mask that are in memory at a time."""
+
+
+@contextlib.contextmanager
+def opened(path: Path, cache: int = 1 << 28) -> Iterator[Any]:
+    """An image of which any window can be read; `cache`: bytes that GDAL may keep of it.
+
+    Raises UserError without rasterio, and for a file that it cannot read.
+    """
+    if why := windows.lacking():
+        raise UserError(f"{path}: {why}")
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=cache):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            source = rasterio.open(path, driver=driver_of(path))
+        except RasterioError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} cannot be read by windows as a TIFF, PNG or JPEG: {reason}") from None
+        with source:
+            yield source
+
+
+def driver_of(path: Path) -> str:
+    """Raises UserError for a file that is none of DRIVERS."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(4)
+    except OSError as error:
+        raise images.unreadable(path, error) from None
+    for magic, driver in DRIVERS.items():
+        if begin.startswith(magic):
+            return driver
+    raise UserError(f"{path} cannot be read by windows: it is no TIFF, PNG or JPEG")
+
+
+def cache_for(source: Any, rows: int) -> int:
+    """Bytes for a row of tiles: a PNG, and a TIFF in strips, is decoded by whole rows of pixels."""
+    row = source.width * source.count * np.dtype(source.dtypes[0]).itemsize
+    return int(min(1 << 30, (1 << 26) + row * (rows * 5 // 4 + BLOCK)))
+
+
+def is_georeferenced(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on the earth it lies, as far as can be told here."""
+    if path.suffix.lower() not in GEOGRAPHIC or windows.lacking():
+        return False
+    try:
+        with opened(path) as source:
+            return bool(place(source))
+    except UserError:
+        return False
+
+
+def place(source: Any) -> dict[str, Any]:
+    """What of its georeferencing an image has: `crs`, `transform`, `gcps` (in the CRS of `crs`), `rpcs`."""
+    points, crs = source.gcps
+    found = {"crs": source.crs or crs, "gcps": points, "rpcs": source.rpcs}
+    if not source.transform.is_identity and not points:
+        found["transform"] = source.transform
+    return {key: value for key, value in found.items() if value}
+
+
+def write_window(source: Any, rows: Span, columns: Span, path: Path) -> None:
+    """A window as an image of its own, with the same bands and values, uncompressed."""
+    import rasterio
+    from rasterio.windows import Window
+
+    window = Window.from_slices(rows, columns)
+    kinds = {"driver": "GTiff"} if source.driver == "GTiff" else {"driver": "PNG", "zlevel": 1}
+    if source.driver == "GTiff":
+        kinds |= {"photometric": source.photometric.value} if plain(source) else {}
+        kinds |= {"interleave": "pixel"}
+    with rasterio.open(
+        path, "w", width=columns[1] - columns[0], height=rows[1] - rows[0], count=source.count,
+        dtype=source.dtypes[0], **kinds,
+    ) as tile:  # fmt: skip
+        with contextlib.suppress(ValueError):  # it has none
+            tile.write_colormap(1, source.colormap(1))
+        tile.colorinterp = source.colorinterp
+        tile.write(source.read(window=window))
+
+
+def plain(source: Any) -> bool:
+    """Whether a tile may say what its bands are in the image's own words: not those of a compression."""
+    return source.photometric is not None and source.photometric.value.lower() in ("rgb", "minisblack")
+
+
+RowsOf = Callable[[int, int], np.ndarray]
+"""Gives the labels of the rows from one number to another (h × W)."""
+
+
+def write_mask(path: Path, labels: RowsOf, like: Any, dtype: Any, colours: np.ndarray, stamp: str) -> None:
+    """Writes a mask of the size of the image `like`, a GeoTIFF or (by the path's ending) a PNG, and reads it
+    again: it is there whole and as it should be, or not at all.
+
+    `colours`: pictures.table, of up to 256 classes. Raises OSError for one that reads otherwise.
+    """
+    import rasterio
+    from rasterio import shutil
+    from rasterio.windows import Window
+
+    tif = path.with_name(f".{path.stem}.tmp.tif")
+    file = tif
+    try:
+        given = place(like)
+        profile = {key: given[key] for key in ("crs", "transform", "gcps", "rpcs") if key in given}
+        with rasterio.open(
+            tif, "w", driver="GTiff", width=like.width, height=like.height, count=1, dtype=dtype,
+            compress="deflate", tiled=True, blockxsize=BLOCK, blockysize=BLOCK, BIGTIFF="IF_SAFER", **profile,
+        ) as mask:  # fmt: skip
+            mask.update_tags(**{STAMP: stamp})
+            if len(colours) <= 256:
+                mask.write_colormap(1, {number: (*map(int, one), 255) for number, one in enumerate(colours)})
+            for top in range(0, like.height, ROWS):
+                part = labels(top, min(top + ROWS, like.height))
+                mask.write(part, 1, window=Window(0, top, like.width, len(part)))
+        if path.suffix == ".png":
+            file = path.with_name(f".{path.stem}.tmp.png")
+            shutil.copy(tif, file, driver="PNG", DESCRIPTION=stamp, ZLEVEL=6)
+        with opened(file) as mask:
+            for top in range(0, like.height, ROWS):
+                part = labels(top, min(top + ROWS, like.height))
+                if not np.array_equal(part, mask.read(1, window=Window(0, top, like.width, len(part)))):
+                    raise OSError(f"{path} does not read as it was written, at row {top}")
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(file, path)
+    finally:
+        for left in (tif, file, Path(f"{file}.aux.xml")):
+            left.unlink(missing_ok=True)
+
+
+def is_stamped(path: Path, stamp: str) -> bool:
+    """Whether a TIFF was written as what `stamp` says."""
+    try:
+        with opened(path) as mask:
+            return bool(mask.tags().get(STAMP) == stamp)
+    except UserError:
+        return False
+
+
+def reduced(source: Any, most: int) -> np.ndarray:
+    """An image (h × w × 3, uint8), or a mask of one band (h × w), with every N-th pixel, `most` a side.
+
+    Raises ValueError for one that has no colours of 8 bits.
+    """
+    step = max(1, -(-max(source.width, source.height) // most))
+    shape = (-(-source.height // step), -(-source.width // step))
+    bands = [1, 2, 3] if source.count >= 3 else [1]
+    found = source.read(bands, out_shape=(len(bands), *shape))
+    return np.asarray(found.transpose(1, 2, 0) if len(bands) == 3 else found[0])

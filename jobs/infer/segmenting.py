@@ -1,0 +1,184 @@
+"""One process's part of an inference: which way each image goes, and what has come of all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from jobs.engine import ranks
+from jobs.infer import stamp, whole
+from jobs.infer.large import Large, Left, tiling_of
+from jobs.infer.raster import is_georeferenced
+from jobs.mmseg import images, labels
+from jobs.mmseg import model as models
+from jobs.run import events, failure, windows
+from jobs.run.directory import Run
+from jobs.run.errors import UserError
+from jobs.run.exit_codes import FAILED, RESUME, USER_ERROR
+from jobs.run.task import job_id
+
+TOLD = 1000
+"""Problems of a process that are told one by one."""
+FOR_EVER = 10 * 365 * 86400.0
+"""One rank may have the largest image. (If it dies, that is noticed at once.)"""
+
+
+@dataclass
+class Done:
+    """What has come of a process's images."""
+
+    segmented: int = 0
+    before: int = 0
+    """Were there already."""
+    failed: int = 0
+    problems: list[str] = field(default_factory=list)
+    defect: str = ""
+    """The last error that is not said to be the image's own."""
+    left: bool = False
+    """It was asked to leave before all was done."""
+
+
+class Segmenting:
+    def __init__(
+        self,
+        run: Run,
+        checkpoint: Path,
+        device: str,
+        out: Path,
+        tile: tuple[int | None, int | None],
+        asked_to_leave: Callable[[], bool],
+    ) -> None:
+        """`tile`: its size and overlap, as asked for. Raises UserError for a checkpoint that does not fit,
+        and for a config that reads no images."""
+        windows.check_tile(*tile)
+        images.start_no_ghostscript()
+        self.out, self.tile, self.asked_to_leave = out, tile[0], asked_to_leave
+        cfg = models.config(run)
+        self.model = models.load(cfg, checkpoint, device)
+        labels.use_fast_labels(self.model)
+        self.load, self.prepare = whole.build_pipeline(cfg)
+        self.turned = models.turns(cfg)
+        tiling = tiling_of(cfg, *tile)
+        self.large = Large(self.model, self.load, self.prepare, tiling, device, asked_to_leave)
+        self.whole_stamp = stamp.common(run, checkpoint, None)
+        self.tiled_stamp = stamp.common(run, checkpoint, tiling)
+        self.done = Done()
+        self.error: Exception | None = None
+
+    def one(self, path: Path, name: Path) -> bool:
+        """Segments an image; what is wrong with it is noted. False when it was asked to leave."""
+        if self.asked_to_leave():
+            self.done.left = True
+            return False
+        try:
+            new = self._segment(path, self.out / name)
+        except Left:
+            self.done.left = True
+            return False
+        except UserError as error:
+            self._failed(str(error))
+        except Exception as error:  # one that is too large, or so narrow that nothing of it is left
+            self.error = error
+            self.done.defect = f"{type(error).__name__}: {whole.in_a_line(error)}"
+            self._failed(f"{path} cannot be segmented: {whole.in_a_line(error)}")
+        else:
+            self.done.segmented += new
+            self.done.before += not new
+        return True
+
+    def _failed(self, problem: str) -> None:
+        self.done.failed += 1
+        if len(self.done.problems) < TOLD:
+            self.done.problems.append(problem)
+
+    def _segment(self, path: Path, name: Path) -> bool:
+        """False if it was done before."""
+        tiled = self._in_tiles(path)
+        try:
+            stamped = stamp.of(self.tiled_stamp if tiled else self.whole_stamp, path)
+        except OSError as error:
+            raise images.unreadable(path, error) from None
+        if stamp.is_on(whole.mask_of(name, path), stamped):
+            return False
+        if tiled:
+            self.large.segment(path, name, stamped)
+        else:
+            found = whole.segment(self.model, self.prepare, whole.loaded(self.load, path))
+            whole.write(name, path, found, self.model.dataset_meta["palette"], self.turned, stamped)
+        return True
+
+    def _in_tiles(self, path: Path) -> bool:
+        size = images.size(path)
+        if size is None and is_georeferenced(path):  # of a kind that Pillow does not know
+            from jobs.infer import raster
+
+            with raster.opened(path) as source:
+                size = source.width, source.height
+        if size is None:
+            return False
+        return size[0] * size[1] > windows.MOST_PIXELS or (self.tile is not None and max(size) > self.tile)
+
+
+def conclude(run: Run, us: ranks.Ranks, work: Segmenting, out: Path, alone: bool) -> int:
+    """Waits for the other ranks and tells what has come of all images. Returns the exit code, the same on all
+    ranks: one that ends otherwise would end the others. `alone`: no other job writes here. Raises the error
+    that kept all images from being segmented."""
+    heard = ranks.gather(us, json.dumps(asdict(work.done)).encode(), FOR_EVER)
+    if heard is None:
+        return int(ranks.share(us, b""))
+    every = [Done(**json.loads(part)) for part in heard]
+    done = Done(
+        segmented=sum(one.segmented for one in every),
+        before=sum(one.before for one in every),
+        failed=sum(one.failed for one in every),
+        problems=[problem for one in every for problem in one.problems],
+        defect=next((one.defect for one in every if one.defect), ""),
+        left=any(one.left for one in every),
+    )
+    nothing = not done.segmented and not done.before
+    if done.left:
+        code = RESUME
+    elif done.defect and nothing:
+        code = FAILED
+    else:
+        code = USER_ERROR if done.failed else 0
+    ranks.share(us, str(code).encode())
+    if alone and code != RESUME:
+        sweep(out)
+    if code == FAILED:  # not the images', but ours or the model's
+        raise work.error or RuntimeError(done.defect)
+    tell(run, done, code, out)
+    return code
+
+
+def tell(run: Run, done: Done, code: int, out: Path) -> None:
+    total = done.segmented + done.before + done.failed
+    before = f" ({done.before} of them before)" if done.before else ""
+    if code == RESUME:
+        print(f"leaving; {done.segmented + done.before} images are done{before}, the same command goes on")
+        return
+    print(
+        f"{total - done.failed} of {total} images segmented{before}: masks and overlays in {out}", flush=True
+    )
+    for problem in done.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if len(done.problems) < done.failed:
+        print(f"error: and {done.failed - len(done.problems)} more", file=sys.stderr)
+    if code:
+        others = f" ({done.failed - 1} more like this)" if done.failed > 1 else ""
+        failure.tell(run, "infer", f"{done.problems[0]}{others}", USER_ERROR)
+    elif run.events.exists():
+        events.append(run.events, "finished", stage="infer", job=job_id())
+
+
+def sweep(out: Path) -> None:
+    """Removes what killed processes were just writing (directory.write_atomically). All ranks have ended."""
+    for folder, _, names in os.walk(out):
+        for name in names:
+            if re.fullmatch(r"\..+\.(png|jpg|json)\.[0-9]+\.tmp", name):
+                Path(folder, name).unlink(missing_ok=True)

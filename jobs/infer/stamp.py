@@ -1,0 +1,47 @@
+"""What a mask says of how it came about, so that an inference that is started again knows what is done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from jobs.engine import checkpoints
+from jobs.infer import raster
+from jobs.mmseg import images
+from jobs.run.digests import digest
+from jobs.run.directory import Run
+
+KEY = "Description"
+"""Of a PNG's text, as GDAL calls it too."""
+
+
+def common(run: Run, checkpoint: Path, tiling: Any) -> str:
+    """What all images of an inference have in common: weights, config, tiles."""
+    config = run.config if run.config.is_file() else run.code / run.request().config
+    parts = (checkpoints.digest(checkpoint), digest(config, "sha256"), repr(tiling))
+    return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
+
+
+def of(inference: str, image: Path) -> str:
+    """`common`, and which state of the image. Raises OSError if it is not there."""
+    status = os.stat(image)
+    return f"baton {inference} {status.st_size} {status.st_mtime_ns}"
+
+
+def is_on(mask: Path, stamp: str) -> bool:
+    """Whether a mask is there, whole, and was made as `stamp` says."""
+    if not mask.is_file():
+        return False
+    if mask.suffix == ".tif":
+        return raster.is_stamped(mask, stamp)
+    try:
+        with images.unbounded(mask) as file:
+            if file.info.get(KEY) != stamp:
+                return False
+            file.verify()  # the checksum of every chunk
+    except Exception:  # a decoder raises anything for a broken file
+        return False
+    return True

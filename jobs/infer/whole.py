@@ -1,0 +1,100 @@
+"""Segmenting an image that is read at once, by the steps of the config's test pipeline, whatever they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.infer import raster, stamp
+from jobs.mmseg import images
+from jobs.mmseg import model as models
+from jobs.run.errors import UserError
+
+
+def build_pipeline(cfg: Any) -> tuple[Any, Any]:
+    """The transforms of the config's test dataset, for an image that has no annotation: the one that reads
+    the file, and the others.
+
+    Raises UserError if the config has none, or begins with something that reads no file.
+    """
+    from mmengine.dataset import Compose
+
+    steps = models.test_pipeline(cfg)
+    steps = [step for step in steps if not models.loads_annotations(step)]
+    if not steps or models.name_of(steps[0]["type"]) == "LoadImageFromNDArray":
+        raise UserError("the config's test pipeline does not begin with reading an image from its file")
+    return Compose(steps[:1]), Compose(steps[1:])
+
+
+def loaded(load: Any, path: Path) -> Any:
+    """What the config's first step makes of an image's path. Raises UserError for what it cannot read."""
+    try:
+        found = load({"img_path": str(path), "seg_fields": []})
+    except Exception as error:  # a decoder raises anything for a broken file
+        raise images.unreadable(path, error) from None
+    if found is None:  # LoadImageFromFile(ignore_empty=True)
+        raise UserError(f"{path} cannot be read as an image")
+    return found
+
+
+def results_of(model: Any, prepared: list[Any]) -> list[Any]:
+    """What the model says of images of one size that the config's steps have made ready."""
+    import torch
+
+    with torch.no_grad():
+        return list(
+            model.test_step({key: [one[key] for one in prepared] for key in ("inputs", "data_samples")})
+        )
+
+
+def segment(model: Any, prepare: Any, image: Any) -> np.ndarray:
+    """Class numbers (H × W, uint8; uint16 with more than 256 classes) of a `loaded` image, in its own
+    size."""
+    (result,) = results_of(model, [prepare(image)])
+    labels = result.pred_sem_seg.data.squeeze(0).cpu().numpy()
+    return np.asarray(labels.astype(dtype_of(model)))
+
+
+def dtype_of(model: Any) -> np.dtype[Any]:
+    return np.min_scalar_type(len(model.dataset_meta["classes"]) - 1)
+
+
+def mask_of(name: Path, path: Path) -> Path:
+    """The file of an image's mask: a GeoTIFF if the image says where on the earth it lies, else a PNG."""
+    return name.with_name(f"{name.name}{'.tif' if raster.is_georeferenced(path) else '.png'}")
+
+
+def overlay_of(name: Path) -> Path:
+    return name.with_name(f"{name.name}_overlay.jpg")
+
+
+def targets(name: Path) -> tuple[Path, Path, Path]:
+    """All files that an image's results may be written to."""
+    return name.with_name(f"{name.name}.png"), name.with_name(f"{name.name}.tif"), overlay_of(name)
+
+
+def write(name: Path, path: Path, labels: np.ndarray, palette: Any, turned: bool, stamped: str = "") -> None:
+    """The overlay on what people see of the image (of one that they cannot see it is said), and then the
+    mask: where it is, both are."""
+    from jobs.mmseg import pictures
+
+    name.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shown = images.read(path, turned)
+        pictures.save(pictures.overlay(shown, labels, palette), overlay_of(name))
+    except (UserError, ValueError) as error:  # the mask is what counts
+        print(f"no overlay: {in_a_line(error)}", flush=True)
+    mask = mask_of(name, path)
+    if mask.suffix == ".png":
+        pictures.save(pictures.mask(labels, palette), mask, **{stamp.KEY: stamped})
+        return
+    with raster.opened(path) as source:
+        raster.write_mask(
+            mask, lambda top, stop: labels[top:stop], source, labels.dtype, pictures.table(palette), stamped
+        )
+
+
+def in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
