@@ -113,10 +113,11 @@ define try-torch
 	.venv-torch/bin/python -m pytest tests/local/test_exact_resume.py tests/local/test_saving.py -q -n 2 --dist worksteal
 endef
 
-# The services that show curves, and ONNX, by their own packages, in an environment on top of .venv.
+# The services that show curves, ONNX and rasterio, by their own packages, in an environment on top of .venv.
 trackers: setup
 	@env/trackers.sh
-	.venv-track/bin/python -m pytest tests/local/test_trackers.py tests/local/test_export.py -q -n 2 --dist worksteal -k "trackers or onnx or graph"
+	.venv-track/bin/python -m pytest tests/local/test_trackers.py tests/local/test_export.py tests/local/test_infer_large.py \
+		-q -n 2 --dist worksteal -k "trackers or onnx or graph or large"
 
 torch-oldest: setup
 	$(call try-torch,$(OLDEST),$(USE_TORCH))

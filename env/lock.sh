@@ -1,6 +1,6 @@
 #!/bin/sh
 # Resolves env/requirements-{a,b}.in into env/lock-{a,b,a-numpy1}.txt, what `env/setup.sh --with` adds to them
-# into env/lock-{a,b}-{mmdet,mmpretrain,track,onnx}.txt, and torch's own dependencies into env/lock-torch.txt. Run it after editing those, commit the result. What each locked file must hash to, on
+# into env/lock-{a,b}-{mmdet,mmpretrain,track,onnx,geotiff}.txt, and torch's own dependencies into env/lock-torch.txt. Run it after editing those, commit the result. What each locked file must hash to, on
 # every platform, is in env/hashes.txt; torch and what it brings are a site's own build, checked by version.
 set -eu
 cd "$(dirname "$0")"
@@ -32,7 +32,7 @@ echo "numpy<2; python_version < '3.13'" | compile requirements-a.in -c - --outpu
 split lock-a-numpy1.txt
 # What `--with` adds to a set, without what the set itself has.
 for set in a b; do
-    for extra in mmdet mmpretrain track onnx; do
+    for extra in mmdet mmpretrain track onnx geotiff; do
         lock=lock-$set-$extra.txt
         compile "requirements-$set-$extra.in" -c requirements-torch.txt -c "lock-$set.txt" --output-file "$lock"
         split "$lock"

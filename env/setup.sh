@@ -14,7 +14,7 @@ default) in .venv, or b (the maintained forks) in .venv-b. Everything comes from
 
   --with PACKAGES      also mmdet (for Mask2Former and MaskFormer), mmpretrain (for ConvNeXt, PoolFormer and its
                        other backbones), track (W&B, MLflow and ClearML, for --track), onnx (for export.py
-                       --onnx), or several with commas;
+                       --onnx), geotiff (rasterio, for large images), or several with commas;
                        kept from then on (--with none: without again)
   --torch VERSION      this PyTorch, 2.1 or newer, instead of the locked one, with the torchvision and the NumPy
                        that belong to it: 2.4, 2.4.1 or 2.4.1+cu121. It is kept until another is named
@@ -82,8 +82,8 @@ kept=$(cat "$venv/.with" 2>/dev/null) || kept=
 extras=$(printf %s "$with" | tr , ' ')
 for extra in $extras; do
     case $extra in
-        mmdet|mmpretrain|track|onnx) ;;
-        *) fail "--with $extra: there are mmdet, mmpretrain, track and onnx" ;;
+        mmdet|mmpretrain|track|onnx|geotiff) ;;
+        *) fail "--with $extra: there are mmdet, mmpretrain, track, onnx and geotiff" ;;
     esac
 done
 

@@ -1,8 +1,13 @@
-"""Segments images with a run's model, or one from export.py: masks and overlays, each of its image's size."""
+"""Segments images with a run's model, or one from export.py: masks and overlays, each of its image's size.
+
+Images of more than 268 million pixels are segmented in tiles, and with --tile all that are larger than one. A
+GeoTIFF's mask keeps its place on the earth. The same command with the same --out goes on where it stopped.
+"""
 
 import argparse
 import contextlib
 import glob
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +17,15 @@ import checkout
 from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
-from launch.submit import from_export, options, profiles, runs, single_job
+from launch.submit import from_export, large_images, options, profiles, runs, single_job
 
 EXAMPLES = """\
   python launch/infer.py first photo.jpg
   python launch/infer.py first folder/ 'more/*.png' --out masks --wait
   python launch/infer.py first photo.jpg --checkpoint last --cluster local --wait
   python launch/infer.py exported/ photo.jpg --out masks
+  python launch/infer.py first land.tif --tile 1024 --overlap 256
+  python launch/infer.py first 100000-photos/ --gpus 8 --out masks
 """
 
 
@@ -33,20 +40,24 @@ def main() -> int:
         "--checkpoint", default="best", metavar="WHICH", help="best (default), last, or a path"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
-    options.add_common(parser, gpus=False)
+    large_images.add(parser)
+    options.add_common(parser)
     arguments = parser.parse_args()
 
+    large_images.check(arguments)
     folder = from_export.folder(arguments.run)
     known = None if folder else runs.find(arguments.run)
-    images = [str(path) for given in arguments.images for path in places(given)]
+    images = [place(given) for given in arguments.images]
     if arguments.out:
         out = options.out_folder(arguments.out)
         over = [path for path in images if Path(path).resolve() == out.resolve()]
         if over:
             raise UserError(f"--out {out} is what is to be segmented ({over[0]}): choose another folder")
     with target(arguments, folder, known) as (run, resolved, checkpoint):
+        large_images.check_job(arguments, run, resolved, images)
         out = out if arguments.out else fresh(run.path / files.INFER())
-        job_arguments = ["--out", str(out), "--checkpoint", checkpoint, "--", *images]
+        more = large_images.as_given(arguments)
+        job_arguments = ["--out", str(out), "--checkpoint", checkpoint, *more, "--", *images]
         batch = single_job.batch(run.path, resolved, job_arguments, f"{run.name}-infer")
         if arguments.dry_run:
             return single_job.show(batch)
@@ -70,16 +81,16 @@ def target(
     yield run, options.settings(arguments, options.profile_of(arguments, run, "infer"), "infer"), checkpoint
 
 
-def places(given: str) -> list[Path]:
-    """Absolute paths of what an IMAGE argument names. Raises UserError if that is nothing."""
+def place(given: str) -> str:
+    """What an IMAGE argument names, absolute. Raises UserError if that is nothing."""
     path = Path(given).expanduser().absolute()
     if path.exists():
-        return [path]
-    # A pattern that the shell did not expand. One match only for each, in an order that never changes.
-    matches = sorted(set(glob.glob(str(path), recursive=True)))
-    if not matches:
+        return str(path)
+    # A pattern that the shell did not expand. The job does: a batch script has no room for 100,000 names.
+    pattern = os.path.join(glob.escape(str(Path.cwd())), Path(given).expanduser())
+    if next(glob.iglob(pattern, recursive=True), None) is None:
         raise UserError(f"there is no image, folder or match for {given!r}")
-    return [Path(match) for match in matches]
+    return pattern
 
 
 def fresh(parent: Path) -> Path:

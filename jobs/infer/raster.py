@@ -97,10 +97,11 @@ def write_window(source: Any, rows: Span, columns: Span, path: Path) -> None:
     from rasterio.windows import Window
 
     window = Window.from_slices(rows, columns)
-    kinds = {"driver": "GTiff"} if source.driver == "GTiff" else {"driver": "PNG", "zlevel": 1}
+    kinds: dict[str, Any]
     if source.driver == "GTiff":
-        kinds |= {"photometric": source.photometric.value} if plain(source) else {}
-        kinds |= {"interleave": "pixel"}
+        kinds = {"driver": "GTiff", "interleave": "pixel", "photometric": photometric(source)}
+    else:
+        kinds = {"driver": "PNG", "zlevel": 1}
     with rasterio.open(
         path, "w", width=columns[1] - columns[0], height=rows[1] - rows[0], count=source.count,
         dtype=source.dtypes[0], **kinds,
@@ -111,9 +112,9 @@ def write_window(source: Any, rows: Span, columns: Span, path: Path) -> None:
         tile.write(source.read(window=window))
 
 
-def plain(source: Any) -> bool:
-    """Whether a tile may say what its bands are in the image's own words: not those of a compression."""
-    return source.photometric is not None and source.photometric.value.lower() in ("rgb", "minisblack")
+def photometric(source: Any) -> str:
+    """What the bands of an uncompressed TIFF with the same colours are called."""
+    return {"red": "rgb", "palette": "palette"}.get(source.colorinterp[0].name, "minisblack")
 
 
 RowsOf = Callable[[int, int], np.ndarray]

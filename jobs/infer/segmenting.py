@@ -72,7 +72,8 @@ class Segmenting:
 
     def one(self, path: Path, name: Path) -> bool:
         """Segments an image; what is wrong with it is noted. False when it was asked to leave."""
-        if self.asked_to_leave():
+        # Not before something is done: a job that began within its grace time would come back for ever.
+        if self.asked_to_leave() and self.done.segmented:
             self.done.left = True
             return False
         try:

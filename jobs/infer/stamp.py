@@ -28,7 +28,8 @@ def common(run: Run, checkpoint: Path, tiling: Any) -> str:
 def of(inference: str, image: Path) -> str:
     """`common`, and which state of the image. Raises OSError if it is not there."""
     status = os.stat(image)
-    return f"baton {inference} {status.st_size} {status.st_mtime_ns}"
+    # Capitals, for rasterio makes them of what it hands to GDAL's PNG writer.
+    return f"BATON {inference.upper()} {status.st_size} {status.st_mtime_ns}"
 
 
 def is_on(mask: Path, stamp: str) -> bool:

@@ -98,6 +98,11 @@ class _Chain:
         before = self.failures(stage)
         codes = self.run_tasks(stage)
         code = _first_failure(codes)
+        while code == exit_codes.RESUME and not self.cancelled:
+            self.writer.append("requeued", stage=stage.name, how="local")
+            self.restart += 1
+            codes = self.run_tasks(stage)
+            code = _first_failure(codes)
         if self.cancelled:
             return exit_codes.RESUME
         # A job gives its own reason, unless it was killed or could not begin.
@@ -140,7 +145,7 @@ class _Chain:
                 log = stack.enter_context((self.run_directory.job / self.log_name(stage, rank)).open("ab"))
                 pid = processes.start(
                     stage.command, self.environment(stage, rank, gpus), output=log,
-                    cwd=self.run_directory.code, deaf=stage.name == "train",
+                    cwd=self.run_directory.code, deaf=stage.name in ("train", "infer"),
                 )  # fmt: skip
                 tasks[pid] = rank
             deadline: float | None = None

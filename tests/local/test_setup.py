@@ -193,7 +193,10 @@ def test_a_file_that_an_index_has_exchanged_is_not_installed(
         (("--torch", "2.0.1"), "name a version from 2.1 on"),
         (("--torch", "2.4.1; touch x"), "name a version from 2.1 on"),
         (("b", "--torch", "2.2"), "set b needs NumPy 2"),
-        (("--with", "mmdet,mmrotate"), "--with mmrotate: there are mmdet, mmpretrain, track and onnx"),
+        (
+            ("--with", "mmdet,mmrotate"),
+            "--with mmrotate: there are mmdet, mmpretrain, track, onnx and geotiff",
+        ),
         (("--with", "mmdet", "--python", "python3"), "--with is for an environment that this makes"),
         (("--tourch", "2.4"), "there is no option --tourch"),
         (("--python", "/nowhere/python"), "there is no such interpreter"),
