@@ -114,7 +114,8 @@ def panels(columns: Axis, classes: int, height: int) -> list[Span]:
 
 
 Scores = Callable[[Sequence[tuple[Span, Span]]], Iterator[Any]]
-"""Gives the model's scores (classes × h × w, a tensor) of each of these tiles (rows, columns)."""
+"""Gives the model's scores (classes × h × w, a tensor, which is written to) of each of these tiles (rows,
+columns)."""
 
 
 def blended(
@@ -142,7 +143,7 @@ def blended(
             if not (rows.weights[number].min() == columns.weights[one].min() == 1):
                 down = torch.from_numpy(rows.weights[number][high - top :]).to(part.device)
                 along = torch.from_numpy(columns.weights[one][begin - start : end - start]).to(part.device)
-                part = part * (down[:, None] * along)
+                part = part.mul_(down[:, None] * along)
             sums[:, high - base : bottom - base, begin - left : end - left] += part
         if top < first:  # only what reaches below was wanted
             following = first
@@ -155,5 +156,5 @@ def blended(
             along = torch.from_numpy(columns.total[left:right]).to(sums.device)
             yield base, done.div_(down[:, None] * along)
             kept = sums[:, following - base :].clone()
-            sums.zero_()
+            sums[:, kept.shape[1] :].zero_()
             sums[:, : kept.shape[1]] = kept

@@ -609,6 +609,14 @@ def test_the_sheet_needs_nothing_from_outside_and_shows_every_class(tmp_path: Pa
     assert "<script" not in page
 
 
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (220, 60, 40)])
+@pytest.mark.parametrize("shade", [20, 100, 240])
+def test_the_sheet_shows_where_a_class_of_any_colour_is(colour: tuple[int, ...], shade: int) -> None:
+    image, there = np.full((2, 2, 3), shade, np.uint8), np.array([[True, False]] * 2)
+    shown = sheet.highlighted(image, there, np.array(colour, np.uint8)).astype(int)
+    assert np.abs(shown[0, 0] - shown[0, 1]).max() > 30
+
+
 def test_frequencies_and_their_weights() -> None:
     known = classes.parse("a\nb\nc\n", "c")
     rows = [scan.Row("", values={0: 60, 1: 40}), scan.Row("", values={0: 90, 255: 10})]

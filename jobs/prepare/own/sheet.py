@@ -29,8 +29,10 @@ EACH, MOST = 3, 90
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#222}
 table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}
-td.n{text-align:right}i{display:inline-block;width:1em;height:1em;border:1px solid #888;margin-right:.4em}
-figure{display:inline-block;margin:.3em .6em .8em 0}figcaption{font-size:12px;color:#555}img{margin-right:3px}
+table.f td{overflow-wrap:anywhere}td.n,th.n{text-align:right}span{display:inline-flex;align-items:baseline}
+i{flex:none;width:1em;height:1em;border:1px solid #888;margin-right:.4em;align-self:center}
+figure{margin:.3em 0 .8em}figcaption{font-size:12px;color:#555;overflow-wrap:anywhere}
+figure div{display:flex;gap:3px}img{max-width:calc(33.3% - 2px);height:auto;object-fit:contain}
 """
 
 
@@ -40,17 +42,19 @@ def page(
     """UTF-8 HTML: figures, findings, and for each class its images with the masks."""
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width'>",
         f"<title>{escape(made.name)}</title><style>{STYLE}</style>",
         f"<h1>{escape(made.name)}</h1>",
         f"<p>{made.images['train']:,} images to train on, {made.images['val']:,} to validate on; "
-        f"{made.bands.bands} band(s) of {made.bands.dtype}; mean {made.mean}, deviation {made.std}.</p>",
+        f"bands: {made.bands.bands}, of {made.bands.dtype}; mean {numbers(made.mean)}; "
+        f"deviation {numbers(made.std)}.</p>",
         figures(made),
         findings(found),
         "<h2>Each class: image, mask, and where the class is</h2>",
     ]
     each = max(1, min(EACH, MOST // len(made.classes)))
     for label, name in enumerate(made.classes):
-        parts.append(f"<h3>{swatch(made.palette[label])}{escape(name)}</h3>")
+        parts.append(f"<h3>{named(made.palette[label], name)}</h3>")
         chosen = examples(pairs, table, label, each)
         parts += [example(item, row, how, table, made, label) for item, row in chosen]
         if not chosen:
@@ -60,14 +64,14 @@ def page(
 
 def figures(made: Description) -> str:
     rows = "".join(
-        f"<tr><td>{label}<td>{swatch(made.palette[label])}{escape(name)}<td class=n>{share:.3%}"
-        f"<td class=n>{weight:g}"
+        f"<tr><td>{label}<td>{named(made.palette[label], name)}<td class=n>{share:.3%}<td class=n>{weight:g}"
         for label, (name, share, weight) in enumerate(
             zip(made.classes, made.frequencies, made.weights, strict=True)
         )
     )
     return (
-        "<table><tr><th>label<th>class<th>share of the training pixels<th>median-frequency weight"
+        "<table><tr><th>label<th>class<th class=n>share of the training pixels"
+        "<th class=n>median-frequency weight"
         f"{rows}</table>"
     )
 
@@ -80,11 +84,16 @@ def findings(found: Sequence[Finding]) -> str:
     )
     if not rows:
         return "<p>The checks found nothing.</p>"
-    return f"<h2>Findings</h2><table><tr><th>what<th>files<th>the first<th>what to do{rows}</table>"
+    heads = "<tr><th>what<th class=n>files<th>the first<th>what to do"
+    return f"<h2>Findings</h2><table class=f>{heads}{rows}</table>"
 
 
-def swatch(colour: Sequence[int]) -> str:
-    return f"<i style='background:rgb({','.join(map(str, colour))})'></i>"
+def named(colour: Sequence[int], name: str) -> str:
+    return f"<span><i style='background:rgb({','.join(map(str, colour))})'></i>{escape(name)}</span>"
+
+
+def numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def examples(pairs: Sequence[Pair], table: dict[int, int], label: int, number: int) -> list[Pair]:
@@ -107,15 +116,19 @@ def example(item: Any, row: Any, how: How, table: dict[int, int], made: Descript
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(made.palette)] = made.palette
     palette[IGNORED] = 224
-    there = mask == label
-    overlay = image.copy()
-    overlay[there] = (overlay[there] * 0.4 + palette[label] * 0.6).astype(np.uint8)
-    overlay[~there] //= 2
+    overlay = highlighted(image, mask == label, palette[label])
     pictures = "".join(
         data_url(one, kind) for one, kind in ((image, "JPEG"), (palette[mask], "PNG"), (overlay, "JPEG"))
     )
-    caption = f"{escape(item.name)} ({item.split}), {(labels == label).mean():.2%} of it"
-    return f"<figure>{pictures}<figcaption>{caption}</figcaption></figure>"
+    caption = f"{escape(item.name)} ({item.split}), {(labels == label).mean():.2%} of its pixels"
+    return f"<figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure>"
+
+
+def highlighted(image: NDArray[Any], there: NDArray[Any], colour: NDArray[Any]) -> NDArray[Any]:
+    """The image in a class's colour where the class is; the rest away from it, for a black class would not be
+    seen in the dark."""
+    away = 0 if colour.mean() >= 96 else 128
+    return np.where(there[..., None], image * 0.4 + colour * 0.6, image // 2 + away).astype(np.uint8)
 
 
 def small(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

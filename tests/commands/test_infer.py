@@ -1,0 +1,90 @@
+"""infer.py: what it hands to the job, and what it refuses before there is one."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+
+from jobs.run import windows
+from tests.unit.fake_slurm import Site, one_line
+
+NO_LIBRARY = bool(windows.lacking())
+needs_none = pytest.mark.skipif(not NO_LIBRARY, reason="rasterio is installed here")
+
+
+@pytest.fixture
+def made(site: Site) -> Site:
+    """A run `mine` with a checkpoint."""
+    site.command("sbatch", "echo Submitted batch job 5")
+    done = site.train("--cluster", "slurm", "--no-evaluation")
+    assert done.returncode == 0, done.stderr
+    checkpoints = site.runs / "mine" / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "epoch_1.pth").touch()
+    (checkpoints / "epoch_1.pth.json").touch()
+    return site
+
+
+def header(path: Path, side: int) -> Path:
+    """A PNG of which there is no more than the beginning."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"IDAT")
+    coded = [struct.pack(">I", len(one) - 4) + one + struct.pack(">I", zlib.crc32(one)) for one in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(coded))
+    return path
+
+
+def test_what_the_job_gets(made: Site, tmp_path: Path) -> None:
+    photos = tmp_path / "with spaces"
+    photos.mkdir()
+    for number in range(300):
+        (photos / f"{number}.jpg").touch()
+    out = tmp_path / "masks"
+    done = made(
+        "infer", "mine", str(photos / "*.jpg"), "--out", str(out), "--part", "2/3", "--gpus", "4", "--dry-run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --ntasks-per-node=4\n" in done.stdout
+    assert "#SBATCH --signal=USR2@120\n" in done.stdout
+    assert "--part=2/3 --" in done.stdout
+    assert len(done.stdout) < 6000, "300 names do not belong into a script, for 100,000 would not go into one"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tile", "10"], "--tile must be a whole number from 64 to 8192"),
+        (["--overlap", "10"], "--overlap is for --tile"),
+        (
+            ["--tile", "128", "--overlap", "100"],
+            "--overlap must be from 0 to half a tile (64 pixels), not 100",
+        ),
+        (
+            ["--part", "4/3", "--out", "masks"],
+            "--part must be I/N, such as 1/4, with I from 1 to N, not '4/3'",
+        ),
+        (["--part", "1/3"], "--part needs --out"),
+    ],
+)
+def test_options_that_do_not_fit(arguments: list[str], message: str, made: Site, tmp_path: Path) -> None:
+    one_line(made("infer", "mine", str(header(tmp_path / "x.png", 5)), *arguments), message)
+    assert len(made.calls("sbatch")) == 1
+
+
+@needs_none
+def test_without_the_library_nothing_large_is_submitted(made: Site, tmp_path: Path) -> None:
+    wanted = "needs rasterio, not installed here: env/setup.sh --with geotiff installs it"
+    small, big = header(tmp_path / "small.png", 500), header(tmp_path / "big.png", 30_000)
+    one_line(made("infer", "mine", str(small), "--tile", "128"), wanted)
+    one_line(made("infer", "mine", str(small), str(big)), "big.png has 900,000,000 pixels")
+    assert len(made.calls("sbatch")) == 1
+    assert made("infer", "mine", str(small)).returncode == 0
+
+
+def test_a_run_whose_code_is_older_is_not_given_what_it_does_not_know(made: Site, tmp_path: Path) -> None:
+    (made.runs / "mine" / "code" / "jobs" / "infer" / "large.py").unlink()
+    photo = str(header(tmp_path / "x.png", 5))
+    one_line(made("infer", "mine", photo, "--gpus", "2"), "goes on with the code that it was made with")
+    assert made("infer", "mine", photo).returncode == 0
