@@ -70,7 +70,11 @@ EVAL = File(
     "`metrics.json` is written last: where it is, all is",
     "the evaluation",
 )
-INFER = File("infer", "masks and overlays of inferences", "the inference")
+INFER = File(
+    "infer",
+    "masks and overlays of inferences; `.NAME.part` and `.NAME.part.json`: a large image that is not done yet",
+    "the inference",
+)
 EXPORT = File(
     "export",
     "`CHECKPOINT-DIGEST/` is an exported model: `weights.pth`, `config.py`, your modules that it names, "
