@@ -72,7 +72,7 @@ EVAL = File(
 )
 INFER = File(
     "infer",
-    "masks and overlays of inferences; `.NAME.part` and `.NAME.part.json`: a large image that is not done yet",
+    "masks and overlays of inferences; `.NAME.part`, `.NAME.part.json`: a large image that is not done yet",
     "the inference",
 )
 EXPORT = File(

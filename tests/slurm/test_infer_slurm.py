@@ -1,0 +1,44 @@
+"""An inference that is told to leave, or requeued, goes on where it stopped, on several ranks too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from clusters import wait_for
+from launcher import Launcher, of_run
+from PIL import Image
+
+IMAGES = 300
+
+
+@pytest.mark.parametrize("how", ["USR2", "preempted"])
+def test_an_interrupted_inference_goes_on(how: str, launch: Launcher, tmp_path: Path) -> None:
+    job = launch.train("--run", "one", "--no-evaluation")["train"]
+    assert launch.slurm.wait_ended(job) == "COMPLETED"
+    photo = Image.open(next((launch.data / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg")))
+    photos, out = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    for number in range(IMAGES):
+        photo.rotate(number).save(photos / f"{number}.jpg")
+
+    said, _ = launch("infer", "one", photos, "--out", out, "--gpus", 2, "--json")
+    job = json.loads(said)["jobs"]["infer"]
+    wait_for(lambda: len(list(out.glob("*.png"))) > 4, "the first masks")
+    if how == "USR2":
+        launch.slurm.run("scancel", "--signal=USR2", job)
+    else:
+        launch.slurm.preempt(job)
+    assert launch.slurm.wait_ended(job) == "COMPLETED"
+    assert launch.slurm.job(job)["Restarts"] == "1"
+    log = launch.runs / "one" / "job" / f"{job}_0_log.out"
+    assert len(list(out.glob("*.png"))) == IMAGES
+    assert len(list(out.glob("*_overlay.jpg"))) == IMAGES
+    assert not [path for path in out.iterdir() if path.name.endswith(".tmp")]
+    (done,) = [one for one in of_run(launch.runs / "one", "finished") if one["stage"] == "infer"]
+    assert done["job"] == job
+    (line,) = [line for line in log.read_text().splitlines() if "images segmented" in line]
+    assert line.startswith(f"{IMAGES} of {IMAGES} images segmented (")
+    assert 4 < int(line.split("(")[1].split(" ")[0]) < IMAGES
+    assert [one for one in of_run(launch.runs / "one", "signal") if one["stage"] == "infer"]
