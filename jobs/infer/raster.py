@@ -65,6 +65,15 @@ def driver_of(path: Path) -> str:
     raise UserError(f"{path} cannot be read by windows: it is no TIFF, PNG or JPEG")
 
 
+def size(path: Path) -> tuple[int, int] | None:
+    """Width and height of what GDAL knows, such as a TIFF with many bands; None of anything else."""
+    try:
+        with opened(path) as source:
+            return source.width, source.height
+    except UserError:
+        return None
+
+
 def cache_for(source: Any, rows: int) -> int:
     """Bytes for a row of tiles: a PNG, and a TIFF in strips, is decoded by whole rows of pixels."""
     row = source.width * source.count * np.dtype(source.dtypes[0]).itemsize

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from jobs.engine import ranks
-from jobs.infer import stamp, whole
+from jobs.infer import raster, stamp, whole
 from jobs.infer.large import Large, Left, tiling_of
-from jobs.infer.raster import is_georeferenced
 from jobs.mmseg import images, labels
 from jobs.mmseg import model as models
 from jobs.run import events, failure, windows
@@ -24,8 +23,9 @@ from jobs.run.task import job_id
 
 TOLD = 1000
 """Problems of a process that are told one by one."""
-FOR_EVER = 10 * 365 * 86400.0
-"""One rank may have the largest image. (If it dies, that is noticed at once.)"""
+MOST_SECONDS = 20 * 86400.0
+"""A rank waits for the others, of which one may have the largest image. (If that dies, it is noticed at once.)
+epoll knows no longer time."""
 
 
 @dataclass
@@ -114,12 +114,7 @@ class Segmenting:
         return True
 
     def _in_tiles(self, path: Path) -> bool:
-        size = images.size(path)
-        if size is None and is_georeferenced(path):  # of a kind that Pillow does not know
-            from jobs.infer import raster
-
-            with raster.opened(path) as source:
-                size = source.width, source.height
+        size = images.size(path) or raster.size(path)
         if size is None:
             return False
         return size[0] * size[1] > windows.MOST_PIXELS or (self.tile is not None and max(size) > self.tile)
@@ -129,7 +124,7 @@ def conclude(run: Run, us: ranks.Ranks, work: Segmenting, out: Path, alone: bool
     """Waits for the other ranks and tells what has come of all images. Returns the exit code, the same on all
     ranks: one that ends otherwise would end the others. `alone`: no other job writes here. Raises the error
     that kept all images from being segmented."""
-    heard = ranks.gather(us, json.dumps(asdict(work.done)).encode(), FOR_EVER)
+    heard = ranks.gather(us, json.dumps(asdict(work.done)).encode(), MOST_SECONDS)
     if heard is None:
         return int(ranks.share(us, b""))
     every = [Done(**json.loads(part)) for part in heard]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,45 @@ def test_a_mistake_is_one_line(random_run: Run, arguments: tuple[str, ...], mess
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+PLACES = ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_LOCALID")
+
+
+def test_ranks_share_the_images_and_end_alike(random_run: Run, tmp_path: Path) -> None:
+    inputs, out = tmp_path / "in", tmp_path / "out"
+    inputs.mkdir()
+    colours = np.random.default_rng(0).integers(0, 256, (31, 47, 3)).astype(np.uint8)
+    for number in range(7):
+        Image.fromarray(np.roll(colours, number, axis=1)).save(inputs / f"{number}.png")
+    (inputs / "broken.jpg").write_bytes(b"<html>not found</html>")
+    checkpoint = str(random_run.path / "weights.pth")
+    before = len(events.read(random_run.events))
+
+    def ranks(*more: str) -> list[tuple[int, str, str]]:
+        command = [sys.executable, "-m", "jobs.infer", str(random_run.path), "--checkpoint", checkpoint]
+        place = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_JOB_ID": f"7-{len(more)}"}
+        started = [
+            subprocess.Popen(
+                [*command, "--out", str(out), *more, "--", str(inputs)],
+                cwd=random_run.code, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=os.environ | place | dict.fromkeys(PLACES, str(rank)),
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        said = [process.communicate(timeout=120) for process in started]
+        return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+
+    # The first of two jobs has the images 0, 2, 4, 6 of eight, each of its ranks two of them.
+    first, second = ranks("--part", "1/2")
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    assert "4 of 4 images segmented: " in first[1]
+    assert sorted(path.name for path in out.glob("*.png")) == ["0.png", "2.png", "4.png", "6.png"]
+    first, second = ranks()
+    assert (first[0], second[0]) == (2, 2), (first, second)
+    assert "7 of 8 images segmented (4 of them before)" in first[1]
+    assert "broken.jpg cannot be read as an image" in first[2]
+    assert "images segmented" not in second[1]
+    assert len(list(out.glob("*.png"))) == 7
+    told = [event["event"] for event in events.read(random_run.events)[before:]]
+    assert told == ["finished", "failed"]

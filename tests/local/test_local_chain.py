@@ -222,3 +222,29 @@ def test_free_gpus_are_chosen_and_held(
     monkeypatch.setenv("BATON_VISIBLE_GPUS", "")
     with _FreeGpus(2, Owner()) as hidden:  # type: ignore[arg-type]
         assert hidden.numbers == ""
+
+
+LEAVES_ONCE = """
+import signal, sys
+from pathlib import Path
+here = Path(sys.argv[1])
+if (here / "told").exists():
+    (here / "done").touch()
+    sys.exit(0)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+(here / "ready").touch()
+signal.sigwait({signal.SIGUSR2})
+(here / "told").touch()
+sys.exit(85)
+"""
+
+
+def test_an_inference_that_leaves_when_asked_to_is_started_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    stage = {"name": "infer", "command": [sys.executable, "-c", LEAVES_ONCE, str(tmp_path)]}
+    with start_chain(run, [stage]) as chain:
+        wait_until((tmp_path / "ready").exists)
+        chain.send_signal(signal.SIGUSR2)
+        assert chain.wait(60) == 0, (run.job / "chain.out").read_text()
+    assert (tmp_path / "done").exists()
+    assert [one["stage"] for one in events.read(run.events) if one["event"] == "requeued"] == ["infer"]
