@@ -24,8 +24,8 @@ from jobs.run.task import job_id
 TOLD = 1000
 """Problems of a process that are told one by one."""
 MOST_SECONDS = 20 * 86400.0
-"""A rank waits for the others, of which one may have the largest image. (If that dies, it is noticed at once.)
-epoll knows no longer time."""
+"""A rank waits for the others, of which one may have the largest image. (If that dies, it is noticed at
+once.) epoll knows no longer time."""
 
 
 @dataclass
