@@ -99,6 +99,7 @@ def test_ranks_share_the_images_and_end_alike(random_run: Run, tmp_path: Path) -
         Image.fromarray(np.roll(colours, number, axis=1)).save(inputs / f"{number}.png")
     (inputs / "broken.jpg").write_bytes(b"<html>not found</html>")
     checkpoint = str(random_run.path / "weights.pth")
+    random_run.events.touch()
     before = len(events.read(random_run.events))
 
     def ranks(*more: str) -> list[tuple[int, str, str]]:
