@@ -66,8 +66,10 @@ class Listing:
     def counted(self) -> tuple[int, int]:
         """(how many there are, a checksum of their names). Raises UserError for a folder without any."""
         number, sum = 0, 0
-        for path, _ in self:
-            number, sum = number + 1, zlib.crc32(os.fsencode(path), sum)
+        for folder, names in self._by_folder():
+            number, sum = number + len(names), zlib.crc32(os.fsencode(folder), sum)
+            for name in names:
+                sum = zlib.crc32(os.fsencode(name), sum)
         return number, sum
 
 
