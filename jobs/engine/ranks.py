@@ -74,6 +74,24 @@ def share(ranks: Ranks, what: bytes) -> bytes:
     return what
 
 
+def rank_0_ends_last(ranks: Ranks, seconds: float = 60.0) -> None:
+    """To be called by all: rank 0 waits until the others have ended, at most so many seconds.
+
+    srun kills the others as soon as one process ends with another code than 0, and then tells of a killed
+    one. So where rank 0 says by its exit code how it went, it says so when there is nobody left.
+    """
+    deadline = time.monotonic() + seconds
+    for connection in ranks.peers.values():
+        if ranks.rank:
+            os.dup(connection.socket.fileno())  # open until this process has ended, whatever Python closes
+            continue
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection, selectors.EVENT_READ)
+            while selector.select(max(0.0, deadline - time.monotonic())):
+                if connection.receive_bytes() is None:
+                    break
+
+
 def _hear(
     ranks: Ranks, peers: Mapping[int, rendezvous.Connection], seconds: float = SECONDS
 ) -> dict[int, bytes]:

@@ -121,12 +121,13 @@ class Segmenting:
 
 
 def conclude(run: Run, us: ranks.Ranks, work: Segmenting, out: Path, alone: bool) -> int:
-    """Waits for the other ranks and tells what has come of all images. Returns the exit code, the same on all
-    ranks: one that ends otherwise would end the others. `alone`: no other job writes here. Raises the error
-    that kept all images from being segmented."""
+    """Waits for the other ranks and tells what has come of all images. Returns the exit code: rank 0's says
+    it, the others, which end before, have 0. `alone`: no other job writes here. Raises the error that kept
+    all images from being segmented."""
     heard = ranks.gather(us, json.dumps(asdict(work.done)).encode(), MOST_SECONDS)
+    ranks.rank_0_ends_last(us)
     if heard is None:
-        return int(ranks.share(us, b""))
+        return 0
     every = [Done(**json.loads(part)) for part in heard]
     done = Done(
         segmented=sum(one.segmented for one in every),
@@ -143,7 +144,6 @@ def conclude(run: Run, us: ranks.Ranks, work: Segmenting, out: Path, alone: bool
         code = FAILED
     else:
         code = USER_ERROR if done.failed else 0
-    ranks.share(us, str(code).encode())
     if alone and code != RESUME:
         sweep(out)
     if code == FAILED:  # not the images', but ours or the model's

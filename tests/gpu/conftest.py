@@ -18,8 +18,8 @@ if os.environ.get("BATON_GPU_ON") == "cpu":
     for _name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         os.environ[_name] = ""
 
-# Tests' ranks are forked from a process that has imported all (tests/tiny.py). mmengine's import asks whether
-# CUDA is available; this has torch answer without calling CUDA, which no fork of the process could then use.
+# Tests' ranks are forked from a process that has imported all (tests/support/tiny.py). mmengine's import asks
+# whether CUDA is available; this has torch answer without calling CUDA, which no fork could use from then on.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from tests.gpu import table, work

@@ -17,7 +17,7 @@ from PIL import Image
 from jobs.mmseg import compat
 from jobs.run import events, windows
 from jobs.run.directory import Run
-from tests import tiny
+from tests.support import tiny
 
 rasterio = pytest.importorskip("rasterio", reason="env/setup.sh --with geotiff installs what this needs")
 compat.prepare()
@@ -33,7 +33,7 @@ TILE, OVERLAP = 576, 288
 def config(**model: Any) -> Any:
     from mmengine.config import Config
 
-    cfg = Config.fromfile("tests/configs/tiny.py")
+    cfg = Config.fromfile("tests/support/configs/tiny.py")
     steps = [{"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"}, {"type": "PackSegInputs"}]
     cfg.test_dataloader.dataset.pipeline = steps
     cfg.model.update(model)

@@ -1,18 +1,21 @@
-"""An inference that is preempted goes on where it stopped, on two ranks."""
+"""An inference that is told to leave, or preempted, goes on where it stopped, on two ranks."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from clusters import wait_for
+import pytest
 from launcher import Launcher, of_run
 from PIL import Image
+
+from tests.support.slurm import wait_for
 
 IMAGES = 300
 
 
-def test_a_preempted_inference_goes_on(launch: Launcher, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["USR2", "preempted"])
+def test_an_interrupted_inference_goes_on(how: str, launch: Launcher, tmp_path: Path) -> None:
     job = launch.train("--run", "one", "--no-evaluation")["train"]
     assert launch.slurm.wait_ended(job) == "COMPLETED"
     photo = Image.open(next((launch.data / "VOCdevkit/VOC2012/JPEGImages").glob("*.jpg")))
@@ -24,7 +27,10 @@ def test_a_preempted_inference_goes_on(launch: Launcher, tmp_path: Path) -> None
     said, _ = launch("infer", "one", photos, "--out", out, "--gpus", 2, "--json")
     job = json.loads(said)["jobs"]["infer"]
     wait_for(lambda: len(list(out.glob("*.png"))) > 4, "the first masks")
-    launch.slurm.preempt(job)
+    if how == "USR2":  # as it comes before the time limit
+        launch.slurm.run("scancel", "--signal=USR2", job)
+    else:
+        launch.slurm.preempt(job)
     assert launch.slurm.wait_ended(job) == "COMPLETED"
     assert launch.slurm.job(job)["Restarts"] == "1"
     log = launch.runs / "one" / "job" / f"{job}_0_log.out"
