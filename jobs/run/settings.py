@@ -78,6 +78,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A training that makes no step for so long is taken for hanging."""
     stage: str = ""
     """A folder of the node's own ($TMPDIR, /local/$USER), for a copy of the packed dataset. Of a training."""
+    environment: Literal["", "image"] = ""
+    """image: the tasks run from a copy of the environment's image (env/pack.sh) in `stage`."""
     python: str = ""
     """The interpreter of the tasks (inside the container, if there is one); default: the launcher's own."""
 

@@ -2,8 +2,9 @@
 
 STAGE/baton-UID-data/      this user's alone (private.py); STAGE is the setting, expanded on the node
     KEY.zip                a copy, whole and verified: it gets this name last. KEY names one state of one file
-    KEY.part               one in the making, where it cannot be without a name until then
-    lock                   held by the one process that copies or evicts
+    KEY.env                an unpacked image of an environment (jobs/supervise/image.py), the same way
+    KEY.part, KEY.env.part one in the making, where it cannot be without a name until then
+    lock, lock.env         held by the one process that copies a dataset, or unpacks an image
 
 Who reads a copy holds a shared lock on it. The kernel gives up the locks of whoever dies, so they count the
 users exactly; a copy whose exclusive lock can be had has none. jobs/supervise/copier.py makes the copies.
@@ -26,6 +27,9 @@ from jobs.run.errors import UserError
 
 VARIABLE = "BATON_STAGE"
 """Tells a worker where copies lie; set by its supervisor, "" for nowhere."""
+DATASET, ENVIRONMENT = ".zip", ".env"
+SIZE = ".baton-bytes"
+"""What an environment's copy takes, in a file of it."""
 _NAMED = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 
 
@@ -63,12 +67,12 @@ def folder(stage: Path) -> Path:
     return stage / f"baton-{os.geteuid()}-data"
 
 
-def name(path: Path, status: os.stat_result) -> str:
-    """The file name of the copy of the container at `path`. Another one in its place is another file, or has
-    another time."""
+def name(path: Path, status: os.stat_result, suffix: str = DATASET) -> str:
+    """The name of the copy of the container, or image, at `path`. Another one in its place is another file,
+    or has another time."""
     real = os.path.realpath(path)
     text = f"{real}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
-    return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest() + ".zip"
+    return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest() + suffix
 
 
 def open_copy(stage: Path, path: Path, status: os.stat_result) -> int | None:
@@ -96,13 +100,14 @@ def open_copy(stage: Path, path: Path, status: os.stat_result) -> int | None:
 
 
 def open_inside(inside: int, name: str) -> int | None:
-    """A descriptor of a file of this user's own in the open folder; None if there is none."""
+    """A descriptor of a copy of this user's own in the open folder; None if there is none."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
     except OSError:
         return None
     status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+    right = stat.S_ISDIR if name.endswith(ENVIRONMENT) else stat.S_ISREG
+    if right(status.st_mode) and status.st_uid == os.geteuid():
         return fd
     os.close(fd)
     return None

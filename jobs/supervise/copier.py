@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -57,11 +58,11 @@ def copy(container: Path, stage: Path) -> dict[str, Any]:
 
     Raises UserError where there can be none, OSError for what a file system raises, with nothing left behind.
     """
-    with _closing(os.open(container, os.O_RDONLY | os.O_CLOEXEC)) as source:
+    with closing(os.open(container, os.O_RDONLY | os.O_CLOEXEC)) as source:
         status = os.fstat(source)
         name = staged.name(container, status)
-        with _closing(_open_folder(stage)) as inside, _closing(_open_lock(inside)):
-            _remove_remains(inside)
+        with closing(open_folder(stage)) as inside, closing(open_lock(inside)):
+            remove_remains(inside)
             done = {"copy": str(staged.folder(stage) / name), "bytes": status.st_size}
             if (there := staged.open_copy(stage, container, status)) is not None:
                 os.close(there)
@@ -71,7 +72,7 @@ def copy(container: Path, stage: Path) -> dict[str, Any]:
             return done
 
 
-def _open_folder(stage: Path) -> int:
+def open_folder(stage: Path) -> int:
     """Makes what the last part of `stage` names, if need be: /local/$USER, say, where /local is there."""
     try:
         with contextlib.suppress(FileExistsError):
@@ -83,9 +84,9 @@ def _open_folder(stage: Path) -> int:
         raise UserError(f"{stage} cannot be written on {socket.gethostname()}: {error.strerror}") from None
 
 
-def _open_lock(inside: int) -> int:
-    """Waits for the lock of the folder; it ends with the descriptor, and so with the process."""
-    fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside)
+def open_lock(inside: int, name: str = "lock") -> int:
+    """Waits for a lock of the folder; it ends with the descriptor, and so with the process."""
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
     except BaseException:
@@ -94,11 +95,23 @@ def _open_lock(inside: int) -> int:
     return fd
 
 
-def _remove_remains(inside: int) -> None:
-    """What copiers left that died: the lock is ours, so none is at work."""
+def remove_remains(inside: int, kind: str = staged.DATASET) -> None:
+    """What copiers left that died: the lock of this kind is ours, so none is at work."""
     for name in os.listdir(inside):
-        if name.endswith(".part"):
-            os.unlink(name, dir_fd=inside)
+        if name.endswith(".part") and (staged.ENVIRONMENT in name) == (kind == staged.ENVIRONMENT):
+            remove(inside, name)
+
+
+def remove(inside: int, name: str) -> None:
+    """Removes a copy, file or folder, or what there is of it. A folder loses its name first, so that nobody
+    finds a part of it."""
+    try:
+        os.unlink(name, dir_fd=inside)
+    except IsADirectoryError:
+        part = f"{name}.{os.getpid()}.part"
+        os.rename(name, part, src_dir_fd=inside, dst_dir_fd=inside)
+        with contextlib.suppress(FileNotFoundError):  # another has found it without its name
+            shutil.rmtree(f"/proc/self/fd/{inside}/{part}")
 
 
 def make_room(inside: int, size: int, stage: Path) -> None:
@@ -107,7 +120,7 @@ def make_room(inside: int, size: int, stage: Path) -> None:
     unused = sorted(_unused(inside))
     for used, _, name in unused:
         if time.time() - used > OLD_SECONDS:
-            os.unlink(name, dir_fd=inside)
+            remove(inside, name)
     unused = [one for one in unused if time.time() - one[0] <= OLD_SECONDS]
     whole = os.statvfs(inside)
     missing = size + int(KEPT_FREE * whole.f_blocks * whole.f_frsize) - file_systems.room(inside)
@@ -120,20 +133,27 @@ def make_room(inside: int, size: int, stage: Path) -> None:
     for _, freed, name in unused:
         if missing <= 0:
             return
-        os.unlink(name, dir_fd=inside)
+        remove(inside, name)
         missing -= freed
 
 
 def _unused(inside: int) -> Iterator[tuple[float, int, str]]:
     """(time of the last use, bytes, name) of each copy that nobody reads."""
     for name in os.listdir(inside):
-        fd = staged.open_inside(inside, name) if name.endswith(".zip") else None
+        kind = os.path.splitext(name)[1]
+        fd = staged.open_inside(inside, name) if kind in (staged.DATASET, staged.ENVIRONMENT) else None
         if fd is None:
             continue
-        with _closing(fd), contextlib.suppress(BlockingIOError):
+        with closing(fd), contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             status = os.fstat(fd)
-            yield status.st_mtime, status.st_size, name
+            yield status.st_mtime, _size(fd) if kind == staged.ENVIRONMENT else status.st_size, name
+
+
+def _size(folder: int) -> int:
+    """Bytes of an environment's copy."""
+    with open(os.open(staged.SIZE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)) as file:
+        return int(file.read())
 
 
 def _make(source: int, inside: int, name: str, container: Path) -> None:
@@ -141,7 +161,7 @@ def _make(source: int, inside: int, name: str, container: Path) -> None:
     name. Until then it has none, and goes with this process, where the file system can do that."""
     part = name.removesuffix(".zip") + ".part"
     try:
-        with _closing(_open_part(inside, part)) as fd:
+        with closing(_open_part(inside, part)) as fd:
             os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             with open(fd, "wb", buffering=0, closefd=False) as file:
                 while chunk := memoryview(os.read(source, CHUNK)):
@@ -201,7 +221,7 @@ def _damaged(container: Path, name: str) -> UserError:
 
 
 @contextlib.contextmanager
-def _closing(fd: int) -> Iterator[int]:
+def closing(fd: int) -> Iterator[int]:
     try:
         yield fd
     finally:

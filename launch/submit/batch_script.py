@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.run import files
+from jobs.run import files, image
 from jobs.run.errors import UserError
 from jobs.run.settings import Container
 from launch.submit import profiles, programs, runs
@@ -278,7 +278,10 @@ def _command(batch: Batch) -> str:
     if low != high:
         tasks = f"--ntasks-per-node={settings.gpus} --cpus-per-task={settings.cpus_per_gpu}"
         srun[0] = SRUN.replace('--cpus-per-task="$SLURM_CPUS_PER_TASK"', tasks)
+    code = batch.run / files.CODE() if batch.run is not None and batch.made else None
     python = '"$python"'
+    if settings.environment and (code is None or programs.has(code, image.PROGRAM)):
+        python += f" -m {image.PROGRAM} {_quote(settings.stage)}"
     if settings.container is not None:
         flags, prefix = _container(settings.container, batch.mounts)
         srun += flags
@@ -292,7 +295,6 @@ def _command(batch: Batch) -> str:
         else 'cd "$checkout" || exit 2'
     )
     start = " ".join(srun)
-    code = batch.run / files.CODE() if batch.run is not None and batch.made else None
     if stage == "train":
         after = programs.module(code, programs.AFTER_TRAINING)
         presubmit = PRESUBMIT.format(after=after) if settings.presubmit else ""

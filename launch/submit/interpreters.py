@@ -8,8 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-from jobs.run import environment
+from jobs.run import environment, image
 from jobs.run.errors import UserError
 from launch.submit.profiles import Resolved
 from launch.submit.runs import CHECKOUT
@@ -27,6 +28,8 @@ def check(*jobs: Resolved) -> None:
     for python, job in {job.settings.python or sys.executable: job for job in jobs}.items():
         if job.settings.container is not None:
             continue
+        if job.settings.environment and (program := shutil.which(os.path.expanduser(python))):
+            image.check(Path(program))
         wrong = environment.problems() if python == sys.executable else _asked(python, job)
         if job.settings.setup:
             wrong = [problem for problem in wrong if not problem.endswith(environment.MISSING)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -276,11 +277,7 @@ def _check_values(settings: Settings, sources: dict[str, str]) -> None:
             raise wrong(
                 "track", f"names no service that is known: {name!r}{hint}; {', '.join(trackers.NAMES)}"
             )
-    if settings.stage:
-        try:
-            staged.check(settings.stage)
-        except UserError as error:
-            raise wrong("stage", str(error)) from None
+    _check_stage(settings, wrong)
     for where in ("env", "secrets"):
         for key in getattr(settings, where):
             if not re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII):
@@ -309,6 +306,16 @@ def _check_values(settings: Settings, sources: dict[str, str]) -> None:
         # Of several commands in one item only the last one's failure would count.
         one_each = "; give each line an item of its own" if field == "setup" else ""
         raise wrong(field, f"holds a line break or control character: {bad!r}{one_each}")
+
+
+def _check_stage(settings: Settings, wrong: Callable[[str, str], UserError]) -> None:
+    try:
+        if settings.stage:
+            staged.check(settings.stage)
+    except UserError as error:
+        raise wrong("stage", str(error)) from None
+    if settings.environment and not settings.stage:
+        raise wrong("environment", "needs `stage`: a folder of the nodes' own, such as $TMPDIR")
 
 
 def _own_option(key: str, settings: Settings) -> str | None:

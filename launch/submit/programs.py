@@ -24,8 +24,13 @@ BEFORE = {CHAIN: "jobs.local", AFTER_TRAINING: "jobs.train.afterwards", AFTER_OT
 def module(code: Path | None, name: str) -> str:
     """The module that is `name` today, as the snapshot `code` calls it; None: as today."""
     before = BEFORE[name]
-    old = code is not None and (code / before.replace(".", "/")).with_suffix(".py").is_file()
+    old = code is not None and has(code, before)
     return before if old else name
+
+
+def has(code: Path, name: str) -> bool:
+    """Whether the snapshot `code` has the module `name`."""
+    return (code / name.replace(".", "/")).with_suffix(".py").is_file()
 
 
 def require(run: Run, part: str, what: str) -> None:

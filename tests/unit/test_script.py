@@ -223,6 +223,29 @@ def test_the_shells_own_names_are_those_that_a_profile_may_not_set() -> None:
     assert found == profiles.SCRIPT_VARIABLES
 
 
+def test_tasks_run_from_the_image_where_their_code_can(tmp_path: Path) -> None:
+    setting = "{environment: image, stage: '$TMPDIR/a b'}"
+    command = """ "$python" -m jobs.supervise.image '$TMPDIR/a b' -u -m jobs."""
+    for stage in profiles.STAGES:
+        assert command + stage in script.text(batch(tmp_path / "no-run", setting, stage, made=False))
+        assert command not in script.text(batch(tmp_path, setting, stage))  # code that is older
+    (tmp_path / "code/jobs/supervise").mkdir(parents=True)
+    (tmp_path / "code/jobs/supervise/image.py").touch()
+    assert command in script.text(batch(tmp_path, setting))
+    boxed = "{environment: image, stage: /local, container: {kind: apptainer, image: x.sif}}"
+    assert 'x.sif "$python" -m jobs.supervise.image /local -u' in script.text(batch(tmp_path, boxed))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("environment: image", "environment` needs `stage`"), ("environment: tar", "'tar'")],
+)
+def test_an_environment_that_cannot_be_is_refused(text: str, says: str) -> None:
+    with pytest.raises(UserError) as raised:
+        resolved(text)
+    assert says in str(raised.value)
+
+
 def test_no_setup_line_takes_the_names_of_the_shell(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     lines = [f"{name}=/nowhere" for name in sorted(profiles.SCRIPT_VARIABLES)]

@@ -33,7 +33,7 @@ def check(resolved: Resolved) -> None:
         raise UserError(
             f"--nodes {settings.nodes} needs Slurm, and this run is local: use --nodes 1, or --cluster NAME"
         )
-    for key in ("setup", "container"):
+    for key in ("setup", "container", "environment"):
         if getattr(settings, key):
             raise UserError(
                 f"{resolved.sources[key]}: `{key}` is for Slurm jobs; a local run takes this environment"

@@ -1,0 +1,179 @@
+"""An environment as one file, unpacked on the node's own disk and run from there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from jobs.run import image, staged
+from jobs.run.errors import UserError
+from jobs.run.exit_codes import RESUME
+from jobs.supervise import copier
+from tests.stages import wait_until
+
+ROOT = Path(__file__).parents[2]
+SAY = "import sys, extra; print(sys.prefix, extra.VALUE, *sys.argv[1:])"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small environment, with a package of its own and this checkout's interpreter's, packed."""
+    path = tmp_path_factory.mktemp("environments") / "own env"
+    venv.create(path, symlinks=True)
+    (site,) = path.glob("lib/python*/site-packages")
+    (site / "extra.py").write_text("VALUE = 'from here'\n")
+    (mine,) = Path(sys.prefix).glob("lib/python*/site-packages")
+    (site / "more.pth").write_text(f"{mine}\n")
+    pack(path)
+    return path
+
+
+def pack(environment: Path) -> Path:
+    said = subprocess.run(
+        [ROOT / "env" / "pack.sh", environment], capture_output=True, text=True, check=True
+    ).stdout
+    made = Path(f"{environment}.tar")
+    assert said.startswith(f"{made}: ")
+    return made
+
+
+def start(environment: Path, stage: Path | str, **more: str) -> subprocess.Popen[str]:
+    python = image.interpreter(environment)
+    return subprocess.Popen(
+        [python, "-m", image.PROGRAM, str(stage), "-c", SAY, "an argument"], cwd=ROOT,
+        env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def copies(stage: Path) -> list[Path]:
+    return sorted(path for path in staged.folder(stage).iterdir() if not path.name.startswith("lock"))
+
+
+def test_the_node_unpacks_it_once_and_all_run_from_there(environment: Path, tmp_path: Path) -> None:
+    ranks = [start(environment, "$OWN/stage", OWN=str(tmp_path)) for _ in range(3)]
+    said = [rank.communicate(timeout=100) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * 3, said
+    (copy,) = copies(tmp_path / "stage")
+    for out, err in said:
+        assert out.splitlines()[-1] == f"{copy} from here an argument"
+        assert err == ""
+    before = copy.stat().st_ino, (copy / "pyvenv.cfg").stat().st_ctime_ns
+    again = start(environment, tmp_path / "stage")
+    assert again.communicate(timeout=100)[0].splitlines()[-1].startswith(str(copy))
+    assert (copy.stat().st_ino, (copy / "pyvenv.cfg").stat().st_ctime_ns) == before
+
+
+def test_a_new_image_is_another_copy(environment: Path, tmp_path: Path) -> None:
+    start(environment, tmp_path).communicate(timeout=100)
+    (first,) = copies(tmp_path)
+    os.utime(f"{environment}.tar")
+    start(environment, tmp_path).communicate(timeout=100)
+    assert len(copies(tmp_path)) == 2
+    assert first in copies(tmp_path)
+
+
+@pytest.mark.parametrize("trouble", ["variable", "folder", "damaged", "empty", "image"])
+def test_where_it_cannot_it_says_so_and_runs_from_the_shared_one(
+    trouble: str, environment: Path, tmp_path: Path
+) -> None:
+    made = Path(f"{environment}.tar")
+    content = made.read_bytes()
+    stage = {"variable": "$NO_SUCH_VARIABLE", "folder": str(tmp_path / "no" / "such")}.get(
+        trouble, str(tmp_path)
+    )
+    try:
+        if trouble == "damaged":
+            made.write_bytes(content[: len(content) // 2])
+        elif trouble == "empty":
+            (tmp_path / "nothing").mkdir()
+            subprocess.run(["tar", "-cf", made, "-C", tmp_path / "nothing", "."], check=True)
+        elif trouble == "image":
+            made.unlink()
+        out, err = (process := start(environment, stage)).communicate(timeout=100)
+    finally:
+        made.write_bytes(content)
+    assert process.returncode == 0
+    assert out == f"{environment} from here an argument\n"
+    (line,) = err.splitlines()
+    assert line.startswith("environment: ")
+    assert line.endswith(f"; on from {image.interpreter(environment)}")
+    if trouble in ("damaged", "empty"):
+        assert copies(tmp_path) == []
+
+
+def test_it_is_kept_while_it_is_used_and_goes_when_its_room_is_needed(
+    environment: Path, tmp_path: Path
+) -> None:
+    used = subprocess.Popen(
+        [image.interpreter(environment), "-m", image.PROGRAM, str(tmp_path), "-c", "print(input())"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert used.stdout is not None
+    used.stdout.readline()  # where it is
+    (copy,) = copies(tmp_path)
+    os.utime(copy, (0, 0))  # old
+    inside = os.open(staged.folder(tmp_path), os.O_RDONLY)
+    copier.make_room(inside, 0, tmp_path)
+    assert copies(tmp_path) == [copy]
+    assert used.communicate("end\n", timeout=100)[0] == "end\n"
+    ((_, size, name),) = copier._unused(inside)
+    assert (name, size) == (copy.name, Path(f"{environment}.tar").stat().st_size)
+    copier.make_room(inside, 0, tmp_path)
+    assert copies(tmp_path) == []
+    os.close(inside)
+
+
+def test_it_leaves_when_it_is_told_to_while_another_unpacks(environment: Path, tmp_path: Path) -> None:
+    folder = staged.folder(tmp_path)
+    folder.mkdir(mode=0o700)
+    with (folder / "lock.env").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = start(environment, tmp_path)
+        waits = re.compile(r"SigCgt:\s+([0-9a-f]+)")
+
+        def listens() -> bool:
+            caught = waits.search(Path(f"/proc/{process.pid}/status").read_text())
+            return caught is not None and bool(int(caught[1], 16) >> (signal.SIGUSR2 - 1) & 1)
+
+        wait_until(listens)
+        process.send_signal(signal.SIGUSR2)
+    assert process.wait(100) == RESUME
+
+
+def test_what_is_no_whole_copy_is_removed(environment: Path, tmp_path: Path) -> None:
+    left = staged.folder(tmp_path) / "0123.env.part"
+    (left / "lib").mkdir(parents=True)
+    left.parent.chmod(0o700)
+    start(environment, tmp_path).communicate(timeout=100)
+    assert not left.exists()
+
+
+def test_an_image_that_is_older_than_its_environment_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own"
+    venv.create(path, symlinks=True)
+    python = Path(image.interpreter(path))
+    with pytest.raises(UserError, match=r"there is no .*own\.tar: env/pack\.sh .*own makes it"):
+        image.check(python)
+    made = pack(path)
+    image.check(python)
+    os.utime(made, (1, 1))
+    with pytest.raises(UserError, match=r"has changed since .*own\.tar was made"):
+        image.check(python)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"), [(["a", "b"], "one environment"), (["/no/such"], "there is no"), (["--x"], "--x")]
+)
+def test_what_cannot_be_packed_is_said(arguments: list[str], says: str) -> None:
+    done = subprocess.run([ROOT / "env" / "pack.sh", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
