@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,23 @@ def test_the_node_unpacks_it_once_and_all_run_from_there(environment: Path, tmp_
     again = start(environment, tmp_path / "stage")
     assert again.communicate(timeout=100)[0].splitlines()[-1].startswith(str(copy))
     assert (copy.stat().st_ino, (copy / "pyvenv.cfg").stat().st_ctime_ns) == before
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here")
+def test_nothing_is_looked_up_in_the_shared_environment(environment: Path, tmp_path: Path) -> None:
+    """From the moment in which the copy's interpreter runs."""
+    start(environment, tmp_path).communicate(timeout=100)
+    (copy,) = copies(tmp_path)
+    trace = tmp_path / "trace"
+    command = [image.interpreter(environment), "-m", image.PROGRAM, str(tmp_path), "-c", SAY]
+    strace = ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=%file", "-o", str(trace)]
+    out = subprocess.run([*strace, *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == f"{copy} from here"
+    calls = [line for line in trace.read_text().splitlines() if '"' in line]
+    (begun,) = (number for number, line in enumerate(calls) if f'execve("{copy}/bin/python"' in line)
+    assert any(f'"{environment}/' in line for line in calls[:begun])
+    assert [line for line in calls[begun:] if f'"{environment}' in line] == []
+    assert any(f'"{copy}/lib' in line and "extra" in line for line in calls[begun:])
 
 
 def test_a_new_image_is_another_copy(environment: Path, tmp_path: Path) -> None:
