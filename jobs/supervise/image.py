@@ -22,24 +22,30 @@ from jobs.run.errors import UserError
 from jobs.supervise import copier
 
 IGNORING = ("sh", "-c", 'trap "" USR2 TERM; exec "$@"', "unpack")
-asked: list[int] = []
-"""Signals that have come: by then nothing is trained yet, so this start leaves when the image is unpacked."""
+TRAINING = "jobs.train"
 
 
 def main() -> None:
     setting, arguments = sys.argv[1], sys.argv[2:]
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, _: asked.append(number))
+    asked: list[int] = []
+    numbers = (signal.SIGUSR2, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
     python = sys.executable
     try:
         python = image.interpreter(place(image.beside(Path(python)), setting))
     except (UserError, OSError) as error:
         print(f"environment: {error}; on from {python}", file=sys.stderr, flush=True)
-    if asked:
+    if TRAINING in arguments:
+        # What has come, and comes from here on, waits until the supervisor's handlers stand
+        # (processes.wake_on_signals): it alone knows how a start leaves.
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        for number in asked:
+            os.kill(os.getpid(), number)
+    elif asked:
         sys.exit(exit_codes.RESUME)
-    for number, action in before.items():
-        signal.signal(number, action)
+    else:
+        for number, action in zip(numbers, before, strict=True):
+            signal.signal(number, action)
     os.execv(python, [python, *arguments])
 
 

@@ -177,6 +177,8 @@ def wake_on_signals(handle: Callable[[signal.Signals], None], *numbers: signal.S
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for number in numbers:
         signal.signal(number, lambda n, _frame: handle(signal.Signals(n)))
+    # Before this program there may have been another that kept them for it (image.py).
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     return read_end
 
 

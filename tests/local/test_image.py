@@ -149,21 +149,38 @@ def test_it_is_kept_while_it_is_used_and_goes_when_its_room_is_needed(
     os.close(inside)
 
 
-def test_it_leaves_when_it_is_told_to_while_another_unpacks(environment: Path, tmp_path: Path) -> None:
+HEAR = """
+import signal
+from jobs.supervise import processes
+heard = []
+processes.wake_on_signals(heard.append, signal.SIGUSR2, signal.SIGTERM)
+print(*map(int, heard))
+"""
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_signal_is_heard_although_another_unpacks(
+    training: bool, environment: Path, tmp_path: Path
+) -> None:
+    """By the training's supervisor, when its handlers stand; other tasks leave at once."""
     folder = staged.folder(tmp_path)
     folder.mkdir(mode=0o700)
+    task = ["-c", HEAR, "jobs.train"] if training else ["-c", "print('ran')"]
     with (folder / "lock.env").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        process = start(environment, tmp_path)
-        waits = re.compile(r"SigCgt:\s+([0-9a-f]+)")
+        ignoring = ["sh", "-c", 'trap "" USR2 TERM; exec "$@"', "task", image.interpreter(environment)]
+        command = [*ignoring, "-m", image.PROGRAM, str(tmp_path), *task]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
         def listens() -> bool:
-            caught = waits.search(Path(f"/proc/{process.pid}/status").read_text())
+            caught = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{process.pid}/status").read_text())
             return caught is not None and bool(int(caught[1], 16) >> (signal.SIGUSR2 - 1) & 1)
 
         wait_until(listens)
         process.send_signal(signal.SIGUSR2)
-    assert process.wait(100) == RESUME
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == (0 if training else RESUME)
+    assert out.splitlines()[1:] == (["12"] if training else [])
 
 
 def test_what_is_no_whole_copy_is_removed(environment: Path, tmp_path: Path) -> None:
