@@ -13,7 +13,7 @@ from launcher import HELD, ROOT, Launcher, of_run
 
 from jobs.run import image, staged
 
-UNPACKED = re.compile(r"^environment: (\S+) on (\w+), ", re.MULTILINE)
+UNPACKED = re.compile(r"^environment: (\S+) on (\S+), ", re.MULTILINE)
 
 
 def test_a_training_and_its_evaluation_run_from_the_image(launch: Launcher, tmp_path: Path) -> None:
