@@ -280,7 +280,7 @@ def _command(batch: Batch) -> str:
         srun[0] = SRUN.replace('--cpus-per-task="$SLURM_CPUS_PER_TASK"', tasks)
     code = batch.run / files.CODE() if batch.run is not None and batch.made else None
     python = '"$python"'
-    if settings.environment and (code is None or programs.has(code, image.PROGRAM)):
+    if settings.environment and programs.knows(code, image.PROGRAM):
         python += f" -m {image.PROGRAM} {_quote(settings.stage)}"
     if settings.container is not None:
         flags, prefix = _container(settings.container, batch.mounts)

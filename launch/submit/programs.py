@@ -33,6 +33,11 @@ def has(code: Path, name: str) -> bool:
     return (code / name.replace(".", "/")).with_suffix(".py").is_file()
 
 
+def knows(code: Path | None, name: str) -> bool:
+    """Whether a run has the module `name`. One that is still being made is given today's code."""
+    return code is None or not code.is_dir() or has(code, name)
+
+
 def require(run: Run, part: str, what: str) -> None:
     """Raises UserError for a run whose own code is too old for `what`: it has no `part` (a path below it)."""
     if run.code.is_dir() and not (run.code / part).exists():

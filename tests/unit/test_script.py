@@ -228,8 +228,9 @@ def test_tasks_run_from_the_image_where_their_code_can(tmp_path: Path) -> None:
     command = """ "$python" -m jobs.supervise.image '$TMPDIR/a b' -u -m jobs."""
     for stage in profiles.STAGES:
         assert command + stage in script.text(batch(tmp_path / "no-run", setting, stage, made=False))
-        assert command not in script.text(batch(tmp_path, setting, stage))  # code that is older
+        assert command + stage in script.text(batch(tmp_path / "being-made", setting, stage))
     (tmp_path / "code/jobs/supervise").mkdir(parents=True)
+    assert command not in script.text(batch(tmp_path, setting))  # code that is older
     (tmp_path / "code/jobs/supervise/image.py").touch()
     assert command in script.text(batch(tmp_path, setting))
     boxed = "{environment: image, stage: /local, container: {kind: apptainer, image: x.sif}}"
