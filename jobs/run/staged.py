@@ -4,7 +4,7 @@ STAGE/baton-UID-data/      this user's alone (private.py); STAGE is the setting,
     KEY.zip                a copy, whole and verified: it gets this name last. KEY names one state of one file
     KEY.env                an unpacked image of an environment (jobs/supervise/image.py), the same way
     KEY.part, KEY.env.part one in the making, where it cannot be without a name until then
-    lock, lock.env         held by the one process that copies a dataset, or unpacks an image
+    lock, lock-image       held by the one process that copies a dataset, or unpacks an image
 
 Who reads a copy holds a shared lock on it. The kernel gives up the locks of whoever dies, so they count the
 users exactly; a copy whose exclusive lock can be had has none. jobs/supervise/copier.py makes the copies.

@@ -66,7 +66,7 @@ def place(packed: Path, setting: str) -> Path:
         folder = staged.folder(stage) / name
         with (
             copier.closing(copier.open_folder(stage)) as inside,
-            copier.closing(copier.open_lock(inside, "lock.env")),
+            copier.closing(copier.open_lock(inside, "lock-image")),
         ):
             copier.remove_remains(inside, staged.ENVIRONMENT)
             if not hold(inside, name):

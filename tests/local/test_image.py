@@ -166,7 +166,7 @@ def test_a_signal_is_heard_although_another_unpacks(
     folder = staged.folder(tmp_path)
     folder.mkdir(mode=0o700)
     task = ["-c", HEAR, "jobs.train"] if training else ["-c", "print('ran')"]
-    with (folder / "lock.env").open("w") as file:
+    with (folder / "lock-image").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         ignoring = ["sh", "-c", 'trap "" USR2 TERM; exec "$@"', "task", image.interpreter(environment)]
         command = [*ignoring, "-m", image.PROGRAM, str(tmp_path), *task]
