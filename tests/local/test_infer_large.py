@@ -26,8 +26,8 @@ from jobs.infer import large, raster, segmenting  # noqa: E402
 
 HEIGHT, WIDTH = 896, 1024
 TILE, OVERLAP = 576, 288
-"""A quarter of the overlap, 72 pixels, is as far as tests/configs/tiny.py looks. The sides are multiples of
-32: of others the network itself stretches what it says of the whole image."""
+"""A quarter of the overlap, 72 pixels, is as far as tests/support/configs/tiny.py looks. The sides are
+multiples of 32: of others the network itself stretches what it says of the whole image."""
 
 
 def config(**model: Any) -> Any:

@@ -8,10 +8,10 @@ import sys
 import venv
 from pathlib import Path
 
-from clusters import wait_event, wait_for
 from launcher import HELD, ROOT, Launcher, of_run
 
 from jobs.run import image, staged
+from tests.support.slurm import wait_event, wait_for
 
 UNPACKED = re.compile(r"^environment: (\S+) on (\S+), ", re.MULTILINE)
 
@@ -30,7 +30,7 @@ def test_a_training_and_its_evaluation_run_from_the_image(launch: Launcher, tmp_
     )
     arguments = ["--run", "imaged", "--cluster", profile, "--nodes", 1, "--gpus", 2, "--set", *HELD]
     _, error = launch(
-        "train", "--config", "tests/configs/tiny.py", "--data-root", launch.data, *arguments, code=2
+        "train", "--config", "tests/support/configs/tiny.py", "--data-root", launch.data, *arguments, code=2
     )
     assert f"env/pack.sh {environment} makes it" in error
     assert not (launch.runs / "imaged").exists()

@@ -22,7 +22,7 @@ from mmengine.config import Config  # noqa: E402
 
 from jobs.evaluate.counting import counted  # noqa: E402
 from jobs.evaluate.drawing import how_many, pictures_of  # noqa: E402
-from jobs.infer.__main__ import build_pipeline, loaded  # noqa: E402
+from jobs.infer.whole import build_pipeline, loaded  # noqa: E402
 
 TINY = Path(__file__).parents[1] / "support" / "configs" / "tiny.py"
 
