@@ -19,6 +19,8 @@ from jobs.run import environment
 HERE = Path(__file__).resolve().parent
 NEEDED = "tests/gpu/requirements.txt"
 MEASURED = "test_speed.py"
+OPERATIONS = "tests/unit/test_pure_ops.py"
+"""Takes the GPU, where there is one, beside the CPU."""
 NOTHING_SELECTED = 5
 """pytest's exit code where `-k` leaves nothing of a part."""
 
@@ -39,7 +41,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         parts = [Path(folder, "holds.json"), Path(folder, "measured.json")]
         kept = [f"--ignore={HERE / MEASURED}", *(["-n", str(at_once)] if at_once > 1 else [])]
-        codes = [run(HERE, kept, parts[0]), run(HERE / MEASURED, [], parts[1])]
+        paths = [HERE, *([HERE.parents[1] / OPERATIONS] if work.GPUS else [])]
+        codes = [run(paths, kept, parts[0]), run([HERE / MEASURED], [], parts[1])]
         text = table.render(*table.joined(parts))
     print(f"\n{text}")
     if work.GPUS:
@@ -48,8 +51,18 @@ def main() -> int:
     return max(codes, default=NOTHING_SELECTED)
 
 
-def run(what: Path, options: list[str], part: Path) -> int:
-    command = [sys.executable, "-m", "pytest", str(what), "-q", "-W", "ignore", *options, *sys.argv[1:]]
+def run(paths: list[Path], options: list[str], part: Path) -> int:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *map(str, paths),
+        "-q",
+        "-W",
+        "ignore",
+        *options,
+        *sys.argv[1:],
+    ]
     return subprocess.run(
         command, cwd=HERE.parents[1], env=os.environ | {"BATON_GPU_PART": str(part)}
     ).returncode

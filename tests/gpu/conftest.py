@@ -62,7 +62,7 @@ def show(record_property: Callable[[str, object], None]) -> Callable[[str, str],
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if "tests/gpu/" not in report.nodeid:
+    if not report.nodeid.startswith(("tests/gpu/", "tests/unit/test_pure_ops.py")):
         return
     name = report.nodeid.partition("::")[2]
     if report.failed:
