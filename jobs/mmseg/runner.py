@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -119,12 +120,29 @@ class TrainingRunner(Runner):
         self._has_loaded = True
 
 
+def say_nothing_of_dead_writers() -> None:
+    """TensorBoard writes in a thread, which dies of a full disk with a traceback: one for each value that
+    comes. One that is just printed at the end of the process makes Python abort, and a finished training
+    fail ("could not acquire lock … at interpreter shutdown")."""
+    hook = threading.excepthook
+    if getattr(hook, "quiet", False):
+        return
+
+    def quiet(dead: threading.ExceptHookArgs) -> None:
+        if not (isinstance(dead.exc_value, OSError) and type(dead.thread).__name__ == "_AsyncWriterThread"):
+            hook(dead)
+
+    quiet.quiet = True  # type: ignore[attr-defined]
+    threading.excepthook = quiet
+
+
 def guard(backend: Any) -> None:
     """Makes a training outlive what a visualizer's backend raises, whatever that is (a full disk, a service
     that is gone): what it cannot write is lost, and said once.
 
     TensorBoard's writer is dead after an OSError; the next value that comes opens a new file.
     """
+    say_nothing_of_dead_writers()
     said = False
 
     def guarded(method: Any) -> Any:

@@ -162,6 +162,7 @@ for backend in backends:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("could not write") == 2
+    assert "Traceback" not in done.stderr
     compat.prepare()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
