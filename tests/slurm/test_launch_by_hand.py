@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher import TINY, Launcher, of_run
+from PIL import Image
 
 from tests.support.slurm import Slurm
 
@@ -30,8 +31,9 @@ def test_evaluation_on_two_ranks_inference_and_export(launch: Launcher, tmp_path
     (launch.runs / "one").rename(tmp_path / "elsewhere")  # the folder alone will do
     launch("infer", tmp_path / "model", photo, "--out", tmp_path / "exported", "--wait")
     (tmp_path / "elsewhere").rename(launch.runs / "one")
-    masks = [(tmp_path / where / f"{photo.stem}.png").read_bytes() for where in ("masks", "exported")]
-    assert masks[0] == masks[1]
+    masks = [Image.open(tmp_path / where / f"{photo.stem}.png") for where in ("masks", "exported")]
+    assert masks[0].size == masks[1].size == Image.open(photo).size
+    assert masks[0].tobytes() == masks[1].tobytes()  # which of the two made it, each says in its text
 
     bad = tmp_path / "bad.jpg"
     bad.write_text("no image")
