@@ -13,6 +13,8 @@ from jobs.run import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Nowhere is this folder's `run` or `prepare` what another module looks for.
-sys.path[:] = [folder for folder in sys.path if folder != str(ROOT / "benchmarks")]
+# Nowhere is this folder's `run` or `prepare` what another module looks for; last, for processes that a
+# benchmark spawns begin with the same import.
+_HERE = str(ROOT / "benchmarks")
+sys.path[:] = [*(folder for folder in sys.path if folder != _HERE), _HERE]
 environment.enter()
