@@ -248,8 +248,10 @@ def _listens(path: Path) -> bool:
 
 
 DATABASE_USER = "mysql"
-DATABASE_HOME = Path("/var/lib/mysql")
-"""Both come with Debian's package."""
+"""The account that MariaDB's package makes."""
+DATABASE_HOME = Path("/mnt")
+"""Where that user sees the database, in a mount namespace; any folder that is everywhere. (The package's own,
+/var/lib/mysql, is not made any more by Debian testing's.)"""
 
 
 def _database_user(cluster: Cluster) -> str:
