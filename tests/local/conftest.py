@@ -32,5 +32,5 @@ def random_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "torch.save({'state_dict': model.state_dict()}, sys.argv[2])\n"
     )
     arguments = [str(run.config), str(run.path / "weights.pth")]
-    subprocess.run([sys.executable, "-c", script, *arguments], cwd=run.code, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script, *arguments], cwd=run.code, check=True, timeout=300)
     return run

@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def up(state: Path, *options: str) -> Slurm:
     """Starts a cluster by the command that users give."""
     command = [sys.executable, "-m", "tests.support.cluster.up", str(state), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout
     return Slurm(config.load(state))
 

@@ -235,14 +235,14 @@ def test_without_root(guard: Callable[[Path], None]) -> None:
         python = [*rights, sys.executable, "-B", "-m"]
         options = ["--no-accounting", "--nodes", "1"]
         subprocess.run(
-            [*python, "tests.support.cluster.up", state, *options], cwd=ROOT, check=True, timeout=120
+            [*python, "tests.support.cluster.up", state, *options], cwd=ROOT, check=True, timeout=300
         )
         try:
             slurm = Slurm(config.load(state))
             assert slurm.run(*rights, "srun", "id", "-u", cwd="/") == f"{user.pw_uid}\n"
         finally:
             down = [*python, "tests.support.cluster.down", state, "--wipe"]
-            subprocess.run(down, cwd=ROOT, check=True, timeout=120)
+            subprocess.run(down, cwd=ROOT, check=True, timeout=300)
         assert everything(state) == []
         assert mounts(state) == []
 
@@ -262,7 +262,7 @@ def test_a_cluster_that_cannot_start_says_why_in_one_line(state: Path, tmp_path:
         [sys.executable, "-m", "tests.support.cluster.up", state, "--no-accounting", "--nodes", "1"],
         cwd=ROOT,
         env=os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: slurmctld ended: fatal: Invalid user for SlurmUser nobody")

@@ -50,6 +50,6 @@ def test_without_accounting(variant: Callable[..., Slurm], tmp_path: Path, voc_s
     assert waiting.stdout is not None
     job = json.loads(waiting.stdout.readline())["jobs"]["evaluate"]
     launch.slurm.run("scancel", job)
-    _, error = waiting.communicate(timeout=120)
+    _, error = waiting.communicate(timeout=300)
     assert waiting.returncode == 1
     assert f"evaluate job {job} CANCELLED" in error

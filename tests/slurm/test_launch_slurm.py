@@ -175,7 +175,7 @@ def test_a_controller_that_is_away_is_waited_for(launch: Launcher) -> None:
         daemons.start(slurm.cluster, "slurmctld")
     slurm.wait_nodes()
     assert said.count("controller does not answer") >= 3, said
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     jobs = json.loads(out)["jobs"]
     assert slurm.job(jobs["train"])["JobName"] == "patient"

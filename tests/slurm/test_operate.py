@@ -115,7 +115,7 @@ def test_doctor_where_the_controller_is_away(cluster: Slurm, tmp_path: Path) -> 
     environment = cluster.environment | {"SLURM_CONF": str(config), "BATON_RUNS": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "launch/doctor.py"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "its controller does not answer" in done.stdout

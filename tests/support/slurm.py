@@ -41,7 +41,7 @@ class Slurm:
     def run(self, *argv: str, check: bool = True, **options: Any) -> str:
         """Runs a command against the cluster and returns what it wrote."""
         environment = self.environment | options.pop("env", {})
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, **options)
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300, **options)
         assert not check or done.returncode == 0, (
             f"{argv} ended with {done.returncode}: {done.stderr}{done.stdout}"
         )

@@ -64,7 +64,7 @@ def make_run(path: Path, data: Path, config: str = "tests/support/configs/tiny.p
     return run
 
 
-def start(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 180) -> list[int]:
+def start(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 300) -> list[int]:
     """Starts all ranks of `run` once and waits for them. Returns their exit codes; -9 for SIGKILL.
 
     `plan` interrupts this start: see tests/interrupting.py. Once a rank has died of an error or a signal,
@@ -90,7 +90,7 @@ def start(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 180) -> l
     return [process.exitcode for process in processes]  # type: ignore[misc]
 
 
-def start_commands(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 180) -> list[int]:
+def start_commands(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 300) -> list[int]:
     """As `start`, with real `python -m jobs.mmseg.rank RUN` commands: slower, nothing inherited."""
     number = claim(run)
     processes = []
@@ -150,7 +150,7 @@ def log_of(run: Run, number: int) -> str:
     return "\n".join(path.read_text()[-3000:] for path in sorted(run.job.glob(f"{number}_*_log.out")))
 
 
-def run_job(run: Run, job: str, *arguments: str, timeout: float = 180) -> None:
+def run_job(run: Run, job: str, *arguments: str, timeout: float = 300) -> None:
     """What `python -m jobs.JOB RUN …` does in RUN/code, in a process that has torch already.
 
     Raises AssertionError, with its output, if it does not end well.
