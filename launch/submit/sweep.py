@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
     values = sweep_options.elements(arguments)
     name = arguments.run or _free(spec.config.stem)
     taken = [f"{name}-{number}" for number in range(len(values)) if runs.is_taken(f"{name}-{number}")]
-    if taken and arguments.element is None:
+    if taken and arguments.element is None and arguments.dry_run != "evaluate":
         raise UserError(f"the run name {taken[0]!r} is taken: choose another --run for the sweep")
     runs.check_name(f"{name}-{len(values) - 1}")
     prefix = runs.runs_root() / f"{name}-"

@@ -123,7 +123,8 @@ def submit(
 def dry_run(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
     """Prints what would be submitted. The script makes the run directory itself, for plain sbatch."""
     name = arguments.run or runs.free_name(spec.config.stem)
-    if runs.is_taken(name):
+    # By the time that its evaluation is asked for, the training may have made the run.
+    if runs.is_taken(name) and arguments.dry_run != "evaluate":
         raise UserError(f"the run name {name!r} is taken ({runs.runs_root() / name}): choose another")
     path = runs.runs_root() / name
     executor = executors.named(spec.train.executor)

@@ -51,6 +51,17 @@ def test_a_grid_of_runs_is_made(tmp_path: Path) -> None:
     assert repeated[-4:] == ["--set", "optim_wrapper.optimizer.lr=0.2", "--set", "randomness.seed=7"]
 
 
+@pytest.mark.parametrize(
+    "axes", [["--sweep", "optim_wrapper.optimizer.lr=0.1,0.2"], []], ids=["sweep", "run"]
+)
+def test_the_evaluation_is_shown_of_a_training_that_has_begun(axes: list[str], tmp_path: Path) -> None:
+    """Whose job has been submitted by hand, and made the run, while the user asks for the second script."""
+    call(tmp_path, *TRAIN, *axes, "--run", "mine", "--no-submit")
+    script = call(tmp_path, *TRAIN, *axes, "--run", "mine", "--dry-run=evaluate")
+    assert "-m jobs.evaluate" in script
+    assert "is taken" in call(tmp_path, *TRAIN, *axes, "--run", "mine", "--dry-run", code=2)
+
+
 def test_options_of_a_sweep_without_one(tmp_path: Path) -> None:
     said = call(tmp_path, *TRAIN, "--zip", "--no-submit", code=2)
     assert said.startswith("error: --zip is about the values of several --sweep")

@@ -17,7 +17,7 @@ from tests.support.cluster.config import Cluster
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T | None], what: str, seconds: float = 90.0) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, seconds: float = 300.0) -> T:
     """Polls until `condition` is true and returns its value. Fails the test, saying `what`, after `seconds`.
 
     The deadline is there to end a test that will never pass; no test depends on how fast things are.
