@@ -5,7 +5,8 @@
 PLAN is a JSON file (or a run directory with plan.json in it)
 {"steps": 30, "seconds": 0.05, "save_every": 10, "faults": [...]}; a fault is
 {"start": 1, "rank": 2, "step": 5, "do": "raise" | "exit N" | "kill" | "segv" | "hang" | "fork" | "deaf" |
-"assert" | "slow" | "babble"} (slow: its saves never end; babble: what is no sign of life, where those go)
+"assert" | "abort" | "cublas" | "slow" | "babble"} (abort, cublas: what HIP and CUDA make of a wrong label;
+slow: its saves never end; babble: what is no sign of life, where those go)
 It "trains" by counting, saves RUN/checkpoints/count on rank 0 (unless fenced off), and on USR2 or TERM saves
 and leaves with 85.
 With `finish_when_asked` it finishes then instead, whatever is left to do.
@@ -87,6 +88,18 @@ def misbehave(worker: Worker, what: str) -> None:
         raise ValueError(f"a bad batch in rank {worker.rank}")
     if what == "assert":
         raise RuntimeError("CUDA error: device-side assert triggered")
+    if what == "abort":  # as HIP does it
+        print(
+            "Loss.hip:104: Device-side assertion `t >= 0 && t < n_classes' failed.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os.abort()
+    if what == "cublas":  # as CUDA may: thousands of lines of the kernel, and what failed after it
+        for thread in range(2000):
+            where = f"Loss.cu:104: nll_loss2d: block: [0,0,0], thread: [{thread},0,0]"
+            print(f"{where} Assertion `t < n_classes` failed.", file=sys.stderr)
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`")
     if what.startswith("exit"):  # as native code may: nothing of Python's hears of it
         os._exit(int(what.split()[1]))
     if what == "kill":

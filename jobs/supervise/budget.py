@@ -22,13 +22,17 @@ NODE_FAILURES = 2
 
 # Errors that come from a machine, not from the program: another node may well do better.
 HARDWARE = re.compile(
-    r"CUDA|NCCL|cuDNN|ECC|Xid|NVML|hardware|bus error|SIGBUS|Input/output error|Stale file"
+    r"CUDA|NCCL|cuDNN|\bHIP\b|RCCL|MIOpen|HSA_STATUS|ECC|Xid|NVML|hardware|bus error|SIGBUS"
+    r"|Input/output error|Stale file"
     r"|No space left|Read-only file system|Cannot allocate memory|out of memory",
     re.IGNORECASE,
 )
 
-DATA = re.compile(r"device-side assert", re.IGNORECASE)
-"""A kernel's own check of its input, mostly a label that is no class: no machine does better."""
+DATA = re.compile(r"device-side assert|thread: \[[\d,]+\] assertion", re.IGNORECASE)
+"""A kernel's own check of its input, mostly a label that is no class: no machine does better. As an error
+(torch's `CUDA error: device-side assert triggered`), or as the kernel itself writes it to the log before
+(CUDA `… block: [0,0,0], thread: [4,0,0] Assertion `t >= 0 && t < n_classes` failed.`, HIP `Device-side
+assertion …`)."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ def _same(one: Attempt, other: Attempt) -> bool:
         return False
     a, b = one.failures[-1], other.failures[-1]
     by_program = a.rank is not None and b.rank is not None and 0 < (a.exit_code or 0) < 128
+    by_program = by_program or bool(DATA.search(a.error or ""))  # which may end in an abort
     return (
         by_program
         and a.step == b.step

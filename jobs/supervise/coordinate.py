@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.run import exit_codes
+from jobs.supervise import budget
 
 # The error of a rank whose peer has died. If the peer's own comes within SETTLE_SECONDS, that is the cause.
 LOST_PEER = re.compile(
@@ -241,6 +242,9 @@ def _echo(end: dict[str, Any]) -> int:
     1: it was aborted, which NCCL's watchdog does to a healthy rank whose peer is gone, and native code to a
     sick one, whose peers then report a lost connection.
     """
+    error = str(end.get("error") or "")
+    if budget.DATA.search(error):
+        return 0
     if end.get("signal"):
         return 1 if end["signal"] == "SIGABRT" else 0
-    return 2 if LOST_PEER.search(str(end.get("error") or "")) else 0
+    return 2 if LOST_PEER.search(error) else 0

@@ -117,6 +117,8 @@ class _Supervisor:
             env["BATON_STORE_FD"] = str(self.meeting.store.fileno())
         self.heartbeat_end = read_end
         try:
+            log = worker_end.log_of(self.run, self.task)
+            self.log_begin = worker_end.size_of(self.run.path / log) if log else 0
             self.worker = processes.start(command, env, pass_fds=passed)
             os.close(write_end)
             if self.meeting.store:  # it is the worker's now, and ends with it
@@ -320,13 +322,14 @@ class _Supervisor:
             return end
         recorded = self.run.job / files.ERROR(START=self.meeting.start, RANK=self.task.rank)
         try:
-            end["error"] = message if by_signal else str(json.loads(recorded.read_bytes())["error"])
+            error = message if by_signal else str(json.loads(recorded.read_bytes())["error"])
         except FileNotFoundError:
-            end["error"] = message
-        except (OSError, *MALFORMED) as error:
-            end["error"] = f"{message} ({recorded.name} cannot be read: {error})"
-        end["log"] = worker_end.log_of(self.run, self.task)
-        return end
+            error = message
+        except (OSError, *MALFORMED) as problem:
+            error = f"{message} ({recorded.name} cannot be read: {problem})"
+        log = worker_end.log_of(self.run, self.task)
+        words = worker_end.explained(error, self.run.path / log, self.log_begin) if log else error
+        return end | {"error": words, "log": log}
 
     @property
     def stacks(self) -> Path:

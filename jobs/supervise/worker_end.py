@@ -10,9 +10,11 @@ from pathlib import Path
 from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.task import Task
-from jobs.supervise import processes
+from jobs.supervise import budget, processes
 
 DUMP_TURN_SECONDS = 1.0
+LAST_WORDS = 1 << 16
+"""Bytes of a log in which a kernel's last words are looked for."""
 
 DEATHS = {
     signal.SIGKILL: "killed by SIGKILL, probably for want of memory (the out-of-memory killer sends it)",
@@ -31,6 +33,22 @@ def describe(status: int) -> tuple[int, str | None, str]:
         return code, None, f"ended with exit code {code} and left no error; its log has more"
     number = signal.Signals(-code)
     return 128 - code, number.name, DEATHS.get(number, f"was killed by {number.name}")
+
+
+def explained(error: str, log: Path, begin: int) -> str:
+    """`error`, and, where a kernel has refused its input, what it wrote of that to `log` behind byte `begin`:
+    what torch says afterwards may be no more than that cuBLAS or a whole process has failed (HIP aborts it).
+    """
+    if budget.DATA.search(error) or not (DEATHS[signal.SIGABRT] in error or budget.is_hardware(error)):
+        return error
+    try:
+        with log.open("rb") as file:
+            file.seek(max(begin, size_of(log) - LAST_WORDS))
+            lines = file.read(LAST_WORDS).decode(errors="replace").splitlines()
+    except OSError:
+        return error
+    said = next((line.strip() for line in reversed(lines) if budget.DATA.search(line)), "")
+    return f"{said[:300]} ({error})" if said else error
 
 
 def size_of(path: Path) -> int:

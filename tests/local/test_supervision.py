@@ -40,6 +40,8 @@ def test_all_ranks_finish(tmp_path: Path) -> None:
         ("exit 3", 3, "exit code 3"),
         ("kill", 137, "SIGKILL, probably for want of memory"),
         ("segv", 139, "segmentation fault"),
+        ("abort", 134, "Device-side assertion `t >= 0 && t < n_classes' failed. (was aborted (SIGABRT)"),
+        ("cublas", FAILED, "Assertion `t < n_classes` failed. (RuntimeError: CUDA error: CUBLAS_STATUS_"),
         ("babble", 3, "exit code 3"),
     ],
 )

@@ -17,6 +17,7 @@ import pytest
 
 from jobs.run import events
 from jobs.run.directory import Run
+from jobs.supervise import budget
 from launch.submit import batch_script as script
 from launch.submit import programs
 from tests.stages import ROOT, make_run, of
@@ -278,14 +279,16 @@ def test_a_node_that_fails_twice_is_left(cluster: Slurm, tmp_path: Path) -> None
     assert of(run, "started")[-1]["restart"] == 1
 
 
-def test_wrong_data_on_a_gpu_is_no_node_s_fault(cluster: Slurm, tmp_path: Path) -> None:
-    """A label that is no class: the kernel's own check ends the process wherever it runs."""
-    faults = [{"start": "*", "rank": 1, "step": 2, "do": "assert"}]
+@pytest.mark.parametrize("how", ["assert", "abort", "cublas"])
+def test_wrong_data_on_a_gpu_is_no_node_s_fault(how: str, cluster: Slurm, tmp_path: Path) -> None:
+    """A label that is no class: the kernel's own check ends the process wherever it runs, as torch's error,
+    as HIP's abort, or as another library's error behind what the kernel wrote."""
+    faults = [{"start": "*", "rank": 1, "step": 2, "do": how}]
     run = make(tmp_path / "run", *TWO_NODES, "--requeue", faults=faults)
     job = submit(cluster, run)
     assert cluster.wait_ended(job) == "FAILED"
     (first, second) = of(run, "failed")
-    assert "device-side assert" in first["error"]
+    assert budget.DATA.search(first["error"])
     assert first["host"] == second["host"]
     assert not any(event.get("exclude") for event in of(run, "requeued"))
     assert "the same error twice in a row at step 2" in of(run, "stopped")[0]["reason"]

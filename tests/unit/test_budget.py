@@ -192,6 +192,19 @@ def test_a_kernels_check_of_its_input_is_no_broken_machine() -> None:
     assert "the same error twice in a row" in stop
     other = Story().start().fail(error, step=1, host="n1").start().fail(error, step=2, host="n1")
     assert other.verdict == budget.Verdict()
-    broken = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
-    worn = Story().start().fail(broken, host="n1").start().fail(broken, host="n1")
-    assert worn.verdict.exclude == ("n1",)
+    hip = "Loss.hip:104: Device-side assertion `t < n_classes' failed. (was aborted (SIGABRT))"
+    aborted = Story().start().fail(hip, code=134).start().fail(hip, code=134)
+    assert "the same error twice in a row" in str(aborted.verdict.stop)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError: CUDA error: uncorrectable ECC error encountered",
+        "torch.AcceleratorError: HIP error: unspecified launch failure",
+        "RuntimeError: MIOpen Error: miopenStatusUnknownError",
+    ],
+)
+def test_a_broken_machine_is_left(error: str) -> None:
+    worn = Story().start().fail(error, host="n1").start().fail(error, host="n1")
+    assert worn.verdict == budget.Verdict(exclude=("n1",))

@@ -47,6 +47,7 @@ ABORTED = {"code": 134, "signal": "SIGABRT", "error": "was aborted (SIGABRT)"}
         ([(0, ABORTED), (1, {"code": 137, "signal": "SIGKILL", "error": "killed"})], 1),
         ([(0, {"code": 1, "error": "RuntimeError: Connection reset by peer"}), (1, ABORTED)], 1),
         ([(0, ABORTED), (1, ABORTED)], 0),
+        ([(0, ABORTED), (1, ABORTED | {"error": "Device-side assertion (was aborted (SIGABRT))"})], 1),
     ],
 )
 def test_an_abort_may_be_the_watchdogs_and_then_another_rank_is_the_cause(
