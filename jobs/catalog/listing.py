@@ -28,6 +28,43 @@ def holds(folder: Path, suffix: str) -> bool:
     return any(path.is_file() for path in folder.rglob(f"*{suffix}"))
 
 
+def wrong_list(names: Path, folder: Path, suffix: str) -> str:
+    """What is wrong with a list of images as BaseSegDataset reads it (a name a line, in a folder, without its
+    suffix); "" for nothing. Of the images it looks for the first alone."""
+    try:
+        lines = names.read_bytes().decode().split("\n")
+    except FileNotFoundError:
+        return f"the dataset's list of images, {names}, is not there"
+    except UnicodeDecodeError:
+        return f"the dataset's list of images, {names}, is not a text in UTF-8"
+    except OSError as error:
+        return f"the dataset's list of images, {names}, cannot be read: {error.strerror}"
+    if lines[0].startswith("\ufeff"):
+        return (
+            f"{names} begins with a byte order mark (BOM), which would become part of the first image's "
+            "name: save it as UTF-8 without BOM"
+        )
+    found = [line.strip() for line in lines]
+    if not found[-1]:  # behind the last line's end
+        found.pop()
+    if not any(found):
+        return f"the dataset has no images: {names} names none"
+    if "" in found:
+        return f"line {found.index('') + 1} of {names} is empty: every line of a list has to name an image"
+    if not folder.is_dir():
+        return nothing_there(folder, suffix)
+    first = folder / f"{found[0]}{suffix}"
+    if first.is_file():
+        return ""
+    if (folder / found[0]).is_file():
+        return (
+            f"{names} names {found[0]!r}: it has to be without the suffix ({suffix!r}, img_suffix, is added)"
+        )
+    same = sorted(one.name for one in first.parent.glob("*") if one.stem == Path(found[0]).name)
+    hint = f"; there is {same[0]}: set img_suffix in the config's datasets" if same else ""
+    return f"{names} names {found[0]!r}, and there is no {first}{hint}"
+
+
 def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """(folder, names of the files in it) of all below a folder, through links too, hidden folders left out.
     A link to a folder in which it lies is not followed: there would be no end."""

@@ -290,12 +290,26 @@ def check_files(dataset: Any, where: str) -> None:
                 missing.append((what, path, str(info.get("img_path"))))
     if not missing:
         return
+    if why := list_of(dataset):
+        raise DataError(f"{where}: {why}")
     what, path, image = missing[0]
     of = f" of {image}" if what == "the mask" else ""
+    like = len({image for *_, image in missing})
     raise DataError(
-        f"{where}: {what} {path}{of} is not there ({len(missing)} of {len(dataset)} like this)"
+        f"{where}: {what} {path}{of} is not there ({like} of {len(dataset)} like this)"
         f"{other_suffix(Path(path), listed)}"
     )
+
+
+def list_of(dataset: Any) -> str:
+    """What is wrong with a dataset's list of images, where it is read in mmseg's way; "" for nothing."""
+    from mmseg.datasets import BaseSegDataset
+
+    own = getattr(type(dataset), "load_data_list", None)
+    if own is not BaseSegDataset.load_data_list or not Path(dataset.ann_file).is_file():
+        return ""
+    folder = Path(dataset.data_prefix.get("img_path") or "")
+    return listing.wrong_list(Path(dataset.ann_file), folder, dataset.img_suffix)
 
 
 def other_suffix(path: Path, listed: dict[str, set[str]]) -> str:

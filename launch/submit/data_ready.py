@@ -11,6 +11,7 @@ import posixpath
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs.catalog import listing, pretrained
 from jobs.catalog import readiness as state
@@ -76,17 +77,27 @@ def _check_images(data_root: Path, chain: configs.Chain) -> None:
     for key in ("train_dataloader", "val_dataloader"):
         loader = chain.values.get(key)
         one = loader.get("dataset") if isinstance(loader, dict) else None
-        if not isinstance(one, dict) or one.get("type") != "BaseSegDataset" or one.get("ann_file"):
+        if not isinstance(one, dict) or one.get("type") != "BaseSegDataset":
             continue
-        prefix = one.get("data_prefix")
-        given = [one.get("data_root", ""), prefix.get("img_path") if isinstance(prefix, dict) else None]
+        prefix, names = one.get("data_prefix"), one.get("ann_file")
+        folder = _below(data_root, one, prefix.get("img_path") if isinstance(prefix, dict) else None)
         suffix = one.get("img_suffix", ".jpg")
-        place = posixpath.normpath(posixpath.join(*given)) if all(isinstance(x, str) for x in given) else ""
-        if not place.startswith("data/") or not isinstance(suffix, str):
+        if folder is None or not isinstance(suffix, str) or packed.locate(folder) is not None:
             continue
-        folder = data_root / place.removeprefix("data/")
-        if packed.locate(folder) is None and not listing.holds(folder, suffix):
-            raise UserError(f"{key}: {listing.nothing_there(folder, suffix)}")
+        if not names:
+            why = "" if listing.holds(folder, suffix) else listing.nothing_there(folder, suffix)
+        else:
+            file = _below(data_root, one, names)
+            why = listing.wrong_list(file, folder, suffix) if file and not file.is_dir() else ""
+        if why:
+            raise UserError(f"{key}: {why}")
+
+
+def _below(data_root: Path, dataset: dict[str, Any], place: Any) -> Path | None:
+    """Where a dataset's file or folder lies; None if that is not below data/."""
+    given = [dataset.get("data_root", ""), place]
+    found = posixpath.normpath(posixpath.join(*given)) if all(isinstance(x, str) for x in given) else ""
+    return data_root / found.removeprefix("data/") if found.startswith("data/") else None
 
 
 def paths(chain: configs.Chain) -> list[str]:

@@ -168,6 +168,17 @@ def test_an_empty_list_is_named(tmp_path: Path) -> None:
         sampling.SeededDataset(description | {"ann_file": "none.txt"})
 
 
+def test_a_list_with_a_byte_order_mark_or_an_empty_line_is_told(tmp_path: Path) -> None:
+    description = made(tmp_path) | {"ann_file": "names.txt"}
+    for content, message in (
+        (b"\xef\xbb\xbf0\n1\n", r"train_dataloader: \S*names\.txt begins with a byte order mark"),
+        (b"0\n\n1\n", r"line 2 of \S*names\.txt is empty"),
+        (b"0\n9\n8\n", r"the image \S*/img/9\.png is not there \(2 of 3 like this\)"),
+    ):
+        (tmp_path / "names.txt").write_bytes(content)
+        assert re.search(message, looked(description))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_named_whichever_process_reads_it(workers: int, tmp_path: Path) -> None:
     dataset = sampling.SeededDataset(made(tmp_path))

@@ -69,3 +69,33 @@ def test_a_folder_without_images_is_refused(files: list[str] | None, message: st
         return
     with pytest.raises(UserError, match=message):
         data_ready.wait_for(tmp_path / "data", "local", found)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\r\nb\r\n", ""),
+        (b"", r"names\.txt names none"),
+        (b"a\nb\n\n", r"line 3 of \S*names\.txt is empty"),
+        (b"\xef\xbb\xbfa\n", r"begins with a byte order mark \(BOM\)"),
+        (b"\xff\xfea\0", "is not a text in UTF-8"),
+        (b"a.jpg\n", r"names 'a\.jpg': it has to be without the suffix"),
+        (b"c\n", r"names 'c', and there is no \S*/c\.jpg; there is c\.JPG: set img_suffix"),
+        (None, r"list of images, \S*names\.txt, is not there"),
+    ],
+)
+def test_a_list_that_would_find_no_image_is_refused(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    found = chain(tmp_path, "METAINFO", "BaseSegDataset", more=", ann_file='names.txt'")
+    place = tmp_path / "data" / "toy"
+    (place / "img").mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg", "c.JPG"):
+        (place / "img" / name).touch()
+    if content is not None:
+        (place / "names.txt").write_bytes(content)
+    if not message:
+        data_ready.wait_for(tmp_path / "data", "local", found)
+        return
+    with pytest.raises(UserError, match=f"train_dataloader: .*{message}"):
+        data_ready.wait_for(tmp_path / "data", "local", found)
