@@ -16,6 +16,7 @@ from typing import Any
 from jobs.run import events, files, story
 from jobs.run.directory import Run
 from jobs.run.errors import MALFORMED
+from jobs.run.exit_codes import USER_ERROR
 from jobs.slurm import login as slurm
 from jobs.slurm import queries as slurm_queries
 from launch.observe import evaluation_table as figures
@@ -85,7 +86,7 @@ class _Own:
 
 
 def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:
-    seen, asked = 0, time.monotonic()
+    seen, asked, mistake = 0, time.monotonic(), False
     line = _ProgressLine(run)
     while True:
         # Whether it lives is asked before its last words are read, so that none is missed.
@@ -100,7 +101,9 @@ def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int
             line.clear()
             if text := _line_of(event):
                 print(text, flush=True)
-            code = _outcome(event, own.last_stage)
+            code = _outcome(event, own.last_stage, mistake)
+            if event["event"] == "failed":
+                mistake = event.get("exit_code") == USER_ERROR
             if code is not None:
                 if process is not None:
                     process.wait()  # the report, say, is written after the last event
@@ -114,14 +117,15 @@ def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int
         time.sleep(0.3)  # the pace of the display
 
 
-def _outcome(event: dict[str, Any], last_stage: str) -> int | None:
-    """The exit code if this event is the end of all there is to wait for, else None."""
+def _outcome(event: dict[str, Any], last_stage: str, mistake: bool) -> int | None:
+    """The exit code if this event is the end of all there is to wait for, else None; `mistake`: the last
+    start of the training has failed by a mistake of the user's."""
     name, stage = event["event"], event.get("stage")
     if name in ("stopped", "cancelled"):
-        return 1
+        return USER_ERROR if mistake and name == "stopped" else 1
     if name == "failed" and stage not in ("train", None):
         # A failed start of a training may be followed by another; `stopped` ends that.
-        return 2 if event.get("exit_code") == 2 else 1
+        return USER_ERROR if event.get("exit_code") == USER_ERROR else 1
     # An inference says in its exit code whether each image could be read, so its end is waited for.
     ends = {"train": {"finished"}, "evaluate": {"evaluated"}, "prepare": {"prepared", "verified"}}
     if name in ends.get(last_stage, ()) and (stage == last_stage or stage is None):

@@ -94,7 +94,7 @@ def test_its_error_is_the_runs_and_its_users_mistake_is_not_tried_again(tmp_path
         "    if sys.argv[1] == 'mistake':\n        raise UserError('no such thing as that')\n"
         "    raise ValueError('a bad batch')\n"
     )
-    launch("train", "--worker", program, *options, "--run", "mistake", "--", "mistake", code=1)
+    launch("train", "--worker", program, *options, "--run", "mistake", "--", "mistake", code=2)
     (failed,) = launch.events("mistake", "failed")
     assert (failed["error"], failed["exit_code"]) == ("no such thing as that", 2)
     assert len(launch.events("mistake", "started")) == 1

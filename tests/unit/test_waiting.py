@@ -167,6 +167,18 @@ def test_a_cancelled_run_ends_the_waiting_and_an_earlier_mark_does_not(run: Run,
     assert Waiter(run, jobs).end() == 1
 
 
+@pytest.mark.parametrize(("last", "code"), [(2, 2), (1, 1)])
+def test_a_mistake_that_stops_a_training_has_its_exit_code(
+    last: int, code: int, run: Run, slurm: Path
+) -> None:
+    jobs = submit(run, train="5")
+    alive(slurm, "5")
+    add(run, "failed", "train", "5", exit_code=3 - last, reason="x")
+    add(run, "failed", "train", "5", exit_code=last, reason="y")
+    add(run, "stopped", "train", "5", reason="y")
+    assert Waiter(run, jobs).end() == code
+
+
 def test_the_progress_line_of_a_job_that_is_no_training(run: Run) -> None:
     line = waiting._ProgressLine(run)
     line.stage, line.job = "evaluate", "6"
