@@ -71,13 +71,18 @@ def folded(name: str, elements: Sequence[Status]) -> Line:
 
 def fitting(table: Sequence[Line], height: int) -> tuple[list[Line], str]:
     """The lines that fit into `height`, in their order, and what the others are, in words ("" if all fit).
-    What needs somebody comes first, then what moves, then what is newest."""
+    What needs somebody comes first, then what moves, then what is newest; what moves gets half of the room if
+    it needs it, so that many old failures do not hide it."""
     if len(table) <= height:
         return list(table), ""
     rank = dict.fromkeys(URGENT, 0) | dict.fromkeys(MOVING, 1)
     order = sorted(range(len(table)), key=lambda at: (rank.get(table[at].state, 2), at))
-    kept = sorted(order[: max(1, height)])
-    left = Counter(table[at].state for at in order[max(1, height) :])
+    kinds = Counter(rank.get(line.state, 2) for line in table)
+    height = max(1, height)
+    urgent = min(kinds[0], max(height - kinds[1], height - height // 2))
+    order = order[:urgent] + order[kinds[0] :] + order[urgent : kinds[0]]
+    kept = sorted(order[:height])
+    left = Counter(table[at].state for at in order[height:])
     known = [state for state in ORDER if left[state]] + sorted(left.keys() - set(ORDER))
     what = ", ".join(f"{left[state]} {state}" for state in known)
     return [table[at] for at in kept], f"{wording.plural(sum(left.values()), 'more line')}: {what}"

@@ -103,17 +103,18 @@ def test_sweeps_are_folded_and_unfolded(many: Path) -> None:
     assert {one["sweep"] for one in found} == {"", "grid"}
 
 
-def test_watch_fits_on_the_screen(many: Path) -> None:
-    """40 lines of 100 characters. What needs somebody is among them, although it is old."""
+@pytest.mark.parametrize(("columns", "height"), [(80, 24), (100, 40), (200, 50)])
+def test_watch_fits_on_the_screen(columns: int, height: int, many: Path) -> None:
+    """What needs somebody is there, although it is old."""
     command = [sys.executable, str(ROOT / "launch/status.py"), "--watch", "0.1"]
     environment = os.environ | {"BATON_RUNS": str(many), "NO_COLOR": "1"}
-    with Terminal(command, environment, columns=100) as terminal:
+    with Terminal(command, environment, columns, height) as terminal:
         terminal.until(r"one run: (.|\n)*one run: ")
     clear = "\x1b[2J\x1b[H"
     screen = terminal.text.split(clear)[1].replace("\r", "")
     lines = screen.splitlines()
-    assert len(lines) < 40
-    assert max(map(len, lines)) <= 100
+    assert height - 5 < len(lines) < height
+    assert max(map(len, lines)) <= columns
     assert lines[0].startswith("200 runs: 2 stopped, 198 finished")
     text = "\n".join(lines)
     assert "grid (60 runs)" in text

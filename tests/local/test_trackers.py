@@ -266,7 +266,14 @@ def test_clearml(environment: dict[str, str]) -> None:
     assert sorted(losses) == sorted(set(losses))
     assert max(losses) >= 399
     single = {one["variant"] for one in flat if "ummary" in str(one.get("metric"))}
-    assert {"run/interruptions", "run/ettr", "eval/mIoU"} <= single
+    assert {"run/interruptions", "run/ettr", "run/checkpoint/step", "eval/mIoU"} <= single
+    (table,) = (one for one in flat if (one.get("metric"), one.get("variant")) == ("eval", "classes"))
+    (plot,) = json.loads(table["plot_str"])["data"]
+    assert (plot["header"]["values"][:2], plot["cells"]["values"][0]) == (
+        ["class", "IoU"],
+        ["background", "<b>cat</b>", "dog"],
+    )
+    assert plot["cells"]["values"][1] == [50.0, 51.0, 52.0]
 
 
 @pytest.fixture
@@ -291,14 +298,18 @@ def stalled() -> Iterator[str]:
 
 @needs("wandb")
 @needs("mlflow")
+@needs("clearml")
 def test_services_that_stall(environment: dict[str, str], voc_small: Path, stalled: str) -> None:
     """The run goes its way, and says what is missing there."""
     environment |= {"MLFLOW_TRACKING_URI": stalled, "WANDB_BASE_URL": stalled, "WANDB_API_KEY": "0" * 40}
-    run = trained(environment, voc_small, "--track", "wandb", "--track", "mlflow")
+    environment |= {f"CLEARML_{name}_HOST": stalled for name in ("API", "WEB", "FILES")}
+    environment |= {"CLEARML_API_ACCESS_KEY": "0" * 20, "CLEARML_API_SECRET_KEY": "0" * 40}
+    run = trained(environment, voc_small, "--track", "wandb", "--track", "mlflow", "--track", "clearml")
     assert expected(run).keys() == set(range(1, 19))
     assert not [event for event in events.iterate(run.events) if event["event"] in ("hang", "stopped")]
     words = "".join(path.read_text() for path in run.job.glob("*train_0_log.out"))
     assert "a service has not taken all curves; the evaluation sends what it lacks" in words
+    assert not any(state_of(run, name).get("evaluation") for name in ("wandb", "mlflow", "clearml"))
 
 
 @needs("mlflow")

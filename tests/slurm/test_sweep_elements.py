@@ -121,3 +121,33 @@ def test_an_element_is_cancelled_and_resumed_alone(launch: Launcher) -> None:
     }  # fmt: skip
     launch("cancel", runs[0].name)
     launch("cancel", runs[1].name)
+
+
+@pytest.mark.slow
+def test_an_element_that_failed_is_resumed_alone(launch: Launcher) -> None:
+    """And its evaluation is withdrawn alone; the others' wait as before."""
+    launch.environment["PYTHONPATH"] = str(launch.checkout)
+    plans = [{"step": 4, "do": "hold"}, {"step": 5, "do": "hold"}, {"step": 9, "do": "mistake"}]
+    hooks = ",".join(f"[{{'type':'Fault','plan':[{plan}]}}]" for plan in plans)
+    out, _ = launch(
+        "train", *TINY, "--run", "f", "--data-root", launch.data, "--json", "--partition", "low",
+        "--set", HELD[0], "--set", "baton.save_seconds=0", "--sweep", f"custom_hooks={hooks}",
+    )  # fmt: skip
+    told = json.loads(out)
+    runs = [launch.runs / one["run"] for one in told]
+    array, evaluations = (told[0]["jobs"][stage].partition("_")[0] for stage in ("train", "evaluate"))
+    assert "a bad mask" in wait_event(runs[-1], "stopped")["reason"]
+    assert launch.slurm.wait_ended(f"{array}_2") == "FAILED"
+    assert launch.slurm.wait_ended(f"{evaluations}_2") == "CANCELLED"
+    out, _ = launch("train", "--resume", runs[-1].name, "--json")
+    again = json.loads(out.splitlines()[0])["jobs"]
+    assert "_" not in again["train"]
+    assert launch.slurm.wait_ended(again["train"]) == "COMPLETED"
+    wait_event(runs[-1], "evaluated")
+    assert [event["step"] for event in of_run(runs[-1], "resumed")] == [6]
+    for number in (0, 1):
+        assert shown(launch.slurm, f"{array}_{number}")["JobState"] == "RUNNING"
+        assert shown(launch.slurm, f"{evaluations}_{number}")["JobState"] == "PENDING"
+        assert len(of_run(runs[number], "started")) == 1
+    launch("cancel", runs[0].name)
+    launch("cancel", runs[1].name)

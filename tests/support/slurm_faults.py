@@ -2,8 +2,9 @@
 
 `Fault` does so at a step that is known beforehand. `plan` lists what happens: {"step": 4, "rank": 2, "do":
 ...}; without `rank` on all ranks, and only the first time that a rank comes to that step. `do` is hold: wait
-until asked to leave (or for the end); slow: as hold, and then never finish the save; raise, exit, kill, segv:
-die of it. The file job/held-RANK in the run directory says that the place was reached.
+until asked to leave (or for the end); slow: as hold, and then never finish the save; raise, exit, kill, segv,
+mistake (one of the user's): die of it. The file job/held-RANK in the run directory says that the place was
+reached.
 
 `Chaos` does what the file job/faults.json asks for, one fault after the other, each in a later start than the
 one before (benchmarks/chaos.py).
@@ -26,6 +27,7 @@ from mmengine.registry import HOOKS
 
 from jobs.engine import checkpoints
 from jobs.run.directory import write_atomically
+from jobs.run.errors import UserError
 
 
 @HOOKS.register_module(force=True)
@@ -56,6 +58,8 @@ def die(how: str) -> None:
     """Ends this process in one of the ways in which a rank dies; no-op for any other word."""
     if how == "raise":
         raise ValueError("a bad batch")
+    if how == "mistake":
+        raise UserError("a bad mask")
     if how == "exit":
         sys.exit(3)
     if how == "kill":

@@ -1,4 +1,4 @@
-"""A command on a real terminal (a pty) of a given width, for tests of what people see there."""
+"""A command on a real terminal (a pty) of a given size, for tests of what people see there."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ SECONDS = 60.0
 class Terminal:
     """A command whose standard streams are a terminal; `text` is all that it has shown so far."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], columns: int = 80) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], columns: int = 80, lines: int = 40
+    ) -> None:
         self.text = ""
         self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.process = subprocess.Popen(
             command, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
         )

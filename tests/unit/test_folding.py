@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from launch.observe import folding
 from launch.observe.states import Status
 
@@ -49,3 +51,15 @@ def test_what_fits_on_a_screen_is_what_matters() -> None:
     assert folding.fitting(table, 100) == (table, "")
     assert folding.fitting(table, 3)[1] == "97 more lines: 4 running, 93 finished"
     assert len(folding.fitting(table, -4)[0]) == 1
+
+
+def test_many_old_failures_do_not_hide_what_runs() -> None:
+    states = ["running"] * 2 + ["failed"] * 40 + ["running"] * 30 + ["finished"] * 5
+    table = folding.lines([status(f"r{number}", state) for number, state in enumerate(states)])
+    kept, more = folding.fitting(table, 11)
+    assert [line.state for line in kept] == ["running"] * 2 + ["failed"] * 6 + ["running"] * 3
+    assert [line.cells[0] for line in kept if line.state == "failed"] == [
+        f"r{number}" for number in range(2, 8)
+    ]
+    assert more == "66 more lines: 34 failed, 27 running, 5 finished"
+    assert Counter(line.state for line in folding.fitting(table[:42], 11)[0]) == {"running": 2, "failed": 9}
