@@ -23,6 +23,7 @@ rasterio = pytest.importorskip("rasterio", reason="env/setup.sh --with geotiff i
 compat.prepare()
 
 from jobs.infer import large, raster, segmenting  # noqa: E402
+from jobs.infer import whole as untiled  # noqa: E402
 
 HEIGHT, WIDTH = 896, 1024
 TILE, OVERLAP = 576, 288
@@ -135,6 +136,31 @@ def test_a_config_that_slides_slides_over_a_file_as_over_an_image(
     segment(run, picture, tmp_path / "tiles")
     assert np.array_equal(labels(tmp_path / "whole" / "x.png"), labels(tmp_path / "tiles" / "x.png"))
     assert len(np.unique(labels(tmp_path / "whole" / "x.png"))) > 4
+
+
+def test_batches_of_tiles_give_what_one_at_a_time_gives(
+    run: Run, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device that has room for three tiles at once."""
+    sizes: list[int] = []
+    results_of = untiled.results_of
+
+    def counted(model: Any, some: list[Any]) -> list[Any]:
+        sizes.append(len(some))
+        return results_of(model, some)
+
+    monkeypatch.setattr(untiled, "results_of", counted)
+    segment(run, picture, tmp_path / "one", (256, 64))
+    alone = len(sizes)
+    assert set(sizes) == {1}
+    sizes.clear()
+    monkeypatch.setattr("jobs.engine.devices.fitting", lambda _: 3)
+    segment(run, picture, tmp_path / "three", (256, 64))
+    assert sum(sizes) == alone
+    assert max(sizes) == 3
+    assert sizes.count(3) > alone // 6
+    one, three = (labels(tmp_path / name / "x.png") for name in ("one", "three"))
+    assert (one != three).mean() < 1e-5
 
 
 @pytest.mark.parametrize("tile", [(None, None), (TILE, OVERLAP)])

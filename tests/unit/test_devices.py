@@ -68,6 +68,18 @@ def test_collectives_are_those_of_the_device() -> None:
     assert (devices.backend("cpu"), devices.backend("cuda:1")) == ("gloo", "nccl")
 
 
+def test_as_much_fits_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of 2 GiB, a tile that takes 3 GiB more at its peak, and 27 GiB that can be had for tiles."""
+    gib = 1 << 30
+    answers = {"memory_allocated": 2, "memory_reserved": 6, "max_memory_allocated": 5}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, answer=answer: answer * gib)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (23 * gib, 80 * gib))
+    assert devices.fitting("cuda:0") == 6
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 80 * gib))
+    assert (devices.fitting("cuda:0"), devices.fitting("cpu")) == (1, 1)
+
+
 def test_what_torch_was_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.version, "hip", None)
