@@ -49,12 +49,15 @@ def verdict(history: History | None) -> Verdict:
     """What the events of a run say about starting it once more; `history` None: they cannot be read."""
     if history is None:
         return Verdict(known=False)
-    barren = _barren(history.starts())
+    starts = history.starts()
+    barren = _barren(starts)
+    for one in (*starts[-1:], *barren[-1:]):
+        # However far it had come: an image may be read late.
+        if any(failure.exit_code == exit_codes.USER_ERROR for failure in one.failures):
+            return Verdict(stop=one.error)
     if not barren:
         return Verdict()
     last = barren[-1]
-    if any(failure.exit_code == exit_codes.USER_ERROR for failure in last.failures):
-        return Verdict(stop=last.error)
     if len(barren) >= 2 and _same(barren[-2], last):
         step = last.failures[-1].step
         where = f"at step {step}" if step is not None else "before the first step"

@@ -144,6 +144,10 @@ def test_a_node_that_fails_twice_is_excluded() -> None:
 
 def test_the_users_mistake_stops_at_once() -> None:
     assert Story().start().fail("no such model", code=2).verdict.stop == "no such model"
+    late = Story().start().save(100).fail("img/7.png cannot be loaded", code=2)
+    assert late.verdict.stop == "img/7.png cannot be loaded"
+    early = Story().start().fail("no such model", code=2).start().say("preempted", step=0, epoch=0)
+    assert early.verdict.stop == "no such model"
 
 
 def test_submitting_again_is_a_fresh_chance() -> None:
