@@ -195,6 +195,68 @@ def test_results_that_cannot_be_sent_are_named(random_run: Run, tmp_path: Path) 
     )
 
 
+OWN = """
+model['decode_head'].update(num_classes=2, out_channels=1)
+model['decode_head']['loss_decode'] = dict(type='CrossEntropyLoss', use_sigmoid=True)
+model['data_preprocessor'].update(mean=[0.0] * {bands}, std=[1e4] * {bands}, bgr_to_rgb=False)
+model['backbone']['in_channels'] = {bands}
+test_dataloader = dict(batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False))
+test_dataloader['dataset'] = dict(
+    type='BaseSegDataset', data_root='data/own', data_prefix=dict(img_path='img', seg_map_path='ann'),
+    img_suffix='.tif', metainfo=dict(classes=('ground', 'thing'), palette=[[0, 0, 0], [0, 255, 0]]),
+    pipeline=[
+        dict(type='LoadImageFromFile', imdecode_backend='tifffile', to_float32=True),
+        dict(type='LoadAnnotations'), dict(type='PackSegInputs'),
+    ],
+)
+val_dataloader = test_dataloader
+"""
+
+
+@pytest.mark.parametrize(("bands", "drawn"), [(3, 3), (5, 0)])
+def test_a_binary_model_with_one_output_is_evaluated_and_what_can_be_is_drawn(
+    bands: int, drawn: int, random_run: Run, tmp_path: Path
+) -> None:
+    import tifffile
+    import torch
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    from jobs.mmseg import compat
+
+    compat.prepare()
+    from mmseg.registry import MODELS
+    from mmseg.utils import register_all_modules
+
+    random = np.random.default_rng(0)
+    for name in ("img", "ann"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+    for number in range(3):
+        pixels = random.integers(0, 1 << (8 if bands == 3 else 16), (48, 64, bands))
+        tifffile.imwrite(
+            tmp_path / f"own/img/{number}.tif", pixels.astype(np.uint8 if bands == 3 else np.uint16),
+            photometric="rgb" if bands == 3 else "minisblack", planarconfig="contig",
+        )  # fmt: skip
+        Image.fromarray(random.integers(0, 2, (48, 64)).astype(np.uint8)).save(
+            tmp_path / f"own/ann/{number}.png"
+        )
+    run = with_more(random_run, tmp_path, OWN.format(bands=bands))
+    (run.code / "data").unlink()
+    (run.code / "data").symlink_to(tmp_path)
+    register_all_modules(init_default_scope=False)
+    init_default_scope("mmseg")
+    model = MODELS.build(Config.fromfile(run.config).model)
+    torch.save({"state_dict": model.state_dict()}, run.path / "weights.pth")
+
+    (done,) = evaluate(run, "--pictures", "all", "--out", str(run.eval / "own"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = figures(run.eval / "own")
+    assert 0 < found["mIoU"] < 100
+    assert [one["name"] for one in found["classes"]] == ["ground", "thing"]
+    assert sum(1 for path in (run.eval / "own").rglob("*.jpg")) == drawn
+    assert done.stdout.count("no picture of") == 3 - drawn
+
+
 def test_a_result_that_is_there_is_not_made_again(random_run: Run) -> None:
     (first,) = evaluate(random_run, "--pictures", "2")
     (folder,) = random_run.eval.iterdir()
