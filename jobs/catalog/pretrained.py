@@ -174,7 +174,10 @@ def placed(reference: str, place: Path) -> Path:
         if path.is_file():
             return path
         fetch = f"python launch/prepare.py --weights {reference} makes them of {made[0]}; or " if made else ""
-        raise UserError(f"pretrained weights are missing: {fetch}place {reference} as {path.absolute()}")
+        where = f"place {reference} as {path.absolute()}"
+        if str(path.absolute()) == reference:
+            where = f"there is no file {reference}, which the config names"
+        raise UserError(f"pretrained weights are missing: {fetch}{where}")
     name = file_name(source)
     short = reference.rsplit("/", 1)[-1]
     for candidate in (place / name, place / f"{short}.pth"):

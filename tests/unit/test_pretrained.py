@@ -163,6 +163,13 @@ def test_a_missing_file_is_named_with_its_source(tmp_path: Path, monkeypatch: py
     assert model["pretrained"] == "data/pretrained/resnet50_v1c-2cccc1ad.pth"
 
 
+def test_a_path_that_is_not_there_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no file /nowhere/x\.pth, which the config names$"):
+        pretrained.placed("/nowhere/x.pth", tmp_path)
+    with pytest.raises(UserError, match=rf"place x\.pth as {tmp_path}/x\.pth"):
+        pretrained.placed("x.pth", tmp_path)
+
+
 @pytest.mark.parametrize("reference", ["torchvision://resnet50", "nowhere://x", "weights/none.pth"])
 def test_other_sources_that_are_not_there(
     reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
