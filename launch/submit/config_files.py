@@ -214,6 +214,8 @@ def check_calls(tree: ast.Module, path: Path) -> None:
             module = "." * node.level + (node.module or "")
             names = {alias.asname or alias.name: module for alias in node.names}
         else:
+            # A name may be given to something else.
+            lazy -= {getattr(one, "id", "") for one in getattr(node, "targets", [])}
             continue
         lazy |= {name for name, module in names.items() if not _is_imported(module)}
     rest: list[ast.AST] = [tree]
@@ -228,7 +230,9 @@ def check_calls(tree: ast.Module, path: Path) -> None:
                     f"{path}, line {part.lineno}: a config cannot call {ast.unparse(part.func)}, which it "
                     "imports: only the standard library can be called; write dict(type=…)"
                 )
-        rest += [one for one in ast.iter_child_nodes(part) if not isinstance(one, ast.FunctionDef)]
+        rest += [
+            one for one in ast.iter_child_nodes(part) if not isinstance(one, (ast.FunctionDef, ast.Lambda))
+        ]
 
 
 def _is_imported(module: str) -> bool:

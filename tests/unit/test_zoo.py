@@ -203,13 +203,14 @@ def test_a_config_that_calls_what_it_imports_is_refused(call: str, tmp_path: Pat
         "from copy import deepcopy\nfrom mmengine.config import read_base\nfrom mmseg.models import FCNHead\n"
         "from torch import nn\nimport far.away\nmodel = dict(decode_head=dict(type=FCNHead))\n"
         "def unused():\n    return FCNHead()\nmodel = deepcopy(model)\n"
+        "from mmseg.models import PSPHead as other\nother = dict(a=1)\nother.update(b=[lambda: FCNHead()])\n"
         "train_dataloader = train_cfg = val_dataloader = val_evaluator = dict()\n"
     )
     mine.write_text(text)
     assert configs.check(mine).segments
     mine.write_text(f"{text}x = {call}\n")
     name = call.strip("[").partition("(")[0]
-    with pytest.raises(UserError, match=rf"mine\.py, line 11: a config cannot call {re.escape(name)}, which"):
+    with pytest.raises(UserError, match=rf"mine\.py, line 14: a config cannot call {re.escape(name)}, which"):
         configs.check(mine)
     # With `_base_` first, mmengine runs it as it stands.
     mine.write_text(f"_base_ = '{SEGFORMER}'\n{text}x = {call}\n")
