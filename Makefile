@@ -74,9 +74,11 @@ gpu-on-cpu: setup
 fuzz: setup
 	BATON_MUTATIONS=4000 $(PYTHON_A) -m pytest tests/local/test_fuzz.py -q -n 2
 
-# One config of each of MMSegmentation's model families, small; writes docs/models.md.
+# One config of each of MMSegmentation's model families, small, one family on each core; writes docs/models.md.
+# RANKS=2: each on two ranks.
+RANKS ?= 1
 zoo: setup
-	$(PYTHON_A) -m tests.zoo
+	$(PYTHON_A) -m tests.zoo --ranks $(RANKS)
 
 slurm-tests: setup slurm-if-possible
 	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow" -n 3 --dist worksteal
@@ -99,10 +101,11 @@ set-b: setup-b
 	$(PYTHON_B) -m pytest tests/sets/test_set_b.py -q
 
 # The models that need mmdet or mmpretrain, in an environment that has them (mmpretrain imports torchvision,
-# which has to fit torch).
+# which has to fit torch). SET=b: beside the forks.
+SET ?= a
 with:
-	env/setup.sh --torch $(NEWEST) --with mmdet,mmpretrain --into .venv-with
-	.venv-with/bin/python -m pytest tests/sets/test_with.py -q
+	env/setup.sh $(SET) --torch $(NEWEST) --with mmdet,mmpretrain --into .venv-with-$(SET)
+	.venv-with-$(SET)/bin/python -m pytest tests/sets/test_with.py -q
 
 # A torch in an environment of its own, by the Python of .venv: unit tests, exact resume, saving.
 # In `make test` only the unit tests that touch it, or its NumPy.
@@ -152,4 +155,4 @@ bench: setup slurm
 	$(PYTHON_A) benchmarks/run.py
 
 clean:
-	rm -rf .venv .venv-b .venv-with .venv-torch .venv-track .ruff_cache .mypy_cache
+	rm -rf .venv .venv-b .venv-with-a .venv-with-b .venv-torch .venv-track .ruff_cache .mypy_cache

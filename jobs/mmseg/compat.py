@@ -31,6 +31,7 @@ def prepare() -> None:
     """Applies every fix. Calling it again does nothing more."""
     stub_compiled_mmcv()
     find_packages_without_pkg_resources()
+    know_the_standard_library()
     load_weights_only()
     download_nothing()
     keep_config_text_plain()
@@ -88,6 +89,24 @@ def find_packages_without_pkg_resources() -> None:
 
     config.is_installed = lambda package: installed_path(package) is not None
     config.get_installed_path = get_installed_path
+
+
+def know_the_standard_library() -> None:
+    """A config in pure Python may call what it imports from the standard library (`deepcopy(model)`), and
+    nothing else. mmengine looks for the library beside the interpreter: a virtual environment has none there.
+    """
+    import mmengine.config.config as config
+    import mmengine.config.utils as utils
+
+    original = utils._is_builtin_module
+    if getattr(original, "knows", False):
+        return
+
+    def is_builtin(module: str) -> bool:
+        return module.split(".")[0] in sys.stdlib_module_names or bool(original(module))
+
+    is_builtin.knows = True  # type: ignore[attr-defined]
+    utils._is_builtin_module = config._is_builtin_module = is_builtin
 
 
 MOST_LABEL, VOID = 255, 65535

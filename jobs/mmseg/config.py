@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,21 @@ def read(path: Path) -> Config:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     except Exception as error:
         # A config is a program of the user's: it may raise anything.
-        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+        raise UserError(f"{path} cannot be read: {_what_raised(error)}") from None
     # Configs in pure Python have None there; names such as mmseg's "IoUMetric" are always understood here.
     content["default_scope"] = content.get("default_scope") or "mmseg"
     return Config(_without_marks(content, content["default_scope"]))
+
+
+def _what_raised(error: Exception) -> str:
+    """The error in one line, with that of the config in pure Python, or of its base, which raised it."""
+    lines = [one for one in traceback.extract_tb(error.__traceback__) if one.name == "<module>" and one.line]
+    said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    if not lines:
+        return said
+    # What mmengine makes of an imported name raises this, without a word, when it is called.
+    why = " (only what is imported from the standard library can be called)" if said == "RuntimeError" else ""
+    return f"{Path(lines[-1].filename).name}, line {lines[-1].lineno}: {lines[-1].line}: {said}{why}"
 
 
 def _without_marks(node: Any, scope: str) -> Any:

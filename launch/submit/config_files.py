@@ -201,6 +201,44 @@ def imports(tree: ast.Module) -> list[str]:
     return found
 
 
+def check_calls(tree: ast.Module, path: Path) -> None:
+    """Raises UserError where a config in pure Python calls what it imports: mmengine only notes the name, and
+    calls nothing but the standard library's. One that begins with `_base_` is run as it stands."""
+    lazy: set[str] = set()
+    for node in tree.body:
+        if not lazy and isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_base_":
+            return
+        if isinstance(node, ast.Import):
+            names = {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names = {alias.asname or alias.name: module for alias in node.names}
+        else:
+            # A name may be given to something else.
+            lazy -= {getattr(one, "id", "") for one in getattr(node, "targets", [])}
+            continue
+        lazy |= {name for name, module in names.items() if not _is_imported(module)}
+    rest: list[ast.AST] = [tree]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, ast.Call):
+            called = part.func
+            while isinstance(called, ast.Attribute):
+                called = called.value
+            if isinstance(called, ast.Name) and called.id in lazy:
+                raise UserError(
+                    f"{path}, line {part.lineno}: a config cannot call {ast.unparse(part.func)}, which it "
+                    "imports: only the standard library can be called; write dict(type=…)"
+                )
+        rest += [
+            one for one in ast.iter_child_nodes(part) if not isinstance(one, (ast.FunctionDef, ast.Lambda))
+        ]
+
+
+def _is_imported(module: str) -> bool:
+    return module in ("mmengine", "mmengine.config") or module.split(".")[0] in sys.stdlib_module_names
+
+
 def modules(names: list[str], places: list[Path]) -> list[Path]:
     """Those of the named modules that lie in one of `places`, and what they import from there in turn: their
     file, or their top-level package's folder."""

@@ -192,6 +192,7 @@ def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool =
     if path in above:
         raise UserError(f"{path} inherits from itself, through {above[-1]}")
     tree = _parsed(path, above)
+    config_files.check_calls(tree, path)
     if taken and path not in chain.files:
         chain.files.append(path)
         chain.imports += config_files.imports(tree)

@@ -102,9 +102,10 @@ def fit_to_config(arguments: argparse.Namespace) -> None:
     found = {data_ready.recipe_of(path) for path in paths}
     if len(found) != 1 or "" in found:
         read = ", ".join(f"data/{path}" for path in paths) or "no dataset below data/"
+        fit_weights(arguments, chain, name)
+        beside = f" (its weights: --weights {' '.join(arguments.weights)})" if arguments.weights else ""
         raise UserError(
-            f"{name} reads {read}: what can be prepared is one of the datasets that --dataset names (its "
-            f"weights: --weights {' '.join(configs.weights(chain))})"
+            f"{name} reads {read}: what can be prepared is one of the datasets that --dataset names{beside}"
         )
     (arguments.dataset,) = found
     fit_weights(arguments, chain, name)

@@ -139,6 +139,41 @@ def test_files_that_are_no_training_config(text: str, words: str, tmp_path: Path
         config.resolve(session(tmp_path, "none.py"))
 
 
+PURE = "from mmseg.models import FCNHead\nmodel = dict(type=FCNHead)\n"
+
+
+def test_a_config_in_pure_python_may_call_the_standard_library(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        f"from copy import deepcopy\nimport os.path as osp\nfrom mmengine.config import read_base\n{PURE}"
+        "model = dict(deepcopy(model), channels=8, init_cfg=osp.join('a', 'b'))\n"
+    )
+    assert config.read(mine).model == {
+        "type": "mmseg.models.FCNHead",
+        "channels": 8,
+        "init_cfg": "a/b",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("x = FCNHead(channels=8)", "RuntimeError (only what is imported from the standard library can"),
+        ("x = [1][2]", "IndexError: list index out of range"),
+    ],
+)
+def test_what_a_config_in_pure_python_raises_is_said_with_its_line(
+    line: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "base.py").write_text(f"{PURE}{line}\n")
+    mine = tmp_path / "mine.py"
+    mine.write_text("from mmengine.config import read_base\nwith read_base():\n    from .base import *\n")
+    with pytest.raises(UserError) as error:
+        config.read(mine)
+    assert f"{mine} cannot be read: base.py, line 3: {line}: {said}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
 def test_half_precision_without_a_gpu_is_said_to_be_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str | None

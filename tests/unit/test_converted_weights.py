@@ -172,6 +172,26 @@ def test_a_missing_file_that_can_be_made_is_said_to_be(tmp_path: Path) -> None:
         assert pretrained.address(own) is None
 
 
+@pytest.mark.parametrize(
+    ("config", "beside"),
+    [
+        ("unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64.py", ""),
+        ("san/san-vit-b16_pascal_context-640x640.py", f" (its weights: --weights {pretrained.CLIP['base']})"),
+        (
+            "fcn/fcn_r50-d8_4xb4-40k_pascal-context-480x480.py",
+            " (its weights: --weights open-mmlab://resnet50_v1c)",
+        ),
+    ],
+)
+def test_weights_are_named_where_the_dataset_cannot_be_prepared(config: str, beside: str) -> None:
+    arguments = argparse.Namespace(
+        dataset=None, weights=None, no_weights=False, verify=False, for_config=f"mmseg::{config}"
+    )
+    with pytest.raises(UserError) as error:
+        preparation.fit_to_config(arguments)
+    assert str(error.value).endswith(f"is one of the datasets that --dataset names{beside}")
+
+
 def test_san_is_told_which_weights_are_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chain = configs.check(configs.locate("mmseg::san/san-vit-l14_voc12aug-640x640.py"))
     right = "https://download.openmmlab.com/mmsegmentation/v0.5/san/clip_vit-large-patch14-336_3rdparty-0b5df9cb.pth"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,29 @@ def test_a_config_in_pure_python_is_read_as_the_program_that_it_is(tmp_path: Pat
     assert chain.values["model"]["decode_head"] == {"type": "mmseg.models.FCNHead", "channels": 16}
     assert configs.weights(chain) == ["/w.pth"]
     assert configs.data_roots(chain) == {"data/a", "data/b"}
+
+
+@pytest.mark.parametrize(
+    "call", ["FCNHead(channels=8)", "nn.init.zeros_(1)", "[far.make() for _ in range(2)]"]
+)
+def test_a_config_that_calls_what_it_imports_is_refused(call: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    text = (
+        "from copy import deepcopy\nfrom mmengine.config import read_base\nfrom mmseg.models import FCNHead\n"
+        "from torch import nn\nimport far.away\nmodel = dict(decode_head=dict(type=FCNHead))\n"
+        "def unused():\n    return FCNHead()\nmodel = deepcopy(model)\n"
+        "from mmseg.models import PSPHead as other\nother = dict(a=1)\nother.update(b=[lambda: FCNHead()])\n"
+        "train_dataloader = train_cfg = val_dataloader = val_evaluator = dict()\n"
+    )
+    mine.write_text(text)
+    assert configs.check(mine).segments
+    mine.write_text(f"{text}x = {call}\n")
+    name = call.strip("[").partition("(")[0]
+    with pytest.raises(UserError, match=rf"mine\.py, line 14: a config cannot call {re.escape(name)}, which"):
+        configs.check(mine)
+    # With `_base_` first, mmengine runs it as it stands.
+    mine.write_text(f"_base_ = '{SEGFORMER}'\n{text}x = {call}\n")
+    assert configs.check(mine).segments
 
 
 def test_bases_may_be_json_and_yaml(tmp_path: Path) -> None:
