@@ -17,7 +17,7 @@ import pytest
 from jobs.run import image, staged
 from jobs.run.errors import UserError
 from jobs.run.exit_codes import RESUME
-from jobs.supervise import copier
+from jobs.supervise import staging
 from tests.stages import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def pack(environment: Path) -> Path:
 def start(environment: Path, stage: Path | str, **more: str) -> subprocess.Popen[str]:
     python = image.interpreter(environment)
     return subprocess.Popen(
-        [python, "-m", image.PROGRAM, str(stage), "-c", SAY, "an argument"], cwd=ROOT,
+        [python, "-S", "-c", image.START, str(stage), "-c", SAY, "an argument"], cwd=ROOT,
         env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_nothing_is_looked_up_in_the_shared_environment(environment: Path, tmp_p
     start(environment, tmp_path).communicate(timeout=100)
     (copy,) = copies(tmp_path)
     trace = tmp_path / "trace"
-    command = [image.interpreter(environment), "-m", image.PROGRAM, str(tmp_path), "-c", SAY]
+    command = [image.interpreter(environment), "-S", "-c", image.START, str(tmp_path), "-c", SAY]
     strace = ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=%file", "-o", str(trace)]
     out = subprocess.run([*strace, *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == f"{copy} from here"
@@ -131,7 +131,7 @@ def test_it_is_kept_while_it_is_used_and_goes_when_its_room_is_needed(
     environment: Path, tmp_path: Path
 ) -> None:
     used = subprocess.Popen(
-        [image.interpreter(environment), "-m", image.PROGRAM, str(tmp_path), "-c", "print(input())"],
+        [image.interpreter(environment), "-S", "-c", image.START, str(tmp_path), "-c", "print(input())"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert used.stdout is not None
@@ -139,12 +139,12 @@ def test_it_is_kept_while_it_is_used_and_goes_when_its_room_is_needed(
     (copy,) = copies(tmp_path)
     os.utime(copy, (0, 0))  # old
     inside = os.open(staged.folder(tmp_path), os.O_RDONLY)
-    copier.make_room(inside, 0, tmp_path)
+    staging.make_room(inside, 0, tmp_path)
     assert copies(tmp_path) == [copy]
     assert used.communicate("end\n", timeout=100)[0] == "end\n"
-    ((_, size, name),) = copier._unused(inside)
+    ((_, size, name),) = staging._unused(inside)
     assert (name, size) == (copy.name, Path(f"{environment}.tar").stat().st_size)
-    copier.make_room(inside, 0, tmp_path)
+    staging.make_room(inside, 0, tmp_path)
     assert copies(tmp_path) == []
     os.close(inside)
 
@@ -169,7 +169,7 @@ def test_a_signal_is_heard_although_another_unpacks(
     with (folder / "lock-image").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         ignoring = ["sh", "-c", 'trap "" USR2 TERM; exec "$@"', "task", image.interpreter(environment)]
-        command = [*ignoring, "-m", image.PROGRAM, str(tmp_path), *task]
+        command = [*ignoring, "-S", "-c", image.START, str(tmp_path), *task]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
         def listens() -> bool:
