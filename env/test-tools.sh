@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs, where this user may, what tests/local wants beyond Python: Chromium, to look at the report in a
-# real browser, zsh, to complete commands in it, and strace, to count what a start asks a file system for. `make test` calls this; without root or apt-get it says
-# so, and those tests skip.
+# real browser, zsh, to complete commands in it, and strace, to count what a start asks a file system for.
+# `make test` calls this; without root or apt-get it says so, and those tests skip.
 set -eu
 lacking=
 command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || lacking=chromium
