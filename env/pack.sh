@@ -9,6 +9,7 @@ usage: env/pack.sh [DIR]
 Packs the environment in DIR (.venv of this checkout) as DIR.tar, one uncompressed file beside it, for
 `environment: image` in a cluster's profile: each node copies it to its own disk, and its ranks run from
 there, so that a start does not look up thousands of files on the shared file system (docs/packed.md).
+The Python that a virtual environment was made from goes into it, too, unless it is the system's (in /usr).
 DIR stays as it is; pack again after every change of it.
 
 examples:
@@ -34,6 +35,32 @@ part=$image.$$.part
 trap 'rm -f "$part"' EXIT
 trap 'exit 130' HUP INT TERM
 tar --create --file "$part" --numeric-owner --directory "$environment" . || fail "$environment could not be packed"
+
+# The Python below: where it lies, its library there, the interpreter, and whether the environment sees its packages.
+# Only what a training may import, or compile against.
+below=$("$environment/bin/python" -I -S -c '
+import os, sys, sysconfig
+prefix, config = sys.base_prefix, os.path.join(sys.argv[1], "pyvenv.cfg")
+if os.path.isfile(config) and not (os.path.realpath(prefix) + "/").startswith("/usr/"):
+    packages = "include-system-site-packages = true" in open(config).read().lower()
+    library, program = sysconfig.get_path("stdlib"), os.path.realpath(sys.executable)
+    print(prefix, os.path.relpath(library, prefix), program, "python%d.%d" % sys.version_info[:2], packages, sep="\n")
+' "$environment") || fail "$environment/bin/python does not start"
+if [ -n "$below" ]; then
+    { read -r prefix; read -r library; read -r program; read -r python; read -r packages; } <<TEXT
+$below
+TEXT
+    [ "$packages" = True ] && packages= || packages=site-packages
+    set --
+    for more in "include/$python" lib/libpython*.so*; do
+        for found in "$prefix"/$more; do [ ! -e "$found" ] || set -- "$@" "${found#"$prefix"/}"; done
+    done
+    tar --append --file "$part" --numeric-owner --directory "$prefix" --transform 's,^,./.python/,S' \
+        --exclude="$library/test" ${packages:+--exclude="$library/$packages"} --exclude='*.a' --exclude='*.o' \
+        "$library" "$@" || fail "$prefix could not be packed"
+    tar --append --file "$part" --numeric-owner --directory "$(dirname "$program")" \
+        --transform "s,.*,./.python/bin/$python,S" "$(basename "$program")" || fail "$program could not be packed"
+fi
 sync "$part"
 mv "$part" "$image"
-echo "$image: $(du -h "$image" | cut -f 1), $(find "$environment" | wc -l) files; \`environment: image\` in a profile uses it"
+echo "$image: $(du -h "$image" | cut -f 1), $(tar --list --file "$image" | wc -l) files; \`environment: image\` in a profile uses it"

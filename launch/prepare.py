@@ -16,8 +16,8 @@ from jobs.catalog import recipes as datasets
 from jobs.run import events
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
+from launch.submit import code_image, data_ready, options, preparation, room, runs, single_job, snapshot
 from launch.submit import creation as requests
-from launch.submit import data_ready, options, preparation, room, runs, single_job, snapshot
 
 EXAMPLES = """\
   python launch/prepare.py
@@ -95,6 +95,8 @@ def main() -> int:
 
     with runs.new_run(name, fill, runs.prepare_root()) as run:
         if arguments.no_submit:
+            if resolved.settings.environment:
+                code_image.write(run)
             print(f"made {run.path}", file=sys.stderr)
             return 0
         number, process = single_job.submit(run, batch)

@@ -11,10 +11,7 @@ import sys
 from typing import Any
 
 from jobs.engine.session import Session
-from jobs.run import files
-from jobs.run.directory import write_atomically
 from jobs.run.events import now
-from jobs.run.lines import append_line
 
 INTERVAL = 5.0
 """Seconds between two writes of progress.json, at least."""
@@ -30,7 +27,7 @@ def record(session: Session, kind: str, step: int, epoch: int, scalars: dict[str
     """Appends the scalars of a step to metrics.jsonl; `kind`: train or val."""
     line = {"step": step, "epoch": epoch, "start": session.start, "kind": kind}
     try:
-        append_line(session.run.metrics, json.dumps(line | scalars))
+        session.metrics.append(json.dumps(line | scalars))
     except OSError as error:
         print(f"metrics of step {step} could not be written: {error}", file=sys.stderr)
 
@@ -40,6 +37,6 @@ def show(session: Session, **fields: Any) -> None:
     phase, best."""
     content = json.dumps({"time": now(), "start": session.start, **fields})
     try:
-        write_atomically(session.run.path / files.PROGRESS(), content.encode())
+        session.progress.show(content.encode())
     except OSError as error:
         print(f"progress.json could not be written: {error}", file=sys.stderr)

@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.run import events
+from jobs.run import events, files
 from jobs.run.directory import Request, Run
+from jobs.run.lines import Board, Lines
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Session:
     """The TCPStore of the ranks; None with one rank."""
 
     def __post_init__(self) -> None:
+        self.metrics = Lines(self.run.metrics)
+        self.progress = Board(self.run.path / files.PROGRESS())
         self._events = events.Writer(self.run.events, stage="train", job=self.job, start=self.start)
 
     @property

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.fileio import dump
 from mmengine.hooks import Hook
 from mmengine.registry import VISBACKENDS
-from mmengine.visualization import BaseVisBackend, TensorboardVisBackend
+from mmengine.visualization import BaseVisBackend, LocalVisBackend, TensorboardVisBackend
 from PIL import Image
 
 from jobs.catalog.supported import name_of
@@ -23,6 +25,10 @@ from jobs.engine import progress
 from jobs.engine.session import Session
 from jobs.mmseg import pictures
 from jobs.run import files, trackers
+from jobs.run.lines import Lines
+
+OURS = {"TensorboardVisBackend": "ExactTensorboard", "LocalVisBackend": "OpenLocal"}
+"""What stands in for a backend of mmengine's."""
 
 
 def put_in(cfg: Config) -> None:
@@ -35,8 +41,8 @@ def put_in(cfg: Config) -> None:
     for backend in cfg.visualizer.vis_backends:
         kind = name_of(backend["type"])
         sent |= kind in trackers.BACKENDS
-        if kind == "TensorboardVisBackend":
-            backend = {**backend, "type": "ExactTensorboard"}
+        if kind in OURS:
+            backend = {**backend, "type": OURS[kind]}
         if kind not in trackers.BACKENDS:
             kept.append(backend)
     cfg.visualizer.vis_backends = [*kept, *([{"type": "ForTrackers"}] if sent else [])]
@@ -86,6 +92,7 @@ class ExactTensorboard(TensorboardVisBackend):
         if getattr(self, "_tensorboard", None) is not None:
             purge = None
         self._tensorboard = SummaryWriter(self._save_dir, purge_step=purge)
+        _keep_open(self._tensorboard)
 
     def is_written(self, step: int) -> bool:
         return self.validated and step == self.resumed_at
@@ -105,6 +112,23 @@ class ExactTensorboard(TensorboardVisBackend):
     def flush(self) -> None:
         if getattr(self, "_tensorboard", None) is not None:
             self._tensorboard.flush()
+
+
+def _keep_open(summary: Any) -> None:
+    """TensorBoard's writer opens its file again for every value; this has it keep it open."""
+    records = summary.file_writer.event_writer._async_writer._writer
+    records._writer = open(records._writer.filename, "ab", buffering=0)  # noqa: SIM115
+
+
+@VISBACKENDS.register_module()
+class OpenLocal(LocalVisBackend):
+    """mmengine's, which opens its files of scalars again for every line; this keeps them open."""
+
+    def _dump(self, value_dict: dict[str, Any], file_path: str, file_format: str) -> None:
+        lines = self.__dict__.setdefault("lines", {})
+        if file_path not in lines:
+            lines[file_path] = Lines(Path(file_path))
+        lines[file_path].append(dump(value_dict, file_format=file_format))
 
 
 @VISBACKENDS.register_module()

@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.run import image
+
 
 @dataclass(frozen=True)
 class File:
@@ -45,6 +47,11 @@ CODE = File(
     " the data root; the working directory of every job, so edits after submission change nothing",
     LAUNCHER,
 )
+CODE_IMAGE = File(
+    image.CODE,
+    "`code/` as one file, with `environment: image`: what the nodes copy to their own disks",
+    "the launcher, at every submission",
+)
 CHECKPOINTS = File(
     "checkpoints",
     "`epoch_N.pth`, `iter_N.pth`, beside each a manifest `….pth.json` (step, epoch, position, world size, "
@@ -57,7 +64,7 @@ EVENTS = File("events.jsonl", "what happened, see below", BOTH)
 METRICS = File("metrics.jsonl", "training and validation scalars by step, see below", "the training, rank 0")
 PROGRESS = File(
     "progress.json",
-    "where the training is at this moment, replaced every few seconds",
+    "where the training is at this moment, written anew every few seconds",
     "the training, rank 0",
 )
 JOB = File("job", "batch scripts (`train.sbatch`, …), one log a rank, marks, see below", BOTH)

@@ -1,28 +1,48 @@
-"""An environment as one file (env/pack.sh): where it lies, and whether it is what was packed."""
+"""An environment as one file (env/pack.sh), and the code of a run as one (launch/submit/code_image.py): where
+they lie, and whether they are what was packed. Imports little: jobs/supervise/image.py does before the copy
+is there that others are imported from."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from jobs.run.errors import UserError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
 PROGRAM = "jobs.supervise.image"
-"""Runs a command from a copy of the image on the node's own disk."""
+"""Runs a command from copies of the images on the node's own disk."""
+START = f"import sys; sys.path.append(sys.path.pop(0)); from {PROGRAM} import main; main()"
+"""How it is started: `-m` and `site` would import more, and each import would look into the code first."""
+STARTED_SO = "jobs.supervise.unpacking"
+"""What the code of a run has whose program is started so; older ones by `-m`."""
+VARIABLE = "BATON_CODE"
+"""Where a task finds the copy of its run's code; not set if it runs from the code itself."""
+CODE = "code.tar.gz"
+"""Beside the run's `code`."""
+OWN_PYTHON = ".python"
+"""In an environment's image: the Python that it was made from, where that is not the system's."""
 
 
-def beside(python: Path) -> Path:
+def beside(python: str | Path) -> str:
     """The image of the environment that an interpreter belongs to (its ENVIRONMENT/bin/python)."""
-    return Path(f"{python.parent.parent}.tar")
+    return f"{os.path.dirname(os.path.dirname(python))}.tar"
+
+
+def of_code(folder: str | Path) -> str:
+    """The image of a run's code, which lies in `folder`."""
+    return os.path.join(os.path.dirname(folder), CODE)
 
 
 def check(python: Path) -> None:
     """Raises UserError unless there is an image of an interpreter's environment, packed after the last
     package was installed or removed."""
     image, environment = beside(python), python.parent.parent
-    if not image.is_file():
+    if not os.path.isfile(image):
         raise UserError(f"environment: image: there is no {image}: env/pack.sh {environment} makes it")
-    packed = image.stat().st_mtime
+    packed = os.stat(image).st_mtime
     changed = [
         path for path in environment.glob("lib/python*/site-packages") if path.stat().st_mtime > packed
     ]
@@ -33,5 +53,5 @@ def check(python: Path) -> None:
         )
 
 
-def interpreter(folder: Path) -> str:
-    return os.fspath(folder / "bin" / "python")
+def interpreter(folder: str | Path) -> str:
+    return os.path.join(folder, "bin", "python")

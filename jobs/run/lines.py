@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jobs.run.directory import write_atomically
+
 TURN_SECONDS = 5.0
 """Who may write the file may hold its lock; nobody's lines wait longer for that."""
 
@@ -56,14 +58,77 @@ def append_line(path: Path, line: str) -> None:
     If the last line is torn, a newline first keeps the new one readable. Raises OSError; what has been
     written by then stays behind as a torn one.
     """
-    data = line.encode() + b"\n"
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    lines = Lines(path)
     try:
-        _take_turn(fd)
-        size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
-            data = b"\n" + data
-        if os.write(fd, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        lines.append(line)
     finally:
-        os.close(fd)
+        lines.close()
+
+
+class Lines:
+    """A file of lines that is kept open, for whoever appends to it again and again: a file server is asked
+    for it once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd: int | None = None
+
+    def append(self, line: str) -> None:
+        """As `append_line`. Whether the last line is torn is looked at when the file is opened, which is when
+        the line before could not be written, too."""
+        data = line.encode() + b"\n"
+        opened = self.fd is None
+        if self.fd is None:
+            self.fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _take_turn(self.fd)
+            if opened:
+                size = os.fstat(self.fd).st_size
+                if size and os.pread(self.fd, 1, size - 1) != b"\n":
+                    data = b"\n" + data
+            if os.write(self.fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            fcntl.lockf(self.fd, fcntl.LOCK_UN)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+class Board:
+    """A file that always shows the newest of what one process has to say. It is put in place whole, and then
+    written over in one `write` of the same length, which asks a file server for no name: a reader sees the
+    old or the new, and has to live with a mixture."""
+
+    SIZE = 2048
+    """Bytes, filled up with spaces."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd: int | None = None
+
+    def show(self, content: bytes) -> None:
+        """Raises OSError; then the next one puts a new file in place."""
+        padded = content.ljust(self.SIZE)
+        if self.fd is None or len(padded) > self.SIZE:
+            self.close()
+            write_atomically(self.path, padded)
+            if len(padded) == self.SIZE:
+                self.fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            return
+        try:
+            if os.pwrite(self.fd, padded, 0) < self.SIZE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fdatasync(self.fd)  # to the server, where readers look
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None

@@ -91,7 +91,7 @@ class Container:
             self._fd = -1
 
     def __del__(self) -> None:
-        if hasattr(self, "_fd"):
+        if hasattr(self, "_fd") and os is not None:  # else the process ends, and its modules are gone
             self.close()
 
     def read(self, name: str) -> bytes:

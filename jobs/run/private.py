@@ -6,19 +6,18 @@ hold a lock on. What is opened here is looked at once it is open, so it cannot b
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import pwd
 import stat
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 from jobs.run.errors import UserError
+
+TYPE_CHECKING = False  # which mypy takes for typing's, whose import is not for nothing (image.py)
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LOCK_SECONDS = 60.0
 _NOT_SUCH = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENXIO)
@@ -30,6 +29,9 @@ def folder(name: str) -> Path:
     Below /tmp (or $TMPDIR); if somebody else has taken the name there, below the home directory, and the log
     says so. Raises UserError if neither can be had.
     """
+    import tempfile
+    from pathlib import Path
+
     there = Path(tempfile.gettempdir()) / f"baton-{os.geteuid()}"
     try:
         os.close(open_folder(there))
@@ -78,22 +80,30 @@ def open_own(path: Path) -> int:
     return fd
 
 
-@contextlib.contextmanager
-def locked(path: Path, what: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Holds a lock on a file of this user's own, waiting at most so long for it.
+class locked:
+    """Holds a lock on a file of this user's own while the block runs, waiting at most so long for it.
 
     `what`: who we are, for whoever waits. Raises UserError, naming the holder, if it is not to be had.
     """
-    fd = open_own(path)
-    try:
-        deadline = time.monotonic() + seconds
-        while not try_lock(fd, what):
-            if time.monotonic() > deadline:
-                raise UserError(f"{path} is held by {holder(path)}, for more than {seconds:.0f} s")
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)
+
+    def __init__(self, path: Path, what: str, seconds: float = LOCK_SECONDS) -> None:
+        self.path, self.what, self.seconds = path, what, seconds
+
+    def __enter__(self) -> None:
+        self.fd = open_own(self.path)
+        deadline = time.monotonic() + self.seconds
+        try:
+            while not try_lock(self.fd, self.what):
+                if time.monotonic() > deadline:
+                    held = f"{self.path} is held by {holder(self.path)}"
+                    raise UserError(f"{held}, for more than {self.seconds:.0f} s")
+                time.sleep(0.05)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
 
 
 def try_lock(fd: int, what: str) -> bool:
@@ -102,6 +112,8 @@ def try_lock(fd: int, what: str) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    import contextlib
+
     with contextlib.suppress(OSError):  # on a full disk nobody is told who
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{what} (process {os.getpid()} on {os.uname().nodename})".encode(), 0)
@@ -116,15 +128,17 @@ def holder(path: Path) -> str:
         return "somebody"
 
 
-def open_folder(path: Path, make: bool = True) -> int:
+def open_folder(path: str | Path, make: bool = True) -> int:
     """A descriptor of the folder at `path`, which nobody but this user can enter; made if there is none.
 
     With it as `dir_fd` names are looked up in that folder, whatever becomes of `path` meanwhile. Raises
     UserError where there is anything else than such a folder of this user's; OSError as `mkdir` and `open`.
     """
     if make:
+        import contextlib
+
         with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
+            os.mkdir(path, 0o700)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -139,7 +153,7 @@ def open_folder(path: Path, make: bool = True) -> int:
     return fd
 
 
-def _check(fd: int, path: Path, kind: str) -> None:
+def _check(fd: int, path: str | Path, kind: str) -> None:
     """Raises UserError unless what is open is this user's own, under this one name, and closed to others."""
     status = os.fstat(fd)
     right = stat.S_ISREG(status.st_mode) if kind == "file" else stat.S_ISDIR(status.st_mode)
@@ -151,10 +165,10 @@ def _check(fd: int, path: Path, kind: str) -> None:
             raise UserError(f"{path}: this file system lets others in whatever its mode; take another one")
 
 
-def _whose(path: Path) -> str:
+def _whose(path: str | Path) -> str:
     """What is there instead, in words."""
     try:
-        status = path.lstat()
+        status = os.lstat(path)
     except OSError as error:
         return str(error.strerror)
     kinds = {
@@ -165,6 +179,8 @@ def _whose(path: Path) -> str:
 
 
 def user(uid: int) -> str:
+    import pwd
+
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -2,41 +2,64 @@
 
 STAGE/baton-UID-data/      this user's alone (private.py); STAGE is the setting, expanded on the node
     KEY.zip                a copy, whole and verified: it gets this name last. KEY names one state of one file
-    KEY.env                an unpacked image of an environment (jobs/supervise/image.py), the same way
+    KEY.env, KEY.code      an unpacked image of an environment, or of a run's code, the same way
+                           (jobs/supervise/unpacking.py)
     KEY.part, KEY.env.part one in the making, where it cannot be without a name until then
     lock, lock-image       held by the one process that copies a dataset, or unpacks an image
 
 Who reads a copy holds a shared lock on it. The kernel gives up the locks of whoever dies, so they count the
 users exactly; a copy whose exclusive lock can be had has none. jobs/supervise/copier.py makes the copies.
+
+Imports little at its top, as jobs/run/image.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import hashlib
 import os
-import re
-import socket
 import stat
-from collections.abc import Mapping
-from pathlib import Path
 
 from jobs.run import private
 from jobs.run.errors import UserError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
 VARIABLE = "BATON_STAGE"
 """Tells a worker where copies lie; set by its supervisor, "" for nowhere."""
-DATASET, ENVIRONMENT = ".zip", ".env"
+DATASET, ENVIRONMENT, CODE = ".zip", ".env", ".code"
+FOLDERS = (ENVIRONMENT, CODE)
 SIZE = ".baton-bytes"
-"""What an environment's copy takes, in a file of it."""
-_NAMED = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+"""What a copy that is a folder takes, in a file of it."""
+
+
+def _parts(setting: str) -> Iterator[tuple[str, str]]:
+    """A setting as (text, name of the variable behind it). Raises ValueError for a $ without a name."""
+    while setting:
+        text, dollar, setting = setting.partition("$")
+        if not dollar:
+            yield text, ""
+            return
+        if setting.startswith("{"):
+            name, brace, setting = setting[1:].partition("}")
+            named = bool(brace)
+        else:
+            end = next((n for n, c in enumerate(setting) if not (c == "_" or c.isalnum())), len(setting))
+            name, setting, named = setting[:end], setting[end:], True
+        if not (named and name.isidentifier() and name.isascii()):
+            raise ValueError(name)
+        yield text, name
 
 
 def check(setting: str) -> None:
     """Raises UserError unless a setting is an absolute path, in which `$NAME` and `${NAME}` are variables."""
-    bare = _NAMED.sub("/x", setting)
-    if not bare.startswith("/") or "$" in bare:
+    try:
+        bare = "".join(text + ("/x" if name else "") for text, name in _parts(setting))
+    except ValueError:
+        bare = ""
+    if not bare.startswith("/"):
         raise UserError(
             f"must be an absolute path on the nodes, in which $NAME is a variable there, not {setting!r}"
         )
@@ -44,34 +67,52 @@ def check(setting: str) -> None:
 
 def expand(setting: str, environ: Mapping[str, str]) -> Path:
     """The folder that a setting names on this node. Raises UserError where it names none."""
+    from pathlib import Path
 
-    def value(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if not environ.get(name):
-            raise UserError(f"stage: {setting}: {name} is not set on {socket.gethostname()}")
-        return environ[name]
+    return Path(expanded(setting, environ))
 
-    path = Path(_NAMED.sub(value, setting))
-    if not path.is_absolute():
+
+def expanded(setting: str, environ: Mapping[str, str]) -> str:
+    """`expand` as text."""
+    try:
+        check(setting)
+    except UserError as error:
+        raise UserError(f"stage: {error}") from None
+    path = ""
+    for text, name in _parts(setting):
+        if name and not environ.get(name):
+            raise UserError(f"stage: {setting}: {name} is not set on {os.uname().nodename}")
+        path += text + (environ[name] if name else "")
+    if not os.path.isabs(path):
         raise UserError(f"stage: {setting}: {path} is no absolute path")
     return path
 
 
 def place() -> Path | None:
     """Where this worker looks for copies; None for nowhere."""
+    from pathlib import Path
+
     text = os.environ.get(VARIABLE, "")
     return Path(text) if text else None
 
 
-def folder(stage: Path) -> Path:
-    return stage / f"baton-{os.geteuid()}-data"
+def folder(stage: str | Path) -> Path:
+    from pathlib import Path
+
+    return Path(folder_in(stage))
 
 
-def name(path: Path, status: os.stat_result, suffix: str = DATASET) -> str:
+def folder_in(stage: str | Path) -> str:
+    return os.path.join(stage, f"baton-{os.geteuid()}-data")
+
+
+def name(path: str | Path, status: os.stat_result, suffix: str = DATASET, at: str = "") -> str:
     """The name of the copy of the container, or image, at `path`. Another one in its place is another file,
-    or has another time."""
+    or has another time. `at`: where a copy lies that only works there."""
+    import hashlib
+
     real = os.path.realpath(path)
-    text = f"{real}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
+    text = f"{real}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}" + (at and f"\0{at}")
     return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest() + suffix
 
 
@@ -106,7 +147,7 @@ def open_inside(inside: int, name: str) -> int | None:
     except OSError:
         return None
     status = os.fstat(fd)
-    right = stat.S_ISDIR if name.endswith(ENVIRONMENT) else stat.S_ISREG
+    right = stat.S_ISDIR if name.endswith(FOLDERS) else stat.S_ISREG
     if right(status.st_mode) and status.st_uid == os.geteuid():
         return fd
     os.close(fd)
@@ -115,6 +156,8 @@ def open_inside(inside: int, name: str) -> int | None:
 
 def discard(stage: Path, path: Path, status: os.stat_result, unused: bool = False) -> None:
     """Removes a copy, or only one that is `unused`. Who has it open goes on with it."""
+    import contextlib
+
     with contextlib.suppress(UserError, OSError), contextlib.ExitStack() as opened:
         inside = private.open_folder(folder(stage), make=False)
         opened.callback(os.close, inside)

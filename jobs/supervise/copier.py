@@ -9,27 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import shutil
-import socket
 import sys
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jobs.catalog import manifest
-from jobs.run import file_systems, packed, private, staged
+from jobs.run import packed, staged
 from jobs.run.errors import UserError
+from jobs.supervise.staging import closing, make_room, open_folder, open_lock, remove_remains
 
 CHUNK = 8 << 20
-OLD_SECONDS = 14 * 86400.0
-"""An unused copy goes after that time in any case, others when their room is needed."""
-KEPT_FREE = 0.05
-"""Share of the file system that is left to others."""
 NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 """What a file system says that has no files without a name."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -70,90 +63,6 @@ def copy(container: Path, stage: Path) -> dict[str, Any]:
             make_room(inside, status.st_size, stage)
             _make(source, inside, name, container)
             return done
-
-
-def open_folder(stage: Path) -> int:
-    """Makes what the last part of `stage` names, if need be: /local/$USER, say, where /local is there."""
-    try:
-        with contextlib.suppress(FileExistsError):
-            stage.mkdir(mode=0o700)
-        return private.open_folder(staged.folder(stage))
-    except FileNotFoundError:
-        raise UserError(f"{socket.gethostname()} has no {stage}") from None
-    except OSError as error:
-        raise UserError(f"{stage} cannot be written on {socket.gethostname()}: {error.strerror}") from None
-
-
-def open_lock(inside: int, name: str = "lock") -> int:
-    """Waits for a lock of the folder; it ends with the descriptor, and so with the process."""
-    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def remove_remains(inside: int, kind: str = staged.DATASET) -> None:
-    """What copiers left that died: the lock of this kind is ours, so none is at work."""
-    for name in os.listdir(inside):
-        if name.endswith(".part") and (staged.ENVIRONMENT in name) == (kind == staged.ENVIRONMENT):
-            remove(inside, name)
-
-
-def remove(inside: int, name: str) -> None:
-    """Removes a copy, file or folder, or what there is of it. A folder loses its name first, so that nobody
-    finds a part of it."""
-    try:
-        os.unlink(name, dir_fd=inside)
-    except IsADirectoryError:
-        part = f"{name}.{os.getpid()}.part"
-        os.rename(name, part, src_dir_fd=inside, dst_dir_fd=inside)
-        with contextlib.suppress(FileNotFoundError):  # another has found it without its name
-            shutil.rmtree(f"/proc/self/fd/{inside}/{part}")
-
-
-def make_room(inside: int, size: int, stage: Path) -> None:
-    """Evicts copies that nobody reads: the old ones, and of the others, the longest unused first, as many as
-    `size` bytes need. Raises UserError, having evicted only old ones, if that would not do."""
-    unused = sorted(_unused(inside))
-    for used, _, name in unused:
-        if time.time() - used > OLD_SECONDS:
-            remove(inside, name)
-    unused = [one for one in unused if time.time() - one[0] <= OLD_SECONDS]
-    whole = os.statvfs(inside)
-    missing = size + int(KEPT_FREE * whole.f_blocks * whole.f_frsize) - file_systems.room(inside)
-    if missing > sum(size for _, size, _ in unused):
-        free = max(0, size - missing)
-        raise UserError(
-            f"{stage} on {socket.gethostname()} has room for {free / 1e9:,.1f} GB, and {size / 1e9:,.1f} GB "
-            "are needed"
-        )
-    for _, freed, name in unused:
-        if missing <= 0:
-            return
-        remove(inside, name)
-        missing -= freed
-
-
-def _unused(inside: int) -> Iterator[tuple[float, int, str]]:
-    """(time of the last use, bytes, name) of each copy that nobody reads."""
-    for name in os.listdir(inside):
-        kind = os.path.splitext(name)[1]
-        fd = staged.open_inside(inside, name) if kind in (staged.DATASET, staged.ENVIRONMENT) else None
-        if fd is None:
-            continue
-        with closing(fd), contextlib.suppress(BlockingIOError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            status = os.fstat(fd)
-            yield status.st_mtime, _size(fd) if kind == staged.ENVIRONMENT else status.st_size, name
-
-
-def _size(folder: int) -> int:
-    """Bytes of an environment's copy."""
-    with open(os.open(staged.SIZE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)) as file:
-        return int(file.read())
 
 
 def _make(source: int, inside: int, name: str, container: Path) -> None:
@@ -218,14 +127,6 @@ def _damaged(container: Path, name: str) -> UserError:
         f"in the copy of {container} {name} is not what was prepared: if `prepare.py --verify deep` finds "
         "nothing, this node's disk is bad"
     )
-
-
-@contextlib.contextmanager
-def closing(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 if __name__ == "__main__":

@@ -1,81 +1,59 @@
-"""`python -m jobs.supervise.image STAGE ARGUMENTS…`: runs this environment's interpreter with the arguments,
-from a copy of the environment's image (jobs/run/image.py) on this node's own disk; from here where there can
-be none, and says so.
+"""`python -S -c START STAGE ARGUMENTS…` (START: jobs/run/image.py) runs this environment's interpreter with
+the arguments, from a copy of the environment's image on this node's own disk, in a copy of the working
+directory, if that is a run's code; from here where there can be none, and says so.
 
-The first process of a node unpacks the image, the others wait for it, and other jobs find it. The interpreter
-holds a shared lock on the copy as long as it lives, so that nobody evicts it (copier.py).
+What is imported here comes from the shared file system, for every rank at every start: so little is. Only
+where a copy is missing, unpacking.py makes it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-from jobs.run import exit_codes, image, staged
+from jobs.run import image, private, staged
 from jobs.run.errors import UserError
-from jobs.supervise import copier
-
-IGNORING = ("sh", "-c", 'trap "" USR2 TERM; exec "$@"', "unpack")
-TRAINING = "jobs.train"
 
 
 def main() -> None:
     setting, arguments = sys.argv[1], sys.argv[2:]
-    asked: list[int] = []
-    numbers = (signal.SIGUSR2, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
-    python = sys.executable
+    python, code = image.beside(sys.executable), image.of_code(os.getcwd())
     try:
-        python = image.interpreter(place(image.beside(Path(python)), setting))
-    except (UserError, OSError) as error:
-        print(f"environment: {error}; on from {python}", file=sys.stderr, flush=True)
-    if TRAINING in arguments:
-        # What has come, and comes from here on, waits until the supervisor's handlers stand
-        # (processes.wake_on_signals): it alone knows how a start leaves.
-        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-        for number in asked:
-            os.kill(os.getpid(), number)
-    elif asked:
-        sys.exit(exit_codes.RESUME)
+        stage = staged.expanded(setting, os.environ)
+        own, here = find(stage, python, staged.ENVIRONMENT), find(stage, code, staged.CODE)
+    except (UserError, OSError):
+        own = here = None
+    if own is None or here is None:
+        from jobs.supervise import unpacking
+
+        own, here = unpacking.places(setting, python, code, training="jobs.train" in arguments)
     else:
-        for number, action in zip(numbers, before, strict=True):
-            signal.signal(number, action)
-    os.execv(python, [python, *arguments])
+        print(f"environment: {own} on {os.uname().nodename}, found", flush=True)
+    if here:
+        os.environ[image.VARIABLE] = here
+        os.chdir(here)
+    program = image.interpreter(own) if own else sys.executable
+    os.execv(program, [program, *arguments])
 
 
-def place(packed: Path, setting: str) -> Path:
-    """The folder with a whole copy, which this process and what it executes hold against eviction.
-
-    Raises UserError and OSError where there can be none, with nothing left behind.
-    """
-    began = time.monotonic()
-    stage = staged.expand(setting, os.environ)
+def find(stage: str, packed: str, suffix: str) -> str | None:
+    """The folder with a whole copy, which this process and what it executes hold against eviction; None if
+    there is none, "" if there is no such image. Raises UserError and OSError where there can be none."""
     try:
-        source = os.open(packed, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.stat(packed)
     except FileNotFoundError:
-        raise UserError(f"there is no {packed} (env/pack.sh)") from None
-    with copier.closing(source):
-        status = os.fstat(source)
-        name = staged.name(packed, status, staged.ENVIRONMENT)
-        folder = staged.folder(stage) / name
-        with (
-            copier.closing(copier.open_folder(stage)) as inside,
-            copier.closing(copier.open_lock(inside, "lock-image")),
-        ):
-            copier.remove_remains(inside, staged.ENVIRONMENT)
-            if not hold(inside, name):
-                copier.make_room(inside, status.st_size, stage)
-                unpack(packed, source, inside, name)
-                if not hold(inside, name):
-                    raise UserError(f"{folder} is gone")
-    print(f"environment: {folder} on {socket.gethostname()}, {time.monotonic() - began:.1f} s", flush=True)
-    return folder
+        return "" if suffix == staged.CODE else None
+    place = staged.folder_in(stage)
+    name = staged.name(packed, status, suffix, place)
+    try:
+        inside = private.open_folder(place, make=False)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.path.join(place, name) if hold(inside, name) else None
+    finally:
+        os.close(inside)
 
 
 def hold(inside: int, name: str) -> bool:
@@ -85,40 +63,12 @@ def hold(inside: int, name: str) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:  # being evicted
+        # Whoever evicts it has the other lock while it loses its name.
+        if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=inside)):
+            raise FileNotFoundError(name)
+    except (BlockingIOError, FileNotFoundError):
         os.close(fd)
         return False
     os.utime(fd)
     os.set_inheritable(fd, True)
     return True
-
-
-def unpack(packed: Path, source: int, inside: int, name: str) -> None:
-    """Unpacks beside, and only when all of it is on the disk, gives it its name."""
-    part = Path(f"/proc/{os.getpid()}/fd/{inside}") / f"{name}.part"
-    part.mkdir(mode=0o700)
-    try:
-        os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        os.lseek(source, 0, os.SEEK_SET)
-        for command in (
-            ["tar", "--extract", "--no-same-owner", "--no-same-permissions", "--directory", str(part)],
-            ["sync", "--file-system", str(part)],
-        ):
-            done = subprocess.run([*IGNORING, *command], stdin=source, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-                raise UserError(f"{packed} could not be unpacked on {socket.gethostname()}: {last}")
-        if staged.name(packed, os.stat(packed), staged.ENVIRONMENT) != name:
-            raise UserError(f"{packed} was replaced while it was copied")
-        if not os.access(image.interpreter(part), os.X_OK):
-            raise UserError(f"{packed} holds no bin/python")
-        (part / staged.SIZE).write_text(str(os.fstat(source).st_size))
-        os.rename(part, part.with_name(name))
-        os.fsync(inside)
-    except BaseException:
-        copier.remove(inside, part.name)
-        raise
-
-
-if __name__ == "__main__":
-    main()

@@ -40,6 +40,7 @@ def supervise(
     task: Task,
     meeting: Meeting,
     command: Sequence[str],
+    folder: Path | None,
     story: events.Writer,
     *,
     hang_seconds: float,
@@ -48,7 +49,7 @@ def supervise(
     signals: list[signal.Signals],
     last_checkpoint: tuple[int, int],
 ) -> int:
-    """Runs this rank's worker to its end and returns the exit code that all ranks agreed on.
+    """Runs this rank's worker, in `folder`, to its end and returns the exit code that all ranks agreed on.
 
     `signals` is where the caller's handlers put what has come in, and `wakeup` a descriptor that becomes
     readable then. `story` takes the events, on rank 0 alone (on rank 1 if rank 0's supervisor is lost).
@@ -65,7 +66,7 @@ def supervise(
             last_checkpoint=last_checkpoint,
             stacks=f"{files.JOB()}/{files.STACKS(START=meeting.start, RANK='*')}",
         )
-    return supervisor.run_worker(command, environ)
+    return supervisor.run_worker(command, folder, environ)
 
 
 class _Supervisor:
@@ -102,7 +103,7 @@ class _Supervisor:
         self.reported: tuple[str | None, float] = (None, 0.0)
         self.coordinator: Coordinator | None = None
 
-    def run_worker(self, command: Sequence[str], environ: Mapping[str, str]) -> int:
+    def run_worker(self, command: Sequence[str], folder: Path | None, environ: Mapping[str, str]) -> int:
         self.copies = Copies(self.run, self.task, environ)
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         self.selector = selectors.DefaultSelector()
@@ -119,7 +120,7 @@ class _Supervisor:
         try:
             log = worker_end.log_of(self.run, self.task)
             self.log_begin = worker_end.size_of(self.run.path / log) if log else 0
-            self.worker = processes.start(command, env, pass_fds=passed)
+            self.worker = processes.start(command, env, pass_fds=passed, cwd=folder)
             os.close(write_end)
             if self.meeting.store:  # it is the worker's now, and ends with it
                 self.meeting.store.close()

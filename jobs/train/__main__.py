@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.run import environment, events, exit_codes, files, story
+from jobs.run import environment, events, exit_codes, files, image, story
 from jobs.run.directory import Run, newest_start
 from jobs.run.errors import UserError, run_command
 from jobs.run.past import History
@@ -86,10 +86,11 @@ def main() -> int:
             world_size=task.world_size, pid=os.getpid(),
             ranks_per_node=max(meeting.hosts.count(host) for host in meeting.hosts),
         )  # fmt: skip
-    command = arguments.worker or worker_command(run)
+    command, folder = (arguments.worker, None) if arguments.worker else worker_command(run)
     code = supervise(
-        run, task, meeting, command, writer, hang_seconds=hang_seconds(run), environ=worker_environment(),
-        wakeup=wakeup, signals=signals, last_checkpoint=(past or History()).last_checkpoint(),
+        run, task, meeting, command, folder, writer,
+        hang_seconds=hang_seconds(run), environ=worker_environment(), wakeup=wakeup, signals=signals,
+        last_checkpoint=(past or History()).last_checkpoint(),
     )  # fmt: skip
     writer.flush(LAST_WORDS_SECONDS)
     processes.ignore_signals()
@@ -103,11 +104,14 @@ def unfit() -> str | None:
     return f"{sys.executable} could not train and resume a run: {', '.join(wrong)}" if wrong else None
 
 
-def worker_command(run: Run) -> list[str]:
-    """The program that trains: what the run was submitted with as `--worker`, else MMSegmentation's."""
+def worker_command(run: Run) -> tuple[list[str], Path | None]:
+    """The program that trains, and the folder to start it in (None: this one): what the run was submitted
+    with as `--worker`, which may write where it starts, else MMSegmentation's."""
     own = run.request().worker if run.request_file.exists() else []
-    program = [str(run.code / own[0]), *own[1:]] if own else ["-m", "jobs.mmseg.rank", str(run.path)]
-    return [sys.executable, "-u", *program]
+    if own:
+        code = os.environ.get(image.VARIABLE, str(run.code))
+        return [sys.executable, "-u", os.path.join(code, own[0]), *own[1:]], run.code
+    return [sys.executable, "-u", "-m", "jobs.mmseg.rank", str(run.path)], None
 
 
 def worker_environment() -> dict[str, str]:

@@ -281,7 +281,9 @@ def _command(batch: Batch) -> str:
     code = batch.run / files.CODE() if batch.run is not None and batch.made else None
     python = '"$python"'
     if settings.environment and programs.knows(code, image.PROGRAM):
-        python += f" -m {image.PROGRAM} {_quote(settings.stage)}"
+        known = programs.knows(code, image.STARTED_SO)
+        start = f"-S -c {_quote(image.START)}" if known else f"-m {image.PROGRAM}"
+        python += f" {start} {_quote(settings.stage)}"
     if settings.container is not None:
         flags, prefix = _container(settings.container, batch.mounts)
         srun += flags

@@ -17,7 +17,7 @@ from jobs.run.directory import Request, Run, write_atomically
 from jobs.run.settings import JobSettings, RunSettings
 from jobs.slurm.login import SlurmError
 from launch.submit import batch_script as script
-from launch.submit import data_ready, job_environment, profiles, runs, snapshot
+from launch.submit import code_image, data_ready, job_environment, profiles, runs, snapshot
 from launch.submit.configs import Chain
 from launch.submit.runs import CHECKOUT
 
@@ -135,7 +135,10 @@ def untrained(spec: TrainingSpec, stem: str) -> Iterator[Run]:
 
 
 def write_scripts(run: Run, *batches: script.Batch) -> None:
-    """Writes `job/STAGE.sbatch`, and the environment that it reads, for each batch."""
+    """Writes `job/STAGE.sbatch`, and the environment that it reads, for each batch; where one of
+    them runs from images, that of the code, too."""
+    if any(batch.resolved.settings.environment for batch in batches):
+        code_image.write(run)
     for batch in batches:
         file = run.job / files.SCRIPT(STAGE=batch.resolved.stage)
         content = script.text(batch).encode()

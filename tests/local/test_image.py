@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from jobs.run import image, staged
+from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from jobs.run.exit_codes import RESUME
-from jobs.supervise import copier
+from jobs.supervise import staging
+from jobs.train.__main__ import worker_command
+from launch.submit import code_image
 from tests.stages import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +52,7 @@ def pack(environment: Path) -> Path:
 def start(environment: Path, stage: Path | str, **more: str) -> subprocess.Popen[str]:
     python = image.interpreter(environment)
     return subprocess.Popen(
-        [python, "-m", image.PROGRAM, str(stage), "-c", SAY, "an argument"], cwd=ROOT,
+        [python, "-S", "-c", image.START, str(stage), "-c", SAY, "an argument"], cwd=ROOT,
         env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -78,7 +81,7 @@ def test_nothing_is_looked_up_in_the_shared_environment(environment: Path, tmp_p
     start(environment, tmp_path).communicate(timeout=100)
     (copy,) = copies(tmp_path)
     trace = tmp_path / "trace"
-    command = [image.interpreter(environment), "-m", image.PROGRAM, str(tmp_path), "-c", SAY]
+    command = [image.interpreter(environment), "-S", "-c", image.START, str(tmp_path), "-c", SAY]
     strace = ["strace", "-f", "-qq", "-s", "4096", "-e", "trace=%file", "-o", str(trace)]
     out = subprocess.run([*strace, *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == f"{copy} from here"
@@ -131,7 +134,7 @@ def test_it_is_kept_while_it_is_used_and_goes_when_its_room_is_needed(
     environment: Path, tmp_path: Path
 ) -> None:
     used = subprocess.Popen(
-        [image.interpreter(environment), "-m", image.PROGRAM, str(tmp_path), "-c", "print(input())"],
+        [image.interpreter(environment), "-S", "-c", image.START, str(tmp_path), "-c", "print(input())"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert used.stdout is not None
@@ -139,12 +142,12 @@ def test_it_is_kept_while_it_is_used_and_goes_when_its_room_is_needed(
     (copy,) = copies(tmp_path)
     os.utime(copy, (0, 0))  # old
     inside = os.open(staged.folder(tmp_path), os.O_RDONLY)
-    copier.make_room(inside, 0, tmp_path)
+    staging.make_room(inside, 0, tmp_path)
     assert copies(tmp_path) == [copy]
     assert used.communicate("end\n", timeout=100)[0] == "end\n"
-    ((_, size, name),) = copier._unused(inside)
+    ((_, size, name),) = staging._unused(inside)
     assert (name, size) == (copy.name, Path(f"{environment}.tar").stat().st_size)
-    copier.make_room(inside, 0, tmp_path)
+    staging.make_room(inside, 0, tmp_path)
     assert copies(tmp_path) == []
     os.close(inside)
 
@@ -169,7 +172,7 @@ def test_a_signal_is_heard_although_another_unpacks(
     with (folder / "lock-image").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         ignoring = ["sh", "-c", 'trap "" USR2 TERM; exec "$@"', "task", image.interpreter(environment)]
-        command = [*ignoring, "-m", image.PROGRAM, str(tmp_path), *task]
+        command = [*ignoring, "-S", "-c", image.START, str(tmp_path), *task]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
         def listens() -> bool:
@@ -212,3 +215,75 @@ def test_what_cannot_be_packed_is_said(arguments: list[str], says: str) -> None:
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with code of its own, packed."""
+    run = Run(tmp_path / "a run")
+    run.code.mkdir(parents=True)
+    (run.code / "jobs").symlink_to(ROOT / "jobs")
+    (run.code / "mine.py").write_text("")
+    code_image.write(run)
+    return run
+
+
+def start_in(run: Run, environment: Path, stage: Path) -> tuple[str, str]:
+    python, say = image.interpreter(environment), "import mine, os; print(os.getcwd(), mine.__file__)"
+    done = subprocess.run(
+        [python, "-S", "-c", image.START, str(stage), "-c", say],
+        cwd=run.code, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()[-1], done.stderr
+
+
+def test_the_code_of_a_run_is_unpacked_too(run: Run, environment: Path, tmp_path: Path) -> None:
+    stage = tmp_path / "local"
+    out, err = start_in(run, environment, stage)
+    (copy,) = (path for path in copies(stage) if path.suffix == staged.CODE)
+    assert (out, err) == (f"{copy} {copy}/mine.py", "")
+    assert start_in(run, environment, stage) == (out, "")
+    before = (run.path / image.CODE).stat().st_ino
+    (run.code / "__pycache__").mkdir()
+    code_image.write(run)
+    assert (run.path / image.CODE).stat().st_ino == before  # the same code
+    (run.code / "mine.py").write_text("NEW = 1\n")
+    assert start_in(run, environment, stage) == (out, "")  # not submitted again
+    code_image.write(run)
+    assert start_in(run, environment, stage)[0] != out
+
+
+def test_damaged_code_is_run_from_the_run(run: Run, environment: Path, tmp_path: Path) -> None:
+    packed = run.path / image.CODE
+    content = bytearray(packed.read_bytes())
+    content[-6] ^= 1  # of the checksum
+    packed.write_bytes(content)
+    out, err = start_in(run, environment, tmp_path / "local")
+    assert out == f"{run.code} {run.code}/mine.py"
+    (line,) = err.splitlines()
+    assert line.startswith(f"code: {packed} could not be unpacked on ")
+    assert line.endswith(f"; on from {run.code}")
+    assert [path.suffix for path in copies(tmp_path / "local")] == [staged.ENVIRONMENT]
+
+
+def test_a_program_of_ones_own_starts_in_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it writes there must stay."""
+    worker = ["my.py", "--x"]
+    run.write_request(Request(name="x", config="", data_root="/", created="", worker=worker))
+    monkeypatch.setenv(image.VARIABLE, "/copy")
+    assert worker_command(run) == ([sys.executable, "-u", "/copy/my.py", "--x"], run.code)
+    monkeypatch.delenv(image.VARIABLE)
+    assert worker_command(run)[0][2] == str(run.code / "my.py")
+
+
+def test_a_python_that_is_not_the_systems_is_in_the_image(environment: Path, tmp_path: Path) -> None:
+    """And is what the copy runs, wherever the copy lies."""
+    say = "import sys; print(sys.base_prefix)"
+    python = image.interpreter(environment)
+    out = subprocess.run(
+        [python, "-S", "-c", image.START, str(tmp_path), "-c", say],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()[-1]  # fmt: skip
+    (copy,) = copies(tmp_path)
+    system = os.path.realpath(sys.base_prefix).startswith("/usr")
+    assert out == (sys.base_prefix if system else str(copy / image.OWN_PYTHON))

@@ -29,7 +29,7 @@ def test_backends_of_services_give_way() -> None:
     )
     curves.put_in(cfg)
     kinds = [one["type"] for one in cfg.visualizer.vis_backends]
-    assert kinds == ["LocalVisBackend", "ExactTensorboard", "ForTrackers"]
+    assert kinds == ["OpenLocal", "ExactTensorboard", "ForTrackers"]
     assert cfg.default_hooks.logger.log_metric_by_epoch is False
     own = Config(
         {"visualizer": {"vis_backends": []}, "default_hooks": {"logger": {"log_metric_by_epoch": True}}}

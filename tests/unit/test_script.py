@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.run import image
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from launch.submit import batch_script as script
@@ -225,16 +226,19 @@ def test_the_shells_own_names_are_those_that_a_profile_may_not_set() -> None:
 
 def test_tasks_run_from_the_image_where_their_code_can(tmp_path: Path) -> None:
     setting = "{environment: image, stage: '$TMPDIR/a b'}"
-    command = """ "$python" -m jobs.supervise.image '$TMPDIR/a b' -u -m jobs."""
+    command = f""" "$python" -S -c '{image.START}' '$TMPDIR/a b' -u -m jobs."""
+    older = """ "$python" -m jobs.supervise.image '$TMPDIR/a b' -u -m jobs."""
     for stage in profiles.STAGES:
         assert command + stage in script.text(batch(tmp_path / "no-run", setting, stage, made=False))
         assert command + stage in script.text(batch(tmp_path / "being-made", setting, stage))
     (tmp_path / "code/jobs/supervise").mkdir(parents=True)
     assert command not in script.text(batch(tmp_path, setting))  # code that is older
     (tmp_path / "code/jobs/supervise/image.py").touch()
+    assert older in script.text(batch(tmp_path, setting))
+    (tmp_path / "code/jobs/supervise/unpacking.py").touch()
     assert command in script.text(batch(tmp_path, setting))
     boxed = "{environment: image, stage: /local, container: {kind: apptainer, image: x.sif}}"
-    assert 'x.sif "$python" -m jobs.supervise.image /local -u' in script.text(batch(tmp_path, boxed))
+    assert f"""x.sif "$python" -S -c '{image.START}' /local -u""" in script.text(batch(tmp_path, boxed))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from jobs.prepare.packed import convert
 from jobs.run import file_systems, packed, private, staged
 from jobs.run.errors import UserError
 from jobs.run.packed import Container
-from jobs.supervise import copier
+from jobs.supervise import copier, staging
 from tests.strangers import UID, needs_root
 
 FOLDER = "VOCdevkit"
@@ -69,7 +69,7 @@ def room_for(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
         return int(size) - taken
 
     monkeypatch.setattr(file_systems, "room", room)
-    monkeypatch.setattr(copier, "KEPT_FREE", 0.0)
+    monkeypatch.setattr(staging, "KEPT_FREE", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_reader_counts_as_long_as_it_lives(
 
 def test_what_was_not_read_for_long_goes_in_any_case(container: Path, stage: Path) -> None:
     old, kept = (Path(copier.copy(one, stage)["copy"]) for one in (container, another(container, "second")))
-    then = time.time() - copier.OLD_SECONDS - 60
+    then = time.time() - staging.OLD_SECONDS - 60
     os.utime(old, (then, then))
     copier.copy(another(container, "third"), stage)
     assert not old.exists()
