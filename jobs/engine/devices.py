@@ -108,6 +108,12 @@ def synchronise() -> None:
         module.synchronize()
 
 
+def peak_bytes() -> int:
+    """The most memory that tensors have had at once on the current accelerator; 0 on the CPU."""
+    module = _in_use()
+    return 0 if module is None else int(module.max_memory_allocated())
+
+
 def fitting(device: str) -> int:
     """How often what this process has computed on a device so far, at its peak, would fit into the room there
     at once, with a third of that to spare; 1 where that is not known, and on the CPU."""

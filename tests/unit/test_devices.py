@@ -92,6 +92,7 @@ def test_what_torch_was_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_asking_uses_no_accelerator() -> None:
     devices.seed(1)
     devices.synchronise()
+    assert devices.peak_bytes() == 0
     assert not torch.cuda.is_initialized()
 
 
