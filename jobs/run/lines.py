@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -88,7 +89,8 @@ class Lines:
                     data = b"\n" + data
             if os.write(self.fd, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            fcntl.lockf(self.fd, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):  # a file system without locks has given none
+                fcntl.lockf(self.fd, fcntl.LOCK_UN)
         except BaseException:
             self.close()
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -63,3 +65,15 @@ def test_after_an_error_the_file_is_opened_anew(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     lines.append("3")
     assert path.read_text() == "1\n2\n3\n"
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    lines = Lines(tmp_path / "m.jsonl")
+    lines.append("1")
+    assert lines.fd is not None, "nothing went wrong"
+    lines.append("2")
+    assert lines.path.read_text() == "1\n2\n"
