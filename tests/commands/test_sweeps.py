@@ -107,7 +107,9 @@ def test_sweeps_are_folded_and_unfolded(many: Path) -> None:
 def test_watch_fits_on_the_screen(columns: int, height: int, many: Path) -> None:
     """What needs somebody is there, although it is old."""
     command = [sys.executable, str(ROOT / "launch/status.py"), "--watch", "0.1"]
-    environment = os.environ | {"BATON_RUNS": str(many), "NO_COLOR": "1"}
+    # A size that the surroundings name would win over the terminal's.
+    named = {key: value for key, value in os.environ.items() if key not in ("LINES", "COLUMNS")}
+    environment = named | {"BATON_RUNS": str(many), "NO_COLOR": "1"}
     with Terminal(command, environment, columns, height) as terminal:
         terminal.until(r"one run: (.|\n)*one run: ")
     clear = "\x1b[2J\x1b[H"
