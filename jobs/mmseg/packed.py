@@ -47,10 +47,17 @@ class PackedBackend(LocalBackend):
         super().__init__()
         self._containers: dict[Path, packed.Container] = {}
         self._folders: dict[str, tuple[packed.Container, str] | None] = {}
+        self._roots: dict[str, packed.Container] = {}
+        """By the path of the folder that a container holds, as it was asked for."""
 
     def find(self, path: str | Path) -> tuple[packed.Container, str] | None:
         """(container, name in it) of a path; None where its folder lies in no packed dataset."""
-        folder, name = os.path.split(os.fspath(path))
+        text = os.fspath(path)
+        # A loader's worker that is forked anew for every epoch knows at least what its parent does.
+        for root, container in self._roots.items():
+            if text.startswith(root) and text[len(root) :] in container.files:
+                return container, text[len(root) :]
+        folder, name = os.path.split(text)
         if folder not in self._folders:
             self._folders[folder] = self._look(Path(folder))
         place = self._folders[folder]
@@ -64,6 +71,8 @@ class PackedBackend(LocalBackend):
         if path not in self._containers:
             self._containers[path] = packed.Container(path, staged.place())
             heartbeat.tell_reads(path)
+        if f"{folder}/".endswith(f"/{inner}/") and inner:
+            self._roots[f"{folder}/".removesuffix(f"{inner}/")] = self._containers[path]
         return self._containers[path], inner
 
     def get(self, filepath: str | Path) -> bytes:

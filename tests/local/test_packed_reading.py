@@ -82,6 +82,18 @@ def test_forked_workers_read_it(both: tuple[Path, Path], persistent: bool) -> No
             assert same(sample, tree[index])
 
 
+def test_what_is_in_an_open_container_is_not_looked_for_again(
+    both: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another folder of it: a worker that is forked anew for every epoch would, every time."""
+    backend, top = packed.PackedBackend(), both[1] / "VOCdevkit/VOC2012"
+    names = backend.get_text(top / "ImageSets/Segmentation/trainaug.txt").split()
+    monkeypatch.setattr(packed.packed, "locate", None)
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClassAug", "png")):
+        found = backend.get(top / folder / f"{names[0]}.{suffix}")
+        assert found == (both[0] / "VOCdevkit/VOC2012" / folder / f"{names[0]}.{suffix}").read_bytes()
+
+
 def test_a_process_that_unpickles_the_backends_name_knows_it() -> None:
     """A spawned worker has imported nothing of ours when its transforms come."""
     given = {"backend": packed.BACKEND}
