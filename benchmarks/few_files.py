@@ -91,7 +91,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="few-files-") as local,
     ):
         folder, node = Path(shared), Path(local)
-        tree = data.prepared(folder, arguments.images, 8, 500)
+        tree = data.prepared(folder, arguments.images, 8, 500, pool=16)
         few = folder / "packed"
         shutil.copytree(tree, few)
         convert.pack(few, "VOCdevkit")
@@ -196,7 +196,7 @@ def measures(there: dict[str, Side], images: int) -> tuple[Measures, Measures]:
 def resumable(side: Side) -> Run:
     """A run that has trained one epoch of three."""
     hook = {"type": "Steps", "result": str(side.folder / "made/result.json")}
-    made = side.make_run("made", hook=hook, train_cfg__max_epochs=1, custom_hooks=[hook])
+    made = side.make_run("made", hook=hook, train_cfg__max_epochs=1)
     start.result("ours", made)  # from here and at once, whatever the side: what is measured begins with it
     hook = {"type": "FirstStep", "result": str(side.folder / "run/result.json")}
     run = side.make_run("run", hook=hook, train_cfg__max_epochs=3)
