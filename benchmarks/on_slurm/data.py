@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepared(folder: Path, train: int = 24, val: int = 8, size: int = 96, pool: int = 0) -> Path:
-    """A data root below `folder` with `train` + `val` pictures of `size` pixels, of which `pool` differ (0: all)."""
+    """A data root below `folder` with `train` + `val` pictures of `size` pixels, `pool` of them different
+    (0: all)."""
     archives, root = folder / "archives", folder / "data"
     made = [str(archives), "--train", str(train), "--val", str(val), "--size", str(size)]
     made += ["--pool", str(pool)]
