@@ -73,7 +73,8 @@ class Side:
 
 def _from_image() -> list[str]:
     """As a batch script starts a task with `environment: image`."""
-    return ["-m", image.PROGRAM]
+    program = getattr(image, "START", None)
+    return ["-S", "-c", program] if program else ["-m", image.PROGRAM]
 
 
 def main() -> int:
