@@ -4,6 +4,7 @@ examples:
   python benchmarks/prepare.py                full size: 11,355 annotations, the real lists, 27 GB of scratch
   python benchmarks/prepare.py --n 300        small, to see that it runs
   python benchmarks/prepare.py --scratch /fast/dir
+  python benchmarks/prepare.py --n 1500 --packed    packed against unpacked only
 
 The guide's way: md5sum of both archives, `tar x` of both, mmsegmentation's voc_aug.py with as many processes
 as there are cores. Stand-ins of the real sizes are made on demand in the scratch folder and stay there.
@@ -51,12 +52,17 @@ def main() -> int:
     parser.add_argument("--n", type=int, metavar="IMAGES", help="that many training images")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "baton-bench-prepare")
+    parser.add_argument("--packed", action="store_true", help="only packed against unpacked")
     args = parser.parse_args()
     if "voc_aug" not in converters():
         raise UserError("the installed mmsegmentation has no voc_aug.py to compare with")
     workers.no_inner_threads()
     args.scratch.mkdir(parents=True, exist_ok=True)
     archives, lists = stand_ins(args.scratch, args.n)
+    with tempfile.TemporaryDirectory(prefix="packed-", dir=args.scratch) as folder:
+        as_one_file(Path(folder), archives, lists, args.rounds)
+    if args.packed:
+        return 0
     masks(args.scratch, archives, lists, args.rounds)
     with tempfile.TemporaryDirectory(prefix="datasets-", dir=args.scratch) as folder:
         datasets(Path(folder), archives, lists, args.rounds)
@@ -168,9 +174,8 @@ def datasets(work: Path, archives: Path, lists: Lists, rounds: int) -> None:
     made: dict[str, Path] = {}
 
     def run_ours() -> float:
-        made["ours"] = target = Path(tempfile.mkdtemp(dir=work))
-        settle(work, archives)
-        return harness.timed(lambda: subprocess.run(command(target, archives), cwd=ROOT, check=True))
+        made["ours"] = Path(tempfile.mkdtemp(dir=work))
+        return prepared(made["ours"], archives)
 
     def run_theirs() -> float:
         made["peer"] = target = Path(tempfile.mkdtemp(dir=work))
@@ -212,6 +217,34 @@ def datasets(work: Path, archives: Path, lists: Lists, rounds: int) -> None:
     )
     if problems:
         raise AssertionError(problems[0])
+
+
+def as_one_file(work: Path, archives: Path, lists: Lists, rounds: int) -> None:
+    def prepare(*options: str) -> float:
+        target = Path(tempfile.mkdtemp(dir=work))
+        try:
+            return prepared(target, archives, *options)
+        finally:
+            shutil.rmtree(target)
+
+    harness.compare(
+        "prepare-packed",
+        f"two archives to a dataset packed as one file, wall ({len(lists.sbd):,} annotations)",
+        lambda: prepare("--pack"),
+        prepare,
+        against="to a tree of files",
+        goal=1,
+        unit="s",
+        better="lower",
+        rounds=rounds,
+    )
+
+
+def prepared(target: Path, archives: Path, *options: str) -> float:
+    """Seconds of a preparation into an empty folder."""
+    settle(target.parent, archives)
+    ours = [*command(target, archives), *options]
+    return harness.timed(lambda: subprocess.run(ours, cwd=ROOT, check=True))
 
 
 def settle(scratch: Path, archives: Path) -> None:

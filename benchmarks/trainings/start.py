@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def endless_list(data: Path, length: int = 10_582) -> Path:
     return data
 
 
-def start(side: str, run: Run, ranks: int = 1) -> list[subprocess.Popen[bytes]]:
-    """Starts all ranks of one side; BEGAN in their environment is the time."""
+def start(side: str, run: Run, ranks: int = 1, command: Sequence[str] = ()) -> list[subprocess.Popen[bytes]]:
+    """Starts all ranks of one side, or a command of its own; BEGAN in their environment is the time."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -60,7 +61,7 @@ def start(side: str, run: Run, ranks: int = 1) -> list[subprocess.Popen[bytes]]:
         with (run.path / f"log-{number}-{rank}.out").open("wb") as log:
             started.append(
                 subprocess.Popen(
-                    [*SIDES[side], str(run.path)],
+                    [*(command or SIDES[side]), str(run.path)],
                     cwd=run.code,
                     env=base | {key: str(value) for key, value in place.items()},
                     stdout=log,
@@ -79,11 +80,11 @@ def wait(run: Run, started: list[subprocess.Popen[bytes]]) -> None:
         raise RuntimeError(f"{run.path} ended with {codes}: {text}")
 
 
-def result(side: str, run: Run, ranks: int = 1) -> Any:
+def result(side: str, run: Run, ranks: int = 1, command: Sequence[str] = ()) -> Any:
     """Trains one side to its end; what its hook has written to RUN/result.json."""
     path = run.path / "result.json"
     path.unlink(missing_ok=True)
-    wait(run, start(side, run, ranks))
+    wait(run, start(side, run, ranks, command))
     return json.loads(path.read_text())
 
 

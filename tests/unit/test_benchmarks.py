@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import harness, run
+from benchmarks.slow_files import mount
 from benchmarks.trainings import past
 from jobs.run import events
 
@@ -132,3 +133,11 @@ def test_a_made_past_is_one_that_could_have_been(tmp_path: Path) -> None:
     assert starts == 8 == names.count("started")
     assert (names.count("epoch"), names.count("validated"), names.count("preempted")) == (30, 3, 7)
     assert [record["time"] for record in records] == sorted(record["time"] for record in records)
+
+
+def test_what_lies_in_a_slow_directory_is_slow_once(tmp_path: Path) -> None:
+    for name in ("checkout/env", "python"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "checkout/linked").symlink_to(tmp_path / "python")
+    places = [tmp_path / "checkout", tmp_path / "checkout/env", tmp_path / "checkout/linked", Path("/usr")]
+    assert mount.outermost(places) == [tmp_path / "checkout", tmp_path / "python"]

@@ -1,0 +1,296 @@
+"""A slow shared file system, as it is without and with few files: environment, checkout, data and runs lie on
+one whose metadata calls take a millisecond longer each (FUSE, seen by the measured commands alone).
+
+  as it is   the tree of files that prepare.py leaves, ranks run from .venv
+  few files  `prepare.py --pack`, `--stage` on the node's own disk, `environment: image`
+
+Measured in turn: a resumed start, from the command to the end of its first step, on a node that has the
+copies; one epoch of the recipe's input pipeline with its 4 workers; both on the local disk, too; and the time
+that 4 preemptions cost a training, its first start on a node without copies included. Needs root, for the
+mounts, and libfuse (apt-get install libfuse3-3).
+
+examples:
+  python benchmarks/few_files.py
+  python benchmarks/few_files.py --rounds 1 --images 60 --life 4     a quick look
+"""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import repository
+
+from benchmarks import harness
+from benchmarks.on_slurm import data
+from benchmarks.slow_files import mount
+from benchmarks.trainings import start
+from jobs.prepare.packed import convert
+from jobs.run import image, staged
+from jobs.run.directory import Run
+from jobs.run.errors import run_command
+from jobs.run.exit_codes import FINISHED, RESUME
+
+ROOT: Path = repository.ROOT
+
+CONFIG = "tests/support/configs/tiny_trace.py"
+INTERRUPTIONS = 4
+STEP = 0.2
+"""Seconds of a step of CONFIG, which pads them."""
+BATCH = 4
+PATIENCE = 600.0
+WHAT = {"ours": "few files", "peer": "as it is"}
+
+
+class Side:
+    """One of WHAT on one disk: `through` is what puts a command on the slow one."""
+
+    def __init__(self, folder: Path, data: Path, stage: Path | None, through: list[str]) -> None:
+        self.folder, self.data, self.stage = folder, data, stage
+        python = [sys.executable] if stage is None else [sys.executable, *_from_image(), str(stage)]
+        self.python = [*through, *python]
+
+    def make_run(self, name: str, **settings: Any) -> Run:
+        run = start.make_run(self.folder / name, self.data, CONFIG, settings.pop("hook"), **settings)
+        request = run.request()
+        request.set["custom_imports"]["imports"] += ["benchmarks.on_slurm.step_log"]
+        request.cluster.stage = str(self.stage or "")
+        run.write_request(request)
+        return run
+
+    @property
+    def training(self) -> list[str]:
+        return [*self.python, "-u", "-m", "jobs.train"]
+
+
+def _from_image() -> list[str]:
+    """As a batch script starts a task with `environment: image`."""
+    program = getattr(image, "START", None)
+    return ["-S", "-c", program] if program else ["-m", image.PROGRAM]
+
+
+def main() -> int:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--life", type=float, default=12.0, help="seconds of steps before an interruption")
+    parser.add_argument("--milliseconds", type=float, default=1.0, help="that a metadata call takes longer")
+    arguments = parser.parse_args()
+    harness.restart_with(OMP_NUM_THREADS="1")
+    packed = Path(image.beside(Path(sys.executable)))
+    made_here = not packed.exists()
+    with (
+        tempfile.TemporaryDirectory(prefix="few-files-", dir=ROOT / "logs") as shared,
+        tempfile.TemporaryDirectory(prefix="few-files-") as local,
+    ):
+        folder, node = Path(shared), Path(local)
+        tree = data.prepared(folder, arguments.images, 8, 500, pool=16)
+        few = folder / "packed"
+        shutil.copytree(tree, few)
+        convert.pack(few, "VOCdevkit")
+        try:
+            if made_here:
+                subprocess.run(["sh", ROOT / "env/pack.sh", packed.with_suffix("")], check=True)
+            places = [ROOT, Path(sys.prefix), Path(sys.base_prefix)]
+            with mount.slow(node, places, arguments.milliseconds) as through:
+                slow = sides(folder / "slow", tree, few, node / "stage", through)
+                on_slow_disk(slow, arguments.rounds, arguments.images)
+                near = sides(folder / "near", tree, few, node / "stage", [])
+                on_local_disk(near, arguments.rounds, arguments.images)
+                traces(sides(folder / "traces", tree, few, node / "new", through), arguments.life)
+        finally:
+            if made_here:
+                packed.unlink(missing_ok=True)
+    return 0
+
+
+def sides(folder: Path, tree: Path, few: Path, stage: Path, through: list[str]) -> dict[str, Side]:
+    stage.mkdir(exist_ok=True)
+    return {
+        "ours": Side(folder / "ours", few, stage, through),
+        "peer": Side(folder / "peer", tree, None, through),
+    }
+
+
+# ------------------------------------------------------------------------------------- start and epoch
+
+
+def on_slow_disk(slow: dict[str, Side], rounds: int, images: int) -> None:
+    starts, epochs = measures(slow, images)
+    harness.compare(
+        "few_files_start",
+        "resumed start to its first step, 1 ms a metadata call: packed, staged, environment as an image",
+        starts["ours"],
+        starts["peer"],
+        against="a tree of files and .venv",
+        goal=0.5,
+        unit="s",
+        better="lower",
+        rounds=rounds,
+    )
+    harness.compare(
+        "few_files_epoch",
+        f"an epoch of the recipe's input pipeline there, {images} images",
+        epochs["ours"],
+        epochs["peer"],
+        against="a tree of files and .venv",
+        goal=0.5,
+        unit="s",
+        better="lower",
+        rounds=rounds,
+        note="4 workers on 2 cores, which the transforms take most of",
+    )
+
+
+def on_local_disk(near: dict[str, Side], rounds: int, images: int) -> None:
+    starts, epochs = measures(near, images)
+    harness.compare(
+        "few_files_start_local",
+        "the same start on a local disk",
+        starts["ours"],
+        starts["peer"],
+        against="a tree of files and .venv",
+        goal=1,
+        unit="s",
+        better="lower",
+        rounds=rounds,
+    )
+    harness.compare(
+        "few_files_epoch_local",
+        "the same epoch on a local disk",
+        epochs["ours"],
+        epochs["peer"],
+        against="a tree of files and .venv",
+        goal=1,
+        unit="s",
+        better="lower",
+        rounds=rounds,
+    )
+
+
+Measures = dict[str, Callable[[], float]]
+
+
+def measures(there: dict[str, Side], images: int) -> tuple[Measures, Measures]:
+    """What measures a start of each side, and an epoch; each once before it counts, in which copies are made
+    and files come into the node's memory."""
+    starts: Measures = {}
+    epochs: Measures = {}
+    for name, side in there.items():
+        run = resumable(side)
+        starts[name] = functools.partial(first_step, side, run, images)
+        epochs[name] = functools.partial(epoch, side, images)
+        starts[name](), epochs[name]()
+        if side.stage is not None:
+            wait_for_copy(side)
+    return starts, epochs
+
+
+def resumable(side: Side) -> Run:
+    """A run that has trained one epoch of three."""
+    hook = {"type": "Steps", "result": str(side.folder / "made/result.json")}
+    made = side.make_run("made", hook=hook, train_cfg__max_epochs=1)
+    start.result("ours", made)  # from here and at once, whatever the side: what is measured begins with it
+    hook = {"type": "FirstStep", "result": str(side.folder / "run/result.json")}
+    run = side.make_run("run", hook=hook, train_cfg__max_epochs=3)
+    shutil.copytree(made.checkpoints, run.checkpoints)
+    return run
+
+
+def first_step(side: Side, run: Run, images: int) -> float:
+    run.events.unlink(missing_ok=True)
+    found = start.result("ours", run, command=side.training)
+    assert found["step"] == -(-images // BATCH) + 1, f"it began with step {found['step']}"
+    return float(found["seconds"])
+
+
+def epoch(side: Side, images: int) -> float:
+    result = side.folder / "epoch.txt"
+    command = [*side.python, "-m", "benchmarks.slow_files.epoch", str(side.data), str(result)]
+    environment = os.environ | {staged.VARIABLE: str(side.stage or "")}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    seconds, count = result.read_text().split()
+    assert int(count) == images, f"{count} of {images} images"
+    return float(seconds)
+
+
+def wait_for_copy(side: Side) -> None:
+    """The copy that the first start has begun is what an epoch reads."""
+    assert side.stage is not None
+    copies = staged.folder(side.stage)
+    deadline = time.monotonic() + PATIENCE
+    while not list(copies.glob(f"*{staged.DATASET}")):
+        assert time.monotonic() < deadline, f"no copy in {copies}"
+        time.sleep(0.1)
+
+
+# ----------------------------------------------------------------------------------- interruptions
+
+
+def traces(slow: dict[str, Side], life: float) -> None:
+    found = {name: trace(side, life) for name, side in slow.items()}
+    for name, one in found.items():
+        print(f"{WHAT[name]}: ETTR {one['ettr']:.3f}, {one['lost']:.1f} s lost of {one['wall']:.1f} s")
+    harness.record(
+        "few_files_lost",
+        f"time lost over a first start and {INTERRUPTIONS} preemptions there",
+        found["ours"]["lost"] / found["peer"]["lost"],
+        against="a tree of files and .venv",
+        goal=0.5,
+        better="lower",
+        raw=found,
+        note=f"ETTR {found['ours']['ettr']:.2f} and {found['peer']['ettr']:.2f}, "
+        f"a preemption every {life:g} s of steps; without Slurm and its queue",
+    )
+
+
+def trace(side: Side, life: float) -> dict[str, Any]:
+    """One training that is preempted after each `life` seconds of steps, and started again at once."""
+    steps = side.folder / "steps.jsonl"
+    hook = {"type": "StepLog", "seconds": STEP}
+    of_an_epoch = len((side.folder.parent.parent / "data" / LIST).read_text().split()) / BATCH
+    epochs = int((INTERRUPTIONS + 1) * life / STEP / of_an_epoch) + 1
+    run = side.make_run("trace", hook=hook, train_cfg__max_epochs=epochs)
+    os.environ["STEP_LOG"] = str(steps)
+    began = time.time()
+    starting = []
+    for number in range(INTERRUPTIONS + 1):
+        known = len(lines(steps))
+        (process,) = start.start("ours", run, command=side.training)
+        asked = time.time()
+        last = number == INTERRUPTIONS
+        while process.poll() is None:
+            mine = lines(steps)[known:]
+            if not last and mine and mine[-1]["time"] - mine[0]["time"] >= life:
+                process.send_signal(signal.SIGUSR2)
+                break
+            time.sleep(0.05)
+        start.wait(run, [process])
+        assert process.returncode == (FINISHED if last else RESUME), f"{run.path}: {process.returncode}"
+        starting.append(lines(steps)[known]["time"] - asked)
+    wall = time.time() - began
+    productive = STEP * len({line["step"] for line in lines(steps)})
+    lost = wall - productive
+    return {"ettr": productive / wall, "lost": lost, "wall": wall, "starting": starting}
+
+
+LIST = "VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The step log's whole lines."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+if __name__ == "__main__":
+    run_command(main)

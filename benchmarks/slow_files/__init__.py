@@ -1,0 +1,1 @@
+"""A file system whose metadata calls are slow, over a directory that is there."""

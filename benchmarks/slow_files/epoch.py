@@ -1,0 +1,37 @@
+"""`python -m benchmarks.slow_files.epoch DATA_ROOT RESULT`: goes once through the recipe's training data as a
+training of Baton's loads them, and writes the seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+RECIPE = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
+
+
+def main() -> None:
+    root, result = map(Path, sys.argv[1:])
+    from jobs.mmseg import compat
+
+    compat.prepare()
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+    from mmseg.utils import register_all_modules
+
+    from jobs.mmseg.packed import read_packed
+    from jobs.mmseg.transforms import use_fast_transforms
+
+    register_all_modules()
+    loader = Config.fromfile(RECIPE).train_dataloader
+    loader.dataset.data_root = str(root / "VOCdevkit/VOC2012")
+    use_fast_transforms(loader.dataset)
+    read_packed(loader.dataset)
+    built = Runner.build_dataloader(loader, seed=0)
+    began = time.perf_counter()
+    count = sum(len(batch["inputs"]) for batch in built)
+    result.write_text(f"{time.perf_counter() - began} {count}")
+
+
+if __name__ == "__main__":
+    main()
