@@ -66,13 +66,20 @@ def append_line(path: Path, line: str) -> None:
         lines.close()
 
 
-class Lines:
-    """A file of lines that is kept open, for whoever appends to it again and again: a file server is asked
-    for it once."""
-
+class _KeptOpen:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.fd: int | None = None
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+class Lines(_KeptOpen):
+    """A file of lines that is kept open, for whoever appends to it again and again: a file server is asked
+    for it once."""
 
     def append(self, line: str) -> None:
         """As `append_line`. Whether the last line is torn is looked at when the file is opened, which is when
@@ -95,23 +102,14 @@ class Lines:
             self.close()
             raise
 
-    def close(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
 
-
-class Board:
+class Board(_KeptOpen):
     """A file that always shows the newest of what one process has to say. It is put in place whole, and then
     written over in one `write` of the same length, which asks a file server for no name: a reader sees the
     old or the new, and has to live with a mixture."""
 
     SIZE = 2048
     """Bytes, filled up with spaces."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.fd: int | None = None
 
     def show(self, content: bytes) -> None:
         """Raises OSError; then the next one puts a new file in place."""
@@ -129,8 +127,3 @@ class Board:
         except BaseException:
             self.close()
             raise
-
-    def close(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
