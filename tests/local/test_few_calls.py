@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from jobs.run import image, staged
 from jobs.run.directory import Request, Run
 from jobs.run.exit_codes import FINISHED, RESUME
 from launch.submit import code_image, snapshot
+from tests.stages import wait_until
 
 ROOT = Path(__file__).parents[2]
 STRACE = shutil.which("strace")
@@ -117,11 +119,22 @@ def test_a_start_makes_500_and_an_epoch_10(shared: Path, tmp_path: Path) -> None
     stage = tmp_path / "local"
     stage.mkdir()
     run = make_run(shared, stage)
-    plan = json.dumps({"at": "step", "step": 2, "signal": "SIGUSR2"})
-    code, _ = traced(run, shared, stage, tmp_path / "first", INTERRUPT=plan)
+    pause = tmp_path / "pause"
+    plan = json.dumps({"at": "step", "step": 2, "signal": "SIGUSR2", "pause": str(pause)})
+
+    def copies() -> set[str]:
+        return {path.suffix for path in staged.folder(stage).iterdir() if not path.name.startswith("lock")}
+
+    def preempt() -> None:
+        wait_until(pause.exists, 250)
+        wait_until(lambda: copies() == {".env", ".code", ".zip"}, 250)
+        pause.unlink()
+
+    with ThreadPoolExecutor() as pool:
+        preempted = pool.submit(preempt)
+        code, _ = traced(run, shared, stage, tmp_path / "first", INTERRUPT=plan)
+        preempted.result()
     assert code == RESUME
-    copies = {path.suffix for path in staged.folder(stage).iterdir() if not path.name.startswith("lock")}
-    assert copies == {".env", ".code", ".zip"}
 
     code, trace = traced(run, shared, stage, tmp_path / "second")
     assert code == FINISHED
