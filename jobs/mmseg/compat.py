@@ -24,7 +24,6 @@ import numpy as np
 from jobs.catalog import pretrained
 from jobs.catalog.installed import has_compiled_mmcv, is_installed
 from jobs.engine import safe_load
-from jobs.mmseg import late
 from jobs.run.errors import UserError
 
 
@@ -37,7 +36,6 @@ def prepare() -> None:
     download_nothing()
     keep_config_text_plain()
     refuse_labels_that_do_not_fit()
-    late.import_less()
 
 
 def stub_compiled_mmcv() -> None:
