@@ -115,9 +115,14 @@ class ExactTensorboard(TensorboardVisBackend):
 
 
 def _keep_open(summary: Any) -> None:
-    """TensorBoard's writer opens its file again for every value; this has it keep it open."""
-    records = summary.file_writer.event_writer._async_writer._writer
-    records._writer = open(records._writer.filename, "ab", buffering=0)  # noqa: SIM115
+    """TensorBoard's writer opens its file again for every value; this has it keep it open. One that is made
+    otherwise, as where TensorFlow is installed, stays as it is."""
+    records = summary
+    for name in ("file_writer", "event_writer", "_async_writer", "_writer"):
+        records = getattr(records, name, None)
+    path = getattr(getattr(records, "_writer", None), "filename", None)
+    if isinstance(path, str | bytes):
+        records._writer = open(path, "ab", buffering=0)  # noqa: SIM115
 
 
 @VISBACKENDS.register_module()

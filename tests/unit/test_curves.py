@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,3 +67,29 @@ def test_tensorboard_is_on_disk_before_a_checkpoint_is(tmp_path: Path) -> None:
     curves.Flush().before_save_checkpoint(runner, {})
     curves.Flush().after_val_epoch(runner)
     assert flushed == [1, 1]
+
+
+def test_tensorboards_file_stays_open(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    summary = SummaryWriter(str(tmp_path))
+    curves._keep_open(summary)
+    (path,) = tmp_path.iterdir()
+    for step in range(3):
+        summary.add_scalar("loss", step * 1.5, step)
+    summary.flush()
+    assert os.fstat(summary.file_writer.event_writer._async_writer._writer._writer.fileno()).st_size > 0
+    summary.close()
+    read = EventAccumulator(str(path))
+    read.Reload()
+    assert [(one.step, one.value) for one in read.Scalars("loss")] == [(0, 0.0), (1, 1.5), (2, 3.0)]
+
+
+def test_another_writer_than_tensorboards_stays_as_it_is(tmp_path: Path) -> None:
+    curves._keep_open(SimpleNamespace())
+    with open(tmp_path / "f", "wb") as file:  # TensorFlow's has no `filename`, nor has this
+        records = SimpleNamespace(_writer=file)
+        events = SimpleNamespace(_async_writer=SimpleNamespace(_writer=records))
+        curves._keep_open(SimpleNamespace(file_writer=SimpleNamespace(event_writer=events)))
+        assert records._writer is file
