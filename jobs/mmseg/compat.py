@@ -7,6 +7,7 @@ alike. Each function names the breakage it fixes; when an upstream release fixes
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -36,6 +37,7 @@ def prepare() -> None:
     download_nothing()
     keep_config_text_plain()
     refuse_labels_that_do_not_fit()
+    normalise_any_number_of_channels()
 
 
 def stub_compiled_mmcv() -> None:
@@ -158,6 +160,29 @@ class _Decoder(types.ModuleType):
         pixels = self.mmcv.imfrombytes(*args, **options)
         self.wide = pixels if pixels is not None and pixels.dtype.itemsize > 1 else None
         return pixels
+
+
+def normalise_any_number_of_channels() -> None:
+    """mmseg normalises images of any number of channels. In the forks it does so by mmengine's
+    ImgDataPreprocessor, which refuses all but 1 and 3."""
+    import torch
+    from mmengine.model import ImgDataPreprocessor
+
+    stock = ImgDataPreprocessor.__init__
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @functools.wraps(stock)
+    def init(self: Any, mean: Any = None, std: Any = None, *more: Any, **options: Any) -> None:
+        if mean is None or std is None or len(mean) != len(std) or len(mean) in (1, 3):
+            stock(self, mean, std, *more, **options)
+            return
+        stock(self, None, None, *more, **options)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), False)
+        self._enable_normalize = True
+
+    ImgDataPreprocessor.__init__ = init
 
 
 def load_weights_only() -> None:

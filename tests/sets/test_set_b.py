@@ -17,7 +17,12 @@ from jobs.run.directory import Run
 from jobs.run.exit_codes import RESUME
 from launch.submit import creation as requests
 from tests.support import tiny
-from tests.unit.test_transforms import assert_equal_samples
+from tests.unit.test_transforms import (
+    assert_equal_samples,
+    test_images_of_any_number_of_channels_are_normalised,
+)
+
+__all__ = ["test_images_of_any_number_of_channels_are_normalised"]  # which it was not
 
 pytestmark = pytest.mark.slow
 

@@ -19,6 +19,7 @@ compat.prepare()
 
 from mmcv.transforms import Compose, Pad  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from mmengine.model import ImgDataPreprocessor  # noqa: E402
 from mmseg.datasets.transforms import (  # noqa: E402
     PackSegInputs,
     PhotoMetricDistortion,
@@ -26,6 +27,7 @@ from mmseg.datasets.transforms import (  # noqa: E402
     RandomFlip,
     Resize,
 )
+from mmseg.models import SegDataPreProcessor  # noqa: E402
 from mmseg.registry import TRANSFORMS  # noqa: E402
 
 from jobs.mmseg import config  # noqa: E402
@@ -217,3 +219,14 @@ def test_a_training_gets_them_unless_told_otherwise(wanted: bool, tmp_path: Path
         fast if wanted else set()
     )
     assert not any("Fast" in step.type for step in prepared.test_dataloader.dataset.pipeline)
+
+
+def test_images_of_any_number_of_channels_are_normalised() -> None:
+    """In set B, too, whose SegDataPreProcessor is mmengine's ImgDataPreprocessor."""
+    mean, std = [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 1.0, 2.0, 4.0]
+    images = torch.arange(5.0 * 2 * 3).reshape(5, 2, 3)
+    expected = (images - torch.tensor(mean).view(5, 1, 1)) / torch.tensor(std).view(5, 1, 1)
+    for made in (SegDataPreProcessor(mean=mean, std=std), ImgDataPreprocessor(mean, std)):
+        assert torch.equal(made({"inputs": [images]})["inputs"][0], expected)
+    with pytest.raises(AssertionError, match="1 or 3"):
+        ImgDataPreprocessor(mean, std[:4])
