@@ -73,8 +73,7 @@ class Side:
 
 def _from_image() -> list[str]:
     """As a batch script starts a task with `environment: image`."""
-    program = getattr(image, "START", None)
-    return ["-S", "-c", program] if program else ["-m", image.PROGRAM]
+    return ["-S", "-c", image.START]
 
 
 def main() -> int:
@@ -87,10 +86,8 @@ def main() -> int:
     harness.restart_with(OMP_NUM_THREADS="1")
     packed = Path(image.beside(Path(sys.executable)))
     made_here = not packed.exists()
-    with (
-        tempfile.TemporaryDirectory(prefix="few-files-", dir=ROOT / "logs") as shared,
-        tempfile.TemporaryDirectory(prefix="few-files-") as local,
-    ):
+    folders = functools.partial(tempfile.TemporaryDirectory, prefix="few-files-")
+    with folders(dir=ROOT / "logs") as shared, folders() as local:
         folder, node = Path(shared), Path(local)
         tree = data.prepared(folder, arguments.images, 8, 500, pool=16)
         few = folder / "packed"
