@@ -55,8 +55,9 @@ class Side:
 
     def __init__(self, folder: Path, data: Path, stage: Path | None, through: list[str]) -> None:
         self.folder, self.data, self.stage = folder, data, stage
-        python = [sys.executable] if stage is None else [sys.executable, *_from_image(), str(stage)]
-        self.python = [*through, *python]
+        # As a batch script starts a task with `environment: image`.
+        from_image = ["-S", "-c", image.START, str(stage)] if stage is not None else []
+        self.python = [*through, sys.executable, *from_image]
 
     def make_run(self, name: str, **settings: Any) -> Run:
         run = start.make_run(self.folder / name, self.data, CONFIG, settings.pop("hook"), **settings)
@@ -69,11 +70,6 @@ class Side:
     @property
     def training(self) -> list[str]:
         return [*self.python, "-u", "-m", "jobs.train"]
-
-
-def _from_image() -> list[str]:
-    """As a batch script starts a task with `environment: image`."""
-    return ["-S", "-c", image.START]
 
 
 def main() -> int:
@@ -120,60 +116,32 @@ def sides(folder: Path, tree: Path, few: Path, stage: Path, through: list[str]) 
 # ------------------------------------------------------------------------------------- start and epoch
 
 
+Measures = dict[str, Callable[[], float]]
+
+
 def on_slow_disk(slow: dict[str, Side], rounds: int, images: int) -> None:
     starts, epochs = measures(slow, images)
-    harness.compare(
-        "few_files_start",
-        "resumed start to its first step, 1 ms a metadata call: packed, staged, environment as an image",
-        starts["ours"],
-        starts["peer"],
-        against="a tree of files and .venv",
-        goal=0.5,
-        unit="s",
-        better="lower",
-        rounds=rounds,
-    )
-    harness.compare(
-        "few_files_epoch",
-        f"an epoch of the recipe's input pipeline there, {images} images",
-        epochs["ours"],
-        epochs["peer"],
-        against="a tree of files and .venv",
-        goal=0.5,
-        unit="s",
-        better="lower",
-        rounds=rounds,
-        note="4 workers on 2 cores, which the transforms take most of",
-    )
+    what = "resumed start to its first step, 1 ms a metadata call: packed, staged, environment as an image"
+    compare("few_files_start", what, starts, goal=0.5, rounds=rounds)
+    what = f"an epoch of the recipe's input pipeline there, {images} images"
+    note = "4 workers on 2 cores, which the transforms take most of"
+    compare("few_files_epoch", what, epochs, goal=0.5, rounds=rounds, note=note)
 
 
 def on_local_disk(near: dict[str, Side], rounds: int, images: int) -> None:
     starts, epochs = measures(near, images)
-    harness.compare(
-        "few_files_start_local",
-        "the same start on a local disk",
-        starts["ours"],
-        starts["peer"],
-        against="a tree of files and .venv",
-        goal=1,
-        unit="s",
-        better="lower",
-        rounds=rounds,
-    )
-    harness.compare(
-        "few_files_epoch_local",
-        "the same epoch on a local disk",
-        epochs["ours"],
-        epochs["peer"],
-        against="a tree of files and .venv",
-        goal=1,
-        unit="s",
-        better="lower",
-        rounds=rounds,
-    )
+    compare("few_files_start_local", "the same start on a local disk", starts, goal=1, rounds=rounds)
+    compare("few_files_epoch_local", "the same epoch on a local disk", epochs, goal=1, rounds=rounds)
 
 
-Measures = dict[str, Callable[[], float]]
+AGAINST = "a tree of files and .venv"
+
+
+def compare(name: str, what: str, pair: Measures, goal: float, rounds: int, note: str = "") -> None:
+    harness.compare(
+        name, what, pair["ours"], pair["peer"], against=AGAINST, goal=goal, unit="s",
+        better="lower", rounds=rounds, note=note,
+    )  # fmt: skip
 
 
 def measures(there: dict[str, Side], images: int) -> tuple[Measures, Measures]:
@@ -240,7 +208,7 @@ def traces(slow: dict[str, Side], life: float) -> None:
         "few_files_lost",
         f"time lost over a first start and {INTERRUPTIONS} preemptions there",
         found["ours"]["lost"] / found["peer"]["lost"],
-        against="a tree of files and .venv",
+        against=AGAINST,
         goal=0.5,
         better="lower",
         raw=found,

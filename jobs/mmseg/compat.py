@@ -101,13 +101,13 @@ def know_the_standard_library() -> None:
     import mmengine.config.utils as utils
 
     original = utils._is_builtin_module
-    if getattr(original, "knows", False):
+    if hasattr(original, "__wrapped__"):
         return
 
+    @functools.wraps(original)
     def is_builtin(module: str) -> bool:
         return module.split(".")[0] in sys.stdlib_module_names or bool(original(module))
 
-    is_builtin.knows = True  # type: ignore[attr-defined]
     utils._is_builtin_module = config._is_builtin_module = is_builtin
 
 

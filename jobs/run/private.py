@@ -11,7 +11,6 @@ import fcntl
 import os
 import stat
 import sys
-import time
 
 from jobs.run.errors import UserError
 
@@ -19,7 +18,6 @@ TYPE_CHECKING = False  # which mypy takes for typing's, whose import is not for 
 if TYPE_CHECKING:
     from pathlib import Path
 
-LOCK_SECONDS = 60.0
 _NOT_SUCH = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENXIO)
 
 
@@ -78,32 +76,6 @@ def open_own(path: Path) -> int:
         os.close(fd)
         raise
     return fd
-
-
-class locked:
-    """Holds a lock on a file of this user's own while the block runs, waiting at most so long for it.
-
-    `what`: who we are, for whoever waits. Raises UserError, naming the holder, if it is not to be had.
-    """
-
-    def __init__(self, path: Path, what: str, seconds: float = LOCK_SECONDS) -> None:
-        self.path, self.what, self.seconds = path, what, seconds
-
-    def __enter__(self) -> None:
-        self.fd = open_own(self.path)
-        deadline = time.monotonic() + self.seconds
-        try:
-            while not try_lock(self.fd, self.what):
-                if time.monotonic() > deadline:
-                    held = f"{self.path} is held by {holder(self.path)}"
-                    raise UserError(f"{held}, for more than {self.seconds:.0f} s")
-                time.sleep(0.05)
-        except BaseException:
-            os.close(self.fd)
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
 
 
 def try_lock(fd: int, what: str) -> bool:

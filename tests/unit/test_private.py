@@ -17,6 +17,7 @@ from jobs.run import private
 from jobs.run.errors import UserError
 from tests.stages import wait_until
 from tests.strangers import UID, needs_root, stranger, succeeds_as_stranger
+from tests.support.cluster.ports import locked
 
 
 @pytest.fixture
@@ -96,9 +97,9 @@ def test_a_lock_that_somebody_else_has_put_there_is_refused(
 def test_who_holds_a_lock_is_named_and_not_waited_for_without_an_end(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     named = rf"held by first \(process {os.getpid()} on "
-    with private.locked(path, "first"), pytest.raises(UserError, match=named):
-        private.locked(path, "second", seconds=0.1).__enter__()
-    with private.locked(path, "third", seconds=0.1):
+    with locked(path, "first"), pytest.raises(UserError, match=named):
+        locked(path, "second", seconds=0.1).__enter__()
+    with locked(path, "third", seconds=0.1):
         assert private.holder(path).startswith("third")
 
 

@@ -7,8 +7,10 @@ that says which state directory has it, and gives it back when it goes down.
 
 from __future__ import annotations
 
+import os
 import random
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from tests.support.cluster.config import Layout, Ports
 BLOCK = 80
 # Below Linux' ephemeral range (32768..), whose ports any outgoing connection may take.
 FIRST, LAST = 12000, 32000
+LOCK_SECONDS = 60.0
 
 
 def claim(state: Path, nodes: int) -> Ports:
@@ -67,9 +70,27 @@ def _free(port: int) -> bool:
 
 
 @contextmanager
+def locked(path: Path, what: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Holds a lock on a file of this user's own, waiting at most so long for it.
+
+    `what`: who we are, for whoever waits. Raises UserError, naming the holder, if it is not to be had.
+    """
+    fd = private.open_own(path)
+    try:
+        deadline = time.monotonic() + seconds
+        while not private.try_lock(fd, what):
+            if time.monotonic() > deadline:
+                raise UserError(f"{path} is held by {private.holder(path)}, for more than {seconds:.0f} s")
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
 def _registry() -> Iterator[Path]:
     """The folder of claims, one a user, locked. Clusters of different users meet only by bad luck, and then
     a daemon finds its port taken and the start is tried again with others."""
     registry = private.folder("slurm-test-clusters")
-    with private.locked(registry / "lock", "a test cluster that claims its ports"):
+    with locked(registry / "lock", "a test cluster that claims its ports"):
         yield registry
