@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
 from jobs.run import image, staged
+from jobs.supervise import mounting
 
 ROOT = Path(__file__).resolve().parents[1]
+NEEDED = ("mksquashfs", "unsquashfs", "squashfuse", "fusermount3", "flock", "setsid")
+MISSING = [name for name in NEEDED if not shutil.which(name)]
+if not os.access(mounting.DEVICE, os.R_OK | os.W_OK):
+    MISSING.append(mounting.DEVICE)
+NOT_MOUNTED = f"no {', '.join(MISSING)} here (sh env/test-tools.sh)" if MISSING else ""
+"""Why no squashfs can be made or mounted here; "" if one can."""
 SAY = "import sys, extra; print(sys.prefix, extra.VALUE, *sys.argv[1:])"
 
 

@@ -30,8 +30,9 @@ MOUNTED = "root"
 UNMOUNT = """{ fusermount3 -u -z "$1" || fusermount -u -z "$1" || umount -l "$1"; } 2>/dev/null
 rm -rf --one-file-system "${1%/*}" 2>/dev/null; [ ! -e "${1%/*}" ]"""
 """Unmounts the image in such a folder, whether its squashfuse lives or not, and removes the folder."""
-IGNORING = ("sh", "-c", 'trap "" HUP INT USR1 USR2 TERM; exec "$@"', "baton")
-"""Starts what outlives the signals that Slurm sends to all processes of a step."""
+IGNORING = ("sh", "-c", 'trap "" HUP INT USR1 USR2 TERM; cd / && exec "$@"', "baton")
+"""Starts what outlives the signals that Slurm sends to all processes of a step. Not where this process works:
+with an empty part in LD_LIBRARY_PATH, each program would look for its libraries there, dozens of times."""
 
 
 class closing:

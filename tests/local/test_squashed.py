@@ -16,15 +16,10 @@ import pytest
 from jobs.run import image, staged
 from jobs.run.errors import UserError
 from jobs.supervise import mounting, staging
-from tests.imaging import ROOT, copies, make, pack, start
+from tests.imaging import NEEDED, NOT_MOUNTED, ROOT, copies, make, pack, start
 from tests.stages import wait_until
 
-NEEDED = ("mksquashfs", "unsquashfs", "squashfuse", "fusermount3", "flock", "setsid")
-MISSING = [name for name in NEEDED if not shutil.which(name)]
-NO_FUSE = not os.access(mounting.DEVICE, os.R_OK | os.W_OK)
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) or NO_FUSE, reason=f"no {', '.join(MISSING) or mounting.DEVICE} here (sh env/test-tools.sh)"
-)
+pytestmark = pytest.mark.skipif(bool(NOT_MOUNTED), reason=NOT_MOUNTED)
 
 HELD = "import sys; print(sys.prefix, sys.base_prefix, flush=True); input(); import extra; print(extra.VALUE)"
 STEP = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0"}
