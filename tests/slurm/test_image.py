@@ -20,7 +20,8 @@ STARTED = re.compile(r"^environment: (\S+) on (\S+), ", re.MULTILINE)
 def test_all_jobs_of_a_run_run_from_the_image(
     kind: str, launch: Launcher, tmp_path: Path, voc_archives: Path
 ) -> None:
-    """Its preparation; the training, preempted and started again there; its evaluation; an inference."""
+    """Its preparation; the training, preempted and started again there; its evaluation; an inference; and
+    one in a container."""
     if kind == staged.SQUASHED and NOT_MOUNTED:
         pytest.skip(NOT_MOUNTED)
     options = ["--squashfs"] * (kind == staged.SQUASHED)
@@ -58,6 +59,18 @@ def test_all_jobs_of_a_run_run_from_the_image(
     places.add(launched(launch, json.loads(said)["jobs"]["infer"], run, 1))
     assert (tmp_path / "masks" / f"{photo.stem}.png").exists()
 
+    # A stand-in of apptainer that runs what it was given, and writes down where it was told to mount what.
+    calls, boxed = tmp_path / "calls", tmp_path / "boxed.yaml"
+    script = f'echo "$@" >{calls}\nuntil [ "$1" = /images/x.sif ]; do shift; done; shift; exec "$@"'
+    launch.program(tmp_path / "bin", "apptainer", script)
+    mounts = f"mounts: [{local}, {environment.parent}]"
+    boxed.write_text(f"{profile.read_text()}container: {{kind: apptainer, image: /images/x.sif, {mounts}}}\n")
+    more = ["--out", tmp_path / "more", "--cluster", boxed, "--json"]
+    said, _ = launch("infer", "imaged", photo, *more)
+    places.add(launched(launch, json.loads(said)["jobs"]["infer"], run, 1))
+    assert f" --bind {local} --bind {environment.parent} " in calls.read_text()
+    assert (tmp_path / "more" / f"{photo.stem}.png").exists()
+
     found = [path.suffix for path in copies(local / "mine")]
     assert found.count(kind) == 1
     assert set(found) - {staged.MOUNT} == {kind, staged.CODE}
@@ -65,7 +78,7 @@ def test_all_jobs_of_a_run_run_from_the_image(
         assert places == {tuple(str(path) for path in copies(local / "mine") if path.suffix == kind)}
     else:
         # Each step had a mount of its own, and cleared what Slurm may have left of the one before.
-        assert [len(set(of_job)) for of_job in sorted(places, key=len)] == [1, 1, 1, 2]
+        assert sorted(len(of_job) for of_job in places) == [1, 1, 1, 1, 2]
         assert found.count(staged.MOUNT) <= 1
 
 
@@ -77,5 +90,5 @@ def launched(launch: Launcher, job: str, run: Path, tasks: int, starts: int = 1)
     said = [tuple(place for place, _ in STARTED.findall(log)) for log in logs]
     assert len(set(said)) == 1, logs
     assert len(said[0]) == starts, logs
-    assert not [log for log in logs if "on from" in log or "instead" in log]
+    assert not [log for log in logs if "on from" in log or "unpacked instead" in log]
     return tuple(dict.fromkeys(said[0]))
