@@ -28,25 +28,32 @@ KEEP = 'setsid --fork flock --exclusive "${1%/*}" sh -c "$2" sh "$1" </dev/null 
 """Leaves a process behind that runs `$2` when nobody holds the folder around `$1` any more."""
 
 
+class CannotMount(UserError):
+    """Here no image can be mounted; unpacked it may be."""
+
+
 def mount(packed: str, source: int, inside: int, stage: str, name: str) -> str:
     """The name of the folder with the environment, which this process and what it executes hold: `name`, or
     another if that is "", or another's.
 
-    Raises UserError where none can be mounted, OSError where it cannot be copied, with no mount left behind.
+    Raises CannotMount, UserError and OSError where it cannot even be copied; no mount is left behind.
     """
     trouble = f"{packed} cannot be mounted on {os.uname().nodename}"
     if not os.access(DEVICE, os.R_OK | os.W_OK):
-        raise UserError(f"{trouble}: {DEVICE} cannot be opened")
+        raise CannotMount(f"{trouble}: {DEVICE} cannot be opened")
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if not any(os.access(os.path.join(place, PROGRAM), os.X_OK) for place in path):
-        raise UserError(f"{trouble}: there is no {PROGRAM}")
+        raise CannotMount(f"{trouble}: there is no {PROGRAM}")
     for other in os.listdir(inside):
         if other.endswith(staged.MOUNT):
             staging.evict(inside, other)
     if not name or name in os.listdir(inside):  # mounted in another container, say
         name = os.urandom(16).hex() + staged.MOUNT
     with staging.closing(_copy(packed, source, inside, stage)) as copy:
-        return _mount(trouble, copy, inside, name)
+        try:
+            return _mount(trouble, copy, inside, name)
+        except UserError as error:
+            raise CannotMount(str(error)) from None
 
 
 def _copy(packed: str, source: int, inside: int, stage: str) -> int:
@@ -87,6 +94,8 @@ def _mount(trouble: str, copy: int, inside: int, name: str) -> str:
         os.mkdir(staging.MOUNTED, 0o700, dir_fd=held)
         staging.run([PROGRAM, "-o", "ro", f"/proc/self/fd/{copy}", point], trouble)
         _surround(os.path.join(folder, part), os.path.join(folder, name))
+        with open(os.path.join(folder, part, staged.SIZE), "w") as file:
+            file.write("0")
         os.rename(part, name, src_dir_fd=inside, dst_dir_fd=inside)
         part, point = name, os.path.join(folder, name, staging.MOUNTED)
         staging.run(["sh", "-c", KEEP, "sh", point, staging.UNMOUNT], trouble)

@@ -28,8 +28,9 @@ NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 MOUNTED = "root"
 """In a folder around a mounted image (mounting.py): where it is mounted."""
 UNMOUNT = """{ fusermount3 -u -z "$1" || fusermount -u -z "$1" || umount -l "$1"; } 2>/dev/null
-rm -rf --one-file-system "${1%/*}" 2>/dev/null; [ ! -e "${1%/*}" ]"""
-"""Unmounts the image in such a folder, whether its squashfuse lives or not, and removes the folder."""
+rm -rf --one-file-system "${1%/*}" 2>/dev/null || true"""
+"""Unmounts the image in such a folder, whether its squashfuse lives or not, and removes the folder, or what
+can be removed of it."""
 IGNORING = ("sh", "-c", 'trap "" HUP INT USR1 USR2 TERM; cd / && exec "$@"', "baton")
 """Starts what outlives the signals that Slurm sends to all processes of a step. Not where this process works:
 with an empty part in LD_LIBRARY_PATH, each program would look for its libraries there, dozens of times."""
@@ -99,7 +100,7 @@ def remove(inside: int, name: str) -> None:
     try:
         os.unlink(name, dir_fd=inside)
     except IsADirectoryError:
-        part = f"{name}.{os.getpid()}.part"
+        part = name if name.endswith(".part") else f"{name}.{os.getpid()}.part"
         os.rename(name, part, src_dir_fd=inside, dst_dir_fd=inside)
         if staged.MOUNT in name:
             path = os.path.join(os.readlink(f"/proc/self/fd/{inside}"), part)

@@ -94,7 +94,7 @@ def _mounted(packed: str, source: int, inside: int, folder: str, stage: str, pos
 
     try:
         return mounting.mount(packed, source, inside, stage, possible[0] if len(possible) > 1 else "")
-    except UserError as error:
+    except mounting.CannotMount as error:
         trouble = str(error)
     try:
         _unpacked(packed, source, inside, folder, stage, possible[-1])

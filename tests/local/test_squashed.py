@@ -111,6 +111,9 @@ def test_what_slurm_kills_leaves_a_dead_mount_that_the_next_start_clears(
         return False
 
     wait_until(dead, 60)
+    inside = os.open(staged.folder(tmp_path), os.O_RDONLY)
+    staging.make_room(inside, 0, tmp_path)  # for a dataset, say
+    os.close(inside)
     again, same = held(environment, tmp_path, **STEP)
     assert same == folder
     assert len(mounted(tmp_path)) == 1

@@ -83,8 +83,10 @@ def test_all_jobs_of_a_run_run_from_the_image(
 
 
 def launched(launch: Launcher, job: str, run: Path, tasks: int, starts: int = 1) -> tuple[str, ...]:
-    """From where the tasks of a job ran that is waited for; all of a start from the same place."""
+    """From where the tasks of a job ran that is waited for; all of a start from the same place. A mount does
+    not outlive it."""
     assert launch.slurm.wait_ended(job) == "COMPLETED"
+    launch.slurm.wait_no_processes(job)
     folder = run / "job" if (run / "job" / f"{job}_0_log.out").exists() else ROOT / "logs"
     logs = [(folder / f"{job}_{task}_log.out").read_text() for task in range(tasks)]
     said = [tuple(place for place, _ in STARTED.findall(log)) for log in logs]
