@@ -240,6 +240,9 @@ def test_tasks_run_from_the_image_where_their_code_can(tmp_path: Path) -> None:
     assert command in script.text(batch(tmp_path, setting))
     boxed = "{environment: image, stage: /local, container: {kind: apptainer, image: x.sif}}"
     assert f"""x.sif "$python" -S -c '{image.START}' /local -u""" in script.text(batch(tmp_path, boxed))
+    pyxis = script.text(batch(tmp_path, boxed.replace("apptainer", "pyxis")))
+    assert "--container-image=x.sif " in pyxis
+    assert f""" baton "$python" -S -c '{image.START}' /local -u -m jobs.train "$run\"""" in pyxis
 
 
 def test_a_local_run_takes_no_image() -> None:
