@@ -36,7 +36,7 @@ def mount(packed: str, source: int, inside: int, stage: str, name: str) -> str:
     """The name of the folder with the environment, which this process and what it executes hold: `name`, or
     another if that is "", or another's.
 
-    Raises CannotMount, UserError and OSError where it cannot even be copied; no mount is left behind.
+    Raises CannotMount, or where it cannot even be copied UserError and OSError; no mount is left behind.
     """
     trouble = f"{packed} cannot be mounted on {os.uname().nodename}"
     if not os.access(DEVICE, os.R_OK | os.W_OK):

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -234,6 +236,30 @@ def test_where_it_cannot_be_mounted_it_is_unpacked(trouble: str, environment: Pa
     finally:
         made.write_bytes(whole)
     assert mounted(tmp_path) == []
+
+
+def test_a_copy_that_is_not_like_its_image_is_refused(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = staging.copy
+
+    def on_a_bad_disk(
+        source: int, inside: int, name: str, path: str, verify: Callable[[int], None], read: Any
+    ) -> None:
+        def damaged(fd: int) -> None:
+            os.pwrite(fd, b"damage", 1000)
+            verify(fd)
+
+        copy(source, inside, name, path, damaged, read)
+
+    monkeypatch.setattr(staging, "copy", on_a_bad_disk)
+    with (
+        open(f"{environment}.sqfs", "rb") as file,
+        staging.closing(staging.open_folder(tmp_path)) as inside,
+        pytest.raises(UserError, match="is not like it: this node's disk is bad"),
+    ):
+        mounting._copy(file.name, file.fileno(), inside, str(tmp_path))
+    assert copies(tmp_path) == []
 
 
 @pytest.mark.parametrize("own", [True, False])
