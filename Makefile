@@ -80,7 +80,7 @@ RANKS ?= 1
 zoo: setup
 	$(PYTHON_A) -m tests.zoo --ranks $(RANKS)
 
-slurm-tests: setup slurm-if-possible
+slurm-tests: setup test-tools slurm-if-possible
 	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow" -n 3 --dist worksteal
 	$(PYTHON_A) -m pytest tests/slurm -q -m slow -k "$(ACCEPTANCE)"
 

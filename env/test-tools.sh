@@ -1,12 +1,16 @@
 #!/bin/sh
 # Installs, where this user may, what tests/local wants beyond Python: Chromium, to look at the report in a
-# real browser, zsh, to complete commands in it, and strace, to count what a start asks a file system for.
+# real browser, zsh, to complete commands in it, strace, to count what a start asks a file system for, and what
+# makes and mounts a squashfs image (env/pack.sh).
 # `make test` calls this; without root or apt-get it says so, and those tests skip.
 set -eu
 lacking=
 command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || lacking=chromium
 command -v zsh >/dev/null 2>&1 || lacking="$lacking zsh"
 command -v strace >/dev/null 2>&1 || lacking="$lacking strace"
+command -v mksquashfs >/dev/null 2>&1 || lacking="$lacking squashfs-tools"
+command -v squashfuse >/dev/null 2>&1 || lacking="$lacking squashfuse"
+command -v fusermount3 >/dev/null 2>&1 || lacking="$lacking fuse3"
 [ -n "$lacking" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "Some tests want $lacking and skip without; as root on Debian: sh env/test-tools.sh" >&2

@@ -1,19 +1,24 @@
-"""What lies under a path: its file system, the room on it, and the memory that files there would take."""
+"""What lies under a path: its file system, the room on it, and the memory that files there would take.
+
+Imports little, as jobs/run/image.py.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
-from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 IN_MEMORY = ("tmpfs", "ramfs")
 OVER_A_NETWORK = (
     *("nfs", "nfs4", "cifs", "smb3", "9p", "afs", "lustre", "beegfs", "gpfs", "ceph", "panfs", "wekafs"),
     *("orangefs", "pvfs2", "glusterfs", "fuse.glusterfs", "fuse.ceph", "fuse.sshfs", "fhgfs"),
 )
-CGROUP = Path("/proc/self/cgroup")
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUP = "/proc/self/cgroup"
+CGROUPS = "/sys/fs/cgroup"
 
 
 def kind(path: Path | int) -> str:
@@ -32,7 +37,7 @@ def _mounted(path: Path | int) -> tuple[str, str]:
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     found = ("", "")
-    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+    for line in _lines("/proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         if after and before.split()[2] == wanted:
             found = (after.split()[0], after.split()[1])
@@ -52,21 +57,32 @@ def memory() -> int:
     return min(_limits())
 
 
+def _lines(path: str | Path) -> list[str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read().splitlines()
+
+
 def _limits() -> Iterator[int]:
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
-    for line in CGROUP.read_text().splitlines():
+    for line in _lines(CGROUP):
         _, controllers, path = line.split(":", 2)
         if not controllers:
             top, limit, used = CGROUPS, "memory.max", "memory.current"
         elif "memory" in controllers.split(","):
-            top = CGROUPS / "memory"
+            top = os.path.join(CGROUPS, "memory")
             limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        inner = Path(path.lstrip("/"))
-        for group in (inner, *inner.parents):
-            with contextlib.suppress(OSError, ValueError):  # no limit: "max", or no such file at the top
-                most = int((top / group / limit).read_text())
-                yield max(0, most - int((top / group / used).read_text()))
+        group = path.strip("/")
+        while True:
+            try:
+                (most,) = _lines(os.path.join(top, group, limit))
+                (now,) = _lines(os.path.join(top, group, used))
+                yield max(0, int(most) - int(now))
+            except (OSError, ValueError):
+                pass  # no limit: "max", or no such file at the top
+            if not group:
+                break
+            group = os.path.dirname(group)

@@ -22,13 +22,17 @@ VARIABLE = "BATON_CODE"
 """Where a task finds the copy of its run's code; not set if it runs from the code itself."""
 CODE = "code.tar.gz"
 """Beside the run's `code`."""
+SQUASHED = ".sqfs"
+"""Ends the name of an environment's image that is a squashfs, to be mounted; others are a tar."""
 OWN_PYTHON = ".python"
 """In an environment's image: the Python that it was made from, where that is not the system's."""
 
 
 def beside(python: str | Path) -> str:
     """The image of the environment that an interpreter belongs to (its ENVIRONMENT/bin/python)."""
-    return f"{os.path.dirname(os.path.dirname(python))}.tar"
+    environment = os.path.dirname(os.path.dirname(python))
+    squashed = f"{environment}{SQUASHED}"
+    return squashed if os.path.isfile(squashed) else f"{environment}.tar"
 
 
 def of_code(folder: str | Path) -> str:
@@ -40,16 +44,16 @@ def check(python: Path) -> None:
     """Raises UserError unless there is an image of an interpreter's environment, packed after the last
     package was installed or removed."""
     image, environment = beside(python), python.parent.parent
+    pack = f"env/pack.sh {'--squashfs ' if image.endswith(SQUASHED) else ''}{environment}"
     if not os.path.isfile(image):
-        raise UserError(f"environment: image: there is no {image}: env/pack.sh {environment} makes it")
+        raise UserError(f"environment: image: there is no {image}: {pack} makes it")
     packed = os.stat(image).st_mtime
     changed = [
         path for path in environment.glob("lib/python*/site-packages") if path.stat().st_mtime > packed
     ]
     if changed:
         raise UserError(
-            f"environment: image: {environment} has changed since {image} was made: "
-            f"env/pack.sh {environment} packs it again"
+            f"environment: image: {environment} has changed since {image} was made: {pack} packs it again"
         )
 
 

@@ -100,6 +100,14 @@ def holder(path: Path) -> str:
         return "somebody"
 
 
+def make_folder(path: str | Path) -> None:
+    """Makes a folder that nobody else can enter, unless there is one at `path`. OSError as `mkdir`."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+
+
 def open_folder(path: str | Path, make: bool = True) -> int:
     """A descriptor of the folder at `path`, which nobody but this user can enter; made if there is none.
 
@@ -107,10 +115,7 @@ def open_folder(path: str | Path, make: bool = True) -> int:
     UserError where there is anything else than such a folder of this user's; OSError as `mkdir` and `open`.
     """
     if make:
-        import contextlib
-
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
+        make_folder(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:

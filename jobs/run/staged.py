@@ -4,8 +4,10 @@ STAGE/baton-UID-data/      this user's alone (private.py); STAGE is the setting,
     KEY.zip                a copy, whole and verified: it gets this name last. KEY names one state of one file
     KEY.env, KEY.code      an unpacked image of an environment, or of a run's code, the same way
                            (jobs/supervise/unpacking.py)
+    KEY.sqfs, KEY.mnt      a copy of an environment's image, and where ranks have it mounted
+                           (jobs/supervise/mounting.py)
     KEY.part, KEY.env.part one in the making, where it cannot be without a name until then
-    lock, lock-image       held by the one process that copies a dataset, or unpacks an image
+    lock, lock-image       held by the one process that copies a dataset, or unpacks or mounts an image
 
 Who reads a copy holds a shared lock on it. The kernel gives up the locks of whoever dies, so they count the
 users exactly; a copy whose exclusive lock can be had has none. jobs/supervise/copier.py makes the copies.
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 VARIABLE = "BATON_STAGE"
 """Tells a worker where copies lie; set by its supervisor, "" for nowhere."""
 DATASET, ENVIRONMENT, CODE = ".zip", ".env", ".code"
-FOLDERS = (ENVIRONMENT, CODE)
+SQUASHED, MOUNT = ".sqfs", ".mnt"
+FOLDERS = (ENVIRONMENT, CODE, MOUNT)
+OF_IMAGES = (*FOLDERS, SQUASHED)
 SIZE = ".baton-bytes"
 """What a copy that is a folder takes, in a file of it."""
 

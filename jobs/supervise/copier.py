@@ -7,7 +7,6 @@ fields of an event `staged` or `not_staged`. Whatever goes wrong is said there a
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -20,11 +19,9 @@ from typing import Any
 from jobs.catalog import manifest
 from jobs.run import packed, staged
 from jobs.run.errors import UserError
+from jobs.supervise import staging
 from jobs.supervise.staging import closing, make_room, open_folder, open_lock, remove_remains
 
-CHUNK = 8 << 20
-NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
-"""What a file system says that has no files without a name."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,44 +58,10 @@ def copy(container: Path, stage: Path) -> dict[str, Any]:
                 os.close(there)
                 return done | {"found": True}
             make_room(inside, status.st_size, stage)
-            _make(source, inside, name, container)
+            staging.copy(
+                source, inside, name, container, lambda fd: verify(Path(f"/proc/self/fd/{fd}"), container)
+            )
             return done
-
-
-def _make(source: int, inside: int, name: str, container: Path) -> None:
-    """Copies in one sequential pass, verifies what has come to lie on the disk, and only then gives it its
-    name. Until then it has none, and goes with this process, where the file system can do that."""
-    part = name.removesuffix(".zip") + ".part"
-    try:
-        with closing(_open_part(inside, part)) as fd:
-            os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            with open(fd, "wb", buffering=0, closefd=False) as file:
-                while chunk := memoryview(os.read(source, CHUNK)):
-                    while chunk:
-                        chunk = chunk[file.write(chunk) :]
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that it is read from there
-            if staged.name(container, os.stat(container)) != name:
-                raise UserError(f"{container} was replaced while it was copied")
-            verify(Path(f"/proc/self/fd/{fd}"), container)
-            with contextlib.suppress(FileExistsError):
-                os.link(f"/proc/self/fd/{fd}", part, dst_dir_fd=inside, follow_symlinks=True)
-            os.rename(part, name, src_dir_fd=inside, dst_dir_fd=inside)
-        os.fsync(inside)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part, dir_fd=inside)
-        raise
-
-
-def _open_part(inside: int, part: str) -> int:
-    """A new file without a name (open(2), O_TMPFILE), or with this one where there are none such."""
-    try:
-        return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=inside)
-    except OSError as error:
-        if error.errno not in NO_NAMELESS:
-            raise
-    return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=inside)
 
 
 def verify(copy: Path, container: Path) -> None:

@@ -3,7 +3,7 @@ the arguments, from a copy of the environment's image on this node's own disk, i
 directory, if that is a run's code; from here where there can be none, and says so.
 
 What is imported here comes from the shared file system, for every rank at every start: so little is. Only
-where a copy is missing, unpacking.py makes it.
+where a copy is missing, unpacking.py makes it (or mounting.py, which mounts it).
 """
 
 from __future__ import annotations
@@ -45,15 +45,30 @@ def find(stage: str, packed: str, suffix: str) -> str | None:
     except FileNotFoundError:
         return "" if suffix == staged.CODE else None
     place = staged.folder_in(stage)
-    name = staged.name(packed, status, suffix, place)
     try:
         inside = private.open_folder(place, make=False)
     except FileNotFoundError:
         return None
     try:
-        return os.path.join(place, name) if hold(inside, name) else None
+        name = hold_one(inside, names(packed, status, suffix, place))
+        return os.path.join(place, name) if name else None
     finally:
         os.close(inside)
+
+
+def names(packed: str, status: os.stat_result, suffix: str, place: str) -> list[str]:
+    """The names that a whole copy of an image may have for this process, the best first: where the ranks of
+    its step of a job have it mounted, and where it lies unpacked."""
+    found = [staged.name(packed, status, suffix, place)]
+    step = [os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")]
+    if packed.endswith(image.SQUASHED) and step[1]:
+        found.insert(0, staged.name(packed, status, staged.MOUNT, "\0".join([place, *step])))
+    return found
+
+
+def hold_one(inside: int, names: list[str]) -> str:
+    """The first of these that is there, held; "" for none."""
+    return next((name for name in names if hold(inside, name)), "")
 
 
 def hold(inside: int, name: str) -> bool:
@@ -66,6 +81,8 @@ def hold(inside: int, name: str) -> bool:
         # Whoever evicts it has the other lock while it loses its name.
         if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=inside)):
             raise FileNotFoundError(name)
+        if name.endswith(staged.MOUNT) and not os.access(image.interpreter(""), os.X_OK, dir_fd=fd):
+            raise FileNotFoundError(name)  # not mounted yet, or no more
     except (BlockingIOError, FileNotFoundError):
         os.close(fd)
         return False

@@ -1,34 +1,74 @@
-"""The folder of a node's copies (jobs/run/staged.py): opened, cleared of remains, and made room in.
+"""The folder of a node's copies (jobs/run/staged.py): opened, cleared of remains, made room in, and filled.
 
-Imports little at its top, as jobs/run/image.py.
+Imports little at its top, as jobs/run/image.py: for that, subprocess and contextlib are done without.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fcntl
 import os
 import time
-from typing import TYPE_CHECKING
 
 from jobs.run import private, staged
 from jobs.run.errors import UserError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 OLD_SECONDS = 14 * 86400.0
 """An unused copy goes after that time in any case, others when their room is needed."""
 KEPT_FREE = 0.05
 """Share of the file system that is left to others."""
+CHUNK = 8 << 20
+NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+"""What a file system says that has no files without a name."""
+MOUNTED = "root"
+"""In a folder around a mounted image (mounting.py): where it is mounted."""
+UNMOUNT = """{ fusermount3 -u -z "$1" || fusermount -u -z "$1" || umount -l "$1"; } 2>/dev/null
+rm -rf --one-file-system "${1%/*}" 2>/dev/null || true"""
+"""Unmounts the image in such a folder, whether its squashfuse lives or not, and removes the folder, or what
+can be removed of it."""
+IGNORING = ("sh", "-c", 'trap "" HUP INT USR1 USR2 TERM; cd / && exec "$@"', "baton")
+"""Starts what outlives the signals that Slurm sends to all processes of a step. Not where this process works:
+with an empty part in LD_LIBRARY_PATH, each program would look for its libraries there, dozens of times."""
+
+
+class closing:
+    """Closes a descriptor at the end of a `with`."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __enter__(self) -> int:
+        return self.fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def run(command: list[str], trouble: str, source: int | None = None) -> str:
+    """The last line that a command says, which reads from `source`. Raises UserError if it fails."""
+    reading, writing = os.pipe()
+    with open(reading, encoding="utf-8", errors="replace") as file:
+        with closing(writing):
+            null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+            said = [(os.POSIX_SPAWN_DUP2, writing, fd) for fd in (1, 2)]
+            actions = [null if source is None else (os.POSIX_SPAWN_DUP2, source, 0), *said]
+            pid = os.posix_spawnp(IGNORING[0], [*IGNORING, *command], os.environ, file_actions=actions)
+        lines = file.read().strip().splitlines()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        raise UserError(f"{trouble}: {lines[-1] if lines else f'exit code {code}'}")
+    return lines[-1] if lines else ""
 
 
 def open_folder(stage: str | Path) -> int:
     """Makes what the last part of `stage` names, if need be: /local/$USER, say, where /local is there."""
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(stage, 0o700)
+        private.make_folder(stage)
         return private.open_folder(staged.folder_in(stage))
     except FileNotFoundError:
         raise UserError(f"{os.uname().nodename} has no {stage}") from None
@@ -47,10 +87,10 @@ def open_lock(inside: int, name: str = "lock") -> int:
     return fd
 
 
-def remove_remains(inside: int, folders: bool = False) -> None:
-    """What copiers (of images, if `folders`) left that died: the lock is ours, so none is at work."""
+def remove_remains(inside: int, of_images: bool = False) -> None:
+    """What copiers (of images, if so) left that died: the lock is ours, so none is at work."""
     for name in os.listdir(inside):
-        if name.endswith(".part") and any(kind in name for kind in staged.FOLDERS) == folders:
+        if name.endswith(".part") and any(kind in name for kind in staged.OF_IMAGES) == of_images:
             remove(inside, name)
 
 
@@ -60,8 +100,13 @@ def remove(inside: int, name: str) -> None:
     try:
         os.unlink(name, dir_fd=inside)
     except IsADirectoryError:
-        part = f"{name}.{os.getpid()}.part"
+        part = name if name.endswith(".part") else f"{name}.{os.getpid()}.part"
         os.rename(name, part, src_dir_fd=inside, dst_dir_fd=inside)
+        if staged.MOUNT in name:
+            path = os.path.join(os.readlink(f"/proc/self/fd/{inside}"), part)
+            run(["sh", "-c", UNMOUNT, "sh", os.path.join(path, MOUNTED)], f"{path} cannot be removed")
+            return
+        import contextlib
         import shutil
 
         with contextlib.suppress(FileNotFoundError):  # another has found it without its name
@@ -73,11 +118,20 @@ def evict(inside: int, name: str) -> bool:
     fd = staged.open_inside(inside, name)
     if fd is None:
         return False
-    with closing(fd), contextlib.suppress(BlockingIOError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with closing(fd):
+        if not _unread(fd):
+            return False
         remove(inside, name)
         return True
-    return False
+
+
+def _unread(fd: int) -> bool:
+    """Whether nobody reads a copy, nor can anybody begin to until the descriptor is closed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def make_room(inside: int, size: int, stage: str | Path) -> None:
@@ -109,13 +163,13 @@ def _unused(inside: int) -> Iterator[tuple[float, int, str]]:
     """(time of the last use, bytes, name) of each copy that nobody reads."""
     for name in os.listdir(inside):
         kind = os.path.splitext(name)[1]
-        fd = staged.open_inside(inside, name) if kind in (staged.DATASET, *staged.FOLDERS) else None
+        fd = staged.open_inside(inside, name) if kind in (staged.DATASET, *staged.OF_IMAGES) else None
         if fd is None:
             continue
-        with closing(fd), contextlib.suppress(BlockingIOError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            status = os.fstat(fd)
-            yield status.st_mtime, _size(fd) if kind in staged.FOLDERS else status.st_size, name
+        with closing(fd):
+            if _unread(fd):
+                status = os.fstat(fd)
+                yield status.st_mtime, _size(fd) if kind in staged.FOLDERS else status.st_size, name
 
 
 def _size(folder: int) -> int:
@@ -124,9 +178,48 @@ def _size(folder: int) -> int:
         return int(file.read())
 
 
-@contextlib.contextmanager
-def closing(fd: int) -> Iterator[int]:
+def copy(
+    source: int,
+    inside: int,
+    name: str,
+    path: str | Path,
+    verify: Callable[[int], None],
+    read: Callable[[bytes], None] | None = None,
+) -> None:
+    """Copies the open file at `path` in one sequential pass, in which `read` gets to see it, verifies what
+    has come to lie on the disk, and only then gives it its name. Until then it has none, and goes with this
+    process, where the file system can do that."""
+    part = f"{name.removesuffix(staged.DATASET)}.part"
     try:
-        yield fd
-    finally:
-        os.close(fd)
+        with closing(_open_part(inside, part)) as fd:
+            os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            with open(fd, "wb", buffering=0, closefd=False) as file:
+                while whole := os.read(source, CHUNK):
+                    if read:
+                        read(whole)
+                    chunk = memoryview(whole)
+                    while chunk:
+                        chunk = chunk[file.write(chunk) :]
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that it is read from there
+            if staged.name(path, os.stat(path), os.path.splitext(name)[1]) != name:
+                raise UserError(f"{path} was replaced while it was copied")
+            verify(fd)
+            if not os.fstat(fd).st_nlink:
+                os.link(f"/proc/self/fd/{fd}", part, dst_dir_fd=inside, follow_symlinks=True)
+            os.rename(part, name, src_dir_fd=inside, dst_dir_fd=inside)
+        os.fsync(inside)
+    except BaseException:
+        if part in os.listdir(inside):
+            os.unlink(part, dir_fd=inside)
+        raise
+
+
+def _open_part(inside: int, part: str) -> int:
+    """A new file without a name (open(2), O_TMPFILE), or with this one where there are none such."""
+    try:
+        return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=inside)
+    except OSError as error:
+        if error.errno not in NO_NAMELESS:
+            raise
+    return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=inside)

@@ -7,18 +7,23 @@ holds a shared lock on its copy as long as it lives, so that nobody evicts it (s
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 
 from jobs.run import exit_codes, image, staged
 from jobs.run.errors import UserError
 from jobs.supervise import staging
-from jobs.supervise.image import hold
+from jobs.supervise.image import hold, hold_one, names
+from jobs.supervise.staging import run
 
-IGNORING = ("sh", "-c", 'trap "" USR2 TERM; exec "$@"', "unpack")
-GROWTH = 8
-"""How many times its size what is compressed takes, at most."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # which `signal` wraps in enums, whose import looks up a hundred names
+
+GROWTH = {staged.CODE: 8, image.SQUASHED: 4, ".tar": 1}
+"""How many times its size what is packed so takes, at most."""
 
 
 def places(setting: str, python: str, code: str, training: bool) -> tuple[str, str]:
@@ -65,22 +70,48 @@ def place(packed: str, stage: str, suffix: str) -> str:
     with staging.closing(source):
         status = os.fstat(source)
         folder = staged.folder_in(stage)
-        name = staged.name(packed, status, suffix, folder)
+        possible = names(packed, status, suffix, folder)
         with (
             staging.closing(staging.open_folder(stage)) as inside,
             staging.closing(staging.open_lock(inside, "lock-image")),
         ):
-            staging.remove_remains(inside, folders=True)
-            if not hold(inside, name):
-                size = status.st_size * (GROWTH if suffix == staged.CODE else 1)
-                staging.make_room(inside, size, stage)
-                unpack(packed, source, inside, folder, name, size)
-                if not hold(inside, name):
-                    raise UserError(f"{folder}/{name} is gone")
+            staging.remove_remains(inside, of_images=True)
+            name = hold_one(inside, possible)
+            if not name and packed.endswith(image.SQUASHED):
+                name = _mounted(packed, source, inside, folder, stage, possible)
+            elif not name:
+                name = possible[-1]
+                _unpacked(packed, source, inside, folder, stage, name)
     if suffix == staged.ENVIRONMENT:
         host, seconds = os.uname().nodename, time.monotonic() - began
         print(f"environment: {folder}/{name} on {host}, {seconds:.1f} s", flush=True)
     return os.path.join(folder, name)
+
+
+def _mounted(packed: str, source: int, inside: int, folder: str, stage: str, possible: list[str]) -> str:
+    """The name of the folder with a mounted image, or, where none can be mounted, an unpacked one; held."""
+    from jobs.supervise import mounting
+
+    try:
+        return mounting.mount(packed, source, inside, stage, possible[0] if len(possible) > 1 else "")
+    except mounting.CannotMount as error:
+        trouble = str(error)
+    try:
+        _unpacked(packed, source, inside, folder, stage, possible[-1])
+    except UserError as error:
+        raise UserError(f"{trouble}, and {error}") from None
+    print(f"environment: {trouble}: unpacked instead", file=sys.stderr, flush=True)
+    return possible[-1]
+
+
+def _unpacked(packed: str, source: int, inside: int, folder: str, stage: str, name: str) -> None:
+    """Unpacks an image under that name, and holds it."""
+    kind = staged.CODE if name.endswith(staged.CODE) else os.path.splitext(packed)[1]
+    size = os.fstat(source).st_size * GROWTH[kind]
+    staging.make_room(inside, size, stage)
+    unpack(packed, source, inside, folder, name, size)
+    if not hold(inside, name):
+        raise UserError(f"{folder}/{name} is gone")
 
 
 def unpack(packed: str, source: int, inside: int, folder: str, name: str, size: int) -> None:
@@ -92,15 +123,15 @@ def unpack(packed: str, source: int, inside: int, folder: str, name: str, size: 
         os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         os.lseek(source, 0, os.SEEK_SET)
         extract = ["tar", "--extract", *(["--gzip"] if of_code else []), "--file", "-"]
-        run(
-            [*extract, "--no-same-owner", "--no-same-permissions", "--directory", part], source,
-            f"{packed} could not be unpacked on {os.uname().nodename}",
-        )  # fmt: skip
+        extract += ["--no-same-owner", "--no-same-permissions", "--directory", part]
+        if packed.endswith(image.SQUASHED):
+            extract = ["unsquashfs", "-no-progress", "-quiet", "-force", "-dest", part, "/dev/stdin"]
+        run(extract, f"{packed} could not be unpacked on {os.uname().nodename}", source)
         if not of_code:
-            if not os.access(image.interpreter(part), os.X_OK) and not _own_python(part):
+            if not os.access(image.interpreter(part), os.X_OK) and not own_python(part):
                 raise UserError(f"{packed} holds no bin/python")
-            _take_own_python(part, os.path.join(folder, name))
-        run(["sync", "--file-system", part], source, f"{folder} could not be written")
+            take_own_python(part, os.path.join(folder, name))
+        run(["sync", "--file-system", part], f"{folder} could not be written")
         if staged.name(packed, os.stat(packed), os.path.splitext(name)[1], folder) != name:
             raise UserError(f"{packed} was replaced while it was copied")
         with open(os.path.join(part, staged.SIZE), "w") as file:
@@ -112,18 +143,7 @@ def unpack(packed: str, source: int, inside: int, folder: str, name: str, size: 
         raise
 
 
-def run(command: list[str], source: int, trouble: str) -> str:
-    """What a command says that reads from `source`; it outlives a preemption's signals. Raises UserError."""
-    import subprocess
-
-    done = subprocess.run([*IGNORING, *command], stdin=source, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"{trouble}: {last}")
-    return done.stdout
-
-
-def _own_python(part: str) -> str:
+def own_python(part: str) -> str:
     """The interpreter of the Python that a virtual environment was made from, below `part`; "" if the image
     holds none."""
     place = os.path.join(image.OWN_PYTHON, "bin")
@@ -134,21 +154,19 @@ def _own_python(part: str) -> str:
     return os.path.join(place, name)
 
 
-def _take_own_python(part: str, folder: str) -> None:
+def take_own_python(part: str, folder: str) -> None:
     """Makes the environment in `part`, which will be `folder`, one of the Python that came with it, where
     that runs at another place than its own (https://docs.python.org/3/library/venv.html: pyvenv.cfg, `home`).
     """
-    program = _own_python(part)
+    program = own_python(part)
     config = os.path.join(part, "pyvenv.cfg")
     if not program:
         return
     own = os.path.join(part, image.OWN_PYTHON)
     ask = "import sys, _socket, zlib; print(sys.base_prefix == sys.argv[1])"
-    null = os.open(os.devnull, os.O_RDONLY)
     try:
-        with staging.closing(null):
-            answer = run([os.path.join(part, program), "-I", "-S", "-c", ask, own], null, "it does not start")
-        moved = answer.strip() == "True"
+        answer = run([os.path.join(part, program), "-I", "-S", "-c", ask, own], "it does not start")
+        moved = answer == "True"
         why = "it looks for its library elsewhere"
     except UserError as error:
         moved, why = False, str(error)

@@ -19,9 +19,10 @@ from jobs.run import image, staged
 from jobs.run.directory import Request, Run
 from jobs.run.exit_codes import FINISHED, RESUME
 from launch.submit import code_image, snapshot
+from tests import imaging
+from tests.imaging import NOT_MOUNTED, ROOT, pack
 from tests.stages import wait_until
 
-ROOT = Path(__file__).parents[2]
 STRACE = shutil.which("strace")
 pytestmark = pytest.mark.skipif(STRACE is None, reason="no strace here (sh env/test-tools.sh)")
 
@@ -62,8 +63,8 @@ def lookups(trace: list[str], place: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def shared(voc_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place with all that a cluster has on its shared file system: a Python, an environment made from it
-    and packed, and packed data."""
+    """A place with all that a cluster has on its shared file system: a Python, an environment made from it,
+    and packed data."""
     place = tmp_path_factory.mktemp("shared")
     base, python = place / "python", f"python{sys.version_info[0]}.{sys.version_info[1]}"
     library = Path(sysconfig.get_path("stdlib"))
@@ -77,14 +78,13 @@ def shared(voc_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (mine,) = Path(sys.prefix).glob("lib/python*/site-packages")
     for package in mine.iterdir():
         (site / package.name).symlink_to(package)
-    subprocess.run([ROOT / "env" / "pack.sh", place / "env"], check=True, stdout=subprocess.DEVNULL)
     shutil.copytree(voc_small / "VOCdevkit", place / "data" / "VOCdevkit")
     convert.pack(place / "data", "VOCdevkit")
     return place
 
 
 def make_run(place: Path, stage: Path) -> Run:
-    run = Run(place / "runs" / "counted")
+    run = Run(place / "runs" / stage.name)
     run.job.mkdir(parents=True)
     snapshot.take(run.code, place / "data")
     ignored = shutil.ignore_patterns("__pycache__")
@@ -104,9 +104,11 @@ def traced(run: Run, place: Path, stage: Path, trace: Path, **more: str) -> tupl
     assert STRACE is not None
     strace = [STRACE, "-f", "-qq", "-y", "-s", "4096", "-e", f"trace={OF_FILES}", "-o", str(trace)]
     program = [image.interpreter(place / "env"), "-S", "-c", image.START, str(stage)]
+    # An import of cv2 in this process has left one that names the working directory, too.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     done = subprocess.run(
         [*strace, *program, "-u", "-m", "jobs.train", str(run.path)],
-        cwd=run.code, env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+        cwd=run.code, env={**environment, "OMP_NUM_THREADS": "1", **more},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280,
     )  # fmt: skip
     assert "on from" not in done.stdout, done.stdout[-3000:]
@@ -115,38 +117,50 @@ def traced(run: Run, place: Path, stage: Path, trace: Path, **more: str) -> tupl
 
 
 @pytest.mark.slow
-def test_a_start_makes_500_and_an_epoch_10(shared: Path, tmp_path: Path) -> None:
-    stage = tmp_path / "local"
+@pytest.mark.parametrize("kind", [staged.ENVIRONMENT, staged.SQUASHED])
+def test_a_start_makes_500_and_an_epoch_10(kind: str, shared: Path, tmp_path: Path) -> None:
+    """Also one that unpacks the images, or mounts them."""
+    if kind == staged.SQUASHED and NOT_MOUNTED:
+        pytest.skip(NOT_MOUNTED)
+    pack(shared / "env", *["--squashfs"] * (kind == staged.SQUASHED))
+    stage = tmp_path / f"local{kind}"
     stage.mkdir()
     run = make_run(shared, stage)
     pause = tmp_path / "pause"
     plan = json.dumps({"at": "step", "step": 2, "signal": "SIGUSR2", "pause": str(pause)})
 
     def copies() -> set[str]:
-        return {path.suffix for path in staged.folder(stage).iterdir() if not path.name.startswith("lock")}
+        return {path.suffix for path in imaging.copies(stage)}
 
     def preempt() -> None:
         wait_until(pause.exists, 250)
-        wait_until(lambda: copies() == {".env", ".code", ".zip"}, 250)
+        wait_until(lambda: copies() - {staged.MOUNT} == {kind, ".code", ".zip"}, 250)
         pause.unlink()
 
     with ThreadPoolExecutor() as pool:
         preempted = pool.submit(preempt)
-        code, _ = traced(run, shared, stage, tmp_path / "first", INTERRUPT=plan)
+        code, trace = traced(run, shared, stage, tmp_path / "first", INTERRUPT=plan)
         preempted.result()
     assert code == RESUME
+    calls = lookups(trace[: epochs(trace)[0]], shared)
+    assert 50 < len(calls) <= 500, "\n".join(calls)
 
     code, trace = traced(run, shared, stage, tmp_path / "second")
     assert code == FINISHED
-    marks = [(re.search(r"/mark/epoch-(\d)/", line), number) for number, line in enumerate(trace)]
-    began = {int(mark[1]): number for mark, number in marks if mark}
+    began = epochs(trace)
     assert sorted(began) == [0, 1, 2, 3]
     start, epoch = trace[: began[0]], trace[began[1] : began[2]]
-    assert any("/local/" in line and "torch/__init__.py" in line for line in start)
+    assert any(f"/{stage.name}/" in line and "torch/__init__.py" in line for line in start)
     calls = lookups(start, shared)
     assert 50 < len(calls) <= 500, "\n".join(calls)
     calls = lookups(epoch, shared)
     assert 0 < len(calls) <= 10, "\n".join(calls)
+
+
+def epochs(trace: list[str]) -> dict[int, int]:
+    """In which line of a trace each epoch begins."""
+    marks = [(re.search(r"/mark/epoch-(\d)/", line), number) for number, line in enumerate(trace)]
+    return {int(mark[1]): number for mark, number in marks if mark}
 
 
 def test_lookups_are_counted_where_they_are() -> None:

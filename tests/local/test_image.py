@@ -21,44 +21,15 @@ from jobs.run.exit_codes import RESUME
 from jobs.supervise import staging
 from jobs.train.__main__ import worker_command
 from launch.submit import code_image
+from tests.imaging import ROOT, SAY, copies, make, pack, start
 from tests.stages import wait_until
-
-ROOT = Path(__file__).parents[2]
-SAY = "import sys, extra; print(sys.prefix, extra.VALUE, *sys.argv[1:])"
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small environment, with a package of its own and this checkout's interpreter's, packed."""
-    path = tmp_path_factory.mktemp("environments") / "own env"
-    venv.create(path, symlinks=True)
-    (site,) = path.glob("lib/python*/site-packages")
-    (site / "extra.py").write_text("VALUE = 'from here'\n")
-    (mine,) = Path(sys.prefix).glob("lib/python*/site-packages")
-    (site / "more.pth").write_text(f"{mine}\n")
+    path = make(tmp_path_factory.mktemp("environments") / "own env")
     pack(path)
     return path
-
-
-def pack(environment: Path) -> Path:
-    said = subprocess.run(
-        [ROOT / "env" / "pack.sh", environment], capture_output=True, text=True, check=True
-    ).stdout
-    made = Path(f"{environment}.tar")
-    assert said.startswith(f"{made}: ")
-    return made
-
-
-def start(environment: Path, stage: Path | str, **more: str) -> subprocess.Popen[str]:
-    python = image.interpreter(environment)
-    return subprocess.Popen(
-        [python, "-S", "-c", image.START, str(stage), "-c", SAY, "an argument"], cwd=ROOT,
-        env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def copies(stage: Path) -> list[Path]:
-    return sorted(path for path in staged.folder(stage).iterdir() if not path.name.startswith("lock"))
 
 
 def test_the_node_unpacks_it_once_and_all_run_from_there(environment: Path, tmp_path: Path) -> None:
@@ -215,6 +186,14 @@ def test_what_cannot_be_packed_is_said(arguments: list[str], says: str) -> None:
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_squashfs_needs_its_tool(environment: Path, tmp_path: Path) -> None:
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname") or "")
+    command = [ROOT / "env" / "pack.sh", "--squashfs", environment]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": str(tmp_path)})
+    assert done.returncode == 2
+    assert done.stderr == "error: --squashfs needs mksquashfs (Debian: squashfs-tools)\n"
 
 
 @pytest.fixture

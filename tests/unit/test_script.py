@@ -17,6 +17,7 @@ from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from launch.submit import batch_script as script
 from launch.submit import job_environment, profiles
+from launch.submit.executors import local
 
 ROOT = Path(__file__).resolve().parents[2]
 NASTY = ["a b", "a'b", 'a"b', "a;touch x", "$(touch x)", "`touch x`", "a&b", "-x", "%j", "a#b", "é"]
@@ -239,6 +240,14 @@ def test_tasks_run_from_the_image_where_their_code_can(tmp_path: Path) -> None:
     assert command in script.text(batch(tmp_path, setting))
     boxed = "{environment: image, stage: /local, container: {kind: apptainer, image: x.sif}}"
     assert f"""x.sif "$python" -S -c '{image.START}' /local -u""" in script.text(batch(tmp_path, boxed))
+    pyxis = script.text(batch(tmp_path, boxed.replace("apptainer", "pyxis")))
+    assert "--container-image=x.sif " in pyxis
+    assert f""" baton "$python" -S -c '{image.START}' /local -u -m jobs.train "$run\"""" in pyxis
+
+
+def test_a_local_run_takes_no_image() -> None:
+    with pytest.raises(UserError, match=r"site\.yaml.*: `environment` is for Slurm jobs; a local run takes"):
+        local.check(resolved("{environment: image, stage: /local}"))
 
 
 @pytest.mark.parametrize(
