@@ -25,6 +25,7 @@ import numpy as np
 from jobs.catalog import pretrained
 from jobs.catalog.installed import has_compiled_mmcv, is_installed
 from jobs.engine import safe_load
+from jobs.mmseg import late
 from jobs.run.errors import UserError
 
 
@@ -37,6 +38,7 @@ def prepare() -> None:
     download_nothing()
     keep_config_text_plain()
     refuse_labels_that_do_not_fit()
+    late.import_less()
     normalise_any_number_of_channels()
 
 

@@ -1,0 +1,165 @@
+"""What a start imports and does not use is not imported, and is whole for whoever uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.run import events
+from jobs.run.exit_codes import FINISHED, RESUME
+from tests.support import tiny
+
+pytestmark = pytest.mark.slow
+
+NEEDLESS = {"torch._dynamo", "torch._inductor", "matplotlib"}
+BROUGHT = """
+import sys
+from jobs.mmseg import compat
+compat.prepare()
+import mmengine.runner, mmseg.models
+print(*sys.modules)
+"""
+
+
+def test_a_resumed_start_imports_nothing_needless(tmp_path: Path) -> None:
+    data = tiny.make_data(tmp_path / "data", 8, 2)
+    result = tmp_path / "modules.json"
+    run = tiny.make_run(
+        tmp_path / "run",
+        data,
+        train_cfg__max_epochs=2,
+        train_dataloader__num_workers=1,
+        val_cfg=None,
+        val_dataloader=None,
+        val_evaluator=None,
+        default_hooks__checkpoint__save_best=None,
+        custom_imports={
+            "imports": ["tests.interrupting", "tests.loaded_modules"],
+            "allow_failed_imports": False,
+        },
+        custom_hooks=[{"type": "Interrupt"}, {"type": "LoadedModules", "result": str(result)}],
+    )
+    plan = {"at": "step", "step": 2, "signal": "SIGUSR2", "rank": 0}
+    assert tiny.start_commands(run, 1, plan) == [RESUME], tiny.log_of(run, 1)
+    result.unlink()
+    assert tiny.start_commands(run) == [FINISHED], tiny.log_of(run, 2)
+    assert "resumed" in [event["event"] for event in events.read(run.events)]
+    loaded = set(json.loads(result.read_text()))
+    assert {"torch", "mmengine.runner", "mmseg.models"} <= loaded
+    # An old torch brings its compiler along with mmengine's own imports.
+    brought = set(run_program(BROUGHT, BATON_IMPORT_ALL="1").split())
+    assert loaded & (NEEDLESS - brought) == set()
+    assert "matplotlib" not in brought
+
+
+WHOLE = """
+import sys
+from jobs.mmseg import compat, late
+compat.prepare()
+compat.prepare()
+import mmengine.runner, mmseg.models
+import numpy as np
+
+# Drawing.
+from mmengine.visualization import Visualizer
+class Mine(Visualizer): pass
+assert "matplotlib" not in sys.modules
+picture = (np.random.default_rng(0).random((9, 9, 3)) * 255).astype(np.uint8)
+late_one, at_once = Mine("late"), Visualizer("at once", image=picture)
+late_one.set_image(picture)
+for one in (late_one, at_once):
+    one.draw_bboxes(np.array([1, 1, 5, 5]))
+assert (late_one.get_image() == at_once.get_image()).all()
+assert late_one.dpi == at_once.dpi and late_one.fig_save is late_one.fig_save_canvas.figure
+assert not hasattr(late_one, "nothing")
+
+# One that brings a `__getattr__`, or a figure, of its own.
+class Other(Visualizer):
+    def __getattr__(self, name): raise AttributeError(name)
+assert Other("other").dpi == at_once.dpi
+
+# The compiler: optimizers need none; whoever uses it has it, and then it is told what torch tells it.
+import torch
+from torch import optim
+def stepped(kind, compiled=False):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = kind([weight], lr=0.5)
+    weight.sum().backward()
+    step = torch.compile(lambda: optimizer.step(), backend="eager") if compiled else optimizer.step
+    step()
+    again = kind([weight], lr=0.1)
+    again.load_state_dict(optimizer.state_dict())
+    optimizer.zero_grad()
+    assert weight.grad is None and torch.is_grad_enabled()
+    return weight.tolist()
+kinds = [optim.SGD, optim.Adam, optim.AdamW]
+there = "torch._dynamo" in sys.modules
+late_ones = [stepped(kind) for kind in kinds]
+assert ("torch._dynamo" in sys.modules) == there
+assert late_ones[0] == [0.5, 0.5]
+import torch._dynamo
+compiled = torch.compile(lambda x: torch.sin(x) + 1, backend="eager", fullgraph=True)
+assert torch.equal(compiled(torch.ones(2)), torch.sin(torch.ones(2)) + 1)
+assert [stepped(kind) for kind in kinds] == late_ones
+assert stepped(optim.SGD, compiled=True) == late_ones[0]
+disabled = optim.Optimizer.zero_grad.__wrapped__.__wrapped__
+assert there or hasattr(disabled, "__dynamo_disable")
+print("whole")
+"""
+
+
+def run_program(program: str, **variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tiny.ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_is_imported_late_is_whole() -> None:
+    assert run_program(WHOLE).splitlines()[-1] == "whole"
+
+
+EVERYTHING = """
+import sys
+from jobs.mmseg import compat
+compat.prepare()
+from mmengine.visualization import Visualizer
+Visualizer("one")
+assert "matplotlib" in sys.modules
+import torch
+weight = torch.nn.Parameter(torch.ones(2))
+weight.sum().backward()
+torch.optim.SGD([weight], lr=0.5).step()
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_everything_is_imported_where_that_is_asked_for() -> None:
+    assert run_program(EVERYTHING, BATON_IMPORT_ALL="1").split()[-1] == "True"
+
+
+OWN = """
+import sys
+import {module}
+assert "jobs.mmseg.late" not in sys.modules
+from jobs.mmseg import compat
+compat.prepare()
+assert sys.modules["{module}"] is {module}
+print("real")
+"""
+
+
+@pytest.mark.parametrize("module", ["torch._dynamo", "matplotlib"])
+def test_what_is_there_already_is_left_alone(module: str) -> None:
+    assert run_program(OWN.format(module=module)).split()[-1] == "real"
