@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 
 from jobs.engine import progress
 from jobs.engine.progress import finite
+from jobs.engine.saving import Settings
 from jobs.engine.session import Session
 from jobs.run import files
 from jobs.run.errors import MALFORMED, UserError
@@ -136,10 +137,11 @@ class Metrics(Hook):
             )
         self.epoch_began = time.time()
 
-    def validation_done(self) -> dict[str, float | None]:
+    def validation_done(self, settings: Settings) -> dict[str, float | None]:
         """Records the validation that has just ended; returns its metrics."""
         runner = self.runner
         if self.session.main:
+            metric = settings.metric(self.validation)
             self.record("val", self.validation)
             self.session.report(
                 "validated",
@@ -147,6 +149,8 @@ class Metrics(Hook):
                 step=runner.iter,
                 seconds=round(time.time() - self.validation_began, 3),
                 metrics={key: value for key, value in self.validation.items() if value is not None},
+                metric=metric,
+                less=settings.less(metric) or None,
             )
         return self.validation
 

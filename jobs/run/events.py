@@ -113,6 +113,8 @@ class Validated(_Event):
     step: int
     seconds: float | None
     metrics: dict[str, Any]
+    metric: str | None = None
+    less: bool = False
 
 
 class Checkpoint(_Event):

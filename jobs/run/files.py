@@ -55,9 +55,9 @@ CODE_IMAGE = File(
 CHECKPOINTS = File(
     "checkpoints",
     "`epoch_N.pth`, `iter_N.pth`, beside each a manifest `….pth.json` (step, epoch, position, world size, "
-    "global batch, digest, bytes, config digest); `best.json` names the best by mIoU. A file that does not "
-    "match its manifest counts only if its own content proves it whole; otherwise it is renamed to "
-    "`….pth.damaged`",
+    "global batch, digest, bytes, config digest); `best.json` names the best by the run's metric. A file "
+    "that does not match its manifest counts only if its own content proves it whole; otherwise it is "
+    "renamed to `….pth.damaged`",
     TRAINING,
 )
 EVENTS = File("events.jsonl", "what happened, see below", BOTH)
@@ -71,7 +71,7 @@ JOB = File("job", "batch scripts (`train.sbatch`, …), one log a rank, marks, s
 EVAL = File(
     "eval",
     "`CHECKPOINT-DIGEST/` is an evaluation (`…-tta/` one with `--tta`): `metrics.json`, `per_class.csv`, "
-    "`confusion.csv`, `per_image.csv` (mIoU and aAcc of each image, the worst first), `per_image.npz` (per "
+    "`confusion.csv`, `per_image.csv` (each image's figures, the worst first), `per_image.npz` (per "
     "image and class the pixels that are right, of the truth and of the prediction, and the same near "
     "boundaries), `pictures/` (the place among the worst begins their names). "
     "`metrics.json` is written last: where it is, all is",

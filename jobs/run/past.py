@@ -10,6 +10,7 @@ import msgspec
 
 from jobs.run import events
 from jobs.run.events import seconds_of
+from jobs.run.metrics import Figure
 from jobs.run.records import Mark
 
 
@@ -174,8 +175,8 @@ class History(msgspec.Struct, kw_only=True):
     evaluations: list[events.Evaluated] = []
     prepared: events.Prepared | events.Verified | None = None
     """The event `prepared`, or `verified`, of a preparation that ended well."""
-    best: tuple[float, int] | None = None
-    """The best validation mIoU and its step."""
+    best: Figure | None = None
+    """The best validation's, of the metric that the run goes by."""
     last: float = 0.0
     """The time of the newest event."""
     latest: events.Event | None = None

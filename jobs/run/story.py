@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jobs.run import events
 from jobs.run.events import Event, of_line
+from jobs.run.metrics import USUAL, Figure
 from jobs.run.past import Attempt, History, Incarnation, StageJob, moment
 from jobs.run.records import Clock, Mark, number, read_events
 
@@ -205,9 +206,13 @@ def _suspended(one: Incarnation, until: float, seconds: float) -> None:
 
 
 def _validated(history: History, event: events.Validated) -> None:
-    miou = number(event.metrics.get("mIoU"))
-    if miou is not None and (history.best is None or miou > history.best[0]):
-        history.best = (float(miou), event.step)
+    metric = event.metric or USUAL
+    value = number(event.metrics.get(metric))
+    if value is None:
+        return
+    found = Figure(metric, float(value), event.step, event.less)
+    if found.beats(history.best):
+        history.best = found
 
 
 _BEGINS_ANEW = (events.Submitted, events.Started, events.Evaluated, events.Prepared)
