@@ -106,7 +106,7 @@ def test_runs_that_go_by_mdice_are_shown_by_it(tmp_path: Path, voc_small: Path) 
     )  # fmt: skip
     assert "mDice" in said
     best = {}
-    for name in ("dice-seed-0", "dice-seed-1"):
+    for name in ("dice-0", "dice-1"):
         best[name] = json.loads((runs / name / "checkpoints/best.json").read_text())
         assert best[name]["metric"] == "mDice"
         found = json.loads(call(runs, "status", name, "--json"))
