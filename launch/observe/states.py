@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import events, metrics
+from jobs.run import kinds, metrics
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.run.metrics import Figure
@@ -362,7 +362,7 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
     if job is None:
         return State("finished", "prepared", "prepare") if past.prepared else State("queued", "not submitted")
     if job.state == "finished":
-        made: dict[type, str] = {events.Prepared: "prepared", events.Verified: "verified"}
+        made: dict[type, str] = {kinds.Prepared: "prepared", kinds.Verified: "verified"}
         return State("finished", made.get(type(past.prepared), "finished"), job.stage)
     if job.state in ("failed", "stopped"):
         return State("failed", f"{job.stage} failed: {job.why}", job.stage)

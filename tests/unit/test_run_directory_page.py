@@ -1,11 +1,11 @@
-"""docs/run-directory.md and jobs/run/events.py name the same events and fields, the same ones optional."""
+"""docs/run-directory.md and jobs/run/kinds.py name the same events and fields, the same ones optional."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from jobs.run.events import COMMON, EVENTS
+from jobs.run.kinds import COMMON, EVENTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "run-directory.md"
 
