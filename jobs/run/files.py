@@ -1,14 +1,11 @@
 """The name of every file of a run directory, and what it holds: the only place that spells them.
 
-`python -m jobs.run.files docs/run-directory.md` writes the tables there from this one.
+page.py makes the tables of docs/run-directory.md from it.
 """
 
 from __future__ import annotations
 
-import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from jobs.run import image
 
@@ -185,28 +182,3 @@ def of(section: str) -> list[File]:
 
 
 FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, EXPORT, TENSORBOARD, TRACK, MMENGINE, COMPILED)
-
-
-def table(section: str) -> str:
-    """The table of a section, as Markdown."""
-    columns = ["path", "content", "written by"] if section == "run" else ["path", "content"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for file in of(section):
-        name = re.sub(r"[{}]", "", file.pattern) + ("/" if file in FOLDERS else "")
-        writer = f" {file.writer} |" if section == "run" else ""
-        lines.append(f"| `{name}` | {file.meaning} |{writer}")
-    return "\n".join(lines)
-
-
-def written(page: str) -> str:
-    """A page with the tables between its marks made anew."""
-    for section in ("run", "job"):
-        begin, end = f"<!-- files of {section}: begin -->\n", f"\n<!-- files of {section}: end -->"
-        head, _, rest = page.partition(begin)
-        page = head + begin + table(section) + end + rest.partition(end)[2]
-    return page
-
-
-if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    path.write_text(written(path.read_text()))
