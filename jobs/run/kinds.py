@@ -252,7 +252,7 @@ class Evaluated(_Event):
     checkpoint: Annotated[str, "its file name"]
     metrics: Annotated[
         dict[str, Any],
-        "name → value: what every evaluation tells, and what else the config's `iou_metrics` ask for, in percent",
+        "name → value: what every evaluation tells, and what the config's `iou_metrics` ask for, in percent",
     ]
     path: Annotated[str, "the folder with the results"]
     seconds: Annotated[float | None, "it took"] = None
