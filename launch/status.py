@@ -17,7 +17,7 @@ from jobs.run.errors import UserError
 from launch.observe import figures, folding, overview, sweeps, tables, timeline
 from launch.submit import runs
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   python launch/status.py                 all runs
   python launch/status.py --watch         again and again, until Ctrl-C
   python launch/status.py first           one run: its starts, jobs and where the time went
@@ -31,9 +31,7 @@ AROUND = 7
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path, or a sweep's")
     parser.add_argument(
         "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="refresh until Ctrl-C"

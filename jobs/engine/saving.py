@@ -36,8 +36,6 @@ class Settings:
     save_begin: int = 0
     max_keep_ckpts: int = -1
     save_best: str | None = None
-    best_by_default: str = ""
-    """The metric that `save_best` is taken for where it names none."""
     rule: str | None = None
     seconds: float | None = None
     """Seconds between saves; None: the Young/Daly optimum; 0: never by time."""
@@ -50,9 +48,9 @@ class Settings:
         """The metric that the best checkpoint goes by, of a validation that has `computed` these (their names
         without what an evaluator put before them); None of one without any."""
         asked = (self.save_best or "").rpartition("/")[2]
-        if asked == "auto" or (not asked and self.best_by_default not in computed):
+        if asked == "auto" or (not asked and metrics.USUAL not in computed):
             return next(iter(computed), None)
-        return asked or self.best_by_default
+        return asked or metrics.USUAL
 
     def less(self, metric: str | None) -> bool:
         """Whether less of it is better."""

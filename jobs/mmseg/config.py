@@ -33,7 +33,6 @@ from jobs.mmseg.transforms import use_fast_transforms
 from jobs.run import files, trackers
 from jobs.run.directory import check_seed, write_atomically
 from jobs.run.errors import UserError
-from jobs.run.metrics import USUAL
 
 NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
 
@@ -283,7 +282,6 @@ def saving(cfg: Config) -> Settings:
         save_begin=hook.get("save_begin", 0),
         max_keep_ckpts=hook.get("max_keep_ckpts", -1),
         save_best=hook["save_best"],
-        best_by_default=USUAL,
         rule=hook["rule"],
         seconds=settings(cfg)["save_seconds"],
     )

@@ -26,8 +26,6 @@ from jobs.run.errors import MALFORMED, UserError
 HISTORY = 1000
 """Values of a logged scalar that are kept. mmengine keeps a million, and copies all of them in every step."""
 
-NOT_REPRODUCIBLE = ("time", "data_time")
-
 
 class Metrics(Hook):
     """Collects a validation's result, and writes what the run's readers see."""
@@ -53,7 +51,6 @@ class Metrics(Hook):
         self.validation_began = 0.0
         self.epoch_began = time.time()
         self.first_step: int | None = None
-        self.first_step_time = 0.0
         self.progress_time = -math.inf
         self.best: dict[str, Any] | None = None
 
@@ -94,7 +91,7 @@ class Metrics(Hook):
             return
         step = runner.iter
         if self.first_step is None:
-            self.first_step, self.first_step_time = step, time.time()
+            self.first_step = step
             session.report("first_step", step=step, seconds=round(time.time() - session.began, 3))
         self.watch_loss(step)
         if step % self.log_interval == 0 or step == runner.max_iters:

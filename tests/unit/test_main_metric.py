@@ -188,7 +188,7 @@ def test_a_line_of_the_waiting_is_as_before() -> None:
 def test_what_a_config_goes_by(
     given: dict[str, str], computed: list[str], metric: str | None, less: bool
 ) -> None:
-    settings = Settings(best_by_default="mIoU", **given)  # type: ignore[arg-type]
+    settings = Settings(**given)  # type: ignore[arg-type]
     assert settings.metric(computed) == metric
     assert settings.less(metric) is less
 
