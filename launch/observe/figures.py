@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from jobs.run.metrics import USUAL, Figure
+from launch.observe import wording
 from launch.observe.states import Status
 
 
@@ -18,10 +19,13 @@ def shared(figures: Iterable[Figure | None]) -> str | None:
 
 
 def heads(found: Iterable[Status]) -> tuple[str, str]:
-    """What the columns of the best validations and of the evaluations are called."""
+    """What the columns of the best validations and of the evaluations are called, safe for a terminal."""
     found = list(found)
     best, told = shared(one.best for one in found), [one.evaluated for one in found if one.evaluated]
     evaluated = shared(told) if told else best
+    best, evaluated = (
+        one and wording.cut(wording.safe(" ".join(one.split())), 24) for one in (best, evaluated)
+    )
     return f"best {best}" if best else "best", evaluated or "evaluated"
 
 

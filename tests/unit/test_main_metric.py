@@ -84,6 +84,16 @@ def test_the_table_says_each_runs_own_metric(tmp_path: Path) -> None:
     assert "BEST MIOU MIOU" in " ".join(table(made_run(tmp_path / "new"))[0])
 
 
+def test_a_hostile_name_reaches_no_terminal(tmp_path: Path) -> None:
+    name = "\x1b]0;owned\x07" + "long\n" * 100
+    found = [status(trained(tmp_path / "run", {name: 1.0}, metric=name))]
+    heads = figures.heads(found)
+    shown = tables.terminal(*overview.columns(*heads)[:1], [["x"] * 11], [], (), 200)
+    assert "\x1b]" not in shown
+    assert "\x07" not in shown
+    assert max(map(len, heads)) < 30
+
+
 def test_a_program_finds_the_metric_and_the_keys_of_before(tmp_path: Path) -> None:
     found = figures.as_json(status(dice(tmp_path / "dice")))
     assert found["best"] == {"metric": "mDice", "value": 60.0, "step": 10, "less": False}
