@@ -69,9 +69,21 @@ def train(worker: Worker, options: argparse.Namespace) -> None:
         step += 1
         if step % 50 == 0:
             worker.log(step, loss=loss.item(), lr=schedule.get_last_lr()[0])
+        if step % options.save_every == 0:
+            worker.validated(step, accuracy=accuracy(net, worker, device))
         # The ranks leave here, together, if one of them was asked to.
         worker.end_step(step, state, save=step % options.save_every == 0)
     worker.finish(step, state)
+
+
+def accuracy(net: nn.Module, worker: Worker, device: torch.device) -> float:
+    """The share of pixels that are right, in percent, of images that no step has (steps begin with 1)."""
+    images, masks = batch(worker, 0)
+    net.eval()
+    with torch.no_grad():
+        right = net(images.to(device)).argmax(1) == masks.to(device)
+    net.train()
+    return 100 * right.float().mean().item()
 
 
 def batch(worker: Worker, step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,6 @@
 The training saves and leaves, and can be resumed: python launch/train.py --resume RUN.
 """
 
-import argparse
 import json
 import sys
 
@@ -13,16 +12,14 @@ from jobs.run.directory import Run
 from launch.observe import history
 from launch.submit import cancelling, runs
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   python launch/cancel.py first
   python launch/cancel.py first second --now     without waiting until the jobs are gone
 """
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name or path")
     parser.add_argument("--now", action="store_true", help="do not wait until its jobs are gone")
     parser.add_argument(

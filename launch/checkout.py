@@ -4,6 +4,7 @@
 the python3 of any login node (3.6 and later).
 """
 
+import argparse
 import atexit
 import gc
 import os
@@ -20,6 +21,15 @@ environment.enter()
 # Looking for garbage, while modules are read and once more at the end, would be a fifth of a command's time.
 gc.disable()
 atexit.register(gc.freeze)
+
+
+def parser(description: "str | None", examples: str) -> argparse.ArgumentParser:
+    """A command's, before its options are added."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog="examples:\n" + examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def run(main: "Callable[[], int | None]") -> None:

@@ -18,7 +18,7 @@ from jobs.slurm import queries as slurm_queries
 from launch.observe import history, leftovers, states, tables, wording
 from launch.submit import runs
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   python launch/clean.py                    what could be deleted, of all runs
   python launch/clean.py first second --yes
   python launch/clean.py --keep 1 --yes     only the newest and the best checkpoint of each run
@@ -29,9 +29,7 @@ Found = list[tuple[str, Path, str, int]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="names or paths (default: all runs)")
     parser.add_argument(
         "--keep", type=int, default=2, metavar="N", help="newest checkpoints to keep (default 2)"

@@ -4,7 +4,6 @@ It runs the very commands a user would type and prints each. Every run gets a na
 run again; the generated dataset is made once.
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -15,16 +14,14 @@ import checkout
 
 from launch.submit import machine, runs
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   make demo                          sets up first, then runs this
   python launch/demo.py --gpus 1     one process instead of two
 """
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = checkout.parser(__doc__, EXAMPLES)
     gpus = min(2, machine.local_gpus() or 2)
     parser.add_argument(
         "--gpus", type=int, default=gpus, help=f"processes to train with (default here {gpus})"

@@ -17,7 +17,7 @@ from launch.observe.doctor.findings import Finding, Measured
 from launch.observe.doctor.shown import show
 from launch.submit import machine, profiles
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   python launch/doctor.py
   python launch/doctor.py --verbose                         each partition on its own
   python launch/doctor.py --submit-probe --partition gpu
@@ -66,9 +66,7 @@ def main() -> int:
 
 
 def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument(
         "--partition",
         metavar="NAME",

@@ -24,7 +24,7 @@ EXAMPLES = """\
 
 
 def main() -> int:
-    parser = options.parser(__doc__ or "", EXAMPLES)
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path")
     parser.add_argument(
         "--checkpoint",

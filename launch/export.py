@@ -20,7 +20,7 @@ EXAMPLES = """\
 
 
 def main() -> int:
-    parser = options.parser(__doc__ or "", EXAMPLES)
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="a run's name or path")
     parser.add_argument("--out", metavar="DIR", help="a new or empty folder (default: one in the run)")
     parser.add_argument(

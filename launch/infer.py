@@ -30,7 +30,7 @@ EXAMPLES = """\
 
 
 def main() -> int:
-    parser = options.parser(__doc__ or "", EXAMPLES)
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="a run's name or path, or a folder of export.py")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, glob patterns")
     parser.add_argument(

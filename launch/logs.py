@@ -3,8 +3,6 @@
 Following ends with the run; Ctrl-C ends the following, never the run.
 """
 
-import argparse
-
 import checkout
 
 from jobs.run.errors import UserError
@@ -12,7 +10,7 @@ from launch.observe import following, log_files, states, wording
 from launch.observe.log_files import LogFile
 from launch.submit import runs
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   python launch/logs.py first                    the last lines of its newest job
   python launch/logs.py first -f                 follow it to its end
   python launch/logs.py first --rank 3 -n 200
@@ -21,9 +19,7 @@ EXAMPLES = """examples:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="a run's name or path")
     parser.add_argument("-f", "--follow", action="store_true", help="follow it to its end")
     parser.add_argument("-n", "--lines", type=int, default=40, help="lines of each file (default 40; 0: all)")

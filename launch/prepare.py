@@ -34,7 +34,7 @@ EXAMPLES = """\
 
 
 def read_arguments() -> argparse.Namespace:
-    parser = options.parser(__doc__ or "", EXAMPLES)
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("--data-root", metavar="DIR", help="where datasets lie (default data/)")
     parser.add_argument(
         "--for-config", metavar="CONFIG", help="the dataset and the weights that this config needs"

@@ -3,7 +3,6 @@
 The file needs no network and no other file. Every evaluation writes it; this command writes it anew.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from launch.observe.report import data as report_data
 from launch.observe.report import page as report_page
 from launch.submit import runs
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   python launch/report.py first                                writes RUN/report.html
   python launch/report.py first --out /tmp/first.html
   python launch/report.py --compare first second third         several runs on one page
@@ -26,9 +25,7 @@ EXAMPLES = """examples:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path")
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="RUN", help="runs, or a sweep, to compare"

@@ -13,13 +13,11 @@ import time
 
 import checkout
 
-import msgspec
-
 from jobs.run.errors import UserError
-from launch.observe import folding, overview, sweeps, tables, timeline
+from launch.observe import figures, folding, overview, sweeps, tables, timeline
 from launch.submit import runs
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   python launch/status.py                 all runs
   python launch/status.py --watch         again and again, until Ctrl-C
   python launch/status.py first           one run: its starts, jobs and where the time went
@@ -33,9 +31,7 @@ AROUND = 7
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path, or a sweep's")
     parser.add_argument(
         "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="refresh until Ctrl-C"
@@ -62,17 +58,19 @@ def show(arguments: argparse.Namespace, slurm: overview.Slurm, height: int | Non
         return
     found, answer = overview.all_statuses(now, slurm, elements)
     if arguments.json:
-        print(json.dumps({"runs": msgspec.to_builtins(found), "problems": answer.problems}))
+        print(json.dumps({"runs": [figures.as_json(one) for one in found], "problems": answer.problems}))
         return
     if not found:
         print(f"no runs in {runs.runs_root()}; to begin one: python launch/train.py --help")
         return
-    shown, more = folding.lines(found, fold=not (elements or arguments.all)), ""
+    heads = figures.heads(found)
+    shown, more = folding.lines(found, heads, fold=not (elements or arguments.all)), ""
     if height is not None:
         print(folding.summary(found))
         shown, more = folding.fitting(shown, height - AROUND - len(answer.problems))
+    columns, spare = overview.columns(*heads)
     tables.show(
-        overview.COLUMNS, [one.cells for one in shown], [one.state for one in shown], overview.SPARE,
+        columns, [one.cells for one in shown], [one.state for one in shown], spare,
         one_line=height is not None,
     )  # fmt: skip
     if more:

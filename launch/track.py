@@ -18,7 +18,7 @@ from launch.observe import history, states
 from launch.observe.tracking import content, sending
 from launch.submit import runs
 
-EXAMPLES = """examples:
+EXAMPLES = """\
   python launch/track.py first                       what the run's services lack
   python launch/track.py first --to wandb            to W&B, whether the run asked for it or not
   python launch/track.py first --to mlflow --follow  until the run has ended
@@ -26,9 +26,7 @@ EXAMPLES = """examples:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="a run's name or path")
     parser.add_argument(
         "--to", choices=trackers.SENT, metavar="SERVICE", help=f"one of {', '.join(trackers.SENT)}"

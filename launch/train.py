@@ -30,7 +30,7 @@ EXAMPLES = """\
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = options.parser(__doc__ or "", EXAMPLES)
+    parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument(
         "--config",
         help=f"an MMSegmentation config, or mmseg::PATH of the model zoo (default {DEFAULT_CONFIG})",

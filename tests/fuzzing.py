@@ -233,7 +233,7 @@ def _checkpoint_file(folder: Path, name: str) -> Target:
         (where / name).write_bytes(content)
         checkpoints.listed(where)
         checkpoint_files.last(where)
-        checkpoints.best_value(where)
+        checkpoints.best_figure(where)
         checkpoints.newest(where, lambda *_, **__: None)
         left = {xxhash.xxh3_64_hexdigest(path.read_bytes()) for path in where.iterdir()}
         assert {xxhash.xxh3_64_hexdigest(one) for one in contents.values()} <= left

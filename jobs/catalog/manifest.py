@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 MANIFEST = "manifest.json"
 FILES = "files.tsv"
@@ -69,7 +69,7 @@ def read(root: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{path} is damaged ({reason}): remove it and prepare again") from None
     if manifest.version != VERSION:
         raise UserError(f"{path} has version {manifest.version}, not {VERSION}: remove it and prepare again")

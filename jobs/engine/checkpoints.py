@@ -27,6 +27,7 @@ from jobs.run.checkpoint_files import DAMAGED, Checkpoint, beside, best, listed,
 from jobs.run.directory import newest_start, write_atomically
 from jobs.run.errors import UserError
 from jobs.run.events import now
+from jobs.run.metrics import Figure
 
 KEEP = 2
 """Checkpoints that are always kept, beside the best one: the newest could turn out damaged."""
@@ -327,11 +328,12 @@ def mark_best(directory: Path, checkpoint: Checkpoint, metric: str, metrics: dic
     write_atomically(directory / files.BEST, json.dumps(record).encode())
 
 
-def best_value(directory: Path) -> float | None:
-    """The value of the best validation so far, whose checkpoint is still there."""
+def best_figure(directory: Path) -> Figure | None:
+    """That of the best validation so far, whose checkpoint is still there."""
     if best(directory) is None:
         return None
     try:
-        return float(json.loads((directory / files.BEST).read_text())["value"])
+        record = json.loads((directory / files.BEST).read_text())
+        return Figure(str(record["metric"]), float(record["value"]))
     except DAMAGED:
         return None

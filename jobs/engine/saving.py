@@ -10,14 +10,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.engine import checkpoints, interval, snapshots
 from jobs.engine.session import Session
-from jobs.run import story
+from jobs.run import metrics, story
 from jobs.supervise.heartbeat import Heartbeat
 
 RETRY = 60.0
@@ -25,8 +25,6 @@ RETRY = 60.0
 
 RETRY_LEAVING = 2.0
 """The same where the ranks wait for it to leave."""
-
-LESS_IS_BETTER = ("loss",)
 
 
 @dataclass
@@ -38,8 +36,6 @@ class Settings:
     save_begin: int = 0
     max_keep_ckpts: int = -1
     save_best: str | None = None
-    best_by_default: str = ""
-    """The metric that `save_best` is taken for where it names none."""
     rule: str | None = None
     seconds: float | None = None
     """Seconds between saves; None: the Young/Daly optimum; 0: never by time."""
@@ -47,6 +43,18 @@ class Settings:
     def asks(self, done: int) -> bool:
         """Whether the config's interval asks for a save after `done` epochs (or iterations)."""
         return self.interval > 0 and done >= self.save_begin and (done - self.save_begin) % self.interval == 0
+
+    def metric(self, computed: Collection[str]) -> str | None:
+        """The metric that the best checkpoint goes by, of a validation that has `computed` these (their names
+        without what an evaluator put before them); None of one without any."""
+        asked = (self.save_best or "").rpartition("/")[2]
+        if asked == "auto" or (not asked and metrics.USUAL not in computed):
+            return next(iter(computed), None)
+        return asked or metrics.USUAL
+
+    def less(self, metric: str | None) -> bool:
+        """Whether less of it is better."""
+        return self.rule == "less" or (self.rule is None and metrics.less_is_better(metric or ""))
 
 
 class Saver:
@@ -225,25 +233,17 @@ class Saver:
         if self.fenced_off:
             raise self.fenced_off
 
-    def validated(self, step: int, metrics: dict[str, float | None]) -> None:
+    def validated(self, step: int, found: dict[str, float | None]) -> None:
         """Takes a validation's result: is the checkpoint of that step, saved before it, the best so far?"""
-        metric = self.settings.save_best
-        usual = self.settings.best_by_default
-        if metric == "auto" or (metric is None and usual not in metrics):
-            metric = next(iter(metrics), None)
-        metric = metric or usual
-        value = metrics.get(metric)
-        if not self.session.main or value is None:
+        metric = self.settings.metric(found)
+        if not self.session.main or metric is None or (value := found.get(metric)) is None:
             return
         self.finish()
-        less = self.settings.rule == "less" or (
-            self.settings.rule is None and any(word in metric for word in LESS_IS_BETTER)
-        )
+        new = metrics.Figure(metric, value, step, self.settings.less(metric))
         try:
             checkpoint = next((c for c in checkpoints.listed(self.directory) if c.step == step), None)
-            old = checkpoints.best_value(self.directory)
-            if checkpoint and (old is None or (value < old if less else value > old)):
+            if checkpoint and new.beats(checkpoints.best_figure(self.directory)):
                 checkpoints.check_fence(*self.fence)
-                checkpoints.mark_best(self.directory, checkpoint, metric, metrics)
+                checkpoints.mark_best(self.directory, checkpoint, metric, found)
         except OSError as error:
             self.session.report("checkpoint_failed", step=step, reason=f"best.json: {error}")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.engine import checkpoints, ranks
-from jobs.evaluate import asked, per_image, report, results
+from jobs.evaluate import per_image, report, results
 from jobs.mmseg import compat
 from jobs.mmseg import model as models
 from jobs.prepare import weights
-from jobs.run import events, failure, notify, output, story
+from jobs.run import events, failure, metrics, notify, output, story
 from jobs.run.directory import Run
 from jobs.run.errors import run_command
 from jobs.run.task import read as read_task
@@ -94,7 +94,9 @@ def tell(run: Run, job: str | None, found: dict[str, Any], where: Path) -> None:
     )  # fmt: skip
     report.write(run)
     tracking.once(run)
-    notify.about(run, "evaluated", f"mIoU {results.percent(found['mIoU'])} of {found['checkpoint']}")
+    figure = metrics.evaluated(found, story.read(run.events).best)
+    told = f"{figure.metric} {figure}" if figure else f"{metrics.USUAL} {results.percent(None)}"
+    notify.about(run, "evaluated", f"{told} of {found['checkpoint']}")
 
 
 def repeat(run: Run, us: ranks.Ranks, checkpoint: str, done: dict[str, Any], where: Path) -> int:
@@ -113,16 +115,14 @@ def say_once(run: Run, job: str | None, checkpoint: str, done: dict[str, Any], w
         events.append(
             run.events, "evaluated", stage="evaluate", job=job, checkpoint=checkpoint,
             seconds=done.get("seconds"), path=str(where),
-            metrics={key: done[key] for key in done.get("asked", asked.BASE[:3])},
+            metrics={key: done[key] for key in done.get("asked", metrics.EVALUATED[:3])},
         )  # fmt: skip
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.evaluate", description=__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run directory")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best by mIoU (default), last, a path, or an address"
-    )
+    parser.add_argument("--checkpoint", default="best", help="best (default), last, a path, or an address")
     parser.add_argument(
         "--pictures",
         nargs="+",

@@ -6,9 +6,8 @@ from typing import Any
 
 from jobs.catalog import supported
 from jobs.catalog.supported import name_of
+from jobs.run.metrics import EVALUATED, FIGURES
 
-BASE = ("mIoU", "mAcc", "aAcc", "fwIoU", "mBoundaryIoU")
-"""Always told."""
 OURS = {"type", "iou_metrics", "ignore_index", "beta", "prefix", "collect_device", "collect_dir"}
 """Options of an IoUMetric whose figures are those of the confusion matrix; with another it is run itself."""
 
@@ -27,13 +26,17 @@ def ignored(cfg: Any) -> int:
 def wanted(cfg: Any) -> tuple[list[str], list[Any], float]:
     """What the config's evaluators ask for: the figures that are counted here, by name; the descriptions of
     the metrics that are not; and the weight of an F-score."""
-    asked, others, beta = list(BASE), [], 1.0
+    asked, others, beta = list(EVALUATED), [], 1.0
     for one in evaluators(cfg):
         if not _is_iou(one) or set(one) - OURS or one.get("ignore_index", 255) != ignored(cfg):
             others.append(one)
             continue
         beta = float(one.get("beta", beta))
         asked += supported.figures_of(one)
+    hook = (getattr(cfg, "default_hooks", None) or {}).get("checkpoint") or {}
+    best = hook.get("save_best")
+    names = best if isinstance(best, (list, tuple)) else [best]
+    asked += [name for one in names if (name := str(one).rpartition("/")[2]) in FIGURES]
     return list(dict.fromkeys(asked)), others, beta
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.catalog.supported import name_of
 from jobs.mmseg import model as models
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Of the size that is tested at, each also flipped: as in mmseg's own configs (configs/_base_/datasets)."""
@@ -34,7 +34,7 @@ def wrapped(cfg: Any, model: Any) -> Any:
     try:
         built = MODELS.build(description)
     except (KeyError, TypeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(
             f"the config's tta_model {description.get('type')} cannot be built: {reason}"
         ) from None

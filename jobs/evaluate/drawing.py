@@ -15,7 +15,7 @@ import numpy as np
 from jobs.evaluate import results
 from jobs.mmseg import images
 from jobs.run import files
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 
 class Pictures:
@@ -74,7 +74,7 @@ class Pictures:
                 image = images.read(Path(path), self.turned)
             results.picture(self.where, name, image, truth, prediction, self.palette)
         except Exception as error:  # a decoder raises anything; and the disk may be full
-            print(f"no picture of {Path(source).name}: {' '.join(str(error).split())[:200]}", flush=True)
+            print(f"no picture of {Path(source).name}: {one_line(error, 200)}", flush=True)
             return False
         return True
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.catalog.supported import name_of
 from jobs.engine import ranks, wire
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 MOST_BYTES = 60 << 20
 """Of one process's results of all metrics; a message holds 64 MiB."""
@@ -98,7 +98,7 @@ class Others:
         return bytes(wire.pack((self.failed, found)))
 
     def _fail(self, number: int, error: Exception) -> None:
-        self.failed.setdefault(number, _reason(error))
+        self.failed.setdefault(number, one_line(error, 200))
         self.metrics.pop(number, None)
         self.found.pop(number, None)
 
@@ -107,10 +107,6 @@ def _built(description: Any) -> Any:
     from mmseg.registry import METRICS
 
     return METRICS.build(copy.deepcopy(dict(description)))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _plain(value: Any) -> Any:

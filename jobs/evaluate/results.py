@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.mmseg import figures, pictures
-from jobs.run import files
+from jobs.run import files, metrics
 from jobs.run.directory import Run, write_atomically
 
 
@@ -92,7 +92,7 @@ def show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    means = found.get("asked", ["mIoU", "mAcc", "aAcc"])
+    means = found.get("asked", metrics.EVALUATED[:3])
     columns = [name[1:] for name in means if name[0] == "m" and name[1:] in found["classes"][0]]
     augmented = f", augmented ({found['augmented']})" if found.get("augmented") else ""
     title = f"{found['images']} images, {found['checkpoint']}{augmented}"

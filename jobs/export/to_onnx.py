@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 OPSET = 17
 """The newest that torch 2.1 writes."""
@@ -55,7 +55,7 @@ def export(model: Any, path: Path, images: Sequence[torch.Tensor]) -> dict[str, 
             write(scores, path, images[0], free)
             found = compare(scores, path, shaped(images, free))
         except Exception as error:  # an exporter raises anything for what it cannot write
-            why = " ".join(str(error).split())[:300] or type(error).__name__
+            why = one_line(error, 300)
             path.unlink(missing_ok=True)
             continue
         if found["max_difference"] <= ROUNDING * max(1.0, found["largest_score"]):

@@ -26,7 +26,7 @@ from jobs.mmseg import images
 from jobs.mmseg import model as models
 from jobs.prepare import progress
 from jobs.run.directory import write_atomically
-from jobs.run.errors import MALFORMED, UserError
+from jobs.run.errors import MALFORMED, UserError, one_line
 
 DEFAULT_TILE = 1024
 RECORD_SECONDS = 5.0
@@ -132,7 +132,7 @@ class Large:
             labels = part.reduced(-(-max(source.width, source.height) // PREVIEW))
             pictures.save(pictures.overlay(preview(source), labels, palette), whole.overlay_of(name))
         except (UserError, ValueError) as error:
-            print(f"no overlay: {whole.in_a_line(error)}", flush=True)
+            print(f"no overlay: {one_line(error, 200)}", flush=True)
         raster.write_mask(mask, part.get, source, self.dtype, colours, stamped)
         part.remove()
 

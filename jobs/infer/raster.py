@@ -14,7 +14,7 @@ import numpy as np
 from jobs.infer.tiles import Span
 from jobs.mmseg import images
 from jobs.run import windows
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 DRIVERS = {
     b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
@@ -46,7 +46,7 @@ def opened(path: Path, cache: int = 1 << 28) -> Iterator[Any]:
         try:
             source = rasterio.open(path, driver=driver_of(path))
         except RasterioError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UserError(f"{path} cannot be read by windows as a TIFF, PNG or JPEG: {reason}") from None
         with source:
             yield source

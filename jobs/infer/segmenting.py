@@ -17,7 +17,7 @@ from jobs.mmseg import images, labels
 from jobs.mmseg import model as models
 from jobs.run import events, failure, windows
 from jobs.run.directory import Run
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 from jobs.run.exit_codes import FAILED, RESUME, USER_ERROR
 from jobs.run.task import job_id
 
@@ -85,8 +85,8 @@ class Segmenting:
             self._failed(str(error))
         except Exception as error:  # one that is too large, or so narrow that nothing of it is left
             self.error = error
-            self.done.defect = f"{type(error).__name__}: {whole.in_a_line(error)}"
-            self._failed(f"{path} cannot be segmented: {whole.in_a_line(error)}")
+            self.done.defect = f"{type(error).__name__}: {one_line(error, 200)}"
+            self._failed(f"{path} cannot be segmented: {one_line(error, 200)}")
         else:
             self.done.segmented += new
             self.done.before += not new

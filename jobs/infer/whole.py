@@ -10,7 +10,7 @@ import numpy as np
 from jobs.infer import raster, stamp
 from jobs.mmseg import images
 from jobs.mmseg import model as models
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 
 def build_pipeline(cfg: Any) -> tuple[Any, Any]:
@@ -85,7 +85,7 @@ def write(name: Path, path: Path, labels: np.ndarray, palette: Any, turned: bool
         shown = images.read(path, turned)
         pictures.save(pictures.overlay(shown, labels, palette), overlay_of(name))
     except (UserError, ValueError) as error:  # the mask is what counts
-        print(f"no overlay: {in_a_line(error)}", flush=True)
+        print(f"no overlay: {one_line(error, 200)}", flush=True)
     mask = mask_of(name, path)
     if mask.suffix == ".png":
         pictures.save(pictures.mask(labels, palette), mask, **{stamp.KEY: stamped})
@@ -94,7 +94,3 @@ def write(name: Path, path: Path, labels: np.ndarray, palette: Any, turned: bool
         raster.write_mask(
             mask, lambda top, stop: labels[top:stop], source, labels.dtype, pictures.table(palette), stamped
         )
-
-
-def in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

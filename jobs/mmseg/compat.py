@@ -26,7 +26,7 @@ from jobs.catalog import pretrained
 from jobs.catalog.installed import has_compiled_mmcv, is_installed
 from jobs.engine import safe_load
 from jobs.mmseg import late
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 
 def prepare() -> None:
@@ -247,7 +247,7 @@ def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
     try:
         return load(path, map_location)
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"{path} is not loaded, for it holds more than weights: {reason}") from None
 
 

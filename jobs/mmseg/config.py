@@ -32,7 +32,7 @@ from jobs.mmseg.losses import weigh_ignored_pixels
 from jobs.mmseg.transforms import use_fast_transforms
 from jobs.run import files, trackers
 from jobs.run.directory import check_seed, write_atomically
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
 
@@ -50,7 +50,7 @@ def resolve(session: Session) -> Config:
     try:
         cfg.merge_from_dict(dict(request.overrides))
     except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
-        raise UserError(f"--set does not fit {request.config}: {' '.join(str(error).split())}") from None
+        raise UserError(f"--set does not fit {request.config}: {one_line(error)}") from None
     import_modules(cfg, request.config)
     if absent := [key for key in NEEDED if key not in cfg]:
         raise UserError(
@@ -91,7 +91,7 @@ def read(path: Path) -> Config:
         cfg = Config.fromfile(str(path), import_custom_modules=False)
         content = cfg.to_dict()
     except (ConfigParsingError, FileNotFoundError, ModuleNotFoundError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     except Exception as error:
         # A config is a program of the user's: it may raise anything.
         raise UserError(f"{path} cannot be read: {_what_raised(error)}") from None
@@ -145,7 +145,7 @@ def import_modules(cfg: Config, config: str) -> None:
             try:
                 importlib.import_module(package)
             except Exception as error:  # whatever its import runs into, in a library below it, too
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = one_line(error, 200)
                 raise UserError(f"{config}: {package} cannot be imported: {reason}") from None
 
 
@@ -282,7 +282,6 @@ def saving(cfg: Config) -> Settings:
         save_begin=hook.get("save_begin", 0),
         max_keep_ckpts=hook.get("max_keep_ckpts", -1),
         save_best=hook["save_best"],
-        best_by_default="mIoU",
         rule=hook["rule"],
         seconds=settings(cfg)["save_seconds"],
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 from jobs.run.windows import MOST_PIXELS
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -136,7 +136,7 @@ def read(path: Path, turned: bool = True) -> np.ndarray:
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = one_line(error, 200)
     return UserError(f"{path} cannot be read as an image: {reason}")
 
 

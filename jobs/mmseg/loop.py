@@ -108,7 +108,15 @@ class Exact:
             wrapper._accumulative_counts *= rounds
             wrapper.initialize_count_status(self.runner.model, self._iter * rounds, self._max_iters * rounds)
 
+    def validation_due(self, done: int, last: int) -> bool:
+        """Whether a validation follows on this epoch, or iteration, of `last`."""
+        if self.runner.val_loop is None or done < self.val_begin:
+            return False
+        return done % self.val_interval == 0 or done == last
+
     _max_iters: int
+    val_begin: int
+    val_interval: int
 
 
 def settle_buckets(model: Any, batch: Any) -> None:
@@ -177,18 +185,14 @@ class ExactEpochLoop(Exact, EpochBasedTrainLoop):
         runner.call_hook("before_train")
         self.prepare_rounds()
         if runner.survival.begin():
-            self.validate()
+            runner.survival.validate()
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
             self._decide_current_val_interval()
-            due = (
-                runner.val_loop is not None
-                and self._epoch >= self.val_begin
-                and (self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs)
-            )
+            due = self.validation_due(self._epoch, self._max_epochs)
             runner.survival.epoch_ended(validation_due=due)
             if due:
-                self.validate()
+                runner.survival.validate()
         runner.survival.end()
         runner.call_hook("after_train")
         return runner.model
@@ -205,9 +209,6 @@ class ExactEpochLoop(Exact, EpochBasedTrainLoop):
                 runner.survival.between_steps()
         runner.call_hook("after_train_epoch")
         self._epoch += 1
-
-    def validate(self) -> None:
-        self.runner.survival.validate()
 
 
 @LOOPS.register_module()
@@ -252,11 +253,7 @@ class ExactIterLoop(Exact, IterBasedTrainLoop):
             runner.model.train()
             self.step(self._iter, next(iterator))
             self._decide_current_val_interval()
-            due = (
-                runner.val_loop is not None
-                and self._iter >= self.val_begin
-                and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
-            )
+            due = self.validation_due(self._iter, self._max_iters)
             runner.survival.between_steps(validation_due=due)
             if due:
                 runner.survival.validate()

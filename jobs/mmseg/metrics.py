@@ -18,14 +18,13 @@ from mmengine.hooks import Hook
 
 from jobs.engine import progress
 from jobs.engine.progress import finite
+from jobs.engine.saving import Settings
 from jobs.engine.session import Session
 from jobs.run import files
 from jobs.run.errors import MALFORMED, UserError
 
 HISTORY = 1000
 """Values of a logged scalar that are kept. mmengine keeps a million, and copies all of them in every step."""
-
-NOT_REPRODUCIBLE = ("time", "data_time")
 
 
 class Metrics(Hook):
@@ -52,7 +51,6 @@ class Metrics(Hook):
         self.validation_began = 0.0
         self.epoch_began = time.time()
         self.first_step: int | None = None
-        self.first_step_time = 0.0
         self.progress_time = -math.inf
         self.best: dict[str, Any] | None = None
 
@@ -93,7 +91,7 @@ class Metrics(Hook):
             return
         step = runner.iter
         if self.first_step is None:
-            self.first_step, self.first_step_time = step, time.time()
+            self.first_step = step
             session.report("first_step", step=step, seconds=round(time.time() - session.began, 3))
         self.watch_loss(step)
         if step % self.log_interval == 0 or step == runner.max_iters:
@@ -136,10 +134,11 @@ class Metrics(Hook):
             )
         self.epoch_began = time.time()
 
-    def validation_done(self) -> dict[str, float | None]:
+    def validation_done(self, settings: Settings) -> dict[str, float | None]:
         """Records the validation that has just ended; returns its metrics."""
         runner = self.runner
         if self.session.main:
+            metric = settings.metric(self.validation)
             self.record("val", self.validation)
             self.session.report(
                 "validated",
@@ -147,6 +146,8 @@ class Metrics(Hook):
                 step=runner.iter,
                 seconds=round(time.time() - self.validation_began, 3),
                 metrics={key: value for key, value in self.validation.items() if value is not None},
+                metric=metric,
+                less=settings.less(metric) or None,
             )
         return self.validation
 

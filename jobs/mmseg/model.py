@@ -10,7 +10,7 @@ from jobs.catalog.supported import name_of
 from jobs.mmseg import compat
 from jobs.run import checkpoint_files
 from jobs.run.directory import Run
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 
 def chosen_checkpoint(run: Run, which: str) -> Path:
@@ -102,9 +102,7 @@ def weights_of(checkpoint: Path) -> dict[str, Any]:
         content = compat.load(checkpoint)
     except Exception as error:
         # Whatever a damaged file makes the reader stumble over; it runs no code from it.
-        raise UserError(
-            f"{checkpoint} cannot be loaded: {' '.join(str(error).split())[:200] or type(error).__name__}"
-        ) from None
+        raise UserError(f"{checkpoint} cannot be loaded: {one_line(error, 200)}") from None
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{checkpoint} is no checkpoint of a model: it has no weights by name")

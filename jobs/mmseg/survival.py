@@ -118,7 +118,7 @@ class Survival:
         elsewhere = self.together.elsewhere if self.together else None
         with self.preempted.validating(self._leave_validation, elsewhere):
             self.runner.val_loop.run()
-        metrics = self.metrics.validation_done()
+        metrics = self.metrics.validation_done(self.saver.settings)
         self.saver.validated(loop.iter, metrics)
         (leave,) = self.agreement.now(self.preempted.asked)
         if leave:

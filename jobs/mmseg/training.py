@@ -19,7 +19,7 @@ from jobs.engine.session import Session, from_environment
 from jobs.mmseg import compat
 from jobs.run import files
 from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 from jobs.run.exit_codes import FINISHED, USER_ERROR
 from jobs.run.streams import TolerantStream
 from jobs.supervise.heartbeat import Heartbeat
@@ -143,7 +143,7 @@ def user_errors(session: Session) -> Iterator[None]:
     try:
         yield
     except TypeError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         wrong = re.search(r"unexpected keyword argument|missing \d+ required", reason)
         building = any(
             frame.f_code.co_name.startswith("build") for frame, _ in traceback.walk_tb(error.__traceback__)

@@ -18,10 +18,8 @@ import sys
 import time
 import uuid
 import zipfile
-from datetime import datetime, timezone
 from pathlib import Path
 
-from jobs.catalog import manifest
 from jobs.catalog.manifest import Entry, Manifest
 from jobs.catalog.recipes import RECIPES, Recipe, check_name, converters, split_arguments
 from jobs.catalog.sources import Source
@@ -34,7 +32,7 @@ from jobs.prepare.local_archives import Checked, check_archive, listed_digest
 from jobs.prepare.lock import hold
 from jobs.prepare.progress import say, task
 from jobs.prepare.voc import pipeline as prepare
-from jobs.prepare.voc.build import check_space, put
+from jobs.prepare.voc.writing import check_space, put_manifest
 from jobs.run.errors import UserError
 from jobs.slurm import calls as slurm
 
@@ -144,22 +142,13 @@ def make(order: Order, work: Path, staging: Path) -> Manifest:
     if converter:
         convert(converter, order, {name: path for name, _, path in paths}, staging)
     counts = count(recipe, staging, order.partial)
-    table = manifest.files_text(entries_of(staging))
-    put(staging, manifest.FILES, table)
-    lines = table.decode().splitlines()
-    made = Manifest(
-        dataset=order.name,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        files=len(lines),
-        bytes=sum(int(line.split("\t")[1]) for line in lines),
-        files_digest=manifest.table_digest(table),
+    return put_manifest(
+        staging,
+        order.name,
+        entries_of(staging),
         lists={pattern: {"count": number} for pattern, number in counts.items()},
-        archives={
-            name: {"bytes": c.size, c.algorithm or "unchecked": c.digest} for name, c in checked.items()
-        },
+        archives={name: one.record for name, one in checked.items()},
     )
-    put(staging, manifest.MANIFEST, manifest.to_json(made))
-    return made
 
 
 def find_converter(name: str, recipe: Recipe) -> Path:

@@ -33,6 +33,11 @@ class Checked:
     real: bool
     """It is the published release, to the last byte."""
 
+    @property
+    def record(self) -> dict[str, int | str]:
+        """For the manifest."""
+        return {"bytes": self.size, self.algorithm or "unchecked": self.digest}
+
 
 def find_local(folder: Path, wanted: Iterable[Source]) -> dict[str, Path]:
     """The archives in `folder`. Raises UserError naming those that are not there."""

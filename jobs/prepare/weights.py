@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.catalog import pretrained
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 if TYPE_CHECKING:
     # Launchers want the names below at once; requests and the like are imported where they are needed.
@@ -220,7 +220,7 @@ def check_content(file: Path) -> None:
     except OSError:
         raise
     except Exception as error:  # whatever a damaged file makes the reader stumble over
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         aside = set_aside(file, reason)
         raise UserError(
             f"{aside} holds more than weights, or is damaged ({reason}): no training loads it; "

@@ -27,7 +27,7 @@ import msgspec
 import yaml
 
 from jobs.run import files
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 from jobs.run.settings import RunSettings
 
 MOST_SEED = 2**32 - 1
@@ -120,7 +120,7 @@ class Run:
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run directory: it has no run.yaml") from None
         except (yaml.YAMLError, msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{self.request_file} is damaged: {' '.join(str(error).split())}") from None
+            raise UserError(f"{self.request_file} is damaged: {one_line(error)}") from None
 
     def write_request(self, request: Request) -> None:
         # libyaml's writer, which not every PyYAML has, takes a tenth of the time.

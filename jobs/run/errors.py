@@ -16,6 +16,11 @@ class UserError(Exception):
     """What is wrong, where, and the fix, in one line. Commands print it without a traceback."""
 
 
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """Its message in one line of at most so many characters; what kind of error it is if it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and ends the process with a stable exit code.
 

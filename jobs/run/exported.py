@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run.digests import digest
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 RECORD, WEIGHTS, CONFIG, ONNX = "export.json", "weights.pth", "config.py", "model.onnx"
 FORMAT = 1
@@ -40,7 +40,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / RECORD} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{folder / RECORD} cannot be read: {one_line(error)}") from None
     digests = record.get("sha256") if isinstance(record, dict) else None
     if not isinstance(digests, dict) or not {WEIGHTS, CONFIG} <= digests.keys():
         raise UserError(f"{folder / RECORD} is damaged: it does not name the files of an export")

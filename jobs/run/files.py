@@ -1,14 +1,11 @@
 """The name of every file of a run directory, and what it holds: the only place that spells them.
 
-`python -m jobs.run.files docs/run-directory.md` writes the tables there from this one.
+page.py makes the tables of docs/run-directory.md from it.
 """
 
 from __future__ import annotations
 
-import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from jobs.run import image
 
@@ -55,9 +52,9 @@ CODE_IMAGE = File(
 CHECKPOINTS = File(
     "checkpoints",
     "`epoch_N.pth`, `iter_N.pth`, beside each a manifest `….pth.json` (step, epoch, position, world size, "
-    "global batch, digest, bytes, config digest); `best.json` names the best by mIoU. A file that does not "
-    "match its manifest counts only if its own content proves it whole; otherwise it is renamed to "
-    "`….pth.damaged`",
+    "global batch, digest, bytes, config digest); `best.json` names the best by the run's metric. A file "
+    "that does not match its manifest counts only if its own content proves it whole; otherwise it is "
+    "renamed to `….pth.damaged`",
     TRAINING,
 )
 EVENTS = File("events.jsonl", "what happened, see below", BOTH)
@@ -71,7 +68,7 @@ JOB = File("job", "batch scripts (`train.sbatch`, …), one log a rank, marks, s
 EVAL = File(
     "eval",
     "`CHECKPOINT-DIGEST/` is an evaluation (`…-tta/` one with `--tta`): `metrics.json`, `per_class.csv`, "
-    "`confusion.csv`, `per_image.csv` (mIoU and aAcc of each image, the worst first), `per_image.npz` (per "
+    "`confusion.csv`, `per_image.csv` (each image's figures, the worst first), `per_image.npz` (per "
     "image and class the pixels that are right, of the truth and of the prediction, and the same near "
     "boundaries), `pictures/` (the place among the worst begins their names). "
     "`metrics.json` is written last: where it is, all is",
@@ -185,28 +182,3 @@ def of(section: str) -> list[File]:
 
 
 FOLDERS = (CODE, CHECKPOINTS, JOB, EVAL, INFER, EXPORT, TENSORBOARD, TRACK, MMENGINE, COMPILED)
-
-
-def table(section: str) -> str:
-    """The table of a section, as Markdown."""
-    columns = ["path", "content", "written by"] if section == "run" else ["path", "content"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for file in of(section):
-        name = re.sub(r"[{}]", "", file.pattern) + ("/" if file in FOLDERS else "")
-        writer = f" {file.writer} |" if section == "run" else ""
-        lines.append(f"| `{name}` | {file.meaning} |{writer}")
-    return "\n".join(lines)
-
-
-def written(page: str) -> str:
-    """A page with the tables between its marks made anew."""
-    for section in ("run", "job"):
-        begin, end = f"<!-- files of {section}: begin -->\n", f"\n<!-- files of {section}: end -->"
-        head, _, rest = page.partition(begin)
-        page = head + begin + table(section) + end + rest.partition(end)[2]
-    return page
-
-
-if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    path.write_text(written(path.read_text()))

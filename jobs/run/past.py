@@ -8,8 +8,9 @@ from bisect import bisect_right
 
 import msgspec
 
-from jobs.run import events
+from jobs.run import kinds
 from jobs.run.events import seconds_of
+from jobs.run.metrics import Figure
 from jobs.run.records import Mark
 
 
@@ -136,7 +137,7 @@ class Attempt(msgspec.Struct, kw_only=True):
     preempted: bool = False
     finished: bool = False
     superseded: bool = False
-    failures: list[events.Failed] = []
+    failures: list[kinds.Failed] = []
 
     @property
     def error(self) -> str | None:
@@ -167,18 +168,18 @@ class History(msgspec.Struct, kw_only=True):
     """(from, to) between a cancellation or stop and the submission that resumed the run."""
     not_finite: int | None = None
     """The step at which the loss was no number any more, since it was submitted last."""
-    failed: events.Failed | None = None
+    failed: kinds.Failed | None = None
     """The first error of the newest ending by one, until a later start."""
     paused: float = 0.0
     """Seconds of all `rests`."""
-    evaluations: list[events.Evaluated] = []
-    prepared: events.Prepared | events.Verified | None = None
+    evaluations: list[kinds.Evaluated] = []
+    prepared: kinds.Prepared | kinds.Verified | None = None
     """The event `prepared`, or `verified`, of a preparation that ended well."""
-    best: tuple[float, int] | None = None
-    """The best validation mIoU and its step."""
+    best: Figure | None = None
+    """The best validation's, of the metric that the run goes by."""
     last: float = 0.0
     """The time of the newest event."""
-    latest: events.Event | None = None
+    latest: kinds.Event | None = None
     """The newest event, unless that only says how far the training is."""
     newest: dict[str, str] = {}
     """By stage, the id of its newest job, successors and those of plain sbatch included."""
@@ -186,7 +187,7 @@ class History(msgspec.Struct, kw_only=True):
     """Ids of all jobs that are named."""
     successions: list[tuple[str | None, str]] = []
     """(job, the one that goes on for it)."""
-    finishes: list[events.Finished] = []
+    finishes: list[kinds.Finished] = []
     """Each time that a stage has said that it is done."""
     attempts: list[Attempt] = []
     """What `starts` gives, before it looks for their progress."""
@@ -247,7 +248,7 @@ class History(msgspec.Struct, kw_only=True):
         """Whether the training has ever been finished."""
         return self.finished_step >= 0
 
-    def finishes_of(self, stage: str, job: str) -> list[events.Finished]:
+    def finishes_of(self, stage: str, job: str) -> list[kinds.Finished]:
         """Each time that this job has said of the stage that it is done."""
         return [event for event in self.finishes if (event.stage, event.job) == (stage, job)]
 
@@ -261,7 +262,7 @@ class History(msgspec.Struct, kw_only=True):
 
     def ends_stopped(self) -> str | None:
         """Why the run was stopped, if that is the last that was said."""
-        return self.latest.reason if isinstance(self.latest, events.Stopped) else None
+        return self.latest.reason if isinstance(self.latest, kinds.Stopped) else None
 
     # --- the training
 

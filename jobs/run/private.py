@@ -70,12 +70,7 @@ def open_own(path: Path) -> int:
         if error.errno in _NOT_SUCH and os.path.lexists(path):
             raise UserError(f"{path} is not a file of this user's own ({_whose(path)}): remove it") from None
         raise
-    try:
-        _check(fd, path, "file")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return _checked(fd, path, "file")
 
 
 def try_lock(fd: int, what: str) -> bool:
@@ -122,8 +117,13 @@ def open_folder(path: str | Path, make: bool = True) -> int:
         if error.errno in _NOT_SUCH:
             raise UserError(f"{path} is not a folder of this user's own ({_whose(path)})") from None
         raise
+    return _checked(fd, path, "folder")
+
+
+def _checked(fd: int, path: str | Path, kind: str) -> int:
+    """The descriptor, or closes it if there is an error."""
     try:
-        _check(fd, path, "folder")
+        _check(fd, path, kind)
     except BaseException:
         os.close(fd)
         raise

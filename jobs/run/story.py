@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from jobs.run import events
-from jobs.run.events import Event, of_line
+from jobs.run import kinds
+from jobs.run.events import of_line
+from jobs.run.kinds import Event
+from jobs.run.metrics import USUAL, Figure
 from jobs.run.past import Attempt, History, Incarnation, StageJob, moment
 from jobs.run.records import Clock, Mark, number, read_events
 
@@ -86,7 +88,7 @@ def _take(
         history.starts_named.add(event.start)
     if event.stage == "train" and type(event) in _OF_ATTEMPTS:
         _attempts(history, event)
-    if isinstance(event, events.Started):
+    if isinstance(event, kinds.Started):
         _started(history, starts, event, time)
     elif incarnation is not None:
         _happened(history, incarnation, event, time)
@@ -95,16 +97,16 @@ def _take(
         ending(history, incarnation, event, time)
 
 
-_NAME_JOBS = {events.Submitted, events.Started, events.Requeued}
+_NAME_JOBS = {kinds.Submitted, kinds.Started, kinds.Requeued}
 _OF_ATTEMPTS = {
-    *(events.Submitted, events.Started, events.Failed, events.Signal, events.Preempted, events.Finished),
-    *(events.Superseded, events.Checkpoint, events.Epoch),
+    *(kinds.Submitted, kinds.Started, kinds.Failed, kinds.Signal, kinds.Preempted, kinds.Finished),
+    *(kinds.Superseded, kinds.Checkpoint, kinds.Epoch),
 }
 
 
 def _name_jobs(history: History, event: Event) -> None:
     """Which is each stage's newest job, and which goes on for which."""
-    if not isinstance(event, events.Requeued):  # plain sbatch says only that it started
+    if not isinstance(event, kinds.Requeued):  # plain sbatch says only that it started
         history.newest[event.stage] = event.job or history.newest.get(event.stage, "")
     elif event.successor:
         history.named.add(event.successor)
@@ -117,48 +119,48 @@ def _attempts(history: History, event: Event) -> None:
     attempts, number = history.attempts, event.start
     # A start that a later one has fenced off may still speak.
     one = next((one for one in reversed(attempts) if one.number == number), None)
-    if isinstance(event, events.Submitted):
+    if isinstance(event, kinds.Submitted):
         attempts.clear()
-    elif isinstance(event, events.Started):
+    elif isinstance(event, kinds.Started):
         history.last_start = number
         attempts.append(Attempt(number=number, hosts=event.hosts))
-    elif isinstance(event, events.Failed) and (one is None or (one.failures and event.rank is None)):
+    elif isinstance(event, kinds.Failed) and (one is None or (one.failures and event.rank is None)):
         # It never came to `started`: the ranks did not meet, or srun itself failed.
         attempts.append(Attempt(number=number, failures=[event]))
     elif attempts:
         _add(one or attempts[-1], event)
-    if isinstance(event, events.Checkpoint | events.Epoch):  # of a start that nobody announced
+    if isinstance(event, kinds.Checkpoint | kinds.Epoch):  # of a start that nobody announced
         if attempts and event.step > history.furthest:
             (one or attempts[-1]).progress = True
         history.furthest = max(history.furthest, event.step)
-    if isinstance(event, events.Checkpoint):
+    if isinstance(event, kinds.Checkpoint):
         history.checkpoint = event.step, event.epoch
 
 
 def _add(one: Attempt, event: Event) -> None:
-    if isinstance(event, events.Signal | events.Preempted):
+    if isinstance(event, kinds.Signal | kinds.Preempted):
         one.preempted = True
-    elif isinstance(event, events.Finished):
+    elif isinstance(event, kinds.Finished):
         one.finished = True
-    elif isinstance(event, events.Superseded):
+    elif isinstance(event, kinds.Superseded):
         one.superseded = True
-    elif isinstance(event, events.Failed):
+    elif isinstance(event, kinds.Failed):
         one.failures.append(event)
 
 
 def _happened(history: History, one: Incarnation, event: Event, time: float) -> None:
     """What an event says of a start before its end."""
-    if isinstance(event, events.Resumed):
+    if isinstance(event, kinds.Resumed):
         one.resumed_step, one.epoch = event.step, event.epoch
-    elif isinstance(event, events.FirstStep):
+    elif isinstance(event, kinds.FirstStep):
         one.first_step = time
         if one.resumed_step is None:
             one.resumed_step = max(0, event.step - 1)
-    elif isinstance(event, events.Validated):
+    elif isinstance(event, kinds.Validated):
         _validated(history, event)
-    elif isinstance(event, events.Suspended):
+    elif isinstance(event, kinds.Suspended):
         _suspended(one, time, event.seconds)
-    elif isinstance(event, events.Signal):
+    elif isinstance(event, kinds.Signal):
         one.signals.append((time, event.signal))
 
 
@@ -177,7 +179,7 @@ def _sum_up(history: History, one: Incarnation, clock: Clock) -> None:
 _STEPS = {"first_step", "epoch", "validated", "checkpoint", "preempted", "finished"}
 
 
-def _started(history: History, starts: dict[int, Incarnation], event: events.Started, time: float) -> None:
+def _started(history: History, starts: dict[int, Incarnation], event: kinds.Started, time: float) -> None:
     if event.stage != "train":
         return
     history.ends_finished, history.finished_by = False, None
@@ -204,27 +206,31 @@ def _suspended(one: Incarnation, until: float, seconds: float) -> None:
         one.suspensions.append((since, until))
 
 
-def _validated(history: History, event: events.Validated) -> None:
-    miou = number(event.metrics.get("mIoU"))
-    if miou is not None and (history.best is None or miou > history.best[0]):
-        history.best = (float(miou), event.step)
+def _validated(history: History, event: kinds.Validated) -> None:
+    metric = event.metric or USUAL
+    value = number(event.metrics.get(metric))
+    if value is None:
+        return
+    found = Figure(metric, float(value), event.step, event.less)
+    if found.beats(history.best):
+        history.best = found
 
 
-_BEGINS_ANEW = (events.Submitted, events.Started, events.Evaluated, events.Prepared)
-_PREPARATION_ENDS = (events.Prepared, events.Verified, events.Failed, events.Cancelled, events.Stopped)
-_UNANNOUNCED = (events.Started, events.Evaluated, events.Prepared, events.Verified, events.Finished)
+_BEGINS_ANEW = (kinds.Submitted, kinds.Started, kinds.Evaluated, kinds.Prepared)
+_PREPARATION_ENDS = (kinds.Prepared, kinds.Verified, kinds.Failed, kinds.Cancelled, kinds.Stopped)
+_UNANNOUNCED = (kinds.Started, kinds.Evaluated, kinds.Prepared, kinds.Verified, kinds.Finished)
 
 
 def _jobs(history: History, event: Event, time: float) -> None:
     """Keeps the list of jobs: which were submitted, and what became of each."""
     id, stage = event.job or "", event.stage
-    if isinstance(event, events.Submitted):
+    if isinstance(event, kinds.Submitted):
         history.preparation_has_ended = False
     elif isinstance(event, _PREPARATION_ENDS):
         history.preparation_has_ended = True
     if isinstance(event, _BEGINS_ANEW) and history.failed and history.failed.stage == stage:
         history.failed = None
-    if isinstance(event, events.Submitted):
+    if isinstance(event, kinds.Submitted):
         new = StageJob(id=id, stage=stage, submitted=time, executor=event.executor)
         new.after, new.cluster = event.after or "", event.cluster or ""
         history.element |= event.element is not None
@@ -240,16 +246,16 @@ def _jobs(history: History, event: Event, time: float) -> None:
         # Plain `sbatch` of the script: nobody announced the job.
         history.element |= "_" in id
         job = history.jobs[f"{stage} {id}"] = StageJob(id=id, stage=stage, submitted=time)
-    if isinstance(event, events.Started):
+    if isinstance(event, kinds.Started):
         job.started, job.ended, job.state, job.why = time, None, "started", ""
     elif isinstance(event, _UNANNOUNCED):
         job.state, job.ended = "finished", time
-    elif isinstance(event, events.Failed | events.Stopped):
-        job.state = "failed" if isinstance(event, events.Failed) else "stopped"
+    elif isinstance(event, kinds.Failed | kinds.Stopped):
+        job.state = "failed" if isinstance(event, kinds.Failed) else "stopped"
         job.ended, job.why = time, event.reason
-    elif isinstance(event, events.Superseded):
+    elif isinstance(event, kinds.Superseded):
         job.state, job.ended = "superseded", time
-    elif isinstance(event, events.Requeued):
+    elif isinstance(event, kinds.Requeued):
         job.state, job.ended = "requeued", time
         if successor := event.successor:
             history.jobs.setdefault(
@@ -279,18 +285,18 @@ def _end(one: Incarnation | None, time: float, ending: str, why: str) -> None:
         one.ended = max(one.ended, time)
 
 
-def _preempted(history: History, one: Incarnation | None, event: events.Preempted, time: float) -> None:
+def _preempted(history: History, one: Incarnation | None, event: kinds.Preempted, time: float) -> None:
     if one is None:
         return
     names = " and ".join(dict.fromkeys(name for _, name in one.signals)) or "asked to leave"
     _end(one, time, "preempted", f"preempted ({names}), saved at step {event.step}")
 
 
-def _hang(history: History, one: Incarnation | None, event: events.Hang, time: float) -> None:
+def _hang(history: History, one: Incarnation | None, event: kinds.Hang, time: float) -> None:
     _end(one, time, "hang", f"stood still for {event.seconds or 0:.0f} s; stacks in {event.stacks}")
 
 
-def _failure(history: History, one: Incarnation | None, event: events.Failed, time: float) -> None:
+def _failure(history: History, one: Incarnation | None, event: kinds.Failed, time: float) -> None:
     where = "" if event.rank is None else f"rank {event.rank}"
     where += f" on {event.host}" if event.host else ""
     text = event.error or event.reason
@@ -300,7 +306,7 @@ def _failure(history: History, one: Incarnation | None, event: events.Failed, ti
     _end(one, time, "failed", f"{where}: {text}" if where else text)
 
 
-def _requeued(history: History, one: Incarnation | None, event: events.Requeued, time: float) -> None:
+def _requeued(history: History, one: Incarnation | None, event: kinds.Requeued, time: float) -> None:
     if one is None and event.stage == "train" and history.incarnations:
         one = history.incarnations[-1]
     if one is not None and not one.ending and one.signals:
@@ -309,11 +315,11 @@ def _requeued(history: History, one: Incarnation | None, event: events.Requeued,
         _end(one, time, "killed", "ended without saying why")
 
 
-def _superseded(history: History, one: Incarnation | None, event: events.Superseded, time: float) -> None:
+def _superseded(history: History, one: Incarnation | None, event: kinds.Superseded, time: float) -> None:
     _end(one, time, "superseded", f"start {event.by} of the run goes on instead")
 
 
-def _stopped(history: History, one: Incarnation | None, event: events.Stopped, time: float) -> None:
+def _stopped(history: History, one: Incarnation | None, event: kinds.Stopped, time: float) -> None:
     if event.stage != "train":
         return
     history.stopped, history.stopped_at = event.reason, time
@@ -323,7 +329,7 @@ def _stopped(history: History, one: Incarnation | None, event: events.Stopped, t
     _end(one, time, "failed", history.stopped)
 
 
-def _cancelled(history: History, one: Incarnation | None, event: events.Cancelled, time: float) -> None:
+def _cancelled(history: History, one: Incarnation | None, event: kinds.Cancelled, time: float) -> None:
     history.cancelled_by = event.by or "the user"
     # A training that is finished stays so: what was cancelled is its evaluation.
     if history.finished is None and history.cancelled is None:
@@ -336,7 +342,7 @@ def _cancelled(history: History, one: Incarnation | None, event: events.Cancelle
             job.state, job.ended = "cancelled", time
 
 
-def _finished(history: History, one: Incarnation | None, event: events.Finished, time: float) -> None:
+def _finished(history: History, one: Incarnation | None, event: kinds.Finished, time: float) -> None:
     history.finishes.append(event)
     if event.stage != "train":
         return
@@ -350,36 +356,36 @@ def _finished(history: History, one: Incarnation | None, event: events.Finished,
     _end(one, time, "finished", "finished")
 
 
-def _evaluated(history: History, one: Incarnation | None, event: events.Evaluated, time: float) -> None:
+def _evaluated(history: History, one: Incarnation | None, event: kinds.Evaluated, time: float) -> None:
     history.evaluations.append(event)
     history.is_evaluated = True
 
 
 def _prepared(
-    history: History, one: Incarnation | None, event: events.Prepared | events.Verified, time: float
+    history: History, one: Incarnation | None, event: kinds.Prepared | kinds.Verified, time: float
 ) -> None:
     history.prepared = event
 
 
 def _not_finite(
-    history: History, one: Incarnation | None, event: events.NotFinite, stage: str, time: float
+    history: History, one: Incarnation | None, event: kinds.NotFinite, stage: str, time: float
 ) -> None:
     history.not_finite = event.step
 
 
 _ENDINGS: dict[type, Callable[..., None]] = {
-    events.NotFinite: _not_finite,
-    events.Preempted: _preempted,
-    events.Hang: _hang,
-    events.Failed: _failure,
-    events.Requeued: _requeued,
-    events.Superseded: _superseded,
-    events.Stopped: _stopped,
-    events.Cancelled: _cancelled,
-    events.Finished: _finished,
-    events.Evaluated: _evaluated,
-    events.Prepared: _prepared,
-    events.Verified: _prepared,
+    kinds.NotFinite: _not_finite,
+    kinds.Preempted: _preempted,
+    kinds.Hang: _hang,
+    kinds.Failed: _failure,
+    kinds.Requeued: _requeued,
+    kinds.Superseded: _superseded,
+    kinds.Stopped: _stopped,
+    kinds.Cancelled: _cancelled,
+    kinds.Finished: _finished,
+    kinds.Evaluated: _evaluated,
+    kinds.Prepared: _prepared,
+    kinds.Verified: _prepared,
 }
 
 

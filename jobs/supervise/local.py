@@ -270,16 +270,15 @@ class _FreeGpus:
             os.close(self.locks.pop())
 
 
-def visible_gpus(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def visible_gpus() -> dict[str, str]:
     """The GPUs this user may use: uuid -> number, in order; {} where there is no nvidia-smi.
 
     BATON_VISIBLE_GPUS (the launcher's CUDA_VISIBLE_DEVICES) limits them.
     """
-    env = os.environ if environ is None else environ
     found = {uuid: number for number, uuid in _nvidia_smi("--query-gpu=index,uuid")}
-    if "BATON_VISIBLE_GPUS" not in env:
+    if (visible := os.environ.get("BATON_VISIBLE_GPUS")) is None:
         return found
-    names = [name.strip() for name in env["BATON_VISIBLE_GPUS"].split(",") if name.strip()]
+    names = [name.strip() for name in visible.split(",") if name.strip()]
     return {uuid: number for name in names for uuid, number in found.items() if name in (uuid, number)}
 
 

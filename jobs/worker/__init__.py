@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 from jobs.engine import checkpoints, endings, progress
 from jobs.engine.preemption import Agreement, Preemption, closing, leave, outlive
 from jobs.engine.session import Session, from_environment
-from jobs.run import files
+from jobs.run import files, metrics
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.run.exit_codes import USER_ERROR
@@ -166,6 +166,31 @@ class Worker:
             numbers = {name: progress.finite(value) for name, value in scalars.items()}
             self._scalars |= numbers if kind == "train" else {}
             progress.record(self.session, kind, step, epoch, numbers)
+
+    def validated(
+        self,
+        step: int,
+        *,
+        epoch: int = 0,
+        metric: str = "",
+        less: bool | None = None,
+        seconds: float = 0.0,
+        **scalars: float,
+    ) -> None:
+        """What a validation of this step has found, on rank 0; the others' words are passed over. `metric`,
+        the first unless it is named, is the one that the run goes by, `less` whether less of it is better (by
+        default of what is called a loss), `seconds` how long it took.
+
+        Raises ValueError if `metric` is none of the scalars.
+        """
+        metric = metric or next(iter(scalars), "")
+        if metric not in scalars:
+            raise ValueError(f"validated: the metric {metric!r} is none of {', '.join(scalars)}")
+        self.log(step, epoch=epoch, kind="val", **scalars)
+        self.report(
+            "validated", step=step, epoch=epoch, seconds=round(seconds, 3), metrics=scalars, metric=metric,
+            less=(metrics.less_is_better(metric) if less is None else less) or None,
+        )  # fmt: skip
 
     def report(self, event: str, **fields: Any) -> None:
         """Appends an event (docs/run-directory.md) on rank 0."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run import files
+from jobs.run.metrics import FIGURES
 from launch.observe import tables
 
 
@@ -24,12 +25,6 @@ def summary(event: dict[str, Any]) -> str:
         f"  {event['path']}",
     ]
     return "\n".join(line for line in lines if line)
-
-
-FIGURES = (
-    *("mIoU", "mAcc", "aAcc", "fwIoU", "mBoundaryIoU"),
-    *("mDice", "mFscore", "mPrecision", "mRecall"),
-)
 
 
 def by_class(folder: Path, asked: Sequence[str]) -> str:

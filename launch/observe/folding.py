@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from launch.observe import wording
+from launch.observe import figures, wording
 from launch.observe.overview import cells, of_total
 from launch.observe.states import Status
 
@@ -24,30 +24,31 @@ class Line(msgspec.Struct):
     state: str
 
 
-def lines(found: Sequence[Status], fold: bool = True) -> list[Line]:
-    """The lines of the table, in the order of `found`: a sweep stands where its first run does."""
+def lines(found: Sequence[Status], heads: tuple[str, str], fold: bool = True) -> list[Line]:
+    """The lines of the table, in the order of `found`: a sweep stands where its first run does. `heads`:
+    figures.heads of all."""
     sweeps = Counter(one.sweep for one in found if one.sweep and fold)
     shown: list[Line] = []
     swept: set[str] = set()
     for one in found:
         if sweeps[one.sweep] < 2:
-            shown.append(Line(cells(one), one.state))
+            shown.append(Line(cells(one, *heads), one.state))
         elif one.sweep not in swept:
             swept.add(one.sweep)
-            shown.append(folded(one.sweep, [other for other in found if other.sweep == one.sweep]))
+            shown.append(folded(one.sweep, [other for other in found if other.sweep == one.sweep], heads))
     return shown
 
 
-def folded(name: str, elements: Sequence[Status]) -> Line:
-    """One line for a sweep. Its best mIoUs are those of its best runs; steps and interruptions are sums."""
+def folded(name: str, elements: Sequence[Status], heads: tuple[str, str]) -> Line:
+    """One line for a sweep. Its figures are those of its best runs; steps and interruptions are sums."""
     states = Counter(one.state for one in elements)
     known = [state for state in ORDER if states[state]] + sorted(states.keys() - set(ORDER))
     done = sum(one.step or 0 for one in elements)
     totals = [one.max_steps for one in elements if one.max_steps]
     # Those that have not begun will have as many as the others.
     total = sum(totals) + (len(elements) - len(totals)) * max(totals) if totals else None
-    best = max((one.best_mIoU for one in elements if one.best_mIoU is not None), default=None)
-    evaluated = max((one.mIoU for one in elements if one.mIoU is not None), default=None)
+    best = figures.best_of(one.best for one in elements)
+    evaluated = figures.best_of(one.evaluated for one in elements)
     shares = [one.efficiency for one in elements if one.efficiency is not None]
     interruptions = sum(one.interruptions for one in elements)
     left = max((one.eta_seconds for one in elements if one.eta_seconds), default=None)
@@ -58,8 +59,8 @@ def folded(name: str, elements: Sequence[Status]) -> Line:
             "",
             of_total(done or None, total),
             "",
-            f"{best:.2f}" if best is not None else "",
-            f"{evaluated:.2f}" if evaluated is not None else "",
+            figures.cell(best, heads[0]),
+            figures.cell(evaluated, heads[1]),
             f"{interruptions}×" if interruptions else "",
             f"{sum(shares) / len(shares):.2f}" if shares else "",
             wording.span(left) if left else "",

@@ -8,6 +8,7 @@ from typing import Any
 from jobs.run import files, story
 from jobs.run.directory import Run
 from jobs.run.events import seconds_of
+from jobs.run.metrics import USUAL, Figure, less_is_better
 from jobs.run.past import History
 from jobs.run.records import content, number, read_json
 from jobs.slurm.queries import Job
@@ -61,8 +62,9 @@ def progress(run: Run) -> dict[str, Any]:
     )
     for key in ("seconds_per_step", "loss", "lr"):
         found[key] = number(found.get(key))
-    best = found.get("best")
-    found["best"] = number(best.get("mIoU")) if isinstance(best, dict) else None
+    best = one if isinstance(one := found.get("best"), dict) else {}
+    metric, value = str(best.get("metric") or USUAL), number(best.get("value"))
+    found["best"] = None if value is None else Figure(metric, float(value), less=less_is_better(metric))
     return found
 
 

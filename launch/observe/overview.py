@@ -10,15 +10,18 @@ from jobs.run.directory import Run
 from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer, Job
-from launch.observe import history, states, wording
+from launch.observe import figures, history, states, wording
 from launch.submit import runs
 
-COLUMNS = (
-    *("run", "state", ">epoch", ">step", ">s/it", ">best mIoU", ">mIoU"),
-    *(">interrupted", ">efficiency", ">left", "job"),
-)
-# What a narrow terminal does without, the least needed first; `status.py RUN` and --json have it all.
-SPARE = ("job", ">step", ">mIoU", ">efficiency", ">s/it", ">interrupted", ">best mIoU", ">left", ">epoch")
+
+def columns(best: str, evaluated: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The table's columns, and which of them a narrow terminal does without, the least needed first
+    (`status.py RUN` and --json have it all). `best`, `evaluated`: figures.heads of its runs."""
+    best, evaluated = f">{best}", f">{evaluated}"
+    shown = ("run", "state", ">epoch", ">step", ">s/it", best, evaluated)
+    spare = ("job", ">step", evaluated, ">efficiency", ">s/it", ">interrupted", best, ">left", ">epoch")
+    return (*shown, ">interrupted", ">efficiency", ">left", "job"), spare
+
 
 ASK = 10.0
 """Seconds between two questions to Slurm of --watch, however often it looks at the runs."""
@@ -84,16 +87,16 @@ def _status(run: Run, past: History | Exception, answer: Answer, now: float) -> 
         return 0.0, states.unreadable(run, error)
 
 
-def cells(one: states.Status) -> list[str]:
-    """A row of the table."""
+def cells(one: states.Status, best: str, evaluated: str) -> list[str]:
+    """A row of the table, with these columns."""
     return [
         one.name,
         one.words,
         of_total(one.epoch, one.max_epochs),
         of_total(one.step, one.max_steps),
         f"{one.seconds_per_step:.2f}" if one.seconds_per_step else "",
-        f"{one.best_mIoU:.2f}" if one.best_mIoU is not None else "",
-        f"{one.mIoU:.2f}" if one.mIoU is not None else "",
+        figures.cell(one.best, best),
+        figures.cell(one.evaluated, evaluated),
         f"{one.interruptions}×" if one.interruptions else "",
         f"{one.efficiency:.2f}" if one.efficiency is not None else "",
         wording.span(one.eta_seconds) if one.eta_seconds else "",

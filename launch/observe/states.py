@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import events, records
+from jobs.run import kinds, metrics
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
+from jobs.run.metrics import Figure
 from jobs.run.past import History, Incarnation, StageJob
 from jobs.slurm import pending
 from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
@@ -63,9 +64,10 @@ class Status(msgspec.Struct, kw_only=True):
     max_steps: int | None = None
     seconds_per_step: float | None = None
     loss: float | None = None
-    best_mIoU: float | None = None
-    mIoU: float | None = None
-    """Of the newest evaluation."""
+    best: Figure | None = None
+    """The best validation's."""
+    evaluated: Figure | None = None
+    """The newest evaluation's."""
     preemptions: int = 0
     interruptions: int = 0
     starts: int = 0
@@ -114,8 +116,8 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
         max_steps=progress.get("max_steps"),
         seconds_per_step=progress.get("seconds_per_step"),
         loss=progress.get("loss"),
-        best_mIoU=past.best[0] if past.best else progress.get("best"),
-        mIoU=_miou(past.evaluations[-1]) if past.evaluations else None,
+        best=(best := past.best or progress.get("best")),
+        evaluated=metrics.evaluated(past.evaluations[-1].metrics, best) if past.evaluations else None,
         preemptions=past.preemptions,
         interruptions=past.interruptions,
         starts=len(past.incarnations),
@@ -360,7 +362,7 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
     if job is None:
         return State("finished", "prepared", "prepare") if past.prepared else State("queued", "not submitted")
     if job.state == "finished":
-        made: dict[type, str] = {events.Prepared: "prepared", events.Verified: "verified"}
+        made: dict[type, str] = {kinds.Prepared: "prepared", kinds.Verified: "verified"}
         return State("finished", made.get(type(past.prepared), "finished"), job.stage)
     if job.state in ("failed", "stopped"):
         return State("failed", f"{job.stage} failed: {job.why}", job.stage)
@@ -381,7 +383,3 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
     if seen.state == UNKNOWN:
         return State("unknown", f"Slurm says nothing of job {job.id}", job.stage)
     return State("failed", f"{job.stage}: job {job.id} ended as {seen.state}", job.stage)
-
-
-def _miou(event: events.Evaluated) -> float | None:
-    return records.number(event.metrics.get("mIoU"))

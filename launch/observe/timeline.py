@@ -15,7 +15,7 @@ from jobs.run.errors import UserError
 from jobs.run.past import History, Incarnation, StageJob
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer
-from launch.observe import accounting, efficiency, states, tables, wording
+from launch.observe import accounting, efficiency, figures, states, tables, wording
 from launch.observe.overview import Slurm, of_total
 from launch.submit import identity, runs
 
@@ -31,7 +31,7 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
     command = next_command(run, one)
     shares = efficiency.shares(past, now if lives else past.last)
     if as_json:
-        data: dict[str, Any] = msgspec.to_builtins(one)
+        data = figures.as_json(one)
         data["starts"] = [
             {key: value for key, value in msgspec.to_builtins(start).items() if key != "marks"}
             for start in past.incarnations
@@ -45,13 +45,14 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
     print(f"{run.name}: {one.words}\n{run.path}")
     for line in _whole_reason(past, one):
         print(f"  {line}")
+    best, evaluated = figures.heads([one])
     facts = [
         ("epoch", of_total(one.epoch, one.max_epochs)),
         ("step", of_total(one.step, one.max_steps)),
         ("s/it", f"{one.seconds_per_step:.2f}" if one.seconds_per_step else ""),
         ("loss", f"{one.loss:.4g}" if one.loss is not None else ""),
-        ("best mIoU", f"{one.best_mIoU:.2f}" if one.best_mIoU is not None else ""),
-        ("mIoU", f"{one.mIoU:.2f}" if one.mIoU is not None else ""),
+        (best, figures.cell(one.best, best)),
+        (evaluated, figures.cell(one.evaluated, evaluated)),
         ("left", wording.span(one.eta_seconds) if one.eta_seconds else ""),
     ]
     print("  ".join(f"{name} {value}" for name, value in facts if value))
@@ -162,7 +163,7 @@ def next_command(run: Run, one: states.Status) -> str:
     if one.state == "finished" and stage == "prepare":
         return f"python launch/train.py{_data_root(run)}"
     if one.state == "finished":
-        more = f" · {again['evaluate']}" if one.mIoU is None and _can_be_evaluated(run) else ""
+        more = f" · {again['evaluate']}" if one.evaluated is None and _can_be_evaluated(run) else ""
         return f"python launch/report.py {name}{more}"
     if one.state in ("failed", "stopped"):
         of = "" if stage == "train" else f" --job {stage}"

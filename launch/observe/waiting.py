@@ -137,7 +137,7 @@ def _line_of(event: dict[str, Any]) -> str:
     name, stage = event["event"], event.get("stage", "")
     if name == "evaluated":
         return figures.summary(event)
-    hidden = {"time", "event", "stage", "job", "start", "hosts", "stacks", "pid"}
+    hidden = {"time", "event", "stage", "job", "start", "hosts", "stacks", "pid", "metric", "less"}
     fields = [f"{key}={_short(value)}" for key, value in event.items() if key not in hidden]
     return f"{event['time'][11:19]} {stage:8} {name:11} {'  '.join(fields)}".rstrip()
 

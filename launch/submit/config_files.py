@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 from launch.submit.literals import is_read_base
 from launch.submit.runs import CHECKOUT
 
@@ -138,7 +138,7 @@ def of_data(text: str, path: Path) -> ast.Module:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(one_line(error)) from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError("it has no names with values")
     return ast.parse("\n".join(f"{name} = {value!r}" for name, value in content.items()), str(path))

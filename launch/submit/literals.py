@@ -370,10 +370,3 @@ def overridden(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
             last = {key: last}
         result = merged(last, result)
     return result
-
-
-def without_marks(node: Any) -> Any:
-    """A copy without `_delete_` and `_scope_`, which are mmengine's own and no part of what a config says."""
-    if isinstance(node, dict):
-        return {key: without_marks(one) for key, one in node.items() if key not in ("_delete_", "_scope_")}
-    return [without_marks(one) for one in node] if isinstance(node, list) else node

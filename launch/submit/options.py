@@ -42,14 +42,6 @@ OF_TRAINING = {
 COMMON = ("partition", "account", "qos", "reservation", "constraint", "gres", "gpu_type", "exclude", "sbatch")
 
 
-def parser(description: str, examples: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
 def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
     """Adds the options of every submitter."""
     to.add_argument(

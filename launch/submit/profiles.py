@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from jobs.run import secrets, staged, trackers
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 from jobs.run.settings import Container, Notify, Settings
 from launch.submit import executors
 
@@ -152,7 +152,7 @@ def load(name: str, executor_without: str = "local") -> Profile:
             f"there is no cluster profile {name!r}{_suggest(name, known)}; there are {', '.join(known)}"
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{_short(file)} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{_short(file)} cannot be read: {one_line(error)}") from None
     return parse(raw or {}, _short(file), file.stem)
 
 

@@ -103,7 +103,7 @@ def keep_size(arguments: argparse.Namespace, old: Request) -> None:
             arguments.gpus = old.gpus
 
 
-def check_resumable(run: Run, trains_on: bool = False) -> None:
+def check_resumable(run: Run, trains_on: bool) -> None:
     """Raises UserError if the run's training is finished (unless it `trains_on` for longer), or if a job of
     it lives."""
     past = story.read(run.events)

@@ -22,9 +22,6 @@ from typing import Any
 
 import cloudpickle
 import submitit
-from submitit.core.utils import FailedSubmissionError
-from submitit.local import local
-from submitit.slurm import slurm as submitit_slurm
 
 from jobs.run import files, story
 from jobs.run.directory import Run
@@ -48,28 +45,28 @@ class SlurmExecutor(submitit.SlurmExecutor):
         self.script = script
         self.options = options
 
-    def submit_script(self) -> submitit_slurm.SlurmJob[Any]:
-        """Calls sbatch once. Raises SlurmError with Slurm's own message; unless the error is `unanswered`,
-        nothing was submitted then."""
-        command = self._make_submission_command(self.script)
+    def submit_script(self) -> submitit.SlurmJob[Any]:
+        """Calls sbatch once: submitit's own `submit` would write another script, around a pickled function.
+
+        Raises SlurmError with Slurm's own message; unless the error is `unanswered`, nothing was submitted
+        then."""
         hidden = overridden(self.script.read_text(encoding="utf-8"))
+        command = ("sbatch", *self.options, "--", str(self.script))
         try:
             answer = slurm.call(*command, changes=True, without=hidden)
-            id = self._get_job_id_from_submission_command(answer)
         except slurm.SlurmError as error:
             if not error.unanswered:
                 raise slurm.SlurmError(f"sbatch refused {self.script.name}: {error}") from None
             id = arrived(self.script, str(error))
-        except FailedSubmissionError:
-            id = arrived(self.script, f"sbatch's answer names no job: {' '.join(answer.split())!r}")
         except KeyboardInterrupt:
             # The request may be on its way, and the run directory is about to be deleted.
             withdraw(*_queued(self.script))
             raise
-        return submitit_slurm.SlurmJob(folder=self.folder, job_id=id)
-
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        return ["sbatch", *self.options, "--", str(submission_file_path)]
+        else:
+            named = re.search(r"job (\d+)", answer)
+            lost = f"sbatch's answer names no job: {' '.join(answer.split())!r}"
+            id = named[1] if named else arrived(self.script, lost)
+        return submitit.SlurmJob(folder=self.folder, job_id=id)
 
 
 def submit_script(script: Path, *, after: str = "", how: str = "afterok") -> str:
@@ -171,14 +168,18 @@ def withdrawn_on_error(job: str) -> Iterator[None]:
 
 
 class LocalExecutor(submitit.LocalExecutor):
-    """submitit's, but the controller gets its own session, working directory and log."""
+    """submitit's, but the controller gets its own session, environment, working directory and log, for which
+    submitit has no option: how it starts `submitit.local._local` stands in its `start_controller`."""
+
+    process: subprocess.Popen[bytes]
+    """The controller, once it was submitted."""
 
     def __init__(self, folder: Path, directory: Path, environment: dict[str, str]) -> None:
         super().__init__(folder)
         self.directory = directory
         self.environment = environment
 
-    def _submit_command(self, command: str) -> local.LocalJob[Any]:
+    def _submit_command(self, command: str) -> submitit.LocalJob[Any]:
         environment = slurm.clean_environment() | {
             "SUBMITIT_LOCAL_NTASKS": "1",
             "SUBMITIT_LOCAL_COMMAND": command,
@@ -193,7 +194,7 @@ class LocalExecutor(submitit.LocalExecutor):
         if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
             environment["BATON_VISIBLE_GPUS"] = visible
         with (self.folder / files.CONTROLLER()).open("ab") as log:
-            process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", "submitit.local._local", str(self.folder)],
                 env=environment | self.environment,
                 cwd=self.directory,
@@ -202,7 +203,8 @@ class LocalExecutor(submitit.LocalExecutor):
                 stderr=log,
                 start_new_session=True,
             )
-        return local.LocalJob(folder=self.folder, job_id=str(process.pid), process=process, tasks=[0])
+        id = str(self.process.pid)
+        return submitit.LocalJob(folder=self.folder, job_id=id, process=self.process, tasks=[0])
 
 
 def submit_chain(
@@ -221,10 +223,7 @@ def submit_chain(
         str(run),
         [dataclasses.asdict(stage) for stage in stages],
     )
-    assert isinstance(job, local.LocalJob)
-    process = job._process
-    assert process is not None
-    return f"local-{job.job_id}", process
+    return f"local-{job.job_id}", executor.process
 
 
 def shown(stages: list[Stage]) -> str:

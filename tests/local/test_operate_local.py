@@ -94,3 +94,28 @@ def test_a_run_is_cancelled_resumed_evaluated_and_reported(tmp_path: Path, voc_s
     call(runs, "evaluate", "mine", "--cluster", "local", "--wait")
     assert status()["words"] == "finished, evaluated"
     assert (run / "report.html").exists()
+
+
+def test_runs_that_go_by_mdice_are_shown_by_it(tmp_path: Path, voc_small: Path) -> None:
+    """A sweep of two, as a user sees it: what --wait says, the table, the report, the comparison."""
+    runs, evaluators = tmp_path / "runs", "{'type': 'IoUMetric', 'iou_metrics': ['mIoU', 'mDice']}"
+    said = call(
+        runs, "train", "--cluster", "local", "--config", "tests/support/configs/tiny.py", "--gpus", 1,
+        "--run", "dice", "--data-root", voc_small, "--seeds", "0,1", "--wait",
+        "--set", "default_hooks.checkpoint.save_best='mDice'", "--set", f"val_evaluator={evaluators}",
+    )  # fmt: skip
+    assert "mDice" in said
+    best = {}
+    for name in ("dice-0", "dice-1"):
+        best[name] = json.loads((runs / name / "checkpoints/best.json").read_text())
+        assert best[name]["metric"] == "mDice"
+        found = json.loads(call(runs, "status", name, "--json"))
+        assert found["best"]["metric"] == found["evaluated"]["metric"] == "mDice"
+        assert found["best"]["value"] == best[name]["value"]
+        assert "best mDice in validation" in (runs / name / "report.html").read_text()
+    head, line, *_ = call(runs, "status").splitlines()
+    assert "BEST MDICE MDICE" in " ".join(head.split())
+    assert f"{max(one['value'] for one in best.values()):.2f}" in line
+    assert "| group | runs | mDice | mIoU |" in call(
+        runs, "report", "--compare", "dice", "--table", "markdown"
+    )

@@ -75,6 +75,7 @@ def test_interrupted_it_ends_with_the_same_bits(tmp_path: Path, ranks: int) -> N
 
     shown = launch("status", "often")
     assert "step 400/400" in shown
+    assert "best accuracy" in shown
     assert "evaluate.py" not in shown
     assert (
         "examples/plain_pytorch.py"

@@ -41,3 +41,22 @@ def test_the_files_that_contributing_sends_to_are_there() -> None:
     assert {name for name, _ in named} == {"RECIPES", "Event", "COMMANDS", "BACKENDS"}
     for name, file in named:
         assert re.search(rf"^{name}\b", (DOCS / file).read_text(), re.MULTILINE), name
+
+
+def steps_of(page: str) -> list[tuple[list[list[str]], set[str]]]:
+    """Of each row and each point of a page, in order: the commands and names of each cell; the numbers."""
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith(("| ", "- "))]
+    return [
+        (
+            [re.findall(r"`([^`]+)`", cell) for cell in row],
+            set(re.findall(r"\d[\d,.]*\d|\d", re.sub(r"`[^`]+`", "", "|".join(row)))),
+        )
+        for row in rows
+    ]
+
+
+def test_the_guides_page_says_the_same_in_both_languages() -> None:
+    english, chinese = (steps_of((DOCS / f"from-the-guide{of}.md").read_text()) for of in ("", ".zh"))
+    assert len(english) > 18
+    for number, (one, other) in enumerate(zip(english, chinese, strict=True)):
+        assert one == other, f"row or point {number}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from jobs.run import events, lines
+from jobs.run import events, kinds, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,6 +172,6 @@ def test_what_is_read_typed_is_what_this_version_knows(tmp_path: Path) -> None:
         )
     lines = path.read_bytes().split(b"\n")
     finished, first, validated = filter(None, map(events.of_line, lines))
-    assert finished == events.Finished(time=finished.time, job="7", step=3)
-    assert first == events.Started(time="2026-01-01T00:00:00.000Z", start=1, hosts=["n1"], world_size=1)
-    assert isinstance(validated, events.Validated)
+    assert finished == kinds.Finished(time=finished.time, job="7", step=3)
+    assert first == kinds.Started(time="2026-01-01T00:00:00.000Z", start=1, hosts=["n1"], world_size=1)
+    assert isinstance(validated, kinds.Validated)

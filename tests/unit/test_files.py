@@ -1,4 +1,4 @@
-"""One module names the files of a run directory: the page is made from it, and nobody else spells them."""
+"""One module names the files of a run directory, and nobody else spells them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ import pytest
 from jobs.run import files
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "run-directory.md"
-
-
-def test_the_pages_tables_are_made_from_the_names() -> None:
-    assert files.written(PAGE.read_text()) == PAGE.read_text(), f"python -m jobs.run.files {PAGE}"
 
 
 def test_a_name_is_its_pattern_filled_in() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from launch.observe import folding
+from jobs.run.metrics import Figure
+from launch.observe import figures, folding
 from launch.observe.states import Status
 
 
@@ -16,10 +17,14 @@ def sweep(states: list[str], name: str = "lr") -> list[Status]:
     return [status(f"{name}-{number}", state, sweep=name) for number, state in enumerate(states)]
 
 
+def lines(found: list[Status], fold: bool = True) -> list[folding.Line]:
+    return folding.lines(found, figures.heads(found), fold)
+
+
 def test_a_sweep_is_a_line() -> None:
     elements = sweep(["running", "finished", "failed", "finished", "queued"])
     elements[0] = status(
-        "lr-0", "running", sweep="lr", step=50, max_steps=100, best_mIoU=40.0, interruptions=2,
+        "lr-0", "running", sweep="lr", step=50, max_steps=100, best=Figure("mIoU", 40.0), interruptions=2,
         eta_seconds=600.0, efficiency=0.5, job="12_0",
     )  # fmt: skip
     elements[1] = status(
@@ -27,24 +32,24 @@ def test_a_sweep_is_a_line() -> None:
         sweep="lr",
         step=100,
         max_steps=100,
-        best_mIoU=45.0,
-        mIoU=44.0,
+        best=Figure("mIoU", 45.0),
+        evaluated=Figure("mIoU", 44.0),
         interruptions=1,
         efficiency=0.9,
     )
-    shown = folding.lines([status("new"), *elements, status("old")])
+    shown = lines([status("new"), *elements, status("old")])
     assert [line.cells[0] for line in shown] == ["new", "lr (5 runs)", "old"]
     line = shown[1]
     assert line.cells[1] == "1 failed, 1 running, 1 queued, 2 finished"
     assert line.state == "failed", "it is in its colour"
     assert line.cells[3:] == ["150/500", "", "45.00", "44.00", "3×", "0.70", "10 min", "12"]
-    assert len(folding.lines(elements, fold=False)) == 5
-    assert folding.lines(elements[:1])[0].cells[0] == "lr-0", "of one run nothing is folded"
+    assert len(lines(elements, fold=False)) == 5
+    assert lines(elements[:1])[0].cells[0] == "lr-0", "of one run nothing is folded"
 
 
 def test_what_fits_on_a_screen_is_what_matters() -> None:
     states = ["finished"] * 50 + ["running"] * 5 + ["failed"] * 2 + ["finished"] * 43
-    table = folding.lines([status(f"r{number}", state) for number, state in enumerate(states)])
+    table = lines([status(f"r{number}", state) for number, state in enumerate(states)])
     kept, more = folding.fitting(table, 10)
     assert [line.cells[0] for line in kept] == ["r0", "r1", "r2", *(f"r{number}" for number in range(50, 57))]
     assert more == "90 more lines: 90 finished"
@@ -55,7 +60,7 @@ def test_what_fits_on_a_screen_is_what_matters() -> None:
 
 def test_many_old_failures_do_not_hide_what_runs() -> None:
     states = ["running"] * 2 + ["failed"] * 40 + ["running"] * 30 + ["finished"] * 5
-    table = folding.lines([status(f"r{number}", state) for number, state in enumerate(states)])
+    table = lines([status(f"r{number}", state) for number, state in enumerate(states)])
     kept, more = folding.fitting(table, 11)
     assert [line.state for line in kept] == ["running"] * 2 + ["failed"] * 6 + ["running"] * 3
     assert [line.cells[0] for line in kept if line.state == "failed"] == [

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.run import story
 from jobs.run.directory import Run
+from jobs.run.metrics import Figure
 from jobs.slurm.queries import Job, parse_sacct
 from launch.observe import accounting, history
 from tests.unit.made_runs import (
@@ -29,7 +30,7 @@ def test_starts_end_for_the_reason_that_the_events_give(tmp_path: Path) -> None:
     assert "without warning" in past.incarnations[1].why
     assert [one.resumed_step for one in past.incarnations] == [0, 150, 200]
     assert past.finished == T0 + 582
-    assert past.best == (55.25, 400)
+    assert past.best == Figure("mIoU", 55.25, 400)
     assert (past.preemptions, past.interruptions) == (1, 2)
 
 

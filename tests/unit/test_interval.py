@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from jobs.engine import interval
-from jobs.run import events, story
+from jobs.run import kinds, story
 from jobs.run.past import History
 
 
@@ -16,12 +16,12 @@ def event(kind: type[Any], start: int, second: int, **fields: Any) -> Any:
 
 def begun(start: int, second: int) -> list[Any]:
     """A start that does its first step at once."""
-    first_step = event(events.FirstStep, start, second, step=1, seconds=1.0)
-    return [event(events.Started, start, second, hosts=["n1"], world_size=1), first_step]
+    first_step = event(kinds.FirstStep, start, second, step=1, seconds=1.0)
+    return [event(kinds.Started, start, second, hosts=["n1"], world_size=1), first_step]
 
 
 def epoch(start: int, second: int) -> Any:
-    return event(events.Epoch, start, second, epoch=1, step=2, seconds=1.0)
+    return event(kinds.Epoch, start, second, epoch=1, step=2, seconds=1.0)
 
 
 def history(path: Path, told: list[Any]) -> History:
@@ -57,6 +57,6 @@ def test_interruptions_shorten_it(tmp_path: Path) -> None:
 
 
 def test_time_for_which_it_was_stopped_is_not_time_that_it_trained(tmp_path: Path) -> None:
-    stopped = event(events.Suspended, 1, 2000, seconds=1500.0)
+    stopped = event(kinds.Suspended, 1, 2000, seconds=1500.0)
     past = interval.past(history(tmp_path / "e", [*begun(1, 0), stopped, epoch(1, 3600)]), 1)
     assert past.up == 2100

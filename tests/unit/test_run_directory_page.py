@@ -1,39 +1,35 @@
-"""docs/run-directory.md and jobs/run/events.py name the same events and fields, the same ones optional."""
+"""The tables of docs/run-directory.md are made from the definitions of files and events."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from typing import get_args
 
-from jobs.run.events import COMMON, EVENTS
+import pytest
+
+from jobs.run import page
+from jobs.run.kinds import EVENTS, Event
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "run-directory.md"
 
 
-def documented() -> tuple[set[str], dict[str, tuple[set[str], set[str]]]]:
-    """(common fields, event -> (required, optional fields)), from the page's tables."""
+def test_the_tables_are_up_to_date() -> None:
+    assert page.written(PAGE.read_text()) == PAGE.read_text(), f"python -m jobs.run.page {PAGE}"
+
+
+def test_every_event_and_field_is_explained() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.of_events().splitlines()]
+    rows = [row for row in rows if len(row) == 3 and row[0] not in ("event", "---")]
+    assert all(row[2] for row in rows)
+    assert [row[0].strip("`") for row in rows if row[0]] == list(EVENTS)
+    assert len(rows) == sum(1 + len(required | optional) for required, optional in EVENTS.values())
+    assert [kind for kind in get_args(Event) if kind in page.FIRST_OF_SECTION] == [*page.FIRST_OF_SECTION]
+
+
+@pytest.mark.parametrize(
+    "row", ["| | *`loss`* | the latest training loss |\n", "| `stage` | ", "| `events.jsonl` | "]
+)
+def test_what_is_missing_is_written_again(row: str) -> None:
     text = PAGE.read_text()
-    head, *sections = re.split(r"^### ", text[text.index("## Events") : text.index("## Metrics")], flags=re.M)
-    common = set(re.findall(r"^\| `(\w+)` \|", head, flags=re.M))
-    events: dict[str, tuple[set[str], set[str]]] = {}
-    for section in sections:
-        name = ""
-        for line in section.splitlines():
-            cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-            if len(cells) < 3 or cells[0] in ("event", "---"):
-                continue
-            assert cells[2], f"{line!r} explains nothing"
-            if found := re.fullmatch(r"`(\w+)`", cells[0]):
-                name = found[1]
-                events[name] = (set(), set())
-            elif found := re.fullmatch(r"(\*?)`(\w+)`\*?", cells[1]):
-                events[name][bool(found[1])].add(found[2])
-    return common, events
-
-
-def test_the_page_and_the_schema_agree() -> None:
-    common, events = documented()
-    assert common == COMMON
-    assert events.keys() == EVENTS.keys()
-    for name, fields in EVENTS.items():
-        assert events[name] == fields, name
+    assert text.count(row) == 1
+    assert page.written(text.replace(row, "")) == text

@@ -44,16 +44,20 @@ def test_an_unknown_figure_is_refused() -> None:
 
 
 def test_what_is_not_counted_here_is_left_to_the_metric_itself() -> None:
-    from jobs.evaluate.asked import BASE, ignored, wanted
+    from jobs.evaluate.asked import ignored, wanted
+    from jobs.run.metrics import EVALUATED, FIGURES
 
     mine = {"type": "Mine", "ignore_index": 7}
     another = {"type": "IoUMetric", "ignore_index": 0, "prefix": "all"}
     cfg = SimpleNamespace(test_evaluator=[mine, IOU | {"beta": 2, "prefix": "a"}, another])
     asked, others, beta = wanted(cfg)
-    assert asked == [*BASE, "mDice", "mFscore", "mPrecision", "mRecall"]
+    assert asked == [*FIGURES]
     assert (others, beta) == ([mine, another], 2.0)
     assert ignored(cfg) == 255
     assert ignored(SimpleNamespace(test_evaluator=another)) == 0
+    best = {"checkpoint": {"save_best": ["val/mDice"]}}
+    plain = SimpleNamespace(test_evaluator={"type": "IoUMetric"}, default_hooks=best)
+    assert wanted(plain)[0] == [*EVALUATED, "mDice"], "what the run goes by is told"
 
 
 @pytest.mark.parametrize("stop", [False, True])

@@ -17,7 +17,7 @@ from jobs.prepare.own.scan import How, scan
 from jobs.prepare.own.sources import Item
 from jobs.prepare.progress import say
 from jobs.run.directory import write_atomically
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 LOADERS = {"train": ("train_dataloader",), "val": ("val_dataloader", "test_dataloader")}
 FINDINGS = "findings.tsv"
@@ -92,7 +92,7 @@ def datasets(cfg: Any, path: Path) -> Iterator[Read]:
                     dataset = DATASETS.build({**leaf, "pipeline": [], "lazy_init": False})
                     yield read_of(dataset, leaf, split)
                 except Exception as problem:  # a class of the user's may raise anything
-                    text = " ".join(str(problem).split()) or type(problem).__name__
+                    text = one_line(problem)
                     raise UserError(
                         f"{path}: {loader}: its dataset {leaf.get('type')} cannot be read: {text}"
                     ) from None

@@ -152,10 +152,10 @@ def of_classes(pairs: Sequence[Pair], classes: Classes, table: dict[int, int]) -
     return found
 
 
-def pixels_by_class(pairs: Sequence[Pair], table: dict[int, int], split: str = "") -> Counter[int]:
+def pixels_by_class(pairs: Sequence[Pair], table: dict[int, int], split: str) -> Counter[int]:
     total: Counter[int] = Counter()
     for item, row in pairs:
-        if not split or item.split == split:
+        if item.split == split:
             total.update(by_class(row, table))
     return total
 

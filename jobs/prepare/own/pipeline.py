@@ -18,7 +18,6 @@ import hashlib
 import importlib.util
 import shutil
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +38,7 @@ from jobs.prepare.own.judge import Bands, Pair
 from jobs.prepare.own.scan import How, scan
 from jobs.prepare.progress import say
 from jobs.prepare.voc import pipeline as prepare
-from jobs.prepare.voc.build import check_space, put, remove_strangers
+from jobs.prepare.voc.writing import check_space, put, put_manifest, remove_strangers
 from jobs.run.directory import write_atomically
 from jobs.run.errors import MALFORMED, UserError
 
@@ -219,18 +218,13 @@ def finish(
     lock: Lock,
 ) -> Manifest:
     remove_strangers(staging, {entry.path for entry in entries})
-    table = manifest.files_text(entries)
-    put(staging, manifest.FILES, table)
-    made = Manifest(
-        dataset=args.dataset,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        files=len(entries),
-        bytes=sum(entry.size for entry in entries),
-        files_digest=manifest.table_digest(table),
+    made = put_manifest(
+        staging,
+        args.dataset,
+        entries,
         lists={name: {"count": len(names), "md5": md5(names)} for name, names in splits.items()},
         findings=findings.summary(found),
     )
-    put(staging, manifest.MANIFEST, manifest.to_json(made))
     sync(staging)
     lock.check()
     prepare.publish(staging, Path(args.data_root) / args.dataset)

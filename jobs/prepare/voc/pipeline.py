@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from jobs.catalog import manifest, sources
@@ -32,7 +31,7 @@ from jobs.prepare.packed.writer import Writer
 from jobs.prepare.progress import say
 from jobs.prepare.voc import build
 from jobs.prepare.voc import lists as voc
-from jobs.prepare.voc.writing import put
+from jobs.prepare.voc.writing import put_manifest
 from jobs.run import packed
 from jobs.run.errors import UserError
 
@@ -211,21 +210,14 @@ def make(
     if any(c.real for c in checked.values()):
         voc.check_real(splits)
 
-    table = manifest.files_text(entries)
-    put(staging, manifest.FILES, table)
-    made = Manifest(
-        dataset=verify.VOC,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        files=len(entries),
-        bytes=sum(entry.size for entry in entries),
-        files_digest=manifest.table_digest(table),
+    made = put_manifest(
+        staging,
+        verify.VOC,
+        entries,
         lists={name: {"count": len(ids), "md5": voc.md5(ids)} for name, ids in splits.by_name().items()},
-        archives={
-            name: {"bytes": c.size, c.algorithm or "unchecked": c.digest} for name, c in checked.items()
-        },
+        archives={name: one.record for name, one in checked.items()},
         packed=pack,
     )
-    put(staging, manifest.MANIFEST, manifest.to_json(made))
     sync(staging)
     lock.check()
     publish(staging, data_root / FOLDER)

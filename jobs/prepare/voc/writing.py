@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from jobs.catalog.manifest import Entry
+from jobs.catalog import manifest
+from jobs.catalog.manifest import Entry, Manifest
 from jobs.prepare.deflate import content_digest
 from jobs.prepare.packed.writer import Writer
 from jobs.run.errors import UserError
@@ -31,6 +35,22 @@ def put(into: Path | Writer, path: str, content: bytes) -> Entry:
     finally:
         os.close(fd)
     return Entry(path, len(content), content_digest(content))
+
+
+def put_manifest(staging: Path, dataset: str, entries: Sequence[Entry], **more: Any) -> Manifest:
+    """Writes the table of a staged dataset's files, and its manifest, with `more` of its fields."""
+    table = manifest.files_text(entries)
+    put(staging, manifest.FILES, table)
+    made = Manifest(
+        dataset=dataset,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        files=len(entries),
+        bytes=sum(entry.size for entry in entries),
+        files_digest=manifest.table_digest(table),
+        **more,
+    )
+    put(staging, manifest.MANIFEST, manifest.to_json(made))
+    return made
 
 
 def check_space(staging: Path, size: int, files: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from launch.observe import wording
+from jobs.run import metrics
+from launch.observe import figures, wording
 from launch.observe.report import charts as report_charts
 from launch.observe.report import data as report_data
 from launch.observe.report import groups, page
@@ -16,12 +17,14 @@ from launch.observe.report.data import Data
 def comparison(all_data: Sequence[Data]) -> str:
     """Several runs side by side: figures, curves, differences of their requests."""
     rows = []
+    best, told = figures.heads([data.status for data in all_data])
     for data in all_data:
         one, evaluated = data.status, data.evaluation.metrics if data.evaluation else {}
+        figure = figures.cell(metrics.evaluated(evaluated, one.best), told)
         rows.append(
             [
-                one.name, one.words, str(one.step or ""), page.percent(one.best_mIoU),
-                page.percent(evaluated.get("mIoU")), page.percent(evaluated.get("aAcc")),
+                one.name, one.words, str(one.step or ""), figures.cell(one.best, best),
+                figure, page.percent(evaluated.get("aAcc")),
                 str(one.interruptions), str(one.lost_steps),
                 f"{data.shares.ettr:.3f}" if data.shares.ettr is not None else "",
                 wording.span(data.shares.wall),
@@ -31,8 +34,8 @@ def comparison(all_data: Sequence[Data]) -> str:
         "run",
         "state",
         ">step",
-        ">best mIoU",
-        ">mIoU",
+        f">{best}",
+        f">{told}",
         ">aAcc",
         ">interruptions",
         ">steps redone",
@@ -42,7 +45,7 @@ def comparison(all_data: Sequence[Data]) -> str:
     parts = [f"<h1>{escape(' · '.join(d.run.name for d in all_data))}</h1>"]
     parts += [_groups(all_data), "<h2>Runs</h2>", page.table(head, rows)]
     marked = False
-    for title, key, kind, logarithmic in page.CURVES:
+    for title, key, kind, logarithmic in page.curves([data.status for data in all_data]):
         shown = [(data, points) for data in all_data if (points := page.points_of(getattr(data, kind), key))]
         series = [Series(data.run.name, points, kind == "val") for data, points in shown]
         marks = [mark for index, (data, _) in enumerate(shown) for mark in page.interruptions(data, index)]
@@ -67,7 +70,7 @@ def _groups(all_data: Sequence[Data]) -> str:
     )
     differences, missing = groups.differences(found)
     if differences:
-        columns = ("mIoU of", "above", ">by", ">95 % interval", ">p", "drawn")
+        columns = (f"{groups.compared(all_data)} of", "above", ">by", ">95 % interval", ">p", "drawn")
         lines = [
             [
                 one.first, one.second, f"{one.mean:+.2f}", f"{one.low:+.2f} … {one.high:+.2f}",

@@ -14,6 +14,7 @@ import msgspec
 from jobs.run import files, records
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
+from jobs.run.metrics import USUAL
 from jobs.run.past import History
 from jobs.run.secrets import looks_secret
 from jobs.slurm import queries as slurm_queries
@@ -219,6 +220,6 @@ def _listed(table: Path, folder: Path) -> dict[Path, str]:
     found = {}
     for row in rows:
         if name := Path(row.get("picture") or "").name:
-            figures = f"mIoU {float(row['mIoU']):.2f}" if row.get("mIoU") else "nothing counts"
+            figures = f"{USUAL} {float(row[USUAL]):.2f}" if row.get(USUAL) else "nothing counts"
             found[folder / name] = f"{Path(name).stem.partition('_')[2]} · {figures}"
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,19 @@ import msgspec
 
 from jobs.run import counts as counted
 from jobs.run import files, records
+from jobs.run.metrics import EVALUATED, USUAL, Figure, shown
+from launch.observe import figures
 from launch.observe.report import data as report_data
 from launch.observe.report.data import Data
 
-METRICS = ("mIoU", "mAcc", "aAcc")
-"""Of the evaluation, in percent."""
-VALIDATION = "best mIoU"
-"""Of the validations."""
+METRICS = EVALUATED[:3]
+"""Of the evaluation, in percent, beside the one that the runs go by."""
+VALIDATION = "best "
+"""What the name of a metric has before it where it is meant of the validations."""
 SEEDS = ("seed", "set.randomness.seed")
 RESAMPLES = counted.RESAMPLES
+FROM_COUNTS = (USUAL, "mAcc", "aAcc", "fwIoU", "mDice", "mPrecision", "mRecall")
+"""What follows from pixels counted per image alone: not from how a config weights an F-score."""
 
 
 class Estimate(msgspec.Struct):
@@ -36,9 +40,11 @@ class Estimate(msgspec.Struct):
     deviation: float | None
     """Sample standard deviation (n − 1); None of one run."""
     count: int
+    metric: str = USUAL
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
+        deviation = "" if self.deviation is None else f" ± {shown(self.metric, self.deviation)}"
+        return shown(self.metric, self.mean) + deviation
 
 
 class Group(msgspec.Struct):
@@ -49,7 +55,7 @@ class Group(msgspec.Struct):
 
 
 class Difference(msgspec.Struct):
-    """By how much the first group's mIoU is above the second's, in points."""
+    """By how much the first group's figure is above the second's (of percentages, in points)."""
 
     first: str
     second: str
@@ -63,20 +69,42 @@ class Difference(msgspec.Struct):
 
 
 def grouped(all_data: Sequence[Data]) -> list[Group]:
-    """The groups, the best mIoU first."""
+    """The groups, the best first, by what all of them go by."""
     flats = [_asked(data) for data in all_data]
     keys = list(dict.fromkeys(key for one in flats for key in one if key not in SEEDS))
     differing = [key for key in keys if len({repr(one.get(key)) for one in flats}) > 1]
     found: dict[str, list[Data]] = {}
     for data, one in zip(all_data, flats, strict=True):
         found.setdefault(_name(one, differing), []).append(data)
-    groups = [Group(name, runs, _estimates(runs)) for name, runs in found.items()]
-    return sorted(groups, key=_rank, reverse=True)
+    names = _names(all_data)
+    groups = [Group(name, runs, _estimates(runs, names)) for name, runs in found.items()]
+    metric = compared(all_data)
+    less = any(one.less for one in _best(all_data) if one.metric == metric)
+    return sorted(groups, key=lambda group: _rank(group, metric, less), reverse=True)
 
 
-def _rank(group: Group) -> float:
-    best = group.estimates.get("mIoU") or group.estimates.get(VALIDATION)
-    return best.mean if best else -math.inf
+def _best(all_data: Iterable[Data]) -> list[Figure]:
+    return [data.status.best for data in all_data if data.status.best]
+
+
+def compared(all_data: Sequence[Data]) -> str:
+    """The metric that runs are compared by: the one that all of them go by, the usual one if they differ or
+    not all were evaluated by it."""
+    metric = figures.shared(_best(all_data)) or USUAL
+    told = [data.evaluation.metrics for data in all_data if data.evaluation]
+    return metric if all(metric in one for one in told) else USUAL
+
+
+def _names(all_data: Sequence[Data]) -> list[str]:
+    """What is told of each group: figures of the evaluations, and of the validations."""
+    validated = dict.fromkeys(one.metric for one in _best(all_data)) or {USUAL: None}
+    evaluated = dict.fromkeys((compared(all_data), *METRICS))
+    return [*evaluated, *(VALIDATION + metric for metric in validated)]
+
+
+def _rank(group: Group, metric: str, less: bool) -> float:
+    best = group.estimates.get(metric) or group.estimates.get(VALIDATION + metric)
+    return -math.inf if best is None else -best.mean if less else best.mean
 
 
 def _asked(data: Data) -> dict[str, Any]:
@@ -100,27 +128,29 @@ def _name(asked: dict[str, Any], differing: Sequence[str]) -> str:
     return ", ".join(parts) or "all"
 
 
-def _estimates(runs: Sequence[Data]) -> dict[str, Estimate]:
+def _estimates(runs: Sequence[Data], names: Iterable[str]) -> dict[str, Estimate]:
     found = {}
-    for name in (*METRICS, VALIDATION):
+    for name in names:
         values = [value for data in runs if (value := figure(data, name)) is not None]
         if values:
-            found[name] = estimate(values)
+            found[name] = estimate(values, name.removeprefix(VALIDATION))
     return found
 
 
 def figure(data: Data, name: str) -> float | None:
-    if name == VALIDATION:
-        return data.status.best_mIoU
+    best = data.status.best
+    if best and name == VALIDATION + best.metric:
+        return best.value
     return records.number(data.evaluation.metrics.get(name)) if data.evaluation else None
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], metric: str = USUAL) -> Estimate:
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:
-        return Estimate(mean, None, count)
-    return Estimate(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1)), count)
+        return Estimate(mean, None, count, metric)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    return Estimate(mean, deviation, count, metric)
 
 
 def classes_of(group: Group) -> dict[str, Estimate]:
@@ -139,21 +169,22 @@ def classes_of(group: Group) -> dict[str, Estimate]:
 def differences(groups: Sequence[Group]) -> tuple[list[Difference], list[str]]:
     """The best group against each other one; and why one of these could not be told."""
     found, missing = [], []
+    metric = compared([data for group in groups for data in group.runs])
     for other in groups[1:]:
         try:
-            found.append(difference(groups[0], other))
+            found.append(difference(groups[0], other, metric))
         except ValueError as error:
             missing.append(f"{groups[0].name} against {other.name}: {error}")
     return found, missing
 
 
-def difference(first: Group, second: Group) -> Difference:
+def difference(first: Group, second: Group, metric: str) -> Difference:
     """Raises ValueError, with the reason, where there is nothing to draw from."""
     import numpy as np
 
-    pairs = _pairs(first, second)
+    pairs = _pairs(first, second, metric)
     counts = [[_counts(data) for data in side] for side in pairs]
-    over_images = all(one is not None for side in counts for one in side)
+    over_images = metric in FROM_COUNTS and all(one is not None for side in counts for one in side)
     if over_images:
         names = {tuple(one["names"]) for side in counts for one in side if one is not None}
         over_images = len(names) == 1
@@ -162,10 +193,10 @@ def difference(first: Group, second: Group) -> Difference:
         raise ValueError("there are no counts per image of the same images, and no two seeds that both have")
     random = np.random.default_rng(0)
     if over_images:
-        sides = [_figures(side) for side in _drawn(counts, random)]
+        sides = [_figures(side, metric) for side in _drawn(counts, random)]
     else:
         sides = [
-            np.tile([[figure(data, "mIoU") or 0.0] for data in side], (1, RESAMPLES + 1)) for side in pairs
+            np.tile([[figure(data, metric) or 0.0] for data in side], (1, RESAMPLES + 1)) for side in pairs
         ]
     if seeded:  # the same pairs of runs on both sides; the first column is what was measured
         which = random.integers(0, len(pairs[0]), (len(pairs[0]), RESAMPLES + 1))
@@ -181,9 +212,9 @@ def difference(first: Group, second: Group) -> Difference:
     )
 
 
-def _pairs(first: Group, second: Group) -> list[list[Data]]:
+def _pairs(first: Group, second: Group, metric: str) -> list[list[Data]]:
     """The evaluated runs of both; only those of seeds that both have, in their order, if two or more are."""
-    sides = [[data for data in group.runs if figure(data, "mIoU") is not None] for group in (first, second)]
+    sides = [[data for data in group.runs if figure(data, metric) is not None] for group in (first, second)]
     if not all(sides):
         raise ValueError("not both are evaluated")
     by_seed = [{_seed(data): data for data in side} for side in sides]
@@ -221,13 +252,14 @@ def _drawn(counts: list[list[Any]], random: Any) -> list[list[Any]]:
     return [[{key: next(sums) for key in counted.KINDS} for _ in side] for side in counts]
 
 
-def _figures(side: list[Any]) -> Any:
-    """The mIoU in percent of each run (rows) on each draw (columns), over the classes that are there."""
+def _figures(side: list[Any], metric: str = USUAL) -> Any:
+    """The figure in percent of each run (rows) on each draw (columns), over the classes that are there."""
     import numpy as np
 
-    return np.array(
-        [counted.mean(counted.rates(*(one[key] for key in counted.KINDS))["IoU"]) for one in side]
-    )
+    counts = [[one[key] for key in counted.KINDS] for one in side]
+    if metric in ("aAcc", "fwIoU"):
+        return np.array([counted.overall(*one)[metric] for one in counts])
+    return np.array([counted.mean(counted.rates(*one)[metric[1:]]) for one in counts])
 
 
 # --------------------------------------------------------------------------------------------------- a table
@@ -235,16 +267,17 @@ def _figures(side: list[Any]) -> Any:
 
 def rows(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     """(columns, a row for each group); a column that begins with > holds numbers."""
-    shown = [name for name in (*METRICS, VALIDATION) if any(name in group.estimates for group in groups)]
+    names = _names([data for group in groups for data in group.runs])
+    names = [name for name in names if any(name in group.estimates for group in groups)]
     table = [
-        [group.name, str(len(group.runs)), *(str(group.estimates.get(name, "")) for name in shown)]
+        [group.name, str(len(group.runs)), *(str(group.estimates.get(name, "")) for name in names)]
         for group in groups
     ]
-    return ["group", ">runs", *(f">{name}" for name in shown)], table
+    return ["group", ">runs", *(f">{name}" for name in names)], table
 
 
 def _plain(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """`rows` for text, and by how much each group's mIoU differs from the best one's where that is known."""
+    """`rows` for text, and by how much each group differs from the best one where that is known."""
     columns, table = rows(groups)
     against = _against_best(groups)
     if against:
@@ -259,7 +292,7 @@ def _plain(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 
 
 def _against_best(groups: Sequence[Group]) -> dict[str, Difference]:
-    """A group's name -> what its mIoU has above the best group's."""
+    """A group's name -> what its figure has above the best group's."""
     return {
         one.second: Difference(one.second, one.first, -one.mean, -one.high, -one.low, one.p, one.over)
         for one in differences(groups)[0]
@@ -295,13 +328,13 @@ def _latex(text: str) -> str:
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """Mean, standard deviation and number in columns of their own, and the difference from the best mIoU."""
+    """Mean, standard deviation and number in columns of their own, and the difference from the best group."""
     import csv
     import io
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = (*METRICS, VALIDATION)
+    names = _names([data for group in groups for data in group.runs])
     figures = (f"{name} {what}" for name in names for what in ("mean", "std", "n"))
     writer.writerow(["group", "runs", *figures, "difference", "low", "high", "p"])
     against = _against_best(groups)

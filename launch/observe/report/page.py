@@ -12,12 +12,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from jobs.run import records
+from jobs.run import metrics, records
+from jobs.run.metrics import EVALUATED, FIGURES, USUAL
 from launch.observe import efficiency, wording
 from launch.observe.report import charts as report_charts
 from launch.observe.report import data as report_data
 from launch.observe.report.charts import Bar, Mark, Series
 from launch.observe.report.data import Data, Evaluation
+from launch.observe.states import Status
 
 STYLE = Path(__file__).with_name("report.css")
 GENERATOR = "Baton"
@@ -48,20 +50,28 @@ def document(title: str, body: str) -> str:
     )
 
 
-CURVES = (
-    ("Loss", "loss", "train", True),
-    ("Learning rate", "lr", "train", False),
-    ("mIoU of the validations, in percent", "mIoU", "val", False),
-)
+def curves(statuses: Sequence[Status]) -> list[tuple[str, str, str, bool]]:
+    """(title, name, kind, whether logarithmic) of each chart: what all trainings have, and the metrics that
+    these runs go by."""
+    names = dict.fromkeys(one.best.metric for one in statuses if one.best) or {USUAL: None}
+    return [
+        ("Loss", "loss", "train", True),
+        ("Learning rate", "lr", "train", False),
+        *(
+            (f"{name} of the validations{', in percent' if name in FIGURES else ''}", name, "val", False)
+            for name in names
+        ),
+    ]
 
 
 def _head(data: Data) -> str:
     one, past = data.status, data.past
     facts: list[tuple[str, str]] = []
-    if data.evaluation and data.evaluation.metrics.get("mIoU") is not None:
-        facts.append((percent(data.evaluation.metrics["mIoU"]), "mIoU, evaluated"))
-    if one.best_mIoU is not None:
-        facts.append((percent(one.best_mIoU), "best mIoU in validation"))
+    evaluated = metrics.evaluated(data.evaluation.metrics, one.best) if data.evaluation else None
+    if evaluated is not None:
+        facts.append((str(evaluated), f"{evaluated.metric}, evaluated"))
+    if one.best is not None:
+        facts.append((str(one.best), f"best {one.best.metric} in validation"))
     if one.step is not None:
         facts.append((f"{one.step:,}" + (f" / {one.max_steps:,}" if one.max_steps else ""), "steps"))
     if data.shares.ettr is not None:
@@ -82,7 +92,7 @@ def _head(data: Data) -> str:
 def _curves(data: Data) -> str:
     marks = interruptions(data)
     parts = []
-    for title, key, kind, logarithmic in CURVES:
+    for title, key, kind, logarithmic in curves([data.status]):
         series = [Series(title.split(",")[0], points_of(getattr(data, kind), key), kind == "val")]
         if chart := report_charts.lines(title, series, "step", marks, logarithmic):
             parts.append(f"<h2>{escape(title)}</h2>{chart}")
@@ -228,8 +238,6 @@ def _advice(data: Data) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-FIGURES = ("mIoU", "mAcc", "aAcc")
-"""Of an evaluation that does not say which it was asked for."""
 MORE_BY_CLASS = ("Acc", "Dice", "Fscore", "Precision", "Recall", "BoundaryIoU")
 
 
@@ -242,7 +250,7 @@ def _with_interval(metrics: dict[str, Any], name: str) -> str:
 
 def _evaluation(found: Evaluation) -> str:
     metrics = found.metrics
-    figures = " · ".join(_with_interval(metrics, name) for name in metrics.get("asked", FIGURES))
+    figures = " · ".join(_with_interval(metrics, name) for name in metrics.get("asked", EVALUATED[:3]))
     augmented = f", augmented ({metrics['augmented']})" if metrics.get("augmented") else ""
     parts = [
         f"<h2>Evaluation</h2><p>{escape(figures)} <span class=soft>("

@@ -192,7 +192,7 @@ def facts(past: History, now: float) -> dict[str, float]:
     saved = [mark for one in past.incarnations for mark in one.marks if mark.event == "checkpoint"]
     found["checkpoint/count"] = len(saved)
     if past.best is not None:
-        found |= {"best/mIoU": past.best[0], "best/step": past.best[1]}
+        found |= {f"best/{past.best.metric}": past.best.value, "best/step": past.best.step}
     return {key: float(value) for key, value in found.items() if value is not None}
 
 

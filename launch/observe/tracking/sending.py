@@ -22,7 +22,7 @@ import msgspec
 
 from jobs.run import files, records
 from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 from launch.observe.tracking import content
 from launch.observe.tracking.content import About, Content, Row
 
@@ -133,7 +133,7 @@ class Sender:
         try:
             action()
         except Exception as error:  # its package's, of whatever kind
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = one_line(error, 300)
             if reason != self.failed:
                 print(f"{self.name} did not take the curves: {reason}", file=self.output, flush=True)
             self.failed, self.service = reason, None

@@ -1,0 +1,52 @@
+"""The figure that a run goes by, in tables of runs that may go by different ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from jobs.run.metrics import USUAL, Figure
+from launch.observe import wording
+from launch.observe.states import Status
+
+
+def shared(figures: Iterable[Figure | None]) -> str | None:
+    """The metric of all of them, the usual one of none; None if they are of several."""
+    names = {one.metric for one in figures if one is not None} or {USUAL}
+    return names.pop() if len(names) == 1 else None
+
+
+def heads(found: Iterable[Status]) -> tuple[str, str]:
+    """What the columns of the best validations and of the evaluations are called, safe for a terminal."""
+    found = list(found)
+    best, told = shared(one.best for one in found), [one.evaluated for one in found if one.evaluated]
+    evaluated = shared(told) if told else best
+    best, evaluated = (
+        one and wording.cut(wording.safe(" ".join(one.split())), 24) for one in (best, evaluated)
+    )
+    return f"best {best}" if best else "best", evaluated or "evaluated"
+
+
+def cell(one: Figure | None, head: str) -> str:
+    """The value, with its name where the column's head does not say it."""
+    if one is None:
+        return ""
+    return str(one) if head.removeprefix("best ") == one.metric else f"{one.metric} {one}"
+
+
+def best_of(figures: Iterable[Figure | None]) -> Figure | None:
+    """The best of them; None if they are of several metrics."""
+    known = [one for one in figures if one is not None]
+    if not known or shared(known) is None:
+        return None
+    return (min if known[0].less else max)(known, key=lambda one: one.value)
+
+
+def as_json(one: Status) -> dict[str, Any]:
+    """A run for --json: `best` and `evaluated` name their metrics; the usual ones have keys of their own."""
+    usual = {f"best_{USUAL}": one.best, USUAL: one.evaluated}
+    values = {key: it.value if it is not None and it.metric == USUAL else None for key, it in usual.items()}
+    found: dict[str, Any] = msgspec.to_builtins(one)
+    return found | values
