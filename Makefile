@@ -82,7 +82,7 @@ zoo: setup
 
 slurm-tests: setup test-tools slurm-if-possible
 	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow" -n 3 --dist worksteal
-	$(PYTHON_A) -m pytest tests/slurm -q -m slow -k "$(ACCEPTANCE)"
+	$(PYTHON_A) -m pytest tests/slurm -q -m slow -n 2 --dist worksteal -k "$(ACCEPTANCE)"
 
 acceptance: setup slurm
 	$(PYTHON_A) -m pytest tests/slurm/test_acceptance.py -v
@@ -117,10 +117,11 @@ define try-torch
 endef
 
 # The services that show curves, ONNX and rasterio, by their own packages, in an environment on top of .venv.
+# Four at once: the longest wait for services that do not answer.
 trackers: setup
 	@env/trackers.sh
 	.venv-track/bin/python -m pytest tests/local/test_trackers.py tests/local/test_export.py tests/local/test_infer_large.py \
-		-q -n 2 --dist worksteal -k "trackers or onnx or graph or large"
+		-q -n 4 --dist worksteal -k "trackers or onnx or graph or large"
 
 torch-oldest: setup
 	$(call try-torch,$(OLDEST),$(USE_TORCH))

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import repository
@@ -29,7 +30,8 @@ from jobs.run.errors import UserError, run_command
 CHECKOUT: Path = repository.ROOT
 RELEASES = ("bookworm", "trixie", "testing")
 PACKAGES = "slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname,python3-venv"
-# All that these tests need of a version is its own; several workers, for most of their time is waiting.
+# All that these tests need of a version is its own; several workers, and the versions at once, for most of their
+# time is waiting.
 DIFFERING = ("-m", "versions", "-n", "4")
 NOT_HERE = 3
 
@@ -48,34 +50,40 @@ def main() -> int:
     options = [*(DIFFERING if arguments.differing else ()), *further]
     with tempfile.TemporaryDirectory(prefix="baton-slurms-") as folder:
         roots = arguments.roots or Path(folder)
-        told = []
-        for release in arguments.releases:
-            code, line = play(release, roots / release, options)
-            if code == NOT_HERE:
-                required = os.environ.get("BATON_REQUIRE_SLURM") and os.getuid() == 0
-                print("other versions of Slurm are not tested: see above", file=sys.stderr)
-                return 1 if required else NOT_HERE
-            told.append((code, line))
+
+        def tested(release: str) -> tuple[int, str]:
+            told = play(release, roots / release, options, capture=arguments.differing)
             if arguments.roots is None:
-                shutil.rmtree(roots / release)
+                shutil.rmtree(roots / release, ignore_errors=True)
+            return told
+
+        with ThreadPoolExecutor(len(arguments.releases) if arguments.differing else 1) as pool:
+            told = list(pool.map(tested, arguments.releases))
+    if NOT_HERE in (code for code, _ in told):
+        required = os.environ.get("BATON_REQUIRE_SLURM") and os.getuid() == 0
+        print("other versions of Slurm are not tested: see above", file=sys.stderr)
+        return 1 if required else NOT_HERE
     print("\n".join(line for _, line in told))
     return int(any(code for code, _ in told))
 
 
-def play(release: str, root: Path, options: list[str]) -> tuple[int, str]:
-    """Runs the tests on a release's Slurm: (exit code, what to say of it)."""
+def play(release: str, root: Path, options: list[str], capture: bool) -> tuple[int, str]:
+    """Runs the tests on a release's Slurm: (exit code, what to say of it). `capture`: prints what they print
+    when they are done, for others are printing, too."""
     asked = bare(release, root, ["slurmctld", "-V"], capture=True)
     if asked.returncode:
         return asked.returncode, f"{release}: no root"
     version = asked.stdout.split()[-1]
-    print(f"\n=== Slurm {version} ({release})", flush=True)
+    title = f"\n=== Slurm {version} ({release})\n"
+    print("" if capture else title, end="", flush=True)
     begin = time.monotonic()
     ready, _ = environment()
-    command = f'{ready} && exec .venv/bin/python -m pytest tests/slurm -q "$@"'
-    code = bare(release, root, ["sh", "-c", command, "sh", *options]).returncode
+    command = f'{ready} && exec .venv/bin/python -m pytest tests/slurm -q "$@" 2>&1'
+    done = bare(release, root, ["sh", "-c", command, "sh", *options], capture)
+    print(f"{title}{done.stdout}" if capture else "", end="", flush=True)
     minutes, seconds = divmod(round(time.monotonic() - begin), 60)
-    result = "passed" if code == 0 else f"FAILED (exit code {code})"
-    return code, f"Slurm {version:8} ({release:8}): {result} in {minutes} min {seconds:02} s"
+    result = "passed" if done.returncode == 0 else f"FAILED (exit code {done.returncode})"
+    return done.returncode, f"Slurm {version:8} ({release:8}): {result} in {minutes} min {seconds:02} s"
 
 
 def bare(
