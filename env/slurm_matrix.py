@@ -30,8 +30,8 @@ from jobs.run.errors import UserError, run_command
 CHECKOUT: Path = repository.ROOT
 RELEASES = ("bookworm", "trixie", "testing")
 PACKAGES = "slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname,python3-venv"
-# All that these tests need of a version is its own; several workers, and the versions at once, for most of their
-# time is waiting.
+# All that these tests need of a version is its own. Several workers, and the versions at once: most of it is
+# waiting.
 DIFFERING = ("-m", "versions", "-n", "4")
 NOT_HERE = 3
 
