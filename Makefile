@@ -82,7 +82,7 @@ zoo: setup
 
 slurm-tests: setup test-tools slurm-if-possible
 	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow" -n 3 --dist worksteal
-	$(PYTHON_A) -m pytest tests/slurm -q -m slow -n 2 --dist worksteal -k "$(ACCEPTANCE)"
+	$(PYTHON_A) -m pytest tests/slurm -q -m slow -k "$(ACCEPTANCE)"
 
 acceptance: setup slurm
 	$(PYTHON_A) -m pytest tests/slurm/test_acceptance.py -v
