@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from jobs.catalog import installed, supported
-from jobs.run.directory import Run
+from jobs.run.directory import Run, write_atomically
 from jobs.run.exit_codes import RESUME
 from launch.submit import config_files, configs, snapshot
 from tests.support import tiny
@@ -420,7 +420,7 @@ def keep(family: str, found: dict[str, Any]) -> None:
         results[family] = found | {key: value for key, value in before.items() if key == "on_two"}
     elif before:
         before["on_two"] = found["reached"]
-    RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    write_atomically(RESULTS, (json.dumps(dict(sorted(results.items())), indent=1) + "\n").encode())
 
 
 def tried(family: str, ranks: int) -> tuple[str, dict[str, Any], float]:
