@@ -53,8 +53,8 @@ def main() -> int:
 
         def tested(release: str) -> tuple[int, str]:
             told = play(release, roots / release, options, capture=arguments.differing)
-            if arguments.roots is None:
-                shutil.rmtree(roots / release, ignore_errors=True)
+            if arguments.roots is None and (roots / release).exists():
+                shutil.rmtree(roots / release)
             return told
 
         with ThreadPoolExecutor(len(arguments.releases) if arguments.differing else 1) as pool:
@@ -75,12 +75,14 @@ def play(release: str, root: Path, options: list[str], capture: bool) -> tuple[i
         return asked.returncode, f"{release}: no root"
     version = asked.stdout.split()[-1]
     title = f"\n=== Slurm {version} ({release})\n"
-    print("" if capture else title, end="", flush=True)
+    if not capture:
+        print(title, end="", flush=True)
     begin = time.monotonic()
     ready, _ = environment()
     command = f'{ready} && exec .venv/bin/python -m pytest tests/slurm -q "$@" 2>&1'
     done = bare(release, root, ["sh", "-c", command, "sh", *options], capture)
-    print(f"{title}{done.stdout}" if capture else "", end="", flush=True)
+    if capture:
+        print(title + done.stdout, end="", flush=True)
     minutes, seconds = divmod(round(time.monotonic() - begin), 60)
     result = "passed" if done.returncode == 0 else f"FAILED (exit code {done.returncode})"
     return done.returncode, f"Slurm {version:8} ({release:8}): {result} in {minutes} min {seconds:02} s"
