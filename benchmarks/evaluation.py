@@ -53,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     harness.restart_with(OMP_NUM_THREADS="1")
     metric_alone(arguments.rounds)
-    with whole_test("configs/demo.py", arguments.images, arguments.processes) as (ours, peer, details):
+    with whole_test("configs/demo.py", arguments.images, arguments.processes) as (ours, peer, details, _):
         harness.compare(
             "evaluation",
             f"whole test of {arguments.images} images, demo's network, {arguments.processes} CPU processes",
@@ -81,7 +81,7 @@ def main() -> None:
             better="lower",
             raw={"seconds_rank_0": around},
         )
-    with whole_test(pipeline.RECIPE, arguments.large, arguments.processes) as (ours, peer, details):
+    with whole_test(pipeline.RECIPE, arguments.large, arguments.processes) as (ours, peer, details, _):
         harness.compare(
             "evaluation_recipe",
             f"whole test of {arguments.large} images, recipe's network, {arguments.processes} CPU processes",
@@ -158,8 +158,9 @@ def label_map(number: int, border: int) -> np.ndarray[Any, Any]:
 @contextlib.contextmanager
 def whole_test(
     config: str, images: int, processes: int, workers: int = 0
-) -> Iterator[tuple[Figure, Figure, dict[str, Any]]]:
-    """The two sides of a whole test, to run within the block, and the details that they collect.
+) -> Iterator[tuple[Callable[..., float], Figure, dict[str, Any], Run]]:
+    """The two sides of a whole test, to run within the block (ours with more options, if given), the details
+    that they collect, and the run, with our result in `ours/`.
 
     `workers`: that load, a process. Where each process has one core, they would only take it from the model.
     Raises AssertionError at its end if the two found different figures.
@@ -171,8 +172,8 @@ def whole_test(
         peer_command = [sys.executable, str(Path(__file__)), "--peer", str(run.path)]
         details: dict[str, Any] = {"processes": processes, "seconds_rank_0": {"ours": [], "peer": []}}
 
-        def ours() -> float:
-            seconds = start(command, processes, run)
+        def ours(*more: str) -> float:
+            seconds = start([*command, *more], processes, run)
             details["seconds_rank_0"]["ours"].append(found("ours/metrics.json")["seconds_rank_0"])
             return seconds
 
@@ -184,7 +185,7 @@ def whole_test(
         def found(name: str) -> Any:
             return json.loads((run.path / name).read_text())
 
-        yield ours, peer, details
+        yield ours, peer, details, run
         for key in ("mIoU", "mAcc", "aAcc"):
             a, b = found("ours/metrics.json")[key], found("theirs.json")[key]
             if abs(a - b) > 0.0051:

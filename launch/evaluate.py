@@ -47,12 +47,21 @@ def main() -> int:
         action="store_true",
         help="test-time augmentation: the config's tta_model and tta_pipeline, or 6 scales, each flipped too",
     )
+    parser.add_argument(
+        "--batch",
+        type=options.whole("--batch", 1, 1024),
+        default=1,
+        metavar="N",
+        help="images of one size at once (default 1): faster on a GPU, the last digit of a figure may differ",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
     options.add_common(parser)
     arguments = parser.parse_args()
 
     if bool(arguments.run) == bool(arguments.config):
         raise UserError("name a run to evaluate, or a config with --config: one of the two")
+    if arguments.tta and arguments.batch > 1:
+        raise UserError("--batch is not for --tta, which has several passes of each image: leave out one")
     if arguments.config:
         return evaluate_new(arguments)
     if arguments.data_root:
@@ -60,6 +69,8 @@ def main() -> int:
     run = runs.find(arguments.run)
     if arguments.tta:
         programs.require(run, "jobs/evaluate/augmentation.py", "--tta")
+    if arguments.batch > 1:
+        programs.require(run, "jobs/evaluate/batches.py", "--batch")
     resolved = options.settings(arguments, options.profile_of(arguments, run, "evaluate"), "evaluate")
     job = batch(arguments, run, resolved, options.checkpoint(arguments.checkpoint, run))
     return single_job.show(job) if arguments.dry_run else submit(arguments, run, job)
@@ -90,6 +101,7 @@ def evaluate_new(arguments: argparse.Namespace) -> int:
 
 def batch(arguments: argparse.Namespace, run: Run, resolved: profiles.Resolved, checkpoint: str) -> Batch:
     more = ["--tta"] if arguments.tta else []
+    more += ["--batch", str(arguments.batch)] if arguments.batch > 1 else []
     more += ["--pictures", *arguments.pictures] if arguments.pictures else []
     return single_job.batch(
         run.path, resolved, ["--checkpoint", checkpoint, "--again", *more], f"{run.name}-evaluate"

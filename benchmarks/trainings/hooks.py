@@ -14,9 +14,13 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
+from torch.utils.data import dataloader
 
 from jobs.engine import devices
 from jobs.run.exit_codes import RESUME
+
+READY = 0.001
+"""Seconds within which a batch that is there is in the training's hands."""
 
 
 @HOOKS.register_module()
@@ -94,9 +98,10 @@ class Steps(Hook):
 @HOOKS.register_module()
 class Measure(Steps):
     """`Steps`, and of the `counted` steps after the first `warm_up`: seconds a step (the device waited for at
-    both ends), the share of them in which the training waited for data, the share in which the device
-    computed (of five steps more, by torch's profiler; null on the CPU), the most memory that tensors had; and
-    the seconds from BEGAN, if it is set, to the end of the first step.
+    both ends), the share of them in which the training waited for its next batch, and how many of them did
+    for more than READY, the share in which the device computed (of five steps more, by torch's profiler; null
+    on the CPU), the most memory that tensors had; and the seconds from BEGAN, if it is set, to the end of the
+    first step.
 
     `tf32`: whether convolutions, and whether products of matrices, may be in TF32; None as torch has it."""
 
@@ -108,13 +113,23 @@ class Measure(Steps):
             torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
         self.warm_up, self.counted = warm_up, counted
         self.found: dict[str, Any] = {"busy": None}
-        self.steps, self.waited, self.ended, self.began = 0, 0.0, 0.0, 0.0
+        self.steps, self.began = 0, 0.0
+        self.waits: list[float] = []
         self.profiler: Any = None
 
-    def before_train_iter(self, runner: Any, *rest: Any, **options: Any) -> None:
-        super().before_train_iter(runner, *rest, **options)
-        if self.warm_up < self.steps < self.warm_up + self.counted:
-            self.waited += time.perf_counter() - self.ended
+    def before_train(self, runner: Any) -> None:
+        super().before_train(runner)
+        # What either side's loop takes its batches from.
+        loader: Any = dataloader._BaseDataLoaderIter
+        plain = loader.__next__
+
+        def timed(iterator: Any) -> Any:
+            begin = time.perf_counter()
+            batch = plain(iterator)
+            self.waits.append(time.perf_counter() - begin)
+            return batch
+
+        loader.__next__ = timed
 
     def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:  # noqa: ARG002
         self.steps += 1
@@ -128,14 +143,15 @@ class Measure(Steps):
         elif done == self.counted:
             devices.synchronise()
             seconds = time.perf_counter() - self.began
-            self.found |= {"step": seconds / self.counted, "wait": self.waited / seconds}
+            waits = self.waits[self.warm_up : self.steps]
+            self.found |= {"step": seconds / self.counted, "wait": sum(waits) / seconds}
+            self.found["waited"] = sum(wait > READY for wait in waits)
             self.found["peak"] = devices.peak_bytes()
             self.profile()
         elif done == self.counted + 5 and self.profiler is not None:
             devices.synchronise()
             self.profiler.stop()
             self.found["busy"] = self.computed() / (time.perf_counter() - self.began)
-        self.ended = time.perf_counter()
 
     def profile(self) -> None:
         from torch import profiler

@@ -24,7 +24,7 @@ from jobs.run.task import read as read_task
 from jobs.supervise import tracking
 
 ABOUT = (
-    *("asked", "not_computed", "checkpoint", "digest", "augmented", "images", "processes"),
+    *("asked", "not_computed", "checkpoint", "digest", "augmented", "images", "processes", "batch"),
     *("seconds", "seconds_rank_0"),
 )
 """What metrics.json has beside figures."""
@@ -56,7 +56,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
     us = ranks.join(run)
     if done is not None:
         return repeat(run, us, checkpoint.name, done, where)
-    test = counting.Test(run, checkpoint, us, where, arguments.tta, arguments.pictures)
+    test = counting.Test(run, checkpoint, us, where, arguments.tta, arguments.pictures, arguments.batch)
     test.count(f"evaluating {checkpoint.name}")
     gathered = test.gathered()
     taken = {*gathered.figures, *ABOUT} if gathered else ()
@@ -73,6 +73,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
         "augmented": test.augmented,
         "images": len(test.dataset),
         "processes": us.size,
+        "batch": test.batch,
         "seconds": round(time.monotonic() - began, 3),
         "seconds_rank_0": {key: round(value, 3) for key, value in test.spent.items()},
     }  # fmt: skip
@@ -134,6 +135,9 @@ def parse() -> argparse.Namespace:
         "--tta",
         action="store_true",
         help="test-time augmentation: the config's tta_model and tta_pipeline, or scales and flips",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="images of one size at a time (default 1)"
     )
     parser.add_argument("--out", type=Path, help="result folder (default RUN/eval/CHECKPOINT-DIGEST[-tta])")
     parser.add_argument("--again", action="store_true", help="also if there is a result for this checkpoint")

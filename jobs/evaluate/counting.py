@@ -14,6 +14,7 @@ import numpy as np
 
 from jobs.engine import ranks
 from jobs.evaluate import asked, augmentation, per_image
+from jobs.evaluate.batches import batch_of, first_of, of_one_size
 from jobs.evaluate.drawing import Pictures, path_of
 from jobs.evaluate.others import Others
 from jobs.mmseg import data, figures, labels, sampling
@@ -40,11 +41,19 @@ class Gathered:
 
 class Test:
     def __init__(
-        self, run: Run, checkpoint: Path, us: ranks.Ranks, where: Path, tta: bool, pictures: list[str]
+        self,
+        run: Run,
+        checkpoint: Path,
+        us: ranks.Ranks,
+        where: Path,
+        tta: bool,
+        pictures: list[str],
+        batch: int = 1,
     ) -> None:
-        """Raises UserError for whatever does not fit: the checkpoint, the dataset, what is to be drawn."""
+        """`batch`: images of one size that the model may see at once. Raises UserError for whatever does not
+        fit: the checkpoint, the dataset, what is to be drawn."""
         cfg = models.config(run)
-        self.us, self.cfg, self.where = us, cfg, where
+        self.us, self.cfg, self.where, self.batch = us, cfg, where, batch
         self.asked, others, self.beta = asked.wanted(cfg)
         self.ignore = asked.ignored(cfg)
         self.seed = int((cfg.get("randomness") or {}).get("seed") or 0)
@@ -71,24 +80,30 @@ class Test:
         samples = [sampling.Sample(index, seed) for index, seed in zip(mine, seeds, strict=True)]
         with progress.task(told, len(mine)) as advance:
             ready = loaded(self.cfg, self.dataset, samples, self.spent)
-            for index, sample in zip(samples, ready, strict=True):
-                self.one(index, sample)
-                advance(1)
+            for alike in of_one_size(zip(samples, ready, strict=True), self.batch):
+                self.some(alike)
+                advance(len(alike))
 
-    def one(self, index: sampling.Sample, sample: Any) -> None:
+    def some(self, alike: list[tuple[sampling.Sample, Any]]) -> None:
+        """Images of one size, at once."""
         # By the image, so that it does not matter which process has it, nor after which other.
-        sampling.seed_everything(index.seed)
-        batch = batch_of(sample)
+        sampling.seed_everything(alike[0][0].seed)
+        batch = batch_of([sample for _, sample in alike])
         outputs = timed(self.spent, "model", lambda: predict(self.model, batch))
-        prediction, first = labels_of(outputs), first_of(sample)
+        for (index, sample), output in zip(alike, outputs, strict=True):
+            self.one(index, sample, output)
+
+    def one(self, index: sampling.Sample, sample: Any, output: Any) -> None:
+        prediction, first = timed(self.spent, "model", lambda: labels_of(output)), first_of(sample)
         truth = truth_of(first)
         matrix, boundary = timed(
             self.spent, "counting", lambda: counted(first, truth, prediction, len(self.names), self.ignore)
         )
         self.matrix += matrix
-        score, _ = per_image.score(self.each.add(matrix, boundary))
+        score, _ = per_image.score(self.each.add(int(index), matrix, boundary))
         if self.others:
-            timed(self.spent, "counting", lambda: self.others.process(int(index), batch, outputs))
+            batch = batch_of([sample])
+            timed(self.spent, "counting", lambda: self.others.process(int(index), batch, [output]))
         timed(
             self.spent,
             "pictures",
@@ -164,31 +179,16 @@ def as_it_is(sample: Any) -> Any:
     return sample
 
 
-def batch_of(sample: Any) -> dict[str, Any]:
-    """A batch of one, as mmengine's loaders make it; of an augmented sample, a list of such batches' parts
-    (mmengine's BaseTTAModel)."""
-    if isinstance(sample["data_samples"], list):
-        return {key: [[one] for one in values] for key, values in sample.items()}
-    return {key: [value] for key, value in sample.items()}
-
-
-def first_of(sample: Any) -> Any:
-    """The data sample; of an augmented one the first, whose annotation mmseg's SegTTAModel takes too."""
-    found = sample["data_samples"]
-    return found[0] if isinstance(found, list) else found
-
-
 def predict(model: Any, batch: dict[str, Any]) -> list[Any]:
-    """What the model says of a batch of one."""
+    """What the model says of each of a batch."""
     import torch
 
     with torch.no_grad():
         return list(model.test_step(batch))
 
 
-def labels_of(outputs: list[Any]) -> np.ndarray:
+def labels_of(result: Any) -> np.ndarray:
     """Class numbers (int64, H × W) in the size of the original image."""
-    (result,) = outputs
     # Of a model with one output (`use_sigmoid`) mmseg gives them as floats.
     return np.asarray(result.pred_sem_seg.data.squeeze(0).cpu().numpy()).astype(np.int64, copy=False)
 

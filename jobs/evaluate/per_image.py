@@ -22,21 +22,21 @@ KINDS = (*counted.KINDS, *(f"boundary_{kind}" for kind in counted.KINDS))
 
 
 class PerImage:
-    """The counts of one process's images, in the order in which they came."""
+    """The counts of one process's images."""
 
     def __init__(self) -> None:
-        self.rows: list[np.ndarray] = []
+        self.rows: dict[int, np.ndarray] = {}
 
-    def add(self, matrix: np.ndarray, boundary: np.ndarray) -> np.ndarray:
-        """`matrix`: figures.confusion of an image; `boundary`: of its pixels near boundaries. Returns the
-        image's row (KINDS × classes, uint32)."""
+    def add(self, number: int, matrix: np.ndarray, boundary: np.ndarray) -> np.ndarray:
+        """`number`: the image's in the dataset; `matrix`: figures.confusion of it; `boundary`: of its pixels
+        near boundaries. Returns the image's row (KINDS × classes, uint32)."""
         row = np.stack([one for part in (matrix, boundary) for one in _sums(part)]).astype(np.uint32)
-        self.rows.append(row)
+        self.rows[number] = row
         return row
 
     def tobytes(self) -> bytes:
-        """Compressed, for the other processes: of most classes an image has no pixel."""
-        return zlib.compress(b"".join(row.tobytes() for row in self.rows), 1)
+        """By number, compressed, for the other processes: of most classes an image has no pixel."""
+        return zlib.compress(b"".join(row.tobytes() for _, row in sorted(self.rows.items())), 1)
 
 
 def _sums(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -201,6 +201,8 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     cfg.default_hooks = dict(cfg.get("default_hooks") or {}) | {"checkpoint": None}
     if session.device == "cpu":
         without_gpu(cfg, session)
+    else:
+        pin(cfg)
     if cfg.get("compile"):
         cfg.compile = exact_compiling(cfg.compile)
         kernels.keep(session.run, session.rank, os.environ)
@@ -271,6 +273,15 @@ def without_gpu(cfg: Config, session: Session) -> None:
             "find_unused_parameters": unused,
         }
         cfg.model_wrapper_cfg = default | dict(cfg.get("model_wrapper_cfg") or {}) | {"device_ids": None}
+
+
+def pin(cfg: Config) -> None:
+    """Has torch's loaders put batches into pinned memory, unless the config says otherwise. What counts is
+    the thread that does so: it also takes them over from the workers, which the training does not wait for
+    then."""
+    for name in ("train_dataloader", "val_dataloader"):
+        if cfg.get(name):
+            cfg[name].setdefault("pin_memory", True)
 
 
 def saving(cfg: Config) -> Settings:

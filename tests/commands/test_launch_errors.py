@@ -46,6 +46,7 @@ CASES = {
         "must not set 'output'",
     ),
     "unknown run": ("evaluate", [*LOCAL, "nobody"], "there is no run 'nobody'"),
+    "several passes of several": ("evaluate", [*LOCAL, "x", "--tta", "--batch", "2"], "--batch is not for"),
     "nothing to resume": ("train", [*LOCAL, "--resume", "nobody"], "there is no run 'nobody'"),
     "a resume with another seed": ("train", ["--resume", "x", "--seed", "0"], "it takes no --seed"),
     "a resume with another config": ("train", ["--resume", "x", *TINY], "it takes no --config"),

@@ -218,7 +218,7 @@ def test_an_evaluation_is_told_with_its_intervals_and_the_worst_images_first(tmp
     total = np.zeros((2, 2), np.int64)
     for right in (9, 2, 6):
         matrix = np.array([[right, 10 - right], [0, 5]])
-        each.add(matrix, matrix)
+        each.add(len(each.rows), matrix, matrix)
         total += matrix
     counts = per_image.joined([each.tobytes()], 3, 2)
     order, scores = per_image.worst_first(counts)

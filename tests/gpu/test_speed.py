@@ -8,10 +8,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import evaluation
 from benchmarks.trainings import start
+from jobs.run import files
 from jobs.run.directory import Run
 from tests.gpu import work
 from tests.gpu.work import ON_CPU, RECIPE, Show
@@ -21,6 +23,9 @@ pytestmark = pytest.mark.slow
 
 WARM_UP, COUNTED, PROFILED, EVERY, SAVES = (2, 3, 5, 2, 2) if ON_CPU else (10, 30, 5, 10, 3)
 BATCH = 4
+AT_ONCE = 8
+"""Images of one size that an evaluation has the model see at once."""
+PARTS = ("loading", "model", "counting")
 AMP = {"optim_wrapper__type": "AmpOptimWrapper", "optim_wrapper__dtype": "bfloat16"}
 LAST = {"baton__channels_last": True}
 BOTH = "as torch has it"
@@ -50,7 +55,8 @@ def figures(option: str, side: str, one: dict[str, Any], show: Show) -> None:
     found = [f"{BATCH / one['step']:.3g} images/s", f"{one['step'] * 1000:.3g} ms a step"]
     if one["busy"] is not None:
         found += [f"GPU busy {one['busy']:.0%}", f"peak {one['peak'] / 2**30:.2f} GiB"]
-    found += [f"waits for data {one['wait']:.1%}", f"save stall {statistics.median(stalls):.3f} s"]
+    waited = f"waits for data {one['wait']:.1%} ({one['waited']} of {COUNTED} steps > 1 ms)"
+    found += [waited, f"save stall {statistics.median(stalls):.3f} s"]
     if "first" in one:
         found.append(f"first step after {one['first']:.1f} s")
     show(f"training, {option}, {side}", ", ".join(found))
@@ -70,15 +76,29 @@ def test_an_evaluation(show: Show) -> None:
     """That both sides find the same figures, `whole_test` looks itself."""
     images, workers = (6, 0) if ON_CPU else (200, 4)
     config = "configs/demo.py" if ON_CPU else "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
-    with evaluation.whole_test(config, images, 1, workers) as (ours, peer, details):
+    with evaluation.whole_test(config, images, 1, workers) as (ours, peer, details, run):
+        ours("--batch", str(AT_ONCE))
+        batched = confusion(run.path / "ours")
         ours()
+        one_by_one = confusion(run.path / "ours")
         peer()
-        (mine,), (theirs,) = details["seconds_rank_0"]["ours"], details["seconds_rank_0"]["peer"]
-    spent = sum(mine[key] for key in ("loading", "model", "counting"))
-    for side, seconds, parts in (("Baton", spent, mine), ("mmseg", theirs["all"], theirs)):
-        where = ", ".join(f"{parts[key]:.2f} s {key}" for key in ("model", "counting"))
-        show(f"evaluation of {images} images, {side}", f"{images / seconds:.3g} images/s ({where})")
-    show("evaluation, against mmseg", f"{theirs['all'] / spent:.2f}× (goal ≥ 2×)")
+        (together, mine), (theirs,) = details["seconds_rank_0"]["ours"], details["seconds_rank_0"]["peer"]
+    sides = {"Baton": mine, f"Baton, {AT_ONCE} at once": together, "mmseg": theirs}
+    theirs["loading"] = theirs["all"] - theirs["model"] - theirs["counting"]
+    spent = {side: sum(parts[key] for key in PARTS) for side, parts in sides.items()}
+    for side, parts in sides.items():
+        where = ", ".join(f"{parts[key]:.2f} s {key}" for key in PARTS)
+        show(f"evaluation of {images} images, {side}", f"{images / spent[side]:.3g} images/s ({where})")
+    show("evaluation, against mmseg", f"{spent['mmseg'] / spent['Baton']:.2f}× (goal ≥ 2×)")
+    pixels = int(one_by_one.sum())
+    apart = int(np.abs(one_by_one - batched).sum()) / 2
+    show(f"evaluation, {AT_ONCE} at once", f"{apart:.0f} of {pixels:,} pixels counted otherwise")
+    assert batched.sum() == pixels
+    assert apart < pixels / 1000
+
+
+def confusion(folder: Path) -> np.ndarray:
+    return np.genfromtxt(folder / files.EVAL_CONFUSION, delimiter=",", skip_header=1)[:, 1:]
 
 
 @pytest.mark.parametrize("option", OTHERS)

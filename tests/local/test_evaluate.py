@@ -111,6 +111,33 @@ def test_two_processes_count_as_one(random_run: Run, tmp_path: Path) -> None:
         assert low < high
 
 
+def test_several_at_once_count_as_one_by_one(random_run: Run, tmp_path: Path) -> None:
+    """Also images of two sizes, in turn, and other metrics, whose results stay in the images' order."""
+    run = with_more(random_run, tmp_path, MORE)
+    folder = (run.code / "data").resolve() / "VOCdevkit/VOC2012"
+    data = tmp_path / "data/VOCdevkit/VOC2012"
+    shutil.copytree(folder, data)
+    for number, name in enumerate((data / "ImageSets/Segmentation/val.txt").read_text().split()):
+        for path in (data / f"JPEGImages/{name}.jpg", data / f"SegmentationClass/{name}.png"):
+            if number % 2:
+                Image.open(path).resize((64, 48), Image.Resampling.NEAREST).save(path)
+    (run.code / "data").unlink()
+    (run.code / "data").symlink_to(tmp_path / "data")
+    for batch in (1, 2):
+        out = str(tmp_path / str(batch))
+        (done,) = evaluate(run, "--out", out, "--pictures", "0", "--batch", str(batch))
+        assert done.returncode == 0, done.stderr
+    one, two = figures(tmp_path / "1"), figures(tmp_path / "2")
+    assert (one["batch"], two["batch"]) == (1, 2)
+    for name in ("mIoU", "aAcc", "mBoundaryIoU", "own/images", "own/classes"):
+        assert two[name] == pytest.approx(one[name], abs=0.05), name
+    counts = [dict(np.load(tmp_path / str(n) / "per_image.npz", allow_pickle=False)) for n in (1, 2)]
+    assert (counts[0]["truth"] == counts[1]["truth"]).all()
+    assert (counts[0]["names"] == counts[1]["names"]).all()
+    wrong = np.abs(counts[0]["hits"].astype(int) - counts[1]["hits"].astype(int)).sum()
+    assert wrong < counts[0]["truth"].sum() / 500
+
+
 def test_the_worst_images_come_first(random_run: Run, tmp_path: Path) -> None:
     run = with_more(random_run, tmp_path, "")
     drawn = {}

@@ -82,9 +82,17 @@ def test_exactness_is_put_into_a_copy(tmp_path: Path) -> None:
     kinds = [step["type"] for step in prepared.train_dataloader.dataset.dataset.pipeline]
     assert "FastRandomCrop" in kinds
     assert cfg.train_dataloader.sampler.type == "DefaultSampler"
+    assert "pin_memory" not in prepared.train_dataloader
     # Half the ranks: twice the rounds.
     one = session(tmp_path, ranks=1)
     assert config.prepare(cfg, one, global_batch=8).train_dataloader.sampler.rounds == 2
+
+
+def test_batches_for_a_gpu_are_pinned_unless_the_config_says_otherwise(tmp_path: Path) -> None:
+    here = session(tmp_path, ranks=1, val_dataloader__pin_memory=False)
+    here.device = "cuda:0"
+    prepared = config.prepare(config.resolve(here), here, global_batch=4)
+    assert (prepared.train_dataloader.pin_memory, prepared.val_dataloader.pin_memory) == (True, False)
 
 
 @pytest.mark.parametrize(

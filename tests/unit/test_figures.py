@@ -92,11 +92,12 @@ def test_the_trimap_is_what_lies_within_its_width_of_a_boundary() -> None:
 def counted(images: int, skill: float) -> np.ndarray:
     """The counts of made images, some harder than others."""
     random, each = np.random.default_rng(3), per_image.PerImage()
-    for _ in range(images):
+    for number in range(images):
         truth = random.integers(0, 4, 300)
         wrong = random.random(300) > skill + random.uniform(-0.2, 0.1)
         prediction = np.where(wrong, random.integers(0, 4, 300), truth)
-        each.add(confusion(truth, prediction, 5, 255), confusion(truth[:90], prediction[:90], 5, 255))
+        matrix, near = (confusion(truth[:end], prediction[:end], 5, 255) for end in (300, 90))
+        each.add(number, matrix, near)
     return per_image.joined([each.tobytes()], images, 5)
 
 
@@ -135,9 +136,9 @@ def test_one_draw_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_worst_image_has_the_lowest_iou_over_the_classes_that_it_has() -> None:
     truth = np.array([[0, 0, 1, 1]])
     each = per_image.PerImage()
-    for prediction in ([[0, 0, 1, 1]], [[1, 1, 0, 0]], [[0, 0, 0, 1]], [[1, 1, 0, 0]]):
-        each.add(*2 * [confusion(truth, np.array(prediction), 5, 255)])
-    each.add(*2 * [confusion(np.full((1, 4), 255), truth, 5, 255)])  # nothing counts
+    each.add(4, *2 * [confusion(np.full((1, 4), 255), truth, 5, 255)])  # nothing counts
+    for number, prediction in enumerate(([0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0])):
+        each.add(number, *2 * [confusion(truth, np.array([prediction]), 5, 255)])
     order, scores = per_image.worst_first(per_image.joined([each.tobytes()], 5, 5))
     assert order == [1, 3, 2, 0, 4]
     assert scores[2] == (pytest.approx(100 * (2 / 3 + 1 / 2) / 2), 75.0)

@@ -36,7 +36,7 @@ def evaluated(path: Path, lr: float, seed: int, skill: float, counts: bool = Tru
         matrix = figures.confusion(
             truth, np.where(wrong, random.integers(0, CLASSES, 400), truth), CLASSES, 255
         )
-        each.add(matrix, matrix)
+        each.add(len(each.rows), matrix, matrix)
         total += matrix
     where = run.eval / "epoch_1-abc"
     where.mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_counts_of_several_processes_are_joined() -> None:
     for rank in range(3):
         each = per_image.PerImage()
         for matrix in matrices[rank::3]:
-            each.add(matrix, matrix)
+            each.add(len(each.rows), matrix, matrix)
         parts.append(each.tobytes())
     found = per_image.joined(parts, 7, CLASSES)
     for counts, matrix in zip(found, matrices, strict=True):

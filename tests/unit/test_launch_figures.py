@@ -14,7 +14,7 @@ from launch.observe import evaluation_table as figures
 def test_the_table_by_class_is_shown_also_where_a_figure_is_not_defined(tmp_path: Path) -> None:
     matrix = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
     each = per_image.PerImage()
-    each.add(matrix, matrix)
+    each.add(len(each.rows), matrix, matrix)
     counts = per_image.joined([each.tobytes()], 1, 3)
     found = made.figures(matrix, ["background", "dog, small", "never there"], boundary=counts[0, 3:])
     results.write(tmp_path, per_image.completed(found, counts, 1.0), matrix)

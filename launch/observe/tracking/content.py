@@ -106,7 +106,7 @@ def read(run: Run, now: float) -> Content:
     classes: list[dict[str, Any]] = []
     if evaluation is not None:
         classes = evaluation.classes
-        scores = _numbers(evaluation.metrics, ("images", "seconds", "processes"))
+        scores = _numbers(evaluation.metrics, ("images", "seconds", "processes", "batch"))
     return Content(
         rows=rows(train, val, shown_by_hooks(run, lines, past), past),
         facts=facts(past, now),
