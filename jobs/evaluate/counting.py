@@ -80,21 +80,30 @@ class Test:
         samples = [sampling.Sample(index, seed) for index, seed in zip(mine, seeds, strict=True)]
         with progress.task(told, len(mine)) as advance:
             ready = loaded(self.cfg, self.dataset, samples, self.spent)
+            before: list[tuple[sampling.Sample, Any, Any, np.ndarray]] = []
             for alike in of_one_size(zip(samples, ready, strict=True), self.batch):
-                self.some(alike)
-                advance(len(alike))
+                outputs = timed(self.spent, "model", lambda alike=alike: self.predicted(alike))
+                # While a GPU still computes: its labels are waited for after that.
+                self.take(before, advance)
+                found = timed(self.spent, "model", lambda outputs=outputs: [*map(labels_of, outputs)])
+                before = [
+                    (index, sample, output if self.others else None, labels)
+                    for (index, sample), output, labels in zip(alike, outputs, found, strict=True)
+                ]
+            self.take(before, advance)
 
-    def some(self, alike: list[tuple[sampling.Sample, Any]]) -> None:
-        """Images of one size, at once."""
+    def predicted(self, alike: list[tuple[sampling.Sample, Any]]) -> list[Any]:
         # By the image, so that it does not matter which process has it, nor after which other.
         sampling.seed_everything(alike[0][0].seed)
-        batch = batch_of([sample for _, sample in alike])
-        outputs = timed(self.spent, "model", lambda: predict(self.model, batch))
-        for (index, sample), output in zip(alike, outputs, strict=True):
-            self.one(index, sample, output)
+        return predict(self.model, batch_of([sample for _, sample in alike]))
 
-    def one(self, index: sampling.Sample, sample: Any, output: Any) -> None:
-        prediction, first = timed(self.spent, "model", lambda: labels_of(output)), first_of(sample)
+    def take(self, images: list[tuple[sampling.Sample, Any, Any, np.ndarray]], advance: Any) -> None:
+        for one in images:
+            self.one(*one)
+            advance(1)
+
+    def one(self, index: sampling.Sample, sample: Any, output: Any, prediction: np.ndarray) -> None:
+        first = first_of(sample)
         truth = truth_of(first)
         matrix, boundary = timed(
             self.spent, "counting", lambda: counted(first, truth, prediction, len(self.names), self.ignore)
@@ -103,6 +112,7 @@ class Test:
         score, _ = per_image.score(self.each.add(int(index), matrix, boundary))
         if self.others:
             batch = batch_of([sample])
+            sampling.seed_everything(index.seed)
             timed(self.spent, "counting", lambda: self.others.process(int(index), batch, [output]))
         timed(
             self.spent,
