@@ -40,7 +40,8 @@ def main() -> int:
     at_once = work.at_once() if importlib.util.find_spec("xdist") else 1
     with tempfile.TemporaryDirectory() as folder:
         parts = [Path(folder, "holds.json"), Path(folder, "measured.json")]
-        kept = [f"--ignore={HERE / MEASURED}", *(["-n", str(at_once)] if at_once > 1 else [])]
+        kept = [f"--ignore={HERE / MEASURED}"]
+        kept += ["-n", str(at_once), "--maxschedchunk", "1"] if at_once > 1 else []
         paths = [HERE, *([HERE.parents[1] / OPERATIONS] if work.GPUS else [])]
         codes = [run(paths, kept, parts[0]), run([HERE / MEASURED], [], parts[1])]
         text = table.render(*table.joined(parts))

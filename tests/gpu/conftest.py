@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,11 +27,17 @@ from tests.gpu import table, work
 
 OUTCOMES: dict[str, str] = {}
 ROWS: list[tuple[str, str]] = []
+PASSED: Counter[str] = Counter()
 FIGURE = "figure"
 HERE = Path(__file__).parent
 
 
+LONG = ("how_far_apart", "hang", "compile", "UPerNet", "transformer", "dead_rank")
+"""Parts of the names of tests that take the longest, which begin first: several run at once."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((n for n, part in enumerate(LONG) if part in item.name), len(LONG)))
     if work.GPUS or work.ON_CPU:
         return
     skip = pytest.mark.skip(reason="no GPU that torch can use here (BATON_GPU_ON=cpu runs them on the CPU)")
@@ -70,8 +77,13 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     elif report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
         OUTCOMES[name] = f"skipped: {reason.removeprefix('Skipped: ')}"
-    elif report.when == "call":
+    elif report.when == "call" and report.nodeid.startswith("tests/gpu/"):
         OUTCOMES[name] = f"passed ({report.duration:.0f} s)"
+    elif report.when == "call":
+        # Of an operation's many sizes and devices, a line together.
+        operation = name.partition("[")[0]
+        PASSED[operation] += 1
+        OUTCOMES[operation] = f"passed ({PASSED[operation]} of this kind)"
     if report.when == "call":
         ROWS.extend((what, figure) for kind, (what, figure) in report.user_properties if kind == FIGURE)
 

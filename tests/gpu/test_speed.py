@@ -41,6 +41,12 @@ OPTIONS: dict[str, tuple[dict[str, Any], tuple[bool, bool] | None]] = {
 OTHERS = ["float32"] if ON_CPU else [option for option in OPTIONS if option != BOTH]
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a list as long as the recipe's: mmengine sleeps two seconds whenever one begins again."""
+    return start.endless_list(work.make_data(tmp_path_factory.mktemp("data")))
+
+
 def make_run(path: Path, data: Path, option: str) -> Run:
     settings, tf32 = OPTIONS[option]
     hook = {"type": "Measure", "result": str(path / "result.json"), "warm_up": WARM_UP}
