@@ -34,11 +34,11 @@ def prepare() -> None:
     stub_compiled_mmcv()
     find_packages_without_pkg_resources()
     know_the_standard_library()
+    late.import_less()
     load_weights_only()
     download_nothing()
     keep_config_text_plain()
     refuse_labels_that_do_not_fit()
-    late.import_less()
     normalise_any_number_of_channels()
 
 

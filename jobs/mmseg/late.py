@@ -1,27 +1,33 @@
-"""What every start imports and few trainings use, imported when it is used: torch's compiler (0.6 s) and
-matplotlib (0.4 s).
+"""What every start imports and few trainings use, imported when it is used: torch's compiler (0.6 s),
+matplotlib (0.4 s), torch's ways to shard a training over GPUs (0.5 s), CLIP's tokenizer (0.2 s).
 
-Whoever imports either gets all of it, as ever. BATON_IMPORT_ALL=1 in the environment leaves both as they are,
-and so does a torch or an mmengine that is not as expected here.
+Whoever imports any of it gets all of it, as ever. BATON_IMPORT_ALL=1 in the environment leaves all as it is,
+and so does a torch, an mmengine or an mmseg that is not as expected here.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.abc
+import importlib.util
 import inspect
 import os
 import sys
+import types
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 COMPILER = "torch._dynamo"
 VARIABLE = "BATON_IMPORT_ALL"
 
 
 def import_less() -> None:
-    """Applies both. What is imported already stays as it is."""
+    """Applies all. What is imported already stays as it is."""
     if os.environ.get(VARIABLE, "0") in ("", "0"):
         no_compiler_for_a_step()
+        sharding_when_named()
+        tokenizer_when_called()
         figures_when_drawn()
 
 
@@ -65,6 +71,117 @@ def _with_grad_as_wanted(step: Callable[..., Any]) -> Callable[..., Any]:
             return step(self, *args, **kwargs)
 
     return call
+
+
+class _Named(NamedTuple):
+    """A class that mmengine registers in a module of its own, and the packages that hand it on."""
+
+    module: str
+    name: str
+    registry: str
+    packages: tuple[str, ...]
+
+
+SHARDING = (
+    _Named(
+        "mmengine.optim.optimizer.zero_optimizer",
+        "ZeroRedundancyOptimizer",
+        "OPTIMIZERS",
+        ("mmengine.optim.optimizer", "mmengine.optim"),
+    ),
+    _Named(
+        "mmengine.model.wrappers.fully_sharded_distributed",
+        "MMFullyShardedDataParallel",
+        "MODEL_WRAPPERS",
+        ("mmengine.model.wrappers", "mmengine.model"),
+    ),
+    _Named("mmengine._strategy.fsdp", "FSDPStrategy", "STRATEGIES", ("mmengine._strategy",)),
+)
+
+
+def sharding_when_named() -> None:
+    """Three classes of mmengine's are made from torch's ways to shard a training. While mmengine is imported
+    others stand for them; whoever builds one of them by its name, or imports it, gets the real one."""
+    if "mmengine.optim" in sys.modules or not all(_is_there(one.module) for one in SHARDING):
+        return
+    from mmengine import registry
+
+    stand_ins = {one.module: _stand_in(one) for one in SHARDING}
+    for one in SHARDING:
+        stub = types.ModuleType(one.module)
+        setattr(stub, one.name, stand_ins[one.module])
+        sys.modules[one.module] = stub
+    try:
+        for one in SHARDING:
+            importlib.import_module(one.packages[0])
+    finally:
+        for one in SHARDING:
+            del sys.modules[one.module]
+    for one in SHARDING:
+        for package in map(sys.modules.get, one.packages):
+            if package is not None and vars(package).pop(one.name, None) is not None:
+                package.__getattr__ = _found_later(package, one)  # type: ignore[method-assign]
+        getattr(registry, one.registry).register_module(one.name, module=stand_ins[one.module])
+    sys.meta_path.insert(0, _Making())
+
+
+def _stand_in(one: _Named) -> type:
+    def make(_: type, *args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(one.module), one.name)(*args, **kwargs)
+
+    return type(one.name, (), {"__new__": make, "__doc__": f"Makes the one of {one.module}."})
+
+
+def _found_later(package: types.ModuleType, one: _Named) -> Callable[[str], Any]:
+    def get(name: str) -> Any:
+        if name != one.name:
+            raise AttributeError(f"module {package.__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(one.module), name)
+
+    return get
+
+
+class _Making(importlib.abc.MetaPathFinder):
+    """Makes room in the registry for a class that is about to be made."""
+
+    def find_spec(self, fullname: str, *_: Any) -> None:
+        from mmengine import registry
+
+        for one in SHARDING:
+            if fullname == one.module:
+                getattr(registry, one.registry)._module_dict.pop(one.name, None)
+
+
+TOKENIZER = "mmseg.utils.tokenizer"
+
+
+def tokenizer_when_called() -> None:
+    """mmseg reads CLIP's vocabulary when it is imported; what it wants of that module is `tokenize`."""
+    if "mmseg" not in sys.modules and _is_there(TOKENIZER):
+        sys.modules[TOKENIZER] = _Tokenizer(TOKENIZER)
+
+
+class _Tokenizer(types.ModuleType):
+    def tokenize(self, *args: Any, **kwargs: Any) -> Any:
+        return self.real().tokenize(*args, **kwargs)
+
+    def real(self) -> types.ModuleType:
+        if sys.modules.get(TOKENIZER) is self:
+            del sys.modules[TOKENIZER]
+        return importlib.import_module(TOKENIZER)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.real(), name)
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module's file is installed; nothing is imported."""
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    return any(Path(folder, *rest).with_suffix(".py").is_file() for folder in folders or [])
 
 
 FIGURE = ("fig_save_canvas", "fig_save", "ax_save", "dpi")

@@ -17,6 +17,12 @@ from tests.support import tiny
 pytestmark = pytest.mark.slow
 
 NEEDLESS = {"torch._dynamo", "torch._inductor", "matplotlib"}
+SHARDING = {"torch.distributed.fsdp", "torch.distributed.optim"}
+TORCHS_OWN = """
+import sys
+import torch, torch.distributed, torch.nn.parallel, torch.utils.tensorboard
+print(*sys.modules)
+"""
 BROUGHT = """
 import sys
 from jobs.mmseg import compat
@@ -55,6 +61,9 @@ def test_a_resumed_start_imports_nothing_needless(tmp_path: Path) -> None:
     brought = set(run_program(BROUGHT, BATON_IMPORT_ALL="1").split())
     assert loaded & (NEEDLESS - brought) == set()
     assert "matplotlib" not in brought
+    assert brought >= SHARDING | {"ftfy"}
+    assert loaded & (SHARDING - set(run_program(TORCHS_OWN).split())) == set()
+    assert "ftfy" not in loaded
 
 
 WHOLE = """
@@ -158,6 +167,72 @@ compat.prepare()
 assert sys.modules["{module}"] is {module}
 print("real")
 """
+
+
+SHARDED = """
+import sys
+from jobs.mmseg import compat, late
+compat.prepare()
+import mmengine.runner
+import torch
+import torch.distributed as dist
+from mmengine.model import is_model_wrapper
+from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, STRATEGIES
+from mmseg.registry import OPTIMIZERS as OURS
+assert not is_model_wrapper(torch.nn.Linear(2, 2))
+late_ones = [("ZeroRedundancyOptimizer", OURS), ("MMFullyShardedDataParallel", MODEL_WRAPPERS)]
+late_ones += [("FSDPStrategy", STRATEGIES)]
+assert all(registry.get(name).__module__ == "jobs.mmseg.late" for name, registry in late_ones)
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+weight = torch.nn.Parameter(torch.ones(2))
+{first}
+built = OURS.build(dict(type="ZeroRedundancyOptimizer", params=[weight], optimizer_type="SGD", lr=0.5))
+from torch.distributed.optim import ZeroRedundancyOptimizer as Torchs
+assert isinstance(built, Torchs)
+weight.sum().backward()
+built.step()
+assert weight.tolist() == [0.5, 0.5]
+from mmengine.optim import ZeroRedundancyOptimizer
+from mmengine.model.wrappers.fully_sharded_distributed import MMFullyShardedDataParallel
+import mmengine.model
+from torch.distributed.fsdp import FullyShardedDataParallel
+assert type(built) is ZeroRedundancyOptimizer is OPTIMIZERS.get("ZeroRedundancyOptimizer")
+assert mmengine.model.MMFullyShardedDataParallel is MMFullyShardedDataParallel
+assert MODEL_WRAPPERS.get("MMFullyShardedDataParallel") is MMFullyShardedDataParallel
+assert issubclass(MMFullyShardedDataParallel, FullyShardedDataParallel)
+from mmengine._strategy import FSDPStrategy
+assert STRATEGIES.get("FSDPStrategy") is FSDPStrategy
+assert not hasattr(mmengine.model, "Nothing")
+dist.destroy_process_group()
+print("sharded")
+"""
+
+
+@pytest.mark.parametrize("first", ["", "class Mine(mmengine.optim.ZeroRedundancyOptimizer): pass"])
+def test_ways_to_shard_are_there_for_who_names_them(first: str) -> None:
+    assert run_program(SHARDED.format(first=first)).split()[-1] == "sharded"
+
+
+TOKENS = """
+import sys
+from jobs.mmseg import compat
+compat.prepare()
+import mmseg.models
+from mmseg.utils import tokenize, tokenizer
+assert "ftfy" not in sys.modules
+if {asked}:
+    assert tokenizer.SimpleTokenizer.__module__ == "mmseg.utils.tokenizer"
+found = tokenize(["a cat"])[0, :4].tolist()
+assert found == tokenizer.tokenize(["a cat"])[0, :4].tolist()
+import mmseg.utils.tokenizer as real
+assert real.tokenize is sys.modules["mmseg.utils.tokenizer"].tokenize
+print(found)
+"""
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_tokenizer_reads_its_words_when_it_is_called(asked: bool) -> None:
+    assert run_program(TOKENS.format(asked=asked)).splitlines()[-1] == "[49406, 320, 2368, 49407]"
 
 
 @pytest.mark.parametrize("module", ["torch._dynamo", "matplotlib"])
