@@ -33,6 +33,8 @@ VARIABLE = "BATON_STAGE"
 """Tells a worker where copies lie; set by its supervisor, "" for nowhere."""
 DATASET, ENVIRONMENT, CODE = ".zip", ".env", ".code"
 SQUASHED, MOUNT = ".sqfs", ".mnt"
+MOUNTED = "root"
+"""In a folder around a mounted image (jobs/supervise/mounting.py): where it is mounted."""
 FOLDERS = (ENVIRONMENT, CODE, MOUNT)
 OF_IMAGES = (*FOLDERS, SQUASHED)
 SIZE = ".baton-bytes"

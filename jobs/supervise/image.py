@@ -81,9 +81,11 @@ def hold(inside: int, name: str) -> bool:
         # Whoever evicts it has the other lock while it loses its name.
         if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=inside)):
             raise FileNotFoundError(name)
-        if name.endswith(staged.MOUNT) and not os.access(image.interpreter(""), os.X_OK, dir_fd=fd):
-            raise FileNotFoundError(name)  # not mounted yet, or no more
-    except (BlockingIOError, FileNotFoundError):
+        if name.endswith(staged.MOUNT):
+            # Not mounted (any more, or for this process), or nobody answers. The interpreter may be the
+            # system's, which is there in any case.
+            os.close(os.open(f"{staged.MOUNTED}/bin", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd))
+    except OSError:
         os.close(fd)
         return False
     os.utime(fd)

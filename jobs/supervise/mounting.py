@@ -86,18 +86,18 @@ def _copy(packed: str, source: int, inside: int, stage: str) -> int:
 def _mount(trouble: str, copy: int, inside: int, name: str) -> str:
     """Mounts beside, and only when all of it is there, gives the folder its name."""
     part, folder = f"{name}.part", os.readlink(f"/proc/self/fd/{inside}")
-    point = os.path.join(folder, part, staging.MOUNTED)
+    point = os.path.join(folder, part, staged.MOUNTED)
     os.mkdir(part, 0o700, dir_fd=inside)
     held = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
     try:
         fcntl.flock(held, fcntl.LOCK_SH)
-        os.mkdir(staging.MOUNTED, 0o700, dir_fd=held)
+        os.mkdir(staged.MOUNTED, 0o700, dir_fd=held)
         staging.run([PROGRAM, "-o", "ro", f"/proc/self/fd/{copy}", point], trouble)
         _surround(os.path.join(folder, part), os.path.join(folder, name))
         with open(os.path.join(folder, part, staged.SIZE), "w") as file:
             file.write("0")
         os.rename(part, name, src_dir_fd=inside, dst_dir_fd=inside)
-        part, point = name, os.path.join(folder, name, staging.MOUNTED)
+        part, point = name, os.path.join(folder, name, staged.MOUNTED)
         staging.run(["sh", "-c", KEEP, "sh", point, staging.UNMOUNT], trouble)
     except BaseException:
         os.close(held)
@@ -109,7 +109,7 @@ def _mount(trouble: str, copy: int, inside: int, name: str) -> str:
 
 def _surround(part: str, folder: str) -> None:
     """Makes the folder `part`, which will be `folder`, the environment that is mounted in it."""
-    root = os.path.join(part, staging.MOUNTED)
+    root = os.path.join(part, staged.MOUNTED)
     place = os.path.join(part, "bin")
     os.mkdir(place, 0o700)
     for name in os.listdir(root):
@@ -117,12 +117,12 @@ def _surround(part: str, folder: str) -> None:
             with open(os.path.join(root, name), "rb") as file, open(os.path.join(part, name), "wb") as mine:
                 mine.write(file.read())
         elif name != "bin":
-            os.symlink(os.path.join(staging.MOUNTED, name), os.path.join(part, name))
+            os.symlink(os.path.join(staged.MOUNTED, name), os.path.join(part, name))
     for name in os.listdir(os.path.join(root, "bin")):
         source = os.path.join(root, "bin", name)
         link = os.readlink(source) if os.path.islink(source) else ""
         if not link or (os.path.dirname(link) and not os.path.isabs(link)):
-            link = os.path.join("..", staging.MOUNTED, "bin", name)
+            link = os.path.join("..", staged.MOUNTED, "bin", name)
         os.symlink(link, os.path.join(place, name))
     if not os.access(image.interpreter(part), os.X_OK) and not unpacking.own_python(part):
         raise UserError(f"{part} holds no bin/python")

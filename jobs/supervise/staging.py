@@ -25,8 +25,6 @@ KEPT_FREE = 0.05
 CHUNK = 8 << 20
 NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 """What a file system says that has no files without a name."""
-MOUNTED = "root"
-"""In a folder around a mounted image (mounting.py): where it is mounted."""
 UNMOUNT = """{ fusermount3 -u -z "$1" || fusermount -u -z "$1" || umount -l "$1"; } 2>/dev/null
 rm -rf --one-file-system "${1%/*}" 2>/dev/null || true"""
 """Unmounts the image in such a folder, whether its squashfuse lives or not, and removes the folder, or what
@@ -104,7 +102,7 @@ def remove(inside: int, name: str) -> None:
         os.rename(name, part, src_dir_fd=inside, dst_dir_fd=inside)
         if staged.MOUNT in name:
             path = os.path.join(os.readlink(f"/proc/self/fd/{inside}"), part)
-            run(["sh", "-c", UNMOUNT, "sh", os.path.join(path, MOUNTED)], f"{path} cannot be removed")
+            run(["sh", "-c", UNMOUNT, "sh", os.path.join(path, staged.MOUNTED)], f"{path} cannot be removed")
             return
         import contextlib
         import shutil

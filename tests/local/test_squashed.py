@@ -69,7 +69,7 @@ def test_the_ranks_of_a_step_share_a_mount_that_goes_with_the_last(environment: 
     (point,) = mounted(stage)
     (line,) = places
     folder, base = line.split()
-    assert point == f"{folder}/{staging.MOUNTED}"
+    assert point == f"{folder}/{staged.MOUNTED}"
     system = os.path.realpath(sys.base_prefix).startswith("/usr")
     assert os.path.normpath(base) == (sys.base_prefix if system else f"{folder}/{image.OWN_PYTHON}")
     for rank in ranks[1:]:
@@ -107,7 +107,7 @@ def test_what_slurm_kills_leaves_a_dead_mount_that_the_next_start_clears(
 
     def dead() -> bool:
         try:
-            os.stat(folder / staging.MOUNTED)
+            os.stat(folder / staged.MOUNTED)
         except OSError as error:
             return error.errno == errno.ENOTCONN
         return False
@@ -172,7 +172,7 @@ def test_a_mount_that_only_others_see_is_left_to_them(environment: Path, tmp_pat
     """Of another rank's container."""
     task, folder = held(environment, tmp_path, **STEP)
     private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", 'umount -l "$0"; exec "$@"']
-    command = [*private, folder / staging.MOUNTED, image.interpreter(environment), "-S", "-c", image.START]
+    command = [*private, folder / staged.MOUNTED, image.interpreter(environment), "-S", "-c", image.START]
     if subprocess.run([*private[:4], "true"], capture_output=True).returncode:
         pytest.skip("no mounts of one's own here")
     say = ["-c", "import sys, extra; print(sys.prefix)"]

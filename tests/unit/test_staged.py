@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from jobs.prepare.packed import convert
 from jobs.run import file_systems, packed, private, staged
 from jobs.run.errors import UserError
 from jobs.run.packed import Container
-from jobs.supervise import copier, staging
+from jobs.supervise import copier, image, staging
 from tests.strangers import UID, needs_root
 
 FOLDER = "VOCdevkit"
@@ -319,3 +320,16 @@ def test_the_memory_of_a_job_is_what_its_control_groups_leave(
 def test_private_folders_are_opened_only_where_they_are(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         private.open_folder(tmp_path / "none", make=False)
+
+
+def test_a_mounted_environment_is_one_only_while_it_is_mounted(tmp_path: Path) -> None:
+    """Its interpreter may be the system's, which is there without it, too."""
+    folder = tmp_path / f"key{staged.MOUNT}"
+    (folder / "bin").mkdir(parents=True)
+    (folder / staged.MOUNTED).mkdir()
+    (folder / "bin/python").symlink_to(Path(sys.executable).resolve())
+    inside = os.open(tmp_path, os.O_RDONLY)
+    assert not image.hold(inside, folder.name)
+    (folder / staged.MOUNTED / "bin").mkdir()
+    assert image.hold(inside, folder.name)
+    os.close(inside)
