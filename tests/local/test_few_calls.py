@@ -102,19 +102,9 @@ def make_run(place: Path, stage: Path) -> Run:
 def traced(run: Run, place: Path, stage: Path, trace: Path, **more: str) -> tuple[int, list[str]]:
     """One start of the run's one rank, as its batch script makes it: (exit code, calls)."""
     assert STRACE is not None
-    strace = [
-        STRACE,
-        "-f",
-        "--seccomp-bpf",
-        "-qq",
-        "-y",
-        "-s",
-        "4096",
-        "-e",
-        f"trace={OF_FILES}",
-        "-o",
-        str(trace),
-    ]
+    # It stops at these calls only: one that stopped a squashfuse at each would wait for files of its mount.
+    strace = [STRACE, "-f", "--seccomp-bpf", "-qq", "-y", "-s", "4096", "-o", str(trace)]
+    strace += ["-e", f"trace={OF_FILES}"]
     program = [image.interpreter(place / "env"), "-S", "-c", image.START, str(stage)]
     # An import of cv2 in this process has left one that names the working directory, too.
     environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
