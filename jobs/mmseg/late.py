@@ -145,10 +145,10 @@ class _Making(importlib.abc.MetaPathFinder):
     """Makes room in the registry for a class that is about to be made."""
 
     def find_spec(self, fullname: str, *_: Any) -> None:
-        from mmengine import registry
-
         for one in SHARDING:
             if fullname == one.module:
+                from mmengine import registry
+
                 getattr(registry, one.registry)._module_dict.pop(one.name, None)
 
 

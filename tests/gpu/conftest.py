@@ -36,8 +36,13 @@ LONG = ("how_far_apart", "hang", "compile", "UPerNet", "transformer", "dead_rank
 """Parts of the names of tests that take the longest, which begin first: several run at once."""
 
 
+def place(item: pytest.Item) -> int:
+    long = enumerate(LONG if HERE in item.path.parents else ())
+    return next((number for number, part in long if part in item.name), len(LONG))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: next((n for n, part in enumerate(LONG) if part in item.name), len(LONG)))
+    items.sort(key=place)
     if work.GPUS or work.ON_CPU:
         return
     skip = pytest.mark.skip(reason="no GPU that torch can use here (BATON_GPU_ON=cpu runs them on the CPU)")
