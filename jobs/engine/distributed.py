@@ -70,7 +70,12 @@ def open_store(
         port = listener.getsockname()[1]
         listener.set_inheritable(False)
         options["master_listen_fd"] = listener.detach()
-    return dist.TCPStore(host, port, ranks, main, timeout=timeout, wait_for_workers=False, **options)
+    options |= {"timeout": timeout, "wait_for_workers": False}
+    try:
+        return dist.TCPStore(host, port, ranks, main, **options)
+    except NotImplementedError:
+        # From torch 2.4 to 2.6 the store that is made by default takes no open socket; the older one does.
+        return dist.TCPStore(host, port, ranks, main, use_libuv=False, **options)
 
 
 def store_key() -> str:

@@ -144,3 +144,22 @@ def test_the_store_listens_where_the_ranks_are_and_nowhere_else() -> None:
         if row.split()[3] == "0A" and row.split()[1].endswith(f":{port:04X}")
     ]
     assert listening == [f"0100007F:{port:04X}"]
+
+
+def test_a_store_that_takes_no_open_socket_gives_way_to_the_older_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in torch 2.4 to 2.6."""
+    make = dist.TCPStore
+
+    def picky(*arguments: Any, use_libuv: bool = True, **options: Any) -> Any:
+        if use_libuv and "master_listen_fd" in options:
+            raise NotImplementedError("the libuv backend does not support initialization with a listen fd")
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(dist, "TCPStore", picky)
+    listener = rendezvous.listen("127.0.0.1")
+    address = ("127.0.0.1", listener.getsockname()[1])
+    store = distributed.open_store(1, True, timedelta(seconds=20), listener, address)
+    store.set("one", "two")
+    assert store.get("one") == b"two"
