@@ -81,13 +81,21 @@ def hold(inside: int, name: str) -> bool:
         # Whoever evicts it has the other lock while it loses its name.
         if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=inside)):
             raise FileNotFoundError(name)
-        if name.endswith(staged.MOUNT):
-            # Not mounted (any more, or for this process), or nobody answers. The interpreter may be the
-            # system's, which is there in any case.
-            os.close(os.open(f"{staged.MOUNTED}/bin", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd))
-    except OSError:
+        if name.endswith(staged.MOUNT) and not is_mounted(fd):
+            raise FileNotFoundError(name)
+    except (BlockingIOError, FileNotFoundError):
         os.close(fd)
         return False
     os.utime(fd)
     os.set_inheritable(fd, True)
+    return True
+
+
+def is_mounted(fd: int) -> bool:
+    """Whether an image is mounted in this folder for this process, and somebody answers. Its interpreter does
+    not tell: it may be the system's, which is there in any case."""
+    try:
+        os.close(os.open(f"{staged.MOUNTED}/bin", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd))
+    except OSError:
+        return False
     return True
