@@ -21,6 +21,7 @@ from jobs.prepare import verify
 from jobs.run import events
 from jobs.run.exit_codes import RESUME
 from tests.conftest import run_module
+from tests.support.datasets import contents
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,17 +36,17 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
-    """(the file table of an undisturbed preparation, its seconds)."""
-    tables, seconds = [], 0.0
+def reference(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """(the content of an undisturbed preparation, its seconds)."""
+    made, seconds = [], 0.0
     for attempt in ("first", "second"):  # the second is not slowed by cold files
         root = tmp_path_factory.mktemp(attempt)
         began = time.monotonic()
         assert start(root, archives).wait(120) == 0
         seconds = time.monotonic() - began
-        tables.append(table(root))
-    assert tables[0] == tables[1]
-    return tables[0], seconds
+        made.append(contents(root / "VOCdevkit"))
+    assert made[0] == made[1]
+    return made[0], seconds
 
 
 def start(root: Path, archives: Path, *more: str | Path, output: int | None = None) -> subprocess.Popen[str]:
@@ -58,10 +59,6 @@ def start(root: Path, archives: Path, *more: str | Path, output: int | None = No
         text=True,
         start_new_session=True,
     )
-
-
-def table(root: Path) -> str:
-    return (root / "VOCdevkit/files.tsv").read_text()
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -83,7 +80,7 @@ def alive(pid: int) -> bool:
 
 
 def test_kill_9_twenty_times_then_complete_and_equal(
-    archives: Path, reference: tuple[str, float], tmp_path: Path
+    archives: Path, reference: tuple[dict[str, str], float], tmp_path: Path
 ) -> None:
     expected, seconds = reference
     root = tmp_path / "data"
@@ -110,14 +107,14 @@ def test_kill_9_twenty_times_then_complete_and_equal(
         assert not any(map(alive, workers)), "a worker outlived its parent"
     assert finished < 15, "too few were hit"
     assert start(root, archives).wait(120) == 0
-    assert table(root) == expected
+    assert contents(root / "VOCdevkit") == expected
     assert verify.deep(root / "VOCdevkit", processes=1) == []
     assert [path.name for path in root.iterdir()] == ["VOCdevkit"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 def test_preempted_leaves_at_once_and_goes_on(
-    archives: Path, reference: tuple[str, float], tmp_path: Path, number: signal.Signals
+    archives: Path, reference: tuple[dict[str, str], float], tmp_path: Path, number: signal.Signals
 ) -> None:
     root, run = tmp_path / "data", tmp_path / "run"
     run.mkdir()
@@ -130,7 +127,7 @@ def test_preempted_leaves_at_once_and_goes_on(
     assert process.wait(20) == RESUME
     assert state(root).kind == "missing"
     assert start(root, archives, "--run", run).wait(120) == 0
-    assert table(root) == reference[0]
+    assert contents(root / "VOCdevkit") == reference[0]
     assert state(root).ready
     recorded = events.read(run / "events.jsonl")
     assert [event["event"] for event in recorded] == ["started", "signal", "started", "prepared"]
@@ -155,13 +152,13 @@ def test_restart_does_not_write_again_what_is_there(archives: Path, tmp_path: Pa
 
 
 def test_two_at_once_one_works_the_other_waits(
-    archives: Path, reference: tuple[str, float], tmp_path: Path
+    archives: Path, reference: tuple[dict[str, str], float], tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
     both = [start(root, archives, output=subprocess.PIPE) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert table(root) == reference[0]
+    assert contents(root / "VOCdevkit") == reference[0]
     worked = [output for output in outputs if "preparing" in output]
     assert len(worked) == 1
     (waited,) = (output for output in outputs if output not in worked)
@@ -169,7 +166,7 @@ def test_two_at_once_one_works_the_other_waits(
     assert "was ready" in waited
 
 
-def test_two_nodes_at_once(archives: Path, reference: tuple[str, float], tmp_path: Path) -> None:
+def test_two_nodes_at_once(archives: Path, reference: tuple[dict[str, str], float], tmp_path: Path) -> None:
     """The second process has another host name and sees no process of the first: only the shared folder."""
     isolate = [
         "unshare",
@@ -201,7 +198,7 @@ def test_two_nodes_at_once(archives: Path, reference: tuple[str, float], tmp_pat
     assert quick.returncode == 2
     assert f"is being prepared by process {first.pid} on" in quick.stderr
     assert patient.returncode == 0, patient.stderr
-    assert table(root) == reference[0]
+    assert contents(root / "VOCdevkit") == reference[0]
 
 
 def skip_without_root(why: str) -> None:
@@ -243,7 +240,7 @@ def grow(folder: Path, options: str) -> None:
     ("small", "large"), [("size=600k", "size=50m"), ("size=50m,nr_inodes=300", "size=50m,nr_inodes=5000")]
 )
 def test_full_disk_then_room(
-    archives: Path, reference: tuple[str, float], tmp_path: Path, small: str, large: str
+    archives: Path, reference: tuple[dict[str, str], float], tmp_path: Path, small: str, large: str
 ) -> None:
     with mounted(tmp_path / "disk", small) as disk:
         root = disk / "data"
@@ -255,11 +252,13 @@ def test_full_disk_then_room(
         assert state(root).kind == "missing"
         grow(disk, large)
         assert start(root, archives).wait(60) == 0
-        assert table(root) == reference[0]
+        assert contents(root / "VOCdevkit") == reference[0]
         assert verify.deep(root / "VOCdevkit", processes=1) == []
 
 
-def test_disk_that_fills_while_writing(archives: Path, reference: tuple[str, float], tmp_path: Path) -> None:
+def test_disk_that_fills_while_writing(
+    archives: Path, reference: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
     """The free space looked sufficient and then was gone: 0-byte and short files lie about at the restart."""
     with mounted(tmp_path / "disk", "size=12m") as disk:
         root = disk / "data"
@@ -273,7 +272,7 @@ def test_disk_that_fills_while_writing(archives: Path, reference: tuple[str, flo
         assert "Traceback" not in errors
         ballast.unlink()
         assert start(root, archives).wait(60) == 0
-        assert table(root) == reference[0]
+        assert contents(root / "VOCdevkit") == reference[0]
         assert verify.deep(root / "VOCdevkit", processes=1) == []
 
 

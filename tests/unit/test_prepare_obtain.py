@@ -20,6 +20,7 @@ from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE
 from jobs.prepare.voc.pipeline import prepare
 from jobs.run.errors import UserError
 from tests.archive_edits import VOC, copy, edit
+from tests.support.datasets import contents
 from tests.unit.test_prepare_download import Handler, Server
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,7 @@ def test_one_archive_is_placed_the_other_downloaded(
     shutil.copy(server.folder / VOC_ARCHIVE, root)
     made = prepare(root, processes=1)
     assert [path for path, _ in server.seen] == [f"/{SBD_ARCHIVE}"]
-    assert (root / "VOCdevkit/files.tsv").read_bytes() == (voc_small / "VOCdevkit/files.tsv").read_bytes()
+    assert contents(root / "VOCdevkit") == contents(voc_small / "VOCdevkit")
     assert set(made.manifest.archives) == {VOC_ARCHIVE, SBD_ARCHIVE}
     # What was downloaded is not needed any more; what the user placed stays.
     assert sorted(path.name for path in root.iterdir()) == ["VOCdevkit", VOC_ARCHIVE]
@@ -140,5 +141,5 @@ def test_killed_in_the_middle_of_a_download(server: FileServer, tmp_path: Path, 
     server.seen.clear()
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
     assert server.seen == [(f"/{VOC_ARCHIVE}", f"bytes={arrived}-"), (f"/{SBD_ARCHIVE}", None)]
-    assert (root / "VOCdevkit/files.tsv").read_bytes() == (voc_small / "VOCdevkit/files.tsv").read_bytes()
+    assert contents(root / "VOCdevkit") == contents(voc_small / "VOCdevkit")
     assert [path.name for path in root.iterdir()] == ["VOCdevkit"]
