@@ -29,7 +29,10 @@ from jobs.run.errors import UserError, run_command
 
 CHECKOUT: Path = repository.ROOT
 RELEASES = ("bookworm", "trixie", "testing")
-PACKAGES = "slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname,python3-venv"
+PACKAGES = (
+    "slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname,python3-venv,"
+    "squashfs-tools,squashfuse,fuse3"  # of env/test-tools.sh, what tests/slurm wants
+)
 # All that these tests need of a version is its own. Several workers, and the versions at once: most of it is
 # waiting.
 DIFFERING = ("-m", "versions", "-n", "4")
