@@ -82,6 +82,38 @@ def test_all_jobs_of_a_run_run_from_the_image(
         assert found.count(staged.MOUNT) <= 1
 
 
+@pytest.mark.parametrize("kind", [staged.ENVIRONMENT, staged.SQUASHED])
+def test_each_node_has_a_copy_of_its_own(kind: str, launch: Launcher, tmp_path: Path) -> None:
+    """Two nodes that do not see each other's disks; preempted once."""
+    if kind == staged.SQUASHED and NOT_MOUNTED:
+        pytest.skip(NOT_MOUNTED)
+    environment = make(tmp_path / "environment")
+    pack(environment, *["--squashfs"] * (kind == staged.SQUASHED))
+    profile, disks = tmp_path / "site.yaml", tmp_path / "disks"
+    for node in launch.slurm.cluster.nodes:
+        (disks / node).mkdir(parents=True)
+    profile.write_text(
+        f"partition: low\npython: {image.interpreter(environment)}\nenvironment: image\n"
+        f"stage: $DISKS/$SLURMD_NODENAME\nenv: {{DISKS: {disks}, PYTHONPATH: {ROOT}}}\n"
+    )
+    jobs = launch.train("--run", "nodes", "--cluster", profile, "--nodes", 2, "--gpus", 1, "--set", *HELD)
+    run = launch.runs / "nodes"
+    wait_for((run / "job" / "held-0").exists, "the run is held")
+    launch.slurm.preempt(jobs["train"])
+    wait_event(run, "resumed")
+    assert launch.slurm.wait_ended(jobs["evaluate"]) == "COMPLETED"
+    assert len(of_run(run, "finished")) == len(of_run(run, "evaluated")) == 1
+
+    logs = [(run / "job" / f"{jobs['train']}_{rank}_log.out").read_text() for rank in (0, 1)]
+    assert not [log for log in logs if "on from" in log or "unpacked instead" in log]
+    places = [[Path(place).relative_to(disks).parts[0] for place, _ in STARTED.findall(log)] for log in logs]
+    assert len(places[0]) == 2  # starts
+    assert all(len({*nodes}) == 2 for nodes in zip(*places, strict=True))
+    for node in launch.slurm.cluster.nodes:
+        if any((disks / node).iterdir()):
+            assert [path.suffix for path in copies(disks / node)].count(kind) == 1
+
+
 def launched(launch: Launcher, job: str, run: Path, tasks: int, starts: int = 1) -> tuple[str, ...]:
     """From where the tasks of a job ran that is waited for; all of a start from the same place. A mount does
     not outlive it."""
