@@ -64,7 +64,7 @@ class Container:
                     if one.compress_type == zipfile.ZIP_STORED and one.compress_size == one.file_size
                 }
                 others = len(archive.infolist()) - len(self.files)
-            self._check_places(os.fstat(self._fd).st_size)
+            self._check_places(self._status.st_size)
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             self.close()
             raise UserError(f"{path} is damaged ({error}): prepare it again") from None
