@@ -14,8 +14,8 @@ from jobs.prepare import verify
 def contents(root: Path) -> dict[str, str]:
     """For each file below `root` a digest: of a PNG's shape and pixels, of any other file's bytes.
 
-    Two preparations must agree in these. They need not in how a PNG is packed: on some machine isal once took
-    355 bytes for a mask and 356 for the other 39 like it.
+    Two preparations must agree in these. They need not in how a PNG is packed: once, on one machine, a mask
+    had 355 bytes where the other 39 like it had 356; why was not found.
     """
     assert verify.deep(root, processes=1) == []
     found = {}
