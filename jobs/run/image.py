@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 PROGRAM = "jobs.supervise.image"
 """Runs a command from copies of the images on the node's own disk."""
-START = f"import sys; sys.path.append(sys.path.pop(0)); from {PROGRAM} import main; main()"
-"""How it is started: `-m` and `site` would import more, and each import would look into the code first."""
+START = (
+    "import sys; sys.path.append(sys.path.pop(0)); sys.dont_write_bytecode = True;"
+    f" from {PROGRAM} import main; main()"
+)
+"""How it is started: `-m` and `site` would import more, and each import would look into the code first. To
+compile these few small modules takes no longer than a shared file system to keep what was compiled."""
 STARTED_SO = "jobs.supervise.unpacking"
 """What the code of a run has whose program is started so; older ones by `-m`."""
 VARIABLE = "BATON_CODE"

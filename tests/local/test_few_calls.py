@@ -106,8 +106,10 @@ def traced(run: Run, place: Path, stage: Path, trace: Path, **more: str) -> tupl
     strace = [STRACE, "-f", "--seccomp-bpf", "-qq", "-y", "-s", "4096", "-o", str(trace)]
     strace += ["-e", f"trace={OF_FILES}"]
     program = [image.interpreter(place / "env"), "-S", "-c", image.START, str(stage)]
-    # An import of cv2 in this process has left one that names the working directory, too.
-    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    # An import of cv2 in this process has left the one that names the working directory, too; a user has
+    # neither, and writing what was compiled makes calls.
+    left_out = ("LD_LIBRARY_PATH", "PYTHONDONTWRITEBYTECODE")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
     done = subprocess.run(
         [*strace, *program, "-u", "-m", "jobs.train", str(run.path)],
         cwd=run.code, env={**environment, "OMP_NUM_THREADS": "1", **more},
