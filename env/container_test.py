@@ -26,7 +26,7 @@ from jobs.run.errors import UserError, run_command
 
 CHECKOUT: Path = repository.ROOT
 DEFINITION = CHECKOUT / "env/container.def"
-PACKAGES = "apptainer,slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname"
+PACKAGES = "apptainer,slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname,squashfs-tools"
 
 
 def header(name: str, text: str) -> str:

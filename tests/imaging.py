@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ if not os.access(mounting.DEVICE, os.R_OK | os.W_OK):
     MISSING.append(mounting.DEVICE)
 NOT_MOUNTED = f"no {', '.join(MISSING)} here (sh env/test-tools.sh)" if MISSING else ""
 """Why no squashfs can be made or mounted here; "" if one can."""
+STARTED = re.compile(r"^environment: (\S+) on (\S+), ", re.MULTILINE)
+"""What a task says that runs from an image: from where, on which node."""
 SAY = "import sys, extra; print(sys.prefix, extra.VALUE, *sys.argv[1:])"
 
 

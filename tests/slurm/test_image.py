@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 from launcher import HELD, ROOT, Launcher, of_run
 
 from jobs.run import image, staged
-from tests.imaging import NOT_MOUNTED, copies, make, pack
+from tests.imaging import NOT_MOUNTED, STARTED, copies, make, pack
 from tests.support.slurm import wait_event, wait_for
-
-STARTED = re.compile(r"^environment: (\S+) on (\S+), ", re.MULTILINE)
 
 
 @pytest.mark.parametrize("kind", [staged.ENVIRONMENT, staged.SQUASHED])
