@@ -35,7 +35,7 @@ def test_a_training_in_a_container_is_preempted_comes_back_and_is_evaluated(
         environment = make(tmp_path / "environment")
         pack(environment, *["--squashfs"] * (kind == staged.SQUASHED))
         local.mkdir()
-        mounts += [str(tmp_path), sys.prefix, sys.base_prefix]
+        mounts += [str(tmp_path), str(Path(sys.prefix).resolve()), sys.base_prefix]
         python, more = image.interpreter(environment), f"environment: image\nstage: {local}\n"
     profile.write_text(
         f"partition: low\npython: {python}\nenv: {{PYTHONPATH: '{ROOT}'}}\n{more}"
