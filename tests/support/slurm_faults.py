@@ -1,10 +1,12 @@
-"""Hooks that hold a training until the cluster has done something to it, or break a rank.
+"""What holds a training or an inference until the cluster has done something to it, or break a rank.
 
 `Fault` does so at a step that is known beforehand. `plan` lists what happens: {"step": 4, "rank": 2, "do":
 ...}; without `rank` on all ranks, and only the first time that a rank comes to that step. `do` is hold: wait
 until asked to leave (or for the end); slow: as hold, and then never finish the save; raise, exit, kill, segv,
 mistake (one of the user's): die of it. The file job/held-RANK in the run directory says that the place was
 reached.
+
+`HeldImages` holds an inference.
 
 `Chaos` does what the file job/faults.json asks for, one fault after the other, each in a later start than the
 one before (benchmarks/chaos.py).
@@ -22,8 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmcv.transforms import BaseTransform
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, TRANSFORMS
 
 from jobs.engine import checkpoints
 from jobs.run.directory import write_atomically
@@ -66,6 +69,22 @@ def die(how: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "segv":
         ctypes.string_at(0)
+
+
+@TRANSFORMS.register_module(force=True)
+class HeldImages(BaseTransform):
+    """A job's first start waits, until it is asked to leave, before any image of a folder with 00.jpg,
+    01.jpg, … but the `first` ones."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        if not int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+            leave: Any = signal.getsignal(signal.SIGTERM)  # jobs/infer/__main__.py: a method of its Leave
+            while int(Path(results["img_path"]).stem) >= self.first and not leave.__self__.asked():
+                time.sleep(0.02)
+        return results
 
 
 @HOOKS.register_module(force=True)
