@@ -37,7 +37,19 @@ def up(state: Path, *options: str) -> Slurm:
 
 
 @pytest.fixture(scope="session")
-def guard() -> Iterator[Callable[[Path], None]]:
+def installed() -> None:
+    """What a cluster is made of; skips where it is not here."""
+    try:
+        packages.require()
+    except UserError as error:
+        # In CI a skipped test would look like a passed one.
+        if os.environ.get("BATON_REQUIRE_SLURM") and os.getuid() == 0:
+            pytest.fail(f"BATON_REQUIRE_SLURM is set, and there is no Slurm: {error}")
+        pytest.skip(f"no Slurm: {error}")
+
+
+@pytest.fixture(scope="session")
+def guard(installed: None) -> Iterator[Callable[[Path], None]]:  # noqa: ARG001
     """Given a state directory, sees to it that its cluster is stopped when the tests end, even if killed."""
     command = [sys.executable, "-m", "tests.support.cluster.guard"]
     with subprocess.Popen(
@@ -56,13 +68,6 @@ def guard() -> Iterator[Callable[[Path], None]]:
 @pytest.fixture(scope="session")
 def variant(tmp_path_factory: pytest.TempPathFactory, guard: Callable[[Path], None]) -> Callable[..., Slurm]:
     """Gives the cluster with the options of up.py asked for: the same one for the same options."""
-    try:
-        packages.require()
-    except UserError as error:
-        # In CI a skipped test would look like a passed one.
-        if os.environ.get("BATON_REQUIRE_SLURM") and os.getuid() == 0:
-            pytest.fail(f"BATON_REQUIRE_SLURM is set, and there is no Slurm: {error}")
-        pytest.skip(f"no Slurm: {error}")
     clusters: dict[tuple[str, ...], Slurm] = {}
 
     def get(*options: str) -> Slurm:

@@ -142,6 +142,7 @@ def test_stopping_after_the_start_was_killed_half_way(state: Path, moment: str) 
     assert Layout(state).database / "data" / "mysql" not in left
 
 
+@pytest.mark.usefixtures("installed")
 def test_clusters_start_side_by_side(tmp_path: Path) -> None:
     states = [tmp_path / name for name in ("a", "b", "c")]
     # What a database has open in /tmp while another starts.
