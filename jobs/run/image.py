@@ -18,8 +18,8 @@ START = (
     "import sys; sys.path.append(sys.path.pop(0)); sys.dont_write_bytecode = True;"
     f" from {PROGRAM} import main; main()"
 )
-"""How it is started: `-m` and `site` would import more, and each import would look into the code first. To
-compile these few small modules takes no longer than a shared file system to keep what was compiled."""
+"""How it is started: `-m` and `site` would import more, and each import would look into the code first. Its
+few modules compile in some milliseconds; to keep what was compiled costs some 70 calls on the shared disk."""
 STARTED_SO = "jobs.supervise.unpacking"
 """What the code of a run has whose program is started so; older ones by `-m`."""
 VARIABLE = "BATON_CODE"
