@@ -21,6 +21,7 @@ from jobs.prepare import verify
 from jobs.run import events
 from jobs.run.exit_codes import RESUME
 from tests.conftest import run_module
+from tests.support.cluster import processes
 from tests.support.datasets import contents
 
 ROOT = Path(__file__).parents[2]
@@ -67,23 +68,6 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-def children(pid: int) -> list[int]:
-    every = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-    return [one for one in every if about(one)[1:2] == [str(pid)]]
-
-
-def alive(pid: int) -> bool:
-    return about(pid)[0] not in "ZX"
-
-
-def about(pid: int) -> list[str]:
-    """A process's state, parent, … (proc_pid_stat(5) from the third field on); "X" if it has gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ["X"]
-
-
 def test_kill_9_twenty_times_then_complete_and_equal(
     archives: Path, reference: tuple[dict[str, str], float], tmp_path: Path
 ) -> None:
@@ -98,7 +82,7 @@ def test_kill_9_twenty_times_then_complete_and_equal(
             # A third of them early, when little was done; the others anywhere.
             process.wait(generator.uniform(0.15, 1.1) * seconds)
         except subprocess.TimeoutExpired:
-            workers = children(process.pid)
+            workers = processes.children(process.pid)
             met += len(workers)
             process.kill()
             process.wait()
@@ -108,9 +92,9 @@ def test_kill_9_twenty_times_then_complete_and_equal(
             finished += 1
             shutil.rmtree(root)
         deadline = time.monotonic() + 10
-        while any(map(alive, workers)) and time.monotonic() < deadline:
+        while any(map(processes.alive, workers)) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not any(map(alive, workers)), "a worker outlived its parent"
+        assert not any(map(processes.alive, workers)), "a worker outlived its parent"
     assert finished < 15, "too few were hit"
     assert met, "no worker was met"
     assert start(root, archives).wait(120) == 0

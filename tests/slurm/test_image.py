@@ -9,7 +9,7 @@ import pytest
 from launcher import HELD, ROOT, Launcher, of_run
 
 from jobs.run import image, staged
-from tests.imaging import NOT_MOUNTED, STARTED, copies, make, pack
+from tests.imaging import FELL_BACK, NOT_MOUNTED, STARTED, copies, make, pack
 from tests.support.slurm import wait_event, wait_for
 
 
@@ -102,7 +102,7 @@ def test_each_node_has_a_copy_of_its_own(kind: str, launch: Launcher, tmp_path: 
     assert len(of_run(run, "finished")) == len(of_run(run, "evaluated")) == 1
 
     logs = [(run / "job" / f"{jobs['train']}_{rank}_log.out").read_text() for rank in (0, 1)]
-    assert not [log for log in logs if "on from" in log or "unpacked instead" in log]
+    assert not [log for log in logs if FELL_BACK.search(log)]
     places = [[Path(place).relative_to(disks).parts[0] for place, _ in STARTED.findall(log)] for log in logs]
     assert len(places[0]) == 2  # starts
     assert all(len({*nodes}) == 2 for nodes in zip(*places, strict=True))
@@ -121,5 +121,5 @@ def launched(launch: Launcher, job: str, run: Path, tasks: int, starts: int = 1)
     said = [tuple(place for place, _ in STARTED.findall(log)) for log in logs]
     assert len(set(said)) == 1, logs
     assert len(said[0]) == starts, logs
-    assert not [log for log in logs if "on from" in log or "unpacked instead" in log]
+    assert not [log for log in logs if FELL_BACK.search(log)]
     return tuple(dict.fromkeys(said[0]))

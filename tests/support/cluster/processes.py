@@ -88,6 +88,10 @@ def jobs(layout: Layout, node: str | None = None, job_id: str | None = None) -> 
     return sorted(found)
 
 
+def children(pid: int) -> list[Process]:
+    return [process for process in _all() if _parent(process.pid) == pid]
+
+
 def end(processes: Iterable[Process], patience: float = 10.0) -> None:
     """Asks processes to end (TERM), and kills those that have not after `patience` seconds."""
     waiting = [p for p in processes if _signal(p, signal.SIGTERM)]
