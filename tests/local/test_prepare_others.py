@@ -26,7 +26,8 @@ from jobs.prepare import verify
 from jobs.prepare.converters import limit_is_too_short
 from jobs.run.digests import digest
 from jobs.slurm import calls as slurm
-from tests.local.test_prepare_survives import alive, mounted
+from tests.local.test_prepare_survives import mounted
+from tests.support.cluster import processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -459,13 +460,13 @@ def test_killed_while_a_converter_runs(tmp_path: Path) -> None:
         time.sleep(0.01)
     process.kill()
     process.wait()
-    converters = [int(path.name.removeprefix("pid-")) for path in archives.glob("pid-*")]
+    converters = [processes.identify(int(path.name.removeprefix("pid-"))) for path in archives.glob("pid-*")]
     assert len(converters) == 3
     (archives / "go").touch()
     try:
         again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
         assert again.returncode == 0, again.stderr
-        assert not [pid for pid in converters if alive(pid)]
+        assert not [converter for converter in converters if converter and processes.alive(converter)]
     finally:
         (archives / "end").touch()
     masks = sorted(path.name for path in (root / "slow/annotations/training").iterdir())
