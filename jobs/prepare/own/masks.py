@@ -85,7 +85,7 @@ def labels16(pixels: NDArray[Any]) -> NDArray[np.uint16]:
 def count(labels: NDArray[Any]) -> dict[int, int]:
     """Pixels of each value that occurs."""
     if labels.dtype == np.uint8:
-        found = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]).ravel()
+        found: NDArray[Any] = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]).ravel()
     else:
         found = np.bincount(labels.ravel())
     return {int(value): int(found[value]) for value in np.flatnonzero(found)}
