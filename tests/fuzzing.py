@@ -10,8 +10,9 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -58,7 +59,7 @@ KINDS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM")
 
 def targets(folder: Path) -> dict[str, Callable[[], Target]]:
     """Each target makes what it needs below `folder`."""
-    made = {
+    made: dict[str, Callable[[Path], Target]] = {
         "events": _events, "metrics": _metrics, "progress": _progress, "local job": _local,
         "run.yaml": _request, "profile": _profile,
         "dataset manifest": _manifest, "dataset table": _table,
@@ -70,10 +71,10 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
         "LabelMe": lambda f: _annotations(f, "labelme"), "classes": _classes, "own list": _list,
         "own dataset": _description, "kept rows": _rows,
         "own mask": lambda f: _own(f, "PNG", masks.open_picture),
-        **{f"own {kind}": lambda f, kind=kind: _own(f, kind, own_images.look) for kind in KINDS},
+        **{f"own {kind}": partial(_own, kind=kind, look=own_images.look) for kind in KINDS},
         "weights": lambda f: _weights(f, True), "old weights": lambda f: _weights(f, False),
         "mat": lambda _: _mat(True), "plain mat": lambda _: _mat(False), "mask": _mask,
-        **{kind: lambda f, kind=kind: _image(f, kind) for kind in KINDS},
+        **{kind: partial(_image, kind=kind) for kind in KINDS},
     }  # fmt: skip
 
     def maker(name: str) -> Callable[[], Target]:
@@ -221,7 +222,8 @@ def _checkpoint_file(folder: Path, name: str) -> Target:
         where.mkdir()
         for number, (file, content) in enumerate(contents.items(), 1):
             (where / file).write_bytes(content)
-            record = dict.fromkeys(checkpoints.FIELDS, 1) | {"step": number, "epoch": number, "start": 1}
+            record: dict[str, Any] = dict.fromkeys(checkpoints.FIELDS, 1)
+            record |= {"step": number, "epoch": number, "start": 1}
             record |= {"bytes": 100, "digest": checkpoints.digest(where / file), "validation_due": False}
             (where / f"{file}.json").write_text(json.dumps(record))
         (where / "best.json").write_text(json.dumps({"path": "epoch_1.pth", "value": 0.5}))
@@ -323,7 +325,7 @@ def _image(folder: Path, kind: str) -> Target:
     exif = Image.Exif()
     exif[0x0112] = 6
     more = {"exif": exif} if kind in ("PNG", "JPEG", "TIFF", "WEBP") else {}
-    Image.fromarray(rng.integers(0, 256, (9, 13, 3), np.uint8)).save(output, kind, **more)  # type: ignore[arg-type]
+    Image.fromarray(rng.integers(0, 256, (9, 13, 3), np.uint8)).save(output, kind, **more)
     path = folder / "x.jpg"
 
     def read(content: bytes) -> None:

@@ -85,7 +85,8 @@ class RecordSamples(Hook):
         session = runner.session
         path = session.run.job / f"samples-{session.start}-{session.rank}.jsonl"
         model, batches = runner.model, runner.train_loop.batches
-        train_step, rounds = model.train_step, []
+        train_step = model.train_step
+        rounds: list[None] = []
 
         def recording(data: Any, optim_wrapper: Any) -> Any:
             weights = batches.weights(runner.iter)

@@ -332,9 +332,7 @@ def figure() -> list[str]:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """docs/models.md: each family, what its configs need, and how far a small training of one came."""
-    further = [
-        needed for name in all_configs() if (needed := NEEDS.get(name) or NEEDS.get(name.split("/")[0]))
-    ]
+    further = [need for name in all_configs() if (need := NEEDS.get(name) or NEEDS.get(name.split("/")[0]))]
     rest = [package for package, _ in further if package not in supported.WITH]
     lines = [
         "# The model zoo",

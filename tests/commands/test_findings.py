@@ -145,7 +145,7 @@ def test_what_the_probes_answers_mean() -> None:
 
 
 def test_gpus_that_a_training_would_not_use_are_no_good() -> None:
-    cpu_build = {"given": 1, "cuda": None, "usable": 0, "names": []}
+    cpu_build: dict[str, Any] = {"given": 1, "cuda": None, "usable": 0, "names": []}
     found = meant(ANSWER | {"gpus": cpu_build, "interpreter": "/env/bin/python"}, ANSWER)
     assert found["GPUs on the nodes"].level == "bad"
     assert "for the CPU only" in found["GPUs on the nodes"].found

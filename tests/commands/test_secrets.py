@@ -9,11 +9,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
+import msgspec
 import pytest
 
 from jobs.run import notify, secrets
 from jobs.run.directory import write_atomically
-from jobs.run.settings import Notify
+from jobs.run.settings import Notify, RunSettings
 from launch.observe.report import comparison
 from launch.observe.report import data as report_data
 from launch.observe.report import page as report_page
@@ -81,9 +82,14 @@ def test_the_job_gets_what_the_files_hold(profile: Path, tmp_path: Path) -> None
 
 def test_a_file_that_others_may_read_is_refused_at_submission(profile: Path, voc_small: Path) -> None:
     token = profile.parent / "token"
+
+    def hold_two_lines() -> None:
+        token.write_text("a\nb")
+        token.chmod(0o600)
+
     for change, said in (
         (lambda: token.chmod(0o640), f"others may read {token}: chmod 600"),
-        (lambda: (token.write_text("a\nb"), token.chmod(0o600)), "must hold one line"),
+        (hold_two_lines, "must hold one line"),
         (lambda: token.unlink(), "cannot be read: No such file"),
     ):
         change()
@@ -97,10 +103,11 @@ def test_no_secret_is_in_a_report(tmp_path: Path) -> None:
     run = with_everything(tmp_path / "run")
     other = made_run(tmp_path / "other")
     request = run.request()
-    request.cluster = {
+    cluster = {
         "profile": "mine", "env": {"WANDB_API_KEY": KEY}, "notify": {"webhook": HOOK},
         "evaluate": {"env": {"WANDB_API_KEY": KEY}, "setup": [f"export A_TOKEN={KEY}"]},
     }  # fmt: skip
+    request.cluster = msgspec.convert(cluster, RunSettings)
     request.set = {"visualizer.init_kwargs.api_key": KEY, "seed": 3}
     request.command = ["launch/train.py", "--set", f"a.api_key={KEY}", f"--set=b.token={KEY}", "--seed", "3"]
     run.write_request(request)

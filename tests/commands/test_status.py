@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -222,7 +223,7 @@ NEXT = [
     ([("stopped", "train")], "", "train.py --resume run"),
     ([("cancelled", "train")], "", "train.py --resume run"),
 ]
-FIELDS = {
+FIELDS: dict[str, dict[str, Any]] = {
     "started": {"hosts": ["n1"], "world_size": 1, "start": 1},
     "failed": {"reason": "x"},
     "stopped": {"reason": "x"},

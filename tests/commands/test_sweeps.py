@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,7 +82,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = made_run(runs / f"single-{number:03d}")
         write(run, number, "submitted", stage="train", job=f"local-9{number}", executor="local")
         end = "stopped" if number in (3, 77) else "finished"
-        fields = (
+        fields: dict[str, Any] = (
             {"reason": "a very long reason that no screen has the room for" * 3} if end == "stopped" else {}
         )
         write(run, number + 1, end, **(fields or {"step": 9, "epoch": 1}), **common(1, f"local-9{number}"))

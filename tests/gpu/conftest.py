@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         PASSED[operation] += 1
         OUTCOMES[operation] = f"passed ({PASSED[operation]} of this kind)"
     if report.when == "call":
-        ROWS.extend((what, figure) for kind, (what, figure) in report.user_properties if kind == FIGURE)
+        properties: list[tuple[str, Any]] = report.user_properties
+        ROWS.extend((what, figure) for kind, (what, figure) in properties if kind == FIGURE)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

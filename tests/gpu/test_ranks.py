@@ -43,14 +43,14 @@ def two(path: Path, data: Path, **settings: Any) -> Run:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory):
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two ranks left alone come to."""
     run = two(tmp_path_factory.mktemp("whole") / "run", data)
     assert tiny.start(run, 2) == [0, 0], tiny.log_of(run, 1)
     return work.last(run)
 
 
-def test_one_rank_is_told_and_both_leave(whole, data: Path, tmp_path: Path) -> None:
+def test_one_rank_is_told_and_both_leave(whole: dict[str, Any], data: Path, tmp_path: Path) -> None:
     run = two(tmp_path / "run", data)
     plan = {"at": "step", "step": 3, "signal": "SIGUSR2", "rank": 1}
     assert tiny.start(run, 2, plan) == [RESUME, RESUME], tiny.log_of(run, 1)

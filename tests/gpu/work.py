@@ -47,8 +47,11 @@ def make_data(root: Path, train: int = 24, val: int = 2) -> Path:
     tiny.make_data(root, train, val)
     if not ON_CPU:
         for path in root.rglob("*.[jp][pn]g"):
-            middle = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[8:53, 10:70]
-            cv2.imwrite(str(path), cv2.resize(middle, (500, 375), interpolation=cv2.INTER_NEAREST))
+            picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            assert picture is not None, path
+            cv2.imwrite(
+                str(path), cv2.resize(picture[8:53, 10:70], (500, 375), interpolation=cv2.INTER_NEAREST)
+            )
     return root
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +24,16 @@ INTERRUPTIBLE = {
 KILLED = -9
 EMA = {"type": "EMAHook", "momentum": 0.1}
 
+State = Callable[[str, int], dict[str, Any]]
+"""Gives the final state of a run, by its config and its ranks."""
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_data(tmp_path_factory.mktemp("data"))
 
 
-def make(path: Path, data: Path, config: str, ranks: int = 1, ema: dict = EMA, **settings: object) -> Run:
+def make(path: Path, data: Path, config: str, ranks: int = 1, ema: dict = EMA, /, **settings: Any) -> Run:
     settings["train_dataloader__batch_size"] = 4 // ranks
     hooks = [{"type": "Interrupt"}, {"type": "RecordDraws"}]
     if config == HARD:
@@ -50,11 +55,11 @@ def interrupt(run: Run, ranks: int, at: str, step: int, signal: str, rank: int |
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory):
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> State:
     """The final state of an uninterrupted run, by (config, ranks); each is trained once."""
-    known = {}
+    known: dict[tuple[str, int], dict[str, Any]] = {}
 
-    def state(config: str, ranks: int) -> dict:
+    def state(config: str, ranks: int) -> dict[str, Any]:
         if (config, ranks) not in known:
             run = make(tmp_path_factory.mktemp("runs") / "whole", data, config, ranks)
             finish(run, ranks, starts=1)
@@ -74,7 +79,7 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory):
     ],
 )
 def test_any_interruption(
-    config: str, ranks: int, workers: int, data: Path, uninterrupted, tmp_path: Path
+    config: str, ranks: int, workers: int, data: Path, uninterrupted: State, tmp_path: Path
 ) -> None:
     persistent = {"train_dataloader__persistent_workers": workers > 0 and config == HARD}
     run = make(tmp_path / "run", data, config, ranks, train_dataloader__num_workers=workers, **persistent)
@@ -96,7 +101,7 @@ def test_any_interruption(
 
 @pytest.mark.parametrize("config", ["tests/support/configs/tiny.py", HARD])
 def test_interrupted_wherever_an_epoch_or_the_training_ends(
-    config: str, data: Path, uninterrupted, tmp_path: Path
+    config: str, data: Path, uninterrupted: State, tmp_path: Path
 ) -> None:
     """With a validation to come, and without: the last step of all."""
     run = make(tmp_path / "run", data, config)
@@ -110,7 +115,7 @@ def test_interrupted_wherever_an_epoch_or_the_training_ends(
 
 
 @pytest.mark.parametrize("phase", ["opened", "synced", "renamed", "manifest"])
-def test_killed_during_a_save(phase: str, data: Path, uninterrupted, tmp_path: Path) -> None:
+def test_killed_during_a_save(phase: str, data: Path, uninterrupted: State, tmp_path: Path) -> None:
     """By fault injection, on the thread that writes, while the training goes on beside it."""
     run = make(tmp_path / "run", data, "tests/support/configs/tiny.py")
     for save in (2, 1):
@@ -131,7 +136,9 @@ def test_with_warning_no_finished_step_is_lost(data: Path, tmp_path: Path) -> No
     assert [step for name, step in steps if name == "resumed"] == left
 
 
-def test_without_warning_the_first_step_is_reached_again(data: Path, uninterrupted, tmp_path: Path) -> None:
+def test_without_warning_the_first_step_is_reached_again(
+    data: Path, uninterrupted: State, tmp_path: Path
+) -> None:
     run = make(tmp_path / "run", data, "tests/support/configs/tiny.py")
     for _ in range(2):
         assert interrupt(run, 1, "step", 1, "SIGKILL", None) == [KILLED]
@@ -139,7 +146,9 @@ def test_without_warning_the_first_step_is_reached_again(data: Path, uninterrupt
     assert tiny.differences(tiny.final_state(run), uninterrupted("tests/support/configs/tiny.py", 1)) == []
 
 
-def test_other_number_of_ranks_keeps_the_global_batch(data: Path, uninterrupted, tmp_path: Path) -> None:
+def test_other_number_of_ranks_keeps_the_global_batch(
+    data: Path, uninterrupted: State, tmp_path: Path
+) -> None:
     """Two ranks, one, two again: the same slots, so, but for running statistics, even the same bits."""
     run = make(tmp_path / "run", data, "tests/support/configs/tiny.py", 2)
     assert interrupt(run, 2, "step", 2, "SIGUSR2", 0) == [RESUME] * 2
@@ -153,7 +162,7 @@ def test_other_number_of_ranks_keeps_the_global_batch(data: Path, uninterrupted,
 
 
 @pytest.mark.parametrize("config", ["tests/support/configs/tiny.py", HARD])
-def test_four_ranks(config: str, data: Path, uninterrupted, tmp_path: Path) -> None:
+def test_four_ranks(config: str, data: Path, uninterrupted: State, tmp_path: Path) -> None:
     """Sums of more than two parts depend on their order, which a fresh DistributedDataParallel changes."""
     workers = {"train_dataloader__num_workers": 0, "train_dataloader__persistent_workers": False}
     run = make(tmp_path / "run", data, config, 4, **workers)
@@ -175,7 +184,7 @@ def test_an_average_of_the_statistics_too(data: Path, tmp_path: Path) -> None:
     assert tiny.differences(runs[1], runs[0]) == []
 
 
-def test_what_is_saved_is_what_was_validated(uninterrupted) -> None:
+def test_what_is_saved_is_what_was_validated(uninterrupted: State) -> None:
     """The averaged model's running statistics are those of all ranks, as its weights are."""
     state = uninterrupted(HARD, 2)
     saved = {key: value for key, value in state["state_dict"].items() if ".running_" in key}

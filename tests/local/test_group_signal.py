@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 
 RANKS = 2
 STEP = 5
+CONFIG = "tests/support/configs/tiny_iters.py"
 SETTINGS = {
-    "config": "tests/support/configs/tiny_iters.py",
     "train_dataloader__batch_size": 2,
     "train_dataloader__num_workers": 2,
     "custom_imports": {"imports": ["tests.interrupting"], "allow_failed_imports": False},
@@ -62,7 +62,7 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 300) -> 
 
 def test_everybody_is_signalled(tmp_path: Path) -> None:
     data = tiny.make_data(tmp_path / "data")
-    run = tiny.make_run(tmp_path / "run", data, **SETTINGS)
+    run = tiny.make_run(tmp_path / "run", data, CONFIG, **SETTINGS)
     here = tmp_path / "here"
     tasks = supervisors(run, {"at": "step", "step": STEP, "pause": str(here), "rank": 0})
     try:
@@ -91,6 +91,6 @@ def test_everybody_is_signalled(tmp_path: Path) -> None:
     assert "failed" not in dict(logged)
 
     assert [t.wait(300) for t in supervisors(run)] == [FINISHED] * RANKS, tiny.log_of(run, 2)
-    whole = tiny.make_run(tmp_path / "whole", data, **SETTINGS)
+    whole = tiny.make_run(tmp_path / "whole", data, CONFIG, **SETTINGS)
     assert tiny.start(whole, RANKS) == [FINISHED] * RANKS
     assert tiny.differences(tiny.final_state(run), tiny.final_state(whole)) == []

@@ -190,7 +190,7 @@ def test_what_cannot_be_packed_is_said(arguments: list[str], says: str) -> None:
 
 def test_a_squashfs_needs_its_tool(environment: Path, tmp_path: Path) -> None:
     (tmp_path / "dirname").symlink_to(shutil.which("dirname") or "")
-    command = [ROOT / "env" / "pack.sh", "--squashfs", environment]
+    command: list[str | Path] = [ROOT / "env" / "pack.sh", "--squashfs", environment]
     done = subprocess.run(command, capture_output=True, text=True, env={"PATH": str(tmp_path)})
     assert done.returncode == 2
     assert done.stderr == "error: --squashfs needs mksquashfs (Debian: squashfs-tools)\n"

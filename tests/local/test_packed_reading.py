@@ -156,8 +156,8 @@ def test_what_is_asked_of_a_path_is_answered_as_for_the_tree(both: tuple[Path, P
         tree, one = (str(data / name) for data in both)
         for ask in (fileio.exists, fileio.isdir, fileio.isfile):
             assert ask(one, backend_args=args) == ask(tree), (ask, name)
-    tree, one = (data / "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt" for data in both)
-    assert fileio.get_text(one, backend_args=args) == tree.read_text()
+    lists = [data / "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt" for data in both]
+    assert fileio.get_text(lists[1], backend_args=args) == lists[0].read_text()
     image = next((both[0] / "VOCdevkit/VOC2012/JPEGImages").iterdir())
     with packed.local(both[1] / image.relative_to(both[0])) as path:
         assert Path(path).read_bytes() == image.read_bytes()

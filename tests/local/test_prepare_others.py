@@ -274,7 +274,7 @@ def coco_stuff164k(folder: Path) -> None:
                 (folder / kind / split / f"{name}.{ending}").write_bytes(content)
 
 
-MADE = {
+MADE: dict[Callable[[Path], None], tuple[str, int, set[int]]] = {
     # recipe: (folder of masks, how many, the labels in them)
     hrf: ("HRF/annotations/validation", 30, {1}),
     stare: ("STARE/annotations/training", 20, {1}),

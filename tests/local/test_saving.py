@@ -124,8 +124,7 @@ def read_only() -> Iterator[Callable[[Run, bool], None]]:
     def change(run: Run, to: bool) -> None:
         if run.checkpoints not in mounted:
             run.checkpoints.mkdir()
-            command = ["mount", "-t", "tmpfs", "tmpfs", run.checkpoints]
-            if subprocess.run(command, check=False).returncode:
+            if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", run.checkpoints], check=False).returncode:
                 pytest.skip("mounting is not allowed here")
             mounted.append(run.checkpoints)
         mode = "ro" if to else "rw"

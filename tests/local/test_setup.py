@@ -48,9 +48,9 @@ def wheel(folder: Path, name: str, version: str, code: str = "", needs: str = ""
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = ""
-    for path, text in files.items():
+    for file, text in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-        record += f"{path},sha256={digest},{len(text.encode())}\n"
+        record += f"{file},sha256={digest},{len(text.encode())}\n"
     path = folder / name / f"{name}-{version}-py3-none-any.whl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
@@ -119,7 +119,7 @@ def set_up(checkout: Path, index: str, *options: str, **more: str) -> subprocess
 
 def version(checkout: Path, module: str, venv: str = ".venv") -> str:
     code = f"import {module}; print({module}.__version__)"
-    command = [checkout / venv / "bin" / "python", "-c", code]
+    command: list[str | Path] = [checkout / venv / "bin" / "python", "-c", code]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -172,7 +172,8 @@ def test_a_mount_that_only_others_see_is_left_to_them(environment: Path, tmp_pat
     """Of another rank's container."""
     task, folder = held(environment, tmp_path, **STEP)
     private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", 'umount -l "$0"; exec "$@"']
-    command = [*private, folder / staged.MOUNTED, image.interpreter(environment), "-S", "-c", image.START]
+    mounted, python = str(folder / staged.MOUNTED), image.interpreter(environment)
+    command = [*private, mounted, python, "-S", "-c", image.START]
     if subprocess.run([*private[:4], "true"], capture_output=True).returncode:
         pytest.skip("no mounts of one's own here")
     say = ["-c", "import sys, extra; print(sys.prefix)"]

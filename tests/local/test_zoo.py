@@ -105,12 +105,14 @@ def test_a_config_in_pure_python(data: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     (data / "pretrained").mkdir()
     torch.save(backbone.state_dict(), data / "pretrained" / "pure.pth")
-    runs = [zoo.placed(tmp_path / which, mine, data, **zoo.INTERRUPTIBLE) for which in ("whole", "preempted")]
-    assert tuple(zoo.stages(*runs, tmp_path, data)) == zoo.STAGES
+    whole, preempted = (
+        zoo.placed(tmp_path / which, mine, data, **zoo.INTERRUPTIBLE) for which in ("whole", "preempted")
+    )
+    assert tuple(zoo.stages(whole, preempted, tmp_path, data)) == zoo.STAGES
     # The head of one's own, and the weights that the config begins with, a little trained.
-    trained = weights_of(next(iter(runs[0].checkpoints.glob("*.pth"))))
+    trained = weights_of(next(iter(whole.checkpoints.glob("*.pth"))))
     first = backbone.state_dict()["stem.0.weight"]
     assert torch.nn.functional.cosine_similarity(trained["backbone.stem.0.weight"], first, 0).min() > 0.9
-    text = runs[0].config.read_text()
+    text = whole.config.read_text()
     assert "type='pure_head.Head'" in text
     assert "default_scope = 'mmseg'" in text

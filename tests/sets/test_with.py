@@ -75,9 +75,11 @@ def test_a_backbone_of_mmpretrains(name: str, data: Path, tmp_path: Path) -> Non
         f"    backbone=dict(_delete_=True, **{settings}),\n    decode_head=dict(**{head}),\n)\n"
     )
     assert configs.weights(configs.check(mine)) == [f"{name}.pth"]
-    runs = [zoo.placed(tmp_path / which, mine, data, **zoo.INTERRUPTIBLE) for which in ("whole", "preempted")]
-    assert tuple(zoo.stages(*runs, tmp_path, data)) == zoo.STAGES
-    trained = weights_of(next(iter(runs[0].checkpoints.glob("*.pth"))))
+    whole, preempted = (
+        zoo.placed(tmp_path / which, mine, data, **zoo.INTERRUPTIBLE) for which in ("whole", "preempted")
+    )
+    assert tuple(zoo.stages(whole, preempted, tmp_path, data)) == zoo.STAGES
+    trained = weights_of(next(iter(whole.checkpoints.glob("*.pth"))))
     place = "patch_embed.projection.weight"
     found = torch.nn.functional.cosine_similarity(trained[f"backbone.{place}"], first[place], 0)
     assert found.min() > 0.9  # four steps away

@@ -152,7 +152,7 @@ def play(slurm: Slurm, place: Path, name: str, shape: str, case: Case | None, da
             wait_for(lambda: slurm.job(job)["Restarts"] != "0", f"{name}: Slurm misses the node", 300)
             slurm.revive_node(at_work[-1])
     wait_for(lambda: finished(slurm, run, job), f"{name} finishes", 900)
-    last_job = [e.get("job") for e in events.read(run.events) if e["event"] == "finished"][-1]
+    last_job = [e["job"] for e in events.read(run.events) if e["event"] == "finished"][-1]
     assert slurm.wait_ended(last_job) == "COMPLETED"
     for one in {job, last_job}:
         slurm.wait_no_processes(one)
@@ -191,9 +191,10 @@ def played(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[tuple[str, str], Future[Run]]]:
     """All cases that are to be tested, on their way side by side, and the runs that are left alone."""
+    items: list[Any] = request.session.items
     wanted = {
         (item.callspec.params["case"], item.callspec.params["shape"])
-        for item in request.session.items
+        for item in items
         if item.module is request.module and "case" in getattr(item, "callspec", item).params
     }
     clusters = {"user signal": variant("--user-signal", "--grace", "10", "--nodes", "14")}

@@ -242,7 +242,7 @@ def test_without_root(guard: Callable[[Path], None]) -> None:
             slurm = Slurm(config.load(state))
             assert slurm.run(*rights, "srun", "id", "-u", cwd="/") == f"{user.pw_uid}\n"
         finally:
-            down = [*python, "tests.support.cluster.down", state, "--wipe"]
+            down: list[str | Path] = [*python, "tests.support.cluster.down", state, "--wipe"]
             subprocess.run(down, cwd=ROOT, check=True, timeout=300)
         assert everything(state) == []
         assert mounts(state) == []

@@ -121,11 +121,15 @@ def test_a_job_that_would_be_held_for_too_many_requeues_goes_on(
     run = make(tmp_path / "run", "--partition=low", "--requeue")
     job = submit(slurm, run)
     after = follow(slurm, run, job)
-    for number in (1, 2):
-        wait_for(lambda n=number: len(of(run, "started")) == n, f"start {number}")
-        wait_for(lambda n=number: any(e["start"] == n for e in of(run, "checkpoint")), "it is at work")
+
+    def preempt_start(number: int) -> None:
+        wait_for(lambda: len(of(run, "started")) == number, f"start {number}")
+        wait_for(lambda: any(e["start"] == number for e in of(run, "checkpoint")), "it is at work")
         slurm.preempt(job)
-        wait_for(lambda n=number: len(of(run, "requeued")) == n, f"preempted {number} times")
+        wait_for(lambda: len(of(run, "requeued")) == number, f"preempted {number} times")
+
+    preempt_start(1)
+    preempt_start(2)
     expected = ["slurm", "successor"] if marks(slurm) else ["scontrol"] * 2
     assert [e["how"] for e in of(run, "requeued")] == expected
     last = of(run, "requeued")[-1].get("successor", job)

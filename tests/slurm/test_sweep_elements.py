@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launcher import HELD, TINY, Launcher, of_run
@@ -20,7 +21,7 @@ from tests.support.slurm import Slurm, wait_event, wait_for
 SIZE = 3
 
 
-def make_array(folder: Path, *options: str, last: dict[str, object], **plan: object) -> list[Run]:
+def make_array(folder: Path, *options: str, last: dict[str, Any], **plan: Any) -> list[Run]:
     """Runs run0, run1, run2 and one script for all of them, run0's; `last` is the plan of run2."""
     runs = [
         make(folder / f"run{n}", *options, **plan, **(last if n == SIZE - 1 else {})) for n in range(SIZE)

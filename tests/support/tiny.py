@@ -47,7 +47,9 @@ def make_data(root: Path, train: int = 22, val: int = 6) -> Path:
     return root
 
 
-def make_run(path: Path, data: Path, config: str = "tests/support/configs/tiny.py", **settings: Any) -> Run:
+def make_run(
+    path: Path, data: Path, config: str = "tests/support/configs/tiny.py", /, **settings: Any
+) -> Run:
     """A run directory whose code is this checkout. `settings` are overrides, with __ for dots."""
     run = Run(path)
     run.code.mkdir(parents=True)

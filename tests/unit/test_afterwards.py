@@ -15,6 +15,7 @@ from jobs.infer.__main__ import has_done
 from jobs.run import events, story
 from jobs.run.directory import Request, Run
 from jobs.run.exit_codes import FAILED, RESUME, SUPERSEDED, USER_ERROR
+from jobs.run.settings import Notify, RunSettings
 from jobs.supervise import afterwards
 from jobs.supervise.afterwards import AGAIN_HERE, after_srun
 from jobs.train.__main__ import is_finished
@@ -404,7 +405,7 @@ class Told(NamedTuple):
 def test_who_wants_to_know_is_told(run: Run, slurm: FakeSlurm, tmp_path: Path, told: Told) -> None:
     """Of a failure also where another node is to do better, and of a job that cannot come back."""
     mail = [sys.executable, "-c", "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + chr(10))"]
-    cluster = {"notify": {"mail": [*mail, str(tmp_path / "mail"), "{subject}"]}}
+    cluster = RunSettings(notify=Notify(mail=[*mail, str(tmp_path / "mail"), "{subject}"]))
     run.write_request(
         Request(name="x", config="c", data_root="/d", created="2026-01-01T00:00:00Z", cluster=cluster)
     )

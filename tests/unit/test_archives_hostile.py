@@ -9,7 +9,7 @@ import lzma
 import signal
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -45,7 +45,9 @@ def header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
 
 
 END = bytes(1024)
-PACKERS = {"tar": bytes, "tgz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "tar": bytes, "tgz": gzip.compress, "tar.bz2": bz2.compress, "tar.xz": lzma.compress,
+}  # fmt: skip
 NEGATIVE = (b"-0000000512\0", b"-1000", b"\xff" + b"\xff" * 9 + b"\xfe\0", b"+1", b"1_0", b"0o17")
 
 
@@ -73,10 +75,10 @@ def test_a_claimed_header_is_not_read_whole(kind: bytes, tmp_path: Path) -> None
             self.most = max(self.most, count)
             return super().read(count)
 
-    with Watched(path) as stream:
-        with pytest.raises(DamagedArchive, match=f"{MOST_HEADER:,} are the most"):
-            list(walk(stream))
-        assert stream.most == 512
+    watched = Watched(path)
+    with watched, pytest.raises(DamagedArchive, match=f"{MOST_HEADER:,} are the most"):
+        list(walk(watched))
+    assert watched.most == 512
 
 
 def test_a_claimed_mask_is_not_read_whole(tmp_path: Path) -> None:

@@ -67,10 +67,11 @@ def test_what_cannot_be_augmented_is_said(steps: list[dict[str, Any]], message: 
 
 
 def test_each_dataset_of_several_is_augmented() -> None:
-    one, two = ({"type": "X", "pipeline": [LOAD, TRUTH, PACK]} for _ in range(2))
-    cfg = _Config(test_dataloader=_Config(dataset={"type": "ConcatDataset", "datasets": [one, two]}))
+    both: list[dict[str, Any]] = [{"type": "X", "pipeline": [LOAD, TRUTH, PACK]} for _ in range(2)]
+    one, two = both
+    cfg = _Config(test_dataloader=_Config(dataset={"type": "ConcatDataset", "datasets": both}))
     assert augmentation.use(cfg) == "6 scales, flipped"
-    assert [found["pipeline"][-1]["type"] for found in (one, two)] == ["TestTimeAug"] * 2
+    assert [found["pipeline"][-1]["type"] for found in both] == ["TestTimeAug"] * 2
     assert one["pipeline"][-1] is not two["pipeline"][-1]
     cfg["tta_pipeline"] = [LOAD]
     assert augmentation.use(cfg) == "the config's"

@@ -15,7 +15,7 @@ from benchmarks.trainings import past
 from jobs.run import events
 
 ROOT = Path(__file__).resolve().parents[2]
-LINE = {"against": "a peer", "unit": "seconds", "better": "lower", "goal": 1.0}
+LINE: dict[str, Any] = {"against": "a peer", "unit": "seconds", "better": "lower", "goal": 1.0}
 
 
 @pytest.fixture

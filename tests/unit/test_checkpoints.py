@@ -67,19 +67,19 @@ def killed(child: Callable[[], object]) -> bool:
     return code != 0
 
 
-@pytest.mark.parametrize("phase", ["opened", "written", "synced", "renamed", "manifest", "verified"])
+@pytest.mark.parametrize("last", ["opened", "written", "synced", "renamed", "manifest", "verified"])
 @pytest.mark.parametrize("before", [0, 1])
-def test_killed_in_any_phase_of_a_write(tmp_path: Path, phase: str, before: int) -> None:
+def test_killed_in_any_phase_of_a_write(tmp_path: Path, last: str, before: int) -> None:
     for step in range(before):
         write(tmp_path, step)
 
     def dying() -> None:
-        checkpoints.on_phase = lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == phase else None
+        checkpoints.on_phase = lambda phase: os.kill(os.getpid(), signal.SIGKILL) if phase == last else None
         write(tmp_path, 5)
 
     assert killed(dying)
     newest = checkpoints.newest(tmp_path)
-    if phase in ("renamed", "manifest", "verified"):
+    if last in ("renamed", "manifest", "verified"):
         # Once it has its name it is whole, with or without a manifest.
         assert newest is not None
         assert newest.step == 5
@@ -111,7 +111,7 @@ def die_at(number: int) -> None:
     sys.addaudithook(lambda event, _: count() if event in ("open", "os.rename", "os.remove") else None)
     fsync, write = os.fsync, checkpoints._Hashing.write
 
-    def counted_fsync(fd: int) -> None:
+    def counted_fsync(fd: Any) -> None:
         count()
         fsync(fd)
         count()
@@ -211,7 +211,9 @@ def lose_manifest_and_flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip, lose_manifest_and_flip])
-def test_a_damaged_one_is_named_and_the_one_before_taken(tmp_path: Path, damage) -> None:
+def test_a_damaged_one_is_named_and_the_one_before_taken(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     write(tmp_path, 1)
     damage(write(tmp_path, 2).path)
     reports = []
@@ -223,7 +225,7 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(tmp_path: Path, damage)
 
 
 @pytest.mark.parametrize("loss", [lose_manifest, tear_manifest, take_another_ones_manifest])
-def test_a_whole_one_without_its_manifest_still_counts(tmp_path: Path, loss) -> None:
+def test_a_whole_one_without_its_manifest_still_counts(tmp_path: Path, loss: Callable[[Path], None]) -> None:
     write(tmp_path, 1)
     written = write(tmp_path, 2, global_batch=8)
     loss(written.path)
@@ -237,7 +239,9 @@ def test_a_whole_one_without_its_manifest_still_counts(tmp_path: Path, loss) -> 
 
 
 @pytest.mark.parametrize("damage", [truncate, lose_manifest_and_flip])
-def test_without_a_whole_one_a_run_does_not_begin_again(tmp_path: Path, damage) -> None:
+def test_without_a_whole_one_a_run_does_not_begin_again(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     for step in (1, 2):
         damage(write(tmp_path, step).path)
     # Neither this start nor one that finds them set aside.
@@ -389,9 +393,14 @@ def test_manifests_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for step in range(5):
         write(tmp_path, step)
     checkpoints.listed(tmp_path)
-    read = []
+    read: list[str] = []
     read_bytes = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+
+    def reading(path: Path) -> bytes:
+        read.append(path.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
     write(tmp_path, 5)
     assert [c.step for c in checkpoints.listed(tmp_path)] == [0, 1, 2, 3, 4, 5]
     assert read == ["iter_5.pth.json"]
@@ -445,14 +454,14 @@ class Calls:
     def __init__(self, *call: Any) -> None:
         self.call = call
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return self.call[0], self.call[1:]
 
 
 class Builds:
     """An instance of a class of the attacker's choice, with attributes likewise."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return subprocess.Popen.__new__, (subprocess.Popen,), {"args": ["true"]}
 
 
@@ -533,7 +542,7 @@ def test_all_that_checkpoints_hold_is_read(load: Callable[..., Any], zipped: boo
         torch.uint8,
         torch.bool,
     )
-    content = {
+    content: dict[str, Any] = {
         "tensors": [torch.arange(6).reshape(2, 3).to(kind) for kind in kinds],
         "bfloat16": torch.ones(2, dtype=torch.bfloat16),
         "view": torch.arange(6.0)[2:4],
@@ -555,7 +564,7 @@ def test_all_that_checkpoints_hold_is_read(load: Callable[..., Any], zipped: boo
 
 
 class GetAttribute:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         from mmengine.logging import HistoryBuffer
 
         return getattr, (HistoryBuffer, "register_statistics")

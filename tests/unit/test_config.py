@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,8 +121,9 @@ def test_what_cannot_work_is_said(overrides: dict, words: str, tmp_path: Path) -
 
 
 def test_the_checkpoint_hooks_options_are_honoured(tmp_path: Path) -> None:
-    options = {"interval": 7, "by_epoch": False, "save_begin": 3, "max_keep_ckpts": 2, "save_best": ["aAcc"]}
-    options |= {"rule": ["less"], "save_optimizer": True, "out_dir": None, "save_last": True}
+    options: dict[str, Any] = {"interval": 7, "by_epoch": False, "save_begin": 3, "max_keep_ckpts": 2}
+    options |= {"save_best": ["aAcc"], "rule": ["less"], "save_optimizer": True}
+    options |= {"out_dir": None, "save_last": True}
     here = session(tmp_path, **{f"default_hooks__checkpoint__{key}": value for key, value in options.items()})
     found = config.saving(config.resolve(here))
     assert (found.interval, found.by_epoch, found.save_begin, found.max_keep_ckpts) == (7, False, 3, 2)

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def test_what_hooks_show_is_kept_in_the_run(tmp_path: Path) -> None:
 def test_tensorboard_is_on_disk_before_a_checkpoint_is(tmp_path: Path) -> None:
     """Where its writer buffers, as that of an installed TensorFlow does for two minutes."""
     flushed = []
-    backend = curves.ExactTensorboard(str(tmp_path))
+    backend: Any = curves.ExactTensorboard(str(tmp_path))
     runner = SimpleNamespace(visualizer=SimpleNamespace(_vis_backends={"x": backend}))
     curves.Flush().before_save_checkpoint(runner, {})
     assert not list(tmp_path.iterdir()), "there is nothing to flush yet"
@@ -73,7 +74,7 @@ def test_tensorboards_file_stays_open(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
-    summary = SummaryWriter(str(tmp_path))
+    summary: Any = SummaryWriter(str(tmp_path))
     curves._keep_open(summary)
     (path,) = tmp_path.iterdir()
     for step in range(3):

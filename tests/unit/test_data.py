@@ -181,7 +181,7 @@ def test_a_list_with_a_byte_order_mark_or_an_empty_line_is_told(tmp_path: Path) 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_named_whichever_process_reads_it(workers: int, tmp_path: Path) -> None:
-    dataset = sampling.SeededDataset(made(tmp_path))
+    dataset: Any = sampling.SeededDataset(made(tmp_path))
     (tmp_path / "img" / "2.png").write_bytes(b"<html>")
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=None, num_workers=workers, collate_fn=lambda x: x

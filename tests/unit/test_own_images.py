@@ -592,7 +592,12 @@ def test_a_start_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytes
     rows.write_bytes(rows.read_bytes()[:-7])  # a torn end
     looked: list[str] = []
     real = scan.row_of
-    monkeypatch.setattr(scan, "row_of", lambda item, *rest: looked.append(item.name) or real(item, *rest))
+
+    def row_of(item: Any, *rest: Any) -> Any:
+        looked.append(item.name)
+        return real(item, *rest)
+
+    monkeypatch.setattr(scan, "row_of", row_of)
     root = make(folder)
     assert len(looked) == 1, "only the one whose row was torn"
     assert verify.deep(root, 1) == []

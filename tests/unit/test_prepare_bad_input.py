@@ -373,7 +373,12 @@ def test_who_waits_looks_at_a_damaged_dataset_once_and_says_nothing(
     image.unlink()
     looks: list[Path] = []
     quick = verify.quick
-    monkeypatch.setattr(verify, "quick", lambda at: looks.append(at) or quick(at))
+
+    def looked(at: Path) -> list[str]:
+        looks.append(at)
+        return quick(at)
+
+    monkeypatch.setattr(verify, "quick", looked)
     capsys.readouterr()
     look = watcher(root)
     assert [look(), look(), look()] == [None, None, None]

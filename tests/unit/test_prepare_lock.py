@@ -49,7 +49,7 @@ def test_second_one_is_told_who_holds_it(tmp_path: Path) -> None:
 
 
 def test_waits_and_is_told_when_the_owner_has_done_it(tmp_path: Path) -> None:
-    told = []
+    told: list[Owner] = []
     with hold(tmp_path), hold(tmp_path, on_wait=told.append, done=lambda: bool(told)) as second:
         assert second is None
     assert [owner.pid for owner in told] == [os.getpid()]

@@ -152,7 +152,7 @@ def test_an_uncompressed_file_is_read_as_scipy_reads_it() -> None:
 )
 def test_jpeg_size(options: dict[str, object]) -> None:
     buffer = io.BytesIO()
-    Image.new("RGB", (123, 45)).save(buffer, "JPEG", **options)  # type: ignore[arg-type]
+    Image.new("RGB", (123, 45)).save(buffer, "JPEG", **options)
     assert png.jpeg_size(buffer.getvalue()) == (123, 45)
     with pytest.raises(png.BadImage):
         png.jpeg_size(buffer.getvalue()[:20])
@@ -163,7 +163,7 @@ def mask_png(mask: np.ndarray, mode: str, **options: object) -> bytes:
     if mode == "P":
         image.putpalette(voc_palette())
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)  # type: ignore[arg-type]
+    image.save(buffer, "PNG", **options)
     return buffer.getvalue()
 
 

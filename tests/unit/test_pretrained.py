@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def weights_of(kind: type, path: Path, **more: object) -> dict[str, torch.Tensor
     return state
 
 
-def backbone(kind: type, path: Path, **more: object):
+def backbone(kind: type, path: Path, **more: object) -> Any:
     return kind(**SMALL, **more, init_cfg={"type": "Pretrained", "checkpoint": str(path)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from jobs.run.errors import UserError
 from jobs.run.settings import Settings
 
 
-def request(**fields: object) -> Request:
+def request(**fields: Any) -> Request:
     return Request(
         name="n", config="configs/c.py", data_root="/d", created="2026-01-01T00:00:00.000Z", **fields
     )

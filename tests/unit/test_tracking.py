@@ -11,7 +11,7 @@ from launch.observe.tracking import content
 from tests.unit.made_runs import T0, common, made_run, started, submitted, with_everything, write
 
 
-def rows_of(run: Run) -> dict[int, dict[str, float]]:
+def rows_of(run: Run) -> dict[int, dict[str, float | Path]]:
     return dict(content.read(run, T0 + 1000).rows)
 
 
@@ -43,7 +43,7 @@ def validated(run: Run, start: int, step: int, value: float) -> None:
 
 def test_a_step_is_told_when_no_start_can_do_it_again(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
-    told: dict[int, dict[str, float]] = {}
+    told: dict[int, dict[str, float | Path]] = {}
 
     def look() -> list[int]:
         """The steps that are new; what was told before must stay as it is."""

@@ -39,7 +39,7 @@ def sample(index: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.RandomState(index)
     # Not below 2: mmseg itself cannot pack a flipped image of width 1.
     height, width = random.randint(2, 180, 2) if index % 3 else random.randint(60, 75, 2)
-    image = random.randint(0, 256, (height, width, 3), dtype=np.uint8)
+    image: np.ndarray = random.randint(0, 256, (height, width, 3), dtype=np.uint8)
     if index % 2:
         image = cv2.GaussianBlur(image, (0, 0), 3)
     mask = np.zeros((height, width), np.uint8)
@@ -82,12 +82,16 @@ def pipelines(index: int) -> tuple[Compose, Compose]:
     return Compose(steps), Compose(fast)
 
 
+def generator_state() -> Any:
+    return np.random.get_state()
+
+
 def run(pipeline: Compose, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[dict[str, Any], Any]:
     """What the pipeline makes of a sample, and the state in which it leaves numpy's generator."""
     np.random.seed(seed)
     results = {"img": image.copy(), "gt_seg_map": mask.copy(), "seg_fields": ["gt_seg_map"]}
     packed = pipeline({**results, "img_path": "x.jpg", "img_shape": image.shape[:2]})
-    return packed, np.random.get_state()[1:3]
+    return packed, generator_state()[1:3]
 
 
 def assert_equal_samples(numbers: range) -> None:
@@ -153,7 +157,7 @@ def test_labels_rarer_than_the_probe_are_counted() -> None:
             np.random.seed(0)
             crop = kind((64, 64), cat_max_ratio=float(ratio))
             crop.crop_bbox({"img": image, "gt_seg_map": mask})
-            draws.append(np.random.get_state()[2])
+            draws.append(generator_state()[2])
         assert draws[0] == draws[1]
 
 
