@@ -19,6 +19,7 @@ def main() -> None:
     from mmengine.runner import Runner
     from mmseg.utils import register_all_modules
 
+    from jobs.engine import delivery
     from jobs.mmseg.packed import read_packed
     from jobs.mmseg.transforms import use_fast_transforms
 
@@ -28,6 +29,7 @@ def main() -> None:
     use_fast_transforms(loader.dataset)
     read_packed(loader.dataset)
     built = Runner.build_dataloader(loader, seed=0)
+    delivery.in_one_piece(built)
     began = time.perf_counter()
     count = sum(len(batch["inputs"]) for batch in built)
     result.write_text(f"{time.perf_counter() - began} {count}")

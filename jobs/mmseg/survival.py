@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any
 
-from jobs.engine import distributed, preemption
+from jobs.engine import delivery, distributed, preemption
 from jobs.mmseg import state
 from jobs.mmseg.sampling import VALIDATION, mix, seed_everything
 from jobs.run.exit_codes import SUPERSEDED
@@ -42,6 +42,7 @@ class Survival:
         for loop in (self.runner.train_loop, self.runner.val_loop):
             if loop is not None:
                 preemption.outlive(loop.dataloader)
+                delivery.in_one_piece(loop.dataloader)
         self.saver.on_disk = (self.runner.train_loop.iter, self.runner.train_loop.epoch)
         # Asked to leave while starting: nothing new to save.
         (leave,) = self.agreement.now(self.preempted.asked)

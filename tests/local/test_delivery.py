@@ -1,0 +1,169 @@
+"""Batches in one piece of shared memory come to the trainer as torch itself would bring them."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from jobs.engine import delivery
+
+
+class Samples(Dataset[Any]):
+    def __init__(self, make: Callable[[int], Any], count: int = 6) -> None:
+        self.make, self.count = make, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Any:
+        return self.make(number)
+
+
+def batches(
+    make: Callable[[int], Any],
+    collate: Callable[[Any], Any] = pseudo_collate,
+    ours: bool = True,
+    workers: int = 2,
+) -> list[Any]:
+    loader = DataLoader(
+        Samples(make), 2, num_workers=workers, collate_fn=collate, timeout=60 if workers else 0
+    )
+    if ours:
+        delivery.in_one_piece(loader)
+    return list(loader)
+
+
+def of_segmentation(number: int) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(number)
+    label = torch.randint(0, 21, (1, 33, 17 + number), generator=draw)
+    sample = SegDataSample(metainfo={"img_path": f"{number}.jpg", "scale_factor": (0.5, 0.25)})
+    sample.gt_sem_seg = PixelData(data=label)
+    image = torch.randint(0, 256, (3, 33, 17 + number), generator=draw, dtype=torch.uint8)
+    return {"inputs": image, "data_samples": sample}
+
+
+def of_all_kinds(number: int) -> list[Any]:
+    draw = torch.Generator().manual_seed(number)
+    plain = torch.rand((2, 3, 4, 5), generator=draw)
+    return [
+        plain,
+        plain,  # the same once more
+        plain.transpose(0, 3),
+        plain.contiguous(memory_format=torch.channels_last),
+        plain[1:],
+        plain.bfloat16(),
+        plain.to(torch.complex64).conj(),
+        plain > 0.5,
+        torch.tensor(number),
+        torch.empty(0, 3, dtype=torch.float64),
+        torch.nn.Parameter(plain.clone()),
+        plain.clone().share_memory_(),
+        {"array": plain.numpy()[:, 1].copy(), "text": "täxt", "none": None, "number": np.float32(number)},
+    ]
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, SegDataSample):
+        return [value.gt_sem_seg.data]
+    if isinstance(value, (list, tuple, dict)):
+        return [
+            one for part in (value.values() if isinstance(value, dict) else value) for one in tensors(part)
+        ]
+    return []
+
+
+def same(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert (a.dtype, a.shape, a.stride(), a.requires_grad) == (
+            b.dtype,
+            b.shape,
+            b.stride(),
+            b.requires_grad,
+        )
+        assert torch.equal(a, b)
+    elif isinstance(a, SegDataSample):
+        assert a.metainfo == b.metainfo
+        same(a.gt_sem_seg.data, b.gt_sem_seg.data)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            same(one, other)
+    else:
+        np.testing.assert_equal(a, b)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("make", [of_segmentation, of_all_kinds])
+def test_a_batch_is_what_torch_brings(make: Callable[[int], Any], workers: int) -> None:
+    same(batches(make, workers=workers), batches(make, ours=False, workers=workers))
+
+
+def test_of_torchs_own_collating() -> None:
+    """Which puts every tensor of a batch into shared memory of its own."""
+
+    def make(number: int) -> tuple[torch.Tensor, int]:
+        return torch.full((3, 5), number), number
+
+    same(batches(make, default_collate), batches(make, default_collate, ours=False))
+
+
+def test_it_is_one_piece() -> None:
+    for batch in batches(of_segmentation):
+        pieces = {tensor.untyped_storage().data_ptr() for tensor in tensors(batch)}
+        assert len(tensors(batch)) == 4
+        assert len(pieces) == 1
+
+
+def test_the_same_tensor_stays_one() -> None:
+    for batch in batches(of_all_kinds, collate=lambda samples: samples):
+        for sample in batch:
+            assert sample[0] is sample[1]
+
+
+def test_a_change_of_one_is_none_of_another() -> None:
+    batch = batches(lambda number: torch.full((4,), float(number + 1)))[0]
+    weight = torch.ones(4, requires_grad=True)
+    loss = (weight * batch[0]).sum()
+    batch[1].zero_()  # an error in backward, if autograd took it for a change of batch[0]
+    loss.backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [1.0] * 4
+
+
+def test_what_cannot_be_sent_is_an_error() -> None:
+    with pytest.raises(Exception, match="pickle"):
+        batches(lambda number: {"inputs": torch.ones(3), "data_samples": lambda: number})
+
+
+def test_a_worker_keeps_its_memory() -> None:
+    def make(number: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        arrays = [np.ones((3 << 20) + number * 4096, np.uint8) for _ in range(4)]
+        del arrays
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def faults(ours: bool) -> int:
+        loader = DataLoader(Samples(make, 20), None, num_workers=1, timeout=60)
+        if ours:
+            delivery.in_one_piece(loader)
+        return sum(list(loader)[5:])
+
+    pages = 15 * 4 * (3 << 20) // resource.getpagesize()
+    assert faults(ours=False) > pages / 2, "there is nothing to keep: the test shows nothing"
+    assert faults(ours=True) < pages / 10
