@@ -25,17 +25,17 @@ from jobs.catalog import readiness as state
 from jobs.engine import checkpoints
 from jobs.mmseg import images
 from jobs.prepare import __main__ as command
-from jobs.prepare import png, verify
+from jobs.prepare import verify
 from jobs.prepare.archives import DamagedArchive, Stream, unpack_tar, walk
 from jobs.prepare.converters import unpack
-from jobs.prepare.deflate import content_digest
 from jobs.prepare.own import findings, judge, masks, pipeline, scan, sources, splits
 from jobs.prepare.own import images as own_images
 from jobs.prepare.packed import convert
 from jobs.prepare.voc import build
 from jobs.prepare.voc import masks as voc_masks
 from jobs.prepare.voc.sbd import BadMask, mask_of
-from jobs.run import checkpoint_files, events, packed, records
+from jobs.run import checkpoint_files, events, packed, png, records
+from jobs.run.deflate import content_digest
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm import queries as slurm_queries

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.prepare.deflate import GUNZIP_ERRORS, open_gzip
+from jobs.run.deflate import GUNZIP_ERRORS, open_gzip
 from jobs.run.errors import UserError
 
 BLOCK = 512

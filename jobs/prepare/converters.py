@@ -26,13 +26,13 @@ from jobs.catalog.sources import Source
 from jobs.prepare import converter_process as guarded
 from jobs.prepare import workers
 from jobs.prepare.archives import DamagedArchive, unpack_tar
-from jobs.prepare.deflate import content_digest
 from jobs.prepare.disk import sync
 from jobs.prepare.local_archives import Checked, check_archive, listed_digest
 from jobs.prepare.lock import hold
 from jobs.prepare.progress import say, task
 from jobs.prepare.voc import pipeline as prepare
 from jobs.prepare.voc.writing import check_space, put_manifest
+from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
 from jobs.slurm import calls as slurm
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 from jobs.catalog import manifest
 from jobs.catalog.manifest import Entry
 from jobs.prepare import workers
-from jobs.prepare.deflate import content_digest
 from jobs.prepare.packed.writer import beside
 from jobs.prepare.progress import task
 from jobs.run import packed
+from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
 
 BATCH = 256
@@ -159,9 +159,9 @@ def batches(entries: list[Entry]) -> Iterator[list[Entry]]:
 def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int, int]], list[Finding]]:
     """(image sizes by path, findings) of some files; runs in a worker. `root`: the dataset's folder, or its
     container; `voc`: only VOC's labels may occur."""
-    from jobs.prepare.png import BadImage, jpeg_size
     from jobs.prepare.voc.masks import check_labels, decode_mask
     from jobs.prepare.voc.sbd import BadMask
+    from jobs.run.png import BadImage, jpeg_size
 
     sizes: dict[str, tuple[int, int]] = {}
     problems = []

@@ -17,8 +17,8 @@ import pytest
 from jobs.catalog import manifest
 from jobs.catalog.manifest import Manifest
 from jobs.mmseg import compat
-from jobs.prepare.deflate import content_digest
 from jobs.prepare.packed import convert
+from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
 from tests.unit.test_config import RECIPE, ROOT, session
 

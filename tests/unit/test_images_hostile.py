@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from jobs.mmseg import images, pictures
-from jobs.prepare import deflate, png, verify
+from jobs.prepare import verify
 from jobs.prepare.voc import masks
 from jobs.prepare.voc.sbd import BadMask, mask_of
+from jobs.run import deflate, png
 from jobs.run.errors import UserError
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(hello) print\n%%EOF\n"

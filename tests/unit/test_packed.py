@@ -13,11 +13,11 @@ import pytest
 
 from jobs.catalog import manifest, readiness
 from jobs.prepare import verify
-from jobs.prepare.deflate import content_digest
 from jobs.prepare.packed import convert
 from jobs.prepare.packed.writer import Writer
 from jobs.prepare.voc import pipeline
 from jobs.run import packed
+from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
 from tests.conftest import ROOT
 from tests.support.datasets import contents

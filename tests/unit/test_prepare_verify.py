@@ -101,7 +101,7 @@ def test_damaged_file_table_is_found(root: Path) -> None:
 def test_every_pixel_counts_even_if_the_table_agrees(root: Path) -> None:
     """A mask with a label that cannot be, and one of another size than its image, entered in the table."""
     from jobs.catalog import manifest
-    from jobs.prepare.deflate import content_digest
+    from jobs.run.deflate import content_digest
 
     found = manifest.read(root)
     assert found

@@ -16,12 +16,12 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from jobs.catalog import sources
-from jobs.prepare import png
 from jobs.prepare.synthetic import read_lists
 from jobs.prepare.synthetic_scene import cls_mat, voc_palette
 from jobs.prepare.voc import lists as voc
 from jobs.prepare.voc import sbd
 from jobs.prepare.voc.masks import decode_mask
+from jobs.run import png
 
 DATA = Path(__file__).parents[1] / "data/voc"
 LISTS = read_lists(DATA)

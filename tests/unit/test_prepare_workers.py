@@ -18,7 +18,7 @@ def test_the_share_of_a_packed_archive_is_that_of_the_file_on_disk(
 ) -> None:
     """Whatever it inflates to: what comes first here is packed a thousandfold."""
     if not fast:
-        monkeypatch.setattr("jobs.prepare.deflate.gunzipper", None)
+        monkeypatch.setattr("jobs.run.deflate.gunzipper", None)
     path = tmp_path / "x.tgz"
     zeros, noise = bytes(64 << 20), os.urandom(24 << 20)
     path.write_bytes(gzip.compress(zeros, 1) + gzip.compress(noise, 0))

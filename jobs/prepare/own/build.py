@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from jobs.catalog.manifest import Entry
 from jobs.prepare import workers
-from jobs.prepare.deflate import content_digest
 from jobs.prepare.own import images, scan
 from jobs.prepare.own.judge import Bands, Pair
 from jobs.prepare.own.scan import How, Row
 from jobs.prepare.own.sources import Item
-from jobs.prepare.png import encode_grey
 from jobs.prepare.progress import task
 from jobs.prepare.voc.build import put
+from jobs.run.deflate import content_digest
+from jobs.run.png import encode_grey
 
 BATCH = 32
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)

@@ -17,13 +17,13 @@ import msgspec
 
 from jobs.catalog.classes import Classes
 from jobs.prepare import workers
-from jobs.prepare.deflate import content_digest
 from jobs.prepare.own import images, masks
 from jobs.prepare.own.findings import visible
 from jobs.prepare.own.images import BadPicture, Picture
 from jobs.prepare.own.masks import BadMask
 from jobs.prepare.own.sources import Item
 from jobs.prepare.progress import task
+from jobs.run.deflate import content_digest
 from jobs.run.errors import MALFORMED
 
 BATCH = 32

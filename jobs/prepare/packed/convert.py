@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 
 from jobs.catalog import manifest
 from jobs.catalog.manifest import Entry, Manifest
-from jobs.prepare.deflate import content_digest
 from jobs.prepare.disk import sync
 from jobs.prepare.lock import hold
 from jobs.prepare.packed.writer import Writer, beside
@@ -17,6 +16,7 @@ from jobs.prepare.progress import say, task
 from jobs.prepare.voc.build import check_space, put
 from jobs.prepare.voc.pipeline import publish, say_waiting
 from jobs.run import packed
+from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
 
 WORK = ".prepare-pack"

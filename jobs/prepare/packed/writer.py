@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.catalog.manifest import Entry
-from jobs.prepare.deflate import content_digest
 from jobs.run import packed, private
+from jobs.run.deflate import content_digest
 
 BESIDE = 7
 """Lists (.txt) that also lie beside the container, so that whoever opens them by path finds them: with the

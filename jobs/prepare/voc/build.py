@@ -20,7 +20,6 @@ from jobs.catalog import sources
 from jobs.catalog.manifest import Entry
 from jobs.prepare.archives import MOST_CONTENT, DamagedArchive, Member, Stream, walk, whole
 from jobs.prepare.packed.writer import Placed, Writer
-from jobs.prepare.png import BadImage, encode_grey, jpeg_size
 from jobs.prepare.progress import task
 from jobs.prepare.voc import lists as voc
 from jobs.prepare.voc.masks import Size, own_mask_size
@@ -28,6 +27,7 @@ from jobs.prepare.voc.sbd import BadMask, mask_of
 from jobs.prepare.voc.writing import check_space, put, remove_strangers
 from jobs.prepare.workers import Workers
 from jobs.run.errors import UserError
+from jobs.run.png import BadImage, encode_grey, jpeg_size
 
 # Whole prefixes: SBD carries a decoy dataset below benchmark_code_RELEASE/demo.
 VOC_ROOT = "VOCdevkit/VOC2012/"

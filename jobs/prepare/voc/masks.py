@@ -7,8 +7,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from jobs.prepare.png import MOST_PIXELS, decode_fast, png_size
 from jobs.prepare.voc.sbd import BadMask
+from jobs.run.png import MOST_PIXELS, decode_fast, png_size
 
 Size = tuple[int, int]
 

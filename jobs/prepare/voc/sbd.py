@@ -15,7 +15,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.prepare.deflate import InflateError, inflate
+from jobs.run.deflate import InflateError, inflate
 
 Mask = NDArray[np.uint8]
 

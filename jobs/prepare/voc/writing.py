@@ -10,8 +10,8 @@ from typing import Any
 
 from jobs.catalog import manifest
 from jobs.catalog.manifest import Entry, Manifest
-from jobs.prepare.deflate import content_digest
 from jobs.prepare.packed.writer import Writer
+from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""The image headers and the one PNG encoder that the preparation needs: 8-bit grey, unfiltered rows."""
+"""The image headers, and PNGs as masks are: 8-bit, unfiltered rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.prepare.deflate import InflateError, crc32, deflate, inflate
+from jobs.run.deflate import InflateError, crc32, deflate, inflate
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 END = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
