@@ -5,6 +5,7 @@ draws from numpy's global generator in the same order, so that swapping them cha
 `use_fast_transforms` swaps them in a config; `baton = dict(fast_transforms=False)` there keeps mmseg's own.
 
 Where the time of the stock pipeline goes, and what is done about it:
+LoadAnnotations decodes masks by Pillow; those of prepared datasets need no more than inflating;
 RandomCrop counts the labels of up to ten crops by sorting them (np.unique), here by comparison;
 PhotoMetricDistortion computes in float32, here through tables of 256 entries, several steps folded into one;
 PackSegInputs and RandomFlip leave the channel shuffling to strided copies, here OpenCV's.
@@ -21,13 +22,48 @@ import numpy.typing as npt
 import torch
 from mmcv.transforms import Pad
 from mmcv.transforms.utils import cache_randomness
-from mmseg.datasets.transforms import PackSegInputs, PhotoMetricDistortion, RandomCrop, RandomFlip
+from mmengine import fileio
+from mmseg.datasets.transforms import (
+    LoadAnnotations,
+    PackSegInputs,
+    PhotoMetricDistortion,
+    RandomCrop,
+    RandomFlip,
+)
 from mmseg.registry import TRANSFORMS
+
+from jobs.run import png
 
 Image = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 
 LEVELS = np.arange(256, dtype=np.uint8)
+
+
+@TRANSFORMS.register_module()
+class LoadAnnotationsFast(LoadAnnotations):
+    """mmseg's LoadAnnotations; a mask that is an 8-bit PNG with unfiltered rows is only inflated.
+
+    Loading transforms are known by how their names begin (data.py, model.py).
+    """
+
+    reduce_zero_label: bool | None
+    inflates = True
+    """Until a mask is of another kind: a dataset's masks are of one kind, and each would be read twice."""
+
+    def _load_seg_map(self, results: dict[str, Any]) -> None:
+        as_it_is = not self.reduce_zero_label and results["reduce_zero_label"] is False
+        as_it_is &= results.get("label_map") is None
+        if self.inflates and as_it_is and self.imdecode_backend == "pillow":
+            content = fileio.get(results["seg_map_path"], backend_args=self.backend_args)
+            mask = png.decode_fast(content)
+            if mask is not None:
+                self.reduce_zero_label = False
+                results["gt_seg_map"] = mask.copy().squeeze()
+                results["seg_fields"].append("gt_seg_map")
+                return
+            self.inflates = False
+        super()._load_seg_map(results)
 
 
 @TRANSFORMS.register_module()
@@ -211,6 +247,7 @@ def _is_plain(array: npt.NDArray[Any]) -> bool:
 
 
 FAST: dict[type, type] = {
+    LoadAnnotations: LoadAnnotationsFast,
     RandomCrop: FastRandomCrop,
     RandomFlip: FastRandomFlip,
     Pad: FastPad,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from jobs.engine.session import Session
 from jobs.mmseg import compat
+from jobs.run import png
 from jobs.run.directory import Request, Run
 
 compat.prepare()
@@ -21,6 +24,7 @@ from mmcv.transforms import Compose, Pad  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.model import ImgDataPreprocessor  # noqa: E402
 from mmseg.datasets.transforms import (  # noqa: E402
+    LoadAnnotations,
     PackSegInputs,
     PhotoMetricDistortion,
     RandomCrop,
@@ -31,7 +35,13 @@ from mmseg.models import SegDataPreProcessor  # noqa: E402
 from mmseg.registry import TRANSFORMS  # noqa: E402
 
 from jobs.mmseg import config  # noqa: E402
-from jobs.mmseg.transforms import FAST, FastPhotoMetricDistortion, FastRandomCrop, use_fast_transforms  # noqa: E402
+from jobs.mmseg.transforms import (  # noqa: E402
+    FAST,
+    FastPhotoMetricDistortion,
+    FastRandomCrop,
+    LoadAnnotationsFast,
+    use_fast_transforms,
+)
 
 
 def sample(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,6 +169,62 @@ def test_labels_rarer_than_the_probe_are_counted() -> None:
             crop.crop_bbox({"img": image, "gt_seg_map": mask})
             draws.append(generator_state()[2])
         assert draws[0] == draws[1]
+
+
+MASKS: dict[str, Callable[[np.ndarray, Path], Any]] = {
+    "as prepared": lambda mask, path: path.write_bytes(png.encode_grey(mask)),
+    "of a palette": lambda mask, path: with_palette(mask).save(path, "PNG"),
+    "filtered": lambda mask, path: cv2.imwrite(str(path), mask, [cv2.IMWRITE_PNG_STRATEGY, 1]),
+    "of 16 bits": lambda mask, path: cv2.imwrite(str(path), mask.astype(np.uint16)),
+    "of two bits": lambda mask, path: with_palette(mask % 4).save(path, "PNG", bits=2),
+    "JPEG": lambda mask, path: PIL.Image.fromarray(mask).save(path, "JPEG"),
+}
+ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {"reduce_zero_label": False, "label_map": None}),
+    "no label map": ({}, {"reduce_zero_label": False}),
+    "reduced": ({}, {"reduce_zero_label": True, "label_map": None}),
+    "not reduced": ({"reduce_zero_label": False}, {"reduce_zero_label": False}),
+    "mapped": ({}, {"reduce_zero_label": False, "label_map": {0: 3, 255: 0, 9: 1}}),
+    "by cv2": ({"imdecode_backend": "cv2"}, {"reduce_zero_label": False}),
+}
+
+
+def with_palette(mask: np.ndarray) -> PIL.Image.Image:
+    image = PIL.Image.fromarray(mask)
+    image.putpalette([(3 * level + channel) % 256 for level in range(256) for channel in range(3)])
+    return image
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_a_mask_is_loaded_as_by_mmseg(asked: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+    options, wanted = asked
+    never_another = {name: LoadAnnotationsFast(**options) for name in MASKS}
+    one_for_all = LoadAnnotationsFast(**options)
+    for index in range(12):
+        for name, write in MASKS.items():
+            write(sample(index)[1], path := tmp_path / f"{index}.png")
+            loaded = []
+            for load in (LoadAnnotations(**options), never_another[name], one_for_all):
+                results = {"seg_map_path": str(path), "seg_fields": [], **wanted}
+                load._load_seg_map(results)
+                loaded.append((results, load.reduce_zero_label))
+            (stock, state), *fast = loaded
+            for results, its_state in fast:
+                mask, expected = results.pop("gt_seg_map"), stock["gt_seg_map"]
+                assert (mask.dtype, mask.shape, mask.flags.writeable) == (np.uint8, expected.shape, True)
+                assert np.array_equal(mask, expected), (name, index)
+                assert results == {key: value for key, value in stock.items() if key != "gt_seg_map"}
+                assert its_state == state
+    assert never_another["as prepared"].inflates
+
+
+def test_a_prepared_mask_is_not_left_to_mmseg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(LoadAnnotations, "_load_seg_map")
+    for index, write in enumerate((MASKS["as prepared"], MASKS["of a palette"])):
+        write(np.arange(12, dtype=np.uint8).reshape(3, 4), path := tmp_path / f"{index}.png")
+        results: dict[str, Any] = {"seg_map_path": str(path), "seg_fields": [], "reduce_zero_label": False}
+        LoadAnnotationsFast()._load_seg_map(results)
+        assert results["gt_seg_map"].tolist() == np.arange(12).reshape(3, 4).tolist()
 
 
 RECIPE = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
