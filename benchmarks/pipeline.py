@@ -10,7 +10,7 @@ sizes, with nothing but void in the mask, and smaller than the crop.
 
 Then the same (ours) from a packed dataset against the files on the local disk: the same samples first.
 
-Last, an epoch of them through the recipe's 4 workers, whose batches come in one piece each
+Last, an epoch of them through the recipe's 4 workers, whose batches come through buffers that are used again
 (jobs/engine/delivery.py), against torch's own way of bringing them.
 
 examples:
@@ -88,7 +88,7 @@ def main() -> None:
         delivered, own = epochs(fast, samples, 4)
         harness.compare(
             "pipeline_delivery",
-            "an epoch of it through 4 workers, each batch in one piece of shared memory",
+            "an epoch of it through 4 workers, batches brought through buffers that are used again",
             delivered,
             own,
             against="torch's own delivery",
@@ -166,7 +166,7 @@ def epochs(
     def images_a_second(ours: bool) -> float:
         loader = DataLoader(Samples(), batch, num_workers=4, collate_fn=pseudo_collate)
         if ours:
-            delivery.in_one_piece(loader)
+            delivery.through_buffers(loader)
         begin = time.perf_counter()
         for _ in loader:
             pass

@@ -1,34 +1,64 @@
-"""How batches come from a DataLoader's workers to the trainer: each in one piece of shared memory.
+"""How batches come from a DataLoader's workers to the trainer: through memory that is used again and again.
 
-torch gives every tensor of a batch a file in shared memory, whose descriptor the trainer fetches over a
-socket (https://docs.pytorch.org/docs/stable/multiprocessing.html); a batch of mmseg's has two a sample. Here
-a worker lays all tensors of a batch side by side in one such file, and the trainer has them as they were.
+torch gives every tensor of a batch a new file in shared memory, whose descriptor the trainer fetches over a
+socket (https://docs.pytorch.org/docs/stable/multiprocessing.html): the kernel fills megabytes with zeros, and
+maps them, for every sample. Here a loader has some buffers, made before its workers are forked. A worker lays
+the tensors of a batch side by side in one that is free; the trainer has them where they lie, and the buffer
+is free again when the last of them is gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
+import mmap
+import multiprocessing
 import pickle
+import weakref
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import get_worker_info
 
 ALIGNMENT = 64
 """Bytes: a cache line, and no element of a tensor is larger."""
+BUFFER = 64 << 20
+"""Bytes of a buffer, of which only what batches fill takes memory. A larger batch gets memory of its own."""
+MORE = 4
+"""Buffers beside those for the batches that torch asks for ahead: for the trainer's, for the one before, of
+which it is not yet known that it is gone, and two for a loop that keeps some. A batch that finds none free
+gets memory of its own."""
+PATIENCE = 1.0
+"""Seconds to wait for another worker that is looking for a buffer; it may have died."""
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """mallopt(3)'s."""
 KEPT, LARGEST = 1 << 30, 32 << 20
 """Bytes that a worker keeps when they are free, and of the largest array that may be among them."""
 
 
-def in_one_piece(loader: Any) -> None:
-    """Makes the workers of a DataLoader, before they are started, deliver so, and keep their memory."""
-    loader.collate_fn = OnePiece(loader.collate_fn)
+def through_buffers(loader: Any) -> None:
+    """Makes the workers of a DataLoader, before they are started, deliver so, and keep their memory. Those
+    that are not forked (`multiprocessing_context`) deliver as torch has it."""
+    packs = loader.collate_fn = Packs(loader.collate_fn)
     loader.worker_init_fn = KeepsMemory(loader.worker_init_fn)
+    make = loader._get_iterator
+
+    def make_with_buffers() -> Any:
+        packs.buffers = None
+        context = loader.multiprocessing_context or multiprocessing
+        if loader.num_workers and context.get_start_method() == "fork":
+            with contextlib.suppress(OSError):  # a limit on the address space
+                packs.buffers = Buffers(loader.num_workers * loader.prefetch_factor + MORE)
+        iterator = make()
+        iterator.buffers = packs.buffers  # live as long
+        return iterator
+
+    loader._get_iterator = make_with_buffers
 
 
 class KeepsMemory:
@@ -49,19 +79,63 @@ class KeepsMemory:
             self.then(worker)
 
 
-class OnePiece:
+class Buffers:
+    """The buffers of one iterator, behind a byte for each that says whether it is in use: a worker sets it,
+    the trainer clears it."""
+
+    def __init__(self, count: int) -> None:
+        self.number, self.count = id(self), count
+        self.head = -(-count // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.memory = mmap.mmap(-1, self.head + count * BUFFER)
+        self.lock = multiprocessing.get_context("fork").Lock()
+        self.delivered: dict[int, StorageWeakRef] = {}
+        _known[self.number] = self
+
+    def take(self) -> int | None:
+        """In a worker: a buffer that was free; None if there is none."""
+        if not self.lock.acquire(timeout=PATIENCE):
+            return None
+        try:
+            index = self.memory.find(b"\0", 0, self.count)
+            if index < 0:
+                return None
+            self.memory[index] = 1
+            return index
+        finally:
+            self.lock.release()
+
+    def receive(self, index: int) -> torch.UntypedStorage:
+        """In the trainer: what has come in a buffer, which is in use until the last tensor in it is gone."""
+        for gone in [other for other, storage in self.delivered.items() if storage.expired()]:
+            del self.delivered[gone]
+            self.memory[gone] = 0
+        storage = self.storage(index)
+        self.delivered[index] = StorageWeakRef(storage)
+        return storage
+
+    def storage(self, index: int) -> torch.UntypedStorage:
+        offset = self.head + index * BUFFER
+        return torch.frombuffer(self.memory, dtype=torch.uint8, count=BUFFER, offset=offset).untyped_storage()
+
+
+_known: weakref.WeakValueDictionary[int, Buffers] = weakref.WeakValueDictionary()
+"""In the trainer, by their number."""
+
+
+class Packs:
     """A `collate_fn`: what another makes of samples, packed where a worker is to deliver it."""
 
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
+        self.buffers: Buffers | None = None
 
     def __call__(self, samples: Any) -> Any:
         batch = self.collate(samples)
-        return batch if get_worker_info() is None else Parcel(batch)
+        return pack(batch, self.buffers) if self.buffers and get_worker_info() else batch
 
 
 class Place(NamedTuple):
-    """Where a tensor lies in the piece, and what it is."""
+    """Where a tensor lies in its buffer, and what it is."""
 
     start: int
     """Bytes."""
@@ -69,32 +143,45 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
-    def of(self, piece: torch.UntypedStorage) -> torch.Tensor:
+    def of(self, storage: torch.UntypedStorage) -> torch.Tensor:
         """The tensor. (Not a view of one that all share: autograd would count a change of one as a change of
         all.)"""
         tensor = torch.empty(0, dtype=self.dtype)
-        return tensor.set_(piece, self.start // self.dtype.itemsize, self.shape, self.stride)
+        return tensor.set_(storage, self.start // self.dtype.itemsize, self.shape, self.stride)
 
 
-class Parcel:
-    """A batch in one piece, unpickled as the batch. What cannot be pickled is an error here, which torch
-    brings to the trainer; in the thread that sends batches it would leave the trainer waiting for ever."""
+class Packed(NamedTuple):
+    """A batch in shared memory; it is unpickled as the batch."""
 
-    def __init__(self, batch: Any) -> None:
-        stream = io.BytesIO()
-        packer = _Packer(stream)
-        packer.dump(batch)
-        self.piece = torch.UntypedStorage._new_shared(max(packer.size, 1))
-        for tensor, place in zip(packer.tensors, packer.places, strict=True):
-            place.of(self.piece).copy_(tensor)
-        self.places, self.rest = packer.places, stream.getvalue()
+    where: tuple[int, int] | torch.UntypedStorage
+    """(number of the buffers, which of them), or memory of its own."""
+    places: list[Place]
+    rest: bytes
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpack, (self.piece, self.places, self.rest)
+        return _unpack, tuple(self)
 
 
-def _unpack(piece: torch.UntypedStorage, places: list[Place], rest: bytes) -> Any:
-    return _Unpacker(io.BytesIO(rest), [place.of(piece) for place in places]).load()
+def pack(batch: Any, buffers: Buffers) -> Packed:
+    """What cannot be pickled is an error here, which torch brings to the trainer. In the thread that sends
+    batches it would leave the trainer waiting for ever."""
+    stream = io.BytesIO()
+    packer = _Packer(stream)
+    packer.dump(batch)
+    where: tuple[int, int] | torch.UntypedStorage
+    index = buffers.take() if 0 < packer.size <= BUFFER else None
+    if index is not None:
+        where, storage = (buffers.number, index), buffers.storage(index)
+    else:
+        where = storage = torch.UntypedStorage._new_shared(max(packer.size, 1))
+    for tensor, place in zip(packer.tensors, packer.places, strict=True):
+        place.of(storage).copy_(tensor)
+    return Packed(where, packer.places, stream.getvalue())
+
+
+def _unpack(where: tuple[int, int] | torch.UntypedStorage, places: list[Place], rest: bytes) -> Any:
+    storage = _known[where[0]].receive(where[1]) if isinstance(where, tuple) else where
+    return _Unpacker(io.BytesIO(rest), [place.of(storage) for place in places]).load()
 
 
 class _Packer(ForkingPickler):

@@ -42,7 +42,7 @@ class Survival:
         for loop in (self.runner.train_loop, self.runner.val_loop):
             if loop is not None:
                 preemption.outlive(loop.dataloader)
-                delivery.in_one_piece(loop.dataloader)
+                delivery.through_buffers(loop.dataloader)
         self.saver.on_disk = (self.runner.train_loop.iter, self.runner.train_loop.epoch)
         # Asked to leave while starting: nothing new to save.
         (leave,) = self.agreement.now(self.preempted.asked)

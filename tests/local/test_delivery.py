@@ -1,4 +1,4 @@
-"""Batches in one piece of shared memory come to the trainer as torch itself would bring them."""
+"""Batches come to the trainer through buffers as torch itself would bring them, and stay as they came."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def batches(
         Samples(make), 2, num_workers=workers, collate_fn=collate, timeout=60 if workers else 0
     )
     if ours:
-        delivery.in_one_piece(loader)
+        delivery.through_buffers(loader)
     return list(loader)
 
 
@@ -146,6 +146,72 @@ def test_a_change_of_one_is_none_of_another() -> None:
     assert weight.grad.tolist() == [1.0] * 4
 
 
+def numbered(number: int) -> torch.Tensor:
+    return torch.full((1000,), number)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.1, 1.0], ids=["none", "some", "all"])
+def test_what_the_trainer_keeps_is_not_overwritten(kept: float) -> None:
+    """Batches, a tensor of one, and an array that shares its memory."""
+    loader = DataLoader(Samples(numbered, 200), 2, num_workers=2, collate_fn=pseudo_collate, timeout=60)
+    delivery.through_buffers(loader)
+    draw = np.random.default_rng(0)
+    mine: dict[int, Any] = {}
+    places = set()
+    for index, batch in enumerate(loader):
+        assert [tensor.tolist() for tensor in batch] == [[2 * index] * 1000, [2 * index + 1] * 1000]
+        places.add(batch[0].data_ptr())
+        if draw.random() < kept:
+            mine[index] = (batch[0], batch[0][10:], batch[0].numpy()[::2])[index % 3]
+    for index, value in mine.items():
+        assert set(value.tolist()) == {2 * index}
+    assert len(places) <= 2 * 2 + delivery.MORE if not kept else len(places) > 2 * 2 + delivery.MORE
+
+
+def test_a_batch_larger_than_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "BUFFER", 4096)
+    sizes = [3, 200, 600, 5000, 2, 512]
+
+    def make(number: int) -> torch.Tensor:
+        return torch.full((sizes[number],), number)
+
+    same(batches(make), batches(make, ours=False))
+
+
+def test_no_room_for_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "BUFFER", 1 << 50)
+    same(batches(numbered), batches(numbered, ours=False))
+
+
+@pytest.mark.parametrize(
+    "options", [{"persistent_workers": True}, {"multiprocessing_context": "spawn"}], ids=str
+)
+def test_other_ways_to_start_workers(options: dict[str, Any]) -> None:
+    loader = DataLoader(Samples(numbered), 2, num_workers=1, collate_fn=pseudo_collate, timeout=60, **options)
+    delivery.through_buffers(loader)
+    expected = batches(numbered, ours=False)
+    for _ in range(3 if loader.persistent_workers else 1):
+        same(list(loader), expected)
+
+
+def test_two_iterators_at_once() -> None:
+    loader = DataLoader(Samples(numbered, 40), 2, num_workers=1, collate_fn=pseudo_collate, timeout=60)
+    delivery.through_buffers(loader)
+    for index, (a, b) in enumerate(zip(loader, loader, strict=True)):
+        same(a, b)
+        assert a[0][0] == 2 * index
+
+
+def test_a_worker_that_died_with_the_lock_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "PATIENCE", 0.05)
+    buffers = delivery.Buffers(3)
+    assert buffers.take() == 0
+    buffers.lock.acquire()
+    assert buffers.take() is None
+    packed = delivery.pack([torch.arange(5)], buffers)
+    assert isinstance(packed.where, torch.UntypedStorage)
+
+
 def test_what_cannot_be_sent_is_an_error() -> None:
     with pytest.raises(Exception, match="pickle"):
         batches(lambda number: {"inputs": torch.ones(3), "data_samples": lambda: number})
@@ -161,7 +227,7 @@ def test_a_worker_keeps_its_memory() -> None:
     def faults(ours: bool) -> int:
         loader = DataLoader(Samples(make, 20), None, num_workers=1, timeout=60)
         if ours:
-            delivery.in_one_piece(loader)
+            delivery.through_buffers(loader)
         return sum(list(loader)[5:])
 
     pages = 15 * 4 * (3 << 20) // resource.getpagesize()
