@@ -49,13 +49,15 @@ def through_buffers(loader: Any) -> None:
     make = loader._get_iterator
 
     def make_with_buffers() -> Any:
-        packs.buffers = None
         context = loader.multiprocessing_context or multiprocessing
         if loader.num_workers and context.get_start_method() == "fork":
             with contextlib.suppress(OSError):  # a limit on the address space
                 packs.buffers = Buffers(loader.num_workers * loader.prefetch_factor + MORE)
-        iterator = make()
-        iterator.buffers = packs.buffers  # live as long
+        try:
+            iterator = make()
+            iterator.buffers = packs.buffers
+        finally:
+            packs.buffers = None  # the workers have them, and the iterator, with which they go
         return iterator
 
     loader._get_iterator = make_with_buffers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 from collections.abc import Callable
 from typing import Any
@@ -200,6 +201,16 @@ def test_two_iterators_at_once() -> None:
     for index, (a, b) in enumerate(zip(loader, loader, strict=True)):
         same(a, b)
         assert a[0][0] == 2 * index
+
+
+def test_the_buffers_go_with_the_iterator() -> None:
+    loader = DataLoader(Samples(numbered), 2, num_workers=1, collate_fn=pseudo_collate, timeout=60)
+    delivery.through_buffers(loader)
+    before = set(delivery._known)
+    kept = [batch[0] for batch in loader]
+    gc.collect()
+    assert set(delivery._known) <= before
+    assert [tensor[0] for tensor in kept] == [0, 2, 4]
 
 
 def test_a_worker_that_died_with_the_lock_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
