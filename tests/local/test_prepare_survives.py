@@ -89,15 +89,15 @@ def test_kill_9_twenty_times_then_complete_and_equal(
             met += len(workers)
             process.kill()
             process.wait()
+        deadline = time.monotonic() + 10
+        while any(map(processes.alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(map(processes.alive, workers)), "a worker outlived its parent"
         # What is published is whole, at every moment.
         if (root / "VOCdevkit").exists():
             assert verify.deep(root / "VOCdevkit", processes=1) == []
             finished += 1
             shutil.rmtree(root)
-        deadline = time.monotonic() + 10
-        while any(map(processes.alive, workers)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not any(map(processes.alive, workers)), "a worker outlived its parent"
     assert finished < 15, "too few were hit"
     assert met, "no worker was met"
     assert start(root, archives).wait(120) == 0
