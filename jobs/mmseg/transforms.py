@@ -13,7 +13,6 @@ PackSegInputs and RandomFlip leave the channel shuffling to strided copies, here
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -76,15 +75,15 @@ class FastRandomCrop(RandomCrop):
         box = self._draw(results["img"].shape)
         if self.cat_max_ratio >= 1.0:
             return box
-        labels = results["gt_seg_map"]
-        counter: Callable[[Any], dict[int, int]] = _sorted_counts
-        if _is_plain(labels) and labels.ndim == 2:
-            counter = _LabelCounter(labels)
+        mask = results["gt_seg_map"]
+        is_mixed = self._is_mixed
+        if _is_plain(mask) and mask.ndim == 2:
+            is_mixed = _CropTest(mask, self.ignore_index, self.cat_max_ratio).is_mixed
         # An image that fits into the crop has one crop only, drawn again and again.
         tested: dict[Box, bool] = {}
         for _ in range(10):
             if box not in tested:
-                tested[box] = self._is_mixed(counter(self.crop(labels, box)))
+                tested[box] = is_mixed(self.crop(mask, box))
             if tested[box]:
                 break
             box = self._draw(results["img"].shape)
@@ -96,34 +95,41 @@ class FastRandomCrop(RandomCrop):
         left = np.random.randint(0, max(shape[1] - width, 0) + 1)
         return top, top + height, left, left + width
 
-    def _is_mixed(self, counts: dict[int, int]) -> bool:
-        valid = [count for label, count in counts.items() if label != self.ignore_index]
-        return len(valid) > 1 and max(valid) / sum(valid) < self.cat_max_ratio
+    def _is_mixed(self, crop: npt.NDArray[Any]) -> bool:
+        labels, counts = np.unique(crop, return_counts=True)
+        counts = counts[labels != self.ignore_index]
+        return len(counts) > 1 and bool(counts.max() / counts.sum() < self.cat_max_ratio)
 
 
-class _LabelCounter:
-    """Counts the labels of crops of one mask (uint8).
+class _CropTest:
+    """Whether crops of one mask (uint8) have more than one label, and none of them more than its part.
 
-    A mask has few labels, and comparing a crop with one value takes a small part of a histogram's time. So
-    the labels met so far (at first those of every eighth pixel) are counted one by one; where they do not
-    add up to the crop's area, a histogram finds the rest.
+    Comparing a crop with one value takes a small part of a histogram's time, and two or three answer it: the
+    ignored one, and the commonest ones of every eighth pixel, until what is left could be too much no more.
     """
 
-    def __init__(self, mask: Image) -> None:
-        self.labels = set(np.flatnonzero(np.bincount(mask[::8, ::8].ravel())).tolist())
+    def __init__(self, mask: Image, ignored: int, part: float) -> None:
+        self.ignored, self.part = ignored, part
+        common = np.bincount(mask[::8, ::8].ravel())
+        self.labels = [label for label in np.argsort(-common).tolist() if common[label] and label != ignored]
 
-    def __call__(self, crop: Image) -> dict[int, int]:
-        counts = {label: int(np.count_nonzero(crop == label)) for label in self.labels}
-        if sum(counts.values()) != crop.size:
-            histogram = np.bincount(crop.ravel())
-            counts = {int(label): int(histogram[label]) for label in np.flatnonzero(histogram)}
-            self.labels |= counts.keys()
-        return {label: count for label, count in counts.items() if count}
-
-
-def _sorted_counts(crop: npt.NDArray[Any]) -> dict[int, int]:
-    labels, counts = np.unique(crop, return_counts=True)
-    return dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    def is_mixed(self, crop: Image) -> bool:
+        counted = left = crop.size - int(np.count_nonzero(crop == self.ignored))
+        most = labels = 0
+        for label in self.labels:
+            count = int(np.count_nonzero(crop == label))
+            left -= count
+            most = max(most, count)
+            labels += count > 0
+            if most and most / counted >= self.part:
+                return False
+            if not left:
+                return labels > 1
+            if labels and left / counted < self.part:
+                return True
+        histogram = np.bincount(crop.ravel())
+        found = [int(histogram[label]) for label in np.flatnonzero(histogram) if label != self.ignored]
+        return len(found) > 1 and max(found) / sum(found) < self.part
 
 
 @TRANSFORMS.register_module()

@@ -40,6 +40,7 @@ from jobs.mmseg.transforms import (  # noqa: E402
     FastPhotoMetricDistortion,
     FastRandomCrop,
     LoadAnnotationsFast,
+    _CropTest,
     use_fast_transforms,
 )
 
@@ -169,6 +170,27 @@ def test_labels_rarer_than_the_probe_are_counted() -> None:
             crop.crop_bbox({"img": image, "gt_seg_map": mask})
             draws.append(generator_state()[2])
         assert draws[0] == draws[1]
+
+
+def test_a_crop_is_tested_as_by_mmseg() -> None:
+    draw = np.random.default_rng(0)
+    answers = {True: 0, False: 0}
+    for index in range(1000):
+        shape, kinds = draw.integers(1, 40, 2), int(draw.integers(1, 6))
+        labels = draw.choice([0, 1, 2, 7, 20, 254, 255], kinds)
+        mask = draw.choice(labels, shape, p=draw.dirichlet(np.full(kinds, 0.4))).astype(np.uint8)
+        mask = mask.repeat(1 + index % 9, 0).repeat(1 + index % 9, 1)
+        ignored, part = int(draw.choice([255, 0, -1, 300])), float(draw.choice([0.75, 0.5, 1 / 3, 0.1]))
+        fast = _CropTest(mask, ignored, part)
+        for _ in range(4):
+            (top, bottom), (left, right) = (sorted(draw.integers(0, size + 1, 2)) for size in mask.shape)
+            crop = mask[top:bottom, left:right]
+            found, counts = np.unique(crop, return_counts=True)
+            counts = counts[found != ignored]
+            expected = len(counts) > 1 and bool(np.max(counts) / np.sum(counts) < part)
+            assert fast.is_mixed(crop) is expected, (crop, ignored, part)
+            answers[expected] += 1
+    assert min(answers.values()) > 300
 
 
 MASKS: dict[str, Callable[[np.ndarray, Path], Any]] = {
