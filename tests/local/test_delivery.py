@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
+import itertools
+import multiprocessing
 import resource
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
+from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from jobs.engine import delivery
@@ -68,6 +72,7 @@ def of_all_kinds(number: int) -> list[Any]:
         torch.empty(0, 3, dtype=torch.float64),
         torch.nn.Parameter(plain.clone()),
         plain.clone().share_memory_(),
+        np.frombuffer(b"bytes that are read-only", np.uint8),
         {"array": plain.numpy()[:, 1].copy(), "text": "täxt", "none": None, "number": np.float32(number)},
     ]
 
@@ -105,6 +110,9 @@ def same(a: Any, b: Any) -> None:
         assert len(a) == len(b)
         for one, other in zip(a, b, strict=True):
             same(one, other)
+    elif isinstance(a, np.ndarray):
+        assert (a.dtype, a.flags.writeable) == (b.dtype, b.flags.writeable)
+        np.testing.assert_array_equal(a, b)
     else:
         np.testing.assert_equal(a, b)
 
@@ -124,11 +132,12 @@ def test_of_torchs_own_collating() -> None:
     same(batches(make, default_collate), batches(make, default_collate, ours=False))
 
 
-def test_it_is_one_piece() -> None:
+def test_tensors_lie_side_by_side() -> None:
     for batch in batches(of_segmentation):
-        pieces = {tensor.untyped_storage().data_ptr() for tensor in tensors(batch)}
-        assert len(tensors(batch)) == 4
-        assert len(pieces) == 1
+        found = sorted(tensors(batch), key=torch.Tensor.data_ptr)
+        assert len(found) == 4
+        for one, following in itertools.pairwise(found):
+            assert 0 <= following.data_ptr() - one.data_ptr() - one.nbytes < delivery.ALIGNMENT
 
 
 def test_the_same_tensor_stays_one() -> None:
@@ -167,6 +176,63 @@ def test_what_the_trainer_keeps_is_not_overwritten(kept: float) -> None:
     for index, value in mine.items():
         assert set(value.tolist()) == {2 * index}
     assert len(places) <= 2 * 2 + delivery.MORE if not kept else len(places) > 2 * 2 + delivery.MORE
+
+
+def test_a_storage_ends_where_its_tensor_does() -> None:
+    one, other = batches(lambda number: torch.full((4,), float(number + 1)))[0]
+    torch.save(one, stream := io.BytesIO())
+    with pytest.raises(RuntimeError, match="resiz"):
+        torch.arange(30.0, out=one)
+    assert other.tolist() == [2.0] * 4
+    assert len(stream.getvalue()) < 10_000
+
+
+def test_tensors_that_share_memory_still_do() -> None:
+    def make(number: int) -> list[torch.Tensor]:
+        whole = torch.full((4,), number)
+        return [whole, whole[1:3]]
+
+    for batch in batches(make, collate=lambda samples: samples):
+        for whole, part in batch:
+            whole.add_(1)
+            assert part.tolist() == whole[1:3].tolist()
+
+
+def test_what_a_child_of_the_trainer_has_is_not_overwritten() -> None:
+    def tell(tensor: torch.Tensor, go: Any, told: Any) -> None:
+        go.wait(60)
+        told.put(set(tensor.tolist()))
+
+    loader = DataLoader(Samples(numbered, 100), 2, num_workers=1, collate_fn=pseudo_collate, timeout=60)
+    delivery.through_buffers(loader)
+    iterator = iter(loader)
+    context = multiprocessing.get_context("fork")
+    go, told = context.Event(), context.SimpleQueue()
+    child = context.Process(target=tell, args=(next(iterator)[0], go, told))
+    child.start()
+    assert len(list(iterator)) == 49
+    go.set()
+    assert told.get() == {0}
+    child.join()
+
+
+def test_where_tensors_are_made_elsewhere_by_default() -> None:
+    loader = DataLoader(Samples(numbered), 2, num_workers=1, collate_fn=pseudo_collate, timeout=60)
+    delivery.through_buffers(loader)
+    delivery.through_buffers(loader)  # a second time is none
+    iterator = iter(loader)
+    with torch.device("meta"):
+        batch = next(iterator)
+    assert [tensor[0].item() for tensor in batch] == [0, 1]
+
+
+@pytest.mark.skipif(not hasattr(reductions, "reduce_nested_tensor"), reason="this torch cannot send them")
+def test_of_nested_tensors() -> None:
+    def make(number: int) -> torch.Tensor:
+        return torch.nested.nested_tensor([torch.full((2,), number), torch.full((3,), number)])
+
+    for index, (batch, *_) in enumerate(batches(make)):
+        assert [part.tolist() for part in batch.unbind()] == [[2 * index] * 2, [2 * index] * 3]
 
 
 def test_a_batch_larger_than_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +288,7 @@ def test_a_worker_that_died_with_the_lock_stops_no_other(monkeypatch: pytest.Mon
     buffers.lock.acquire()
     assert buffers.take() is None
     packed = delivery.pack([torch.arange(5)], buffers)
-    assert isinstance(packed.where, torch.UntypedStorage)
+    assert packed.where is None
 
 
 def test_what_cannot_be_sent_is_an_error() -> None:
