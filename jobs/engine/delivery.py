@@ -119,7 +119,8 @@ class Buffers:
 
     def receive(self, index: int, places: list[Place]) -> list[torch.Tensor]:
         """In the trainer: the tensors in a buffer, which is in use until the last one's memory is."""
-        for gone in [other for other, held in self.delivered.items() if _all_gone(held)]:
+        # A copy: another thread may fork just now (_leave_to_child).
+        for gone in [other for other, held in list(self.delivered.items()) if _all_gone(held)]:
             self.delivered.pop(gone, None)
             self.in_use[gone] = 0
         tensors = [place.tensor(self.memory[index]) for place in places]
