@@ -85,7 +85,7 @@ def main() -> None:
             rounds=arguments.rounds,
             note="same samples; the files are in the page cache on both sides",
         )
-        delivered, own = epochs(fast, samples, 4)
+        delivered, own = epochs(fast, samples)
         harness.compare(
             "pipeline_delivery",
             "an epoch of it through 4 workers, batches brought through buffers that are used again",
@@ -148,13 +148,15 @@ def as_packed(
 
 
 def epochs(
-    pipeline: list[Any], samples: list[dict[str, Any]], batch: int, images: int = 400
+    pipeline: list[Any], samples: list[dict[str, Any]]
 ) -> tuple[Callable[[], float], Callable[[], float]]:
     """What measures the images a second of an epoch, (delivered as by us, as by torch)."""
     from mmengine.dataset import pseudo_collate
     from torch.utils.data import DataLoader, Dataset
 
     from jobs.engine import delivery
+
+    images = 400
 
     class Samples(Dataset[Any]):
         def __len__(self) -> int:
@@ -164,7 +166,7 @@ def epochs(
             return run(pipeline, samples[number % len(samples)], number)
 
     def images_a_second(ours: bool) -> float:
-        loader = DataLoader(Samples(), batch, num_workers=4, collate_fn=pseudo_collate)
+        loader = DataLoader(Samples(), 4, num_workers=4, collate_fn=pseudo_collate)
         if ours:
             delivery.through_buffers(loader)
         begin = time.perf_counter()

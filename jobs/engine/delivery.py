@@ -203,7 +203,7 @@ def pack(batch: Any, buffers: Buffers) -> Packed:
     index = buffers.take() if 0 < packer.size <= BUFFER and not packer.overlap else None
     if index is not None:
         for tensor, place in zip(packer.tensors, packer.places, strict=True):
-            place.of(buffers.memory[index]).copy_(_bytes(tensor, place.size))
+            place.of(buffers.memory[index]).copy_(_bytes(tensor))
         return Packed((buffers.number, index), packer.places, stream.getvalue())
     if packer.tensors:
         stream = io.BytesIO()
@@ -211,10 +211,10 @@ def pack(batch: Any, buffers: Buffers) -> Packed:
     return Packed(None, [], stream.getvalue())
 
 
-def _bytes(tensor: torch.Tensor, size: int) -> torch.Tensor:
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     start = tensor.storage_offset() * tensor.element_size()
     return torch.empty(0, dtype=torch.uint8, device="cpu").set_(
-        tensor.untyped_storage(), start, (size,), (1,)
+        tensor.untyped_storage(), start, (tensor.nbytes,), (1,)
     )
 
 
@@ -242,7 +242,7 @@ class _Packer(ForkingPickler):
         if id(value) not in self._numbers:
             self._numbers[id(value)] = len(self.tensors)
             self.tensors.append(value)
-            size = value.numel() * value.element_size()
+            size = value.nbytes
             self.places.append(Place(self.size, size, value.dtype, tuple(value.shape), value.stride()))
             self.size += -(-size // ALIGNMENT) * ALIGNMENT
             begin, spans = value.data_ptr(), self._spans.setdefault(value.untyped_storage().data_ptr(), [])

@@ -76,14 +76,12 @@ class FastRandomCrop(RandomCrop):
         if self.cat_max_ratio >= 1.0:
             return box
         mask = results["gt_seg_map"]
-        is_mixed = self._is_mixed
-        if _is_plain(mask) and mask.ndim == 2:
-            is_mixed = _CropTest(mask, self.ignore_index, self.cat_max_ratio).is_mixed
+        test = _CropTest(mask, self.ignore_index, self.cat_max_ratio)
         # An image that fits into the crop has one crop only, drawn again and again.
         tested: dict[Box, bool] = {}
         for _ in range(10):
             if box not in tested:
-                tested[box] = is_mixed(self.crop(mask, box))
+                tested[box] = test.is_mixed(self.crop(mask, box))
             if tested[box]:
                 break
             box = self._draw(results["img"].shape)
@@ -95,25 +93,24 @@ class FastRandomCrop(RandomCrop):
         left = np.random.randint(0, max(shape[1] - width, 0) + 1)
         return top, top + height, left, left + width
 
-    def _is_mixed(self, crop: npt.NDArray[Any]) -> bool:
-        labels, counts = np.unique(crop, return_counts=True)
-        counts = counts[labels != self.ignore_index]
-        return len(counts) > 1 and bool(counts.max() / counts.sum() < self.cat_max_ratio)
-
 
 class _CropTest:
-    """Whether crops of one mask (uint8) have more than one label, and none of them more than its part.
+    """Whether crops of one mask have more than one label, and none of them more than its part.
 
-    Comparing a crop with one value takes a small part of a histogram's time, and two or three answer it: the
-    ignored one, and the commonest ones of every eighth pixel, until what is left could be too much no more.
+    Comparing a crop with one value takes a small part of sorting's time. Where labels have 8 bits, two or
+    three answer it: the ignored one, and the commonest ones of every eighth pixel, until what is left could
+    be too much no more.
     """
 
-    def __init__(self, mask: Image, ignored: int, part: float) -> None:
+    def __init__(self, mask: npt.NDArray[Any], ignored: int, part: float) -> None:
         self.ignored, self.part = ignored, part
-        common = np.bincount(mask[::8, ::8].ravel())
-        self.labels = [label for label in np.argsort(-common).tolist() if common[label] and label != ignored]
+        self.labels: list[int] = []
+        if _is_plain(mask) and mask.ndim == 2:
+            common = np.bincount(mask[::8, ::8].ravel())
+            found = np.argsort(-common).tolist()
+            self.labels = [label for label in found if common[label] and label != ignored]
 
-    def is_mixed(self, crop: Image) -> bool:
+    def is_mixed(self, crop: npt.NDArray[Any]) -> bool:
         counted = left = crop.size - int(np.count_nonzero(crop == self.ignored))
         most = labels = 0
         for label in self.labels:
@@ -127,9 +124,10 @@ class _CropTest:
                 return labels > 1
             if labels and left / counted < self.part:
                 return True
-        histogram = np.bincount(crop.ravel())
-        found = [int(histogram[label]) for label in np.flatnonzero(histogram) if label != self.ignored]
-        return len(found) > 1 and max(found) / sum(found) < self.part
+        # Labels of another kind, or of few pixels.
+        found, counts = np.unique(crop, return_counts=True)
+        counts = counts[found != self.ignored]
+        return len(counts) > 1 and bool(counts.max() / counts.sum() < self.part)
 
 
 @TRANSFORMS.register_module()

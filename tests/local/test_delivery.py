@@ -33,18 +33,23 @@ class Samples(Dataset[Any]):
         return self.make(number)
 
 
+def loading(
+    make: Callable[[int], Any], count: int = 6, *, batch: int | None = 2, ours: bool = True, **options: Any
+) -> DataLoader[Any]:
+    options = {"num_workers": 1, "collate_fn": pseudo_collate} | options
+    loader = DataLoader(Samples(make, count), batch, timeout=60 if options["num_workers"] else 0, **options)
+    if ours:
+        delivery.through_buffers(loader)
+    return loader
+
+
 def batches(
     make: Callable[[int], Any],
     collate: Callable[[Any], Any] = pseudo_collate,
     ours: bool = True,
     workers: int = 2,
 ) -> list[Any]:
-    loader = DataLoader(
-        Samples(make), 2, num_workers=workers, collate_fn=collate, timeout=60 if workers else 0
-    )
-    if ours:
-        delivery.through_buffers(loader)
-    return list(loader)
+    return list(loading(make, ours=ours, num_workers=workers, collate_fn=collate))
 
 
 def of_segmentation(number: int) -> dict[str, Any]:
@@ -163,8 +168,7 @@ def numbered(number: int) -> torch.Tensor:
 @pytest.mark.parametrize("kept", [0.0, 0.1, 1.0], ids=["none", "some", "all"])
 def test_what_the_trainer_keeps_is_not_overwritten(kept: float) -> None:
     """Batches, a tensor of one, and an array that shares its memory."""
-    loader = DataLoader(Samples(numbered, 200), 2, num_workers=2, collate_fn=pseudo_collate, timeout=60)
-    delivery.through_buffers(loader)
+    loader = loading(numbered, 200, num_workers=2)
     draw = np.random.default_rng(0)
     mine: dict[int, Any] = {}
     places = set()
@@ -203,8 +207,7 @@ def test_what_a_child_of_the_trainer_has_is_not_overwritten() -> None:
         go.wait(60)
         told.put(set(tensor.tolist()))
 
-    loader = DataLoader(Samples(numbered, 100), 2, num_workers=1, collate_fn=pseudo_collate, timeout=60)
-    delivery.through_buffers(loader)
+    loader = loading(numbered, 100)
     iterator = iter(loader)
     context = multiprocessing.get_context("fork")
     go, told = context.Event(), context.SimpleQueue()
@@ -217,8 +220,7 @@ def test_what_a_child_of_the_trainer_has_is_not_overwritten() -> None:
 
 
 def test_where_tensors_are_made_elsewhere_by_default() -> None:
-    loader = DataLoader(Samples(numbered), 2, num_workers=1, collate_fn=pseudo_collate, timeout=60)
-    delivery.through_buffers(loader)
+    loader = loading(numbered)
     delivery.through_buffers(loader)  # a second time is none
     iterator = iter(loader)
     with torch.device("meta"):
@@ -254,8 +256,7 @@ def test_no_room_for_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     "options", [{"persistent_workers": True}, {"multiprocessing_context": "spawn"}], ids=str
 )
 def test_other_ways_to_start_workers(options: dict[str, Any]) -> None:
-    loader = DataLoader(Samples(numbered), 2, num_workers=1, collate_fn=pseudo_collate, timeout=60, **options)
-    delivery.through_buffers(loader)
+    loader = loading(numbered, **options)
     expected = batches(numbered, ours=False)
     for _ in range(3 if loader.persistent_workers else 1):
         same(list(loader), expected)
@@ -264,16 +265,14 @@ def test_other_ways_to_start_workers(options: dict[str, Any]) -> None:
 
 
 def test_two_iterators_at_once() -> None:
-    loader = DataLoader(Samples(numbered, 40), 2, num_workers=1, collate_fn=pseudo_collate, timeout=60)
-    delivery.through_buffers(loader)
+    loader = loading(numbered, 40)
     for index, (a, b) in enumerate(zip(loader, loader, strict=True)):
         same(a, b)
         assert a[0][0] == 2 * index
 
 
 def test_the_buffers_go_with_the_iterator() -> None:
-    loader = DataLoader(Samples(numbered), 2, num_workers=1, collate_fn=pseudo_collate, timeout=60)
-    delivery.through_buffers(loader)
+    loader = loading(numbered)
     before = set(delivery._known)
     kept = [batch[0] for batch in loader]
     gc.collect()
@@ -307,10 +306,7 @@ def test_a_worker_keeps_its_memory() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     def faults(ours: bool) -> int:
-        loader = DataLoader(Samples(make, 15), None, num_workers=1, timeout=60)
-        if ours:
-            delivery.through_buffers(loader)
-        return sum(list(loader)[5:])
+        return sum(list(loading(make, 15, batch=None, ours=ours, collate_fn=None))[5:])
 
     pages = 10 * count * size // resource.getpagesize()
     assert faults(ours=False) > pages / 2, "there is nothing to keep: the test shows nothing"
