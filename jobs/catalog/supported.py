@@ -21,6 +21,9 @@ BATON: dict[str, Any] = {
     "deterministic": False,
     # jobs/mmseg/transforms.py in place of mmseg's, equal bit for bit.
     "fast_transforms": True,
+    # Images of a packed dataset are decoded once a node, and their pixels kept in `stage`
+    # (jobs/mmseg/decoded.py).
+    "stage_decoded": False,
     # Weights and activations in NHWC order, which tensor cores like (GPU, with mixed precision).
     "channels_last": False,
     # A first start looks at some of the data, for seconds (jobs/mmseg/data.py).

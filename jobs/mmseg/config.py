@@ -26,7 +26,7 @@ from jobs.catalog.supported import name_of, settings
 from jobs.engine import kernels
 from jobs.engine.saving import Settings
 from jobs.engine.session import Session
-from jobs.mmseg import compat, curves, deterministic, packed, sampling
+from jobs.mmseg import compat, curves, decoded, deterministic, packed, sampling
 from jobs.mmseg.evaluator import use_fast_metric
 from jobs.mmseg.losses import weigh_ignored_pixels
 from jobs.mmseg.transforms import use_fast_transforms
@@ -209,8 +209,11 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     if own["fast_transforms"] and cfg.default_scope == "mmseg":
         use_fast_transforms(cfg.train_dataloader.dataset)
     use_fast_metric(cfg.get("val_evaluator"))
-    for name in ("train_dataloader", "val_dataloader"):
-        packed.read_packed((cfg.get(name) or {}).get("dataset"))
+    datasets = [(cfg.get(name) or {}).get("dataset") for name in ("train_dataloader", "val_dataloader")]
+    for dataset in datasets:
+        packed.read_packed(dataset)
+    if own["stage_decoded"]:
+        decoded.decode_once(datasets)
     weigh_ignored_pixels()
     if cfg.get("val_dataloader"):
         cfg.val_dataloader.dataset = {"type": "SeededDataset", "dataset": cfg.val_dataloader.dataset}

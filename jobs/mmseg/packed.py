@@ -155,6 +155,11 @@ def exists(path: Path) -> bool:
     return path.exists() or _ours().exists(path)
 
 
+def find(path: str | Path) -> tuple[packed.Container, str] | None:
+    """(container, name in it) of a path; None where its folder lies in no packed dataset."""
+    return _ours().find(path)
+
+
 def local(path: Path) -> contextlib.AbstractContextManager[str | Path]:
     """A file with the content of `path`, for as long as the context lasts."""
     return _ours().get_local_path(path)
@@ -170,20 +175,29 @@ def _ours() -> PackedBackend:
 def read_packed(node: Any) -> int:
     """Has the datasets below a (part of a) config, and their transforms, read through `PackedBackend`, if one
     of them is packed; in place. How many got it: one that names a backend of its own keeps it."""
-    return _put_in(node, DATASETS) if _any_packed(node) else 0
+    return _put_in(node, DATASETS) if any(_packed_paths(node)) else 0
 
 
-def _any_packed(node: Any) -> bool:
+def containers_of(node: Any) -> list[packed.Container]:
+    """Those that the datasets below a (part of a) config lie in, open."""
+    found = [_ours().find(f"{path}/") for path in _packed_paths(node)]
+    return list({one[0].path: one[0] for one in found if one}.values())
+
+
+def _packed_paths(node: Any) -> Iterator[str]:
+    """What the datasets below name that lies in a packed one."""
     if isinstance(node, (list, tuple)):
-        return any(map(_any_packed, node))
+        for value in node:
+            yield from _packed_paths(value)
     if not isinstance(node, dict):
-        return False
+        return
     prefixes = node.get("data_prefix")
     paths = [node.get("data_root"), node.get("ann_file")]
     paths += list(prefixes.values()) if isinstance(prefixes, dict) else []
-    if any(isinstance(path, str) and path and packed.locate(Path(path)) for path in paths):
-        return True
-    return any(_any_packed(value) for key, value in node.items() if key not in ("pipeline", "transforms"))
+    yield from (path for path in paths if isinstance(path, str) and path and packed.locate(Path(path)))
+    for key, value in node.items():
+        if key not in ("pipeline", "transforms"):
+            yield from _packed_paths(value)
 
 
 def _put_in(node: Any, registry: Registry) -> int:

@@ -55,7 +55,7 @@ def deflate(content: Any) -> bytes:
     return cast(bytes, packer.compress(content, 1))
 
 
-def crc32(content: bytes) -> int:
+def crc32(content: bytes | memoryview) -> int:
     return cast(int, packer.crc32(content))
 
 

@@ -55,7 +55,7 @@ class Container:
         self.local = False
         """Whether the copy is read now."""
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._status = os.fstat(self._fd)
+        self.status = os.fstat(self._fd)
         try:
             with open(self._fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
                 self.files = {
@@ -64,7 +64,7 @@ class Container:
                     if one.compress_type == zipfile.ZIP_STORED and one.compress_size == one.file_size
                 }
                 others = len(archive.infolist()) - len(self.files)
-            self._check_places(self._status.st_size)
+            self._check_places(self.status.st_size)
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             self.close()
             raise UserError(f"{path} is damaged ({error}): prepare it again") from None
@@ -111,7 +111,7 @@ class Container:
         the one file or of the other."""
         assert self._stage is not None
         self._look_at = time.monotonic() + LOOK_SECONDS
-        copy = staged.open_copy(self._stage, self.path, self._status)
+        copy = staged.open_copy(self._stage, self.path, self.status)
         if copy is not None:
             self._exchange(copy)
             self.local, self._look_at = True, float("inf")
@@ -123,12 +123,12 @@ class Container:
             f"baton: the copy of {self.path} in {self._stage} is damaged: on from the shared file", flush=True
         )
         shared = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        if staged.name(self.path, os.fstat(shared)) != staged.name(self.path, self._status):
+        if staged.name(self.path, os.fstat(shared)) != staged.name(self.path, self.status):
             os.close(shared)
             raise UserError(f"{self.path} was replaced while a training reads it: start it again")
         self._exchange(shared)
         self.local = False
-        staged.discard(self._stage, self.path, self._status)
+        staged.discard(self._stage, self.path, self.status)
 
     def _exchange(self, other: int) -> None:
         os.dup2(other, self._fd, inheritable=False)

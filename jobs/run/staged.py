@@ -2,12 +2,14 @@
 
 STAGE/baton-UID-data/      this user's alone (private.py); STAGE is the setting, expanded on the node
     KEY.zip                a copy, whole and verified: it gets this name last. KEY names one state of one file
+    KEY.pixels             its images, decoded (jobs/mmseg/decoded.py)
     KEY.env, KEY.code      an unpacked image of an environment, or of a run's code, the same way
                            (jobs/supervise/unpacking.py)
     KEY.sqfs, KEY.mnt      a copy of an environment's image, and where ranks have it mounted
                            (jobs/supervise/mounting.py)
     KEY.part, KEY.env.part one in the making, where it cannot be without a name until then
     lock, lock-image       held by the one process that copies a dataset, or unpacks or mounts an image
+    lock-pixels            held while images are begun to be kept
 
 Who reads a copy holds a shared lock on it. The kernel gives up the locks of whoever dies, so they count the
 users exactly; a copy whose exclusive lock can be had has none. jobs/supervise/copier.py makes the copies.
@@ -28,10 +30,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+    from typing import Any
 
 VARIABLE = "BATON_STAGE"
 """Tells a worker where copies lie; set by its supervisor, "" for nowhere."""
 DATASET, ENVIRONMENT, CODE = ".zip", ".env", ".code"
+PIXELS = ".pixels"
 SQUASHED, MOUNT = ".sqfs", ".mnt"
 MOUNTED = "root"
 """In a folder around a mounted image (jobs/supervise/mounting.py): where it is mounted."""
@@ -148,6 +152,16 @@ def open_copy(stage: Path, path: Path, status: os.stat_result) -> int | None:
         pass
     os.close(fd)
     return None
+
+
+def found(stage: Path, path: Path, status: os.stat_result) -> dict[str, Any] | None:
+    """The fields of an event `staged` if there is a copy of the container at `path`, whose status is given;
+    marks it as used now."""
+    fd = open_copy(stage, path, status)
+    if fd is None:
+        return None
+    os.close(fd)
+    return {"copy": str(folder(stage) / name(path, status)), "bytes": status.st_size, "found": True}
 
 
 def open_inside(inside: int, name: str) -> int | None:

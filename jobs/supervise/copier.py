@@ -53,15 +53,13 @@ def copy(container: Path, stage: Path) -> dict[str, Any]:
         name = staged.name(container, status)
         with closing(open_folder(stage)) as inside, closing(open_lock(inside)):
             remove_remains(inside)
-            done = {"copy": str(staged.folder(stage) / name), "bytes": status.st_size}
-            if (there := staged.open_copy(stage, container, status)) is not None:
-                os.close(there)
-                return done | {"found": True}
+            if there := staged.found(stage, container, status):
+                return there
             make_room(inside, status.st_size, stage)
             staging.copy(
                 source, inside, name, container, lambda fd: verify(Path(f"/proc/self/fd/{fd}"), container)
             )
-            return done
+            return {"copy": str(staged.folder(stage) / name), "bytes": status.st_size}
 
 
 def verify(copy: Path, container: Path) -> None:

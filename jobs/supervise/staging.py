@@ -23,6 +23,7 @@ OLD_SECONDS = 14 * 86400.0
 KEPT_FREE = 0.05
 """Share of the file system that is left to others."""
 CHUNK = 8 << 20
+KINDS = (staged.DATASET, staged.PIXELS, *staged.OF_IMAGES)
 NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 """What a file system says that has no files without a name."""
 UNMOUNT = """{ fusermount3 -u -z "$1" || fusermount -u -z "$1" || umount -l "$1"; } 2>/dev/null
@@ -161,7 +162,7 @@ def _unused(inside: int) -> Iterator[tuple[float, int, str]]:
     """(time of the last use, bytes, name) of each copy that nobody reads."""
     for name in os.listdir(inside):
         kind = os.path.splitext(name)[1]
-        fd = staged.open_inside(inside, name) if kind in (staged.DATASET, *staged.OF_IMAGES) else None
+        fd = staged.open_inside(inside, name) if kind in KINDS else None
         if fd is None:
             continue
         with closing(fd):

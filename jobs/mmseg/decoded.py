@@ -1,0 +1,217 @@
+"""Images that are decoded once a node: with `baton = dict(stage_decoded=True)`, whoever is the first to
+decode an image of a packed dataset writes its pixels beside the dataset's copy (jobs/run/staged.py), and the
+others take them from there, at a twentieth of the time.
+
+STAGE/baton-UID-data/KEY.pixels
+    a slot for each file of the container, in its order: where its pixels begin, their height, width and
+    CRC-32, and the slot's own CRC-32; zeros where there are none
+    then the pixels (height × width × 3 bytes, BGR), in the order in which they came
+
+KEY names one state of the container, one OpenCV, and the node's boot: what was written before a crash may not
+have reached the disk. Any number of this user's processes read and fill it, once the dataset's copy is there;
+it goes as copies go.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import stat
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from mmcv.transforms import LoadImageFromFile
+from mmseg.registry import TRANSFORMS
+
+from jobs.mmseg import packed
+from jobs.run import file_systems, staged
+from jobs.run import packed as containers
+from jobs.run.deflate import crc32
+from jobs.run.errors import UserError
+from jobs.supervise import staging
+
+Image = npt.NDArray[np.uint8]
+
+SLOT = struct.Struct("<QIIII")
+LOCK = "lock-pixels"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Pixels:
+    """Those of one container's images. Raises UserError or OSError where there can be none.
+
+    What it has open, a process that is forked may go on with. Two threads of one process that write at once
+    spoil what they write, which is found when it is read.
+    """
+
+    def __init__(self, container: containers.Container, stage: Path) -> None:
+        if (kind := file_systems.kind(stage)) in file_systems.IN_MEMORY:
+            raise UserError(f"{stage} is memory ({kind}), which they would take from the job")
+        self.container = container
+        self.numbers = {name: number for number, name in enumerate(container.files)}
+        self.path = staged.folder(stage) / name(container)
+        with staging.closing(staging.open_folder(stage)) as inside:
+            self._fd = _open(inside, self.path.name, len(self.numbers) * SLOT.size)
+        self._over = mmap.mmap(-1, 1)
+        """Whether one of this process and of those it has forked could not go on; no other one tries."""
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd") and os is not None:  # else the process ends, and its modules are gone
+            os.close(self._fd)
+
+    def read(self, name: str) -> Image | None:
+        """The pixels of a file (height, width, 3); None if they are not there."""
+        if self._over[0]:
+            return None
+        try:
+            slot = os.pread(self._fd, SLOT.size, self.numbers[name] * SLOT.size)
+            offset, height, width, check, own = SLOT.unpack(slot)
+            if not offset or own != _check(offset, height, width, check):
+                return None
+            image = np.empty((height, width, 3), np.uint8)
+            if os.preadv(self._fd, [image.data], offset) == image.nbytes and crc32(image.data) == check:
+                return image
+            trouble = "what is read is not what was written"
+        except (OSError, struct.error, ValueError) as error:
+            trouble = str(error)
+        self._give_up(f"{trouble}: is the node's disk bad?")
+        with suppress(OSError):
+            self.path.unlink()
+        return None
+
+    def write(self, name: str, image: Image) -> None:
+        """Keeps an image's pixels, if there is room for them."""
+        if self._over[0]:
+            return
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX, 1)
+            try:
+                trouble = self._append(self.numbers[name], image)
+            finally:
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
+        except OSError as error:
+            trouble = str(error.strerror)
+        if trouble:
+            self._give_up(trouble)
+
+    def _append(self, number: int, image: Image) -> str:
+        """Why it was not done; "" if it was."""
+        offset, there = os.fstat(self._fd).st_size, os.fstatvfs(self._fd)
+        room = there.f_bavail - int(staging.KEPT_FREE * there.f_blocks)
+        if room * there.f_frsize < image.nbytes:
+            return "there is no more room"
+        pixels = np.ascontiguousarray(image).data
+        if os.pwrite(self._fd, pixels, offset) < image.nbytes:
+            os.ftruncate(self._fd, offset)
+            return "the disk is full"
+        fields = (offset, *image.shape[:2], crc32(pixels))
+        os.pwrite(self._fd, SLOT.pack(*fields, _check(*fields)), number * SLOT.size)
+        return ""
+
+    def _give_up(self, why: str) -> None:
+        self._over[0] = 1
+        print(f"baton: pixels in {self.path}: {why}; on by decoding each image", flush=True)
+
+
+def name(container: containers.Container) -> str:
+    of = f"{BOOT.read_text()} {cv2.__version__} {cv2.getBuildInformation()}"
+    return staged.name(container.path, container.status, staged.PIXELS, of)
+
+
+def _check(*fields: int) -> int:
+    return crc32(SLOT.pack(*fields, 0))
+
+
+def _open(inside: int, name: str, size: int) -> int:
+    """A descriptor of the file in the open folder, made with empty slots if there is none, held against
+    eviction and marked as used now."""
+    with staging.closing(staging.open_lock(inside, LOCK)):
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=inside)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
+                raise UserError(f"{name} there is not a file of this user's own")
+            if status.st_size < size:
+                os.ftruncate(fd, size)
+            os.utime(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFileOnce(LoadImageFromFile):
+    """mmcv's LoadImageFromFile; 8-bit colour images as OpenCV decodes them come from `Pixels`, if they are
+    there, and go there if not.
+
+    Loading transforms are known by how their names begin (data.py, model.py).
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        plain = self.imdecode_backend == "cv2" and self.color_type == "color" and not self.to_float32
+        found = packed.find(results["img_path"]) if plain else None
+        pixels = _kept.get(found[0].path) if found else None
+        if found is None or pixels is None or found[1] not in pixels.numbers:
+            return super().transform(results)
+        image = pixels.read(found[1])
+        if image is not None:
+            results["img"] = image
+            results["img_shape"] = results["ori_shape"] = image.shape[:2]
+            return results
+        loaded: dict[str, Any] | None = super().transform(results)
+        if loaded is not None and found[0].local:  # the copy comes first: it needs the room
+            pixels.write(found[1], loaded["img"])
+        return loaded
+
+
+_kept: dict[Path, Pixels | None] = {}
+"""By the container's path; None where there can be none. A process that is forked goes on with it."""
+
+
+def decode_once(node: Any) -> int:
+    """Has the transforms below a (part of a) config that read packed images (packed.read_packed) keep their
+    pixels, in place; how many. Where none can be kept it says so."""
+    swapped = _swap(node)
+    if not swapped:
+        print("baton: stage_decoded: no LoadImageFromFile here reads a packed dataset", flush=True)
+        return 0
+    for container in packed.containers_of(node):
+        if container.path not in _kept:
+            _kept[container.path] = _pixels(container)
+    return swapped
+
+
+def _pixels(container: containers.Container) -> Pixels | None:
+    try:
+        if (stage := staged.place()) is None:
+            raise UserError("there is no `stage`")
+        pixels = Pixels(container, stage)
+    except (UserError, OSError) as error:
+        print(f"baton: stage_decoded: {error}; each image is decoded every time", flush=True)
+        return None
+    print(f"baton: decoded images of {container.path} are kept in {pixels.path}", flush=True)
+    return pixels
+
+
+def _swap(node: Any) -> int:
+    if isinstance(node, (list, tuple)):
+        return sum(map(_swap, node))
+    if not isinstance(node, dict):
+        return 0
+    swapped = sum(map(_swap, list(node.values())))
+    kind = node.get("type")
+    if isinstance(kind, str) and kind.rpartition(".")[2] == LoadImageFromFile.__name__:
+        kind = TRANSFORMS.get(kind)
+    if kind is LoadImageFromFile and node.get("backend_args") == {"backend": packed.BACKEND}:
+        node["type"] = LoadImageFromFileOnce.__name__
+        swapped += 1
+    return swapped
