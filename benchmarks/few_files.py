@@ -2,7 +2,8 @@
 one whose metadata calls take a millisecond longer each (FUSE, seen by the measured commands alone).
 
   as it is   the tree of files that prepare.py leaves, ranks run from .venv
-  few files  `prepare.py --pack`, `--stage` on the node's own disk, `environment: image`
+  few files  `prepare.py --pack`, `--stage` on the node's own disk, `environment: image`; with and without
+             `baton.stage_decoded`
 
 Measured in turn: a resumed start, from the command to the end of its first step, on a node that has the
 copies; one epoch of the recipe's input pipeline with its 4 workers; both on the local disk, too; and the time
@@ -120,20 +121,25 @@ Measures = dict[str, Callable[[], float]]
 
 
 def on_slow_disk(slow: dict[str, Side], rounds: int, images: int) -> None:
-    starts, epochs = measures(slow, images)
+    starts, epochs, each = measures(slow, images)
     what = "resumed start to its first step, 1 ms a metadata call: packed, staged, environment as an image"
     compare("few_files_start", what, starts, goal=0.5, rounds=rounds)
-    what = f"an epoch of the recipe's input pipeline there, {images} images"
-    note = "4 workers on 2 cores, which the transforms take most of"
+    what = f"an epoch of the recipe's input pipeline there, {images} images, decoded once a node"
+    note = "baton.stage_decoded; 4 workers on 2 cores, which the transforms take most of"
     compare("few_files_epoch", what, epochs, goal=0.5, rounds=rounds, note=note)
+    what = "the same epoch there with each image decoded every time"
+    compare("few_files_epoch_each", what, each, goal=1, rounds=rounds)
 
 
 def on_local_disk(near: dict[str, Side], rounds: int, images: int) -> None:
-    starts, epochs = measures(near, images)
+    starts, epochs, each = measures(near, images)
     # What is to be told apart is a hundredth of a start.
     rounds *= 3
     compare("few_files_start_local", "the same start on a local disk", starts, goal=1, rounds=rounds)
-    compare("few_files_epoch_local", "the same epoch on a local disk", epochs, goal=1, rounds=rounds)
+    what = "the epoch on a local disk, decoded once a node"
+    compare("few_files_epoch_local", what, epochs, goal=1, rounds=rounds)
+    what = "the epoch on a local disk, decoded every time"
+    compare("few_files_epoch_each_local", what, each, goal=1, rounds=rounds)
 
 
 AGAINST = "a tree of files and .venv"
@@ -146,19 +152,22 @@ def compare(name: str, what: str, pair: Measures, goal: float, rounds: int, note
     )  # fmt: skip
 
 
-def measures(there: dict[str, Side], images: int) -> tuple[Measures, Measures]:
-    """What measures a start of each side, and an epoch; each once before it counts, in which copies are made
-    and files come into the node's memory."""
+def measures(there: dict[str, Side], images: int) -> tuple[Measures, Measures, Measures]:
+    """What measures a start of each side, an epoch, and one that decodes each image in any case; each once
+    before it counts, in which copies are made and files come into the node's memory."""
     starts: Measures = {}
     epochs: Measures = {}
+    each: Measures = {}
     for name, side in there.items():
         run = resumable(side)
         starts[name] = functools.partial(first_step, side, run, images)
-        epochs[name] = functools.partial(epoch, side, images)
-        starts[name](), epochs[name]()
+        epochs[name] = functools.partial(epoch, side, images, once=side.stage is not None)
+        each[name] = functools.partial(epoch, side, images, once=False)
+        starts[name]()
         if side.stage is not None:
             wait_for_copy(side)
-    return starts, epochs
+        each[name](), epochs[name]()
+    return starts, epochs, each
 
 
 def resumable(side: Side) -> Run:
@@ -179,9 +188,10 @@ def first_step(side: Side, run: Run, images: int) -> float:
     return float(found["seconds"])
 
 
-def epoch(side: Side, images: int) -> float:
+def epoch(side: Side, images: int, once: bool) -> float:
     result = side.folder / "epoch.txt"
     command = [*side.python, "-m", "benchmarks.slow_files.epoch", str(side.data), str(result)]
+    command += ["decoded"] if once else []
     environment = os.environ | {staged.VARIABLE: str(side.stage or "")}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     seconds, count = result.read_text().split()

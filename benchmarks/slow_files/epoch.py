@@ -1,5 +1,5 @@
-"""`python -m benchmarks.slow_files.epoch DATA_ROOT RESULT`: goes once through the recipe's training data as a
-training of Baton's loads them, and writes the seconds."""
+"""`python -m benchmarks.slow_files.epoch DATA_ROOT RESULT [decoded]`: goes once through the recipe's training
+data as a training of Baton's loads them, each image decoded once a node if asked, and writes the seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RECIPE = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 
 
 def main() -> None:
-    root, result = map(Path, sys.argv[1:])
+    root, result = map(Path, sys.argv[1:3])
     from jobs.mmseg import compat
 
     compat.prepare()
@@ -20,6 +20,7 @@ def main() -> None:
     from mmseg.utils import register_all_modules
 
     from jobs.engine import delivery
+    from jobs.mmseg.decoded import decode_once
     from jobs.mmseg.packed import read_packed
     from jobs.mmseg.transforms import use_fast_transforms
 
@@ -28,6 +29,8 @@ def main() -> None:
     loader.dataset.data_root = str(root / "VOCdevkit/VOC2012")
     use_fast_transforms(loader.dataset)
     read_packed(loader.dataset)
+    if sys.argv[3:]:
+        decode_once(loader.dataset)
     built = Runner.build_dataloader(loader, seed=0)
     delivery.through_buffers(built)
     began = time.perf_counter()
