@@ -3,6 +3,7 @@ data as a training of Baton's loads them, each image decoded once a node if aske
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,7 @@ def main() -> None:
     use_fast_transforms(loader.dataset)
     read_packed(loader.dataset)
     if sys.argv[3:]:
-        decode_once(loader.dataset)
+        decode_once([loader], len(os.sched_getaffinity(0)))
     built = Runner.build_dataloader(loader, seed=0)
     delivery.through_buffers(built)
     began = time.perf_counter()

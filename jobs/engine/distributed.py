@@ -111,13 +111,18 @@ def send_objects_without_pickle() -> None:
     )
 
 
+def cores_of_rank(session: Session) -> int:
+    """This rank's part of the CPUs that its node gives the job."""
+    return max(1, len(os.sched_getaffinity(0)) // session.local_ranks)
+
+
 def choose_device(session: Session) -> str:
     """Makes this rank's GPU the current one, where there are any. Returns the backend for collectives between
     the ranks' devices. Rank 0 says what was chosen, in one line."""
     device = devices.of_rank(session.local_rank, os.environ)
     session.device = device.partition(":")[0]
     if device == devices.CPU:
-        cores = max(1, len(os.sched_getaffinity(0)) // session.local_ranks)
+        cores = cores_of_rank(session)
         if "OMP_NUM_THREADS" not in os.environ:
             # Also keeps mmengine from setting it to 1 with a warning.
             os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(cores)

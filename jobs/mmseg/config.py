@@ -23,7 +23,7 @@ from mmengine.config.utils import ConfigParsingError
 
 from jobs.catalog import installed, pretrained, supported
 from jobs.catalog.supported import name_of, settings
-from jobs.engine import kernels
+from jobs.engine import distributed, kernels
 from jobs.engine.saving import Settings
 from jobs.engine.session import Session
 from jobs.mmseg import compat, curves, decoded, deterministic, packed, sampling
@@ -209,11 +209,11 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     if own["fast_transforms"] and cfg.default_scope == "mmseg":
         use_fast_transforms(cfg.train_dataloader.dataset)
     use_fast_metric(cfg.get("val_evaluator"))
-    datasets = [(cfg.get(name) or {}).get("dataset") for name in ("train_dataloader", "val_dataloader")]
-    for dataset in datasets:
-        packed.read_packed(dataset)
+    loaders = [cfg[name] for name in ("train_dataloader", "val_dataloader") if cfg.get(name)]
+    for loader in loaders:
+        packed.read_packed(loader.get("dataset"))
     if own["stage_decoded"]:
-        decoded.decode_once(datasets)
+        decoded.decode_once(loaders, distributed.cores_of_rank(session))
     weigh_ignored_pixels()
     if cfg.get("val_dataloader"):
         cfg.val_dataloader.dataset = {"type": "SeededDataset", "dataset": cfg.val_dataloader.dataset}

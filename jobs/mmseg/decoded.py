@@ -19,6 +19,7 @@ import mmap
 import os
 import stat
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -177,16 +178,28 @@ _kept: dict[Path, Pixels | None] = {}
 """By the container's path; None where there can be none. A process that is forked goes on with it."""
 
 
-def decode_once(node: Any) -> int:
-    """Has the transforms below a (part of a) config that read packed images (packed.read_packed) keep their
-    pixels, in place; how many. Where none can be kept it says so."""
-    swapped = _swap(node)
+def decode_once(loaders: Sequence[Any], cores: int) -> int:
+    """Has the transforms of data loaders' configs that read packed images (packed.read_packed) keep their
+    pixels, in place; how many. Where none can be kept it says so.
+
+    Such a loader gets no more workers than there are `cores`: they wait for nothing that others could use
+    the time of, and only push each other aside. What samples are made does not depend on it.
+    """
+    swapped = 0
+    for loader in loaders:
+        count = _swap(loader.get("dataset"))
+        swapped += count
+        if count and loader.get("num_workers", 0) > cores:
+            print(
+                f"baton: stage_decoded: {cores} loader workers, not {loader.num_workers}: one a CPU",
+                flush=True,
+            )
+            loader.num_workers = cores
+        for container in packed.containers_of(loader.dataset) if count else ():
+            if container.path not in _kept:
+                _kept[container.path] = _pixels(container)
     if not swapped:
         print("baton: stage_decoded: no LoadImageFromFile here reads a packed dataset", flush=True)
-        return 0
-    for container in packed.containers_of(node):
-        if container.path not in _kept:
-            _kept[container.path] = _pixels(container)
     return swapped
 
 

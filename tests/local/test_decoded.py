@@ -32,7 +32,7 @@ compat.prepare()
 
 import torch  # noqa: E402
 from mmcv.transforms import LoadImageFromFile  # noqa: E402
-from mmengine.config import Config  # noqa: E402
+from mmengine.config import Config, ConfigDict  # noqa: E402
 from mmseg.registry import DATASETS, TRANSFORMS  # noqa: E402
 
 from jobs.mmseg import config, decoded, packed  # noqa: E402
@@ -64,11 +64,11 @@ def both(voc_small: Path, tmp_path: Path, stage: Path) -> tuple[Path, Path]:
 
 
 def dataset(data: Path) -> Any:
-    description = copy.deepcopy(Config.fromfile(ROOT / RECIPE).train_dataloader.dataset)
-    description.data_root = str(data / ROOT_OF_VOC)
-    if packed.read_packed(description):
-        decoded.decode_once(description)
-    return DATASETS.build(description)
+    loader = copy.deepcopy(Config.fromfile(ROOT / RECIPE).train_dataloader)
+    loader.dataset.data_root = str(data / ROOT_OF_VOC)
+    if packed.read_packed(loader.dataset):
+        decoded.decode_once([loader], cores=2)
+    return DATASETS.build(loader.dataset)
 
 
 def samples(data: Any) -> list[Any]:
@@ -190,10 +190,10 @@ def test_every_kind_of_image_is_loaded_as_before(
     copier.copy(top / containers.NAME, stage)
 
     step = {"type": "LoadImageFromFile", **options}
-    node: dict[str, Any] = {"type": "BaseSegDataset", "data_root": str(top), "pipeline": [step]}
-    packed.read_packed(node)
-    assert decoded.decode_once(node) == 1
-    once, stock = TRANSFORMS.build(step), LoadImageFromFile(**options)
+    loader = ConfigDict(dataset={"type": "BaseSegDataset", "data_root": str(top), "pipeline": [step]})
+    packed.read_packed(loader.dataset)
+    assert decoded.decode_once([loader], cores=2) == 1
+    once, stock = TRANSFORMS.build(loader.dataset.pipeline[0]), LoadImageFromFile(**options)
     for _ in range(3):
         for name in names:
             ours = once({"img_path": str(top / "images" / name)})
@@ -325,12 +325,15 @@ def test_a_config_asks_for_it(
         (tmp_path / "data").symlink_to(data)
         resolved = config.resolve(here)
         resolved.baton = {"stage_decoded": asked}
+        resolved.val_dataloader.num_workers = resolved.train_dataloader.num_workers
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})  # one CPU
         capsys.readouterr()
         prepared = config.prepare(resolved, here, 8)
         swapped = asked and data == both[1]
         for loader in (prepared.train_dataloader, prepared.val_dataloader):
             first = loader.dataset.dataset.pipeline[0]
             assert first["type"] == ("LoadImageFromFileOnce" if swapped else "LoadImageFromFile")
+            assert loader.num_workers == (1 if swapped else resolved.train_dataloader.num_workers)
         said = capsys.readouterr().out
         assert ("no LoadImageFromFile here reads a packed dataset" in said) == (asked and not swapped)
 
