@@ -1,15 +1,15 @@
-"""Images that are decoded once a node: with `baton = dict(stage_decoded=True)`, whoever is the first to
-decode an image of a packed dataset writes its pixels beside the dataset's copy (jobs/run/staged.py), and the
-others take them from there, at a twentieth of the time.
+"""Images and masks that are decoded once a node: with `baton = dict(stage_decoded=True)`, whoever is the
+first to decode one of a packed dataset writes its pixels beside the dataset's copy (jobs/run/staged.py), and
+the others take them from there, at a twentieth of the time.
 
 STAGE/baton-UID-data/KEY.pixels
-    a slot for each file of the container, in its order: where its pixels begin, their height, width and
-    CRC-32, and the slot's own CRC-32; zeros where there are none
-    then the pixels (height × width × 3 bytes, BGR), in the order in which they came
+    a slot for each file of the container, in its order: where its pixels begin, their height, width, channels
+    (0 of a mask, which has no such axis) and CRC-32, and the slot's own CRC-32; zeros where there are none
+    then the pixels (a byte for each, and for each of the channels B, G, R), in the order in which they came
 
-KEY names one state of the container, one OpenCV, and the node's boot: what was written before a crash may not
-have reached the disk. Any number of this user's processes read and fill it, once the dataset's copy is there;
-it goes as copies go.
+KEY names one state of the container, one OpenCV and Pillow, and the node's boot: what was written before a
+crash may not have reached the disk. Any number of this user's processes read and fill it, once the dataset's
+copy is there; it goes as copies go.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import PIL
 from mmcv.transforms import LoadImageFromFile
+from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 
 from jobs.mmseg import packed
+from jobs.mmseg.transforms import LoadAnnotationsFast
 from jobs.run import file_systems, staged
 from jobs.run import packed as containers
 from jobs.run.deflate import crc32
@@ -39,7 +42,7 @@ from jobs.supervise import staging
 
 Image = npt.NDArray[np.uint8]
 
-SLOT = struct.Struct("<QIIII")
+SLOT = struct.Struct("<QIIIII")
 LOCK = "lock-pixels"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -66,16 +69,17 @@ class Pixels:
         if hasattr(self, "_fd") and os is not None:  # else the process ends, and its modules are gone
             os.close(self._fd)
 
-    def read(self, name: str) -> Image | None:
-        """The pixels of a file (height, width, 3); None if they are not there."""
+    def read(self, name: str, channels: int) -> Image | None:
+        """The pixels of a file, (height, width) or (height, width, `channels`); None where there are none."""
         if self._over[0]:
             return None
         try:
             slot = os.pread(self._fd, SLOT.size, self.numbers[name] * SLOT.size)
-            offset, height, width, check, own = SLOT.unpack(slot)
-            if not offset or own != _check(offset, height, width, check):
+            *fields, own = SLOT.unpack(slot)
+            offset, height, width, kept, check = fields
+            if not offset or own != _check(*fields) or kept != channels:
                 return None
-            image = np.empty((height, width, 3), np.uint8)
+            image = np.empty((height, width, channels) if channels else (height, width), np.uint8)
             if os.preadv(self._fd, [image.data], offset) == image.nbytes and crc32(image.data) == check:
                 return image
             trouble = "what is read is not what was written"
@@ -111,7 +115,7 @@ class Pixels:
         if os.pwrite(self._fd, pixels, offset) < image.nbytes:
             os.ftruncate(self._fd, offset)
             return "the disk is full"
-        fields = (offset, *image.shape[:2], crc32(pixels))
+        fields = (offset, *image.shape[:2], image.shape[2] if image.ndim == 3 else 0, crc32(pixels))
         os.pwrite(self._fd, SLOT.pack(*fields, _check(*fields)), number * SLOT.size)
         return ""
 
@@ -121,7 +125,7 @@ class Pixels:
 
 
 def name(container: containers.Container) -> str:
-    of = f"{BOOT.read_text()} {cv2.__version__} {cv2.getBuildInformation()}"
+    of = f"{BOOT.read_text()} {cv2.getBuildInformation()} {PIL.__version__}"
     return staged.name(container.path, container.status, staged.PIXELS, of)
 
 
@@ -159,19 +163,57 @@ class LoadImageFromFileOnce(LoadImageFromFile):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         plain = self.imdecode_backend == "cv2" and self.color_type == "color" and not self.to_float32
-        found = packed.find(results["img_path"]) if plain else None
-        pixels = _kept.get(found[0].path) if found else None
-        if found is None or pixels is None or found[1] not in pixels.numbers:
-            return super().transform(results)
-        image = pixels.read(found[1])
+        place = _Place.of(results["img_path"]) if plain else None
+        image = place.pixels.read(place.name, 3) if place else None
         if image is not None:
             results["img"] = image
             results["img_shape"] = results["ori_shape"] = image.shape[:2]
             return results
         loaded: dict[str, Any] | None = super().transform(results)
-        if loaded is not None and found[0].local:  # the copy comes first: it needs the room
-            pixels.write(found[1], loaded["img"])
+        if place and loaded is not None:
+            place.write(loaded["img"])
         return loaded
+
+
+@TRANSFORMS.register_module()
+class LoadAnnotationsOnce(LoadAnnotationsFast):
+    """mmseg's LoadAnnotations; masks whose labels are used as they are in the file likewise."""
+
+    def _load_seg_map(self, results: dict[str, Any]) -> None:
+        place = _Place.of(results["seg_map_path"]) if self.as_they_are(results) else None
+        mask = place.pixels.read(place.name, 0) if place else None
+        if mask is not None:
+            self.take(results, mask)
+            return
+        super()._load_seg_map(results)
+        if place and results["gt_seg_map"].ndim == 2:
+            place.write(results["gt_seg_map"])
+
+
+ONCE: dict[type, type] = {
+    LoadImageFromFile: LoadImageFromFileOnce,
+    LoadAnnotations: LoadAnnotationsOnce,
+    LoadAnnotationsFast: LoadAnnotationsOnce,
+}
+
+
+class _Place(NamedTuple):
+    """Where the pixels of a file are kept."""
+
+    pixels: Pixels
+    container: containers.Container
+    name: str
+
+    @classmethod
+    def of(cls, path: str) -> _Place | None:
+        """None if they are not."""
+        container, name = packed.find(path) or (None, "")
+        pixels = _kept.get(container.path) if container else None
+        return cls(pixels, container, name) if pixels and container and name in pixels.numbers else None
+
+    def write(self, image: Image) -> None:
+        if self.container.local:  # the copy comes first: it needs the room
+            self.pixels.write(self.name, image)
 
 
 _kept: dict[Path, Pixels | None] = {}
@@ -199,7 +241,7 @@ def decode_once(loaders: Sequence[Any], cores: int) -> int:
             if container.path not in _kept:
                 _kept[container.path] = _pixels(container)
     if not swapped:
-        print("baton: stage_decoded: no LoadImageFromFile here reads a packed dataset", flush=True)
+        print("baton: stage_decoded: nothing here is loaded from a packed dataset", flush=True)
     return swapped
 
 
@@ -222,9 +264,9 @@ def _swap(node: Any) -> int:
         return 0
     swapped = sum(map(_swap, list(node.values())))
     kind = node.get("type")
-    if isinstance(kind, str) and kind.rpartition(".")[2] == LoadImageFromFile.__name__:
+    if isinstance(kind, str) and kind.rpartition(".")[2] in {stock.__name__ for stock in ONCE}:
         kind = TRANSFORMS.get(kind)
-    if kind is LoadImageFromFile and node.get("backend_args") == {"backend": packed.BACKEND}:
-        node["type"] = LoadImageFromFileOnce.__name__
+    if kind in ONCE and node.get("backend_args") == {"backend": packed.BACKEND}:
+        node["type"] = ONCE[kind].__name__
         swapped += 1
     return swapped

@@ -51,18 +51,25 @@ class LoadAnnotationsFast(LoadAnnotations):
     """Until a mask is of another kind: a dataset's masks are of one kind, and each would be read twice."""
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
-        as_it_is = not self.reduce_zero_label and results["reduce_zero_label"] is False
-        as_it_is &= results.get("label_map") is None
-        if self.inflates and as_it_is and self.imdecode_backend == "pillow":
+        if self.inflates and self.as_they_are(results):
             content = fileio.get(results["seg_map_path"], backend_args=self.backend_args)
             mask = png.decode_fast(content)
             if mask is not None:
-                self.reduce_zero_label = False
-                results["gt_seg_map"] = mask.copy().squeeze()
-                results["seg_fields"].append("gt_seg_map")
+                self.take(results, mask.copy().squeeze())
                 return
             self.inflates = False
         super()._load_seg_map(results)
+
+    def as_they_are(self, results: dict[str, Any]) -> bool:
+        """Whether the labels are those that Pillow finds in the file, 8 bits of each."""
+        unchanged = not self.reduce_zero_label and results["reduce_zero_label"] is False
+        return unchanged and results.get("label_map") is None and self.imdecode_backend == "pillow"
+
+    def take(self, results: dict[str, Any], mask: Image) -> None:
+        """Does with such labels (height, width) what mmseg's does."""
+        self.reduce_zero_label = False
+        results["gt_seg_map"] = mask
+        results["seg_fields"].append("gt_seg_map")
 
 
 @TRANSFORMS.register_module()

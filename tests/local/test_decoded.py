@@ -30,9 +30,11 @@ from tests.unit.test_config import RECIPE, ROOT, session
 compat.prepare()
 
 
+import mmcv  # noqa: E402
 import torch  # noqa: E402
 from mmcv.transforms import LoadImageFromFile  # noqa: E402
 from mmengine.config import Config, ConfigDict  # noqa: E402
+from mmseg.datasets.transforms import LoadAnnotations  # noqa: E402
 from mmseg.registry import DATASETS, TRANSFORMS  # noqa: E402
 
 from jobs.mmseg import config, decoded, packed  # noqa: E402
@@ -113,9 +115,10 @@ def test_samples_are_the_same_and_decoded_once(
     assert type(one.pipeline.transforms[0]) is decoded.LoadImageFromFileOnce
     assert_same(samples(one), expected)
     size = kept(stage).stat().st_size
-    pixels = sum(3 * int(np.prod(sample["data_samples"].ori_shape)) for sample in expected)
-    assert size == slots(both[1] / FOLDER) + pixels
+    pixels = sum(int(np.prod(sample["data_samples"].ori_shape)) for sample in expected)
+    assert size == slots(both[1] / FOLDER) + (3 + 1) * pixels
     monkeypatch.setattr(cv2, "imdecode", no_decoder)
+    monkeypatch.setattr(mmcv, "imfrombytes", no_decoder)
     assert_same(samples(one), expected)
     decoded._kept.clear()
     assert_same(samples(dataset(both[1])), expected)
@@ -168,15 +171,10 @@ def images_of_many_kinds(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("options", "is_kept"),
-    [({}, True), ({"to_float32": True}, False), ({"color_type": "grayscale"}, False)],
-)
-def test_every_kind_of_image_is_loaded_as_before(
-    tmp_path: Path, stage: Path, options: dict[str, Any], is_kept: bool
-) -> None:
-    top = tmp_path / "mine"
-    names = images_of_many_kinds(top / "images")
+def packed_beside_tree(folder: Path, make: Callable[[Path], list[str]], stage: Path) -> list[str]:
+    """The names of files that are made below FOLDER/tree/mine, and packed, with a copy, below FOLDER/mine."""
+    top = folder / "mine"
+    names = make(top / "images")
     entries = []
     for name in names:
         content = (top / "images" / name).read_bytes()
@@ -185,25 +183,86 @@ def test_every_kind_of_image_is_loaded_as_before(
     (top / manifest.FILES).write_bytes(table)
     made = Manifest("mine", "", 1, 1, manifest.table_digest(table))
     (top / manifest.MANIFEST).write_bytes(manifest.to_json(made))
-    shutil.copytree(top, tmp_path / "tree/mine")
-    convert.pack(tmp_path, "mine")
+    shutil.copytree(top, folder / "tree/mine")
+    convert.pack(folder, "mine")
     copier.copy(top / containers.NAME, stage)
+    return names
 
-    step = {"type": "LoadImageFromFile", **options}
-    loader = ConfigDict(dataset={"type": "BaseSegDataset", "data_root": str(top), "pipeline": [step]})
+
+def once_for(folder: Path, step: dict[str, Any]) -> Any:
+    """The transform that stands in for one of a dataset in FOLDER/mine."""
+    dataset = {"type": "BaseSegDataset", "data_root": str(folder / "mine"), "pipeline": [step]}
+    loader = ConfigDict(dataset=dataset)
     packed.read_packed(loader.dataset)
     assert decoded.decode_once([loader], cores=2) == 1
-    once, stock = TRANSFORMS.build(loader.dataset.pipeline[0]), LoadImageFromFile(**options)
+    return TRANSFORMS.build(loader.dataset.pipeline[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "is_kept"),
+    [({}, True), ({"to_float32": True}, False), ({"color_type": "grayscale"}, False)],
+)
+def test_every_kind_of_image_is_loaded_as_before(
+    tmp_path: Path, stage: Path, options: dict[str, Any], is_kept: bool
+) -> None:
+    names = packed_beside_tree(tmp_path, images_of_many_kinds, stage)
+    once, stock = once_for(tmp_path, {"type": "LoadImageFromFile", **options}), LoadImageFromFile(**options)
     for _ in range(3):
         for name in names:
-            ours = once({"img_path": str(top / "images" / name)})
+            ours = once({"img_path": str(tmp_path / "mine/images" / name)})
             theirs = stock({"img_path": str(tmp_path / "tree/mine/images" / name)})
             image, other = ours.pop("img"), theirs.pop("img")
             assert image.dtype == other.dtype
             assert np.array_equal(image, other), name
             assert ours.pop("img_path") != theirs.pop("img_path")
             assert ours == theirs
-    assert (kept(stage).stat().st_size > slots(top)) == is_kept
+    assert (kept(stage).stat().st_size > slots(tmp_path / "mine")) == is_kept
+
+
+def masks_of_many_kinds(folder: Path) -> list[str]:
+    folder.mkdir(parents=True)
+    labels = np.random.default_rng(0).integers(0, 5, (31, 57), np.uint8)
+    mask = Image.fromarray(labels)
+    mask.save(folder / "grey.png")
+    palette = Image.fromarray(labels, "P")
+    palette.putpalette(list(range(30)))
+    palette.save(folder / "palette.png")
+    mask.save(folder / "lossless.tif")
+    mask.convert("RGB").save(folder / "colour.png")
+    Image.fromarray(labels.astype(np.uint16)).save(folder / "deep.png")
+    Image.fromarray(labels[:, :1]).save(folder / "narrow.png")
+    Image.fromarray(labels.astype(np.uint16) + 300).save(folder / "wrong.png")
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    ("described", "is_kept"),
+    [({}, True), ({"reduce_zero_label": True}, False), ({"label_map": {1: 7, 2: 9}}, False)],
+)
+def test_every_kind_of_mask_is_loaded_as_before(
+    tmp_path: Path, stage: Path, described: dict[str, Any], is_kept: bool, fast: bool
+) -> None:
+    names = packed_beside_tree(tmp_path, masks_of_many_kinds, stage)
+    once = once_for(tmp_path, {"type": f"LoadAnnotations{'Fast' if fast else ''}"})
+    stock = LoadAnnotations()
+
+    def load(by: Any, path: Path) -> Any:
+        asked = {"reduce_zero_label": False, "label_map": None, **described}
+        try:
+            found = by({"seg_map_path": str(path), "seg_fields": [], **asked})
+        except ValueError as error:
+            return str(error)
+        mask = found.pop("gt_seg_map")
+        assert mask.dtype == np.uint8
+        return mask.shape, mask.tolist(), {key: found[key] for key in ("seg_fields", *asked)}
+
+    for _ in range(3):
+        for name in names:
+            expected = load(stock, tmp_path / "tree/mine/images" / name)
+            assert load(once, tmp_path / "mine/images" / name) == expected, name
+            assert isinstance(expected, str) == (name == "wrong.png")
+    assert (kept(stage).stat().st_size > slots(tmp_path / "mine")) == is_kept
 
 
 @pytest.mark.parametrize("where", ["pixels", "slot", "cut"])
@@ -335,7 +394,7 @@ def test_a_config_asks_for_it(
             assert first["type"] == ("LoadImageFromFileOnce" if swapped else "LoadImageFromFile")
             assert loader.num_workers == (1 if swapped else resolved.train_dataloader.num_workers)
         said = capsys.readouterr().out
-        assert ("no LoadImageFromFile here reads a packed dataset" in said) == (asked and not swapped)
+        assert ("nothing here is loaded from a packed dataset" in said) == (asked and not swapped)
 
 
 @pytest.mark.slow
