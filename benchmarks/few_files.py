@@ -39,6 +39,7 @@ from jobs.run import image, staged
 from jobs.run.directory import Run
 from jobs.run.errors import run_command
 from jobs.run.exit_codes import FINISHED, RESUME
+from launch.submit import code_image
 
 ROOT: Path = repository.ROOT
 
@@ -56,8 +57,10 @@ class Side:
 
     def __init__(self, folder: Path, data: Path, stage: Path | None, through: list[str]) -> None:
         self.folder, self.data, self.stage = folder, data, stage
-        # As a batch script starts a task with `environment: image`.
+        # As a batch script starts a task with `environment: image`, and a submission leaves it.
         from_image = ["-S", "-c", image.START, str(stage)] if stage is not None else []
+        if from_image:
+            code_image.compile_start(ROOT)
         self.python = [*through, sys.executable, *from_image]
 
     def make_run(self, name: str, **settings: Any) -> Run:

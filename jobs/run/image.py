@@ -18,8 +18,13 @@ START = (
     "import sys; sys.path.append(sys.path.pop(0)); sys.dont_write_bytecode = True;"
     f" from {PROGRAM} import main; main()"
 )
-"""How it is started: `-m` and `site` would import more, and each import would look into the code first. Its
-few modules compile in some milliseconds; to keep what was compiled costs some 70 calls on the shared disk."""
+"""How it is started: `-m` and `site` would import more, and each import would look into the code first. To
+keep what it compiles would cost a start some 70 calls on the shared disk."""
+IMPORTED = (
+    *("jobs", "jobs.run", "jobs.run.errors", "jobs.run.image", "jobs.run.private", "jobs.run.staged"),
+    *("jobs.supervise", PROGRAM),
+)
+"""What it imports from there where it finds its copies; compiled at every submission."""
 STARTED_SO = "jobs.supervise.unpacking"
 """What the code of a run has whose program is started so; older ones by `-m`."""
 VARIABLE = "BATON_CODE"

@@ -6,9 +6,11 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import py_compile
 import tarfile
+from pathlib import Path
 
-from jobs.run import files
+from jobs.run import files, image
 from jobs.run.directory import Run, write_atomically
 
 
@@ -18,6 +20,17 @@ def write(run: Run) -> None:
     target = run.path / files.CODE_IMAGE()
     if not target.is_file() or target.read_bytes() != content:
         write_atomically(target, content, private=True)
+    compile_start(run.code)
+
+
+def compile_start(code: Path) -> None:
+    """Keeps what a start from images imports from the code itself compiled, for this Python: that is half of
+    the time that it takes longer than one without."""
+    for name in image.IMPORTED:
+        path = code.joinpath(*name.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if file.is_file():  # not each is there in a run of another version
+            py_compile.compile(str(file), quiet=1)
 
 
 def _packed(run: Run) -> bytes:

@@ -20,7 +20,7 @@ from jobs.run.errors import UserError
 from jobs.run.exit_codes import RESUME
 from jobs.supervise import staging
 from jobs.train.__main__ import worker_command
-from launch.submit import code_image
+from launch.submit import code_image, snapshot
 from tests.imaging import ROOT, SAY, copies, make, pack, start
 from tests.stages import wait_until
 
@@ -230,6 +230,19 @@ def test_the_code_of_a_run_is_unpacked_too(run: Run, environment: Path, tmp_path
     assert start_in(run, environment, stage) == (out, "")  # not submitted again
     code_image.write(run)
     assert start_in(run, environment, stage)[0] != out
+
+
+def test_what_a_start_imports_is_compiled_when_it_is_submitted(environment: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "a run")
+    run.path.mkdir()
+    snapshot.take(run.code, tmp_path)
+    code_image.write(run)
+    command = [image.interpreter(environment), "-v", "-S", "-c", image.START, str(tmp_path), "-c", "1"]
+    for _ in range(2):  # the second one finds the copies
+        done = subprocess.run(command, cwd=run.code, capture_output=True, text=True, check=True)
+    imported = re.findall(rf"^# code object from '?({run.code}/.*?)'?$", done.stderr, re.MULTILINE)
+    assert len(imported) == len(image.IMPORTED)
+    assert [path for path in imported if not path.endswith(".pyc")] == []
 
 
 def test_damaged_code_is_run_from_the_run(run: Run, environment: Path, tmp_path: Path) -> None:
