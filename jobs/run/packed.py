@@ -28,6 +28,19 @@ NAME = "packed.zip"
 HEADER = struct.Struct("<4s22xHH")
 """A member's local header: signature; lengths of the name and of the extra field that lie before its content.
 (The directory at the end repeats the name, but may have another extra field.)"""
+ENTRY = struct.Struct("<2x3H4x3L3H8xL")
+"""One of the directory's, behind its signature: version needed, flags, method, CRC-32, sizes as packed and of
+the content, lengths of name, extra field and comment, offset of the member."""
+END, END64, LOCATOR = struct.Struct("<4s6xHLLH"), struct.Struct("<4s20x8xQQQ"), struct.Struct("<4s16x")
+"""The directory's end. END: signature, members, bytes of the directory, its offset, length of the comment.
+Where there are many members or gigabytes, END64 and a LOCATOR stand before it: signature, members, bytes,
+offset."""
+NEEDED = 45
+"""The version of the format that has those."""
+FAR = 0xFFFFFFFF
+"""Stands for a number that is too large for its field."""
+ASCII, UTF8 = 0, 0x800
+"""Flags of a member with such a name, and nothing unusual else."""
 SLACK = 64
 """Bytes of extra field that are read along with a member, so that one call fetches it."""
 
@@ -57,13 +70,8 @@ class Container:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.status = os.fstat(self._fd)
         try:
-            with open(self._fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
-                self.files = {
-                    one.filename: Place(one.header_offset, one.file_size, one.CRC)
-                    for one in archive.infolist()
-                    if one.compress_type == zipfile.ZIP_STORED and one.compress_size == one.file_size
-                }
-                others = len(archive.infolist()) - len(self.files)
+            files = _own_directory(self._fd, self.status.st_size)
+            self.files, others = (files, 0) if files is not None else _directory(self._fd)
             self._check_places(self.status.st_size)
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             self.close()
@@ -170,6 +178,80 @@ class Container:
                 inner.add(last)
                 folder = above
         return {folder: (sorted(inner), sorted(files)) for folder, (inner, files) in found.items()}
+
+
+def _directory(fd: int) -> tuple[dict[str, Place], int]:
+    """The places of all members that can be read by offset, and the number of others. Raises BadZipFile and
+    what else zipfile raises for a file that is none."""
+    with open(fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    files = {
+        one.filename: Place(one.header_offset, one.file_size, one.CRC)
+        for one in members
+        if one.compress_type == zipfile.ZIP_STORED and one.compress_size == one.file_size
+    }
+    return files, len(members) - len(files)
+
+
+def _own_directory(fd: int, total: int) -> dict[str, Place] | None:
+    """The places of all members of a container as prepare.py writes it, in a quarter of the time that zipfile
+    takes, which each start would wait for; None for any other file."""
+    tail = os.pread(
+        fd, END64.size + LOCATOR.size + END.size, max(0, total - END64.size - LOCATOR.size - END.size)
+    )
+    if len(tail) < END64.size + LOCATOR.size + END.size:
+        return None
+    signature, count, size, begin, comment = END.unpack_from(tail, len(tail) - END.size)
+    end = total - END.size
+    if signature != b"PK\5\6" or comment:
+        return None
+    if tail[END64.size :].startswith(b"PK\6\7"):
+        signature, count, size, begin = END64.unpack_from(tail)
+        end -= END64.size + LOCATOR.size
+        if signature != b"PK\6\6":
+            return None
+    if begin + size != end:
+        return None
+    content = b""
+    while len(content) < size:
+        more = os.pread(fd, size - len(content), begin + len(content))
+        if not more:
+            return None
+        content += more
+    files: dict[str, Place] = {}
+    at = 0
+    for _ in range(count):
+        if content[at : at + 4] != b"PK\1\2" or at + ENTRY.size + 4 > size:
+            return None
+        needed, flags, method, crc, packed, long, named, extra, noted, offset = ENTRY.unpack_from(
+            content, at + 4
+        )
+        at += 4 + ENTRY.size
+        name = content[at : at + named]
+        if FAR in (packed, long, offset):
+            packed, long, offset = _far(content[at + named : at + named + extra], packed, long, offset)
+        at += named + extra + noted
+        unusual = needed > NEEDED or method or packed != long or b"\0" in name
+        if unusual or not (flags == UTF8 or (flags == ASCII and name.isascii())):
+            return None
+        files[name.decode()] = Place(offset, long, crc)
+    return files if at == size and len(files) == count else None
+
+
+def _far(extra: bytes, *values: int) -> list[int]:
+    """The sizes and the offset of a member, of which those that are FAR stand in its extra field with the
+    number 1 (APPNOTE 4.5.3). Raises struct.error where they do not."""
+    found, at = list(values), 0
+    while at < len(extra):
+        number, size = struct.unpack_from("<HH", extra, at)
+        if number == 1:
+            for place, value in enumerate(values):
+                if value == FAR:
+                    (found[place],) = struct.unpack_from("<Q", extra, at + 4)
+                    at += 8
+            return found
+        at += 4 + size
+    return found
 
 
 def locate(path: Path) -> tuple[Path, str] | None:

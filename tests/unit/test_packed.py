@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -224,3 +225,75 @@ def test_forked_readers_share_a_descriptor(packed_data: Path) -> None:
             os._exit(0 if same else 1)
         children.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+
+
+def places(path: Path) -> tuple[dict[str, packed.Place] | None, dict[str, packed.Place]]:
+    """What is read of a container in our own way, and by zipfile. Raises what zipfile raises."""
+    with path.open("rb") as file:
+        found = packed._own_directory(file.fileno(), path.stat().st_size)
+        return found, packed._directory(file.fileno())[0]
+
+
+@pytest.mark.parametrize("kind", ["usual", "many", "large"])
+def test_a_directory_is_read_as_zipfile_reads_it(tmp_path: Path, kind: str) -> None:
+    """Also of more members, or of more bytes, than a directory without zip64 can tell."""
+    path = tmp_path / packed.NAME
+    if kind == "large":
+        with path.open("wb") as file:
+            file.truncate(5 << 30)
+    with zipfile.ZipFile(path, "a" if kind == "large" else "w") as archive:
+        for number in range(70_000 if kind == "many" else 5):
+            archive.writestr(f"images/{number}.jpg", b"x" * (number % 7))
+        archive.writestr("Straße/日本.png", b"12")
+    found, expected = places(path)
+    assert found == expected
+    assert packed.Container(path).read("Straße/日本.png") == b"12"
+
+
+@pytest.mark.parametrize("kind", ["deflated", "comment", "prefix", "twice", "cp437"])
+def test_a_directory_of_another_kind_is_left_to_zipfile(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / packed.NAME
+    if kind == "prefix":
+        path.write_bytes(b"#!/bin/sh")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("a.jpg", b"x" * 100)
+        if kind == "comment":
+            archive.comment = b"of mine"
+        archive.writestr("ä.jpg" if kind == "cp437" else "b.jpg", b"y" * 100)
+        if kind == "deflated":
+            archive.writestr("c.jpg", b"z" * 100, zipfile.ZIP_DEFLATED)
+        if kind == "twice":
+            with pytest.warns(UserWarning, match="Duplicate"):
+                archive.writestr("a.jpg", b"z" * 100)
+    content = path.read_bytes()
+    if kind == "cp437":
+        path.write_bytes(content.replace("ä".encode(), b"\x84\x84").replace(b"\x00\x08\0\0", b"\0\0\0\0"))
+    elif kind == "prefix":
+        path.write_bytes(b"longer " + content)
+    assert places(path)[0] is None
+
+
+def test_a_directory_with_any_byte_altered_is_read_as_zipfile_reads_it_or_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / packed.NAME
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jpg", b"x" * 100)
+        archive.writestr("ü.jpg", b"y" * 100)
+        begin = archive.fp.tell() if archive.fp else 0
+    content = path.read_bytes()
+    left = 0
+    for at in range(begin, len(content)):
+        for change in (0x01, 0x80, 0xFF):
+            path.write_bytes(content[:at] + bytes([content[at] ^ change]) + content[at + 1 :])
+            try:
+                found, expected = places(path)
+            except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error):
+                with path.open("rb") as file:
+                    try:
+                        found = packed._own_directory(file.fileno(), len(content))
+                    except (ValueError, struct.error):
+                        found = None
+                assert found is None, at
+                continue
+            left += found is None
+            assert found in (None, expected), at
+    assert left
