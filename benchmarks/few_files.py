@@ -129,7 +129,7 @@ def on_slow_disk(slow: dict[str, Side], rounds: int, images: int) -> None:
     compare("few_files_start", what, starts, goal=0.5, rounds=rounds)
     what = f"an epoch of the recipe's input pipeline there, {images} images, decoded once a node"
     note = "baton.stage_decoded, which starts no more workers than CPUs, 2; the recipe's 4 on the other side"
-    compare("few_files_epoch", what, epochs, goal=0.5, rounds=rounds, note=note)
+    compare("few_files_epoch", what, epochs, goal=0.5, rounds=2 * rounds, note=note)
     what = "the same epoch there with each image decoded every time"
     note = "4 workers on 2 cores, which the transforms take most of"
     compare("few_files_epoch_each", what, each, goal=1, rounds=rounds, note=note)
