@@ -10,6 +10,9 @@ sizes, with nothing but void in the mask, and smaller than the crop.
 
 Then the same (ours) from a packed dataset against the files on the local disk: the same samples first.
 
+Then a pipeline of Cityscapes' from a packed dataset, its images and masks decoded once a node
+(jobs/mmseg/decoded.py) against each time: the same samples first.
+
 Last, an epoch of them through the recipe's 4 workers, whose batches come through buffers that are used again
 (jobs/engine/delivery.py), against torch's own way of bringing them.
 
@@ -18,7 +21,9 @@ examples:
   python benchmarks/pipeline.py --rounds 1 --images 20     a quick look
 """
 
+import copy
 import functools
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -85,6 +90,19 @@ def main() -> None:
             rounds=arguments.rounds,
             note="same samples; the files are in the page cache on both sides",
         )
+        once, each = large(Path(folder))
+        harness.compare(
+            "pipeline_decoded",
+            "input pipeline of Cityscapes (2048 × 1024, PNG), one core, each decoded once a node",
+            once,
+            each,
+            against="decoded each time",
+            goal=2,
+            unit="images/s",
+            better="higher",
+            rounds=arguments.rounds,
+            note="baton.stage_decoded; same samples",
+        )
         delivered, own = epochs(fast, samples)
         harness.compare(
             "pipeline_delivery",
@@ -104,8 +122,6 @@ def main() -> None:
 
 def pipelines(steps: Any) -> tuple[list[Any], list[Any]]:
     """The transforms of a config's pipeline as mmseg builds them, and the same with ours in place."""
-    import copy
-
     from mmseg.registry import TRANSFORMS
     from mmseg.utils import register_all_modules
 
@@ -119,19 +135,22 @@ def pipelines(steps: Any) -> tuple[list[Any], list[Any]]:
 
 
 def as_packed(
-    steps: Any, samples: list[dict[str, Any]], folder: Path
+    steps: Any, samples: list[dict[str, Any]], folder: Path, once: bool = False
 ) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Our transforms as they are for a packed dataset, and the samples with their files in one."""
-    import copy
-
+    """Our transforms as they are for a packed dataset, and the samples with their files in one; where they
+    are to be decoded `once`, with a copy of it on the node's disk."""
+    from mmengine.config import ConfigDict
     from mmseg.registry import TRANSFORMS
 
+    from jobs.mmseg.decoded import decode_once
     from jobs.mmseg.packed import read_packed
     from jobs.mmseg.transforms import use_fast_transforms
     from jobs.prepare.packed.writer import Writer
+    from jobs.run import packed, staged
+    from jobs.supervise import copier
 
     place = folder / "packed"
-    place.mkdir()
+    place.mkdir(parents=True)
     moved = []
     with Writer(place) as writer:
         placed = []
@@ -140,11 +159,37 @@ def as_packed(
             placed += [writer.put(path.name, path.read_bytes()) for path in files.values()]
             moved.append(sample | {key: str(place / path.name) for key, path in files.items()})
         writer.finish(placed)
-    dataset = {"data_root": str(place), "pipeline": copy.deepcopy(steps)}
-    use_fast_transforms(dataset)
-    if read_packed(dataset) == 0:
+    loader = ConfigDict(dataset={"data_root": str(place), "pipeline": copy.deepcopy(steps)})
+    use_fast_transforms(loader.dataset)
+    if once:
+        os.environ[staged.VARIABLE] = str(folder)
+        copier.copy(place / packed.NAME, folder)
+    if read_packed(loader.dataset) == 0 or (once and decode_once([loader], cores=1) == 0):
         raise RuntimeError("no transform of the recipe takes a file backend")
-    return [TRANSFORMS.build(step) for step in dataset["pipeline"]], moved
+    return [TRANSFORMS.build(step) for step in loader.dataset.pipeline], moved
+
+
+def large(folder: Path, number: int = 10) -> tuple[Callable[[], float], Callable[[], float]]:
+    """What measures the images a second of a pipeline as the zoo's configs for Cityscapes have it, each image
+    decoded (once, each time)."""
+    steps = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations"},
+        {"type": "RandomResize", "scale": (2048, 1024), "ratio_range": (0.5, 2.0), "keep_ratio": True},
+        {"type": "RandomCrop", "crop_size": (512, 1024), "cat_max_ratio": 0.75},
+        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "PhotoMetricDistortion"},
+        {"type": "PackSegInputs"},
+    ]
+    (folder / "large").mkdir()
+    samples = [make_sample(folder / "large", index, (1024, 2048), large=True) for index in range(number)]
+    each, of_each = as_packed(steps, samples, folder / "each")
+    once, of_once = as_packed(steps, samples, folder / "once", once=True)
+    for seed in range(5 * number):
+        same_sample(run(once, of_once[seed % number], seed), run(each, of_each[seed % number], seed), seed)
+    return functools.partial(images_a_second, once, of_once), functools.partial(
+        images_a_second, each, of_each
+    )
 
 
 def epochs(
@@ -190,15 +235,16 @@ def odd_samples(folder: Path, number: int = 100) -> list[dict[str, Any]]:
 
 
 def make_sample(
-    folder: Path, number: int, size: tuple[int, int] | None = None, void: bool = False
+    folder: Path, number: int, size: tuple[int, int] | None = None, void: bool = False, large: bool = False
 ) -> dict[str, Any]:
     """Writes a picture and its mask; returns what a dataset hands to the pipeline. `size`: height and width,
-    by default VOC's usual ones. `void`: the whole mask is 255."""
+    by default VOC's usual ones. `void`: the whole mask is 255. `large`: a PNG of some 3 MB."""
     random = np.random.RandomState(number)
     height, width = size or ((375, 500) if number % 4 else (500, 375))
     coarse = random.randint(0, 256, (24, 32, 3), dtype=np.uint8)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
-    grain = random.randint(-50, 51, (height // 2, width // 2, 3)).astype(np.float32)
+    strong = 8 if large else 50
+    grain = random.randint(-strong, strong + 1, (height // 2, width // 2, 3)).astype(np.float32)
     image = np.clip(image + cv2.resize(grain, (width, height)), 0, 255).astype(np.uint8)
     mask = np.zeros((height, width), np.uint8)
     for _ in range(random.randint(1, 6)):
@@ -208,7 +254,7 @@ def make_sample(
     mask[cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8)) > 0] = 255
     if void:
         mask[:] = 255
-    paths = folder / f"{number}.jpg", folder / f"{number}.png"
+    paths = folder / f"{number}{'-image.png' if large else '.jpg'}", folder / f"{number}.png"
     cv2.imwrite(str(paths[0]), image, [cv2.IMWRITE_JPEG_QUALITY, 92])
     colours = Image.fromarray(mask)
     colours.putpalette(list(range(256)) * 3)
