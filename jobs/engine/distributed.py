@@ -112,8 +112,11 @@ def send_objects_without_pickle() -> None:
 
 
 def cores_of_rank(session: Session) -> int:
-    """This rank's part of the CPUs that its node gives the job."""
-    return max(1, len(os.sched_getaffinity(0)) // session.local_ranks)
+    """This rank's part of the CPUs that its node gives the job. Slurm may have bound it to them already
+    (task/affinity), or bound all ranks of the node to all of them."""
+    bound = len(os.sched_getaffinity(0))
+    asked = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0)
+    return max(1, bound // session.local_ranks, min(bound, asked))
 
 
 def choose_device(session: Session) -> str:

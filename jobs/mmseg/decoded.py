@@ -33,7 +33,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 
 from jobs.mmseg import packed
-from jobs.mmseg.transforms import LoadAnnotationsFast
+from jobs.mmseg.transforms import LoadAnnotationsFast, is_ours
 from jobs.run import file_systems, staged
 from jobs.run import packed as containers
 from jobs.run.deflate import crc32
@@ -44,6 +44,8 @@ Image = npt.NDArray[np.uint8]
 
 SLOT = struct.Struct("<QIIIII")
 LOCK = "lock-pixels"
+KEPT_FREE = 0.2
+"""Share of the file system that is left to others, copies of other datasets among them."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -55,12 +57,14 @@ class Pixels:
     """
 
     def __init__(self, container: containers.Container, stage: Path) -> None:
-        if (kind := file_systems.kind(stage)) in file_systems.IN_MEMORY:
-            raise UserError(f"{stage} is memory ({kind}), which they would take from the job")
-        self.container = container
         self.numbers = {name: number for number, name in enumerate(container.files)}
         self.path = staged.folder(stage) / name(container)
         with staging.closing(staging.open_folder(stage)) as inside:
+            kind = file_systems.kind(inside)
+            if kind in file_systems.IN_MEMORY:
+                raise UserError(f"{stage} is memory ({kind}), which they would take from the job")
+            if kind in file_systems.OVER_A_NETWORK:
+                raise UserError(f"{stage} is no disk of the node's own ({kind})")
             self._fd = _open(inside, self.path.name, len(self.numbers) * SLOT.size)
         self._over = mmap.mmap(-1, 1)
         """Whether one of this process and of those it has forked could not go on; no other one tries."""
@@ -74,11 +78,11 @@ class Pixels:
         if self._over[0]:
             return None
         try:
-            slot = os.pread(self._fd, SLOT.size, self.numbers[name] * SLOT.size)
-            *fields, own = SLOT.unpack(slot)
-            offset, height, width, kept, check = fields
-            if not offset or own != _check(*fields) or kept != channels:
+            offset, height, width, kept, check = self._slot(self.numbers[name])
+            if not offset or kept != channels:
                 return None
+            if offset + height * width * max(1, channels) > os.fstat(self._fd).st_size:
+                raise ValueError("it was cut off")
             image = np.empty((height, width, channels) if channels else (height, width), np.uint8)
             if os.preadv(self._fd, [image.data], offset) == image.nbytes and crc32(image.data) == check:
                 return image
@@ -87,28 +91,40 @@ class Pixels:
             trouble = str(error)
         self._give_up(f"{trouble}: is the node's disk bad?")
         with suppress(OSError):
-            self.path.unlink()
+            if os.path.samestat(os.fstat(self._fd), os.lstat(self.path)):  # not another one's, begun since
+                self.path.unlink()
         return None
 
+    def _slot(self, number: int) -> tuple[int, ...]:
+        """Offset, height, width, channels and CRC-32 of a file's pixels; zeros where there are none, or where
+        they are just being written."""
+        *fields, own = SLOT.unpack(os.pread(self._fd, SLOT.size, number * SLOT.size))
+        return tuple(fields) if own == _check(*fields) else (0,) * len(fields)
+
     def write(self, name: str, image: Image) -> None:
-        """Keeps an image's pixels, if there is room for them."""
+        """Keeps an image's pixels, if there is room for them, and unless another process is just writing:
+        that one may have been stopped."""
         if self._over[0]:
             return
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX, 1)
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
             try:
                 trouble = self._append(self.numbers[name], image)
             finally:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
+        except (BlockingIOError, PermissionError):  # which of them, POSIX leaves open
+            return
         except OSError as error:
             trouble = str(error.strerror)
         if trouble:
             self._give_up(trouble)
 
     def _append(self, number: int, image: Image) -> str:
-        """Why it was not done; "" if it was."""
+        """Why it was not done; "" if it was, or had been meanwhile."""
+        if self._slot(number)[0]:
+            return ""
         offset, there = os.fstat(self._fd).st_size, os.fstatvfs(self._fd)
-        room = there.f_bavail - int(staging.KEPT_FREE * there.f_blocks)
+        room = there.f_bavail - int(KEPT_FREE * there.f_blocks)
         if room * there.f_frsize < image.nbytes:
             return "there is no more room"
         pixels = np.ascontiguousarray(image).data
@@ -121,7 +137,7 @@ class Pixels:
 
     def _give_up(self, why: str) -> None:
         self._over[0] = 1
-        print(f"baton: pixels in {self.path}: {why}; on by decoding each image", flush=True)
+        say(f"{self.path}: {why}; on by decoding each image")
 
 
 def name(container: containers.Container) -> str:
@@ -136,21 +152,24 @@ def _check(*fields: int) -> int:
 def _open(inside: int, name: str, size: int) -> int:
     """A descriptor of the file in the open folder, made with empty slots if there is none, held against
     eviction and marked as used now."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with staging.closing(staging.open_lock(inside, LOCK)):
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o600, dir_fd=inside)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
-                raise UserError(f"{name} there is not a file of this user's own")
-            if status.st_size < size:
-                os.ftruncate(fd, size)
-            os.utime(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        while True:
+            fd = os.open(name, flags, 0o600, dir_fd=inside)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH)
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
+                    raise UserError(f"{name} there is not a file of this user's own")
+                if status.st_nlink:
+                    if status.st_size < size:
+                        os.ftruncate(fd, size)
+                    os.utime(fd)
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # it was evicted between the two
 
 
 @TRANSFORMS.register_module()
@@ -162,7 +181,8 @@ class LoadImageFromFileOnce(LoadImageFromFile):
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        plain = self.imdecode_backend == "cv2" and self.color_type == "color" and not self.to_float32
+        plain = self.imdecode_backend == "cv2" and self.color_type == "color"
+        plain = plain and not self.to_float32 and not self.ignore_empty
         place = _Place.of(results["img_path"]) if plain else None
         image = place.pixels.read(place.name, 3) if place else None
         if image is not None:
@@ -208,7 +228,7 @@ class _Place(NamedTuple):
     def of(cls, path: str) -> _Place | None:
         """None if they are not."""
         container, name = packed.find(path) or (None, "")
-        pixels = _kept.get(container.path) if container else None
+        pixels = _pixels_of(container) if container else None
         return cls(pixels, container, name) if pixels and container and name in pixels.numbers else None
 
     def write(self, image: Image) -> None:
@@ -217,7 +237,8 @@ class _Place(NamedTuple):
 
 
 _kept: dict[Path, Pixels | None] = {}
-"""By the container's path; None where there can be none. A process that is forked goes on with it."""
+"""By the container's path; None where there can be none. A process that is forked goes on with it, one that
+is spawned opens it for itself."""
 
 
 def decode_once(loaders: Sequence[Any], cores: int) -> int:
@@ -231,30 +252,30 @@ def decode_once(loaders: Sequence[Any], cores: int) -> int:
     for loader in loaders:
         count = _swap(loader.get("dataset"))
         swapped += count
-        if count and loader.get("num_workers", 0) > cores:
-            print(
-                f"baton: stage_decoded: {cores} loader workers, not {loader.num_workers}: one a CPU",
-                flush=True,
-            )
+        kept = [_pixels_of(container) for container in packed.containers_of(loader.dataset)] if count else []
+        if any(kept) and loader.get("num_workers", 0) > cores:
+            say(f"{cores} loader workers, not {loader.num_workers}: one a CPU")
             loader.num_workers = cores
-        for container in packed.containers_of(loader.dataset) if count else ():
-            if container.path not in _kept:
-                _kept[container.path] = _pixels(container)
     if not swapped:
-        print("baton: stage_decoded: nothing here is loaded from a packed dataset", flush=True)
+        say("nothing here is loaded from a packed dataset")
     return swapped
 
 
-def _pixels(container: containers.Container) -> Pixels | None:
-    try:
-        if (stage := staged.place()) is None:
-            raise UserError("there is no `stage`")
-        pixels = Pixels(container, stage)
-    except (UserError, OSError) as error:
-        print(f"baton: stage_decoded: {error}; each image is decoded every time", flush=True)
-        return None
-    print(f"baton: decoded images of {container.path} are kept in {pixels.path}", flush=True)
-    return pixels
+def _pixels_of(container: containers.Container) -> Pixels | None:
+    if container.path not in _kept:
+        _kept[container.path] = None
+        try:
+            if (stage := staged.place()) is None:
+                raise UserError("there is no `stage`")
+            _kept[container.path] = pixels = Pixels(container, stage)
+            say(f"what is decoded of {container.path} is kept in {pixels.path}")
+        except (UserError, OSError) as error:
+            say(f"{error}; each image is decoded every time")
+    return _kept[container.path]
+
+
+def say(text: str) -> None:
+    print(f"baton: stage_decoded: {text}", flush=True)
 
 
 def _swap(node: Any) -> int:
@@ -266,7 +287,8 @@ def _swap(node: Any) -> int:
     kind = node.get("type")
     if isinstance(kind, str) and kind.rpartition(".")[2] in {stock.__name__ for stock in ONCE}:
         kind = TRANSFORMS.get(kind)
-    if kind in ONCE and node.get("backend_args") == {"backend": packed.BACKEND}:
+    packed_too = is_ours(node) and node.get("backend_args") == {"backend": packed.BACKEND}
+    if isinstance(kind, type) and kind in ONCE and packed_too:
         node["type"] = ONCE[kind].__name__
         swapped += 1
     return swapped

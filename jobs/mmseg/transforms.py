@@ -267,6 +267,11 @@ FAST: dict[type, type] = {
 }
 
 
+def is_ours(node: Any) -> bool:
+    """Whether names in a part of a config mean what is registered with mmseg, as the transforms here are."""
+    return bool(node.get("_scope_", "mmseg") == "mmseg")
+
+
 def use_fast_transforms(node: Any) -> int:
     """Puts the fast transforms into a (part of a) config with the default scope mmseg, in place; how many.
 
@@ -283,7 +288,7 @@ def use_fast_transforms(node: Any) -> int:
     # Only names that end like a stock class are looked up: a lookup of an unknown name searches far.
     if isinstance(kind, str) and kind.rpartition(".")[2] in {stock.__name__ for stock in FAST}:
         kind = TRANSFORMS.get(kind)
-    if isinstance(kind, type) and kind in FAST:
+    if isinstance(kind, type) and kind in FAST and is_ours(node):
         node["type"] = FAST[kind].__name__
         swapped += 1
     return swapped

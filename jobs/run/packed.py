@@ -31,7 +31,7 @@ HEADER = struct.Struct("<4s22xHH")
 ENTRY = struct.Struct("<2x3H4x3L3H8xL")
 """One of the directory's, behind its signature: version needed, flags, method, CRC-32, sizes as packed and of
 the content, lengths of name, extra field and comment, offset of the member."""
-END, END64, LOCATOR = struct.Struct("<4s6xHLLH"), struct.Struct("<4s20x8xQQQ"), struct.Struct("<4s16x")
+END, END64, LOCATOR = struct.Struct("<4s6xHLLH"), struct.Struct("<4s20x8xQQQ"), struct.Struct("<4sLQL")
 """The directory's end. END: signature, members, bytes of the directory, its offset, length of the comment.
 Where there are many members or gigabytes, END64 and a LOCATOR stand before it: signature, members, bytes,
 offset."""
@@ -196,21 +196,20 @@ def _directory(fd: int) -> tuple[dict[str, Place], int]:
 def _own_directory(fd: int, total: int) -> dict[str, Place] | None:
     """The places of all members of a container as prepare.py writes it, in a quarter of the time that zipfile
     takes, which each start would wait for; None for any other file."""
-    tail = os.pread(
-        fd, END64.size + LOCATOR.size + END.size, max(0, total - END64.size - LOCATOR.size - END.size)
-    )
-    if len(tail) < END64.size + LOCATOR.size + END.size:
+    ends = END64.size + LOCATOR.size + END.size
+    tail = os.pread(fd, ends, max(0, total - ends))
+    if len(tail) < ends:
         return None
     signature, count, size, begin, comment = END.unpack_from(tail, len(tail) - END.size)
     end = total - END.size
     if signature != b"PK\5\6" or comment:
         return None
     if tail[END64.size :].startswith(b"PK\6\7"):
+        end = total - ends
         signature, count, size, begin = END64.unpack_from(tail)
-        end -= END64.size + LOCATOR.size
-        if signature != b"PK\6\6":
+        if signature != b"PK\6\6" or LOCATOR.unpack_from(tail, END64.size)[1:] != (0, end, 1):
             return None
-    if begin + size != end:
+    if begin + size != end or count * (4 + ENTRY.size) > size:
         return None
     content = b""
     while len(content) < size:
@@ -228,8 +227,11 @@ def _own_directory(fd: int, total: int) -> dict[str, Place] | None:
         )
         at += 4 + ENTRY.size
         name = content[at : at + named]
-        if FAR in (packed, long, offset):
-            packed, long, offset = _far(content[at + named : at + named + extra], packed, long, offset)
+        if extra:
+            far = _far(content[at + named : at + named + extra], long, packed, offset)
+            if far is None:
+                return None
+            long, packed, offset = far
         at += named + extra + noted
         unusual = needed > NEEDED or method or packed != long or b"\0" in name
         if unusual or not (flags == UTF8 or (flags == ASCII and name.isascii())):
@@ -238,20 +240,14 @@ def _own_directory(fd: int, total: int) -> dict[str, Place] | None:
     return files if at == size and len(files) == count else None
 
 
-def _far(extra: bytes, *values: int) -> list[int]:
+def _far(extra: bytes, *values: int) -> list[int] | None:
     """The sizes and the offset of a member, of which those that are FAR stand in its extra field with the
-    number 1 (APPNOTE 4.5.3). Raises struct.error where they do not."""
-    found, at = list(values), 0
-    while at < len(extra):
-        number, size = struct.unpack_from("<HH", extra, at)
-        if number == 1:
-            for place, value in enumerate(values):
-                if value == FAR:
-                    (found[place],) = struct.unpack_from("<Q", extra, at + 4)
-                    at += 8
-            return found
-        at += 4 + size
-    return found
+    number 1 (APPNOTE 4.5.3); None if that holds anything else."""
+    size = 8 * values.count(FAR)
+    if extra[:4] != struct.pack("<HH", 1, size) or len(extra) != 4 + size:
+        return None
+    found = iter(struct.unpack_from(f"<{size // 8}Q", extra, 4))
+    return [next(found) if value == FAR else value for value in values]
 
 
 def locate(path: Path) -> tuple[Path, str] | None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import marshal
 import os
 import py_compile
 import tarfile
@@ -25,12 +27,23 @@ def write(run: Run) -> None:
 
 def compile_start(code: Path) -> None:
     """Keeps what a start from images imports from the code itself compiled, for this Python: that is half of
-    the time that it takes longer than one without."""
+    the time that it takes longer than one without. Where it cannot be kept, each start compiles it."""
     for name in image.IMPORTED:
         path = code.joinpath(*name.split("."))
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if file.is_file():  # not each is there in a run of another version
-            py_compile.compile(str(file), quiet=1)
+        with contextlib.suppress(OSError):  # also of a run of another version, which has not each
+            made = py_compile.compile(str(file), quiet=2)
+            if made and not _is_whole(Path(made)):
+                os.unlink(made)
+
+
+def _is_whole(compiled: Path) -> bool:
+    """Whether all of it could be written; what is cut off would end each start."""
+    try:
+        marshal.loads(compiled.read_bytes()[16:])
+    except (EOFError, ValueError, TypeError):
+        return False
+    return True
 
 
 def _packed(run: Run) -> bytes:

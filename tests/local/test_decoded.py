@@ -6,6 +6,8 @@ import copy
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -337,7 +339,7 @@ def test_it_goes_where_room_is_needed_but_not_while_it_is_read(both: tuple[Path,
     assert not path.exists()
 
 
-@pytest.mark.parametrize("how", ["none", "missing", "link", "memory"])
+@pytest.mark.parametrize("how", ["none", "missing", "link", "memory", "network"])
 def test_where_none_can_be_kept_it_is_said_and_harms_nothing(
     both: tuple[Path, Path],
     stage: Path,
@@ -346,7 +348,7 @@ def test_where_none_can_be_kept_it_is_said_and_harms_nothing(
     capsys: pytest.CaptureFixture[str],
     how: str,
 ) -> None:
-    words = "No such file" if how == "missing" else "there is no `stage`"
+    words = "has no " if how == "missing" else "there is no `stage`"
     if how == "link":
         container = containers.Container(both[1] / FOLDER / containers.NAME)
         (tmp_path / "theirs").write_bytes(b"theirs")
@@ -357,17 +359,98 @@ def test_where_none_can_be_kept_it_is_said_and_harms_nothing(
             pytest.skip("no /dev/shm")
         monkeypatch.setenv(staged.VARIABLE, "/dev/shm")
         words = "is memory (tmpfs)"
+    elif how == "network":
+        monkeypatch.setattr(file_systems, "kind", lambda _: "nfs4")
+        words = "is no disk of the node's own (nfs4)"
     else:
-        monkeypatch.setenv(staged.VARIABLE, "" if how == "none" else str(tmp_path / "nowhere"))
+        monkeypatch.setenv(staged.VARIABLE, "" if how == "none" else str(tmp_path / "no/where"))
     one = dataset(both[1])
     said = capsys.readouterr().out
     assert words in said
     assert "each image is decoded every time" in said
+    assert "loader workers" not in said
     assert_same(samples(one), samples(dataset(both[0])))
     if how == "link":
         assert (tmp_path / "theirs").read_bytes() == b"theirs"
     else:
         assert not list(staged.folder(stage).glob(f"*{staged.PIXELS}"))
+
+
+def test_the_folder_is_made_where_this_start_is_the_first_there(
+    both: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, stage: Path
+) -> None:
+    monkeypatch.setenv(staged.VARIABLE, str(stage / "mine"))
+    assert_same(samples(dataset(both[1])), samples(dataset(both[0])))
+    assert kept(stage / "mine").stat().st_size == slots(both[1] / FOLDER)  # there is no copy yet
+
+
+def test_nobody_waits_for_a_writer_that_was_stopped(both: tuple[Path, Path], stage: Path) -> None:
+    one = dataset(both[1])
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'r+b'); fcntl.lockf(file, fcntl.LOCK_EX, 1);"
+        " print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, kept(stage)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        assert other.stdin
+        other.stdout.readline()
+        expected = samples(dataset(both[0]))
+        assert_same(samples(one), expected)
+        assert kept(stage).stat().st_size == slots(both[1] / FOLDER)
+        other.stdin.close()
+        other.wait()
+    assert_same(samples(one), expected)
+    assert kept(stage).stat().st_size > slots(both[1] / FOLDER)
+
+
+def test_a_file_that_is_image_and_mask_is_kept_as_what_it_was_first(tmp_path: Path, stage: Path) -> None:
+    names = packed_beside_tree(tmp_path, masks_of_many_kinds, stage)
+    image = once_for(tmp_path, {"type": "LoadImageFromFile"})
+    mask = once_for(tmp_path, {"type": "LoadAnnotations"})
+    path, other = (str(tmp_path / place / "images" / names[0]) for place in ("mine", "tree/mine"))
+    sizes = []
+    for _ in range(3):
+        pixels = image({"img_path": path})["img"]
+        asked = {"seg_map_path": path, "seg_fields": [], "reduce_zero_label": False}
+        labels = mask(asked)["gt_seg_map"]
+        assert np.array_equal(pixels, np.asarray(cv2.imread(other)))
+        assert np.array_equal(labels, np.asarray(Image.open(other)))
+        sizes.append(kept(stage).stat().st_size)
+    assert sizes == [slots(tmp_path / "mine") + pixels.nbytes] * 3
+
+
+def test_one_that_finds_damage_removes_no_file_that_was_begun_since(
+    both: tuple[Path, Path], stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = dataset(both[1])
+    expected = samples(one)
+    path = kept(stage)
+    with path.open("r+b") as file:
+        file.truncate(slots(both[1] / FOLDER))
+    path.rename(path.with_suffix(".old"))
+    monkeypatch.setattr(decoded, "_kept", {})
+    samples(dataset(both[1]))
+    monkeypatch.undo()
+    assert_same(samples(one), expected)
+    assert kept(stage) == path
+
+
+def test_what_means_something_else_stays(both: tuple[Path, Path], stage: Path) -> None:
+    foreign = {"type": "LoadImageFromFile", "_scope_": "mmengine"}
+    loader = ConfigDict(
+        dataset={
+            "type": "BaseSegDataset",
+            "data_root": str(both[1] / ROOT_OF_VOC),
+            "metainfo": {"info": {"type": ["a", "b"]}},
+            "pipeline": [foreign, {"type": "LoadImageFromFile"}],
+        }
+    )
+    packed.read_packed(loader.dataset)
+    assert decoded.decode_once([loader], cores=1) == 1
+    assert [step.type for step in loader.dataset.pipeline] == ["LoadImageFromFile", "LoadImageFromFileOnce"]
+    assert kept(stage).exists()
 
 
 def test_a_config_asks_for_it(

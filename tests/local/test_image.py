@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -243,6 +244,31 @@ def test_what_a_start_imports_is_compiled_when_it_is_submitted(environment: Path
     imported = re.findall(rf"^# code object from '?({run.code}/.*?)'?$", done.stderr, re.MULTILINE)
     assert len(imported) == len(image.IMPORTED)
     assert [path for path in imported if not path.endswith(".pyc")] == []
+
+
+@pytest.mark.parametrize("trouble", ["cut off", "in the way"])
+def test_what_cannot_be_kept_compiled_ends_no_start(trouble: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    snapshot.take(run.code, tmp_path)
+    if trouble == "in the way":
+        (run.code / "jobs/run/__pycache__").write_text("")
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            if trouble == "cut off":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+            code_image.compile_start(run.code)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    start = image.START.replace("main()", "print('here')")
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", start], cwd=run.code, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "here\n"
 
 
 def test_damaged_code_is_run_from_the_run(run: Run, environment: Path, tmp_path: Path) -> None:

@@ -3,16 +3,18 @@ are replaced by those of a machine that has some."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from jobs.engine import devices
+from jobs.engine import devices, distributed
 from jobs.run import cuda
 from jobs.run.errors import UserError
 from launch.submit import machine
+from tests.unit.test_config import session
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,3 +129,23 @@ def test_gpus_of_either_maker_are_counted(tmp_path: Path, monkeypatch: pytest.Mo
     assert machine.local_gpus(none, amd) == 2
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
     assert machine.local_gpus(none, amd) == 1
+
+
+@pytest.mark.parametrize(
+    ("bound", "asked", "cores"),
+    [
+        (8, "", 2),  # no Slurm, or without --cpus-per-task: all ranks have the node's
+        (8, "8", 8),  # task/affinity: each rank is bound to its own
+        (32, "8", 8),  # without it
+        (6, "8", 6),  # by whatever else
+        (2, "", 1),
+    ],
+)
+def test_a_ranks_cores_are_those_that_it_has(
+    bound: int, asked: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", asked)
+    here = session(tmp_path)
+    here.local_ranks = 4
+    assert distributed.cores_of_rank(here) == cores

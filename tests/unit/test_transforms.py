@@ -322,3 +322,9 @@ def test_images_of_any_number_of_channels_are_normalised() -> None:
         assert torch.equal(made({"inputs": [images]})["inputs"][0], expected)
     with pytest.raises(AssertionError, match="1 or 3"):
         ImgDataPreprocessor(mean, std[:4])
+
+
+def test_what_another_package_means_by_a_name_stays() -> None:
+    pipeline = [{"type": "RandomFlip", "_scope_": "mmengine"}, {"type": "RandomFlip"}]
+    assert use_fast_transforms(pipeline) == 1
+    assert [step["type"] for step in pipeline] == ["RandomFlip", "FastRandomFlip"]
