@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 from launcher import HELD, ROOT, Launcher, of_run
 
 from jobs.prepare.packed import convert
-from jobs.run import packed
+from jobs.run import packed, staged
 from tests.support.slurm import wait_event, wait_for
 
 
@@ -29,7 +30,7 @@ def test_a_preempted_training_finds_its_copy_on_the_same_node(launch: Launcher, 
         "--no-evaluation",
     ]
     local.mkdir()
-    jobs = launch.train("--run", "staged", *where, "--set", *HELD)
+    jobs = launch.train("--run", "staged", *where, "--set", *HELD, "baton.stage_decoded=true")
     run = launch.runs / "staged"
     first = wait_event(run, "staged", start=1)
     wait_for((run / "job" / "held-0").exists, "the run is held")
@@ -42,3 +43,7 @@ def test_a_preempted_training_finds_its_copy_on_the_same_node(launch: Launcher, 
     assert launch.slurm.wait_ended(jobs["train"]) == "COMPLETED"
     assert len(of_run(run, "staged")) == 2
     assert Path(first["copy"]).stat().st_size == first["bytes"]
+    (decoded,) = Path(first["copy"]).parent.glob(f"*{staged.PIXELS}")
+    with zipfile.ZipFile(first["path"]) as archive:
+        of_images = [file for file in archive.infolist() if file.filename.endswith(".jpg")]
+    assert decoded.stat().st_size > len(of_images) * 1000
