@@ -127,7 +127,9 @@ def test_samples_are_the_same_and_decoded_once(
     assert kept(stage).stat().st_size == size
 
 
-def test_workers_fill_and_read_it_at_once(both: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_fill_and_read_it_at_once(
+    both: tuple[Path, Path], stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of several loaders, forked anew for every epoch: as of several ranks that train on one node."""
     expected = [copy.deepcopy(results) for results in map(load_by(dataset(both[0])), range(12))]
     data = dataset(both[1])
@@ -147,6 +149,9 @@ def test_workers_fill_and_read_it_at_once(both: tuple[Path, Path], monkeypatch: 
         for loader in loaders:
             for results, other in zip(loader, expected, strict=True):
                 assert np.array_equal(results["img"], other["img"])
+    assert kept(stage).stat().st_size > slots(both[1] / FOLDER)
+    for index in range(12):  # one that was never written, for another one was at each time
+        data[index]
     monkeypatch.setattr(cv2, "imdecode", no_decoder)
     for index, other in enumerate(expected):
         assert np.array_equal(data[index]["img"], other["img"])
