@@ -57,9 +57,10 @@ class Side:
 
     def __init__(self, folder: Path, data: Path, stage: Path | None, through: list[str]) -> None:
         self.folder, self.data, self.stage = folder, data, stage
-        # As a batch script starts a task with `environment: image`, and a submission leaves it.
-        from_image = ["-S", "-c", image.START, str(stage)] if stage is not None else []
-        if from_image:
+        from_image: list[str] = []
+        if stage is not None:
+            # As a batch script starts a task with `environment: image`, and a submission leaves it.
+            from_image = ["-S", "-c", image.START, str(stage)]
             code_image.compile_start(ROOT)
         self.python = [*through, sys.executable, *from_image]
 

@@ -187,9 +187,8 @@ def large(folder: Path, number: int = 10) -> tuple[Callable[[], float], Callable
     once, of_once = as_packed(steps, samples, folder / "once", once=True)
     for seed in range(5 * number):
         same_sample(run(once, of_once[seed % number], seed), run(each, of_each[seed % number], seed), seed)
-    return functools.partial(images_a_second, once, of_once), functools.partial(
-        images_a_second, each, of_each
-    )
+    measured = functools.partial(images_a_second, once, of_once)
+    return measured, functools.partial(images_a_second, each, of_each)
 
 
 def epochs(

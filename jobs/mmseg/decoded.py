@@ -1,6 +1,6 @@
 """Images and masks that are decoded once a node: with `baton = dict(stage_decoded=True)`, whoever is the
 first to decode one of a packed dataset writes its pixels beside the dataset's copy (jobs/run/staged.py), and
-the others take them from there, at a twentieth of the time.
+the others take them from there, in a small part of the time.
 
 STAGE/baton-UID-data/KEY.pixels
     a slot for each file of the container, in its order: where its pixels begin, their height, width, channels
@@ -33,7 +33,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 
 from jobs.mmseg import packed
-from jobs.mmseg.transforms import LoadAnnotationsFast, is_ours
+from jobs.mmseg.transforms import LoadAnnotationsFast, swap_in
 from jobs.run import file_systems, staged
 from jobs.run import packed as containers
 from jobs.run.deflate import crc32
@@ -250,7 +250,7 @@ def decode_once(loaders: Sequence[Any], cores: int) -> int:
     """
     swapped = 0
     for loader in loaders:
-        count = _swap(loader.get("dataset"))
+        count = swap_in(loader.get("dataset"), ONCE, _reads_packed)
         swapped += count
         kept = [_pixels_of(container) for container in packed.containers_of(loader.dataset)] if count else []
         if any(kept) and loader.get("num_workers", 0) > cores:
@@ -278,17 +278,5 @@ def say(text: str) -> None:
     print(f"baton: stage_decoded: {text}", flush=True)
 
 
-def _swap(node: Any) -> int:
-    if isinstance(node, (list, tuple)):
-        return sum(map(_swap, node))
-    if not isinstance(node, dict):
-        return 0
-    swapped = sum(map(_swap, list(node.values())))
-    kind = node.get("type")
-    if isinstance(kind, str) and kind.rpartition(".")[2] in {stock.__name__ for stock in ONCE}:
-        kind = TRANSFORMS.get(kind)
-    packed_too = is_ours(node) and node.get("backend_args") == {"backend": packed.BACKEND}
-    if isinstance(kind, type) and kind in ONCE and packed_too:
-        node["type"] = ONCE[kind].__name__
-        swapped += 1
-    return swapped
+def _reads_packed(step: Any) -> bool:
+    return bool(step.get("backend_args") == {"backend": packed.BACKEND})

@@ -13,6 +13,7 @@ PackSegInputs and RandomFlip leave the channel shuffling to strided copies, here
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -267,28 +268,30 @@ FAST: dict[type, type] = {
 }
 
 
-def is_ours(node: Any) -> bool:
-    """Whether names in a part of a config mean what is registered with mmseg, as the transforms here are."""
-    return bool(node.get("_scope_", "mmseg") == "mmseg")
-
-
 def use_fast_transforms(node: Any) -> int:
-    """Puts the fast transforms into a (part of a) config with the default scope mmseg, in place; how many.
+    """Puts the fast transforms into a (part of a) config with the default scope mmseg, in place; how many."""
+    return swap_in(node, FAST)
+
+
+def swap_in(node: Any, others: dict[type, type], where: Callable[[Any], bool] = lambda _: True) -> int:
+    """Swaps the transforms of a (part of a) config for `others`, which are registered with mmseg, where
+    `where` says yes to a transform's description; in place; how many.
 
     A `type` is swapped where it means exactly one of the stock classes, by whichever name or as a class, at
     any depth (dataset wrappers, RandomChoice); a user's own class, even one registered under a stock name,
-    stays.
+    stays, and so does what another package is to look up.
     """
     if isinstance(node, (list, tuple)):
-        return sum(map(use_fast_transforms, node))
+        return sum(swap_in(value, others, where) for value in node)
     if not isinstance(node, dict):
         return 0
-    swapped = sum(map(use_fast_transforms, list(node.values())))
+    swapped = sum(swap_in(value, others, where) for value in list(node.values()))
     kind = node.get("type")
     # Only names that end like a stock class are looked up: a lookup of an unknown name searches far.
-    if isinstance(kind, str) and kind.rpartition(".")[2] in {stock.__name__ for stock in FAST}:
+    if isinstance(kind, str) and kind.rpartition(".")[2] in {stock.__name__ for stock in others}:
         kind = TRANSFORMS.get(kind)
-    if isinstance(kind, type) and kind in FAST and is_ours(node):
-        node["type"] = FAST[kind].__name__
+    ours = node.get("_scope_", "mmseg") == "mmseg"
+    if isinstance(kind, type) and kind in others and ours and where(node):
+        node["type"] = others[kind].__name__
         swapped += 1
     return swapped

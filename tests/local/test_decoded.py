@@ -31,7 +31,6 @@ from tests.unit.test_config import RECIPE, ROOT, session
 
 compat.prepare()
 
-
 import mmcv  # noqa: E402
 import torch  # noqa: E402
 from mmcv.transforms import LoadImageFromFile  # noqa: E402
@@ -131,9 +130,8 @@ def test_workers_fill_and_read_it_at_once(
     both: tuple[Path, Path], stage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of several loaders, forked anew for every epoch: as of several ranks that train on one node."""
-    expected = [copy.deepcopy(results) for results in map(load_by(dataset(both[0])), range(12))]
-    data = dataset(both[1])
-    data.pipeline.transforms = data.pipeline.transforms[:1]
+    tree, data = (only_images(dataset(root)) for root in both)
+    expected = [tree[index] for index in range(12)]
     for _ in range(2):
         loaders = [
             iter(
@@ -157,9 +155,9 @@ def test_workers_fill_and_read_it_at_once(
         assert np.array_equal(data[index]["img"], other["img"])
 
 
-def load_by(data: Any) -> Callable[[int], Any]:
+def only_images(data: Any) -> Any:
     data.pipeline.transforms = data.pipeline.transforms[:1]
-    return lambda index: data[index]
+    return data
 
 
 def images_of_many_kinds(folder: Path) -> list[str]:
