@@ -1,5 +1,6 @@
 """What every start imports and few trainings use, imported when it is used: torch's compiler (0.6 s),
-matplotlib (0.4 s), torch's ways to shard a training over GPUs (0.5 s), CLIP's tokenizer (0.2 s).
+matplotlib (0.4 s), torch's ways to shard a training over GPUs (0.5 s), CLIP's tokenizer (0.2 s), what mmseg
+calls of scipy (0.2 s).
 
 Whoever imports any of it gets all of it, as ever. BATON_IMPORT_ALL=1 in the environment leaves all as it is,
 and so does a torch, an mmengine or an mmseg that is not as expected here.
@@ -7,8 +8,10 @@ and so does a torch, an mmengine or an mmseg that is not as expected here.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import inspect
 import os
@@ -29,6 +32,7 @@ def import_less() -> None:
         sharding_when_named()
         tokenizer_when_called()
         figures_when_drawn()
+        scipy_when_called()
 
 
 def no_compiler_for_a_step() -> None:
@@ -182,6 +186,79 @@ def _is_there(module: str) -> bool:
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     return any(Path(folder, *rest).with_suffix(".py").is_file() for folder in folders or [])
+
+
+SCIPY = {
+    "mmseg.datasets.transforms.transforms": ("scipy.ndimage", "gaussian_filter"),
+    "mmseg.models.assigners.hungarian_assigner": ("scipy.optimize", "linear_sum_assignment"),
+    "mmseg.models.backbones.beit": ("scipy", "interpolate"),
+    "mmseg.models.losses.huasdorff_distance_loss": ("scipy.ndimage", "distance_transform_edt"),
+}
+"""What these modules import from scipy, each for one class of theirs."""
+
+
+def scipy_when_called() -> None:
+    """Stand-ins are for what SCIPY names in those modules that are imported from now on."""
+    if importlib.util.find_spec("scipy") is not None and not any(
+        isinstance(finder, _WithoutScipy) for finder in sys.meta_path
+    ):
+        sys.meta_path.insert(0, _WithoutScipy())
+
+
+class _WithoutScipy(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Any = None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target) if fullname in SCIPY else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Less(spec.loader)
+        return spec
+
+
+class _Less(importlib.abc.Loader):
+    """Executes a module with stand-ins for what SCIPY says of it. Nothing else that is imported meanwhile,
+    by itself or by others, is another one than usual."""
+
+    def __init__(self, usual: importlib.abc.Loader) -> None:
+        self.usual = usual
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+        return self.usual.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.usual
+        wanted, importing = SCIPY[module.__name__], builtins.__import__
+
+        def less(name: str, space: Any = None, own: Any = None, names: Any = (), level: int = 0) -> Any:
+            if space is vars(module) and (name, *(names or ())) == wanted:
+                return types.SimpleNamespace(**{wanted[1]: _Later(*wanted)})
+            return importing(name, space, own, names, level)
+
+        builtins.__import__ = less  # type: ignore[assignment]
+        try:
+            self.usual.exec_module(module)
+        finally:
+            builtins.__import__ = importing
+
+
+class _Later:
+    """Stands for what `from MODULE import NAME` brings."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.wanted = module, name
+
+    def real(self) -> Any:
+        module, name = self.wanted
+        return getattr(__import__(module, fromlist=[name]), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.real()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.real(), name)
 
 
 FIGURE = ("fig_save_canvas", "fig_save", "ax_save", "dpi")

@@ -61,9 +61,9 @@ def test_a_resumed_start_imports_nothing_needless(tmp_path: Path) -> None:
     brought = set(run_program(BROUGHT, BATON_IMPORT_ALL="1").split())
     assert loaded & (NEEDLESS - brought) == set()
     assert "matplotlib" not in brought
-    assert brought >= SHARDING | {"ftfy"}
+    assert brought >= SHARDING | {"ftfy", "scipy.ndimage", "scipy.optimize", "scipy.interpolate"}
     assert loaded & (SHARDING - set(run_program(TORCHS_OWN).split())) == set()
-    assert "ftfy" not in loaded
+    assert not {"ftfy", "scipy"} & loaded
 
 
 WHOLE = """
@@ -234,6 +234,40 @@ print(found)
 @pytest.mark.parametrize("asked", [True, False])
 def test_the_tokenizer_reads_its_words_when_it_is_called(asked: bool) -> None:
     assert run_program(TOKENS.format(asked=asked)).splitlines()[-1] == "[49406, 320, 2368, 49407]"
+
+
+CALLED = """
+import inspect, sys
+from jobs.mmseg import compat
+{before}
+compat.prepare()
+compat.prepare()
+import mmseg.datasets, mmseg.models
+assert "scipy" not in sys.modules or {before!r}
+from mmseg.datasets.transforms import BioMedicalGaussianBlur, transforms
+from mmseg.models.assigners import hungarian_assigner
+from mmseg.models.backbones import beit
+from mmseg.models.losses import huasdorff_distance_loss
+import numpy as np
+picture = np.random.default_rng(0).random((1, 9, 9)).astype(np.float32)
+blur = BioMedicalGaussianBlur(prob=1.0, sigma_range=(1.0, 1.0), prob_per_channel=1.0)
+blurred = blur(dict(img=picture.copy()))
+import scipy.interpolate, scipy.ndimage, scipy.optimize
+assert (blurred["img"][0] == scipy.ndimage.gaussian_filter(picture[0], 1.0, order=0)).all()
+assign = (hungarian_assigner.linear_sum_assignment, scipy.optimize.linear_sum_assignment)
+assert np.array_equal(*(one(picture[0]) for one in assign))
+distances = (huasdorff_distance_loss.distance, scipy.ndimage.distance_transform_edt)
+assert np.array_equal(*(one(picture[0] > 0.5) for one in distances))
+assert beit.interpolate.CubicSpline is scipy.interpolate.CubicSpline
+for module in (transforms, hungarian_assigner, beit, huasdorff_distance_loss):
+    assert module.__spec__.loader is module.__loader__ and "class " in inspect.getsource(module)
+print("called")
+"""
+
+
+@pytest.mark.parametrize("before", ["", "import scipy.ndimage"])
+def test_mmseg_calls_scipys_own_functions(before: str) -> None:
+    assert run_program(CALLED.format(before=before)).split()[-1] == "called"
 
 
 @pytest.mark.parametrize("module", ["torch._dynamo", "matplotlib"])
