@@ -126,7 +126,19 @@ def test_what_slurm_kills_leaves_a_dead_mount_that_the_next_start_clears(
 
 
 def of_mount(folder: Path) -> list[int]:
-    """The processes behind a mount: its squashfuse, and the one that waits to unmount it."""
+    """The processes behind a mount: its squashfuse, and the one that waits to unmount it, which may be about
+    to become that."""
+    found: list[int] = []
+
+    def both() -> bool:
+        found[:] = processes_with(folder)
+        return len(found) == 2
+
+    wait_until(both, 60)
+    return found
+
+
+def processes_with(folder: Path) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -136,7 +148,6 @@ def of_mount(folder: Path) -> list[int]:
         ours = any(word.startswith(str(folder)) for word in words)
         if ours and words[0] in (mounting.PROGRAM, "flock"):
             found.append(int(path.parent.name))
-    assert len(found) == 2
     return found
 
 
