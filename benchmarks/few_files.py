@@ -35,7 +35,7 @@ from benchmarks.on_slurm import data
 from benchmarks.slow_files import mount
 from benchmarks.trainings import start
 from jobs.prepare.packed import convert
-from jobs.run import image, staged
+from jobs.run import image, packed, staged
 from jobs.run.directory import Run
 from jobs.run.errors import run_command
 from jobs.run.exit_codes import FINISHED, RESUME
@@ -48,7 +48,9 @@ INTERRUPTIONS = 4
 STEP = 0.2
 """Seconds of a step of CONFIG, which pads them."""
 BATCH = 4
-PATIENCE = 600.0
+WHOLE = 10_582
+"""Images of the recipe's training: a start reads the directory of all that are packed."""
+OF_WHOLE = f"of {WHOLE:,} images"
 WHAT = {"ours": "few files", "peer": "as it is"}
 
 
@@ -62,7 +64,8 @@ class Side:
             # As a batch script starts a task with `environment: image`, and a submission leaves it.
             from_image = ["-S", "-c", image.START, str(stage)]
             code_image.compile_start(ROOT)
-        self.python = [*through, sys.executable, *from_image]
+        self.usual = [*through, sys.executable]
+        self.python = [*self.usual, *from_image]
 
     def make_run(self, name: str, **settings: Any) -> Run:
         run = start.make_run(self.folder / name, self.data, CONFIG, settings.pop("hook"), **settings)
@@ -85,29 +88,43 @@ def main() -> int:
     parser.add_argument("--milliseconds", type=float, default=1.0, help="that a metadata call takes longer")
     arguments = parser.parse_args()
     harness.restart_with(OMP_NUM_THREADS="1")
-    packed = Path(image.beside(Path(sys.executable)))
-    made_here = not packed.exists()
+    environment = Path(image.beside(Path(sys.executable)))
+    made_here = not environment.exists()
     folders = functools.partial(tempfile.TemporaryDirectory, prefix="few-files-")
     with folders(dir=ROOT / "logs") as shared, folders() as local:
         folder, node = Path(shared), Path(local)
-        tree = data.prepared(folder, arguments.images, 8, 500, pool=16)
-        few = folder / "packed"
-        shutil.copytree(tree, few)
-        convert.pack(few, "VOCdevkit")
+        pair, whole = dataset(folder / "part", arguments.images), dataset(folder / "whole", WHOLE)
         try:
             if made_here:
-                subprocess.run(["sh", ROOT / "env/pack.sh", packed.with_suffix("")], check=True)
+                subprocess.run(["sh", ROOT / "env/pack.sh", environment.with_suffix("")], check=True)
             places = [ROOT, Path(sys.prefix), Path(sys.base_prefix)]
             with mount.slow(node, places, arguments.milliseconds) as through:
-                slow = sides(folder / "slow", tree, few, node / "stage", through)
-                on_slow_disk(slow, arguments.rounds, arguments.images)
-                near = sides(folder / "near", tree, few, node / "stage", [])
-                on_local_disk(near, arguments.rounds, arguments.images)
-                traces(sides(folder / "traces", tree, few, node / "new", through), arguments.life)
+                stage = node / "stage"
+                on_slow_disk(
+                    sides(folder / "slow", *pair, stage, through),
+                    sides(folder / "slow-starts", *whole, stage, through),
+                    arguments.rounds,
+                    arguments.images,
+                )
+                on_local_disk(
+                    sides(folder / "near", *pair, stage, []),
+                    sides(folder / "near-starts", *whole, stage, []),
+                    arguments.rounds,
+                    arguments.images,
+                )
+                traces(sides(folder / "traces", *pair, node / "new", through), arguments.life)
         finally:
             if made_here:
-                packed.unlink(missing_ok=True)
+                environment.unlink(missing_ok=True)
     return 0
+
+
+def dataset(folder: Path, images: int) -> tuple[Path, Path]:
+    """As a tree of files, and as few."""
+    tree, few = data.prepared(folder, images, 8, 500, pool=16), folder / "packed"
+    shutil.copytree(tree, few)
+    convert.pack(few, "VOCdevkit")
+    return tree, few
 
 
 def sides(folder: Path, tree: Path, few: Path, stage: Path, through: list[str]) -> dict[str, Side]:
@@ -122,27 +139,29 @@ def sides(folder: Path, tree: Path, few: Path, stage: Path, through: list[str]) 
 
 
 Measures = dict[str, Callable[[], float]]
+Sides = dict[str, Side]
 
 
-def on_slow_disk(slow: dict[str, Side], rounds: int, images: int) -> None:
-    starts, epochs, each = measures(slow, images)
+def on_slow_disk(there: Sides, starting: Sides, rounds: int, images: int) -> None:
     what = "resumed start to its first step, 1 ms a metadata call: packed, staged, environment as an image"
-    compare("few_files_start", what, starts, goal=0.5, rounds=rounds)
+    compare("few_files_start", what, starts(starting), goal=0.5, rounds=rounds, note=OF_WHOLE)
+    once, each = epochs(there, images)
     what = f"an epoch of the recipe's input pipeline there, {images} images, decoded once a node"
     note = "baton.stage_decoded, which starts no more workers than CPUs, 2; the recipe's 4 on the other side"
-    compare("few_files_epoch", what, epochs, goal=0.5, rounds=2 * rounds, note=note)
+    compare("few_files_epoch", what, once, goal=0.5, rounds=2 * rounds, note=note)
     what = "the same epoch there with each image decoded every time"
     note = "4 workers on 2 cores, which the transforms take most of"
     compare("few_files_epoch_each", what, each, goal=1, rounds=rounds, note=note)
 
 
-def on_local_disk(near: dict[str, Side], rounds: int, images: int) -> None:
-    starts, epochs, each = measures(near, images)
+def on_local_disk(there: Sides, starting: Sides, rounds: int, images: int) -> None:
     # What is to be told apart is a hundredth of a start, from which one differs by five.
-    compare("few_files_start_local", "the same start on a local disk", starts, goal=1, rounds=7 * rounds)
+    what = "the same start on a local disk"
+    compare("few_files_start_local", what, starts(starting), goal=1, rounds=7 * rounds, note=OF_WHOLE)
+    once, each = epochs(there, images)
     rounds *= 3
     what = "the epoch on a local disk, decoded once a node"
-    compare("few_files_epoch_local", what, epochs, goal=1, rounds=rounds, note="2 workers and 4, as above")
+    compare("few_files_epoch_local", what, once, goal=1, rounds=rounds, note="2 workers and 4, as above")
     what = "the epoch on a local disk, decoded every time"
     compare("few_files_epoch_each_local", what, each, goal=1, rounds=rounds)
 
@@ -157,22 +176,27 @@ def compare(name: str, what: str, pair: Measures, goal: float, rounds: int, note
     )  # fmt: skip
 
 
-def measures(there: dict[str, Side], images: int) -> tuple[Measures, Measures, Measures]:
-    """What measures a start of each side, an epoch, and one that decodes each image in any case; each once
-    before it counts, in which copies are made and files come into the node's memory."""
-    starts: Measures = {}
-    epochs: Measures = {}
-    each: Measures = {}
+def starts(there: Sides) -> Measures:
+    """What measures a resumed start of each side; each once before it counts, in which files come into the
+    node's memory."""
+    found: Measures = {}
     for name, side in there.items():
-        run = resumable(side)
-        starts[name] = functools.partial(first_step, side, run, images)
-        epochs[name] = functools.partial(epoch, side, images, once=side.stage is not None)
-        each[name] = functools.partial(epoch, side, images, once=False)
-        starts[name]()
-        if side.stage is not None:
-            wait_for_copy(side)
-        each[name](), epochs[name]()
-    return starts, epochs, each
+        copy(side)
+        found[name] = functools.partial(first_step, side, resumable(side))
+        found[name]()
+    return found
+
+
+def epochs(there: Sides, images: int) -> tuple[Measures, Measures]:
+    """What measures an epoch of each side, and one that decodes each image in any case; each once before it
+    counts."""
+    found: tuple[Measures, Measures] = ({}, {})
+    for name, side in there.items():
+        copy(side)
+        for measures, once in zip(found, (side.stage is not None, False), strict=True):
+            measures[name] = functools.partial(epoch, side, images, once=once)
+            measures[name]()
+    return found
 
 
 def resumable(side: Side) -> Run:
@@ -186,10 +210,10 @@ def resumable(side: Side) -> Run:
     return run
 
 
-def first_step(side: Side, run: Run, images: int) -> float:
+def first_step(side: Side, run: Run) -> float:
     run.events.unlink(missing_ok=True)
     found = start.result("ours", run, command=side.training)
-    assert found["step"] == -(-images // BATCH) + 1, f"it began with step {found['step']}"
+    assert found["step"] == -(-WHOLE // BATCH) + 1, f"it began with step {found['step']}"
     return float(found["seconds"])
 
 
@@ -204,14 +228,15 @@ def epoch(side: Side, images: int, once: bool) -> float:
     return float(seconds)
 
 
-def wait_for_copy(side: Side) -> None:
-    """The copy that the first start has begun is what an epoch reads."""
-    assert side.stage is not None
-    copies = staged.folder(side.stage)
-    deadline = time.monotonic() + PATIENCE
-    while not list(copies.glob(f"*{staged.DATASET}")):
-        assert time.monotonic() < deadline, f"no copy in {copies}"
-        time.sleep(0.1)
+def copy(side: Side) -> None:
+    """What a first start has made beside it: another would begin to read the copy at any time."""
+    if side.stage is None:
+        return
+    container = side.data / "VOCdevkit" / packed.NAME
+    command = [*side.usual, "-m", "jobs.supervise.copier", str(container), str(side.stage), "1"]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    event = json.loads(done.stdout)
+    assert event["event"] == "staged", event
 
 
 # ----------------------------------------------------------------------------------- interruptions

@@ -91,7 +91,7 @@ class PackedBackend(LocalBackend):
 
     def isdir(self, filepath: str | Path) -> bool:
         found = self.find(filepath)
-        return bool(found and found[1] in found[0].folders) or bool(super().isdir(filepath))
+        return bool(found and found[0].has_folder(found[1])) or bool(super().isdir(filepath))
 
     def exists(self, filepath: str | Path) -> bool:
         return self.isfile(filepath) or self.isdir(filepath)

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,13 @@ def test_a_table_that_leads_out_of_the_dataset_is_refused(packed_data: Path) -> 
     assert not (packed_data.parent / "outside.txt").exists()
 
 
+def test_a_folder_is_found_without_a_list_of_all(packed_data: Path) -> None:
+    container = packed.Container(packed_data / FOLDER / packed.NAME)
+    inner = [name for name in container.folders if name]
+    assert inner and all(map(container.has_folder, container.folders))
+    assert not any(container.has_folder(name) for name in (*container.files, f"{inner[0]}/", inner[0][:-1]))
+
+
 def test_what_is_not_there_is_not_packed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no prepared dataset to pack"):
         convert.pack(tmp_path, FOLDER)
@@ -227,11 +235,11 @@ def test_forked_readers_share_a_descriptor(packed_data: Path) -> None:
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
 
 
-def places(path: Path) -> tuple[dict[str, packed.Place] | None, dict[str, packed.Place]]:
+def places(path: Path) -> tuple[Mapping[str, packed.Place] | None, Mapping[str, packed.Place]]:
     """What is read of a container in our own way, and by zipfile. Raises what zipfile raises."""
     with path.open("rb") as file:
         found = packed._own_directory(file.fileno(), path.stat().st_size)
-        return found, packed._directory(file.fileno())[0]
+        return found, packed._directory(file.fileno(), path.stat().st_size)[0]
 
 
 @pytest.mark.parametrize("kind", ["usual", "many", "large"])
@@ -250,7 +258,7 @@ def test_a_directory_is_read_as_zipfile_reads_it(tmp_path: Path, kind: str) -> N
     assert packed.Container(path).read("Straße/日本.png") == b"12"
 
 
-@pytest.mark.parametrize("kind", ["deflated", "comment", "prefix", "twice", "cp437"])
+@pytest.mark.parametrize("kind", ["deflated", "comment", "prefix", "twice", "cp437", "entry"])
 def test_a_directory_of_another_kind_is_left_to_zipfile(tmp_path: Path, kind: str) -> None:
     path = tmp_path / packed.NAME
     if kind == "prefix":
@@ -260,6 +268,8 @@ def test_a_directory_of_another_kind_is_left_to_zipfile(tmp_path: Path, kind: st
         if kind == "comment":
             archive.comment = b"of mine"
         archive.writestr("ä.jpg" if kind == "cp437" else "b.jpg", b"y" * 100)
+        if kind == "entry":  # a name that looks like the next entry's begin
+            archive.writestr("PK\1\2.jpg", b"z" * 100)
         if kind == "deflated":
             archive.writestr("c.jpg", b"z" * 100, zipfile.ZIP_DEFLATED)
         if kind == "twice":
