@@ -192,6 +192,7 @@ def epochs(there: Sides, images: int) -> tuple[Measures, Measures]:
     counts."""
     found: tuple[Measures, Measures] = ({}, {})
     for name, side in there.items():
+        side.folder.mkdir(parents=True)
         copy(side)
         for measures, once in zip(found, (side.stage is not None, False), strict=True):
             measures[name] = functools.partial(epoch, side, images, once=once)
