@@ -19,9 +19,14 @@ from PIL import Image, ImageOps
 from jobs.run.errors import UserError, one_line
 from jobs.run.windows import MOST_PIXELS
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+ENDINGS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".geotiff", ".bmp", ".dib", ".webp"),
+    *(".ppm", ".pgm", ".pnm", ".gif", ".jp2", ".j2k", ".tga"),
+}
+"""Of what is an image in a folder: all that a preparation takes (jobs/prepare/own/images.py). One that the
+config's own step cannot read is told as such."""
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "TGA")
 """Read by content, whatever the name says. Pillow knows forty more, and for one of them (EPS) starts
 Ghostscript."""
 
@@ -59,12 +64,18 @@ def names(images: Sequence[Path]) -> list[Path]:
 
 
 def unlike(paths: Sequence[str]) -> Iterator[str]:
-    """Each path without its ending, but for those that would be alike without."""
+    """Each path without its ending, but for those that would be alike without: never two the same."""
     times = Counter(os.path.splitext(path)[0] for path in paths)
+    taken = {stem for stem, number in times.items() if number == 1}
     for path in paths:
-        stem = os.path.splitext(path)[0]
-        folder, name = os.path.split(path)
-        yield stem if times[stem] == 1 else os.path.join(folder, name.replace(".", "_"))
+        found = os.path.splitext(path)[0]
+        if found not in taken:
+            folder, name = os.path.split(path)
+            found = os.path.join(folder, name.replace(".", "_"))
+            while found in taken:
+                found += "_"
+            taken.add(found)
+        yield found
 
 
 @contextlib.contextmanager
@@ -136,8 +147,11 @@ def read(path: Path, turned: bool = True) -> np.ndarray:
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    reason = one_line(error, 200)
-    return UserError(f"{path} cannot be read as an image: {reason}")
+    try:
+        empty = not path.stat().st_size
+    except OSError:
+        empty = False
+    return UserError(f"{path} cannot be read as an image: {'it is empty' if empty else one_line(error, 200)}")
 
 
 def upright(file: Image.Image) -> Image.Image:

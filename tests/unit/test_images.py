@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from jobs.mmseg import images, pictures
+from jobs.prepare.own import images as prepared
+from jobs.run.errors import UserError
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
@@ -38,6 +40,29 @@ def test_equal_stems_do_not_meet() -> None:
     paths = [Path("/a/x/one.jpg"), Path("/a/x/one.png"), Path("/a/y/one.jpg"), Path("/a/two.png")]
     found = [str(name) for name in images.names(paths)]
     assert found == ["x/one_jpg", "x/one_png", "y/one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.jpg", "a.png", "a_jpg.png", "a_png.png"], ["a_jpg_", "a_png_", "a_jpg", "a_png"]),
+        (["a.b.jpg", "a.b.png", "a_b.jpg", "a_b.png"], ["a_b_jpg", "a_b_png", "a_b_jpg_", "a_b_png_"]),
+        (["x/a.jpg", "x/a.png", "a_jpg.png"], ["x/a_jpg", "x/a_png", "a_jpg"]),
+    ],
+)
+def test_what_a_name_is_made_of_another_has_already(names: list[str], expected: list[str]) -> None:
+    assert list(images.unlike(names)) == expected
+
+
+def test_every_image_that_a_preparation_takes_is_one_in_a_folder() -> None:
+    assert set(prepared.SUFFIXES) == images.ENDINGS
+    assert set(prepared.FORMATS) == set(images.FORMATS)
+
+
+def test_an_empty_file_is_said_to_be_that(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match=r"a\.png cannot be read as an image: it is empty$"):
+        images.read(tmp_path / "a.png")
 
 
 def test_more_classes_than_a_byte_holds() -> None:
