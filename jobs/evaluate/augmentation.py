@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 from jobs.catalog.supported import name_of
@@ -39,7 +40,28 @@ def wrapped(cfg: Any, model: Any) -> Any:
             f"the config's tta_model {description.get('type')} cannot be built: {reason}"
         ) from None
     built.dataset_meta = model.dataset_meta
+    if getattr(model, "out_channels", None) == 1:
+        take_probabilities_as_such(built)
     return built.eval()
+
+
+def take_probabilities_as_such(built: Any) -> None:
+    """mmseg puts what a model with one output gives through a sigmoid, and its SegTTAModel does so once more:
+    no pixel is below one half then. It gets what the sigmoid makes the probabilities of again."""
+    import torch
+    from mmengine.structures import PixelData
+    from mmseg.models import SegTTAModel
+
+    if type(built).merge_preds is not SegTTAModel.merge_preds:
+        return
+    merge = built.merge_preds
+
+    def merged(of_images: Any) -> Any:
+        for one in itertools.chain.from_iterable(of_images):
+            one.set_data({"seg_logits": PixelData(data=torch.logit(one.seg_logits.data))})
+        return merge(of_images)
+
+    built.merge_preds = merged
 
 
 def augmented(pipeline: Any) -> list[dict[str, Any]]:

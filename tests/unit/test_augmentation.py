@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
+import torch
 
 from jobs.evaluate import augmentation
 from jobs.mmseg import compat
 from jobs.run.errors import UserError
 
 compat.prepare()
+
+from mmengine.structures import PixelData  # noqa: E402
+from mmseg.structures import SegDataSample  # noqa: E402
 
 LOAD = {"type": "LoadImageFromFile"}
 TRUTH = {"type": "mmseg.LoadAnnotations", "reduce_zero_label": True}
@@ -52,6 +57,25 @@ def test_the_annotation_comes_after_the_flips_and_the_rest_stays() -> None:
     ]  # fmt: skip
     assert tta["transforms"][2] == [TRUTH]
     assert tta["transforms"][4][0]["meta_keys"] == ("img_path", "ori_shape", "flip", "flip_direction")
+
+
+def test_one_output_is_not_put_through_a_sigmoid_twice() -> None:
+    """Averaged as probabilities: of 0.2 and 0.5, below the threshold; of 0.5 and 0.9, above it."""
+
+    class Model(torch.nn.Module):
+        out_channels, dataset_meta = 1, {"classes": ("no", "yes")}
+        decode_head = types.SimpleNamespace(threshold=0.4)
+
+        def test_step(self) -> None: ...
+
+    def of(*probabilities: float) -> SegDataSample:
+        return SegDataSample(
+            seg_logits=PixelData(data=torch.tensor([[probabilities]])), metainfo={"img_path": "a.jpg"}
+        )
+
+    built = augmentation.wrapped({"tta_model": {"type": "SegTTAModel"}}, Model())
+    (merged,) = built.merge_preds([[of(0.2, 0.5, 0.0, 1.0), of(0.5, 0.9, 0.0, 1.0)]])
+    assert merged.pred_sem_seg.data.flatten().tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
