@@ -171,8 +171,14 @@ def write_onnx(path: Path, cfg: Any, model: Any, given: Sequence[str] | None) ->
             "std": values(prepare, "std"),
             "channels": "reversed (RGB of an image that is read as BGR)" if swapped else "as read",
         },
-        "output": {"name": "scores", "classes": len(model.dataset_meta["classes"]), "size": "the input's"},
-    }  # fmt: skip
+        "output": {
+            "name": "scores",
+            "classes": len(model.dataset_meta["classes"]),
+            "size": "the input's",
+            # Of one channel: the second class is where its sigmoid is higher than this.
+            "threshold": to_onnx.threshold(model),
+        },
+    }
 
 
 def values(module: Any, name: str) -> list[float] | None:

@@ -1,9 +1,9 @@
 """A run's model as ONNX, and how far what onnxruntime makes of it is from PyTorch.
 
 The graph takes what the config's data_preprocessor gives (N × channels × H × W, float32, normalised) and
-gives the scores of each class in the same size (N × classes × H × W). Written by torch's TorchScript
-exporter, which all of torch 2.1 to 2.13 have; the newer one (`dynamo=True`) begins with 2.5 and needs
-onnxscript.
+gives the scores of each class in the same size (N × classes × H × W; of a model with one output
+N × 1 × H × W, before the sigmoid). Written by torch's TorchScript exporter, which all of torch 2.1 to 2.13
+have; the newer one (`dynamo=True`) begins with 2.5 and needs onnxscript.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ def export(model: Any, path: Path, images: Sequence[torch.Tensor]) -> dict[str, 
     for free in FREE:
         try:
             write(scores, path, images[0], free)
-            found = compare(scores, path, shaped(images, free))
+            found = compare(scores, path, shaped(images, free), threshold(model))
         except Exception as error:  # an exporter raises anything for what it cannot write
             why = one_line(error, 300)
             path.unlink(missing_ok=True)
             continue
         if found["max_difference"] <= ROUNDING * max(1.0, found["largest_score"]):
-            return found | {"free": [AXES[axis] for axis in sorted(free)]}
+            free_names = [AXES[axis] for axis in sorted(free)]
+            return found | {"images": len(images), "free": free_names}
         why = (
             f"what onnxruntime gives differs by up to {found['max_difference']:.3g} from PyTorch (and the "
             f"class of {found['changed']:.2%} of the pixels)"
@@ -129,9 +130,16 @@ def _averages(length: Any, parts: Any, like: torch.Tensor) -> torch.Tensor:
     return inside / inside.sum(1, keepdim=True)
 
 
-def compare(scores: torch.nn.Module, path: Path, batches: Sequence[torch.Tensor]) -> dict[str, Any]:
+def threshold(model: Any) -> float | None:
+    """The probability above which a pixel is of a model's one class; None for a model with more outputs."""
+    return float(model.decode_head.threshold) if getattr(model, "out_channels", None) == 1 else None
+
+
+def compare(
+    scores: torch.nn.Module, path: Path, batches: Sequence[torch.Tensor], above: float | None
+) -> dict[str, Any]:
     """How far onnxruntime's scores are from PyTorch's: the largest difference, the largest score, and the
-    share of pixels whose class is another one."""
+    share of pixels whose class is another one. `above`: as `threshold`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -147,16 +155,15 @@ def compare(scores: torch.nn.Module, path: Path, batches: Sequence[torch.Tensor]
             raise ValueError(f"onnxruntime gives {ours.shape}, PyTorch {theirs.shape}")
         difference = max(difference, float(np.abs(ours - theirs).max()))
         largest = max(largest, float(np.abs(theirs).max()))
-        changed += int((classes(ours) != classes(theirs)).sum())
-        pixels += int(classes(ours).size)
+        changed += int((classes(ours, above) != classes(theirs, above)).sum())
+        pixels += int(classes(ours, above).size)
     return {
-        "images": sum(map(len, batches)),
         "max_difference": difference,
         "largest_score": largest,
         "changed": changed / pixels,
     }
 
 
-def classes(scores: np.ndarray) -> np.ndarray:
+def classes(scores: np.ndarray, above: float | None) -> np.ndarray:
     """N × H × W; of a model with one output whether it is that class."""
-    return np.asarray(scores.argmax(1) if scores.shape[1] > 1 else scores[:, 0] > 0)
+    return np.asarray(scores.argmax(1) if above is None else 1 / (1 + np.exp(-scores[:, 0])) > above)

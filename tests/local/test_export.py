@@ -179,7 +179,8 @@ def test_onnx_gives_what_pytorch_gives(run: Run, tmp_path: Path) -> None:
     record: Any = exported.read(folder)
     found = record["onnx"]
     assert found["free"] == ["batch", "height", "width"]
-    assert found["images"] == 6 + 1  # the first twice, as a batch
+    assert found["images"] == 6
+    assert found["output"]["threshold"] is None
     assert 0 < found["max_difference"] < 1e-5 * found["largest_score"]
     assert found["changed"] < 0.001
     assert "largest difference" in done.stdout
@@ -219,6 +220,28 @@ def test_a_graph_that_gives_something_else_is_no_export(tmp_path: Path) -> None:
     ):
         to_onnx.export(Model(), tmp_path / "b.onnx", images)
     assert not (tmp_path / "b.onnx").exists()
+
+
+@needs_onnx
+def test_of_one_output_the_models_threshold_makes_the_class(tmp_path: Path) -> None:
+    import torch
+
+    from jobs.export import to_onnx
+
+    class Model(torch.nn.Module):
+        out_channels = 1
+
+        class decode_head:
+            threshold = 0.3
+
+        def encode_decode(self, inputs: torch.Tensor, metas: list[Any]) -> torch.Tensor:  # noqa: ARG002
+            return inputs[:, :1] * 2.0
+
+    found = to_onnx.export(Model(), tmp_path / "a.onnx", [torch.randn(1, 3, 8, 12)])
+    assert (found["images"], found["changed"]) == (1, 0)
+    scores = np.array([[[[-0.9, -0.8, 0.1]]]], np.float32)  # the sigmoid is 0.3 at -0.847
+    above = to_onnx.threshold(Model())
+    assert to_onnx.classes(scores, above).tolist() == [[[False, True, True]]]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (6, 6), (7, None), 5])
