@@ -55,6 +55,12 @@ class Classes(NamedTuple):
         found = [index for index, name in enumerate(self.names) if name.lower() in BACKGROUNDS]
         return found[0] if found else None
 
+    def called(self, label: int | None) -> str:
+        """A class as messages name it; also IGNORED, and None for what is no class."""
+        if label is None:
+            return "no class"
+        return "`ignore`" if label == IGNORED else repr(self.names[label])
+
 
 def read(path: Path) -> Classes:
     """The classes of a file. Raises UserError, naming the line, for what cannot be meant."""

@@ -156,6 +156,46 @@ def test_masks_of_16_bits_and_of_values_of_ones_own(tmp_path: Path) -> None:
         assert (labels[0] == 255).all()
 
 
+def save_with_palette(mask: Path, order: list[int]) -> None:
+    """The mask as a palette picture whose value i has the colour of the class order[i]."""
+    values = np.argsort(order)[np.asarray(Image.open(mask))].astype(np.uint8)
+    picture = Image.fromarray(values)
+    picture.putpalette(own_images.PALETTE[order].ravel().tolist())
+    picture.save(mask)
+
+
+def test_a_palette_that_says_something_else_than_its_values(tmp_path: Path) -> None:
+    """As ImageMagick saves pictures of colours: with the colours in any order, of each file another."""
+    folder = own_images.write(tmp_path, 6)
+    for number, mask in enumerate(sorted((folder / "masks").iterdir())):
+        save_with_palette(mask, [[0, 1, 2], [1, 2, 0], [2, 1, 0]][number % 3])
+    found = told(folder)["palette contradicts"]
+    assert "scene_001.png is a palette picture: its value 0 has the colour of 'disc', and is 'back" in found
+    assert "--mask-kind colours, or --mask-kind labels" in found
+    for labels, given in zip(
+        labels_of(make(folder, "--mask-kind", "colours")).values(), expected(6), strict=True
+    ):
+        assert (labels == given).all()
+    shutil.rmtree(folder / "data")
+    values = np.asarray(Image.open(folder / "masks/scene_001.png"))
+    assert (labels_of(make(folder, "--mask-kind", "labels"))["scene_001"] == values).all()
+
+
+def test_a_palette_that_agrees_with_its_values_or_says_nothing(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 6)
+    for number, mask in enumerate(sorted((folder / "masks").iterdir())):
+        labels = np.asarray(Image.open(mask)).copy()
+        labels[0] = 255
+        palette = own_images.PALETTE if number % 2 else own_images.PALETTE + 7
+        picture = Image.fromarray(labels)
+        # What is ignored has a class's colour here, as white is in most palettes.
+        picture.putpalette([*palette.ravel().tolist(), *[9] * 756, *own_images.PALETTE[1].tolist()])
+        picture.save(mask)
+    for labels, given in zip(labels_of(make(folder)).values(), expected(6), strict=True):
+        assert (labels[1:] == given[1:]).all()
+        assert (labels[0] == 255).all()
+
+
 def test_labelme_polygons_masks_and_strangers(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 5, masks="labelme")
     first, second = sorted((folder / "masks").iterdir())[:2]

@@ -44,10 +44,11 @@ LOSSLESS = "save it as PNG without smoothing: JPEG and anti-aliasing mix the lab
 # --- pictures ---
 
 
-def open_picture(content: bytes) -> NDArray[Any]:
-    """A mask's pixels: H×W labels (uint8, uint16), or H×W×3 colours. A palette's indices are the labels.
+def open_picture(content: bytes, kind: str = "labels", classes: Classes | None = None) -> NDArray[Any]:
+    """A mask's pixels: H×W labels (uint8, uint16), or H×W×3 colours.
 
-    Raises BadMask.
+    A palette's indices are the labels, unless `kind` is colours. If it is auto, a palette that says something
+    else than its indices, by the colours of `classes`, is refused. Raises BadMask.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -57,8 +58,13 @@ def open_picture(content: bytes) -> NDArray[Any]:
                 )
             if image.format == "JPEG":
                 raise BadMask("unreadable mask", "is a JPEG, in which labels are blurred", LOSSLESS)
+            if image.mode in ("P", "PA") and kind == "colours":
+                return np.asarray(image.convert("RGB"))
             if image.mode in ("P", "L"):
-                return np.asarray(image)
+                pixels = np.asarray(image)
+                if image.mode == "P" and kind == "auto" and classes is not None:
+                    check_palette(pixels, image.getpalette("RGB") or [], classes)
+                return pixels
             if image.mode == "1":
                 return np.asarray(image).astype(np.uint8)
             if image.mode.startswith("I"):
@@ -74,6 +80,27 @@ def open_picture(content: bytes) -> NDArray[Any]:
         raise
     except Exception as error:
         raise BadMask("unreadable mask", f"cannot be decoded ({short(error)})", AGAIN) from None
+
+
+def check_palette(indices: NDArray[Any], palette: list[int], classes: Classes) -> None:
+    """Raises BadMask if an index has the colour of another class than its own.
+
+    Programs that save pictures of colours with a palette number it as they like, each file anew; others save
+    labels with a palette of theirs. Which it is only the user knows. A palette without any of the classes'
+    colours says nothing, and neither does 255: it is ignored in whatever colour, and white in most palettes.
+    """
+    colours = list(zip(palette[::3], palette[1::3], palette[2::3], strict=False))
+    for index in count(indices) if classes.colours else ():
+        shown = classes.colours.get(colours[index]) if index < len(colours) else None
+        meant = classes.values.get(index)
+        if index == IGNORED or shown is None or shown == meant:
+            continue
+        text = (
+            f"is a palette picture: its value {index} has the colour of {classes.called(shown)}, and is "
+            f"{classes.called(meant)} by the classes file"
+        )
+        fix = "say which counts in all masks: --mask-kind colours, or --mask-kind labels for the values"
+        raise BadMask("palette contradicts", text, fix)
 
 
 def labels16(pixels: NDArray[Any]) -> NDArray[np.uint16]:

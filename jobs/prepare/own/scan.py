@@ -26,6 +26,8 @@ from jobs.prepare.progress import task
 from jobs.run.deflate import content_digest
 from jobs.run.errors import MALFORMED
 
+ROWS = 2
+"""How rows are made: another number whenever the same files would give another row than before."""
 BATCH = 32
 MOST_VALUES = 1000
 """Values of one mask that a row keeps; more are no labels."""
@@ -89,7 +91,7 @@ def painter(classes: Classes) -> masks.Painter:
 
 def scan(items: list[Item], how: How, processes: int | None, kept: Path | None) -> Iterator[tuple[Item, Row]]:
     """Every item with its row, in order. `kept`: a file of rows, read first and appended to."""
-    read_as = [how.classes.names, sorted(how.classes.colours.items()), how.kind, how.ignore_exif]
+    read_as = [ROWS, how.classes.names, sorted(how.classes.colours.items()), how.kind, how.ignore_exif]
     salt = hashlib.blake2b(msgspec.json.encode(read_as)).digest()
     keys = [key_of(item, salt) for item in items]
     known = read_rows(kept, set(keys)) if kept else {}
@@ -194,7 +196,7 @@ def look_at_mask(item: Item, row: Row, how: How) -> None:
         row.values = masks.count(masks.drawn(item.kind, item.shapes, *size, how.classes))
         return
     content = images.read_file(Path(item.mask))
-    pixels = masks.open_picture(content)
+    pixels = masks.open_picture(content, how.kind, how.classes)
     row.mask_size = (pixels.shape[1], pixels.shape[0])
     row.mask_kind = "labels"
     if pixels.ndim == 3:
@@ -241,7 +243,7 @@ def labels_of(item: Item, row: Row, how: How, table: dict[int, int]) -> Any:
     """The mask's classes, H×W uint8, of an item that the check has passed. `table`: value -> class."""
     if item.kind != "picture":
         return masks.drawn(item.kind, item.shapes, *size_of(item, row, how), how.classes)
-    pixels = masks.open_picture(images.read_file(Path(item.mask)))
+    pixels = masks.open_picture(images.read_file(Path(item.mask)), how.kind, how.classes)
     if row.mask_kind == "colours":
         return painter(how.classes).labels(pixels)
     if pixels.ndim == 3:
