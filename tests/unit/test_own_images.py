@@ -227,7 +227,7 @@ def test_labelme_polygons_masks_and_strangers(tmp_path: Path) -> None:
         ({"size": [10, 10], "counts": [100]}, "RLE is for [10, 10]"),
         ({"size": [64, 96], "counts": [5, 5]}, "not as many pixels"),
         ({"size": [64, 96], "counts": "zzzzzzzzzzzzzzz"}, "not as many"),
-        ("oops", "annotation 1"),
+        ("oops", "scene_000.png: annotation 0: a polygon of 1"),
     ],
 )
 def test_coco_annotations_that_cannot_be_drawn(tmp_path: Path, segmentation: Any, said: str) -> None:
@@ -237,6 +237,66 @@ def test_coco_annotations_that_cannot_be_drawn(tmp_path: Path, segmentation: Any
     content["annotations"] = [dict(content["annotations"][0], segmentation=segmentation)]
     file.write_text(json.dumps(content))
     assert said in told(folder, "--masks", file)["bad annotation"]
+
+
+SQUARE = [[0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "area"),
+    [
+        ({"area": 7, "segmentation": SQUARE}, 7),
+        ({"segmentation": SQUARE}, 100),
+        ({"area": 0, "segmentation": SQUARE * 2}, 200),
+        ({"area": None, "segmentation": [[*reversed(SQUARE[0])]]}, 100),
+        ({"segmentation": {"size": [2, 5], "counts": [1, 3, 2, 4]}}, 7),
+        ({"segmentation": {"size": [64, 96], "counts": "R42"}}, 2),
+        ({"segmentation": [], "bbox": [3, 3, 4, 5]}, 20),
+        ({"area": "x", "segmentation": [[1, 2, 3]]}, 0),
+    ],
+    ids=str,
+)
+def test_the_area_of_a_coco_annotation(annotation: dict[str, Any], area: float) -> None:
+    assert masks.area_of(annotation) == area
+
+
+def test_small_things_lie_on_large_ones_whether_or_not_an_area_is_given(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4, masks="coco")
+    file = folder / "masks/instances.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        small, large = ([[x, x, y, x, y, y, x, y]] for x, y in ((30, 50), (10, 60)))
+        content["annotations"] += [
+            {"id": image["id"] * 2 + 100, "image_id": image["id"], "category_id": 3, "segmentation": small},
+            {"id": image["id"] * 2 + 101, "image_id": image["id"], "category_id": 10, "segmentation": large},
+        ]
+    content["annotations"] = content["annotations"][8:]
+    file.write_text(json.dumps(content))
+    for labels in labels_of(make(folder)).values():
+        assert (labels[30:50, 30:50] == 1).all()
+        assert (labels[12:28, 12:58] == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"image_id": 77}, "instances.json annotation 5: its image_id 77 is no image's id"),
+        (
+            {"category_id": "77"},
+            "instances.json scene_002.png: annotation 5: its category_id '77' is no category's id",
+        ),
+        ({"segmentation": [[1, 2, 3]]}, "instances.json scene_002.png: annotation 5: a polygon of 3 numbers"),
+    ],
+)
+def test_a_wrong_coco_annotation_is_named_by_image_and_id(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    folder = own_images.write(tmp_path, 4, masks="coco")
+    file = folder / "masks/instances.json"
+    content = json.loads(file.read_text())
+    content["annotations"][5] |= change
+    file.write_text(json.dumps(content))
+    assert said in told(folder)["bad annotation"]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +348,7 @@ def test_a_mask_in_labelmes_json_is_not_decoded_before_its_size_is_known(
     }
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it is decoded"))
     with pytest.raises(masks.BadMask, match="9000×9000"):
-        masks.draw_labelme(np.zeros((20, 20), np.uint8), (1, shape))
+        masks.draw_labelme(np.zeros((20, 20), np.uint8), 1, shape)
 
 
 def test_pipes_and_devices_are_named_and_not_waited_for(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.catalog.classes import IGNORED, Classes
-from jobs.prepare.own.findings import Finding, error, warning
+from jobs.prepare.own.findings import Finding, error, visible, warning
 from jobs.prepare.own.images import THUMB
 from jobs.prepare.own.scan import How, Row, shown
 from jobs.prepare.own.sources import SPLITS, Item
@@ -42,6 +42,19 @@ def judge(pairs: Sequence[Pair], how: How, table: dict[int, int]) -> list[Findin
 
 
 def of_one(item: Item, row: Row, how: How, table: dict[int, int]) -> list[Finding]:
+    found = of_files(item, row, how, table)
+    if item.kind != "coco":
+        return found
+    # One file has the annotations of many images.
+    return [
+        msgspec.structs.replace(one, text=f"{visible(item.name)}: {one.text}")
+        if one.file == visible(item.mask)
+        else one
+        for one in found
+    ]
+
+
+def of_files(item: Item, row: Row, how: How, table: dict[int, int]) -> list[Finding]:
     files = {"image": item.image, "mask": item.mask}
     found = [error(one.kind, files[one.file], one.text, one.fix) for one in row.problems]
     picture = row.picture

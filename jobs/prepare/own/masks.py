@@ -7,6 +7,7 @@ LabelMe: https://github.com/wkentaro/labelme (shapes as its own labelme/utils/sh
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw
 
 from jobs.catalog.classes import IGNORED, Classes
 from jobs.prepare.own.images import MOST_PIXELS, BadPicture, read_file, short
+from jobs.run.errors import MALFORMED
 
 FORMATS = ("PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG")
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
@@ -168,25 +170,25 @@ def apply(labels: NDArray[Any], table: dict[int, int]) -> NDArray[np.uint8]:
 
 def drawn(kind: str, shapes: list[Any], width: int, height: int, classes: Classes) -> NDArray[np.uint8]:
     """H×W labels from annotations of one image. What nobody drew over is the background where there is such
-    a class, else it is ignored. Raises BadMask."""
+    a class, else it is ignored. Raises BadMask, naming the annotation: by its id, or if it has none, by its
+    number."""
     background = classes.background
     labels = np.full((height, width), IGNORED if background is None else background, np.uint8)
     draw = {"coco": draw_coco, "labelme": draw_labelme, "label-studio": draw_picture}[kind]
-    for number, shape in enumerate(shapes):
+    for number, (label, given, *called) in enumerate(shapes, 1):
+        name = f"annotation {called[0] if called else number}"
         try:
-            draw(labels, shape)
+            draw(labels, label, given)
         except BadMask as error:
-            raise BadMask(error.kind, f"annotation {number + 1}: {error}", error.fix) from None
+            raise BadMask(error.kind, f"{name}: {error}", error.fix) from None
         except Exception as error:  # whatever a wrong file leads to
-            raise BadMask(
-                "bad annotation", f"annotation {number + 1} cannot be drawn ({short(error)})", "draw it anew"
-            ) from None
+            text = f"{name} cannot be drawn ({short(error)})"
+            raise BadMask("bad annotation", text, "draw it anew") from None
     return labels
 
 
-def draw_picture(labels: NDArray[np.uint8], shape: tuple[int, dict[str, Any]]) -> None:
-    """One of Label Studio's PNGs: (class, its file), which is drawn wherever it is not 0."""
-    label, given = shape
+def draw_picture(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -> None:
+    """One of Label Studio's PNGs, which is drawn wherever it is not 0."""
     pixels = open_picture(read_file(Path(given["file"])))
     there = pixels > 0 if pixels.ndim == 2 else (pixels > 0).any(2)
     if there.shape != labels.shape:
@@ -196,21 +198,20 @@ def draw_picture(labels: NDArray[np.uint8], shape: tuple[int, dict[str, Any]]) -
     labels[there] = label
 
 
-def draw_coco(labels: NDArray[np.uint8], shape: tuple[int, Any]) -> None:
-    """One of COCO's: (class, its `segmentation`)."""
+def draw_coco(labels: NDArray[np.uint8], label: int, segmentation: Any) -> None:
+    """One of COCO's, by its `segmentation`."""
     from pycocotools import mask as coco
 
     height, width = labels.shape
-    label, segmentation = shape
     if isinstance(segmentation, dict):
-        size, counts = segmentation.get("size"), segmentation.get("counts")
+        size = segmentation.get("size")
         if list(size or []) != [height, width]:
             raise BadMask(
                 "bad annotation",
                 f"its RLE is for {size} (height, width), the image has {[height, width]}",
                 REDO,
             )
-        runs_of = counts if isinstance(counts, list) else unpacked(str(counts))
+        runs_of = run_lengths(segmentation)
         if sum(runs_of) != height * width or min(runs_of) < 0:
             raise BadMask("bad annotation", "its RLE has not as many pixels as the image", REDO)
         runs = [coco.frPyObjects({"size": [height, width], "counts": runs_of}, height, width)]
@@ -227,6 +228,36 @@ def draw_coco(labels: NDArray[np.uint8], shape: tuple[int, Any]) -> None:
                 raise BadMask("bad annotation", "a polygon lies far outside of the image", REDO)
         runs = coco.frPyObjects(polygons, height, width)
     labels[coco.decode(coco.merge(runs)).astype(bool)] = label
+
+
+def run_lengths(segmentation: dict[str, Any]) -> list[int]:
+    """Pixels that are not the thing's, and that are, in turns."""
+    counts = segmentation.get("counts")
+    return counts if isinstance(counts, list) else unpacked(str(counts))
+
+
+def area_of(annotation: dict[str, Any]) -> float:
+    """Pixels of one of COCO's annotations, by which they are put in order: as it says, else computed, as not
+    all programs say it. 0 for what cannot be drawn."""
+    with contextlib.suppress(*MALFORMED):
+        if (given := float(annotation.get("area") or 0)) > 0:
+            return given
+    segmentation = annotation.get("segmentation")
+    with contextlib.suppress(*MALFORMED):
+        if isinstance(segmentation, dict):
+            return float(sum(run_lengths(segmentation)[1::2]))
+        if segmentation:
+            return sum(polygon_area(ring) for ring in segmentation)
+    with contextlib.suppress(*MALFORMED):
+        _, _, width, height = annotation["bbox"]
+        return float(width) * float(height)
+    return 0.0
+
+
+def polygon_area(ring: list[float]) -> float:
+    """Of x, y, x, y …: the shoelace formula."""
+    x, y = np.array(ring, np.float64).reshape(-1, 2).T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
 def unpacked(text: str) -> list[int]:
@@ -248,9 +279,8 @@ def unpacked(text: str) -> list[int]:
 REDO = "export the annotations anew, for these very images"
 
 
-def draw_labelme(labels: NDArray[np.uint8], shape: tuple[int, dict[str, Any]]) -> None:
-    """One of LabelMe's shapes: (class, the shape)."""
-    label, given = shape
+def draw_labelme(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -> None:
+    """One of LabelMe's shapes."""
     kind = given.get("shape_type") or "polygon"
     points = [(float(x), float(y)) for x, y in given["points"]]
     if not all(math.isfinite(one) for point in points for one in point):

@@ -32,7 +32,7 @@ class Item(msgspec.Struct):
     kind: str = "labels"
     """`picture` of labels or colours, `coco`, `labelme`, `label-studio`."""
     shapes: list[Any] = []
-    """Of annotations: (class, shape), in the order in which they are drawn."""
+    """Of annotations: (class, shape), or (class, shape, id), in the order in which they are drawn."""
     size: tuple[int, int] | None = None
     """(width, height) that the annotations are for, if they say it."""
     split: str = ""
@@ -310,8 +310,20 @@ def read_coco(
         item.size = size_of(one["width"], one["height"])
         by_id[one["id"]] = item
     # Small things lie on large ones.
-    for one in sorted(content["annotations"], key=lambda one: -float(one.get("area") or 0)):
-        label = label_of(names[one["category_id"]], classes, str(path), found)
-        item_of = by_id[one["image_id"]]
+    for number, one in sorted(
+        enumerate(content["annotations"], 1), key=lambda numbered: -masks.area_of(numbered[1])
+    ):
+        called, image, category = one.get("id", number), one["image_id"], one["category_id"]
+        item_of = by_id.get(image)
+        wrong = ""
+        if image not in by_id:
+            wrong = f"its image_id {image!r} is no image's id"
+        elif category not in names:
+            wrong = f"its category_id {category!r} is no category's id"
+        if wrong:
+            text = f"{f'{item_of.name}: ' if item_of else ''}annotation {called}: {wrong}"
+            found.append(error("bad annotation", str(path), text, "remove it, or export all of them anew"))
+            continue
+        label = label_of(names[category], classes, str(path), found)
         if label is not None and item_of is not None:
-            item_of.shapes.append((label, one["segmentation"]))
+            item_of.shapes.append((label, one["segmentation"], called))
