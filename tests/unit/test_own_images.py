@@ -8,6 +8,8 @@ import io
 import json
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -558,6 +560,25 @@ def as_png16(path: Path, pixels: np.ndarray) -> None:
     cv2.imwrite(str(path.with_suffix(".png")), pixels[..., ::-1].astype(np.uint16) * 200)
 
 
+def as_rgba16(path: Path, pixels: np.ndarray) -> None:
+    alpha = np.full((*pixels.shape[:2], 1), 65535, np.uint16)
+    wide = np.concatenate([pixels[..., ::-1].astype(np.uint16) * 200, alpha], 2)
+    cv2.imwrite(str(path.with_suffix(".png")), wide)
+
+
+def as_grey_and_alpha16(path: Path, pixels: np.ndarray) -> None:
+    """By hand: neither Pillow nor OpenCV writes this kind."""
+    wide = np.stack([pixels[..., 0].astype(np.uint16) * 200, np.full(pixels.shape[:2], 65535, np.uint16)], 2)
+    height, width = pixels.shape[:2]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in wide)
+    header = struct.pack(">IIBBBBB", width, height, 16, 4, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.with_suffix(".png").write_bytes(content)
+
+
 def as_tiff16(path: Path, pixels: np.ndarray) -> None:
     tifffile.imwrite(path.with_suffix(".tif"), pixels[..., 0].astype(np.uint16) * 200, compression="zlib")
 
@@ -589,6 +610,8 @@ def as_either(path: Path, pixels: np.ndarray) -> None:
         (as_bands, "tiff", 5, ".tif"),
         (as_planes, "tiff", 5, ".tif"),
         (as_png16, "png16", 3, ".png"),
+        (as_rgba16, "png16", 3, ".png"),
+        (as_grey_and_alpha16, "png16", 1, ".png"),
         (as_tiff16, "tiff", 1, ".tif"),
         (as_lzw, "tiff", 3, ".tif"),
         (as_grey, "grey", 1, ".jpg"),
@@ -646,7 +669,12 @@ def test_images_that_do_not_fit_together(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 5)
     odd = folder / "images/scene_002.png"
     as_png16(odd, np.asarray(Image.open(odd)))
+    for number in (3, 4):  # grey beside colour is none of them
+        grey = folder / f"images/scene_{number:03d}.png"
+        Image.open(grey).convert("L").save(grey)
     assert "3 bands of uint16; most have 3 bands of uint8" in told(folder)["bands differ"]
+    table = (folder / "data/.prepare-mine/findings.tsv").read_text()
+    assert [line.split("\t")[2] for line in table.splitlines() if "bands differ" in line] == [str(odd)]
 
 
 # --- what is left behind ---

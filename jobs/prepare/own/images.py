@@ -134,6 +134,8 @@ def look_at(image: Image.Image, content: bytes) -> Picture:
         found.alpha = is_transparent(image)
         if is_deep_png(content):
             found.dtype, found.bands = "uint16", png_bands(content)
+            # Of 16 bits they take every band that is there, alpha too, whatever it says.
+            found.plain &= not has_png_alpha(content)
         grey = grey_of(pixels)
     describe(found, grey)
     return found
@@ -147,6 +149,11 @@ def is_deep_png(content: bytes) -> bool:
 def png_bands(content: bytes) -> int:
     """Bands of a PNG without alpha, from its header (PNG specification, 11.2.2, colour type)."""
     return 3 if content[25] in (2, 3, 6) else 1
+
+
+def has_png_alpha(content: bytes) -> bool:
+    """Whether a PNG has an alpha band (PNG specification, 11.2.2, colour type)."""
+    return content[25] in (4, 6)
 
 
 def check_size(found: Picture) -> None:

@@ -211,21 +211,30 @@ class Bands(msgspec.Struct):
     dtype: str
 
 
+USUAL = {(1, "uint8"), (3, "uint8")}
+"""(bands, type) of grey and of colour."""
+
+
 def bands_of(pairs: Sequence[Pair]) -> tuple[Bands, list[Finding]]:
     """One kind for all, and who does not fit."""
     pictures = [(item, row.picture) for item, row in pairs if row.picture]
     kinds = Counter((one.bands, one.dtype) for _, one in pictures)
-    if set(kinds) <= {(1, "uint8"), (3, "uint8")}:
-        grey = set(kinds) == {(1, "uint8")}
-        return Bands("grey" if grey else "colour", 1 if grey else 3, "uint8"), []
-    (bands, dtype), _ = kinds.most_common(1)[0]
+    # Grey and colour of 8 bits are one kind: both can be read as either.
+    usual = USUAL & kinds.keys()
+    others = Counter({kind: count for kind, count in kinds.items() if kind not in usual}).most_common(1)
+    together = not others or sum(kinds[kind] for kind in usual) >= others[0][1]
+    fitting = usual if together else {others[0][0]}
+    bands, dtype = max(fitting, key=lambda kind: (kinds[kind], kind), default=(3, "uint8"))
     found = []
     for item, one in pictures:
-        if (one.bands, one.dtype) != (bands, dtype):
+        if (one.bands, one.dtype) not in fitting:
             text = f"has {describe(one.bands, one.dtype)}; most have {describe(bands, dtype)}"
             found.append(
                 error("bands differ", item.image, text, "convert it, or train on each kind by itself")
             )
+    if together:
+        grey = fitting == {(1, "uint8")}
+        return Bands("grey" if grey else "colour", 1 if grey else 3, "uint8"), found
     png = dtype == "uint16" and bands in (1, 3) and {one.format for _, one in pictures} == {"PNG"}
     return Bands("png16" if png else "tiff", bands, dtype), found
 
