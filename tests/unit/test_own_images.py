@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -499,6 +500,104 @@ def test_classes_that_occur_nowhere_or_in_one_split(tmp_path: Path) -> None:
     text = (root / "findings.tsv").read_text()
     assert "no mask has 'nowhere'" in text
     assert "'rare' is in val only: it cannot be learnt" in text
+
+
+# --- names ---
+
+
+def rename_all(folder: Path, change: Callable[[str], str]) -> None:
+    for file in sorted(folder.iterdir()):
+        file.rename(file.with_name(change(file.name)))
+
+
+def test_masks_are_found_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4)
+    rename_all(folder / "masks", lambda name: name.replace(".png", ".PNG"))
+    assert len(labels_of(make(folder))) == 4
+    shutil.rmtree(folder / "data")
+    rename_all(folder / "masks", lambda name: name.replace(".PNG", "_m.Png"))
+    assert len(labels_of(make(folder, "--mask-suffix", "_m.png"))) == 4
+    shutil.rmtree(folder / "data")
+    (folder / "masks/scene_000_m.pNG").write_bytes(b"")
+    found = told(folder, "--mask-suffix", "_m.png")
+    assert "scene_000_m.Png and scene_000_m.pNG are both" in found["no mask"]
+
+
+@pytest.mark.parametrize("kind", ["labels", "labelme", "coco"])
+def test_names_of_a_mac_are_the_same(tmp_path: Path, kind: str) -> None:
+    """Its zips have ü as two characters, where what was typed elsewhere is one."""
+    folder = own_images.write(tmp_path, 4, masks=kind)
+    composed: Callable[[str], str] = lambda name: name.replace("scene", "größe")  # noqa: E731
+    rename_all(folder / "images", lambda name: unicodedata.normalize("NFD", composed(name)))
+    if kind == "coco":
+        file = folder / "masks/instances.json"
+        file.write_text(composed(file.read_text()))
+    else:
+        rename_all(folder / "masks", composed)
+    for labels, given in zip(labels_of(make(folder)).values(), expected(4), strict=True):
+        assert (labels == given).mean() > 0.98
+
+
+def test_masks_that_are_jpegs_are_told_so(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4)
+    for mask in sorted((folder / "masks").iterdir()):
+        Image.open(mask).save(mask.with_suffix(".jpg"))
+        mask.unlink()
+    assert "scene_000.jpg is a JPEG, in which labels are blurred" in told(folder)["unreadable mask"]
+    found = told(folder, "--mask-suffix", ".jpg")
+    assert "scene_000.jpg is a JPEG, in which labels are blurred" in found["unreadable mask"]
+
+
+def test_a_wrong_suffix_of_masks_is_told_with_what_was_looked_for(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4)
+    with pytest.raises(UserError, match=r"needs scene_000_lab\.png, and there is scene_000\.png"):
+        make(folder, "--mask-suffix", "_lab.png")
+    rename_all(folder / "masks", lambda name: f"m{name}")
+    with pytest.raises(UserError, match=r"needs scene_000\.png \(or \.bmp .*there is mscene_000\.png"):
+        make(folder)
+
+
+def test_an_image_without_a_mask_beside_its_masks_is_told(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4)
+    for mask in (folder / "masks").iterdir():
+        mask.rename(folder / "images" / f"{mask.stem}_m.png")
+    (folder / "images/scene_002_m.png").unlink()
+    found = told(folder, "--masks", folder / "images", "--mask-suffix", "_m.png")
+    assert "scene_002.png there is no" in found["no mask"]
+
+
+def test_any_name_that_a_list_can_have(tmp_path: Path) -> None:
+    """As macOS names what is on the screen: with a narrow blank before AM."""
+    import mmengine
+
+    folder = own_images.write(tmp_path, 4)
+    name = "Screenshot 2024-05-01 at 10.00.00\u202fAM"
+    for kind in ("images", "masks"):
+        (folder / kind / "scene_000.png").rename(folder / kind / f"{name}.png")
+    root = make(folder)
+    listed = {
+        split: [line.strip() for line in mmengine.list_from_file(root / f"splits/{split}.txt")]
+        for split in ("train", "val")
+    }
+    assert name in listed["train"] + listed["val"]
+    assert all((root / f"img_dir/{split}/{one}.png").is_file() for split in listed for one in listed[split])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a\tb.png", r"'a\\tb.png' has a line's end, a tab"),
+        ("a\nb.png", r"'a\\nb.png' has a line's end"),
+        (" a.png", "' a.png' begins or ends with a blank"),
+        ("a\u202f.png", r"'a\\u202f.png' begins or ends with a blank"),
+        ("a\udcff.png", r"'a\\udcff.png' is no text in UTF-8"),
+    ],
+)
+def test_a_name_that_no_list_can_have_is_told(tmp_path: Path, name: str, said: str) -> None:
+    folder = own_images.write(tmp_path, 2)
+    (folder / "images/scene_000.png").rename(folder / "images" / name)
+    with pytest.raises(UserError, match=said):
+        make(folder)
 
 
 # --- splits ---

@@ -24,6 +24,8 @@ from jobs.run.errors import MALFORMED
 
 FORMATS = ("PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG")
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
+BLURRED = (".jpg", ".jpeg")
+"""No masks, but taken for some where there are no others, and then refused by what they are."""
 
 UNKNOWN = 254
 """In a picture of colours, before it is refused: none of the classes'. (There are fewer than 254 then.)"""

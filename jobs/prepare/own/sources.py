@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 from jobs.catalog import listing
 from jobs.catalog.classes import Classes
 from jobs.prepare.own import label_studio, masks
-from jobs.prepare.own.findings import Finding, error, warning
+from jobs.prepare.own.findings import Finding, error, visible, warning
 from jobs.prepare.own.images import MOST_PIXELS, SUFFIXES, BadPicture, read_file
 from jobs.run.errors import MALFORMED, UserError
 
@@ -42,6 +43,33 @@ class Item(msgspec.Struct):
         return str(PurePosixPath(self.name).with_suffix(""))
 
 
+def composed(name: str) -> str:
+    """The same for names that look the same: macOS writes ü as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def alike(name: str) -> str:
+    """The same for names that look the same but for their suffix's case."""
+    stem, suffix = os.path.splitext(composed(name))
+    return stem + suffix.lower()
+
+
+class Names:
+    """Files to be found by their names, and where there is none of a name, by what looks the same."""
+
+    def __init__(self, names: Iterable[str], called: Callable[[str], str] = str) -> None:
+        """`called`: what of a name it is found by."""
+        self.exact: dict[str, list[str]] = {}
+        self.alike: dict[str, list[str]] = {}
+        for name in names:
+            self.exact.setdefault(called(name), []).append(name)
+            self.alike.setdefault(alike(called(name)), []).append(name)
+
+    def find(self, name: str) -> list[str]:
+        """All that can be meant."""
+        return self.exact.get(name) or self.alike.get(alike(name), [])
+
+
 def files_below(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     """Path below the folder -> file, of files with these suffixes, sorted; hidden ones are left out."""
     wanted = set(suffixes)
@@ -67,11 +95,22 @@ def images_in(folder: Path) -> dict[str, Path]:
             ", ".join(f"{count:,} × {suffix}" for suffix, count in there.most_common(5)) or "no files at all"
         )
         raise UserError(f"--images {folder}: no images there ({what}); taken are {' '.join(SUFFIXES)}")
-    if any(not name.isprintable() or name != name.strip() for name in found):
-        raise UserError(
-            f"--images {folder}: a file's name begins with a blank, has a tab or is no text: rename it"
-        )
+    bad = [f"'{visible(name)}' {what}" for name in found if (what := unlistable(name))]
+    if bad:
+        more = f" (and {len(bad) - 1:,} more such names)" if len(bad) > 1 else ""
+        raise UserError(f"--images {folder}: {bad[0]}{more}: rename it, and its mask")
     return found
+
+
+def unlistable(name: str) -> str:
+    """Why no list of images can have this name; "" if one can. A list is read line by line, as UTF-8, and
+    without the blanks around a line, which is the name with its suffix or without."""
+    if any(one != one.strip() for one in (name, os.path.splitext(name)[0])):
+        return "begins or ends with a blank, which is lost in a list"
+    kinds = set(map(unicodedata.category, name))
+    if "Cs" in kinds:
+        return "is no text in UTF-8"
+    return "has a line's end, a tab or another control character" if kinds & {"Cc", "Zl", "Zp"} else ""
 
 
 def collect(
@@ -125,7 +164,7 @@ def twins(items: list[Item]) -> list[Finding]:
     by_stem: dict[str, str] = {}
     found = []
     for item in items:
-        other = by_stem.setdefault(item.stem, item.name)
+        other = by_stem.setdefault(composed(item.stem), item.name)
         if other != item.name:
             found.append(error("same name", item.image, f"{other} has the same name", "rename one of them"))
     return found
@@ -139,29 +178,33 @@ def from_pictures(files: dict[str, Path], given: list[Path], suffix: str) -> tup
     if not folder.is_dir():
         raise UserError(f"--masks {folder}: masks that are pictures lie in a folder")
     there = files_below(folder, masks.SUFFIXES)
+    pictures = there | files_below(folder, masks.BLURRED)
+    paths = set(pictures.values())
+    named = Names(pictures)
+    ends = (suffix,) if suffix else (*masks.SUFFIXES, *masks.BLURRED)
     taken = set()
     items, found = [], []
     for name, path in files.items():
         stem = str(PurePosixPath(name).with_suffix(""))
-        tried = [f"{stem}{suffix}"] if suffix else [f"{stem}{one}" for one in masks.SUFFIXES]
-        mask = next((one for one in tried if one in there), "")
-        if mask and there[mask] != path:
-            taken.add(mask)
-            items.append(Item(name, str(path), str(there[mask]), "picture"))
-        elif path not in there.values() or not suffix:  # with both in one folder, a mask is no image
-            found.append(
-                error(
-                    "no mask",
-                    str(path),
-                    f"there is no {folder / tried[0]}",
-                    "draw it, or move the image away",
-                )
-            )
+        fitting = next((some for end in ends if (some := named.find(stem + end))), [])
+        if len(fitting) > 1:
+            text = f"{' and '.join(fitting)} are both named as it is"
+            found.append(error("no mask", str(path), text, "move the wrong ones away"))
+        elif fitting and pictures[fitting[0]] != path:
+            taken.add(fitting[0])
+            items.append(Item(name, str(path), str(pictures[fitting[0]]), "picture"))
+        elif not (suffix and path in paths and composed(name).lower().endswith(composed(suffix).lower())):
+            # With both in one folder, a mask is no image.
+            text = f"there is no {folder / stem}{ends[0]}"
+            found.append(error("no mask", str(path), text, "draw it, or move the image away"))
     if not items:
-        example = next(iter(there), "no pictures at all")
+        first = next(iter(files))
+        wanted = f"{PurePosixPath(first).with_suffix('')}{ends[0]}"
+        wanted += "" if suffix else f" (or {' '.join(masks.SUFFIXES[1:])})"
+        example = next(iter(pictures), "no picture at all")
         raise UserError(
-            f"--masks {folder}: no image has a mask of its name there: {next(iter(files))} beside {example} "
-            "(--mask-suffix says what a mask's name has after its image's)"
+            f"--masks {folder}: no image has a mask of its name there: {first} needs {wanted}, and there is "
+            f"{example} (--mask-suffix says what a mask's name has after its image's)"
         )
     images = {str(path) for path in files.values()}
     found += [
@@ -180,15 +223,17 @@ def from_labelme(
 ) -> tuple[list[Item], list[Finding]]:
     folder = given[0]
     there = files_below(folder, [".json"]) if folder.is_dir() else {folder.name: folder}
+    named = Names(there)
     items: list[Item] = []
     found: list[Finding] = []
     for name, path in files.items():
-        annotation = there.get(str(PurePosixPath(name).with_suffix(".json")))
-        if annotation is None:
+        fitting = named.find(str(PurePosixPath(name).with_suffix(".json")))
+        if len(fitting) != 1:
             found.append(
                 error("no mask", str(path), f"no JSON of its name in {folder}", "label it, or move it away")
             )
             continue
+        annotation = there[fitting[0]]
         item = Item(name, str(path), str(annotation), "labelme")
         try:
             content = parsed(annotation)
@@ -261,15 +306,13 @@ def from_coco(
     listed = [
         one for path in given for one in (files_below(path, [".json"]).values() if path.is_dir() else [path])
     ]
-    bare: dict[str, list[str]] = {}
-    for name in files:
-        bare.setdefault(PurePosixPath(name).name, []).append(name)
+    by_path, by_name = Names(files), Names(files, lambda name: PurePosixPath(name).name)
     items: dict[str, Item] = {}
     found: list[Finding] = []
     for path in listed:
         content = parsed(path)
         try:
-            read_coco(path, content, files, bare, items, classes, found)
+            read_coco(path, content, files, (by_path, by_name), items, classes, found)
         except MALFORMED as problem:
             raise UserError(
                 f"{path} is no COCO JSON of segmentations ({type(problem).__name__}: {problem}): it needs "
@@ -290,7 +333,7 @@ def read_coco(
     path: Path,
     content: dict[str, Any],
     files: dict[str, Path],
-    bare: dict[str, list[str]],
+    named: tuple[Names, Names],
     items: dict[str, Item],
     classes: Classes,
     found: list[Finding],
@@ -299,13 +342,13 @@ def read_coco(
     by_id: dict[Any, Item | None] = {}
     for one in content["images"]:
         written = str(PurePosixPath(str(one["file_name"]).replace("\\", "/")))
-        same = bare.get(PurePosixPath(written).name, [])
-        name = written if written in files else same[0] if len(same) == 1 else ""
-        if not name:
+        same = named[0].find(written) or named[1].find(PurePosixPath(written).name)
+        if len(same) != 1:
             text = f"lists {written}, which {'several folders have' if same else 'is not there'}"
             found.append(warning("no image", str(path), text, "nothing trains on it"))
             by_id[one["id"]] = None
             continue
+        (name,) = same
         item = items.setdefault(name, Item(name, str(files[name]), str(path), "coco"))
         item.size = size_of(one["width"], one["height"])
         by_id[one["id"]] = item
