@@ -629,6 +629,61 @@ def test_groups_stay_together() -> None:
     assert found[0].kind == "in no group"
 
 
+@pytest.mark.parametrize(
+    "folders", [("train", "val"), ("Train", "Val"), ("training", "validation"), ("TRAIN", "valid")]
+)
+def test_folders_are_the_split(tmp_path: Path, folders: tuple[str, str]) -> None:
+    folder = own_images.write(tmp_path, 6)
+    for number in range(6):
+        for kind in ("images", "masks"):
+            top = folder / kind / (folders[number % 2] if number < 5 else "test")
+            top.mkdir(exist_ok=True)
+            (folder / kind / f"scene_{number:03d}.png").rename(top / f"scene_{number:03d}.png")
+    root = make(folder)
+    names = [(root / f"splits/{split}.txt").read_text().split() for split in ("train", "val")]
+    assert names == [["scene_000", "scene_002", "scene_004"], ["scene_001", "scene_003"]]
+    assert f"neither {folders[0]}/ nor {folders[1]}/" in (root / "findings.tsv").read_text()
+    assert (root / "ann_dir/val/scene_003.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("tops", "said"),
+    [
+        (["train", "test"], "folders train/, test/ look like a split, with none for val"),
+        (["Train", "training", "val"], "Train/, training/, val/ look like a split, with several for one"),
+        (["val", "test"], "none for train"),
+    ],
+)
+def test_folders_that_may_be_the_split_are_not_mixed(tops: list[str], said: str) -> None:
+    names = [f"{top}/{number}.png" for top in tops for number in range(5)]
+    with pytest.raises(UserError) as refused:
+        splits.split(items(names), None, 0, "", ("", ""))
+    assert said in str(refused.value)
+    assert not splits.split(items(names), 0.8, 0, "", ("", ""))[1], "drawn if told so"
+
+
+def test_a_folder_of_one_split_is_told() -> None:
+    drawn, found = splits.split(items(["train/1.png", "more/2.png", "3.png"]), None, 0, "", ("", ""))
+    assert len(drawn) == 3
+    assert [one.kind for one in found] == ["folders mixed"]
+    drawn, found = splits.split(items(["train/1.png", "train/2.png"]), None, 0, "", ("", ""))
+    assert (len(drawn), found) == (2, [])
+
+
+def test_images_of_a_folder_and_beside_it_stay_apart(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4)
+    for kind in ("images", "masks"):
+        (folder / kind / "train").mkdir()
+        shutil.copy(folder / kind / "scene_000.png", folder / kind / "train/scene_001.png")
+    (folder / "train.txt").write_text("scene_001.png\ntrain/scene_001.png\n")
+    root = make(folder, "--train-list", folder / "train.txt")
+    images_of = sorted((root / "img_dir/train").rglob("*.png"))
+    assert [one.relative_to(root).as_posix() for one in images_of] == [
+        "img_dir/train/scene_001.png",
+        "img_dir/train/train/scene_001.png",
+    ]
+
+
 def test_lists_that_name_what_is_not_there(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 5)
     (folder / "train.txt").write_text("scene_000\nscene_099\n")

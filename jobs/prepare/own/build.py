@@ -6,7 +6,7 @@ import errno
 import io
 import os
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -81,8 +81,7 @@ def plan(pairs: Sequence[Pair], bands: Bands, table: dict[int, int]) -> tuple[li
 
 def below_split(item: Item) -> str:
     """The image's path without its suffix, and without its split's folder."""
-    parts = PurePosixPath(item.stem).parts
-    return "/".join(parts[1:] if len(parts) > 1 and parts[0] == item.split else parts)
+    return item.stem.removeprefix(f"{item.folder}/") if item.folder else item.stem
 
 
 def as_it_is(row: Row, bands: Bands) -> bool:

@@ -37,6 +37,8 @@ class Item(msgspec.Struct):
     size: tuple[int, int] | None = None
     """(width, height) that the annotations are for, if they say it."""
     split: str = ""
+    folder: str = ""
+    """The first part of `name` where it is a split's folder."""
 
     @property
     def stem(self) -> str:

@@ -15,22 +15,29 @@ from jobs.run.errors import UserError
 def split(
     items: list[Item], share: float | None, seed: int, group_by: str, lists: tuple[str, str]
 ) -> tuple[list[Item], list[Finding]]:
-    """Gives each item its split; returns those that have one. Without a share and lists, folders named train
-    and val are the splits, else 0.8 are trained on."""
+    """Gives each item its split; returns those that have one. Without a share and lists, folders that are
+    called so are the splits, else 0.8 are trained on. Raises UserError for folders that may be meant so."""
     if lists[0]:
         return by_lists(items, lists)
-    tops = {item.name.split("/")[0] for item in items}
-    if share is None and not group_by and tops >= set(SPLITS):
-        for item in items:
-            top = item.name.split("/")[0]
-            item.split = top if top in SPLITS else ""
-        left = [
-            warning("in no split", item.image, "it lies in neither train/ nor val/", "--split says otherwise")
-            for item in items
-            if not item.split
-        ]
-        return [item for item in items if item.split], left
-    groups, found = grouped(items, group_by)
+    found: list[Finding] = []
+    if share is None and not group_by:
+        tops = {item.name.partition("/")[0] for item in items if "/" in item.name}
+        named = {split: called(split, tops) for split in FOLDERS}
+        if folders := folders_of(named):
+            return by_folders(items, folders)
+        alone = [top for tops_of in named.values() for top in tops_of]
+        if alone and len(tops) > 1:
+            text = f"there is a folder {alone[0]}/ and none for another split: the split is drawn from all"
+            found.append(
+                warning(
+                    "folders mixed",
+                    "",
+                    text,
+                    "--split if so; --train-list, or folders train/ and val/, if not",
+                )
+            )
+    groups, ungrouped = grouped(items, group_by)
+    found += ungrouped
     # A pure function of seed and name: the same on every machine and in whatever order the files lie.
     order = sorted(groups, key=lambda group: hashlib.blake2b(f"{seed}:{group}".encode()).digest())
     wanted = len(items) * (0.8 if share is None else share)
@@ -43,6 +50,48 @@ def split(
         for item in members:
             item.split = "train" if train else "val"
     return items, found
+
+
+FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""What folders of a split are called, in whatever case."""
+
+
+def called(split: str, tops: set[str]) -> list[str]:
+    """The folders that are called as a split's; the very name before others."""
+    return [split] if split in tops else sorted(top for top in tops if top.lower() in FOLDERS[split])
+
+
+def folders_of(named: dict[str, list[str]]) -> dict[str, str]:
+    """Folder -> split, if there is a folder for either. Raises UserError where it is unclear which is meant:
+    images that were kept for the test might be trained on. `named`: split -> folders that are called so."""
+    train, val = (named[split] for split in SPLITS)
+    if len(train) == len(val) == 1:
+        return {train[0]: "train", val[0]: "val"}
+    if sum(map(bool, named.values())) < 2:
+        return {}
+    there = ", ".join(f"{top}/" for tops_of in named.values() for top in tops_of)
+    lacking = next((f"none for {split}" for split in SPLITS if not named[split]), "several for one split")
+    raise UserError(
+        f"--images: its folders {there} look like a split, with {lacking}: call them train and val, give "
+        "--train-list and --val-list, or draw from all of them with --split 0.8"
+    )
+
+
+def by_folders(items: list[Item], folders: dict[str, str]) -> tuple[list[Item], list[Finding]]:
+    found = []
+    for item in items:
+        top, _, rest = item.name.partition("/")
+        item.split = folders.get(top, "")
+        # The split's name stands there already. A name that begins with a blank would not survive in a list.
+        item.folder = top if item.split and rest == rest.strip() else ""
+        if not item.split:
+            text = f"it lies in neither {'/ nor '.join(folders)}/"
+            found.append(warning("in no split", item.image, text, "--split says otherwise"))
+    return [item for item in items if item.split], found
 
 
 def grouped(items: list[Item], group_by: str) -> tuple[dict[str, list[Item]], list[Finding]]:
