@@ -27,7 +27,7 @@ from jobs.catalog import own_images as options
 from jobs.prepare import __main__ as command
 from jobs.prepare import verify
 from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sources, splits
-from jobs.prepare.own.pipeline import prepare_own
+from jobs.prepare.own.pipeline import base_path, prepare_own
 from jobs.run.errors import UserError
 from tests import own_images
 from tests.mutations import in_time
@@ -939,7 +939,10 @@ def described(**changed: Any) -> config_file.Description:
     return config_file.Description(**values | changed)
 
 
-HEADS = {"decode_head": {"loss_decode": {"type": "CrossEntropyLoss"}}, "auxiliary_head": {"loss_decode": {}}}
+HEADS = {
+    "decode_head": {"num_classes": 21, "loss_decode": {"type": "CrossEntropyLoss"}},
+    "auxiliary_head": {"num_classes": 21, "loss_decode": {}},
+}
 FROM_WEIGHTS = {**HEADS, "pretrained": "open-mmlab://resnet50_v1c"}
 
 
@@ -964,6 +967,58 @@ def test_the_config_says_what_the_data_is(tmp_path: Path) -> None:
     assert cfg.train_dataloader.dataset.pipeline[0].imdecode_backend == "tifffile"
     assert "PhotoMetricDistortion" not in text
     assert cfg.test_dataloader.dataset.ann_file == "splits/val.txt"
+
+
+@pytest.mark.parametrize(
+    ("base", "heads"),
+    [
+        ("knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py", [3, 3, 3, 3, 3]),
+        ("bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py", [3, 3, 3]),
+        ("stdc/stdc1_4xb12-80k_cityscapes-512x1024.py", [3, 3, 3, 2]),
+        ("ocrnet/ocrnet_hr18_4xb4-20k_voc12aug-512x512.py", [3, 3]),
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bases_of_several_heads_are_fitted(
+    tmp_path: Path, base: str, heads: list[int], weighted: bool
+) -> None:
+    """Models of mmseg's own, built: the classes that each head tells apart."""
+    from jobs.mmseg import compat
+
+    compat.prepare()
+    from mmengine.config import Config
+    from mmseg.registry import MODELS
+    from mmseg.utils import register_all_modules
+    from torch import nn
+
+    register_all_modules()
+    file = base_path(f"mmseg::{base}")
+    colours = ((0, 0, 0), (1, 2, 3), (4, 5, 6))
+    made = described(classes=("a", "b", "c"), palette=colours, weights=[1.0, 2.0, 3.0])
+    (tmp_path / "mine.py").write_text(
+        config_file.text_of(made, str(file), config_file.model_of(file), 96, weighted)
+    )
+    cfg = Config.fromfile(str(tmp_path / "mine.py"))
+    cfg.model.pretrained = None
+    for part in (cfg.model.backbone, cfg.model.backbone.get("backbone_cfg") or {}):
+        part.pop("init_cfg", None)
+    model = MODELS.build(cfg.model)
+    parts = [one for name, one in model.named_modules() if hasattr(one, "num_classes") and "head" in name]
+    drawing = [one.out_channels for one in parts if isinstance(getattr(one, "conv_seg", None), nn.Conv2d)]
+    refining = [one.num_classes for one in parts if type(one).__name__ == "KernelUpdateHead"]
+    assert sorted(drawing + refining, reverse=True) == heads
+    losses = [one.loss_decode for one in parts if one.num_classes == 3 and hasattr(one, "loss_decode")]
+    weights = {tuple(one.class_weight or ()) for one in losses if hasattr(one, "class_weight")}
+    assert weights == ({(1.0, 2.0, 3.0)} if weighted else {()})
+
+
+def test_a_head_that_cannot_be_fitted_is_told() -> None:
+    model = {"decode_head": {"type": "VPDDepthHead"}}
+    with pytest.raises(UserError, match=r"its decode_head \(VPDDepthHead\) has no num_classes"):
+        config_file.text_of(described(), "b.py", model, 96, False)
+    losses = {"decode_head": {"num_classes": 3, "loss_decode": [{}, {}]}}
+    with pytest.raises(UserError, match="has several losses: give them by hand"):
+        config_file.text_of(described(), "b.py", losses, 96, True)
 
 
 def test_grey_images_get_pretrained_weights_and_many_bands_begin_without() -> None:

@@ -107,8 +107,8 @@ def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weig
             random = ", init_cfg=None" if backbone.get("init_cfg") else ""
         lines.append(f"    backbone=dict(in_channels={made.bands.bands}{random}),")
     for name in ("decode_head", "auxiliary_head"):
-        if head := model.get(name):
-            lines.append(f"    {name}={head_text(name, head, made, weighted)},")
+        if model.get(name):
+            lines.append(f"    {name}={head_text(name, model, made, weighted)},")
     lines += [")", ""]
     for split in ("train", "val"):
         extra = ", drop_last=True" if split == "train" and made.images["train"] >= ENOUGH else ""
@@ -163,18 +163,52 @@ def preprocessor(made: Description) -> str:
     return f"dict(mean={mean}, std={std}, bgr_to_rgb={swapped}, size=crop_size, seg_pad_val={IGNORED})"
 
 
-def head_text(name: str, head: Any, made: Description, weighted: bool) -> str:
-    values = f"num_classes={len(made.classes)}, ignore_index={IGNORED}"
-    if not isinstance(head, dict):
+def head_text(name: str, model: dict[str, Any], made: Description, weighted: bool) -> str:
+    """What is to be changed of a head; several are written out, as a config can only replace a list whole."""
+    heads = model[name]
+    if not isinstance(heads, list):
+        return written(changes(name, heads, made, weighted))
+    main = model["decode_head"]
+    last = main[-1] if isinstance(main, list) else main
+    fitted = []
+    for head in heads:
+        # Others tell other things apart, as STDC's edges.
+        if head.get("num_classes") == last.get("num_classes"):
+            changed = changes(name, head, made, weighted)
+            loss = {"loss_decode": {**head["loss_decode"], **changed["loss_decode"]}} if weighted else {}
+            head = {**head, **changed, **loss}
+        fitted.append(head)
+    return written(fitted)
+
+
+def written(value: Any) -> str:
+    """Plain values as a config has them; of several heads each in a line."""
+    if isinstance(value, dict) and all(str(key).isidentifier() for key in value):
+        return f"dict({', '.join(f'{key}={written(one)}' for key, one in value.items())})"
+    if isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        return "[\n" + "".join(f"        {written(one)},\n" for one in value) + "    ]"
+    return repr(value)
+
+
+def changes(name: str, head: dict[str, Any], made: Description, weighted: bool) -> dict[str, Any]:
+    """Raises UserError for a head that cannot be fitted to other classes."""
+    if "kernel_generate_head" in head:  # K-Net: one head that draws, and several that refine what it drew
+        refining = [{**one, "num_classes": len(made.classes)} for one in head["kernel_update_head"]]
+        drawing = changes(name, head["kernel_generate_head"], made, weighted)
+        return {"kernel_update_head": refining, "kernel_generate_head": drawing}
+    if "num_classes" not in head:
         raise UserError(
-            f"--base: its {name} is a list of heads, and what is written here is for one: see the docs"
+            f"--base: its {name} ({head.get('type')}) has no num_classes, so that it cannot be fitted to "
+            "your classes: choose another base"
         )
+    changed: dict[str, Any] = {"num_classes": len(made.classes), "ignore_index": IGNORED}
     if weighted:
         loss = head.get("loss_decode")
-        if loss is not None and not isinstance(loss, dict):
-            raise UserError(f"--class-weights: the {name} of --base has several losses: give them by hand")
-        values += f", loss_decode=dict(class_weight={made.weights})"
-    return f"dict({values})"
+        if not isinstance(loss, dict):
+            what = "no loss_decode" if loss is None else "several losses"
+            raise UserError(f"--class-weights: the {name} of --base has {what}: give them by hand")
+        changed["loss_decode"] = {"class_weight": made.weights}
+    return changed
 
 
 def dataset_lines(made: Description, split: str, extra: str) -> list[str]:
