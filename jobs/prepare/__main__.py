@@ -152,9 +152,8 @@ def run(args: argparse.Namespace, begun: float) -> int:
     # Of other datasets only the files are counted.
     images = result.manifest.files if order else int(lists["val"]["count"])
     images += 0 if order else int(lists["train" if own else "trainaug"]["count"])
-    record(
-        args.run, "prepared", data_root=str(args.data_root), seconds=round(result.seconds, 3), images=images
-    )
+    seconds = round(result.seconds, 3)
+    record(args.run, "prepared", data_root=str(args.data_root), seconds=seconds, images=images, **result.told)
     return 0
 
 

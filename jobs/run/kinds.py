@@ -264,6 +264,11 @@ class Prepared(_Event):
     data_root: Annotated[str, "where"]
     seconds: Annotated[float | None, "it took"] = None
     images: Annotated[int | None, "how many"] = None
+    warnings: Annotated[int | None, "of your own images: what the checks found"] = None
+    findings: Annotated[str | None, "of your own images: the file that has all of it"] = None
+    sheet: Annotated[str | None, "of your own images: the contact sheet"] = None
+    config: Annotated[str | None, "of your own images: the config that trains on them"] = None
+    note: Annotated[str | None, "what was asked for and not done"] = None
 
 
 class Verified(_Event):

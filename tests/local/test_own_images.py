@@ -62,6 +62,11 @@ def test_a_folder_becomes_a_model_without_another_edit(tmp_path: Path, kind: str
     made = prepare(tmp_path, given, "--class-weights")
     assert made.returncode == 0, made.stdout + made.stderr
     assert {path: path.read_bytes() for path in given.rglob("*") if path.is_file()} == before
+    last = made.stdout.splitlines()[-1]
+    assert "  warnings=" in last
+    for field, name in (("findings", "data/mine/findings.tsv"), ("sheet", "data/mine/contact.html")):
+        assert f"  {field}={tmp_path / name}" in last
+    assert f"  config={tmp_path / 'mine.py'}" in last
 
     arguments = ["--data-root", tmp_path / "data", "--config", tmp_path / "mine.py", "--gpus", 1]
     # Overlays of many bands are no pictures for the evaluation: there the validation's figure is looked at.

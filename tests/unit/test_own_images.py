@@ -1053,6 +1053,20 @@ def test_a_config_that_the_user_changed_stays(tmp_path: Path, capsys: pytest.Cap
     assert target.read_text() == "mine\n"
 
 
+def test_what_a_preparation_tells_at_its_end(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5)
+    Image.open(folder / "masks/scene_000.png").save(folder / "masks/stray.png")
+    target = folder / "mine.py"
+    more = ("--base", ROOT / "configs/demo.py", "--write-config", target)
+    root = folder / "data/mine"
+    first = {"warnings": 1, "findings": str(root / "findings.tsv"), "sheet": str(root / "contact.html")}
+    assert prepare_own(arguments(folder, *more)).told == first | {"config": str(target)}
+    target.write_text(target.read_text() + "b = 3\n")
+    told = prepare_own(arguments(folder, *more, "--class-weights")).told
+    assert "changed by hand and is left as it is: --class-weights changed nothing in it" in told.pop("note")
+    assert told == first | {"config": str(target)}
+
+
 def test_ignored_pixels_have_no_class_weight() -> None:
     import torch
     from torch.nn import functional

@@ -236,21 +236,22 @@ def dataset_lines(made: Description, split: str, extra: str) -> list[str]:
 MARK = re.compile(r'"""Trains on data/\S+; made by launch/prepare.py, digest ([0-9a-f]{16})."""\n')
 
 
-def place(target: Path, name: str, text: str) -> None:
-    """Writes it, unless the user has one there that is not, or no more, what was made here."""
+def place(target: Path, name: str, text: str) -> bool:
+    """Writes it, unless the user has one there that is not, or no more, what was made here: says whether."""
     content = f"\n{text}"
     head = f'"""Trains on data/{name}; made by launch/prepare.py, digest {digest(content)}."""\n'
     if target.exists():
         there = target.read_text(encoding="utf-8", errors="replace")
         mark = MARK.match(there)
         if there == head + content:
-            return
+            return True
         if mark is None or digest(there[mark.end() :]) != mark[1]:
             say(f"{target} was written or changed by hand, and is left as it is")
-            return
+            return False
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, (head + content).encode())
     say(f"the config is {target}")
+    return True
 
 
 def digest(text: str) -> str:

@@ -19,7 +19,7 @@ import importlib.util
 import shutil
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -66,8 +66,19 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
             made = make(args, known, request, lock)
         else:
             refuse_other(data_root / name, request)
-    write_config(args, data_root / name)
-    return prepare.Result(made, time.monotonic() - begun, before)
+    told = told_of(data_root / name, args.pack)
+    if args.write_config and args.base:
+        told |= write_config(args, data_root / name)
+    return prepare.Result(made, time.monotonic() - begun, before, told)
+
+
+def told_of(root: Path, packed: bool) -> dict[str, Any]:
+    """What the event `prepared` says of the checks; of files in a zip no place, for they have none."""
+    if not (root / FINDINGS).is_file():
+        return {}
+    lines = (root / FINDINGS).read_bytes().splitlines()
+    told: dict[str, Any] = {"warnings": len(lines) - 1}
+    return told if packed else told | {"findings": str(root / FINDINGS), "sheet": str(root / SHEET)}
 
 
 def request_of(args: argparse.Namespace) -> str:
@@ -232,17 +243,20 @@ def finish(
     return made
 
 
-def write_config(args: argparse.Namespace, root: Path) -> None:
-    """The config, where the launcher says and of the base that it says."""
-    if not (args.write_config and args.base):
-        return
+def write_config(args: argparse.Namespace, root: Path) -> dict[str, str]:
+    """Writes the config where the launcher says and of the base that it says; returns what `prepared` says of
+    it."""
     made, target = description(root), Path(args.write_config)
     model = config_file.model_of(base_path(args.base))
     base = config_file.base_name(args.base, target)
     crop = config_file.crop_of(made, args.crop or "")
-    config_file.place(
-        target, made.name, config_file.text_of(made, base, model, crop, bool(args.class_weights))
-    )
+    text = config_file.text_of(made, base, model, crop, bool(args.class_weights))
+    if config_file.place(target, made.name, text):
+        return {"config": str(target)}
+    note = f"{target} was written or changed by hand and is left as it is"
+    if unheeded := [own_options.option(one) for one in ("class_weights", "crop") if getattr(args, one)]:
+        note += f": {' and '.join(unheeded)} changed nothing in it"
+    return {"config": str(target), "note": f"{note}; --write-config FILE writes another"}
 
 
 def base_path(base: str) -> Path:

@@ -12,8 +12,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs.catalog import manifest, sources
 from jobs.catalog import owner as owners
@@ -45,6 +46,8 @@ class Result:
     manifest: Manifest
     seconds: float
     done_before: bool
+    told: dict[str, Any] = field(default_factory=dict)
+    """What the event `prepared` says besides."""
 
 
 def prepare(
