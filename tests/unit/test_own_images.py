@@ -172,7 +172,7 @@ def test_a_palette_that_says_something_else_than_its_values(tmp_path: Path) -> N
     folder = own_images.write(tmp_path, 6)
     for number, mask in enumerate(sorted((folder / "masks").iterdir())):
         save_with_palette(mask, [[0, 1, 2], [1, 2, 0], [2, 1, 0]][number % 3])
-    found = told(folder)["palette contradicts"]
+    found = told(folder)["colours contradict"]
     assert "scene_001.png is a palette picture: its value 0 has the colour of 'disc', and is 'back" in found
     assert "--mask-kind colours, or --mask-kind labels" in found
     for labels, given in zip(
@@ -182,6 +182,23 @@ def test_a_palette_that_says_something_else_than_its_values(tmp_path: Path) -> N
     shutil.rmtree(folder / "data")
     values = np.asarray(Image.open(folder / "masks/scene_001.png"))
     assert (labels_of(make(folder, "--mask-kind", "labels"))["scene_001"] == values).all()
+
+
+def test_a_mask_that_is_all_black_among_those_of_colours(tmp_path: Path) -> None:
+    """As optipng saves it: in grey, or with a bit."""
+    folder = own_images.write(tmp_path, 6, masks="colours")
+    (folder / "classes.txt").write_text("disc 220 60 40\nsquare 40 70 220\nbackground 0 0 0\n")
+    for number, mode in enumerate(["L", "1", "LA"]):
+        Image.new(mode, own_images.SIZE).save(folder / f"masks/scene_{number:03d}.png")
+    found = told(folder)["colours contradict"]
+    assert (
+        "is grey, and others are of colours: its value 0 has the colour of 'background', and is 'dis" in found
+    )
+    masks_of = labels_of(make(folder, "--mask-kind", "colours"))
+    assert [set(np.unique(masks_of[f"scene_{number:03d}"])) for number in range(3)] == [{2}] * 3
+    shutil.rmtree(folder / "data")
+    Image.new("L", own_images.SIZE, 1).save(folder / "masks/scene_000.png")
+    assert "is a picture of labels" in told(folder, "--mask-kind", "colours")["colour unknown"]
 
 
 def test_a_palette_that_agrees_with_its_values_or_says_nothing(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.catalog.classes import IGNORED, Classes
+from jobs.prepare.own import masks
 from jobs.prepare.own.findings import Finding, error, visible, warning
 from jobs.prepare.own.images import THUMB
 from jobs.prepare.own.scan import How, Row, shown
@@ -33,6 +34,7 @@ def judge(pairs: Sequence[Pair], how: How, table: dict[int, int]) -> list[Findin
     found: list[Finding] = []
     for item, row in pairs:
         found += of_one(item, row, how, table)
+    found += grey_among_colours(pairs, how)
     found += of_classes(pairs, how.classes, table)
     found += duplicates(pairs)
     for split in SPLITS:
@@ -89,6 +91,20 @@ def of_files(item: Item, row: Row, how: How, table: dict[int, int]) -> list[Find
         found.append(
             warning("empty", item.mask, "all of it is background", "fine if nothing is on the image")
         )
+    return found
+
+
+def grey_among_colours(pairs: Sequence[Pair], how: How) -> list[Finding]:
+    """Masks in grey that can be of colours, as the others are, and be other classes then: what makes files
+    small saves a picture of colours that is all black in grey."""
+    if how.kind != "auto" or not any(row.mask_kind == "colours" for _, row in pairs):
+        return []
+    found = []
+    for item, row in pairs:
+        said = (masks.contradiction(value, (value,) * 3, how.classes) for value in row.values)
+        if row.mask_kind == "labels" and (text := next(filter(None, said), "")):
+            text = f"is grey, and others are of colours: {text}"
+            found.append(error("colours contradict", item.mask, text, masks.BY_WHAT))
     return found
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from jobs.catalog.classes import IGNORED, Classes
+from jobs.catalog.classes import IGNORED, Classes, Colour
 from jobs.prepare.own.images import MOST_PIXELS, BadPicture, read_file, short
 from jobs.run.errors import MALFORMED
 
@@ -51,8 +51,9 @@ LOSSLESS = "save it as PNG without smoothing: JPEG and anti-aliasing mix the lab
 def open_picture(content: bytes, kind: str = "labels", classes: Classes | None = None) -> NDArray[Any]:
     """A mask's pixels: H×W labels (uint8, uint16), or H×W×3 colours.
 
-    A palette's indices are the labels, unless `kind` is colours. If it is auto, a palette that says something
-    else than its indices, by the colours of `classes`, is refused. Raises BadMask.
+    A palette's indices are the labels, unless `kind` is colours; a grey picture's values too, then, unless
+    they are colours of classes. If it is auto, a palette that says something else than its indices, by the
+    colours of `classes`, is refused. Raises BadMask.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -62,7 +63,7 @@ def open_picture(content: bytes, kind: str = "labels", classes: Classes | None =
                 )
             if image.format == "JPEG":
                 raise BadMask("unreadable mask", "is a JPEG, in which labels are blurred", LOSSLESS)
-            if image.mode in ("P", "PA") and kind == "colours":
+            if kind == "colours" and is_of_colours(image, classes):
                 return np.asarray(image.convert("RGB"))
             if image.mode in ("P", "L"):
                 pixels = np.asarray(image)
@@ -86,25 +87,38 @@ def open_picture(content: bytes, kind: str = "labels", classes: Classes | None =
         raise BadMask("unreadable mask", f"cannot be decoded ({short(error)})", AGAIN) from None
 
 
+def is_of_colours(image: Image.Image, classes: Classes | None) -> bool:
+    """Whether a picture that is to be of colours, in one band, can be that. What makes a palette of a picture
+    makes a grey one of black and white."""
+    if image.mode in ("1", "L", "LA") and classes is not None:
+        return all((grey, grey, grey) in classes.colours for grey in count(np.asarray(image.convert("L"))))
+    return image.mode in ("P", "PA")
+
+
+def contradiction(value: int, colour: Colour, classes: Classes) -> str:
+    """What a value and its colour say, if that is two classes; else ""."""
+    shown, meant = classes.colours.get(colour), classes.values.get(value)
+    # 255 is ignored in whatever colour, and white in most palettes.
+    if value == IGNORED or shown is None or shown == meant:
+        return ""
+    named = f"{classes.called(meant)} by the classes file"
+    return f"its value {value} has the colour of {classes.called(shown)}, and is {named}"
+
+
+BY_WHAT = "say which counts in all masks: --mask-kind colours, or --mask-kind labels for the values"
+
+
 def check_palette(indices: NDArray[Any], palette: list[int], classes: Classes) -> None:
     """Raises BadMask if an index has the colour of another class than its own.
 
     Programs that save pictures of colours with a palette number it as they like, each file anew; others save
     labels with a palette of theirs. Which it is only the user knows. A palette without any of the classes'
-    colours says nothing, and neither does 255: it is ignored in whatever colour, and white in most palettes.
+    colours says nothing.
     """
     colours = list(zip(palette[::3], palette[1::3], palette[2::3], strict=False))
     for index in count(indices) if classes.colours else ():
-        shown = classes.colours.get(colours[index]) if index < len(colours) else None
-        meant = classes.values.get(index)
-        if index == IGNORED or shown is None or shown == meant:
-            continue
-        text = (
-            f"is a palette picture: its value {index} has the colour of {classes.called(shown)}, and is "
-            f"{classes.called(meant)} by the classes file"
-        )
-        fix = "say which counts in all masks: --mask-kind colours, or --mask-kind labels for the values"
-        raise BadMask("palette contradicts", text, fix)
+        if index < len(colours) and (text := contradiction(index, colours[index], classes)):
+            raise BadMask("colours contradict", f"is a palette picture: {text}", BY_WHAT)
 
 
 def labels16(pixels: NDArray[Any]) -> NDArray[np.uint16]:
