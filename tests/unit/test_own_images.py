@@ -551,7 +551,12 @@ def test_names_of_a_mac_are_the_same(tmp_path: Path, kind: str) -> None:
         file.write_text(composed(file.read_text()))
     else:
         rename_all(folder / "masks", composed)
-    for labels, given in zip(labels_of(make(folder)).values(), expected(4), strict=True):
+    (folder / "train.txt").write_text("größe_001\n")
+    root = make(folder, "--train-list", folder / "train.txt")
+    assert [unicodedata.normalize("NFC", one.stem) for one in (root / "img_dir/train").iterdir()] == [
+        "größe_001"
+    ]
+    for labels, given in zip(labels_of(root).values(), expected(4), strict=True):
         assert (labels == given).mean() > 0.98
 
 

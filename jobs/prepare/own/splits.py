@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from jobs.prepare.own.findings import Finding, error, warning
-from jobs.prepare.own.sources import SPLITS, Item
+from jobs.prepare.own.sources import SPLITS, Item, composed
 from jobs.run.errors import UserError
 
 
@@ -127,10 +127,11 @@ def by_lists(items: list[Item], lists: tuple[str, str]) -> tuple[list[Item], lis
         if bare[own.name] == 1:
             named.setdefault(own.name, item)
             named.setdefault(own.stem, item)
+    composed_names = {composed(name): item for name, item in named.items()}
     found = []
     for split_name, file in zip(SPLITS, lists, strict=True):
         for name in names_in(Path(file)) if file else []:
-            one = named.get(name)
+            one = named.get(name) or composed_names.get(composed(name))
             if one is None:
                 found.append(
                     error("not there", file, f"it lists {name!r}, and no image has that name", "remove it")
