@@ -998,12 +998,11 @@ def test_the_config_says_what_the_data_is(tmp_path: Path) -> None:
         ("bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py", [3, 3, 3]),
         ("stdc/stdc1_4xb12-80k_cityscapes-512x1024.py", [3, 3, 3, 2]),
         ("ocrnet/ocrnet_hr18_4xb4-20k_voc12aug-512x512.py", [3, 3]),
+        ("cgnet/cgnet_fcn_4xb4-60k_cityscapes-680x680.py", [3]),
     ],
 )
 @pytest.mark.parametrize("weighted", [False, True])
-def test_bases_of_several_heads_are_fitted(
-    tmp_path: Path, base: str, heads: list[int], weighted: bool
-) -> None:
+def test_bases_are_fitted(tmp_path: Path, base: str, heads: list[int], weighted: bool) -> None:
     """Models of mmseg's own, built: the classes that each head tells apart."""
     from jobs.mmseg import compat
 
@@ -1032,6 +1031,17 @@ def test_bases_of_several_heads_are_fitted(
     losses = [one.loss_decode for one in parts if one.num_classes == 3 and hasattr(one, "loss_decode")]
     weights = {tuple(one.class_weight or ()) for one in losses if hasattr(one, "class_weight")}
     assert weights == ({(1.0, 2.0, 3.0)} if weighted else {()})
+
+
+def test_the_weight_of_what_is_no_class_stays(tmp_path: Path) -> None:
+    """Mask2Former's. (Its head needs a package that is not always there.)"""
+    from mmengine.config import Config
+
+    file = base_path("mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py")
+    text = config_file.text_of(described(), str(file), config_file.model_of(file), 96, False)
+    (tmp_path / "mine.py").write_text(text)
+    head = Config.fromfile(str(tmp_path / "mine.py")).model.decode_head
+    assert (head.num_classes, head.loss_cls.class_weight, head.loss_cls.loss_weight) == (2, [1, 1, 0.1], 2)
 
 
 def test_a_head_that_cannot_be_fitted_is_told() -> None:

@@ -174,9 +174,8 @@ def head_text(name: str, model: dict[str, Any], made: Description, weighted: boo
     for head in heads:
         # Others tell other things apart, as STDC's edges.
         if head.get("num_classes") == last.get("num_classes"):
-            changed = changes(name, head, made, weighted)
-            loss = {"loss_decode": {**head["loss_decode"], **changed["loss_decode"]}} if weighted else {}
-            head = {**head, **changed, **loss}
+            for key, value in changes(name, head, made, weighted).items():
+                head = {**head, key: {**head[key], **value} if isinstance(value, dict) else value}
         fitted.append(head)
     return written(fitted)
 
@@ -202,6 +201,12 @@ def changes(name: str, head: dict[str, Any], made: Description, weighted: bool) 
             "your classes: choose another base"
         )
     changed: dict[str, Any] = {"num_classes": len(made.classes), "ignore_index": IGNORED}
+    for key, loss in head.items():
+        weights = loss.get("class_weight") if isinstance(loss, dict) else None
+        if isinstance(weights, list):
+            # The weights of the base's classes; Mask2Former has one more, of what is none of them.
+            rest = weights[head["num_classes"] :]
+            changed[key] = {"class_weight": [1.0] * len(made.classes) + rest if rest else None}
     if weighted:
         loss = head.get("loss_decode")
         if not isinstance(loss, dict):
