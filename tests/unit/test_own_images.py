@@ -1033,6 +1033,16 @@ def test_bases_are_fitted(tmp_path: Path, base: str, heads: list[int], weighted:
     assert weights == ({(1.0, 2.0, 3.0)} if weighted else {()})
 
 
+def test_weights_of_the_bases_classes_are_left_out_of_each_of_several_losses(tmp_path: Path) -> None:
+    from mmengine.config import Config
+
+    file = base_path("mmseg::ddrnet/ddrnet_23_in1k-pre_2xb6-120k_cityscapes-1024x1024.py")
+    text = config_file.text_of(described(), str(file), config_file.model_of(file), 96, False)
+    (tmp_path / "mine.py").write_text(text)
+    losses = Config.fromfile(str(tmp_path / "mine.py")).model.decode_head.loss_decode
+    assert [(one.type, one.class_weight) for one in losses] == [("OhemCrossEntropy", None)] * 2
+
+
 def test_the_weight_of_what_is_no_class_stays(tmp_path: Path) -> None:
     """Mask2Former's. (Its head needs a package that is not always there.)"""
     from mmengine.config import Config
@@ -1048,6 +1058,10 @@ def test_a_head_that_cannot_be_fitted_is_told() -> None:
     model = {"decode_head": {"type": "VPDDepthHead"}}
     with pytest.raises(UserError, match=r"its decode_head \(VPDDepthHead\) has no num_classes"):
         config_file.text_of(described(), "b.py", model, 96, False)
+    with pytest.raises(UserError, match=r"knows the classes by their names \(text_encoder"):
+        config_file.text_of(described(), "b.py", HEADS | {"text_encoder": {"type": "x"}}, 96, False)
+    with pytest.raises(UserError, match="PIDNet learns edges"):
+        config_file.text_of(described(), "b.py", {"decode_head": {"type": "PIDHead"}}, 96, False)
     losses = {"decode_head": {"num_classes": 3, "loss_decode": [{}, {}]}}
     with pytest.raises(UserError, match="has several losses: give them by hand"):
         config_file.text_of(described(), "b.py", losses, 96, True)

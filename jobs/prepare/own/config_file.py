@@ -72,6 +72,13 @@ def side_of(made: Description) -> int:
 
 def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weighted: bool) -> str:
     """The config's text. `model`: the base's. Raises UserError for a model that cannot be fitted."""
+    if model.get("text_encoder"):
+        raise UserError(
+            "--base: its model knows the classes by their names (text_encoder, as SAN has it), which is not "
+            "fitted here: choose another base"
+        )
+    if any(head.get("type") == "PIDHead" for head in heads_of(model)):
+        raise UserError("--base: PIDNet learns edges besides, which is not fitted here: choose another base")
     backbone = model.get("backbone") or {}
     begins_with_weights = bool(model.get("pretrained") or backbone.get("init_cfg"))
     if begins_with_weights and made.bands.reader == "grey":
@@ -163,13 +170,18 @@ def preprocessor(made: Description) -> str:
     return f"dict(mean={mean}, std={std}, bgr_to_rgb={swapped}, size=crop_size, seg_pad_val={IGNORED})"
 
 
+def heads_of(model: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that draw; the last one's is what counts."""
+    heads = model["decode_head"]
+    return heads if isinstance(heads, list) else [heads]
+
+
 def head_text(name: str, model: dict[str, Any], made: Description, weighted: bool) -> str:
     """What is to be changed of a head; several are written out, as a config can only replace a list whole."""
     heads = model[name]
     if not isinstance(heads, list):
         return written(changes(name, heads, made, weighted))
-    main = model["decode_head"]
-    last = main[-1] if isinstance(main, list) else main
+    last = heads_of(model)[-1]
     fitted = []
     for head in heads:
         # Others tell other things apart, as STDC's edges.
@@ -202,11 +214,11 @@ def changes(name: str, head: dict[str, Any], made: Description, weighted: bool) 
         )
     changed: dict[str, Any] = {"num_classes": len(made.classes), "ignore_index": IGNORED}
     for key, loss in head.items():
-        weights = loss.get("class_weight") if isinstance(loss, dict) else None
-        if isinstance(weights, list):
-            # The weights of the base's classes; Mask2Former has one more, of what is none of them.
-            rest = weights[head["num_classes"] :]
-            changed[key] = {"class_weight": [1.0] * len(made.classes) + rest if rest else None}
+        losses = loss if isinstance(loss, list) else [loss]
+        fitted = [without_weights(one, head["num_classes"], len(made.classes)) for one in losses]
+        if any(fitted):
+            several = [{**one, **change} for one, change in zip(losses, fitted, strict=True)]
+            changed[key] = several if isinstance(loss, list) else fitted[0]
     if weighted:
         loss = head.get("loss_decode")
         if not isinstance(loss, dict):
@@ -214,6 +226,15 @@ def changes(name: str, head: dict[str, Any], made: Description, weighted: bool) 
             raise UserError(f"--class-weights: the {name} of --base has {what}: give them by hand")
         changed["loss_decode"] = {"class_weight": made.weights}
     return changed
+
+
+def without_weights(loss: Any, before: int, count: int) -> dict[str, Any]:
+    """What is to be changed of a loss that has weights of the base's classes, which are `before`."""
+    weights = loss.get("class_weight") if isinstance(loss, dict) else None
+    if not isinstance(weights, list):
+        return {}
+    rest = weights[before:]  # Mask2Former has one more, of what is none of the classes
+    return {"class_weight": [1.0] * count + rest if rest else None}
 
 
 def dataset_lines(made: Description, split: str, extra: str) -> list[str]:
