@@ -112,7 +112,9 @@ def main() -> int:
                     arguments.rounds,
                     arguments.images,
                 )
-                traces(sides(folder / "traces", *pair, node / "new", through), arguments.images, arguments.life)
+                traces(
+                    sides(folder / "traces", *pair, node / "new", through), arguments.images, arguments.life
+                )
         finally:
             if made_here:
                 environment.unlink(missing_ok=True)

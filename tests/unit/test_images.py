@@ -56,7 +56,6 @@ def test_what_a_name_is_made_of_another_has_already(names: list[str], expected: 
 
 def test_every_image_that_a_preparation_takes_is_one_in_a_folder() -> None:
     assert set(prepared.SUFFIXES) == images.ENDINGS
-    assert set(prepared.FORMATS) == set(images.FORMATS)
 
 
 def test_an_empty_file_is_said_to_be_that(tmp_path: Path) -> None:
