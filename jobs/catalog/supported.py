@@ -82,6 +82,23 @@ COMPILED = {"DCN": "deform_conv", "DCNv2": "modulated_deform_conv", "SAC": "defo
 """Types that need one of mmcv's compiled operations that pure_ops.py does not have."""
 READ = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "optim_wrapper", "custom_hooks")
 """Parts of a config whose types are looked at."""
+RUNNER = (
+    *("model", "work_dir", "train_dataloader", "val_dataloader", "test_dataloader"),
+    *("train_cfg", "val_cfg", "test_cfg", "auto_scale_lr", "optim_wrapper", "param_scheduler"),
+    *("val_evaluator", "test_evaluator", "default_hooks", "custom_hooks", "data_preprocessor", "load_from"),
+    *("resume", "launcher", "env_cfg", "log_processor", "log_level", "visualizer", "default_scope"),
+    *("randomness", "experiment_name"),
+)
+"""Parts of a config that mmengine's Runner is made of."""
+LOOKED_UP = (
+    *("custom_imports", "model_wrapper_cfg", "find_unused_parameters", "sync_bn", "compile"),
+    *("activation_checkpointing", "efficient_conv_bn_eval", "tta_model", "tta_pipeline", "baton"),
+)
+"""Those that the Runner, or Baton, looks up in the config itself."""
+OPENMMLAB = ("mmseg", "mmengine", "mmcv", "torch", "torchvision", *WITH)
+"""Packages of which it is known that they look up no other."""
+MOST_PLACES = 3
+"""That are named of where a variable of a config has gone."""
 
 
 def check(values: dict[str, Any]) -> None:
@@ -114,6 +131,61 @@ def settings(values: Any) -> dict[str, Any]:
     return BATON | own
 
 
+def unread(key: str, values: dict[str, Any]) -> str:
+    """Why an override of `key` (dotted) would change nothing, and what would; "" if something reads it.
+    `values`: those of the config without its overrides.
+
+    A config's variables have long gone into its parts by then; only code of the user's may look one up.
+    """
+    top = key.partition(".")[0]
+    model = values.get("model")
+    placed = top == "data_preprocessor" and isinstance(model, dict) and model.get(top) is not None
+    if top in (*RUNNER, *LOOKED_UP) and not placed:
+        return ""
+    places = _places(key, values)
+    if top not in values:
+        near = places[:1] or difflib.get_close_matches(top, [*RUNNER, *LOOKED_UP], 1)
+        return f"nothing reads {top}" + (f": did you mean {near[0]}?" if near else "")
+    if not placed and _of_others(values):
+        return ""
+    shown = ", ".join(places[:MOST_PLACES]) + (", …" if len(places) > MOST_PLACES else "")
+    instead = f"set {shown}, or edit the config" if places else "edit the config"
+    return f"{top} is a variable of the config's file, which has gone into the config's parts: {instead}"
+
+
+def _places(key: str, values: dict[str, Any]) -> list[str]:
+    """Where `key` (dotted) stands in the parts of a config, or what its variable holds; by its name first."""
+    top, dot, rest = key.partition(".")
+    held = values.get(top)
+    named, equal = [], []
+    # The model's own stands in it.
+    for where, value in _walk({part: values.get(part) for part in RUNNER if part != "data_preprocessor"}):
+        if f".{where}".endswith(f".{key}"):
+            named.append(where)
+        elif held and isinstance(held, (dict, list, tuple)) and value == held:
+            equal.append(where + dot + rest)
+    return [*dict.fromkeys([*named, *equal])]
+
+
+def _walk(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything within nested dicts and lists: (dotted key, value)."""
+    pairs = (
+        node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    )
+    for key, value in pairs:
+        where = f"{above}.{key}" if above else str(key)
+        yield where, value
+        yield from _walk(value, where)
+
+
+def _of_others(values: dict[str, Any]) -> bool:
+    """Whether the config names code that is none of OpenMMLab's."""
+    named = unmarked(values.get("custom_imports")).get("imports") or []
+    names = [named] if isinstance(named, str) else [str(name) for name in named]
+    names += [kind for kind in types(values) if "." in kind]
+    return any(name.partition(".")[0] not in OPENMMLAB for name in names)
+
+
 def sampler(loader: Any) -> bool:
     """Whether the training's sampler is endless. Raises UserError for one that cannot be resumed exactly."""
     if loader.get("batch_sampler") is not None:
@@ -133,6 +205,10 @@ def sampler(loader: Any) -> bool:
 
 def train_loop(loop: Any, endless: bool) -> str:
     """The loop's type. Raises UserError for one that cannot be resumed exactly."""
+    for key in ("max_epochs", "max_iters", "val_interval"):
+        value = loop.get(key)
+        if value is not None and (type(value) not in (int, float) or value != value // 1 or value < 1):
+            raise UserError(f"train_cfg.{key} is {value!r}: it has to be a whole number from 1 on")
     kind = name_of(
         loop.get("type") or ("EpochBasedTrainLoop" if loop.get("by_epoch") else "IterBasedTrainLoop")
     )

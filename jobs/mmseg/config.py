@@ -47,6 +47,11 @@ def resolve(session: Session) -> Config:
     """
     request = session.request
     cfg = read(session.run.code / request.config)
+    written = cfg.to_dict()
+    for key in request.overrides:
+        # Of a config with a base that the login node cannot read, only this says so.
+        if why := supported.unread(key, written):
+            raise UserError(f"--set {key}: {why}")
     try:
         cfg.merge_from_dict(dict(request.overrides))
     except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:

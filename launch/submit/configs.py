@@ -6,6 +6,7 @@ Only the syntax trees are read; nothing is imported or run, so a wrong config is
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,15 @@ class Chain(msgspec.Struct, kw_only=True):
 
 
 def check(
-    config: Path, overrides: dict[str, Any] | None = None, evaluated: bool = True, here: bool = True
+    config: Path,
+    overrides: dict[str, Any] | None = None,
+    evaluated: bool = True,
+    here: bool = True,
+    asked: Sequence[tuple[str, str]] = (),
 ) -> Chain:
     """Reads the config's chain; `overrides` are those of `--set`. `here`: the jobs run in this environment,
-    so that a package which is missing in it is a mistake.
+    so that a package which is missing in it is a mistake. `asked`: overrides that are new, as (option, key),
+    each of which has to change something.
 
     Raises UserError unless it is an MMSegmentation config that can be read, trained exactly and, if it is to
     be `evaluated`, tested.
@@ -56,12 +62,16 @@ def check(
     if config.suffix != ".py":
         raise UserError(f"{config} is not an MMSegmentation config: its name does not end in .py")
     chain = Chain(files=[])
-    chain.values = literals.overridden(_read(config, chain, [], here), overrides or {})
+    written = _read(config, chain, [], here)
+    chain.values = literals.overridden(written, overrides or {})
     if isinstance(scope := chain.values.get("default_scope"), str):
         chain.scope = scope
     chain.modules = _modules(config, chain, here)
     if not chain.complete:
         return chain
+    for option, key in asked:
+        if why := supported.unread(key, written):
+            raise UserError(f"{option} {key}: {why}")
     _check_kind(config, chain)
     known = _known(chain.values)
     try:

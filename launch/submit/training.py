@@ -43,7 +43,10 @@ def read_spec(
         config = chain.files[0]
     else:
         config = configs.locate(arguments.config or DEFAULT_CONFIG)
-        chain = configs.check(config, overrides, not arguments.no_evaluation, interpreters.is_this(train))
+        asked = [("--set", key) for key in overrides]
+        asked += [("--sweep", sweep_options.parse(text)[0]) for text in arguments.sweep or []]
+        evaluated = not arguments.no_evaluation
+        chain = configs.check(config, overrides, evaluated, interpreters.is_this(train), asked)
     spec = creation.TrainingSpec(
         train=train,
         evaluate=options.settings(arguments, profile, "evaluate", first=False),

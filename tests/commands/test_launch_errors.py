@@ -37,6 +37,26 @@ CASES = {
     "a line break in a name": ("train", [*LOCAL, *TINY, "--run", "a\nb"], "cannot be a run's name"),
     "a line break in a path": ("train", [*LOCAL, *TINY, "--data-root", "/a\nb"], "control character"),
     "a bad override": ("train", [*LOCAL, *TINY, "--set", "lr"], "write KEY=VALUE"),
+    "an override with a typo": (
+        "train",
+        [*LOCAL, *TINY, "--set", "train_dataloder.batch_size=2"],
+        "--set train_dataloder.batch_size: nothing reads train_dataloder: did you mean train_dataloader?",
+    ),
+    "a sweep with a typo": (
+        "train",
+        [*LOCAL, *TINY, "--sweep", "optim_wraper.optimizer.lr=0.1,0.2"],
+        "--sweep optim_wraper.optimizer.lr: nothing reads optim_wraper: did you mean optim_wrapper?",
+    ),
+    "an override of a variable": (
+        "train",
+        [*LOCAL, "--set", "crop_size=(64,64)"],
+        "crop_size is a variable of the config's file",
+    ),
+    "no number of epochs": (
+        "train",
+        [*LOCAL, *TINY, "--set", "train_cfg.max_epochs=abc"],
+        "train_cfg.max_epochs is 'abc': it has to be a whole number from 1 on",
+    ),
     "a bad sweep": ("train", [*LOCAL, *TINY, "--sweep", "lr="], "write KEY=A,B,C"),
     "unknown profile": ("train", ["--cluster", "locl", *TINY], "did you mean 'local'?"),
     "a bad time": ("train", ["--cluster", "slurm", *TINY, "--time", "tomorrow"], "write HH:MM:SS"),

@@ -1,6 +1,7 @@
 """The shipped configs, and what becomes of a config before it trains."""
 
 import errno
+import inspect
 import os
 import re
 import tempfile
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.catalog import installed
+from jobs.catalog import installed, supported
 from jobs.engine import kernels
 from jobs.engine.session import Session
 from jobs.mmseg import compat
@@ -237,6 +238,24 @@ def test_the_mark_of_another_scope_stays_where_a_type_needs_it(tmp_path: Path) -
     assert cfg.model.neck["_scope_"] == "mmdet"
     assert config.saving(cfg).save_best == "mIoU"
     assert config.prepare(cfg, here, global_batch=4).train_dataloader.sampler.seed == 5
+
+
+def test_what_the_runner_reads_is_what_it_takes() -> None:
+    from mmengine.runner import Runner
+
+    taken = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
+    assert set(supported.RUNNER) == taken
+    told = inspect.getsource(Runner)
+    looked_up = set(re.findall(r"self\.cfg\.get\(\s*'(\w+)'", told))
+    assert looked_up <= {*supported.RUNNER, *supported.LOOKED_UP}
+
+
+def test_a_start_refuses_an_override_that_nothing_reads(tmp_path: Path) -> None:
+    """As the login node does, where it can read the config's bases."""
+    with pytest.raises(UserError, match="nothing reads optim_wraper: did you mean optim_wrapper"):
+        config.resolve(session(tmp_path, optim_wraper__optimizer__lr=0.1))
+    with pytest.raises(UserError, match="crop_size is a variable of the config's file"):
+        config.resolve(session(tmp_path, ZOO, crop_size=(64, 64)))
 
 
 def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -55,6 +55,67 @@ def test_what_is_no_mmsegmentation_config_is_refused(text: str, said: str, tmp_p
     assert "\n" not in str(error.value)
 
 
+VARIABLES = (
+    SEG
+    + """
+crop_size = (64, 64)
+norm_cfg = dict(type='BN')
+data_preprocessor = dict(size=crop_size)
+optimizer = dict(lr=0.1)
+model = dict(decode_head=dict(norm_cfg=norm_cfg), data_preprocessor=data_preprocessor)
+train_cfg = dict(max_epochs=3)
+train_dataloader = dict(dataset=dict(pipeline=[dict(type='Load'), dict(type='Crop', crop_size=crop_size)]))
+optim_wrapper = dict(optimizer=optimizer)
+"""
+)
+
+
+def asked(text: str, key: str, folder: Path) -> str:
+    """What is said to an override of `key` in a config of that text; "" if it is taken."""
+    file = folder / "mine.py"
+    file.write_text(text)
+    try:
+        configs.check(file, asked=[("--set", key)])
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (
+            "modle.decode_head.num_classes",
+            "--set modle.decode_head.num_classes: nothing reads modle: did you",
+        ),
+        ("max_epochs", "nothing reads max_epochs: did you mean train_cfg.max_epochs?"),
+        ("zzz.zzz", "nothing reads zzz"),
+        ("crop_size", "set train_dataloader.dataset.pipeline.1.crop_size, model.data_preprocessor.size, or"),
+        ("norm_cfg.type", "set model.decode_head.norm_cfg.type, or edit the config"),
+        ("optimizer.lr", "set optim_wrapper.optimizer.lr, or edit the config"),
+        ("data_preprocessor.size", "set model.data_preprocessor.size, or edit the config"),
+    ],
+)
+def test_an_override_that_nothing_reads_is_refused(key: str, said: str, tmp_path: Path) -> None:
+    answer = asked(VARIABLES, key, tmp_path)
+    assert said in answer
+    assert "\n" not in answer
+
+
+@pytest.mark.parametrize("key", ["model.new", "load_from", "baton.save_seconds", "sync_bn", "tta_pipeline"])
+def test_an_override_that_something_reads_is_taken(key: str, tmp_path: Path) -> None:
+    assert asked(VARIABLES, key, tmp_path) == ""
+
+
+def test_a_variable_that_code_of_the_users_may_look_up_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "mine_too.py").write_text("")
+    own = VARIABLES + "custom_imports = dict(imports=['mine_too'])\n"
+    assert asked(own, "crop_size", tmp_path) == ""
+    assert "nothing reads cropsize" in asked(own, "cropsize", tmp_path)
+    theirs = VARIABLES + "custom_imports = dict(imports=['mmseg.engine'])\n"
+    assert "crop_size is a variable" in asked(theirs, "crop_size", tmp_path)
+
+
 def test_nothing_of_a_config_is_run(tmp_path: Path) -> None:
     file = tmp_path / "side_effect.py"
     file.write_text(SEG + f"open({str(tmp_path / 'touched')!r}, 'w')\n")
