@@ -17,8 +17,7 @@ def chosen_checkpoint(run: Run, which: str) -> Path:
     """The file that `which` means: `best` by mIoU (the last, where nothing was validated), `last`, or a path,
     absolute or below the run's checkpoints. Raises UserError where there is none."""
     if which in ("best", "last"):
-        found = checkpoint_files.best(run.checkpoints) if which == "best" else None
-        found = found or checkpoint_files.last(run.checkpoints)
+        found = checkpoint_files.meant(run.checkpoints, which)
         if found is None:
             raise UserError(f"run {run.name} has no checkpoint yet: train it first (status.py {run.name})")
         return found.path

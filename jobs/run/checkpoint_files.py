@@ -59,6 +59,14 @@ def best(directory: Path) -> Checkpoint | None:
     return checkpoint if checkpoint and not wrong_size(checkpoint) else None
 
 
+def meant(directory: Path, which: str) -> Checkpoint | None:
+    """What `best` (the last, where nothing was validated), `last` or a checkpoint's name means; None if there
+    is no such one."""
+    if which not in ("best", "last"):
+        return read(directory / f"{Path(which).name}.json")
+    return (best(directory) if which == "best" else None) or last(directory)
+
+
 _known: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
 """Manifests that this process has read: every save looks at all of them."""
 

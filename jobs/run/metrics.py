@@ -25,9 +25,11 @@ class Figure(msgspec.Struct, frozen=True):
     step: int | None = None
     less: bool = False
     """Whether less of it is better."""
+    of: str = ""
+    """The checkpoint that was evaluated, where that is not the run's best."""
 
     def __str__(self) -> str:
-        return shown(self.metric, self.value)
+        return shown(self.metric, self.value) + (f" ({self.of})" if self.of else "")
 
     def beats(self, other: Figure | None) -> bool:
         """Whether it is the better one; of another metric it takes the place."""
@@ -45,11 +47,11 @@ def less_is_better(metric: str) -> bool:
     return any(word in metric for word in LESS_IS_BETTER)
 
 
-def evaluated(told: Mapping[str, Any], best: Figure | None) -> Figure | None:
+def evaluated(told: Mapping[str, Any], best: Figure | None, of: str = "") -> Figure | None:
     """What an evaluation is shown by: the metric of the run's `best`, where it was told, or the usual one;
     None where that is not defined. A validation's names are without what an evaluator puts before them."""
     told = {name.rpartition("/")[2]: value for name, value in told.items()} | dict(told)
     same = best if best is not None and best.metric in told else None
     metric = same.metric if same else USUAL
     value = number(told.get(metric))
-    return None if value is None else Figure(metric, float(value), less=same is not None and same.less)
+    return None if value is None else Figure(metric, float(value), less=same is not None and same.less, of=of)

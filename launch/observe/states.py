@@ -5,6 +5,7 @@ What nobody can tell is `unknown`, never a success.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from jobs.run.metrics import Figure
 from jobs.run.past import History, Incarnation, StageJob
 from jobs.slurm import pending
 from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
-from launch.observe import efficiency, history, local_jobs, sweeps, wording
+from launch.observe import efficiency, evaluations, history, local_jobs, sweeps, wording
 from launch.submit import identity
 
 SILENT = 600.0
@@ -67,7 +68,7 @@ class Status(msgspec.Struct, kw_only=True):
     best: Figure | None = None
     """The best validation's."""
     evaluated: Figure | None = None
-    """The newest evaluation's."""
+    """That of the evaluation that the run goes by (evaluations.py)."""
     preemptions: int = 0
     interruptions: int = 0
     starts: int = 0
@@ -117,7 +118,7 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
         seconds_per_step=progress.get("seconds_per_step"),
         loss=progress.get("loss"),
         best=(best := past.best or progress.get("best")),
-        evaluated=metrics.evaluated(past.evaluations[-1].metrics, best) if past.evaluations else None,
+        evaluated=_evaluated(run, past, best),
         preemptions=past.preemptions,
         interruptions=past.interruptions,
         starts=len(past.incarnations),
@@ -128,6 +129,13 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
     if state.code in ("running", "starting", "requeueing", "suspended") and found.step and found.max_steps:
         found.eta_seconds = efficiency.eta(past, now, found.step, found.max_steps, found.seconds_per_step)
     return found
+
+
+def _evaluated(run: Run, past: History, best: Figure | None) -> Figure | None:
+    if not past.evaluations:
+        return None
+    number, owner = evaluations.chosen([Path(one.path) for one in past.evaluations], run.checkpoints)
+    return metrics.evaluated(past.evaluations[number].metrics, best, owner)
 
 
 def past_of(run: Run) -> History:

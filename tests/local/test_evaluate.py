@@ -157,7 +157,7 @@ def test_the_worst_images_come_first(random_run: Run, tmp_path: Path) -> None:
         assert (run.eval / "2/pictures" / name).read_bytes() == (
             run.eval / "all/pictures" / name
         ).read_bytes()
-    found = report_data.newest_evaluation(run)
+    found = report_data.evaluation_of(run)
     assert found is not None
     captions = [f"{name[2:-4]} · mIoU {score:.2f}" for name, score in zip(drawn["all"], scores, strict=True)]
     assert [caption for caption, _ in found.pictures] == captions

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,7 +17,7 @@ from jobs.mmseg import figures
 from jobs.run.directory import Run
 from launch.observe.report import data as report_data
 from launch.observe.report import groups
-from tests.unit.made_runs import common, made_run, started, submitted, write
+from tests.unit.made_runs import T0, common, made_run, started, submitted, write
 
 IMAGES, CLASSES = 200, 3
 
@@ -81,6 +84,66 @@ def test_a_config_and_a_missing_override_are_differences_too(tmp_path: Path) -> 
     names = [group.name for group in gathered(one, two, three)]
     assert names == ["demo, optim_wrapper.optimizer.lr=0.1", "other, optim_wrapper.optimizer.lr=0.1",
                      "demo, optim_wrapper.optimizer.lr=–"]  # fmt: skip
+
+
+def with_checkpoints(run: Run, **epochs: str) -> Run:
+    """The run with these checkpoints, name -> digest, the last of them the best."""
+    run.checkpoints.mkdir(exist_ok=True)
+    for step, (name, digest) in enumerate(epochs.items()):
+        (run.checkpoints / f"{name}.pth").write_bytes(b"1234")
+        manifest = {"step": step, "epoch": step, "bytes": 4, "digest": digest + 24 * "0"}
+        (run.checkpoints / f"{name}.pth.json").write_text(json.dumps(manifest))
+        (run.checkpoints / "best.json").write_text(json.dumps({"path": f"{name}.pth"}))
+    return run
+
+
+def evaluate(run: Run, at: float, folder: str, miou: float) -> None:
+    """A further evaluation, `at` seconds later than the first."""
+    (run.eval / folder).mkdir(parents=True)
+    found = {"mIoU": miou, "checkpoint": f"{folder.partition('-')[0]}.pth"}
+    (run.eval / folder / "metrics.json").write_text(json.dumps(found))
+    write(run, at, "evaluated", stage="evaluate", job="9", checkpoint=found["checkpoint"],
+          metrics={"mIoU": miou}, path=f"/elsewhere/{folder}")  # fmt: skip
+    os.utime(run.eval / folder / "metrics.json", (T0 + at + 1e8, T0 + at + 1e8))
+
+
+def test_a_run_goes_by_the_evaluation_of_its_best_checkpoint(tmp_path: Path) -> None:
+    run = with_checkpoints(evaluated(tmp_path / "a", 0.1, 0, 0.8), epoch_1="00000001", epoch_2="00000002")
+    shutil.rmtree(run.eval)
+
+    def told() -> tuple[str, str]:
+        data = report_data.gather(run)
+        assert data.evaluation is not None
+        assert str(data.evaluation.metrics["mIoU"]) in str(data.status.evaluated)
+        return str(data.status.evaluated), groups._asked(data)["checkpoint"]
+
+    evaluate(run, 70, "epoch_1-00000001", 30.25)
+    assert told() == ("30.25 (epoch_1)", "epoch_1")
+    evaluate(run, 80, "epoch_2-00000009", 90.25)  # given by its path, another run's
+    assert told() == ("90.25 (another epoch_2)", "another epoch_2")
+    evaluate(run, 90, "epoch_2-00000002", 50.25)
+    evaluate(run, 100, "epoch_2-00000002-tta", 55.25)
+    evaluate(run, 110, "epoch_1-00000001-tta", 35.25)
+    assert told() == ("55.25", "best")
+
+
+def test_an_evaluation_of_another_checkpoint_is_a_group_of_its_own(tmp_path: Path) -> None:
+    both = [evaluated(tmp_path / f"a-{seed}", 0.1, seed, 0.8) for seed in (0, 1)]
+    for run, digest in zip(both, ("00000001", "00000002"), strict=True):
+        with_checkpoints(run, epoch_3="00000003", epoch_4=digest)
+        shutil.rmtree(run.eval)
+        evaluate(run, 70, f"epoch_4-{digest}", 50)
+    assert [group.name for group in gathered(*both)] == ["all"]
+    shutil.rmtree(both[1].eval)
+    evaluate(both[1], 80, "epoch_3-00000003", 30)
+    assert [group.name for group in gathered(*both)] == ["checkpoint=best", "checkpoint=epoch_3"]
+    # What all of them were to be evaluated by sets none apart.
+    lasts = [msgspec.structs.replace(run.request(), checkpoint="epoch_3.pth") for run in both]
+    shutil.rmtree(both[0].eval)
+    evaluate(both[0], 80, "epoch_3-00000003", 40)
+    for run, request in zip(both, lasts, strict=True):
+        run.write_request(request)
+    assert [group.name for group in gathered(*both)] == ["all"]
 
 
 def test_a_paired_difference_is_told_apart_from_chance(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_hostile_name_reaches_no_terminal(tmp_path: Path) -> None:
 
 def test_a_program_finds_the_metric_and_the_keys_of_before(tmp_path: Path) -> None:
     found = figures.as_json(status(dice(tmp_path / "dice")))
-    assert found["best"] == {"metric": "mDice", "value": 60.0, "step": 10, "less": False}
+    assert found["best"] == {"metric": "mDice", "value": 60.0, "step": 10, "less": False, "of": ""}
     assert found["evaluated"]["metric"] == "mDice"
     assert (found["best_mIoU"], found["mIoU"]) == (None, None)
     found = figures.as_json(status(trained(tmp_path / "old", {"mIoU": 41.5}, evaluated={"mIoU": 42.0})))

@@ -19,8 +19,9 @@ def comparison(all_data: Sequence[Data]) -> str:
     rows = []
     best, told = figures.heads([data.status for data in all_data])
     for data in all_data:
-        one, evaluated = data.status, data.evaluation.metrics if data.evaluation else {}
-        figure = figures.cell(metrics.evaluated(evaluated, one.best), told)
+        one, found = data.status, data.evaluation
+        evaluated = found.metrics if found else {}
+        figure = figures.cell(metrics.evaluated(evaluated, one.best, found.of if found else ""), told)
         rows.append(
             [
                 one.name, one.words, str(one.step or ""), figures.cell(one.best, best),
@@ -93,7 +94,11 @@ def _class_comparison(all_data: Sequence[Data]) -> str:
     ]
     names = list(dict.fromkeys(name for classes in by_run for name in classes))
     rows = [[name, *(page.percent(classes.get(name)) for classes in by_run)] for name in names]
-    return "<h2>IoU by class</h2>" + page.table(("class", *(f">{data.run.name}" for data in evaluated)), rows)
+    marks = [data.evaluation.of for data in evaluated if data.evaluation]
+    heads = [
+        f">{data.run.name}{f' ({mark})' if mark else ''}" for data, mark in zip(evaluated, marks, strict=True)
+    ]
+    return "<h2>IoU by class</h2>" + page.table(("class", *heads), rows)
 
 
 def _differences(all_data: Sequence[Data]) -> str:

@@ -18,7 +18,7 @@ from jobs.run.metrics import USUAL
 from jobs.run.past import History
 from jobs.run.secrets import looks_secret
 from jobs.slurm import queries as slurm_queries
-from launch.observe import accounting, efficiency, states
+from launch.observe import accounting, efficiency, evaluations, states
 from launch.observe.efficiency import Costs, Shares
 from launch.submit import literals
 from launch.submit.batch_script import UNTOLD
@@ -38,6 +38,8 @@ class Evaluation(msgspec.Struct):
     pictures: list[tuple[str, str]]
     """(image id, data: URL)."""
     left_out: int = 0
+    of: str = ""
+    """The checkpoint that was evaluated, where that is not the run's best."""
 
 
 class Data(msgspec.Struct):
@@ -78,7 +80,7 @@ def gather(run: Run) -> Data:
         val=val,
         shares=efficiency.shares(past, until),
         costs=efficiency.costs(past, until),
-        evaluation=newest_evaluation(run),
+        evaluation=evaluation_of(run),
         now=now,
         problems=problems,
     )
@@ -161,12 +163,15 @@ def kept_rows(rows: list[dict[str, Any]], past: History) -> tuple[list[dict[str,
     return train, val
 
 
-def newest_evaluation(run: Run) -> Evaluation | None:
-    """The evaluation written last, or None. metrics.json is written last: where it is, the rest is whole."""
-    done = [(path.stat().st_mtime, path) for path in run.eval.glob("*/metrics.json")]
+def evaluation_of(run: Run) -> Evaluation | None:
+    """The evaluation that the run goes by, or None. metrics.json is written last: where it is, the rest is
+    whole."""
+    done = sorted((path.stat().st_mtime, path.parent) for path in run.eval.glob("*/metrics.json"))
     if not done:
         return None
-    where = max(done)[1].parent
+    folders = [folder for _, folder in done]
+    number, owner = evaluations.chosen(folders, run.checkpoints)
+    where = folders[number]
     metrics = records.read_json(where / files.EVAL_METRICS)
     names, confusion = read_confusion(where / files.EVAL_CONFUSION)
     pictures, left_out = read_pictures(where)
@@ -178,6 +183,7 @@ def newest_evaluation(run: Run) -> Evaluation | None:
         confusion=confusion,
         pictures=pictures,
         left_out=left_out,
+        of=owner,
     )
 
 

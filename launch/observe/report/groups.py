@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
+from jobs.run import checkpoint_files, files, records
 from jobs.run import counts as counted
-from jobs.run import files, records
 from jobs.run.metrics import EVALUATED, USUAL, Figure, shown
-from launch.observe import figures
+from launch.observe import evaluations, figures
 from launch.observe.report import data as report_data
 from launch.observe.report.data import Data
 
@@ -113,8 +113,17 @@ def _asked(data: Data) -> dict[str, Any]:
         return {"run": data.run.name}
     shown = report_data.public(data.request)
     asked = {key: shown[key] for key in ("config", "worker", "data_root", "set", "seed") if shown[key]}
+    asked["checkpoint"] = _other_checkpoint(data, shown["checkpoint"]) or shown["checkpoint"]
     augmented = data.evaluation.metrics.get("augmented") if data.evaluation else None
     return report_data.flat(asked | ({"augmented": augmented} if augmented else {}))
+
+
+def _other_checkpoint(data: Data, which: str) -> str:
+    """The checkpoint that was evaluated, where that is not the one that the run was to be evaluated by."""
+    if data.evaluation is None:
+        return ""
+    meant = checkpoint_files.meant(data.run.checkpoints, which)
+    return evaluations.whose(data.run.eval / data.evaluation.name, meant)
 
 
 def _name(asked: dict[str, Any], differing: Sequence[str]) -> str:

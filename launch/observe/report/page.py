@@ -67,7 +67,8 @@ def curves(statuses: Sequence[Status]) -> list[tuple[str, str, str, bool]]:
 def _head(data: Data) -> str:
     one, past = data.status, data.past
     facts: list[tuple[str, str]] = []
-    evaluated = metrics.evaluated(data.evaluation.metrics, one.best) if data.evaluation else None
+    found = data.evaluation
+    evaluated = metrics.evaluated(found.metrics, one.best, found.of) if found else None
     if evaluated is not None:
         facts.append((str(evaluated), f"{evaluated.metric}, evaluated"))
     if one.best is not None:

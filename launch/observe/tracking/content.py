@@ -101,7 +101,7 @@ def read(run: Run, now: float) -> Content:
     past = history.read(run)
     lines = records.read_lines(run.metrics)
     train, val = report.kept_rows(lines, past)
-    evaluation = report.newest_evaluation(run)
+    evaluation = report.evaluation_of(run)
     scores: dict[str, float] = {}
     classes: list[dict[str, Any]] = []
     if evaluation is not None:
