@@ -26,15 +26,18 @@ ASK_SECONDS = 10.0
 """How often Slurm is asked; events are read more often, they cost nothing."""
 
 
-def wait(run: Run, jobs: dict[str, str], process: subprocess.Popen[bytes] | None = None) -> int:
-    """Waits until the last of `jobs` (stage -> job id, as submitted) has ended; prints events as they come.
+def wait(
+    run: Run, jobs: dict[str, str], process: subprocess.Popen[bytes] | None = None, as_json: bool = False
+) -> int:
+    """Waits until the last of `jobs` (stage -> job id, as submitted) has ended; prints events as they come,
+    on stderr after an answer in JSON (`as_json`), which a program reads.
 
     Returns 0 if it ended well, 1 if not, 2 for a mistake of the user's. A job that has left without a word is
     a failure. What other jobs of the run write (an evaluation or inference by hand, an earlier one) is not
     taken for its end.
     """
     try:
-        return _follow(run, _Own(run, jobs), process)
+        return _follow(run, _Own(run, jobs), process, as_json)
     except KeyboardInterrupt:
         print(
             f"\nThe run goes on without this command. How it stands: python launch/status.py {run.name}; "
@@ -85,9 +88,11 @@ class _Own:
         return job
 
 
-def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:
+def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None, as_json: bool) -> int:
     seen, asked, mistake = 0, time.monotonic(), False
     line = _ProgressLine(run)
+    line.active = line.active and not as_json
+    to = sys.stderr if as_json else sys.stdout
     while True:
         # Whether it lives is asked before its last words are read, so that none is missed.
         last = own.last()
@@ -100,7 +105,7 @@ def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int
                 continue
             line.clear()
             if text := _line_of(event):
-                print(text, flush=True)
+                print(text, file=to, flush=True)
             code = _outcome(event, own.last_stage, mistake)
             if event["event"] == "failed":
                 mistake = event.get("exit_code") == USER_ERROR

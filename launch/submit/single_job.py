@@ -80,4 +80,4 @@ def tell(arguments: argparse.Namespace, run: Run, stage: str, job: str, process:
         return 0
     from launch.observe import waiting
 
-    return waiting.wait(run, {stage: job}, process)
+    return waiting.wait(run, {stage: job}, process, arguments.json)

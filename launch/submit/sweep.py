@@ -102,7 +102,7 @@ def _tell(
     gc.enable()  # which launch/train.py has switched off
     codes = []
     for run, (ids, process) in zip(made, submitted, strict=True):
-        codes.append(waiting.wait(run, ids, process))
+        codes.append(waiting.wait(run, ids, process, arguments.json))
     if any(codes):
         print(f"{sum(map(bool, codes))} of {len(codes)} runs did not end well", file=sys.stderr)
     return max(codes)

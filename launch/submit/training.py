@@ -187,4 +187,4 @@ def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process:
     from launch.observe import waiting
 
     gc.enable()
-    return waiting.wait(run, jobs, process)
+    return waiting.wait(run, jobs, process, arguments.json)

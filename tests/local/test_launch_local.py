@@ -150,8 +150,8 @@ def test_a_training_that_cannot_start_ends_the_waiting_with_its_error(
     arguments = ["--data-root", voc_small, "--set", "model.backbone.type=NoSuchNet", "--wait", "--json"]
     done = launch(environment, "train", *TINY, *arguments)
     assert done.returncode in (1, 2), done.stdout + done.stderr
-    assert "NoSuchNet" in done.stdout + done.stderr
-    run = Path(json.loads(done.stdout.splitlines()[0])["path"])
+    assert "NoSuchNet" in done.stderr
+    run = Path(json.loads(done.stdout)["path"])
     assert "evaluated" not in names(run)
 
 

@@ -90,7 +90,7 @@ def test_mistakes_are_told_and_nothing_is_made(tmp_path: Path) -> None:
     (given / "images/scene_005.png").write_bytes((given / "images/scene_005.png").read_bytes()[:900])
     made = prepare(tmp_path, given, "--json")
     assert made.returncode == 2, made.stdout + made.stderr
-    assert "scene_003.png" in made.stdout
+    assert "scene_003.png" in made.stderr
     found = (tmp_path / "data/.prepare-mine/findings.tsv").read_text()
     assert "scene_003.png" in found
     assert "scene_005.png" in found

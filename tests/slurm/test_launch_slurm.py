@@ -85,8 +85,8 @@ def test_a_failed_training_cancels_its_evaluation_also_where_there_is_no_sacct(
     process = launch.start("train", *TINY, *arguments, "--wait", "--json")
     out, error = process.communicate(timeout=300)
     assert process.returncode in (1, 2), out + error
-    assert "NoSuchNet" in out
-    jobs = json.loads(out.splitlines()[0])["jobs"]
+    assert "NoSuchNet" in error
+    jobs = json.loads(out)["jobs"]
     assert launch.slurm.wait_ended(jobs["train"]) == "FAILED"
     assert launch.slurm.wait_ended(jobs["evaluate"]) == "CANCELLED"
     assert not of_run(launch.runs / "wrong", "evaluated")

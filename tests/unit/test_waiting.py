@@ -179,6 +179,22 @@ def test_a_mistake_that_stops_a_training_has_its_exit_code(
     assert Waiter(run, jobs).end() == code
 
 
+def test_after_an_answer_in_json_the_events_are_on_stderr(
+    run: Run, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = submit(run, prepare="5")
+    alive(slurm, "5")
+    add(run, "prepared", "prepare", "5", data_root="/data")
+    assert waiting.wait(run, jobs, as_json=True) == 0
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "prepared" in error
+    assert waiting.wait(run, jobs) == 0
+    out, error = capsys.readouterr()
+    assert "prepared" in out
+    assert error == ""
+
+
 def test_the_progress_line_of_a_job_that_is_no_training(run: Run) -> None:
     line = waiting._ProgressLine(run)
     line.stage, line.job = "evaluate", "6"
