@@ -101,6 +101,8 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
     state = judge(run, past, answer, progress, now)
     if state.code == "suspended" and past.incarnations:
         _still_suspended(past.incarnations[-1], now)
+    if state.code == "failed" and past.incarnations and past.incarnations[-1].ended is None:
+        _gone_silently(past.incarnations[-1])
     shares = efficiency.shares(past, now if state.lives else past.last)
     job = past.newest_job("train") or next(reversed(list(past.jobs.values())), None)
     step, epoch = furthest(past, progress)
@@ -181,6 +183,11 @@ def _still_suspended(one: Incarnation, now: float) -> None:
     since = max([one.last_seen, *(to for _, to in one.suspensions)])
     if now > since:
         one.suspensions.append((since, now))
+
+
+def _gone_silently(one: Incarnation) -> None:
+    """Ends a start that lives no more: its event will never come."""
+    one.ended, one.ending, one.why = one.last_seen, "killed", "ended without saying why"
 
 
 def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:

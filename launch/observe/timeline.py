@@ -15,9 +15,9 @@ from jobs.run.errors import UserError
 from jobs.run.past import History, Incarnation, StageJob
 from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer
-from launch.observe import accounting, efficiency, figures, states, tables, wording
+from launch.observe import accounting, efficiency, figures, local_jobs, states, tables, wording
 from launch.observe.overview import Slurm, of_total
-from launch.submit import identity, runs
+from launch.submit import identity, longer, runs
 
 STARTS = (">start", "how it ended", "began", ">lasted", ">from", ">to step", "on", "job")
 
@@ -36,7 +36,7 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
             {key: value for key, value in msgspec.to_builtins(start).items() if key != "marks"}
             for start in past.incarnations
         ]
-        data["jobs"] = [_job(job, answer) for job in past.jobs.values()]
+        data["jobs"] = [_job(run, job, answer) for job in past.jobs.values()]
         data["seconds"] = msgspec.to_builtins(shares)
         data["problems"] = answer.problems
         data["next"] = command
@@ -66,7 +66,7 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
         )
     if past.jobs:
         print()
-        rows = [_job(job, answer) for job in past.jobs.values()]
+        rows = [_job(run, job, answer) for job in past.jobs.values()]
         tables.show(
             ("stage", "state", "job", "submitted", "after"),
             [
@@ -106,7 +106,7 @@ def _start(one: Incarnation, now: float) -> list[str]:
     ]
 
 
-def _job(job: StageJob, answer: Answer) -> dict[str, Any]:
+def _job(run: Run, job: StageJob, answer: Answer) -> dict[str, Any]:
     seen = answer.job(job.id)
     text, code = (
         job.state,
@@ -115,6 +115,9 @@ def _job(job: StageJob, answer: Answer) -> dict[str, Any]:
     if slurm_queries.is_slurm(job.id):
         why = f" ({seen.reason})" if seen.pending and seen.reason else ""
         text = f"{job.state}; Slurm: {seen.state}{why}"
+    elif code and not local_jobs.local_job(run, job.id) and not local_jobs.elsewhere(run, job.id):
+        begun = job.started is not None
+        text, code = ("its local process is gone", "failed") if begun else ("never began", "cancelled")
     if job.why:
         text = f"{text}: {job.why}"
     return {
@@ -163,11 +166,15 @@ def next_command(run: Run, one: states.Status) -> str:
     if one.state == "finished" and stage == "prepare":
         return f"python launch/train.py{_data_root(run)}"
     if one.state == "finished":
-        more = f" · {again['evaluate']}" if one.evaluated is None and _can_be_evaluated(run) else ""
+        more = f" · {again['evaluate']}" if one.evaluated is None and _is_mmseg(run) else ""
         return f"python launch/report.py {name}{more}"
     if one.state in ("failed", "stopped"):
         of = "" if stage == "train" else f" --job {stage}"
-        return f"{look}{of}, fix it, then {again[stage]}"
+        whole = f"{look}{of}, fix it, then {again[stage]}"
+        if stage == "train" and _is_mmseg(run) and longer.begins_anew(run):
+            # Its config is a copy: to edit the original would change nothing.
+            return f"{whole} (the config by --set KEY=VALUE; an edited file is another run's)"
+        return whole
     if one.state == "cancelled":
         return again[stage]
     if one.state == "stuck":
@@ -177,7 +184,7 @@ def next_command(run: Run, one: states.Status) -> str:
     return f"{look} -f · to end it: python launch/cancel.py {name}"
 
 
-def _can_be_evaluated(run: Run) -> bool:
+def _is_mmseg(run: Run) -> bool:
     try:
         return not run.request().worker
     except UserError:

@@ -1,4 +1,7 @@
-"""`train.py --resume RUN --set train_cfg.max_epochs=300`: a run trains on for longer than it was made for."""
+"""`train.py --resume RUN --set train_cfg.max_epochs=300`: a run trains on for longer than it was made for.
+
+One that has nothing to go on from yet takes any `--set`: so is a mistake in its config put right.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from jobs.run import story
 from jobs.run.directory import Request, Run
 from jobs.run.errors import MALFORMED, UserError
 from launch.submit import literals
@@ -24,6 +28,11 @@ def of_resumed(run: Run, old: Request, given: dict[str, Any]) -> dict[str, Any]:
     return old.overrides | overrides(run, given)
 
 
+def begins_anew(run: Run) -> bool:
+    """Whether nothing is there yet that another config would not fit: no checkpoint, no validation."""
+    return not any(run.checkpoints.glob("*.pth.json")) and story.read(run.events).best is None
+
+
 def trains_on(old: Request, merged: dict[str, Any]) -> bool:
     """Whether the training is made longer."""
     lengths = [f"train_cfg.{name}" for name in LENGTHS]
@@ -34,7 +43,7 @@ def overrides(run: Run, given: dict[str, Any]) -> dict[str, Any]:
     """What `--set` of a resumed run amounts to: with the ends of the schedules that ended with the training,
     which now end with it again. Raises UserError for what would make it another training, or a shorter one
     than it has done already."""
-    for key in given:
+    for key in () if begins_anew(run) else given:
         if key.split(".")[0] not in MAY_CHANGE:
             raise UserError(
                 f"--resume goes on with the same training: --set {key} would make another; it takes "

@@ -26,11 +26,12 @@ from launch.submit import (
 
 def resume(arguments: argparse.Namespace) -> int:
     """Submits an existing run again: same directory, same code and config, other resources if asked, and a
-    longer training (--set)."""
+    longer training, or one put right before its first checkpoint (--set)."""
     check_unchanged(arguments)
     run = runs.find(arguments.resume)
     old = run.request()
-    overrides = longer.of_resumed(run, old, options.overrides(arguments.set))
+    given = options.overrides(arguments.set)
+    overrides = longer.of_resumed(run, old, given)
     keep_size(arguments, old)
 
     def settings(stage: str) -> profiles.Resolved:
@@ -49,7 +50,9 @@ def resume(arguments: argparse.Namespace) -> int:
         chain=(
             own_worker.read(str(config))
             if old.worker
-            else configs.check(config, overrides, evaluated, interpreters.is_this(train))
+            else configs.check(
+                config, overrides, evaluated, interpreters.is_this(train), [("--set", key) for key in given]
+            )
         ),
         data_root=Path(old.data_root),
         seed=old.seed,
@@ -63,20 +66,22 @@ def resume(arguments: argparse.Namespace) -> int:
     scripts = training.batches(run.path, spec)
     if arguments.dry_run:
         print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
-        for batch in scripts:
-            job_environment.write(run, batch.resolved)
+        for one in scripts:
+            job_environment.write(run, one.resolved)
         return 0
     prerequisites = creation.data_prerequisites(spec)
     old.nodes, old.gpus, old.executor = spec.train.nodes[1], spec.train.settings.gpus, spec.train.executor
     old.set = overrides
     old.cluster = creation.cluster(spec.train, spec.evaluate, spec.infer)
-    mark = run.job / files.CANCELLED()
-    written = [run.job / files.SCRIPT(STAGE=batch.resolved.stage) for batch in scripts]
-    written += [job_environment.place(run, batch.resolved.stage) for batch in scripts]
-    with creation.restored_on_error(run.request_file, mark, *written):
+    mark, batch = run.job / files.CANCELLED(), run.job / files.GLOBAL_BATCH()
+    written = [run.job / files.SCRIPT(STAGE=one.resolved.stage) for one in scripts]
+    written += [job_environment.place(run, one.resolved.stage) for one in scripts]
+    with creation.restored_on_error(run.request_file, mark, batch, *written):
         run.write_request(old)
         creation.write_scripts(run, *scripts)
         mark.unlink(missing_ok=True)
+        if any(key.partition(".")[0] == "train_dataloader" for key in given):
+            batch.unlink(missing_ok=True)  # what a start that came to nothing began with
         jobs, process = training.submit([run], scripts, prerequisites, not arguments.no_evaluation)[0]
     return training.tell(arguments, run, jobs, process)
 

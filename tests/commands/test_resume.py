@@ -99,6 +99,22 @@ def test_a_resumed_run_keeps_its_profile(made: Site) -> None:
         assert words in after
 
 
+def test_before_its_first_checkpoint_a_run_takes_another_batch_size(made: Site) -> None:
+    run = made.runs / "mine"
+    batch = run / "job" / "global-batch"
+    batch.write_text("8\n")
+    change = ("train", "--resume", "mine", "--set", "train_dataloader.batch_size=2")
+    one_line(made(*change), "--set train_dataloader.batch_size would make another")
+    (run / "checkpoints" / "epoch_1.pth.json").unlink()
+    one_line(made(*change[:-1], "train_dataloder.batch_size=2"), "did you mean train_dataloader?")
+    assert batch.exists()
+    assert "batch_size" not in (run / "run.yaml").read_text()
+    done = made(*change)
+    assert done.returncode == 0, done.stderr
+    assert not batch.exists()  # of the start that failed
+    assert "train_dataloader.batch_size: 2" in (run / "run.yaml").read_text()
+
+
 def test_a_checkpoint_is_looked_for_before_anything_is_submitted(made: Site) -> None:
     photo = made.runs.parent / "photo.jpg"
     photo.touch()
@@ -138,14 +154,14 @@ def test_a_dry_run_leaves_nothing_to_the_shell_it_is_piped_from(site: Site, tmp_
     """Places are absolute, and a run's place is written into the script."""
     site.command("sbatch", "exit 1")
     lines = shown(
-        site.train("--dry-run", "--set", "a.b=c d", "--exclude", "n1", "--checkpoint", "epoch_3.pth")
+        site.train("--dry-run", "--set", "model.b=c d", "--exclude", "n1", "--checkpoint", "epoch_3.pth")
     )
     (make,) = (line for line in lines if line.startswith('[ -e "$run/run.yaml" ]'))
     for words in (
         f"BATON_RUNS={tmp_path}/runs ",
         f"--config={ROOT}/tests/support/configs/tiny.py",
         f"--data-root={site.data}",
-        "'--set=a.b=c d'",
+        "'--set=model.b=c d'",
         "--exclude=n1",
         "--cluster=slurm",
         "--checkpoint=epoch_3.pth",

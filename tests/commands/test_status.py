@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -243,6 +244,40 @@ def test_the_next_command(tmp_path: Path, told: list[tuple[str, str]], slurm: st
     shown = states.status(run, history.read(run), answer, T0 + 100)
     assert command in timeline.next_command(run, shown), shown
     assert ("--resume" in timeline.next_command(run, shown)) == ("--resume" in command)
+
+
+def test_what_would_not_put_it_right_is_not_advised(tmp_path: Path) -> None:
+    """A run's config is a copy, and what has a checkpoint takes no other one."""
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    write(run, 1, "stopped", stage="train", job="12", reason="a batch of one sample")
+    how = "train.py --resume run (the config by --set KEY=VALUE; an edited file is another run's)"
+
+    def advice() -> str:
+        past = history.read(run)
+        return timeline.next_command(run, states.status(run, past, Answer(jobs={}), T0 + 9))
+
+    assert advice().endswith(how)
+    run.checkpoints.mkdir()
+    (run.checkpoints / "epoch_1.pth.json").touch()
+    assert advice().endswith("train.py --resume run")
+
+
+def test_a_local_run_that_was_killed_is_running_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run, job="local-1", executor="local")
+    write(run, 0, "submitted", stage="evaluate", job="local-1", executor="local")
+    started(run, 1, 1, job="local-1")
+    timeline.print_one(run, T0 + 100, False, overview.Slurm())
+    shown = capsys.readouterr().out
+    assert "run: its local process is gone" in shown
+    assert "running" not in shown
+    starts, jobs = shown.split("STAGE  ")
+    assert "ended without saying why" in starts
+    assert re.search(r"train +its local process is gone", jobs)
+    assert re.search(r"evaluate +never began", jobs)
 
 
 @pytest.mark.parametrize(

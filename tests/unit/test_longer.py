@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from jobs.mmseg import compat
+from jobs.run import events
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from launch.submit import longer, options
@@ -103,6 +104,19 @@ def test_moved_milestones_are_those_of_the_longer_training() -> None:
 )
 def test_another_training_or_a_shorter_one_is_refused(run: Run, given: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
+        longer.overrides(run, given)
+
+
+def test_a_run_with_nothing_to_go_on_from_takes_any_override(run: Run) -> None:
+    given = {"train_dataloader.batch_size": 3, "model.decode_head.num_classes": 5}
+    for manifest in run.checkpoints.glob("*.json"):
+        assert not longer.begins_anew(run)
+        manifest.unlink()
+    assert longer.overrides(run, given) == given
+    first = {"stage": "train", "job": "1", "start": 1}
+    events.append(run.events, "started", hosts=["n1"], world_size=1, **first)
+    events.append(run.events, "validated", step=9, epoch=1, seconds=1.0, metrics={"mIoU": 1.0}, **first)
+    with pytest.raises(UserError, match="would make another"):
         longer.overrides(run, given)
 
 
