@@ -89,8 +89,8 @@ def localise(config: Any) -> list[str]:
     Raises UserError, naming the file and where to get it, if one is missing.
     """
     found = []
-    for holder, key in references(config):
-        path = str(placed(holder[key], PLACE))
+    for holder, key, without in references(config):
+        path = str(placed(holder[key], PLACE, without))
         found.append(path)
         holder[key] = CLASSIFIER + path if holder[key].startswith(CLASSIFIER) else path
         if key == "checkpoint" and name_of(holder["type"]) == "PretrainedInit":
@@ -122,22 +122,22 @@ def forget(config: Any) -> list[str]:
     return []
 
 
-def references(node: Any) -> Iterator[tuple[Any, str]]:
-    """Where a model config (nested dicts and lists), or a `load_from` beside it, refers to pretrained
-    weights: (dict, key)."""
+def references(node: Any, above: str = "") -> Iterator[tuple[Any, str, str]]:
+    """Where a model config (nested dicts and lists, at the dotted key `above`), or a `load_from` beside it,
+    refers to pretrained weights: (dict, key, the override that does without them)."""
     if isinstance(node, dict):
         for key in ("pretrained", "load_from"):
             if isinstance(node.get(key), str):
-                yield node, key
+                yield node, key, f"{above}{key}=None"
         if _is_reference(node):
-            yield node, "checkpoint"
+            yield node, "checkpoint", f"{above.rstrip('.0123456789')}=None"  # one of a list: all of it
         if _is_timm(node) and isinstance(path := node.get("checkpoint_path"), str) and path:
-            yield node, "checkpoint_path"
-        for value in node.values():
-            yield from references(value)
+            yield node, "checkpoint_path", f"{above}checkpoint_path="
+        for key, value in node.items():
+            yield from references(value, f"{above}{key}.")
     elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from references(value)
+        for number, value in enumerate(node):
+            yield from references(value, f"{above}{number}.")
 
 
 def _is_reference(init_cfg: Any) -> bool:
@@ -152,13 +152,13 @@ def _is_timm(node: dict[str, Any]) -> bool:
     return name_of(node.get("type")) == "TIMMBackbone"
 
 
-def placed(reference: str, place: Path) -> Path:
+def placed(reference: str, place: Path, without: str = "") -> Path:
     """The file for a reference: a path, an http(s) address, open-mmlab://NAME, torchvision://NAME or
     mmcls://NAME. `data/…` lies in the data root, as everywhere in configs; any other relative path, such as
     `pretrain/vit.pth`, would mean the directory that one happens to be in, so its file is one of `place`, and
     may be one that mmsegmentation's converters make (CONVERTED).
 
-    Raises UserError if it is not there, with where to get it and where to place it.
+    Raises UserError if it is not there, with where to get it and where to place it, or how to do `without`.
     """
     made = converted(reference)
     source = None if made else address(reference)
@@ -185,8 +185,8 @@ def placed(reference: str, place: Path) -> Path:
             return candidate
     raise UserError(
         f"pretrained weights are missing: python launch/prepare.py --weights {reference} fetches them; "
-        f"or get {source} and place it as {place.resolve() / name} "
-        f"(from scratch: --set model.pretrained=None)"
+        f"or get {source} and place it as {place.resolve() / name}"
+        + (f" (from scratch: --set {without})" if without else "")
     )
 
 

@@ -88,7 +88,8 @@ class TrainingRunner(Runner):
             return
         batch, base = self.train_loop.plan.batch, auto_scale_lr["base_batch_size"]
         if self.session.main:
-            print(f"learning rate × {batch / base:g}: global batch {batch}, made for {base}", flush=True)
+            factor = f"learning rate × {batch / base:g}"
+            print(f"{factor}: global batch {batch}, made for {base} (auto_scale_lr)", flush=True)
         for wrapper in state.wrappers(optim_wrapper):
             # With the one that stands for what `paramwise_cfg` does not name, by which the rate is told.
             for group in wrapper.param_groups:

@@ -127,10 +127,10 @@ def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
     if not chain.complete:
         return
     pretrained.check_timm(chain.values.get("model"))
-    for reference in weights(chain):
+    for reference, without in _weights(chain).items():
         if reference not in coming:
             try:
-                pretrained.placed(reference, data_root / "pretrained")
+                pretrained.placed(reference, data_root / "pretrained", without)
             except UserError:
                 if not (clip := pretrained.meant_clip(chain.values.get("model"))):
                     raise
@@ -142,8 +142,13 @@ def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
 
 def weights(chain: Chain) -> list[str]:
     """Every reference to pretrained weights, as the config names it; computed ones are not among them."""
+    return list(_weights(chain))
+
+
+def _weights(chain: Chain) -> dict[str, str]:
+    """Each of `weights`, and the override that does without it."""
     found = pretrained.references(pretrained.parts(chain.values))
-    return list(dict.fromkeys(str(holder[key]) for holder, key in found))
+    return {str(holder[key]): without for holder, key, without in found}
 
 
 def data_roots(chain: Chain) -> set[str]:

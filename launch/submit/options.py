@@ -249,6 +249,20 @@ def data_root(arguments: argparse.Namespace) -> Path:
     return path
 
 
+WEIGHTS = ("load_from", "pretrained", "checkpoint", "checkpoint_path")
+"""Last parts of the keys that name a file of weights."""
+
+
+def weights_found(key: str, value: str) -> str:
+    """The value of an override as a job understands it, which runs elsewhere: a file of weights, given by its
+    path from here, by its absolute one. `data/…` means the data root."""
+    path = Path(value)
+    relative = not path.is_absolute() and path.parts[:1] != ("data",)
+    if key.rpartition(".")[2] in WEIGHTS and relative and path.is_file():
+        return str(path.absolute())
+    return value
+
+
 def overrides(pairs: list[str]) -> dict[str, Any]:
     """`--set` pairs as dotted key -> value; a value is Python's where it reads as such, else a string."""
     values: dict[str, Any] = {}
@@ -261,7 +275,7 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
                 f"--set {key}: a secret does not belong on a command line, which others see and the report "
                 "shows: give it as a variable of the job (secrets: in the profile)"
             )
-        values[key] = literal(value)
+        values[key] = literal(weights_found(key, value))
     return values
 
 

@@ -84,7 +84,7 @@ def parse(text: str) -> tuple[str, list[Any]]:
             parts[-1] += character
     if any(not part.strip() for part in parts):
         raise UserError(f"--sweep {text!r}: a value is empty")
-    return key, [options.literal(part.strip()) for part in parts]
+    return key, [options.literal(options.weights_found(key, part.strip())) for part in parts]
 
 
 def seeds(text: str) -> list[int]:

@@ -169,7 +169,8 @@ def make_command(arguments: argparse.Namespace, spec: creation.TrainingSpec, nam
     if spec.worker is not None:
         return [*argv, "--", *spec.worker]
     argv.append(f"--checkpoint={spec.checkpoint}")
-    argv += [f"--set={pair}" for pair in arguments.set]
+    pairs = (pair.partition("=") for pair in arguments.set)
+    argv += [f"--set={key}={options.weights_found(key, value)}" for key, _, value in pairs]
     return [*argv, *sweep_options.command_line(arguments)]
 
 

@@ -71,6 +71,8 @@ def test_the_backbone_begins_with_its_file_and_the_rate_follows_the_global_batch
     assert tiny.start(run, ranks) == [FINISHED] * ranks, tiny.log_of(run, 1)
     # 4 images a rank; 0.01 is for 8.
     assert tiny.metrics(run)["train", 1]["base_lr"] == pytest.approx(0.01 * 4 * ranks / 8)
+    said = f"learning rate × {ranks / 2:g}: global batch {4 * ranks}, made for 8 (auto_scale_lr)"
+    assert said in (run.job / "1_0_log.out").read_text()
     newest = checkpoints.newest(run.checkpoints)
     assert newest is not None
     trained, file = compat.load(newest.path)["state_dict"], compat.load(data / "pretrained" / "mine.pth")

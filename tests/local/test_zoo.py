@@ -72,7 +72,7 @@ def test_a_job_reads_what_the_submission_read(family: str, code: Path, tmp_path:
         content = {key: value for key, value in cfg.to_dict().items() if key in chain.values}
         content["visualizer"] = chain.values["visualizer"]  # gets TensorBoard
         assert list(disagreements(without_marks(chain.values), content)) == []
-        found = [holder[key] for holder, key in pretrained.references(pretrained.parts(cfg))]
+        found = [holder[key] for holder, key, _ in pretrained.references(pretrained.parts(cfg))]
         assert set(found) == set(configs.weights(chain))
         config.saving(cfg)
         assert config.prepare(cfg, session, global_batch=8).train_cfg.type.startswith("Exact")

@@ -1,6 +1,7 @@
 """Pretrained weights: from a placed file, and every one of the backbone's."""
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ compat.prepare()
 from mmengine.model import BaseModule, ModuleList  # noqa: E402
 from mmseg.models.backbones import MobileNetV2, ResNet, ResNetV1c, STDCNet, VisionTransformer  # noqa: E402
 
+REFERENCE = {"type": "Pretrained", "checkpoint": "torchvision://resnet18"}
 SMALL = {"depth": 18, "base_channels": 8, "norm_cfg": {"type": "BN"}}
 
 
@@ -162,6 +164,23 @@ def test_a_missing_file_is_named_with_its_source(tmp_path: Path, monkeypatch: py
     place.touch()
     assert pretrained.localise(model) == ["data/pretrained/resnet50_v1c-2cccc1ad.pth"]
     assert model["pretrained"] == "data/pretrained/resnet50_v1c-2cccc1ad.pth"
+
+
+@pytest.mark.parametrize(
+    ("values", "without"),
+    [
+        ({"model": {"pretrained": "open-mmlab://resnet50_v1c"}}, "model.pretrained=None"),
+        ({"model": {"backbone": {"init_cfg": REFERENCE}}}, "model.backbone.init_cfg=None"),
+        ({"model": {"decode_head": [{"init_cfg": [REFERENCE]}]}}, "model.decode_head.0.init_cfg=None"),
+        ({"load_from": "https://x.org/mit.pth"}, "load_from=None"),
+    ],
+)
+def test_what_does_without_the_file_is_said_where_it_is_named(
+    values: dict, without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(f"(from scratch: --set {without})")):
+        pretrained.localise(values)
 
 
 def test_a_path_that_is_not_there_is_said_to_be_none(tmp_path: Path) -> None:

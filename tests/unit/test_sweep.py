@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,21 @@ def test_what_is_no_sweep(text: str) -> None:
 def test_overrides_are_typed() -> None:
     given = ["a.b=1e-3", "c=[1, 2]", "d=word", "e=x=y", "f=False"]
     assert options.overrides(given) == {"a.b": 1e-3, "c": [1, 2], "d": "word", "e": "x=y", "f": False}
+
+
+def test_a_file_of_weights_is_found_where_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/epoch_3.pth", "data/x.pth"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    there = str(tmp_path / "runs/epoch_3.pth")
+    pairs = ["load_from=runs/epoch_3.pth", "model.backbone.init_cfg.checkpoint=runs/epoch_3.pth"]
+    assert list(options.overrides(pairs).values()) == [there, there]
+    left = ["load_from=data/x.pth", "model.pretrained=runs/none.pth", "a.name=runs/epoch_3.pth"]
+    assert [f"{key}={value}" for key, value in options.overrides(left).items()] == left
+    assert sweep_options.parse("load_from=runs/epoch_3.pth,None") == ("load_from", [there, None])
 
 
 def given(*words: str) -> argparse.Namespace:
