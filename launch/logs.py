@@ -5,7 +5,9 @@ Following ends with the run; Ctrl-C ends the following, never the run.
 
 import checkout
 
+from jobs.run.directory import Run
 from jobs.run.errors import UserError
+from jobs.run.past import History
 from launch.observe import following, log_files, states, wording
 from launch.observe.log_files import LogFile
 from launch.submit import runs
@@ -48,12 +50,25 @@ def main() -> int:
     if not arguments.job and files:
         files = [file for file in files if file.job == files[-1].job and file.stage == files[-1].stage]
     files = [file for file in files if file.path.stat().st_size]
+    if not files and arguments.rank is not None:
+        check_rank(run, past, arguments.job or "", arguments.rank)
     if not files:
         print(f"no log yet; python launch/status.py {run.name} says where it stands")
         return 0
     show(files, arguments.lines, arguments.all)
     print(f"next: python launch/logs.py {run.name} -f follows it; python launch/status.py {run.name}")
     return 0
+
+
+def check_rank(run: Run, past: History, stage: str, rank: int) -> None:
+    """Raises UserError for a rank that no job of the run has had; of one that has none yet, nobody knows."""
+    known = {file.rank for file in log_files.find(run, past, stage) if file.rank is not None}
+    if stage in ("", "train"):
+        known |= {number for one in past.incarnations for number in range(one.world_size)}
+    if known and rank not in known:
+        jobs = f"the job {stage} of {run.name}" if stage else run.name
+        ranks = f"ranks 0 to {max(known)}" if max(known) else "rank 0 alone"
+        raise UserError(f"--rank {rank}: {jobs} has {ranks}")
 
 
 def show(files: list[LogFile], lines: int, everything: bool) -> None:

@@ -15,6 +15,7 @@ order of the lines. `ignore` is no class: what is drawn so does not count. CVAT'
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,13 @@ class Classes(NamedTuple):
         if label is None:
             return "no class"
         return "`ignore`" if label == IGNORED else repr(self.names[label])
+
+
+def differ(number: int, names: Sequence[str]) -> str:
+    """What is wrong where a model's head has `number` classes and its dataset these; "" for nothing."""
+    if number == len(names):
+        return ""
+    return f"the decode_head has num_classes={number}, the dataset {len(names)} classes"
 
 
 def read(path: Path) -> Classes:

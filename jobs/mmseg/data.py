@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jobs.catalog import listing
+from jobs.catalog.classes import differ
 from jobs.run.errors import UserError
 
 SECONDS = 3.0
@@ -155,9 +156,12 @@ def look(runner: Any) -> None:
     loops = {"train_dataloader": runner.train_loop, "val_dataloader": runner.val_loop}
     check_batches(runner)
     classes = classes_of(runner.model)
+    stock = type(getattr(runner.model, "module", runner.model)).__module__.partition(".")[0] in STOCK
     for where, loop in loops.items():
         for leaf in leaves(loop.dataloader.dataset) if loop is not None else []:
             look_at(leaf, where, *classes)
+            if where == "val_dataloader" and stock:
+                check_classes(leaf, where, classes[0])
     if runner.val_loop is not None:
         check_order(runner)
 
@@ -261,6 +265,18 @@ def look_at(dataset: Any, where: str, classes: int | None, ignored: int) -> None
             f"{where}: {masks} hold nothing but 0 and 255, in {folder_of(dataset)}, and 255 is ignored, so "
             f"that class 0 would be the only one of {classes}: write class numbers, 1 instead of 255 "
             f"({ESCAPE})"
+        )
+
+
+def check_classes(dataset: Any, where: str, count: int | None) -> None:
+    """Raises DataError for a model with more classes than the dataset that it is validated on: what it
+    predicts may be none of these, which only the evaluation after the training would say. A training's may
+    have less, as one of several has."""
+    names = dataset.metainfo.get("classes") or ()
+    if count and names and count > len(names) and Reader(dataset, None, 255).told:
+        raise DataError(
+            f"{where}: {differ(count, names)}: num_classes={len(names)} in every head, or more "
+            f"classes in the dataset's metainfo ({ESCAPE})"
         )
 
 

@@ -54,6 +54,23 @@ def test_whose_log_a_file_is(tmp_path: Path) -> None:
     assert [file.job for file in log_files.find(run, history.read(run), "train", 1)] == ["30_3", "local-77"]
 
 
+def test_a_rank_that_there_is_not_is_said_to_be_none(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    waits = command(tmp_path, "logs.py", "run", "--rank", "1")
+    assert (waits.returncode, "no log yet" in waits.stdout) == (0, True)
+    started(run, 1, 1)
+    (run.job / "12_0_log.out").write_text("one\n")
+    assert command(tmp_path, "logs.py", "run", "--rank", "1").returncode == 0, "it has said nothing yet"
+    for more, said in (
+        ((), "run has ranks 0 to 1"),
+        (("--job", "train"), "the job train of run has ranks 0 to"),
+    ):
+        done = command(tmp_path, "logs.py", "run", "--rank", "9", *more)
+        assert done.returncode == 2
+        assert f"--rank 9: {said}" in done.stderr
+
+
 def test_the_first_error_comes_first(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     submitted(run)

@@ -110,6 +110,18 @@ def test_nothing_is_wrong_with_sound_data(tmp_path: Path) -> None:
     assert looked(made(tmp_path / "c", WRONG["255 for one"][0]), 1) == ""
 
 
+def test_a_model_with_more_classes_than_it_is_validated_on_is_refused_before_it_trains(
+    tmp_path: Path,
+) -> None:
+    (leaf,) = data.leaves(sampling.SeededDataset(made(tmp_path)))
+    data.check_classes(leaf, "val_dataloader", 3)
+    data.check_classes(leaf, "val_dataloader", 2)  # the masks tell
+    with pytest.raises(data.DataError, match="the decode_head has num_classes=9, the dataset 3 classes"):
+        data.check_classes(leaf, "val_dataloader", 9)
+    leaf.pipeline.transforms.append(SimpleNamespace())  # what the users' own makes of the labels is theirs
+    data.check_classes(leaf, "val_dataloader", 9)
+
+
 def test_masks_of_16_bits_are_read_if_their_labels_fit_and_refused_at_every_sample_if_not(
     tmp_path: Path,
 ) -> None:

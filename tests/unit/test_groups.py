@@ -177,6 +177,11 @@ def test_pairing_is_what_makes_it_sure(tmp_path: Path) -> None:
     assert (one.high - one.low) / (2 * 1.96) < 0.9 * sum(spreads) ** 0.5
 
 
+def test_no_difference_has_no_sign() -> None:
+    assert [groups.signed(value) for value in (-0.001, 0.0, 0.004)] == ["0.00"] * 3
+    assert [groups.signed(value) for value in (-0.006, 0.5, -30.0)] == ["-0.01", "+0.50", "-30.00"]
+
+
 def test_without_counts_the_seeds_tell_or_it_is_said_that_nothing_does(tmp_path: Path) -> None:
     told, _ = groups.differences(gathered(*grid(tmp_path / "seeds", {0.1: 0.6, 0.2: 0.8}, counts=False)))
     assert told[0].over == "seeds"

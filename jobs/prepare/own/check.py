@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.catalog.classes import IGNORED, Classes
+from jobs.catalog.classes import IGNORED, Classes, differ
 from jobs.prepare.own import findings, judge
 from jobs.prepare.own.findings import Finding, error
 from jobs.prepare.own.judge import Pair
@@ -157,7 +157,6 @@ def of_model(cfg: Any, classes: tuple[str, ...]) -> list[Finding]:
     found = []
     for head in heads if isinstance(heads, (list, tuple)) else [heads]:
         number = head.get("num_classes")
-        if number is not None and classes and number != len(classes):
-            text = f"the decode_head has num_classes={number}, the dataset {len(classes)} classes"
+        if number is not None and classes and (text := differ(number, classes)):
             found.append(error("classes differ", "", text, f"num_classes={len(classes)} in every head"))
     return found

@@ -72,13 +72,7 @@ def _groups(all_data: Sequence[Data]) -> str:
     differences, missing = groups.differences(found)
     if differences:
         columns = (f"{groups.compared(all_data)} of", "above", ">by", ">95 % interval", ">p", "drawn")
-        lines = [
-            [
-                one.first, one.second, f"{one.mean:+.2f}", f"{one.low:+.2f} … {one.high:+.2f}",
-                f"{one.p:.3f}", one.over,
-            ]
-            for one in differences
-        ]  # fmt: skip
+        lines = [[one.first, one.second, *groups.told(one), one.over] for one in differences]
         text += f"<p class=soft>Paired bootstrap, {groups.RESAMPLES:,} draws.</p>{page.table(columns, lines)}"
     return text + "".join(f'<p class="soft">{escape(why)}</p>' for why in missing)
 

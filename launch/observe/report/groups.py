@@ -294,10 +294,21 @@ def _plain(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
         for group, line in zip(groups, table, strict=True):
             one = against.get(group.name)
             if one:
-                line += [f"{one.mean:+.2f}", f"{one.low:+.2f} … {one.high:+.2f}", f"{one.p:.3f}"]
+                line += told(one)
             else:
                 line += [""] * 3
     return [column.removeprefix(">") for column in columns], table
+
+
+def told(one: Difference) -> list[str]:
+    """By how much, the interval, and p."""
+    return [signed(one.mean), f"{signed(one.low)} … {signed(one.high)}", f"{one.p:.3f}"]
+
+
+def signed(value: float) -> str:
+    """A difference; without a sign where it is none."""
+    text = f"{value:+.2f}"
+    return text if text.strip("+-0.") else "0.00"
 
 
 def _against_best(groups: Sequence[Group]) -> dict[str, Difference]:
