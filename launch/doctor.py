@@ -31,7 +31,8 @@ def main() -> int:
     if not machine.has_slurm():
         if arguments.submit_probe or arguments.write_profile:
             raise UserError("there is no Slurm here: neither a probe nor a profile can be made")
-        return show(local.look(), arguments.json)
+        check_local(arguments)
+        return show(local.look(), arguments.json, following="python launch/demo.py")
     if arguments.write_profile:
         profile.check_name(arguments.write_profile, arguments.force)
     chosen = profiles.load(arguments.cluster, "slurm")
@@ -63,6 +64,16 @@ def main() -> int:
     if name:
         written = str(profile.write(name, profile.text(name, facts, where, measured, charge)))
     return show(found, arguments.json, written, name)
+
+
+def check_local(arguments: argparse.Namespace) -> None:
+    """Raises UserError for what is asked about Slurm where there is none."""
+    if profiles.load(arguments.cluster).executor == "slurm":
+        raise UserError(f"--cluster {arguments.cluster} is a profile for Slurm, and there is no Slurm here")
+    for name in ("partition", "account", "qos"):
+        value = getattr(arguments, name)
+        if value:
+            raise UserError(f"--{name} {value}: there is no Slurm here")
 
 
 def read_arguments() -> argparse.Namespace:

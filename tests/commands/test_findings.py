@@ -255,6 +255,29 @@ def test_findings_are_shown_where_no_partition_takes_a_job(tmp_path: Path) -> No
     assert "a small job with a GPU would start at once" in doctor("--account", "good").stdout
 
 
+def test_without_slurm_nothing_of_it_is_asked_or_advised(tmp_path: Path) -> None:
+    def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "launch/doctor.py"), *arguments],
+            env={"PATH": "/nonexistent", "HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    for options in ((), ("--cluster", "local")):
+        done = doctor(*options)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("nothing stands in the way; next: python launch/demo.py\n")
+    for asked, said in (
+        ("--cluster=nope", "there is no cluster profile 'nope'"),
+        ("--cluster=slurm", "--cluster slurm is a profile for Slurm, and there is no Slurm here"),
+        ("--partition=gpu", "--partition gpu: there is no Slurm here"),
+        ("--submit-probe", "there is no Slurm here"),
+    ):
+        done = doctor(asked)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {said}")
+
+
 FORTY = """#!/bin/sh
 case $0 in
 *scontrol) case "$*" in

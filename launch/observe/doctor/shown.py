@@ -11,8 +11,13 @@ import msgspec
 from launch.observe import tables, wording
 from launch.observe.doctor.findings import Finding
 
+PROBE = "python launch/doctor.py --submit-probe --write-profile mine"
 
-def show(found: list[Finding], as_json: bool, written: str = "", name: str = "") -> int:
+
+def show(
+    found: list[Finding], as_json: bool, written: str = "", name: str = "", following: str = PROBE
+) -> int:
+    """`following`: the command that comes next where nothing stands in the way."""
     if as_json:
         print(json.dumps({"findings": msgspec.to_builtins(found), "profile": written or None}))
         return 0
@@ -31,5 +36,5 @@ def show(found: list[Finding], as_json: bool, written: str = "", name: str = "")
     elif worst:
         print(f"{worst} of {len(found)} findings stand in the way of a run; each says how to fix it")
     else:
-        print("nothing stands in the way; next: python launch/doctor.py --submit-probe --write-profile mine")
+        print(f"nothing stands in the way; next: {following}")
     return 0
