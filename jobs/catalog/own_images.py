@@ -102,8 +102,8 @@ def check(args: argparse.Namespace) -> None:
 def check_split(args: argparse.Namespace) -> None:
     if args.val_list and not args.train_list:
         raise UserError("--val-list needs --train-list: the images to train on")
-    if args.train_list and (args.split or args.group_by):
-        raise UserError("--train-list says what is trained on: leave out --split and --group-by")
+    if args.train_list and (args.split or args.group_by or args.seed):
+        raise UserError("--train-list says what is trained on: leave out --split, --seed and --group-by")
     if args.split and not (re.fullmatch(r"0?\.[0-9]+", args.split) and 0 < float(args.split) < 1):
         raise UserError(f"--split {args.split}: the share to train on, between 0 and 1, such as 0.8")
     if args.seed and not re.fullmatch(r"[0-9]{1,9}", args.seed):

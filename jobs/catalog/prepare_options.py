@@ -60,6 +60,6 @@ def command_line(args: argparse.Namespace, dataset: str) -> list[str]:
 
 def weights_of(args: argparse.Namespace, dataset: str) -> list[str]:
     """The pretrained weights that the job fetches, as configs refer to them."""
-    if args.no_weights or args.verify:
+    if args.no_weights or args.verify or args.unpack:
         return []
     return list(args.weights or ([pretrained.DEFAULT] if dataset == "voc" else []))

@@ -13,6 +13,21 @@ from jobs.catalog.manifest import MANIFEST
 from jobs.run.errors import UserError
 from launch.submit import configs, data_ready, runs
 
+MAKING = ("archives", "no_checksum", "weights", "partial", "converter_args")
+"""Options that say how a dataset is made, or which weights come with it."""
+ALONE = (
+    ("check", "says which datasets, and makes nothing",
+     ("dataset", "for_config", "verify", "pack", "unpack", *MAKING)),
+    ("for_config", "says which dataset and weights",
+     ("dataset", "weights", "no_weights", "verify", "unpack")),
+    ("verify", "only looks", ("pack", "unpack", *MAKING)),
+    ("unpack", "makes the files again of what is there", MAKING),
+    ("images", "makes a dataset of your own",
+     ("verify", "unpack", "for_config", "no_checksum", "partial", "converter_args")),
+    ("no_weights", "fetches none", ("weights",)),
+)  # fmt: skip
+"""(an option, why it takes no others, which those are): the job would not look at them."""
+
 
 @dataclass
 class Preparation:
@@ -27,6 +42,7 @@ class Preparation:
 
 def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
     """Raises UserError for whatever the job could only refuse."""
+    check_together(arguments)
     mounts, of_own_images = [], []
     if arguments.archives:
         archives = arguments.archives.expanduser().absolute()
@@ -55,12 +71,20 @@ def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
 
 
 def fit_own(arguments: argparse.Namespace) -> list[str]:
+def check_together(arguments: argparse.Namespace) -> None:
+    """Raises UserError for an option that the job would not look at beside another one."""
+
+    def given(name: str) -> bool:
+        return getattr(arguments, name) not in (None, False)
+
+    for name, why, others in ALONE:
+        beside = [own_images.option(other) for other in others if given(other)]
+        if given(name) and beside:
+            raise UserError(f"{own_images.option(name)} {why}: leave out {' and '.join(beside)}")
+
+
     """Checks the options of a dataset of the user's own, sets --weights to those of the config's base, and
     returns the options for the job. Raises UserError."""
-    if arguments.for_config or arguments.verify or arguments.converter_args is not None:
-        raise UserError(
-            "--images makes a dataset of your own: leave out --for-config, --verify, --converter-args"
-        )
     own_images.check(arguments)
     base = arguments.base or own_images.DEFAULT_BASE
     located = configs.locate(base)
@@ -76,15 +100,7 @@ def fit_own(arguments: argparse.Namespace) -> list[str]:
 
 
 def check_of(arguments: argparse.Namespace) -> configs.Chain:
-    """What --check looks at. Raises UserError for a config that is none, or for other options beside it."""
-    if (
-        arguments.dataset
-        or arguments.verify
-        or arguments.weights
-        or arguments.for_config
-        or arguments.archives
-    ):
-        raise UserError("--check says which datasets, and makes nothing: leave out the other options")
+    """What --check looks at. Raises UserError for a config that is none."""
     arguments.no_weights = True
     return configs.check(configs.locate(arguments.check), evaluated=False, here=False)
 
@@ -94,8 +110,6 @@ def fit_to_config(arguments: argparse.Namespace) -> None:
 
     Raises UserError unless it reads one dataset, and one that is prepared here.
     """
-    if arguments.dataset or arguments.weights or arguments.no_weights or arguments.verify:
-        raise UserError("--for-config says which dataset and weights: leave out those options")
     name = arguments.for_config
     chain = configs.check(configs.locate(name), evaluated=False, here=False)
     paths = data_ready.paths(chain)
@@ -134,8 +148,6 @@ def fit_weights(arguments: argparse.Namespace, chain: configs.Chain, name: str) 
 
 def check_fitting(arguments: argparse.Namespace, data_root: Path, dataset: str) -> None:
     """Raises UserError, before anything is queued, for options that the job could only refuse."""
-    if arguments.verify and (arguments.pack or arguments.unpack):
-        raise UserError("--verify only looks: leave out --pack or --unpack")
     root = data_root / datasets.folder_of(dataset)
     if arguments.unpack and not (root / MANIFEST).exists():
         raise UserError(f"--unpack: {root} has no {MANIFEST}: there is no prepared dataset to unpack")

@@ -76,7 +76,38 @@ CASES = {
     "a line break in a run's path": ("infer", [*LOCAL, "/x\nrm/y", "x.jpg"], "there is no run"),
     "unknown dataset": ("prepare", [*LOCAL, "--dataset", "imaginary"], "choose one of ade20k, "),
     "a part of VOC": ("prepare", [*LOCAL, "--partial"], "--partial is for other datasets"),
-    "looking and packing": ("prepare", [*LOCAL, "--verify", "--pack"], "leave out --pack or --unpack"),
+    "looking and packing": ("prepare", [*LOCAL, "--verify", "--pack"], "leave out --pack"),
+    "checking and packing": ("prepare", [*LOCAL, "--check", "x.py", "--pack"], "leave out --pack"),
+    "checking with more": (
+        "prepare",
+        [*LOCAL, "--check", "x.py", "--partial", "--no-checksum"],
+        "--check says which datasets, and makes nothing: leave out --no-checksum and --partial",
+    ),
+    "looking and making": (
+        "prepare",
+        [*LOCAL, "--verify", "--weights", "a", "--converter-args", ""],
+        "--verify only looks: leave out --weights and --converter-args",
+    ),
+    "unpacking and making": (
+        "prepare",
+        [*LOCAL, "--unpack", "--archives", "/tmp"],
+        "--unpack makes the files again of what is there: leave out --archives",
+    ),
+    "unpacking what is to be made": (
+        "prepare",
+        [*LOCAL, "--dataset", "x", "--images", ".", "--masks", ".", "--classes", "c", "--unpack"],
+        "--images makes a dataset of your own: leave out --unpack",
+    ),
+    "weights and none": (
+        "prepare",
+        [*LOCAL, "--weights", "a", "--no-weights"],
+        "--no-weights fetches none: leave out --weights",
+    ),
+    "a config and a dataset": (
+        "prepare",
+        [*LOCAL, "--for-config", "x.py", "--dataset", "voc"],
+        "--for-config says which dataset and weights: leave out --dataset",
+    ),
     "nothing to unpack": (
         "prepare",
         [*LOCAL, "--data-root", "/nowhere", "--unpack"],

@@ -1167,18 +1167,27 @@ def test_options_that_do_not_fit(tmp_path: Path, words: list[str], said: str) ->
         (["--group-by", "("], "no regular expression"),
         (["--val-list", "x"], "--train-list"),
         (["--crop", "7"], "from 32 to 8192"),
+        (["--train-list", "{f}/x", "--seed", "1"], "leave out --split, --seed and --group-by"),
     ],
 )
 def test_mistakes_in_options_are_one_line(tmp_path: Path, more: list[str], said: str) -> None:
     folder = own_images.write(tmp_path, 2)
     (tmp_path / "x").touch()
     with pytest.raises(UserError) as refused:
-        options.check(arguments(folder, *more))
+        options.check(arguments(folder, *(word.format(f=tmp_path) for word in more)))
     assert said in str(refused.value) or "there is no such file" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_what_lies_in_a_folder_without_images(tmp_path: Path) -> None:
+def test_a_suffix_of_masks_that_are_no_pictures_is_refused(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 2, masks="labelme")
+    with pytest.raises(
+        UserError, match="--mask-suffix is for masks that are pictures, and these are labelme"
+    ):
+        make(folder, "--mask-suffix", "_mask.png")
+
+
     folder = own_images.write(tmp_path, 2)
     for image in (folder / "images").iterdir():
         image.rename(image.with_suffix(".raw"))

@@ -121,6 +121,8 @@ def collect(
     """(items sorted by name, the kind of the masks, findings). Raises UserError if nothing fits at all."""
     files = images_in(images)
     kind = kind_of(given) if kind == "auto" else kind
+    if suffix and kind != "picture":
+        raise UserError(f"--mask-suffix is for masks that are pictures, and these are {kind}: leave it out")
     if kind == "coco":
         items, found = from_coco(files, given, classes)
     elif kind == "labelme":
