@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -344,8 +345,12 @@ def test_a_damaged_dataset_is_made_anew(archives: Path, tmp_path: Path) -> None:
     first = contents(root / "VOCdevkit")
     assert prepare(root, archives, processes=1).done_before
     (root / f"VOCdevkit/VOC2012/JPEGImages/{NAME}.jpg").unlink()
+    (root / "VOCdevkit/VOC2010").mkdir()
+    (root / "VOCdevkit/VOC2010/1.jpg").write_bytes(b"of others")
     again = prepare(root, archives, processes=1)
     assert not again.done_before
+    assert (root / "VOCdevkit/VOC2010/1.jpg").read_bytes() == b"of others"
+    shutil.rmtree(root / "VOCdevkit/VOC2010")
     assert contents(root / "VOCdevkit") == first
     assert [path.name for path in root.iterdir()] == ["VOCdevkit"]
 

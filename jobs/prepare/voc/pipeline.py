@@ -32,7 +32,7 @@ from jobs.prepare.packed.writer import Writer
 from jobs.prepare.progress import say
 from jobs.prepare.voc import build
 from jobs.prepare.voc import lists as voc
-from jobs.prepare.voc.writing import put_manifest
+from jobs.prepare.voc.writing import keep_strangers, put_manifest
 from jobs.run import packed
 from jobs.run.errors import UserError
 
@@ -242,10 +242,11 @@ def obtain(data_root: Path, wanted: tuple[Source, ...], work: Path) -> dict[str,
 
 
 def publish(staging: Path, target: Path) -> None:
-    """One rename; a damaged earlier dataset steps aside before it."""
+    """One rename; an earlier dataset, damaged or in the other form, steps aside before it."""
     old = staging.with_name("old")
     if old.exists():
         shutil.rmtree(old)
     if target.exists():
+        keep_strangers(target, staging)
         os.rename(target, old)
     os.rename(staging, target)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from jobs.catalog import manifest
 from jobs.catalog.manifest import Entry, Manifest
-from jobs.prepare.packed.writer import Writer
+from jobs.prepare.packed.writer import Writer, beside
+from jobs.prepare.progress import say
+from jobs.run import packed
 from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
 
@@ -75,10 +78,48 @@ def check_space(staging: Path, size: int, files: int) -> None:
         )
 
 
+def strangers(root: Path, expected: set[str]) -> Iterator[str]:
+    """The paths below a folder of files, and of links to folders, that are none of those expected."""
+    for at, folders, names in os.walk(root):
+        inside = "" if at == str(root) else f"{os.path.relpath(at, root)}/"
+        yield from (inside + name for name in names if inside + name not in expected)
+        for name in folders:
+            if os.path.islink(os.path.join(at, name)):
+                path = inside + name
+                if not any(one.startswith(f"{path}/") for one in expected):
+                    yield path
+
+
 def remove_strangers(staging: Path, expected: set[str]) -> None:
     """Removes what an interrupted run of other archives may have left."""
-    for at, _, names in os.walk(staging):
-        for name in names:
-            path = os.path.join(at, name)
-            if os.path.relpath(path, staging) not in expected:
-                os.unlink(path)
+    for path in strangers(staging, expected):
+        os.unlink(staging / path)
+
+
+def keep_strangers(root: Path, staging: Path) -> None:
+    """Brings along what somebody has put to the dataset at `root`, such as VOC 2010 beside 2012, before the
+    staged one takes its place. Raises UserError where the two have a file of the same path."""
+    try:
+        found = manifest.read(root)
+        entries = manifest.read_files(root, found) if found else []
+    except UserError:
+        return  # so nobody knows what of it is the dataset's own
+    own = {manifest.MANIFEST, manifest.FILES}
+    if found and found.packed:
+        own.add(packed.NAME)
+        entries = beside(entries)
+    own |= {entry.path for entry in entries}
+    kept = 0
+    for path in strangers(root, own):
+        target = staging / path
+        if os.path.lexists(target):
+            raise UserError(f"{root / path} was put there by hand, and the dataset has a file of that name: "
+                            "move it away, and start again")  # fmt: skip
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(root / path, target, follow_symlinks=False)
+        except OSError:  # another file system behind a link, or one without links
+            shutil.copy2(root / path, target, follow_symlinks=False)
+        kept += 1
+    if kept:
+        say(f"{kept:,} files in {root} are not of the dataset: they stay there as they are")
