@@ -361,7 +361,7 @@ def _packed(folder: Path) -> Target:
         path.write_bytes(content)
         shutil.rmtree(folder / "in", ignore_errors=True)
         out.mkdir(parents=True)
-        verify._opened.cache_clear()
+        packed._opened.cache_clear()
         problems = verify.quick(made) + verify.deep(made, 1)
         try:
             container = packed.Container(path)

@@ -8,14 +8,16 @@ import re
 from pathlib import Path
 
 from jobs.catalog import classes
+from jobs.catalog.manifest import MANIFEST
 from jobs.catalog.recipes import RECIPES, VOC, VOC_FOLDER
 from jobs.run.errors import UserError
 
 KINDS = ("auto", "labels", "colours", "binary", "coco", "labelme", "label-studio")
 TAKEN = {VOC_FOLDER.lower(), "pretrained", *VOC, *RECIPES, *(one.folder.lower() for one in RECIPES.values())}
 
-DESCRIPTION = "dataset.json"
-"""What such a dataset is, in its folder."""
+DESCRIPTION, SHEET, FINDINGS = "dataset.json", "contact.html", "findings.tsv"
+"""What such a dataset is, how it looks, and what was found in it; in its folder, also where it is packed."""
+NAME = "[a-z][a-z0-9_]{0,40}"
 DEFAULT_BASE = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 
 PATHS = ("images", "classes", "train_list", "val_list")
@@ -75,7 +77,7 @@ def asked(args: argparse.Namespace) -> bool:
 def check(args: argparse.Namespace) -> None:
     """Raises UserError, in one line, for what cannot work; paths become absolute."""
     name = args.dataset
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,40}", name):
+    if not re.fullmatch(NAME, name):
         raise UserError(f"--dataset {name}: of your own, write its name in a-z, 0-9 and _, such as mine")
     if name in TAKEN:
         raise UserError(f"--dataset {name} is one that is prepared from archives: choose another name")
@@ -116,8 +118,11 @@ def check_split(args: argparse.Namespace) -> None:
 
 
 def is_there(data_root: Path, name: str) -> bool:
-    """Whether a dataset of one's own lies there."""
-    return (data_root / name.lower() / DESCRIPTION).is_file()
+    """Whether a dataset lies there that was prepared by a name of one's own, or by a converter's."""
+    folder = name.lower()
+    if not re.fullmatch(NAME, folder) or folder in TAKEN:
+        return False
+    return any((data_root / folder / one).is_file() for one in (MANIFEST, DESCRIPTION))
 
 
 def command_line(args: argparse.Namespace) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from jobs.catalog import own_images as own_options
 from jobs.catalog import prepare_options
+from jobs.catalog.manifest import Manifest
 from jobs.prepare import weights, workers
 from jobs.prepare.progress import say
 from jobs.run import events, exit_codes, files, notify
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace, begun: float) -> int:
     # Imported here: numpy and PIL are not needed to answer --help.
     from jobs.catalog.recipes import VOC, check_name, folder_of
     from jobs.prepare import converters as others
+    from jobs.prepare.packed import convert
     from jobs.prepare.voc import pipeline as prepare
 
     root = args.data_root / folder_of(args.dataset)
@@ -114,47 +116,60 @@ def run(args: argparse.Namespace, begun: float) -> int:
     if args.check:
         return check(args, begun)
     own = own_options.asked(args)
+    there = own_options.is_there(args.data_root, args.dataset)
+    if (args.verify or args.unpack) and not there:
+        check_name(args.dataset, own_arguments=True)
     if args.verify:
-        if not own_options.is_there(args.data_root, args.dataset):
-            check_name(args.dataset, own_arguments=True)
         return look(args, root, begun)
     if args.unpack:
-        from jobs.prepare.packed import convert
-
-        if not own_options.is_there(args.data_root, args.dataset):
-            check_name(args.dataset, own_arguments=True)
         found = convert.unpack(args.data_root, root.name, not args.no_wait)
         say(f"{root} is unpacked: {found.files:,} files")
-        record(args.run, "prepared", data_root=str(args.data_root), images=found.files,
-               seconds=round(time.monotonic() - begun, 3))  # fmt: skip
+        record_prepared(args, found, time.monotonic() - begun)
         return 0
-    order = None if own or args.dataset.lower() in VOC else others.order_of(args)
+    voc = args.dataset.lower() in VOC
     if own:
         from jobs.prepare.own.pipeline import prepare_own
 
         result = prepare_own(args)
-    elif order:
-        result = others.prepare_other(order)
-    else:
+    elif voc:
         result = prepare.prepare(
             args.data_root, args.archives, not args.no_checksum, not args.no_wait, args.processes, args.pack
         )
+    elif there and args.pack and args.converter_args is None:  # nobody else knows how it was made
+        found = convert.pack(args.data_root, root.name, not args.no_wait)
+        result = prepare.Result(found, time.monotonic() - begun, True)
+    else:
+        result = others.prepare_other(others.order_of(args))
     if args.pack and not result.manifest.packed:
-        from jobs.prepare.packed import convert
-
         convert.pack(args.data_root, root.name, not args.no_wait)
     lists = result.manifest.lists
     counts = ", ".join(f"{name} {values['count']:,}" for name, values in lists.items())
     say(f"{root} {'was ready' if result.done_before else 'is ready'}: {counts} ({result.seconds:.1f} s)")
-    for reference in prepare_options.weights_of(args, "" if order or own else "voc"):
+    for reference in prepare_options.weights_of(args, "voc" if voc else ""):
         if file := weights.fetch(reference, args.data_root, args.archives):
             weights.check_content(file)
-    # Of other datasets only the files are counted.
-    images = result.manifest.files if order else int(lists["val"]["count"])
-    images += 0 if order else int(lists["train" if own else "trainaug"]["count"])
-    seconds = round(result.seconds, 3)
-    record(args.run, "prepared", data_root=str(args.data_root), seconds=seconds, images=images, **result.told)
+    record_prepared(args, result.manifest, result.seconds, **result.told)
     return 0
+
+
+def record_prepared(args: argparse.Namespace, found: Manifest, seconds: float, **told: Any) -> None:
+    record(
+        args.run,
+        "prepared",
+        data_root=str(args.data_root),
+        seconds=round(seconds, 3),
+        images=images_of(found),
+        files=found.files,
+        **told,
+    )
+
+
+def images_of(found: Manifest) -> int | None:
+    """How many images a dataset's lists name; None of what a converter made: it counts files."""
+    for names in (("trainaug", "val"), ("train", "val")):
+        if all(name in found.lists for name in names):
+            return sum(int(found.lists[name]["count"]) for name in names)
+    return None
 
 
 def check(args: argparse.Namespace, begun: float) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import NamedTuple
 from jobs.catalog import manifest
 from jobs.catalog.manifest import Entry
 from jobs.prepare import workers
-from jobs.prepare.packed.writer import beside
+from jobs.prepare.packed.writer import beside, lists_of
 from jobs.prepare.progress import task
 from jobs.run import packed
 from jobs.run.deflate import content_digest
@@ -47,11 +46,14 @@ def look_quickly(root: Path) -> tuple[list[Finding], list[Entry], str]:
         return [Finding(str(root), str(error))], [], ""
     if found.packed:
         problems = check_container(root, entries)
-        lists = (root / entry.path for entry in beside(entries))
+        # Without the others, which people open, it was packed before they were left beside.
+        lists = (root / entry.path for entry in lists_of(entries))
         problems += [finding(path, "is missing") for path in lists if not path.exists()]
+        small = beside(entries)
     else:
         problems = check_sizes(root, entries)
-    return problems + check_lists(root, entries), entries, found.dataset
+        small = [entry for entry in entries if entry.path.endswith(".txt")]
+    return problems + check_bytes(root, small), entries, found.dataset
 
 
 def check_sizes(root: Path, entries: list[Entry]) -> list[Finding]:
@@ -109,17 +111,16 @@ def by_folder(entries: list[Entry]) -> dict[str, dict[str, int]]:
     return folders
 
 
-def check_lists(root: Path, entries: list[Entry]) -> list[Finding]:
-    """The lists to the byte: they are small, and a changed one trains on the wrong images."""
+def check_bytes(root: Path, entries: list[Entry]) -> list[Finding]:
+    """Lists to the byte: they are small, and a changed one trains on the wrong images."""
     problems = []
     for entry in entries:
-        if entry.path.endswith(".txt"):
-            try:
-                content = (root / entry.path).read_bytes()
-            except FileNotFoundError:
-                continue  # check_sizes has said so
-            if content_digest(content) != entry.digest:
-                problems.append(finding(root / entry.path, "was altered"))
+        try:
+            content = (root / entry.path).read_bytes()
+        except FileNotFoundError:
+            continue  # it was said, or need not be there
+        if content_digest(content) != entry.digest:
+            problems.append(finding(root / entry.path, "was altered"))
     return problems
 
 
@@ -165,7 +166,7 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
 
     sizes: dict[str, tuple[int, int]] = {}
     problems = []
-    container = _opened(root) if root.name == packed.NAME else None
+    container = packed.opened(root) if root.name == packed.NAME else None
     for entry in batch:
         path = root / entry.path
         try:
@@ -189,12 +190,6 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
         except OSError as error:
             problems.append(finding(path, f"cannot be read: {error.strerror}"))
     return sizes, problems
-
-
-@functools.lru_cache(maxsize=1)
-def _opened(path: Path) -> packed.Container:
-    """Reading the directory once for each batch would take longer than the batch."""
-    return packed.Container(path)
 
 
 FORMATS = ("PNG", "BMP", "JPEG", "TIFF")

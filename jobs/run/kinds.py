@@ -263,7 +263,8 @@ class Prepared(_Event):
 
     data_root: Annotated[str, "where"]
     seconds: Annotated[float | None, "it took"] = None
-    images: Annotated[int | None, "how many"] = None
+    images: Annotated[int | None, "how many, where its lists say it"] = None
+    files: Annotated[int | None, "how many"] = None
     warnings: Annotated[int | None, "of your own images: what the checks found"] = None
     findings: Annotated[str | None, "of your own images: the file that has all of it"] = None
     sheet: Annotated[str | None, "of your own images: the contact sheet"] = None

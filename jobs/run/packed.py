@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -295,6 +295,18 @@ def _far(extra: bytes, *values: int) -> list[int] | None:
         return None
     found = iter(struct.unpack_from(f"<{size // 8}Q", extra, 4))
     return [next(found) if value == FAR else value for value in values]
+
+
+def opened(path: Path) -> Container:
+    """The container, opened once in a process as long as the file is the same: its directory is read for
+    longer than a batch of its files. Raises what `Container` raises."""
+    status = path.stat()
+    return _opened(path, status.st_ino, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, *_: int) -> Container:
+    return Container(path)
 
 
 def locate(path: Path) -> tuple[Path, str] | None:

@@ -58,7 +58,8 @@ def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
         of_own_images = fit_own(arguments)
         mounts += own_images.folders(arguments)
     dataset = arguments.dataset or "voc"
-    if not own and not (arguments.verify and own_images.is_there(data_root, dataset)):
+    turns = arguments.verify or arguments.pack or arguments.unpack
+    if not own and not (turns and own_images.is_there(data_root, dataset)):
         asks = bool(arguments.verify) or arguments.converter_args is not None
         dataset = datasets.check_name(dataset, asks)
     for reference in () if arguments.no_weights else arguments.weights or ():
@@ -70,7 +71,6 @@ def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
     return Preparation(dataset, argv, mounts, checked)
 
 
-def fit_own(arguments: argparse.Namespace) -> list[str]:
 def check_together(arguments: argparse.Namespace) -> None:
     """Raises UserError for an option that the job would not look at beside another one."""
 
@@ -83,6 +83,7 @@ def check_together(arguments: argparse.Namespace) -> None:
             raise UserError(f"{own_images.option(name)} {why}: leave out {' and '.join(beside)}")
 
 
+def fit_own(arguments: argparse.Namespace) -> list[str]:
     """Checks the options of a dataset of the user's own, sets --weights to those of the config's base, and
     returns the options for the job. Raises UserError."""
     own_images.check(arguments)

@@ -18,9 +18,10 @@ from jobs.prepare import verify
 from jobs.prepare.packed import convert
 from jobs.prepare.packed.writer import Writer
 from jobs.prepare.voc import pipeline
-from jobs.run import packed
+from jobs.run import events, packed
 from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
+from tests import own_images
 from tests.conftest import ROOT
 from tests.support.datasets import contents
 
@@ -88,6 +89,111 @@ def test_a_dataset_that_is_ready_is_packed_by_the_same_command(data: Path) -> No
     for option, as_one in (("--pack", True), ("--pack", True), ("--unpack", False), ("--unpack", False)):
         subprocess.run([*command, option], cwd=ROOT, check=True, capture_output=True)
         assert (data / FOLDER / packed.NAME).exists() == as_one
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with images and masks, whose names have blanks and umlauts too, and a data root where they
+    are a dataset, mine."""
+    folder = own_images.write(tmp_path / "given", 8)
+    for kind in ("images", "masks"):
+        (folder / kind / "scene_003.png").rename(folder / kind / "süß 3.png")
+    assert prepare_own(folder) == 0
+    return folder
+
+
+def prepare_own(folder: Path, *options: str) -> int:
+    """As a user prepares it, again and again."""
+    return prepare(
+        folder / "data",
+        *("--images", str(folder / "images"), "--masks", str(folder / "masks")),
+        *("--classes", str(folder / "classes.txt"), *options),
+    )
+
+
+def prepare(data: Path, *options: str) -> int:
+    (data.parent / "run").mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "jobs.prepare", "--data-root", str(data), "--dataset", "mine"]
+    return subprocess.run([*command, "--run", str(data.parent / "run"), *options], cwd=ROOT).returncode
+
+
+def test_a_dataset_of_ones_own_is_packed_looked_at_prepared_again_and_unpacked(own: Path) -> None:
+    root = own / "data/mine"
+    before = files(root)
+    for options in (("--pack",), ("--pack",)):
+        assert prepare(own / "data", *options) == 0
+    small = {"dataset.json", "contact.html", "findings.tsv", "splits/train.txt", "splits/val.txt"}
+    small |= {manifest.MANIFEST, manifest.FILES}
+    assert files(root).keys() == small | {packed.NAME}
+    for how in ("quick", "deep"):
+        assert prepare(own / "data", f"--verify={how}") == 0
+    assert prepare_own(own) == prepare_own(own, "--pack") == 0
+    assert files(root).keys() == small | {packed.NAME}
+    assert prepare(own / "data", "--unpack") == 0
+    assert files(root) == before
+    made = [event for event in events.iterate(own / "run/events.jsonl") if event["event"] == "prepared"]
+    counted = [(event["images"], event["files"]) for event in made]
+    assert counted == [(8, len(before) - 2)] * 6
+    (own / "images/scene_000.png").touch()
+    assert prepare_own(own, "--pack") == 2, "made of other files"
+    assert files(root) == before
+
+
+def test_a_dataset_of_ones_own_that_was_packed_before_it_had_its_description_beside(own: Path) -> None:
+    before = files(own / "data/mine")
+    assert prepare_own(own, "--pack") == 0
+    for name in ("dataset.json", "contact.html", "findings.tsv"):
+        (own / "data/mine" / name).unlink()
+    assert verify.deep(own / "data/mine", 1) == []
+    assert prepare_own(own) == 0
+    assert not (own / "data/mine/dataset.json").exists()
+    assert prepare(own / "data", "--unpack") == 0
+    assert files(own / "data/mine") == before
+
+
+def test_a_description_beside_that_was_changed_is_found(own: Path) -> None:
+    assert prepare_own(own, "--pack") == 0
+    path = own / "data/mine/dataset.json"
+    path.write_text(path.read_text().replace('"mine"', '"nine"'))
+    assert verify.quick(own / "data/mine") == [f"{path} was altered"]
+
+
+def test_what_nobody_made_by_this_name_is_not_packed(own: Path, tmp_path: Path) -> None:
+    assert prepare(tmp_path / "none", "--pack") == prepare(tmp_path / "none", "--unpack") == 2
+    away = own / "data/../data/mine"  # a path is no name
+    assert prepare(own, "--dataset", "data/mine", "--pack") == prepare(own, "--dataset", str(away)) == 2
+    assert not (own / "data/mine" / packed.NAME).exists()
+
+
+def test_what_somebody_put_beside_the_dataset_stays(data: Path, tmp_path: Path) -> None:
+    """VOC 2010, say, which other configs read."""
+    root = data / FOLDER
+    of_others = root / "VOC2010/JPEGImages/1.jpg"
+    of_others.parent.mkdir(parents=True)
+    of_others.write_bytes(b"x")
+    (root / "VOC2012/notes").mkdir()
+    (root / "VOC2012/notes/mine.txt").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (root / "more").symlink_to(tmp_path / "elsewhere")
+    before = files(root)
+    convert.pack(data, FOLDER)
+    assert len(files(root)) <= 12
+    for turn in (convert.unpack, convert.pack, convert.unpack):
+        turn(data, FOLDER)
+        assert of_others.read_bytes() == b"x"
+        assert (root / "more").readlink() == tmp_path / "elsewhere"
+    assert files(root) == before
+
+
+def test_what_would_be_overwritten_is_named_and_stays(packed_data: Path) -> None:
+    root = packed_data / FOLDER
+    name = next(name for name in packed.Container(root / packed.NAME).files if name.endswith(".png"))
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(b"mine")
+    with pytest.raises(UserError, match="was put there by hand"):
+        convert.unpack(packed_data, FOLDER)
+    assert (root / name).read_bytes() == b"mine"
+    assert (root / packed.NAME).exists()
 
 
 def test_a_packing_that_was_killed_leaves_the_tree_and_is_begun_anew(data: Path) -> None:

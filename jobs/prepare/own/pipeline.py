@@ -39,11 +39,9 @@ from jobs.prepare.own.scan import How, scan
 from jobs.prepare.progress import say
 from jobs.prepare.voc import pipeline as prepare
 from jobs.prepare.voc.writing import check_space, put, put_manifest, remove_strangers
+from jobs.run import packed
 from jobs.run.directory import write_atomically
 from jobs.run.errors import MALFORMED, UserError
-
-FINDINGS = "findings.tsv"
-SHEET = "contact.html"
 
 
 def prepare_own(args: argparse.Namespace) -> prepare.Result:
@@ -66,19 +64,18 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
             made = make(args, known, request, lock)
         else:
             refuse_other(data_root / name, request)
-    told = told_of(data_root / name, args.pack)
+    told = told_of(data_root / name)
     if args.write_config and args.base:
         told |= write_config(args, data_root / name)
     return prepare.Result(made, time.monotonic() - begun, before, told)
 
 
-def told_of(root: Path, packed: bool) -> dict[str, Any]:
-    """What the event `prepared` says of the checks; of files in a zip no place, for they have none."""
+def told_of(root: Path) -> dict[str, Any]:
+    """What the event `prepared` says of the checks."""
     if not (root / FINDINGS).is_file():
         return {}
     lines = (root / FINDINGS).read_bytes().splitlines()
-    told: dict[str, Any] = {"warnings": len(lines) - 1}
-    return told if packed else told | {"findings": str(root / FINDINGS), "sheet": str(root / SHEET)}
+    return {"warnings": len(lines) - 1, "findings": str(root / FINDINGS), "sheet": str(root / SHEET)}
 
 
 def request_of(args: argparse.Namespace) -> str:
@@ -114,8 +111,12 @@ def refuse_other(root: Path, request: str) -> None:
 
 def description(root: Path) -> Description:
     try:
-        return msgspec.json.decode((root / own_options.DESCRIPTION).read_bytes(), type=Description)
-    except FileNotFoundError:
+        try:
+            content = (root / own_options.DESCRIPTION).read_bytes()
+        except FileNotFoundError:  # packed before it was left beside the container
+            content = packed.opened(root / packed.NAME).read(own_options.DESCRIPTION)
+        return msgspec.json.decode(content, type=Description)
+    except (FileNotFoundError, KeyError):
         raise UserError(f"{root} was not made of images of your own: choose another --dataset name") from None
     except (msgspec.MsgspecError, *MALFORMED, OSError) as error:
         raise UserError(
@@ -150,7 +151,7 @@ def check_all(args: argparse.Namespace, known: Classes, work: Path) -> Checked:
     table, of_table = judge.values_table(pairs, how)
     bands, unlike = judge.bands_of(pairs)
     found += more + of_table + unlike + judge.judge(pairs, how, table)
-    report(found, work / FINDINGS, f"{args.dataset} cannot be made")
+    report(found, work / own_options.FINDINGS, f"{args.dataset} cannot be made")
     return Checked(pairs, how, table, bands, found)
 
 
@@ -170,8 +171,8 @@ def make(args: argparse.Namespace, known: Classes, request: str, lock: Lock) -> 
     entries += [put(staging, f"splits/{one}.txt", listing(names)) for one, names in splits.items()]
     content = msgspec.json.format(msgspec.json.encode(described), indent=1) + b"\n"
     entries.append(put(staging, own_options.DESCRIPTION, content))
-    entries.append(put(staging, FINDINGS, findings.table(found)))
-    entries.append(put(staging, SHEET, sheet.page(described, pairs, how, table, found)))
+    entries.append(put(staging, own_options.FINDINGS, findings.table(found)))
+    entries.append(put(staging, own_options.SHEET, sheet.page(described, pairs, how, table, found)))
     return finish(args, staging, entries, splits, found, lock)
 
 

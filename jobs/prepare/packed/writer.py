@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.catalog import own_images
 from jobs.catalog.manifest import Entry
 from jobs.run import packed, private
 from jobs.run.deflate import content_digest
@@ -107,6 +108,13 @@ def _info(path: str, size: int, digest: str) -> zipfile.ZipInfo:
 
 
 def beside(entries: Iterable[Entry]) -> list[Entry]:
-    """The dataset's lists, which lie beside the container too; none where they are too many for lists."""
+    """What of the dataset lies beside the container too: its lists, and what says what one's own is."""
+    entries = list(entries)
+    of_own = (own_images.DESCRIPTION, own_images.SHEET, own_images.FINDINGS)
+    return lists_of(entries) + [entry for entry in entries if entry.path in of_own]
+
+
+def lists_of(entries: Iterable[Entry]) -> list[Entry]:
+    """The dataset's lists; none where they are too many for lists."""
     lists = [entry for entry in entries if entry.path.endswith(".txt")]
     return lists if len(lists) <= BESIDE else []
