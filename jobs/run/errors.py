@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -17,8 +18,21 @@ class UserError(Exception):
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:
-    """Its message in one line of at most so many characters; what kind of error it is if it says nothing."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    """Its message in one line of at most so many characters; if it says nothing, what kind of error it is
+    and where it was raised."""
+    return " ".join(str(error).split())[:most] or f"{type(error).__name__}{_place(error)}"[:most]
+
+
+def _place(error: BaseException) -> str:
+    import linecache  # which every start would import otherwise
+
+    step = error.__traceback__
+    if step is None:
+        return ""
+    while step.tb_next:
+        step = step.tb_next
+    file, line = step.tb_frame.f_code.co_filename, step.tb_lineno
+    return f" at {os.path.basename(file)}:{line} ({linecache.getline(file, line).strip()})"
 
 
 def run_command(main: Callable[[], int | None]) -> None:

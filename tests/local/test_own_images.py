@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jobs.prepare.packed import convert
 from tests import own_images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +86,39 @@ def test_a_folder_becomes_a_model_without_another_edit(tmp_path: Path, kind: str
     assert "files=40" in checked.stdout
 
 
+def test_a_packed_dataset_is_handled_by_its_name_and_checked(tmp_path: Path) -> None:
+    given = own_images.write(tmp_path / "given", 8)
+    by_name = ("--data-root", tmp_path / "data", "--dataset", "mine")
+    check = ("--data-root", tmp_path / "data", "--check", tmp_path / "mine.py", "--json")
+    assert prepare(tmp_path, given).returncode == 0
+    for arguments in ((*by_name, "--pack"), (*by_name, "--verify", "deep"), check):
+        done = launch(tmp_path, "prepare", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "data/mine/packed.zip").exists()
+    run = Path(json.loads(done.stdout.splitlines()[0])["path"])
+    assert read_events(run)["verified"]["files"] == 8
+
+    again = prepare(tmp_path, given, "--crop", "32")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (tmp_path / "data/mine/packed.zip").exists()
+    assert "crop_size = (32, 32)" in (tmp_path / "mine.py").read_text()
+
+    # A mistake is found in the container, too, and named by its place there.
+    text = (tmp_path / "mine.py").read_text()
+    fewer = text.replace("classes=classes", "classes=classes[:2]").replace("=palette", "=palette[:2]")
+    (tmp_path / "mine.py").write_text(fewer)
+    wrong = launch(tmp_path, "prepare", *check)
+    assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+    run = Path(json.loads(wrong.stdout.splitlines()[0])["path"])
+    said = f"label outside\t{tmp_path}/data/mine/packed.zip/ann_dir/val/scene_"
+    assert said in (run / "findings.tsv").read_text()
+
+    done = launch(tmp_path, "prepare", *by_name, "--unpack")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "data/mine/packed.zip").exists()
+    assert "images=8" in done.stdout
+
+
 def test_mistakes_are_told_and_nothing_is_made(tmp_path: Path) -> None:
     given = own_images.write(tmp_path / "given", 8)
     (given / "masks/scene_003.png").unlink()
@@ -104,6 +139,17 @@ def test_check_looks_at_what_any_config_reads(tmp_path: Path, voc_small: Path) -
     checked = launch(tmp_path, "prepare", "--data-root", voc_small, "--check", "configs/demo.py")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "files=32" in checked.stdout
+
+    # The same packed, and not there at all.
+    shutil.copytree(voc_small / "VOCdevkit", tmp_path / "packed/VOCdevkit")
+    convert.pack(tmp_path / "packed", "VOCdevkit")
+    checked = launch(tmp_path, "prepare", "--data-root", tmp_path / "packed", "--check", "configs/demo.py")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "files=32" in checked.stdout
+    checked = launch(tmp_path, "prepare", "--data-root", tmp_path / "none", "--check", "configs/demo.py")
+    assert checked.returncode == 2, checked.stdout + checked.stderr
+    missing = "data/VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt is not there"
+    assert f"train_dataloader: its dataset PascalVOCDataset cannot be read: {missing}" in checked.stdout
 
     # A dataset class of the user's, in a layout of its own, with labels that are none.
     given = own_images.write(tmp_path / "data/shapes", 4)

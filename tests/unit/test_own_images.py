@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import unicodedata
@@ -28,7 +29,7 @@ from jobs.prepare import __main__ as command
 from jobs.prepare import verify
 from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sources, splits
 from jobs.prepare.own.pipeline import base_path, prepare_own
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 from tests import own_images
 from tests.mutations import in_time
 
@@ -1166,8 +1167,8 @@ def test_options_that_do_not_fit(tmp_path: Path, words: list[str], said: str) ->
         (["--split", "1.5"], "between 0 and 1"),
         (["--group-by", "("], "no regular expression"),
         (["--val-list", "x"], "--train-list"),
-        (["--crop", "7"], "from 32 to 8192"),
         (["--train-list", "{f}/x", "--seed", "1"], "leave out --split, --seed and --group-by"),
+        (["--crop", "7"], "from 32 to 8192"),
     ],
 )
 def test_mistakes_in_options_are_one_line(tmp_path: Path, more: list[str], said: str) -> None:
@@ -1179,7 +1180,6 @@ def test_mistakes_in_options_are_one_line(tmp_path: Path, more: list[str], said:
     assert "\n" not in str(refused.value)
 
 
-def test_what_lies_in_a_folder_without_images(tmp_path: Path) -> None:
 def test_a_suffix_of_masks_that_are_no_pictures_is_refused(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 2, masks="labelme")
     with pytest.raises(
@@ -1188,6 +1188,7 @@ def test_a_suffix_of_masks_that_are_no_pictures_is_refused(tmp_path: Path) -> No
         make(folder, "--mask-suffix", "_mask.png")
 
 
+def test_what_lies_in_a_folder_without_images(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 2)
     for image in (folder / "images").iterdir():
         image.rename(image.with_suffix(".raw"))
@@ -1204,6 +1205,16 @@ def test_what_a_value_becomes_is_mmsegs() -> None:
     assert table_of(3, None, False, 255) == {0: 0, 1: 1, 2: 2, 255: 255}
     assert table_of(2, None, True, 255) == {0: 255, 1: 0, 2: 1, 255: 255}
     assert table_of(1, {0: 255, 1: 0, 2: 255}, False, 255) == {0: 255, 1: 0, 2: 255, 255: 255}
+
+
+def test_an_error_that_says_nothing_is_told_by_its_place() -> None:
+    try:
+        raise AssertionError
+    except AssertionError as error:
+        said = one_line(error)
+    assert re.fullmatch(r"AssertionError at test_own_images\.py:\d+ \(raise AssertionError\)", said)
+    assert one_line(ValueError()) == "ValueError"
+    assert one_line(ValueError("a\nb")) == "a b"
 
 
 def test_a_manifest_keeps_its_findings(tmp_path: Path) -> None:

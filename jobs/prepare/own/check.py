@@ -83,16 +83,20 @@ def datasets(cfg: Any, path: Path) -> Iterator[Read]:
     import mmseg.datasets
     from mmengine.registry import DATASETS, init_default_scope
 
+    from jobs.mmseg import packed
+
     assert mmseg.datasets
     init_default_scope(cfg.get("default_scope") or "mmseg")
     for split, loaders in LOADERS.items():
         for loader in loaders:
             for leaf in leaves((cfg.get(loader) or {}).get("dataset")):
+                description = {**leaf, "pipeline": [], "lazy_init": False}
+                packed.read_packed(description)
                 try:
-                    dataset = DATASETS.build({**leaf, "pipeline": [], "lazy_init": False})
-                    yield read_of(dataset, leaf, split)
+                    yield read_of(DATASETS.build(description), leaf, split)
                 except Exception as problem:  # a class of the user's may raise anything
-                    text = one_line(problem)
+                    lacking = missing(leaf)
+                    text = f"{lacking} is not there" if lacking else one_line(problem)
                     raise UserError(
                         f"{path}: {loader}: its dataset {leaf.get('type')} cannot be read: {text}"
                     ) from None
@@ -111,12 +115,32 @@ def leaves(node: Any) -> Iterator[dict[str, Any]]:
             yield dict(node)
 
 
+def missing(leaf: dict[str, Any]) -> str:
+    """A file or folder that a dataset's description names, and that is not there, not in a packed one either;
+    "" for none. mmseg's classes assert it, and some say no more."""
+    from jobs.mmseg import packed
+
+    prefixes = leaf.get("data_prefix")
+    names = [leaf.get("ann_file"), *(prefixes.values() if isinstance(prefixes, dict) else [])]
+    paths = [Path(leaf.get("data_root") or "", name) for name in names if isinstance(name, str) and name]
+    return next((str(path) for path in paths if not packed.exists(path)), "")
+
+
+def place_of(path: str) -> str:
+    """Where a training finds a file: the path below its container if it lies in a packed dataset, as
+    `images.read_file` takes it."""
+    from jobs.mmseg import packed
+
+    found = packed.find(path) if path else None
+    return str(found[0].path / found[1]) if found and found[1] in found[0].files else path
+
+
 def read_of(dataset: Any, leaf: dict[str, Any], split: str) -> Read:
     classes = tuple(dataset.metainfo.get("classes") or ())
     items = []
     for index in range(len(dataset)):
         one = dataset.get_data_info(index)
-        image, mask = str(one["img_path"]), str(one.get("seg_map_path") or "")
+        image, mask = (place_of(str(one.get(key) or "")) for key in ("img_path", "seg_map_path"))
         items.append(Item(image, image, mask, "picture", split=split))
     if not items:
         raise UserError("it has no images")

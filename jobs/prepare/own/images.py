@@ -17,6 +17,9 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.run import packed
+from jobs.run.errors import UserError
+
 MOST_PIXELS = 1 << 28
 """Of an image or a mask, as an inference has it (jobs/mmseg/images.py): some 10 bytes of memory a pixel."""
 MOST_BYTES = 8 * MOST_PIXELS
@@ -329,7 +332,10 @@ def describe(found: Picture, grey: NDArray[Any]) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Raises BadPicture for what cannot be read as a file: of a pipe or a device there is no end."""
+    """Raises BadPicture for what cannot be read as a file: of a pipe or a device there is no end.
+
+    A path below a packed dataset's container is a file in it.
+    """
     try:
         # Or opening a pipe would wait for somebody who writes into it.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -338,5 +344,19 @@ def read_file(path: Path) -> bytes:
             return file.read()
     except FileNotFoundError:
         raise BadPicture("is not there") from None
+    except NotADirectoryError:
+        return read_packed(path)
     except (IsADirectoryError, PermissionError) as error:
         raise BadPicture(f"cannot be read: {error.strerror}") from None
+
+
+def read_packed(path: Path) -> bytes:
+    for above in path.parents:
+        if above.name == packed.NAME:
+            try:
+                return packed.opened(above).read(path.relative_to(above).as_posix())
+            except KeyError:
+                break
+            except UserError as error:
+                raise BadPicture(str(error)) from None
+    raise BadPicture("is not there")
