@@ -71,10 +71,11 @@ def data_prerequisites(spec: TrainingSpec) -> data_ready.Prerequisites:
     """The preparations that this training has to wait for. Raises UserError if there is none and no data."""
     prerequisites = data_ready.wait_for(spec.data_root, spec.train.executor, spec.chain)
     coming = prerequisites.jobs or prerequisites.stages
-    if spec.train.settings.stage and not coming and not data_ready.any_packed(spec.data_root, spec.chain):
+    stage = spec.train.settings.stage
+    if stage and not coming and (packing := data_ready.to_pack(spec.data_root, spec.chain)):
         print(
             f"{spec.train.sources['stage']}: `stage` copies packed datasets, and this config reads none: "
-            "python launch/prepare.py --pack packs one",
+            f"{packing}",
             file=sys.stderr,
         )
     return prerequisites

@@ -106,9 +106,15 @@ def paths(chain: configs.Chain) -> list[str]:
     return sorted(path.removeprefix("data/") for path in normal if path.startswith("data/"))
 
 
-def any_packed(data_root: Path, chain: configs.Chain) -> bool:
-    """Whether one of the config's data roots lies in a packed dataset."""
-    return any(packed.locate(data_root / path) for path in paths(chain))
+def to_pack(data_root: Path, chain: configs.Chain) -> str:
+    """How to pack a dataset of the config's, if none of its data roots lies in a packed one; else ""."""
+    found = paths(chain)
+    if any(packed.locate(data_root / path) for path in found):
+        return ""
+    for folder in (path.split("/")[0] for path in found):
+        if state.state(data_root, folder).ready:
+            return f"{_command(data_root, dataset_of(folder))} --pack packs one"
+    return "prepare.py --pack packs those that it has made (docs/packed.md)"
 
 
 def recipe_of(path: str) -> str:
@@ -165,11 +171,15 @@ def _not_there(data_root: Path, path: str, dataset: str, reason: str) -> None:
     if not dataset:
         raise UserError(f"the config reads data/{path}, and there is no {place}: put it there")
     why = f" ({reason})" if reason else ""
-    which = "" if dataset == "voc" else f" --dataset {dataset}"
     raise UserError(
         f"there is no prepared dataset in {data_root / folder_of(dataset)}{why}: "
-        f"python launch/prepare.py --data-root {data_root}{which} makes it"
+        f"{_command(data_root, dataset)} makes it"
     )
+
+
+def _command(data_root: Path, dataset: str) -> str:
+    which = "" if dataset == "voc" else f" --dataset {dataset}"
+    return f"python launch/prepare.py --data-root {data_root}{which}"
 
 
 def preparing(data_root: Path, folder: str) -> Run | None:

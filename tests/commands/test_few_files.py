@@ -22,7 +22,8 @@ def test_the_run_has_the_path_as_it_was_given_and_hears_when_nothing_is_packed(
     site.command("sbatch", "echo Submitted batch job 5")
     made = site.train("--stage", "$TMPDIR")
     assert made.returncode == 0, made.stderr
-    assert "this config reads none: python launch/prepare.py --pack packs one" in made.stderr
+    command = f"python launch/prepare.py --data-root {site.data} --pack"
+    assert f"this config reads none: {command} packs one" in made.stderr
     assert Run(site.runs / "mine").request().cluster.stage == "$TMPDIR"
     site.data = shutil.copytree(voc_small, tmp_path / "packed")
     convert.pack(site.data, "VOCdevkit")
