@@ -58,10 +58,8 @@ def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
         of_own_images = fit_own(arguments)
         mounts += own_images.folders(arguments)
     dataset = arguments.dataset or "voc"
-    turns = arguments.verify or arguments.pack or arguments.unpack
-    if not own and not (turns and own_images.is_there(data_root, dataset)):
-        asks = bool(arguments.verify) or arguments.converter_args is not None
-        dataset = datasets.check_name(dataset, asks)
+    if not own:
+        dataset = name_of(arguments, data_root, dataset)
     for reference in () if arguments.no_weights else arguments.weights or ():
         pretrained.published(reference)
     if arguments.converter_args is not None:
@@ -69,6 +67,20 @@ def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
     check_fitting(arguments, data_root, dataset)
     argv = ["--data-root", str(data_root), *of_own_images, *prepare_options.command_line(arguments, dataset)]
     return Preparation(dataset, argv, mounts, checked)
+
+
+def name_of(arguments: argparse.Namespace, data_root: Path, dataset: str) -> str:
+    """The dataset's name as it is kept. Raises UserError for one that is neither known nor there."""
+    converts = arguments.converter_args is not None
+    if converts or not own_images.is_there(data_root, dataset):
+        return datasets.check_name(dataset, bool(arguments.verify) or converts)
+    if arguments.verify or arguments.pack or arguments.unpack:
+        return dataset
+    root = data_root / datasets.folder_of(dataset)
+    raise UserError(
+        f"--dataset {dataset}: {root} is there; --verify looks at it, --pack and --unpack turn it, "
+        "and to make it again give all the options that made it"
+    )
 
 
 def check_together(arguments: argparse.Namespace) -> None:

@@ -98,6 +98,10 @@ def test_a_packed_dataset_is_handled_by_its_name_and_checked(tmp_path: Path) -> 
     run = Path(json.loads(done.stdout.splitlines()[0])["path"])
     assert read_events(run)["verified"]["files"] == 8
 
+    alone = launch(tmp_path, "prepare", *by_name)
+    assert alone.returncode == 2
+    assert "data/mine is there; --verify looks at it" in alone.stderr
+
     again = prepare(tmp_path, given, "--crop", "32")
     assert again.returncode == 0, again.stdout + again.stderr
     assert (tmp_path / "data/mine/packed.zip").exists()
