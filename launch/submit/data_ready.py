@@ -8,6 +8,7 @@ that a preparation brings along are missed here too.
 from __future__ import annotations
 
 import posixpath
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,7 +180,7 @@ def _not_there(data_root: Path, path: str, dataset: str, reason: str) -> None:
 
 def _command(data_root: Path, dataset: str) -> str:
     which = "" if dataset == "voc" else f" --dataset {dataset}"
-    return f"python launch/prepare.py --data-root {data_root}{which}"
+    return f"python launch/prepare.py --data-root {shlex.quote(str(data_root))}{which}"
 
 
 def preparing(data_root: Path, folder: str) -> Run | None:

@@ -24,6 +24,13 @@ def test_the_run_has_the_path_as_it_was_given_and_hears_when_nothing_is_packed(
     assert made.returncode == 0, made.stderr
     command = f"python launch/prepare.py --data-root {site.data} --pack"
     assert f"this config reads none: {command} packs one" in made.stderr
+    site.data = shutil.copytree(voc_small, tmp_path / "a blank")
+    (site.data / "VOCdevkit").rename(site.data / "mine")
+    of_own = ("--set", "train_dataloader.dataset.data_root=data/mine/VOC2012")
+    made = site.train(
+        "--stage", "$TMPDIR", "--run", "own", *of_own, *(one.replace("train", "val") for one in of_own)
+    )
+    assert f"--data-root '{site.data}' --dataset mine --pack packs one" in made.stderr
     assert Run(site.runs / "mine").request().cluster.stage == "$TMPDIR"
     site.data = shutil.copytree(voc_small, tmp_path / "packed")
     convert.pack(site.data, "VOCdevkit")
