@@ -72,10 +72,11 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
 
 def told_of(root: Path) -> dict[str, Any]:
     """What the event `prepared` says of the checks."""
-    if not (root / FINDINGS).is_file():
+    found, sheet_file = root / own_options.FINDINGS, root / own_options.SHEET
+    if not found.is_file():  # packed before it was left beside the container
         return {}
-    lines = (root / FINDINGS).read_bytes().splitlines()
-    return {"warnings": len(lines) - 1, "findings": str(root / FINDINGS), "sheet": str(root / SHEET)}
+    warnings = len(found.read_bytes().splitlines()) - 1
+    return {"warnings": warnings, "findings": str(found), "sheet": str(sheet_file)}
 
 
 def request_of(args: argparse.Namespace) -> str:
