@@ -71,9 +71,8 @@ def check_local(arguments: argparse.Namespace) -> None:
     if profiles.load(arguments.cluster).executor == "slurm":
         raise UserError(f"--cluster {arguments.cluster} is a profile for Slurm, and there is no Slurm here")
     for name in ("partition", "account", "qos"):
-        value = getattr(arguments, name)
-        if value:
-            raise UserError(f"--{name} {value}: there is no Slurm here")
+        if getattr(arguments, name):
+            raise UserError(f"--{name} {getattr(arguments, name)}: there is no Slurm here")
 
 
 def read_arguments() -> argparse.Namespace:
