@@ -97,6 +97,9 @@ LOOKED_UP = (
 """Those that the Runner, or Baton, looks up in the config itself."""
 OPENMMLAB = ("mmseg", "mmengine", "mmcv", "torch", "torchvision", *WITH)
 """Packages of which it is known that they look up no other."""
+LIKE = 0.8
+"""How much a key is like one that is known (difflib), if it is a typo of it though code of the user's might
+read it."""
 MOST_PLACES = 3
 """That are named of where a variable of a config has gone."""
 
@@ -131,11 +134,12 @@ def settings(values: Any) -> dict[str, Any]:
     return BATON | own
 
 
-def unread(key: str, values: dict[str, Any]) -> str:
+def unread(key: str, values: dict[str, Any], own: bool) -> str:
     """Why an override of `key` (dotted) would change nothing, and what would; "" if something reads it.
-    `values`: those of the config without its overrides.
+    `values`: those of the config without its overrides. `own`: code of the user's comes along, or may.
 
-    A config's variables have long gone into its parts by then; only code of the user's may look one up.
+    A config's variables have long gone into its parts by then; only code of the user's may look one up, or
+    ask for one that the config does not have. Of that, what is like another key is taken for a typo.
     """
     top = key.partition(".")[0]
     model = values.get("model")
@@ -144,9 +148,13 @@ def unread(key: str, values: dict[str, Any]) -> str:
         return ""
     places = _places(key, values)
     if top not in values:
-        near = places[:1] or difflib.get_close_matches(top, [*RUNNER, *LOOKED_UP], 1)
-        return f"nothing reads {top}" + (f": did you mean {near[0]}?" if near else "")
-    if not placed and _of_others(values):
+        known = [*RUNNER, *LOOKED_UP, *(values if own else ())]
+        near = places[:1] or difflib.get_close_matches(top, known, 1, LIKE if own else 0.6)
+        if own and not near:
+            return ""
+        says = f"the config has no {top}" if own else f"nothing reads {top}"
+        return says + (f": did you mean {near[0]}?" if near else "")
+    if not placed and own:
         return ""
     shown = ", ".join(places[:MOST_PLACES]) + (", …" if len(places) > MOST_PLACES else "")
     instead = f"set {shown}, or edit the config" if places else "edit the config"
@@ -178,10 +186,11 @@ def _walk(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
         yield from _walk(value, where)
 
 
-def _of_others(values: dict[str, Any]) -> bool:
+def of_others(values: dict[str, Any]) -> bool:
     """Whether the config names code that is none of OpenMMLab's."""
-    named = unmarked(values.get("custom_imports")).get("imports") or []
-    names = [named] if isinstance(named, str) else [str(name) for name in named]
+    given = values.get("custom_imports")
+    named = given.get("imports") if isinstance(given, dict) else None
+    names = [str(one) for one in (named if isinstance(named, (list, tuple)) else [named]) if one]
     names += [kind for kind in types(values) if "." in kind]
     return any(name.partition(".")[0] not in OPENMMLAB for name in names)
 

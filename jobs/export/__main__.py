@@ -26,8 +26,6 @@ from jobs.run.task import job_id
 
 CHECKED = 8
 """Images of the test dataset on which the two are compared, spread over it."""
-NOT_THE_USERS = ("jobs", "launch", "configs", "data", "config_files", "package_configs")
-"""Of a run's code/."""
 
 
 def main() -> int:
@@ -71,7 +69,7 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
     model = models.load(cfg, checkpoint, "cpu")
     write_weights(folder / exported.WEIGHTS, checkpoint, model.dataset_meta)
     write_atomically(folder / exported.CONFIG, compat.formatted(portable(cfg, model.dataset_meta)).encode())
-    modules = copy_modules(run.code, folder) if cfg.get("custom_imports") else []
+    modules = copy_modules(run, folder) if cfg.get("custom_imports") else []
     record = {
         "format": exported.FORMAT,
         "run": run.name,
@@ -119,15 +117,11 @@ def portable(cfg: Any, meta: Any) -> Any:
     return cfg
 
 
-def copy_modules(code: Path, folder: Path) -> list[str]:
-    """Copies the user's own modules, of which `code` has nothing but what its config needs; their files'
-    names below `folder`."""
+def copy_modules(run: Run, folder: Path) -> list[str]:
+    """Copies the user's own modules; returns their files' names below `folder`."""
     found = []
-    for module in sorted(code.iterdir()):
-        package = (module / "__init__.py").is_file()
-        if module.name in NOT_THE_USERS or not (package or module.suffix == ".py"):
-            continue
-        if package:
+    for module in run.modules():
+        if module.is_dir():
             shutil.copytree(
                 module, folder / module.name, dirs_exist_ok=True, copy_function=shutil.copyfile,
                 ignore=shutil.ignore_patterns("__pycache__", ".*"),

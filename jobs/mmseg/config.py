@@ -48,14 +48,16 @@ def resolve(session: Session) -> Config:
     request = session.request
     cfg = read(session.run.code / request.config)
     written = cfg.to_dict()
-    for key in request.overrides:
-        # Of a config with a base that the login node cannot read, only this says so.
-        if why := supported.unread(key, written):
-            raise UserError(f"--set {key}: {why}")
     try:
         cfg.merge_from_dict(dict(request.overrides))
     except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
         raise UserError(f"--set does not fit {request.config}: {one_line(error)}") from None
+    modules = [path for path in session.run.modules() if path != session.run.code / request.config]
+    own = bool(modules) or supported.of_others(cfg.to_dict())
+    for key in request.overrides:
+        # Of a config with a base that the login node cannot read, only this says so.
+        if why := supported.unread(key, written, own):
+            raise UserError(f"--set {key}: {why}")
     import_modules(cfg, request.config)
     if absent := [key for key in NEEDED if key not in cfg]:
         raise UserError(

@@ -88,6 +88,10 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             raise UserError("run.yaml is damaged: `tuples` holds what is no plain Python value") from None
 
 
+NOT_THE_USERS = ("jobs", "launch", "configs", "data", "config_files", "package_configs")
+"""Of a run's code/."""
+
+
 class Run:
     """Paths of one run directory. Making one touches nothing on disk."""
 
@@ -106,6 +110,15 @@ class Run:
     @property
     def name(self) -> str:
         return self.path.name
+
+    def modules(self) -> list[Path]:
+        """The user's own modules in `code`, which has nothing but what its config needs: files, and packages'
+        folders."""
+        return [
+            path
+            for path in sorted(self.code.iterdir())
+            if path.name not in NOT_THE_USERS and (path.suffix == ".py" or (path / "__init__.py").is_file())
+        ]
 
     def request(self) -> Request:
         """Reads run.yaml. Raises UserError if it is missing or not a request."""

@@ -69,8 +69,9 @@ def check(
     chain.modules = _modules(config, chain, here)
     if not chain.complete:
         return chain
+    own = bool(asked) and _brings_code(chain)
     for option, key in asked:
-        if why := supported.unread(key, written):
+        if why := supported.unread(key, written, own):
             raise UserError(f"{option} {key}: {why}")
     _check_kind(config, chain)
     known = _known(chain.values)
@@ -82,6 +83,18 @@ def check(
         raise UserError(f"{config}: {error}") from None
     _check_parts(config, chain, evaluated)
     return chain
+
+
+def _brings_code(chain: Chain) -> bool:
+    """Whether code of the user's comes along with the config, or what it computes may name some: the job,
+    which knows then, asks the same."""
+    parts = {key: chain.values.get(key) for key in ("custom_imports", "custom_hooks")}
+    return bool(chain.modules) or _computes(parts) or supported.of_others(_known(chain.values))
+
+
+def _computes(node: Any) -> bool:
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    return node is UNKNOWN or any(map(_computes, inner))
 
 
 def _check_kind(config: Path, chain: Chain) -> None:
@@ -174,7 +187,7 @@ def data_roots(chain: Chain) -> set[str]:
 def _modules(config: Path, chain: Chain, here: bool) -> list[Path]:
     """The user's modules that the configs need. Raises UserError for one of `custom_imports` that is neither
     among them nor installed."""
-    given = chain.values.get("custom_imports")
+    given = _known(chain.values.get("custom_imports"))
     given = given if isinstance(given, dict) else {}
     named = given.get("imports")
     names = [one for one in ([named] if isinstance(named, str) else named or []) if isinstance(one, str)]

@@ -252,10 +252,28 @@ def test_what_the_runner_reads_is_what_it_takes() -> None:
 
 def test_a_start_refuses_an_override_that_nothing_reads(tmp_path: Path) -> None:
     """As the login node does, where it can read the config's bases."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "configs").symlink_to(ROOT / "configs")
     with pytest.raises(UserError, match="nothing reads optim_wraper: did you mean optim_wrapper"):
         config.resolve(session(tmp_path, optim_wraper__optimizer__lr=0.1))
     with pytest.raises(UserError, match="crop_size is a variable of the config's file"):
         config.resolve(session(tmp_path, ZOO, crop_size=(64, 64)))
+
+
+def test_a_start_takes_a_variable_where_code_of_the_users_comes_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "mine.py").write_text(f"_base_ = '{ROOT / ZOO}'\nimport beside_the_config\n")
+    here = session(tmp_path, "mine.py", crop_size=(64, 64))
+    monkeypatch.syspath_prepend(code)
+    (code / "beside_the_config.py").write_text("")  # which may register what asks for it
+    assert config.resolve(here).crop_size == (64, 64)
+    (code / "mine.py").write_text(f"_base_ = '{ROOT / ZOO}'\n")
+    (code / "beside_the_config.py").unlink()
+    with pytest.raises(UserError, match="crop_size is a variable of the config's file"):
+        config.resolve(here)
 
 
 def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:

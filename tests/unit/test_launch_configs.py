@@ -111,9 +111,36 @@ def test_a_variable_that_code_of_the_users_may_look_up_is_taken(tmp_path: Path) 
     (tmp_path / "mine_too.py").write_text("")
     own = VARIABLES + "custom_imports = dict(imports=['mine_too'])\n"
     assert asked(own, "crop_size", tmp_path) == ""
-    assert "nothing reads cropsize" in asked(own, "cropsize", tmp_path)
+    assert asked(own, "another_key", tmp_path) == "", "it may have a default there"
+    said = "the config has no cropsize: did you mean crop_size?"
+    assert said in asked(own, "cropsize", tmp_path)
+    assert "did you mean train_cfg.max_epochs?" in asked(own, "max_epochs", tmp_path)
     theirs = VARIABLES + "custom_imports = dict(imports=['mmseg.engine'])\n"
     assert "crop_size is a variable" in asked(theirs, "crop_size", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "import mine_too\n",
+        "import os\ncustom_imports = os.environ.get('MINE')\n",
+        "import os\ncustom_imports = dict(imports=[one for one in os.environ['MINE'].split()])\n",
+        "import os\ncustom_hooks = os.environ.get('MINE')\n",
+    ],
+)
+def test_a_variable_is_taken_where_code_of_the_users_is_imported_or_computed(
+    more: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine_too.py").write_text("")
+    assert asked(VARIABLES + more, "crop_size", tmp_path) == ""
+    assert "did you mean model?" in asked(VARIABLES + more, "modle.backbone", tmp_path)
+
+
+def test_a_variable_is_taken_where_an_override_names_code_of_the_users(tmp_path: Path) -> None:
+    (tmp_path / "mine_too.py").write_text("")
+    (tmp_path / "mine.py").write_text(VARIABLES)
+    given = {"custom_imports.imports": ["mine_too"]}
+    configs.check(tmp_path / "mine.py", given, asked=[("--set", "crop_size")])
 
 
 def test_nothing_of_a_config_is_run(tmp_path: Path) -> None:
