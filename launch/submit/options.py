@@ -258,7 +258,8 @@ def weights_found(key: str, value: str) -> str:
     path from here, by its absolute one. `data/…` means the data root."""
     path = Path(value)
     relative = not path.is_absolute() and path.parts[:1] != ("data",)
-    if key.rpartition(".")[2] in WEIGHTS and relative and path.is_file():
+    # Any text: os.path takes what cannot be a name for no file.
+    if key.rpartition(".")[2] in WEIGHTS and relative and os.path.isfile(value):
         return str(path.absolute())
     return value
 

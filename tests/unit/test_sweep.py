@@ -50,6 +50,9 @@ def test_a_file_of_weights_is_found_where_it_was_typed(
     left = ["load_from=data/x.pth", "model.pretrained=runs/none.pth", "a.name=runs/epoch_3.pth"]
     assert [f"{key}={value}" for key, value in options.overrides(left).items()] == left
     assert sweep_options.parse("load_from=runs/epoch_3.pth,None") == ("load_from", [there, None])
+    hook = {"type": "CheckpointHook", "save_best": "mIoU" * 99}  # longer than any file's name
+    key = "default_hooks.checkpoint"
+    assert options.overrides([f"{key}={hook}"]) == {key: hook}
 
 
 def given(*words: str) -> argparse.Namespace:
