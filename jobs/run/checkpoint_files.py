@@ -51,12 +51,17 @@ def last(directory: Path) -> Checkpoint | None:
 
 def best(directory: Path) -> Checkpoint | None:
     """The checkpoint with the best validation so far; None if there was none, or if its file is gone."""
+    checkpoint = noted_best(directory)
+    return checkpoint if checkpoint and not wrong_size(checkpoint) else None
+
+
+def noted_best(directory: Path) -> Checkpoint | None:
+    """As `best`, also if its file is gone."""
     try:
         record = json.loads((directory / files.BEST).read_text())
-        checkpoint = read(directory / f"{Path(record['path']).name}.json")
+        return read(directory / f"{Path(record['path']).name}.json")
     except DAMAGED:
         return None
-    return checkpoint if checkpoint and not wrong_size(checkpoint) else None
 
 
 def meant(directory: Path, which: str) -> Checkpoint | None:

@@ -26,7 +26,7 @@ class Figure(msgspec.Struct, frozen=True):
     less: bool = False
     """Whether less of it is better."""
     of: str = ""
-    """The checkpoint that was evaluated, where that is not the run's best."""
+    """What was evaluated, where that is not the run's best checkpoint as it is: `epoch_50`, `tta`."""
 
     def __str__(self) -> str:
         return shown(self.metric, self.value) + (f" ({self.of})" if self.of else "")

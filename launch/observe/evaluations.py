@@ -1,24 +1,35 @@
-"""Which of its evaluations a run goes by: the newest of its best checkpoint. Another one's figures are told
-with the checkpoint that they are of."""
+"""Which of its evaluations a run goes by: the newest of its best checkpoint, without augmentation. Another
+one's figures are told with what they are of."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jobs.run import checkpoint_files, files, records
 from jobs.run.checkpoint_files import Checkpoint
 
+TTA = "tta"
+
 
 def chosen(folders: Sequence[Path], checkpoints: Path) -> tuple[int, str]:
     """The number of the evaluation that a run goes by, of those with their results in `folders`, oldest first
-    (at least one); and `whose` it is."""
-    best = checkpoint_files.meant(checkpoints, "best")
+    (at least one); and what it is of, if that is not the best checkpoint as it is: `epoch_50`, `tta`."""
+    best = meant(checkpoints, "best")
     owners = [whose(folder, best) for folder in folders]
-    own = [number for number, owner in enumerate(owners) if not owner]
-    number = own[-1] if own else len(folders) - 1
-    return number, owners[number]
+    augmented = [_about(folder)[2] for folder in folders]
+    number = max(range(len(folders)), key=lambda one: (not owners[one], not augmented[one], one))
+    return number, ", ".join(filter(None, (owners[number], TTA if augmented[number] else "")))
+
+
+def meant(checkpoints: Path, which: str) -> Checkpoint | None:
+    """What an evaluation of `which` would be of. A best checkpoint whose file was deleted is the best one
+    yet: it may have been evaluated before."""
+    noted = checkpoint_files.noted_best(checkpoints) if which == "best" else None
+    return noted or checkpoint_files.meant(checkpoints, which)
 
 
 def whose(folder: Path, meant: Checkpoint | None) -> str:
@@ -26,10 +37,19 @@ def whose(folder: Path, meant: Checkpoint | None) -> str:
     where it is, and of a run that has none (None)."""
     if meant is None:
         return ""
-    name, _, digest = folder.name.removesuffix("-tta").rpartition("-")  # jobs/evaluate/results.py
-    if not re.fullmatch("[0-9a-f]{8}", digest):  # --out, which may have any name
-        told = records.read_json(folder / files.EVAL_METRICS)
-        name, digest = Path(str(told.get("checkpoint", "?"))).stem, str(told.get("digest", ""))[:8]
+    name, digest, _ = _about(folder)
     if digest == str(meant.manifest.get("digest", ""))[:8]:
         return ""
     return f"another {name}" if name == meant.path.stem else name
+
+
+def _about(folder: Path) -> tuple[str, str, bool]:
+    """Of an evaluation: the checkpoint's name, its digest's beginning, and whether images were augmented."""
+    named = re.fullmatch("(.+)-([0-9a-f]{8})(-tta)?", folder.name)  # jobs/evaluate/results.py
+    if named:
+        return named[1], named[2], bool(named[3])
+    told: dict[str, Any] = {}
+    with contextlib.suppress(OSError):  # --out, which may have any name, and lie on a disk that is gone
+        told = records.read_json(folder / files.EVAL_METRICS)
+    name = Path(str(told.get("checkpoint", "?"))).stem
+    return name, str(told.get("digest", ""))[:8], bool(told.get("augmented"))

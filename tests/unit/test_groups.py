@@ -15,6 +15,7 @@ import pytest
 from jobs.evaluate import per_image
 from jobs.mmseg import figures
 from jobs.run.directory import Run
+from launch.observe import evaluations
 from launch.observe.report import data as report_data
 from launch.observe.report import groups
 from tests.unit.made_runs import T0, common, made_run, started, submitted, write
@@ -121,10 +122,40 @@ def test_a_run_goes_by_the_evaluation_of_its_best_checkpoint(tmp_path: Path) -> 
     assert told() == ("30.25 (epoch_1)", "epoch_1")
     evaluate(run, 80, "epoch_2-00000009", 90.25)  # given by its path, another run's
     assert told() == ("90.25 (another epoch_2)", "another epoch_2")
-    evaluate(run, 90, "epoch_2-00000002", 50.25)
-    evaluate(run, 100, "epoch_2-00000002-tta", 55.25)
+    evaluate(run, 90, "epoch_2-00000002-tta", 55.25)
+    assert told() == ("55.25 (tta)", "best")
+    evaluate(run, 100, "epoch_2-00000002", 50.25)
     evaluate(run, 110, "epoch_1-00000001-tta", 35.25)
-    assert told() == ("55.25", "best")
+    assert told() == ("50.25", "best")
+    (run.checkpoints / "epoch_2.pth").unlink()
+    assert told() == ("50.25", "best"), "a best checkpoint that was deleted is the best one yet"
+
+
+def test_an_augmented_evaluation_is_marked(tmp_path: Path) -> None:
+    run = with_checkpoints(made_run(tmp_path / "a"), epoch_1="00000001", epoch_2="00000002")
+
+    def chosen(*folders: str) -> tuple[int, str]:
+        return evaluations.chosen([run.eval / folder for folder in folders], run.checkpoints)
+
+    assert chosen("epoch_1-00000001-tta") == (0, "epoch_1, tta")
+    assert chosen("epoch_2-00000002-tta", "epoch_1-00000001") == (0, "tta")
+    assert chosen("epoch_2-00000002", "epoch_2-00000002-tta") == (0, "")
+    (run.eval / "mine").mkdir(parents=True)  # --out
+    told = {"checkpoint": "epoch_2.pth", "digest": "00000002" + 24 * "0", "augmented": "6 scales, flipped"}
+    (run.eval / "mine" / "metrics.json").write_text(json.dumps(told))
+    assert chosen("mine") == (0, "tta")
+    assert chosen("gone") == (0, "?")
+
+
+def test_compared_runs_whose_best_checkpoint_was_deleted_are_of_one_group(tmp_path: Path) -> None:
+    both = [evaluated(tmp_path / f"a-{seed}", 0.1, seed, 0.8) for seed in (0, 1)]
+    for run in both:
+        with_checkpoints(run, epoch_5="00000005", epoch_4="00000004")
+        (run.checkpoints / "epoch_5.pth.json").write_text((run.checkpoints / "epoch_4.pth.json").read_text())
+        shutil.rmtree(run.eval)
+        evaluate(run, 70, "epoch_4-00000004", 50)
+    (both[0].checkpoints / "epoch_4.pth").unlink()
+    assert [group.name for group in gathered(*both)] == ["all"]
 
 
 def test_an_evaluation_of_another_checkpoint_is_a_group_of_its_own(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Evaluation(msgspec.Struct):
     """(image id, data: URL)."""
     left_out: int = 0
     of: str = ""
-    """The checkpoint that was evaluated, where that is not the run's best."""
+    """What was evaluated, where that is not the run's best checkpoint as it is: `epoch_50`, `tta`."""
 
 
 class Data(msgspec.Struct):

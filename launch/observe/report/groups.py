@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import checkpoint_files, files, records
 from jobs.run import counts as counted
+from jobs.run import files, records
 from jobs.run.metrics import EVALUATED, USUAL, Figure, shown
 from launch.observe import evaluations, figures
 from launch.observe.report import data as report_data
@@ -122,7 +122,7 @@ def _other_checkpoint(data: Data, which: str) -> str:
     """The checkpoint that was evaluated, where that is not the one that the run was to be evaluated by."""
     if data.evaluation is None:
         return ""
-    meant = checkpoint_files.meant(data.run.checkpoints, which)
+    meant = evaluations.meant(data.run.checkpoints, which)
     return evaluations.whose(data.run.eval / data.evaluation.name, meant)
 
 
