@@ -73,7 +73,7 @@ def main() -> int:
         programs.require(run, "jobs/evaluate/batches.py", "--batch")
     resolved = options.settings(arguments, options.profile_of(arguments, run, "evaluate"), "evaluate")
     job = batch(arguments, run, resolved, options.checkpoint(arguments.checkpoint, run))
-    return single_job.show(job) if arguments.dry_run else submit(arguments, run, job)
+    return single_job.show(job, arguments.json) if arguments.dry_run else submit(arguments, run, job)
 
 
 def evaluate_new(arguments: argparse.Namespace) -> int:

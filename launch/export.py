@@ -55,7 +55,7 @@ def main() -> int:
         job_arguments += ["--check", *(str(existing(one)) for one in arguments.check)]
     batch = single_job.batch(run.path, resolved, job_arguments, f"{run.name}-export")
     if arguments.dry_run:
-        return single_job.show(batch)
+        return single_job.show(batch, arguments.json)
     job, process = single_job.submit(run, batch)
     if not arguments.json:
         print(f"export   {out or own} ({exported.RECORD} is written last)")

@@ -60,7 +60,7 @@ def main() -> int:
         job_arguments = ["--out", str(out), "--checkpoint", checkpoint, *more, "--", *images]
         batch = single_job.batch(run.path, resolved, job_arguments, f"{run.name}-infer")
         if arguments.dry_run:
-            return single_job.show(batch)
+            return single_job.show(batch, arguments.json)
         job, process = single_job.submit(run, batch)
     if not arguments.json:
         print(f"masks    {out}")

@@ -7,6 +7,7 @@ submitted meanwhile waits for it in the queue.
 """
 
 import argparse
+import json
 import sys
 
 import checkout
@@ -62,7 +63,8 @@ def main() -> int:
     if arguments.dry_run:
         made = job.argv + ([f"--check={job.checked.files[0]}"] if job.checked else [])
         make = ["prepare", "--no-submit", "--run", name, *made, *options.command_line(arguments)]
-        return single_job.show(single_job.batch(path, resolved, argv, name, make, job.mounts))
+        batch = single_job.batch(path, resolved, argv, name, make, job.mounts)
+        return single_job.show(batch, arguments.json)
     folder = datasets.folder_of(job.dataset)
     looks = arguments.no_submit or arguments.verify or job.checked
     busy = None if looks else data_ready.preparing(data_root, folder)
@@ -98,6 +100,8 @@ def main() -> int:
             if resolved.settings.environment:
                 code_image.write(run)
             print(f"made {run.path}", file=sys.stderr)
+            if arguments.json:
+                print(json.dumps({"run": run.name, "path": str(run.path), "jobs": {}}))
             return 0
         number, process = single_job.submit(run, batch)
     return single_job.tell(arguments, run, "prepare", number, process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from jobs.run.directory import Request, Run, write_atomically
 from jobs.run.settings import JobSettings, RunSettings
 from jobs.slurm.login import SlurmError
 from launch.submit import batch_script as script
-from launch.submit import code_image, data_ready, job_environment, profiles, runs, snapshot
+from launch.submit import code_image, data_ready, executors, job_environment, profiles, runs, snapshot
 from launch.submit.configs import Chain
 from launch.submit.runs import CHECKOUT
 
@@ -145,6 +146,16 @@ def write_scripts(run: Run, *batches: script.Batch) -> None:
         content = script.text(batch).encode()
         write_atomically(file, content, durable=False, private=True)  # Slurm keeps a copy
         job_environment.write(run, batch.resolved)
+
+
+def as_json(*batches: script.Batch) -> str:
+    """What --dry-run shows of a run's batches, for a program: the script of each stage, or its command."""
+    found = {"run": str(batches[0].run)}
+    for batch in batches:
+        executor = executors.named(batch.resolved.executor)
+        shown = script.text(batch) if executor.BATCH_SCRIPTS else executor.shown([batch])
+        found[batch.resolved.stage] = shown
+    return json.dumps(found)
 
 
 @contextmanager

@@ -65,7 +65,10 @@ def resume(arguments: argparse.Namespace) -> int:
     check_resumable(run, longer.trains_on(old, overrides))
     scripts = training.batches(run.path, spec)
     if arguments.dry_run:
-        print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
+        if arguments.json:
+            print(creation.as_json(*scripts))
+        else:
+            print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
         for one in scripts:
             job_environment.write(run, one.resolved)
         return 0

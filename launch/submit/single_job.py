@@ -38,17 +38,20 @@ def batch(
     )
 
 
-def show(batch: script.Batch) -> int:
+def show(batch: script.Batch, as_json: bool) -> int:
     """--dry-run: prints the batch script, or the command of a local job."""
     executor = executors.named(batch.resolved.executor)
-    if executor.BATCH_SCRIPTS:
+    if as_json:
+        print(requests.as_json(batch))
+    elif executor.BATCH_SCRIPTS:
         print(script.text(batch), end="")
+    else:
+        print(executor.shown([batch]))
+    if executor.BATCH_SCRIPTS:
         script.make_log_folder(batch)
         if batch.made and batch.run is not None:
             job_environment.write(Run(batch.run), batch.resolved)
         print("nothing submitted", file=sys.stderr)
-    else:
-        print(executor.shown([batch]))
     return 0
 
 

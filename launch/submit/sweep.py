@@ -11,6 +11,7 @@ import argparse
 import gc
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -63,6 +64,8 @@ def main(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
                 f"{executors.named(spec.train.executor).by_hand(made[0])}",
                 file=sys.stderr,
             )
+            if arguments.json:
+                print(as_json(made, [values[number] for number in wanted], [({}, None)] * len(made)))
             return 0
         submitted = training.submit(made, both, prerequisites, not arguments.no_evaluation)
     return _tell(arguments, made, values, submitted)
@@ -76,6 +79,15 @@ def _free(stem: str) -> str:
     return f"{stem}-{number}"
 
 
+def as_json(made: list[Run], values: list[dict[str, Any]], submitted: Sequence[executors.Submitted]) -> str:
+    return json.dumps(
+        [
+            {"run": run.name, "path": str(run.path), "jobs": ids, **value}
+            for run, (ids, _), value in zip(made, submitted, values, strict=True)
+        ]
+    )
+
+
 def _tell(
     arguments: argparse.Namespace,
     made: list[Run],
@@ -83,11 +95,7 @@ def _tell(
     submitted: list[executors.Submitted],
 ) -> int:
     if arguments.json:
-        summary = [
-            {"run": run.name, "path": str(run.path), "jobs": ids, **value}
-            for run, (ids, _), value in zip(made, submitted, values, strict=True)
-        ]
-        print(json.dumps(summary), flush=True)
+        print(as_json(made, values, submitted), flush=True)
     else:
         for run, (ids, _), value in zip(made, submitted, values, strict=True):
             what = " ".join(f"{key}={one}" for key, one in value.items())

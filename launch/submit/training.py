@@ -105,6 +105,8 @@ def submit_new(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> in
         if arguments.no_submit:
             by_hand = executors.named(spec.train.executor).by_hand(run)
             print(f"made {run.path}; to submit it: {by_hand}", file=sys.stderr)
+            if arguments.json:
+                print(json.dumps({"run": run.name, "path": str(run.path), "jobs": {}}))
             return 0
         jobs, process = submit([run], both, prerequisites, not arguments.no_evaluation)[0]
     return tell(arguments, run, jobs, process)
@@ -133,11 +135,12 @@ def dry_run(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
     executor = executors.named(spec.train.executor)
     train, evaluate = batches(path, spec, make=make_command(arguments, spec, name))
     if not executor.BATCH_SCRIPTS:
-        print(f"# in {path / files.CODE()}, one after the other:")
-        print(executor.shown([train] if arguments.no_evaluation else [train, evaluate]))
-        return 0
-    if arguments.json:
-        print(json.dumps({"run": str(path), "train": script.text(train), "evaluate": script.text(evaluate)}))
+        wanted = [train] if arguments.no_evaluation else [train, evaluate]
+        if arguments.json:
+            print(creation.as_json(*wanted))
+        else:
+            print(f"# in {path / files.CODE()}, one after the other:")
+            print(executor.shown(wanted))
         return 0
     show(arguments, train, evaluate, name)
     return 0
@@ -145,7 +148,10 @@ def dry_run(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
 
 def show(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Batch, name: str) -> None:
     """Prints the script that --dry-run asks for."""
-    print(script.text(evaluate if arguments.dry_run == "evaluate" else train), end="")
+    if arguments.json:
+        print(creation.as_json(train, evaluate))
+    else:
+        print(script.text(evaluate if arguments.dry_run == "evaluate" else train), end="")
     script.make_log_folder(train)
     how = "aftercorr" if train.elements else "afterok"
     then = (

@@ -76,6 +76,27 @@ def test_what_follows_a_run_takes_its_profile(made: Site) -> None:
         assert (made.runs / "mine/job" / f"{stage}.env").read_text() == f"export A=1\nexport B={value}\n"
 
 
+@pytest.mark.parametrize("cluster", ["", "local"])
+def test_a_dry_run_for_a_program_is_one_document(made: Site, cluster: str) -> None:
+    photo = made.runs.parent / "photo.jpg"
+    photo.touch()
+    commands = {
+        ("train", "--config", "tests/support/configs/tiny.py"): ["run", "train", "evaluate"],
+        ("train", "--resume", "mine"): ["run", "train", "evaluate"],
+        ("evaluate", "mine"): ["run", "evaluate"],
+        ("infer", "mine", str(photo)): ["run", "infer"],
+        ("export", "mine"): ["run", "export"],
+        ("prepare",): ["run", "prepare"],
+    }
+    where = ["--cluster", cluster] if cluster else []
+    for command, keys in commands.items():
+        done = made(*command, "--dry-run", "--json", *where)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert list(found) == keys
+        assert ("jobs.train" in found["train"]) if "train" in keys else found["run"]
+
+
 def test_the_command_line_wins_over_the_runs_profile(made: Site) -> None:
     given = ["--partition", "new", "--qos", "high", "--nodes", "2"]
     lines = shown(made("train", "--resume", "mine", "--dry-run", *given))

@@ -38,7 +38,8 @@ TRAIN = ("train", "--config", "tests/support/configs/tiny.py", "--cluster", "slu
 
 def test_a_grid_of_runs_is_made(tmp_path: Path) -> None:
     axes = ["--sweep", "optim_wrapper.optimizer.lr=0.1,0.2", "--seeds", "0,7"]
-    call(tmp_path, *TRAIN, *axes, "--run", "g", "--no-submit")
+    told = call(tmp_path, *TRAIN, *axes, "--run", "g", "--no-submit", "--json")
+    assert [one["run"] for one in json.loads(told)] == [f"g-{number}" for number in range(4)]
     found = [Run(tmp_path / f"g-{number}").request() for number in range(4)]
     assert [(one.seed, one.set["randomness.seed"]) for one in found] == [(0, 0), (7, 7)] * 2
     assert [one.set["optim_wrapper.optimizer.lr"] for one in found] == [0.1, 0.1, 0.2, 0.2]
