@@ -30,7 +30,9 @@ def of_resumed(run: Run, old: Request, given: dict[str, Any]) -> dict[str, Any]:
 
 def begins_anew(run: Run) -> bool:
     """Whether nothing is there yet that another config would not fit: no checkpoint, no validation."""
-    return not any(run.checkpoints.glob("*.pth.json")) and story.read(run.events).best is None
+    # A start that was killed before it wrote the manifest has left a file that the next one may resume from.
+    found = (path for name in ("*.pth", "*.pth.json", "*.damaged") for path in run.checkpoints.glob(name))
+    return not any(found) and story.read(run.events).best is None
 
 
 def trains_on(old: Request, merged: dict[str, Any]) -> bool:
