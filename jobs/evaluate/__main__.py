@@ -95,7 +95,8 @@ def tell(run: Run, job: str | None, found: dict[str, Any], where: Path) -> None:
     )  # fmt: skip
     report.write(run)
     tracking.once(run)
-    figure = metrics.evaluated(found, story.read(run.events).best)
+    augmented = metrics.AUGMENTED if found["augmented"] else ""
+    figure = metrics.evaluated(found, story.read(run.events).best, augmented)
     told = f"{figure.metric} {figure}" if figure else f"{metrics.USUAL} {results.percent(None)}"
     notify.about(run, "evaluated", f"{told} of {found['checkpoint']}")
 

@@ -15,6 +15,8 @@ EVALUATED = (USUAL, "mAcc", "aAcc", "fwIoU", "mBoundaryIoU")
 """What every evaluation tells."""
 FIGURES = (*EVALUATED, "mDice", "mFscore", "mPrecision", "mRecall")
 """Whatever is counted from pixels, in percent."""
+AUGMENTED = "tta"
+"""What an evaluation is of, beside its checkpoint, if it was with test-time augmentation."""
 LESS_IS_BETTER = ("loss",)
 """In the names of metrics of which less is better, unless it is said otherwise."""
 

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.run import checkpoint_files, files, records
+from jobs.run import checkpoint_files, files, metrics, records
 from jobs.run.checkpoint_files import Checkpoint
-
-TTA = "tta"
 
 
 def chosen(folders: Sequence[Path], checkpoints: Path) -> tuple[int, str]:
@@ -22,7 +20,7 @@ def chosen(folders: Sequence[Path], checkpoints: Path) -> tuple[int, str]:
     owners = [whose(folder, best) for folder in folders]
     augmented = [_about(folder)[2] for folder in folders]
     number = max(range(len(folders)), key=lambda one: (not owners[one], not augmented[one], one))
-    return number, ", ".join(filter(None, (owners[number], TTA if augmented[number] else "")))
+    return number, ", ".join(filter(None, (owners[number], metrics.AUGMENTED if augmented[number] else "")))
 
 
 def meant(checkpoints: Path, which: str) -> Checkpoint | None:

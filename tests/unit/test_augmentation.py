@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from jobs.evaluate import augmentation
 from jobs.mmseg import compat
 from jobs.run.errors import UserError
+from tests.unit.made_runs import made_run
 
 compat.prepare()
 
@@ -105,3 +107,18 @@ def test_each_dataset_of_several_is_augmented() -> None:
 class _Config(dict[str, Any]):
     def __getattr__(self, name: str) -> Any:
         return self[name]
+
+
+@pytest.mark.parametrize(("augmented", "mark"), [("the config's", " (tta)"), (None, "")])
+def test_a_notification_says_that_it_was_augmented(
+    augmented: str | None, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.evaluate import __main__ as evaluate
+
+    said: list[tuple[object, ...]] = []
+    for place, name in ((evaluate.results, "show"), (evaluate.report, "write"), (evaluate.tracking, "once")):
+        monkeypatch.setattr(place, name, lambda *_: None)
+    monkeypatch.setattr(evaluate.notify, "about", lambda *words: said.append(words[1:]))
+    figures = {"mIoU": 82.25, "asked": ["mIoU"], "checkpoint": "epoch_1.pth", "seconds": 1.0}
+    evaluate.tell(made_run(tmp_path / "run"), "1", figures | {"augmented": augmented}, tmp_path)
+    assert said == [("evaluated", f"mIoU 82.25{mark} of epoch_1.pth")]
