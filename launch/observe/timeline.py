@@ -36,7 +36,7 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
             {key: value for key, value in msgspec.to_builtins(start).items() if key != "marks"}
             for start in past.incarnations
         ]
-        data["jobs"] = [_job(run, job, answer) for job in past.jobs.values()]
+        data["jobs"] = [_job(run, past, job, answer) for job in past.jobs.values()]
         data["seconds"] = msgspec.to_builtins(shares)
         data["problems"] = answer.problems
         data["next"] = command
@@ -66,7 +66,7 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
         )
     if past.jobs:
         print()
-        rows = [_job(run, job, answer) for job in past.jobs.values()]
+        rows = [_job(run, past, job, answer) for job in past.jobs.values()]
         tables.show(
             ("stage", "state", "job", "submitted", "after"),
             [
@@ -106,7 +106,7 @@ def _start(one: Incarnation, now: float) -> list[str]:
     ]
 
 
-def _job(run: Run, job: StageJob, answer: Answer) -> dict[str, Any]:
+def _job(run: Run, past: History, job: StageJob, answer: Answer) -> dict[str, Any]:
     seen = answer.job(job.id)
     text, code = (
         job.state,
@@ -116,7 +116,10 @@ def _job(run: Run, job: StageJob, answer: Answer) -> dict[str, Any]:
         why = f" ({seen.reason})" if seen.pending and seen.reason else ""
         text = f"{job.state}; Slurm: {seen.state}{why}"
     elif code and not local_jobs.local_job(run, job.id) and not local_jobs.elsewhere(run, job.id):
-        begun = job.started is not None
+        # Only a training tells that it has begun; the evaluation behind it begins when it is finished.
+        begun, train = job.stage != "train" or job.started is not None, past.newest_job("train")
+        if job.stage != "train" and train is not None and train.id == job.id:
+            begun = train.state == "finished"
         text, code = ("its local process is gone", "failed") if begun else ("never began", "cancelled")
     if job.why:
         text = f"{text}: {job.why}"

@@ -278,6 +278,11 @@ def test_a_local_run_that_was_killed_is_running_nowhere(
     assert "ended without saying why" in starts
     assert re.search(r"train +its local process is gone", jobs)
     assert re.search(r"evaluate +never began", jobs)
+    # It begins when the training is finished, without a word of its own; so does one by hand.
+    write(run, 50, "finished", stage="train", job="local-1", start=1, step=10, epoch=1)
+    write(run, 60, "submitted", stage="evaluate", job="local-2", executor="local")
+    timeline.print_one(run, T0 + 100, False, overview.Slurm())
+    assert capsys.readouterr().out.count("evaluate  its local process is gone") == 2
 
 
 @pytest.mark.parametrize(
