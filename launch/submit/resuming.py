@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from jobs.run import files, story
@@ -65,12 +66,7 @@ def resume(arguments: argparse.Namespace) -> int:
     check_resumable(run, longer.trains_on(old, overrides))
     scripts = training.batches(run.path, spec)
     if arguments.dry_run:
-        if arguments.json:
-            print(creation.as_json(*scripts))
-        else:
-            print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
-        for one in scripts:
-            job_environment.write(run, one.resolved)
+        show(arguments, run, scripts)
         return 0
     prerequisites = creation.data_prerequisites(spec)
     old.nodes, old.gpus, old.executor = spec.train.nodes[1], spec.train.settings.gpus, spec.train.executor
@@ -87,6 +83,19 @@ def resume(arguments: argparse.Namespace) -> int:
             batch.unlink(missing_ok=True)  # what a start that came to nothing began with
         jobs, process = training.submit([run], scripts, prerequisites, not arguments.no_evaluation)[0]
     return training.tell(arguments, run, jobs, process)
+
+
+def show(arguments: argparse.Namespace, run: Run, scripts: tuple[script.Batch, script.Batch]) -> None:
+    """Prints the script that --dry-run asks for."""
+    if arguments.json:
+        print(creation.as_json(*scripts))
+    else:
+        print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
+    for one in scripts:
+        job_environment.write(run, one.resolved)
+    if arguments.set:
+        # The jobs read it in run.yaml, where only a submission writes it.
+        print("nothing submitted, and --set stands in no script: submit without --dry-run", file=sys.stderr)
 
 
 def check_unchanged(arguments: argparse.Namespace) -> None:
