@@ -122,7 +122,13 @@ def is_there(data_root: Path, name: str) -> bool:
     folder = name.lower()
     if not re.fullmatch(NAME, folder) or folder in TAKEN:
         return False
-    return any((data_root / folder / one).is_file() for one in (MANIFEST, DESCRIPTION))
+    places = (data_root / folder, aside(data_root, folder))
+    return any((place / one).is_file() for place in places for one in (MANIFEST, DESCRIPTION))
+
+
+def aside(data_root: Path, folder: str = "") -> Path:
+    """Where a dataset is for the moment in which another one takes its place. (No dataset is called so.)"""
+    return data_root / ".prepare.old" / folder
 
 
 def command_line(args: argparse.Namespace) -> list[str]:

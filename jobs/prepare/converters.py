@@ -96,6 +96,8 @@ def prepare_other(order: Order) -> prepare.Result:
         done=lambda: look() is not None,
         folder=folder,
     ) as lock:
+        if lock:
+            prepare.put_back(order.data_root)
         found = prepare.present(order.data_root, folder)
         if found or lock is None:
             assert found is not None

@@ -29,6 +29,7 @@ from jobs.prepare import __main__ as command
 from jobs.prepare import verify
 from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sources, splits
 from jobs.prepare.own.pipeline import base_path, prepare_own
+from jobs.prepare.packed import convert
 from jobs.run.errors import UserError, one_line
 from tests import own_images
 from tests.mutations import in_time
@@ -882,6 +883,23 @@ def test_made_once_and_refused_for_other_files(tmp_path: Path) -> None:
         make(folder)
 
 
+@pytest.mark.parametrize("name", ["old", "rows", "pack"])
+def test_a_dataset_may_be_called_as_what_a_preparation_makes_for_itself(tmp_path: Path, name: str) -> None:
+    folder = own_images.write(tmp_path, 5)
+    root = folder / "data" / name
+    asked = arguments(folder, "--dataset", name)
+    prepare_own(asked)
+    (root / "notes.txt").write_text("mine")
+    (root / "splits/val.txt").unlink()
+    assert not prepare_own(asked).done_before, "made anew"
+    assert convert.pack(folder / "data", name).packed
+    assert verify.deep(root, 1) == []
+    assert not convert.unpack(folder / "data", name).packed
+    assert verify.deep(root, 1) == []
+    assert (root / "notes.txt").read_text() == "mine"
+    assert os.listdir(folder / "data") == [name]
+
+
 def test_a_start_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = own_images.write(tmp_path, 6)
 
@@ -893,7 +911,7 @@ def test_a_start_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(OSError, match="No space"):
             make(folder)
     assert not (folder / "data/mine").exists()
-    rows = folder / "data/.prepare-mine/rows"
+    rows = folder / "data/.prepare-mine/rows.kept"
     rows.write_bytes(rows.read_bytes()[:-7])  # a torn end
     looked: list[str] = []
     real = scan.row_of

@@ -196,6 +196,120 @@ def test_what_would_be_overwritten_is_named_and_stays(packed_data: Path) -> None
     assert (root / packed.NAME).exists()
 
 
+class Killed(BaseException):
+    pass
+
+
+def die_between_renames(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    """The next dataset that is to appear at `root` does not: the process is killed when the one there has
+    stepped aside."""
+    rename = os.rename
+
+    def renamed(source: str | Path, target: str | Path) -> None:
+        if Path(target) == root:
+            monkeypatch.setattr(os, "rename", rename)
+            raise Killed
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", renamed)
+
+
+@pytest.mark.parametrize("next_start", ["pack", "unpack", "another", "prepare", "prepare --pack"])
+def test_a_dataset_that_had_stepped_aside_when_the_start_was_killed_is_put_back(
+    data: Path, voc_archives: Path, monkeypatch: pytest.MonkeyPatch, next_start: str
+) -> None:
+    root = data / FOLDER
+    (root / "VOC2010").mkdir()
+    (root / "VOC2010/mine.txt").write_text("mine")
+    before = files(root)
+    shutil.copytree(root, data / "another")
+    die_between_renames(monkeypatch, root)
+    with pytest.raises(Killed):
+        convert.pack(data, FOLDER)
+    assert not root.exists()
+    if next_start == "pack":
+        convert.pack(data, FOLDER)
+        assert (root / packed.NAME).exists()
+    elif next_start == "another":
+        convert.pack(data, next_start)
+    elif next_start.startswith("prepare"):
+        pipeline.prepare(data, voc_archives, processes=1, pack="--pack" in next_start)
+    assert (root / "VOC2010/mine.txt").exists() or next_start == "unpack"
+    convert.unpack(data, FOLDER)
+    assert files(root) == before
+    assert not (data / ".prepare.old").exists()
+
+
+def test_a_preparation_that_is_killed_as_the_damaged_dataset_steps_aside_loses_no_file_in_it(
+    data: Path, voc_archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = data / FOLDER
+    before = files(root)
+    (root / "mine.txt").write_text("mine")
+    next(root.rglob("*.jpg")).unlink()
+    die_between_renames(monkeypatch, root)
+    with pytest.raises(Killed):
+        pipeline.prepare(data, voc_archives, processes=1)
+    pipeline.prepare(data, voc_archives, processes=1)
+    found = files(root)
+    assert found.pop("mine.txt") == b"mine"
+    assert found.keys() == before.keys()
+    assert os.listdir(data) == [FOLDER]
+
+
+def test_a_folder_of_others_that_cannot_be_looked_into_stays(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = data / FOLDER / "VOC2010"
+    theirs.mkdir()
+    (theirs / "1.txt").write_text("theirs")
+    real = os.scandir
+
+    def scandir(path: str | Path) -> object:  # which root may do with any folder
+        if Path(path) == theirs:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", scandir)
+        with pytest.raises(PermissionError):
+            convert.pack(data, FOLDER)
+    assert (theirs / "1.txt").read_text() == "theirs"
+    assert not (data / FOLDER / packed.NAME).exists()
+
+
+def test_a_dataset_of_ones_own_that_had_stepped_aside_is_found_by_its_name(own: Path) -> None:
+    before = files(own / "data/mine")
+    for command in (lambda: prepare(own / "data", "--pack"), lambda: prepare_own(own)):
+        assert prepare(own / "data", "--unpack") == 0
+        (own / "data/.prepare.old").mkdir()
+        (own / "data/mine").rename(own / "data/.prepare.old/mine")
+        assert command() == 0
+        assert os.listdir(own / "data") == ["mine"]
+    assert files(own / "data/mine") == before
+
+
+def test_what_had_stepped_aside_goes_once_the_new_dataset_is_there(data: Path) -> None:
+    aside = data / ".prepare.old" / FOLDER
+    shutil.copytree(data / FOLDER, aside)
+    before = files(data / FOLDER)
+    convert.unpack(data, FOLDER)
+    assert files(data / FOLDER) == before
+    assert os.listdir(data) == [FOLDER]
+
+
+def test_files_that_somebody_put_to_a_dataset_stay_though_its_table_of_files_is_gone(
+    data: Path, voc_archives: Path
+) -> None:
+    root = data / FOLDER
+    (root / "mine.txt").write_text("mine")
+    before = files(root)
+    (root / manifest.FILES).unlink()
+    pipeline.prepare(data, voc_archives, processes=1)
+    assert files(root).keys() == before.keys()
+    assert (root / "mine.txt").read_text() == "mine"
+
+
 def test_a_packing_that_was_killed_leaves_the_tree_and_is_begun_anew(data: Path) -> None:
     left = data / convert.WORK / FOLDER
     left.mkdir(parents=True)

@@ -43,6 +43,9 @@ from jobs.run import packed
 from jobs.run.directory import write_atomically
 from jobs.run.errors import MALFORMED, UserError
 
+ROWS = "rows.kept"
+"""What was read of each file, beside the staging folder, which is called as the dataset."""
+
 
 def prepare_own(args: argparse.Namespace) -> prepare.Result:
     """Makes DATA/NAME, unless it is there, sound, and made of the same; then the config, unless it is there.
@@ -57,6 +60,7 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
     data_root.mkdir(parents=True, exist_ok=True)
     with hold(data_root, not args.no_wait, prepare.say_waiting(data_root), folder=name) as lock:
         assert lock is not None  # nothing is `done` by others: whether theirs is ours is seen below
+        prepare.put_back(data_root)
         made = prepare.present(data_root, name)
         before = made is not None
         if made is None:
@@ -148,7 +152,7 @@ def check_all(args: argparse.Namespace, known: Classes, work: Path) -> Checked:
     items, more = splits.split(items, share, int(args.seed or 0), args.group_by or "", chosen)
     how = How(known, kind if pictures else "auto", bool(args.ignore_exif))
     say(f"{len(items):,} images, masks: {'pictures' if kind_found == 'picture' else kind_found}")
-    pairs = list(scan(items, how, args.processes, work / "rows"))
+    pairs = list(scan(items, how, args.processes, work / ROWS))
     table, of_table = judge.values_table(pairs, how)
     bands, unlike = judge.bands_of(pairs)
     found += more + of_table + unlike + judge.judge(pairs, how, table)

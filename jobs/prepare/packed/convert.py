@@ -7,14 +7,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from jobs.catalog import manifest
+from jobs.catalog import manifest, own_images
 from jobs.catalog.manifest import Entry, Manifest
 from jobs.prepare.disk import sync
 from jobs.prepare.lock import hold
 from jobs.prepare.packed.writer import Writer, beside
 from jobs.prepare.progress import say, task
 from jobs.prepare.voc.build import check_space, put
-from jobs.prepare.voc.pipeline import publish, say_waiting
+from jobs.prepare.voc.pipeline import publish, put_back, say_waiting
 from jobs.run import packed
 from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
@@ -35,10 +35,12 @@ def unpack(data_root: Path, folder: str, wait: bool = True) -> Manifest:
 
 def _turn(data_root: Path, folder: str, wait: bool, to_packed: bool) -> Manifest:
     root = data_root / folder
-    found = _there(root)
-    if found.packed == to_packed:
-        return found
+    if not own_images.aside(data_root, folder).exists():
+        found = _there(root)
+        if found.packed == to_packed:
+            return found
     with hold(data_root, wait, say_waiting(data_root), folder=folder) as lock:
+        put_back(data_root)
         found = _there(root)  # while waiting, another process may have done it
         if found.packed == to_packed or lock is None:
             return found

@@ -2,6 +2,7 @@
 
 DATA/.prepare.lock     who prepares it
 DATA/.prepare/         downloads and the staging folder: a later start goes on with them
+DATA/.prepare.old/     holds the dataset that was there, between the rename that moves it away and the next
 DATA/VOCdevkit/        appears whole, by one rename, manifest included
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.catalog import manifest, sources
+from jobs.catalog import own_images as own_options
 from jobs.catalog import owner as owners
 from jobs.catalog.manifest import Manifest
 from jobs.catalog.owner import Owner
@@ -73,6 +75,8 @@ def prepare(
     with hold(
         data_root, wait, say_waiting(data_root), done=lambda: look() is not None, folder=FOLDER
     ) as lock:
+        if lock:
+            put_back(data_root)
         # While waiting, or between the first look and the lock, another process may have finished it.
         found = present(data_root)
         if found or lock is None:
@@ -129,6 +133,7 @@ def tidy(data_root: Path, work: str) -> None:
         return
     # Held by another process, or not to be written: it is not ours to remove.
     with contextlib.suppress(UserError, OSError), hold(data_root, wait=False):
+        put_back(data_root)
         shutil.rmtree(data_root / work)
 
 
@@ -242,11 +247,28 @@ def obtain(data_root: Path, wanted: tuple[Source, ...], work: Path) -> dict[str,
 
 
 def publish(staging: Path, target: Path) -> None:
-    """One rename; an earlier dataset, damaged or in the other form, steps aside before it."""
-    old = staging.with_name("old")
-    if old.exists():
-        shutil.rmtree(old)
-    if target.exists():
-        keep_strangers(target, staging)
-        os.rename(target, old)
+    """One rename; an earlier dataset, damaged or in the other form, steps aside before it, and goes then
+    where the staged one was, to be removed with it. The caller holds the lock, and has called `put_back`."""
+    aside = own_options.aside(target.parent, target.name)
+    if not target.exists():
+        os.rename(staging, target)
+        return
+    keep_strangers(target, staging)
+    aside.parent.mkdir(exist_ok=True)
+    os.rename(target, aside)
     os.rename(staging, target)
+    os.rename(aside, staging)
+    aside.parent.rmdir()
+
+
+def put_back(data_root: Path) -> None:
+    """Moves a dataset back that stepped aside when its start was killed before the new one came: it may have
+    files of the user's, which nobody else has. Only whoever holds the lock may call it."""
+    aside = own_options.aside(data_root)
+    if not aside.exists():
+        return
+    for old in sorted(aside.iterdir()):
+        if not os.path.lexists(data_root / old.name):
+            say(f"{data_root / old.name} is put back: the start that was about to replace it was killed")
+            os.rename(old, data_root / old.name)
+    shutil.rmtree(aside)  # what is there has all that was to be kept

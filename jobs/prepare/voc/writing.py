@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jobs.catalog import manifest
 from jobs.catalog.manifest import Entry, Manifest
@@ -79,8 +79,9 @@ def check_space(staging: Path, size: int, files: int) -> None:
 
 
 def strangers(root: Path, expected: set[str]) -> Iterator[str]:
-    """The paths below a folder of files, and of links to folders, that are none of those expected."""
-    for at, folders, names in os.walk(root):
+    """The paths below a folder of files, and of links to folders, that are none of those expected.
+    Raises OSError for a folder that cannot be looked into."""
+    for at, folders, names in os.walk(root, onerror=_stop):
         inside = "" if at == str(root) else f"{os.path.relpath(at, root)}/"
         yield from (inside + name for name in names if inside + name not in expected)
         for name in folders:
@@ -88,6 +89,10 @@ def strangers(root: Path, expected: set[str]) -> Iterator[str]:
                 path = inside + name
                 if not any(one.startswith(f"{path}/") for one in expected):
                     yield path
+
+
+def _stop(error: OSError) -> NoReturn:
+    raise error
 
 
 def remove_strangers(staging: Path, expected: set[str]) -> None:
@@ -99,11 +104,12 @@ def remove_strangers(staging: Path, expected: set[str]) -> None:
 def keep_strangers(root: Path, staging: Path) -> None:
     """Brings along what somebody has put to the dataset at `root`, such as VOC 2010 beside 2012, before the
     staged one takes its place. Raises UserError where the two have a file of the same path."""
+    found, made = manifest.read(root), manifest.read(staging)
+    assert made is not None
     try:
-        found = manifest.read(root)
         entries = manifest.read_files(root, found) if found else []
-    except UserError:
-        return  # so nobody knows what of it is the dataset's own
+    except UserError:  # its table of files is gone: its own are those that the new one has, too
+        entries = manifest.read_files(staging, made)
     own = {manifest.MANIFEST, manifest.FILES}
     if found and found.packed:
         own.add(packed.NAME)
