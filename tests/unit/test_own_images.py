@@ -404,6 +404,49 @@ def test_links_that_lead_around_have_an_end(tmp_path: Path) -> None:
     assert len(list(make(folder).rglob("ann_dir/*/**/*.png"))) == 6
 
 
+def of_another_film(entry: dict[str, Any], number: int) -> dict[str, Any]:
+    return {**entry, "id": number, "file_name": f"another/{Path(entry['file_name']).name}"}
+
+
+def test_cocos_annotations_of_another_film_are_not_drawn_on_its_namesakes(tmp_path: Path) -> None:
+    """Frames of two films have the same names, and there is one film."""
+    folder = own_images.write(tmp_path, 4, masks="coco")
+    file = folder / "masks/instances.json"
+    content = json.loads(file.read_text())
+    content["images"] += [of_another_film(one, 50 + one["id"]) for one in content["images"]]
+    whole = [0, 0, 96, 0, 96, 64, 0, 64]
+    content["annotations"] += [
+        {"id": 90 + number, "image_id": 50 + number, "category_id": 3, "area": 1, "segmentation": [whole]}
+        for number in range(4)
+    ]
+    file.write_text(json.dumps(content))
+    root = make(folder)
+    for labels, given in zip(labels_of(root).values(), expected(4), strict=True):
+        assert (labels == given).mean() > 0.98
+    assert "lists another/scene_000.png, which is not there" in (root / "findings.tsv").read_text()
+
+    shutil.rmtree(folder / "data")
+    for one in content["images"][:4]:
+        one["file_name"] = f"one/{one['file_name']}"
+    file.write_text(json.dumps(content))
+    said = "lists one/scene_000.png and another/scene_000.png, and there is scene_000.png alone"
+    assert said in told(folder)["image twice"]
+
+
+def test_label_studios_tasks_of_two_images_of_one_name_are_told(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4, masks="label-studio")
+    file = folder / "masks/export.json"
+    content = json.loads(file.read_text())
+    image = "/data/upload/1/0badcafe-scene_000.png"
+    file.write_text(json.dumps([*content, {"id": 99, "data": {"image": image}}]))
+    make(folder)  # of whose task there are no masks
+    shutil.rmtree(folder / "data")
+    mask = folder / "masks/task-40-annotation-7-by-1-tag-disc-0.png"
+    shutil.copy(mask, folder / "masks/task-99-annotation-90-by-1-tag-disc-0.png")
+    found = told(folder)["image twice"]
+    assert f"its task's image is {image}, another's /data/upload/1/3fd2a1b0-scene_000.png" in found
+
+
 def test_label_studios_pngs_need_to_be_told_what_image_a_task_is(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 4, masks="label-studio")
     export, mask = folder / "masks/export.json", folder / "masks/task-41-annotation-8-by-1-tag-disc-0.png"

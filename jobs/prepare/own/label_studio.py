@@ -41,27 +41,37 @@ def shapes(
 
     Raises UserError where none of them says which images the tasks are.
     """
-    image_of = dict(pair for file, content in listed for pair in tasks(file, content, images))
+    image_of = {
+        number: (image, written)
+        for file, content in listed
+        for number, image, written in tasks(file, content, images)
+    }
     if not image_of:
         raise UserError(
             f"{next(iter(pictures.values())).parent}: masks of Label Studio's name a task, not an image: put "
             "the project's JSON export (Export, JSON) beside them, and the images that it names into --images"
         )
     drawn: Drawn = {}
+    meant: dict[str, str] = {}
     found: list[Finding] = []
     unknown: set[str] = set()
     for name, path in sorted(pictures.items(), key=lambda one: order(one[0])):
         match = NAME.fullmatch(PurePosixPath(name).name)
         assert match
-        label, image = match["label"], image_of.get(int(match["task"]))
+        label = match["label"]
+        image, written = image_of.get(int(match["task"]), ("", ""))
         if label not in classes.names and label.lower() != "ignore":
             if label not in unknown:
                 fix = "add it to the classes file, or rename it"
                 found.append(error("class unknown", str(path), f"{label!r} is no class", fix))
             unknown.add(label)
-        elif image is None:
+        elif not image:
             text = f"no image of --images is task {match['task']}"
             found.append(warning("no image", str(path), text, "nothing trains on it"))
+        elif meant.setdefault(image, written) != written:
+            text = f"its task's image is {written}, another's {meant[image]}, and there is {image} alone"
+            fix = "rename the images and what the JSON calls them, or remove one task's masks"
+            found.append(error("image twice", str(path), text, fix))
         else:
             status = path.stat()
             known = classes.names.index(label) if label in classes.names else 255
@@ -75,8 +85,8 @@ def order(name: str) -> tuple[Any, ...]:
     return tuple(int(one) if one.isdigit() else one for one in re.split(r"(\d+)", name))
 
 
-def tasks(file: Path, content: Any, images: dict[str, Path]) -> Iterator[tuple[int, str]]:
-    """(number, image's name) of the tasks of a JSON export whose image is there."""
+def tasks(file: Path, content: Any, images: dict[str, Path]) -> Iterator[tuple[int, str, str]]:
+    """(number, image's name, what the export calls it) of the tasks of a JSON export whose image is there."""
     bare: dict[str, list[str]] = {}
     for name in images:
         bare.setdefault(PurePosixPath(name).name, []).append(name)
@@ -86,7 +96,7 @@ def tasks(file: Path, content: Any, images: dict[str, Path]) -> Iterator[tuple[i
                 name = name_of(written) if isinstance(written, str) else ""
                 same = bare.get(name) or bare.get(UPLOADED.sub("", name)) or []
                 if len(same) == 1:
-                    yield int(task["id"]), same[0]
+                    yield int(task["id"]), same[0], written
                     break
     except MALFORMED as problem:
         raise UserError(

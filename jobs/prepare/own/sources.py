@@ -344,15 +344,25 @@ def read_coco(
 ) -> None:
     names = {one["id"]: str(one["name"]) for one in content["categories"]}
     by_id: dict[Any, Item | None] = {}
-    for one in content["images"]:
-        written = str(PurePosixPath(str(one["file_name"]).replace("\\", "/")))
-        same = named[0].find(written) or named[1].find(PurePosixPath(written).name)
+    written_of = [str(PurePosixPath(str(one["file_name"]).replace("\\", "/"))) for one in content["images"]]
+    by_path = {name for written in written_of for name in named[0].find(written)}
+    meant: dict[str, str] = {}
+    for one, written in zip(content["images"], written_of, strict=True):
+        same = named[0].find(written)
+        if not same:
+            same = named[1].find(PurePosixPath(written).name)
+            # Frames of two films have the same names: what is listed by its path is nothing else besides.
+            same = [] if len(same) == 1 and same[0] in by_path else same
         if len(same) != 1:
             text = f"lists {written}, which {'several folders have' if same else 'is not there'}"
             found.append(warning("no image", str(path), text, "nothing trains on it"))
             by_id[one["id"]] = None
             continue
         (name,) = same
+        if meant.setdefault(name, written) != written:
+            text = f"lists {meant[name]} and {written}, and there is {name} alone"
+            fix = "remove from it what is not among --images"
+            found.append(error("image twice", str(path), text, fix))
         item = items.setdefault(name, Item(name, str(files[name]), str(path), "coco"))
         item.size = size_of(one["width"], one["height"])
         by_id[one["id"]] = item
