@@ -255,8 +255,9 @@ def from_labelme(
 def read_labelme(item: Item, content: Any, classes: Classes, found: list[Finding]) -> None:
     if content.get("imageWidth") and content.get("imageHeight"):
         item.size = size_of(content["imageWidth"], content["imageHeight"])
+    unknown: set[str] = set()
     for shape in content["shapes"]:
-        label = label_of(str(shape["label"]), classes, item.mask, found)
+        label = label_of(str(shape["label"]), classes, item.mask, unknown, found)
         keep = {key: shape.get(key) for key in ("shape_type", "points", "mask")}
         if label is not None:
             item.shapes.append((label, keep))
@@ -270,14 +271,16 @@ def size_of(width: Any, height: Any) -> tuple[int, int]:
     return size
 
 
-def label_of(name: str, classes: Classes, file: str, found: list[Finding]) -> int | None:
+def label_of(name: str, classes: Classes, file: str, unknown: set[str], found: list[Finding]) -> int | None:
+    """The class of a name; None for what is none, which is told once: `unknown` are those of this file."""
     if name in classes.names:
         return classes.names.index(name)
     if name.lower() == "ignore":
         return 255
-    one = error("class unknown", file, f"{name!r} is no class", "add it to the classes file, or rename it")
-    if one not in found:
-        found.append(one)
+    if name not in unknown:
+        unknown.add(name)
+        fix = "add it to the classes file, or rename it"
+        found.append(error("class unknown", file, f"{name!r} is no class", fix))
     return None
 
 
@@ -347,6 +350,7 @@ def read_coco(
     written_of = [str(PurePosixPath(str(one["file_name"]).replace("\\", "/"))) for one in content["images"]]
     by_path = {name for written in written_of for name in named[0].find(written)}
     meant: dict[str, str] = {}
+    unknown: set[str] = set()
     for one, written in zip(content["images"], written_of, strict=True):
         same = named[0].find(written)
         if not same:
@@ -381,6 +385,6 @@ def read_coco(
             text = f"{f'{item_of.name}: ' if item_of else ''}annotation {called}: {wrong}"
             found.append(error("bad annotation", str(path), text, "remove it, or export all of them anew"))
             continue
-        label = label_of(names[category], classes, str(path), found)
+        label = label_of(names[category], classes, str(path), unknown, found)
         if label is not None and item_of is not None:
             item_of.shapes.append((label, one["segmentation"], called))
