@@ -289,6 +289,14 @@ def test_a_dataset_of_ones_own_that_had_stepped_aside_is_found_by_its_name(own: 
     assert files(own / "data/mine") == before
 
 
+@pytest.mark.parametrize("work", [convert.WORK, ".prepare-mine"])
+def test_what_a_killed_start_left_when_the_dataset_was_there_goes_with_the_next(own: Path, work: str) -> None:
+    """It is all of the dataset that had been there before."""
+    shutil.copytree(own / "data/mine", own / "data" / work / "mine")
+    assert (prepare(own / "data", "--unpack") if work == convert.WORK else prepare_own(own)) == 0
+    assert os.listdir(own / "data") == ["mine"]
+
+
 def test_what_had_stepped_aside_goes_once_the_new_dataset_is_there(data: Path) -> None:
     aside = data / ".prepare.old" / FOLDER
     shutil.copytree(data / FOLDER, aside)

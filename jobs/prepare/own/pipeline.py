@@ -68,6 +68,9 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
             made = make(args, known, request, lock)
         else:
             refuse_other(data_root / name, request)
+            shutil.rmtree(
+                work_of(args), ignore_errors=True
+            )  # of a start that was killed when it had made this
     told = told_of(data_root / name)
     if args.write_config and args.base:
         told |= write_config(args, data_root / name)
@@ -160,8 +163,12 @@ def check_all(args: argparse.Namespace, known: Classes, work: Path) -> Checked:
     return Checked(pairs, how, table, bands, found)
 
 
+def work_of(args: argparse.Namespace) -> Path:
+    return Path(args.data_root) / f"{prepare.WORK}-{args.dataset}"
+
+
 def make(args: argparse.Namespace, known: Classes, request: str, lock: Lock) -> Manifest:
-    work = Path(args.data_root) / f"{prepare.WORK}-{args.dataset}"
+    work = work_of(args)
     staging = work / args.dataset
     staging.mkdir(parents=True, exist_ok=True)
     pairs, how, table, bands, found = checked = check_all(args, known, work)

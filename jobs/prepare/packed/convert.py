@@ -14,7 +14,7 @@ from jobs.prepare.lock import hold
 from jobs.prepare.packed.writer import Writer, beside
 from jobs.prepare.progress import say, task
 from jobs.prepare.voc.build import check_space, put
-from jobs.prepare.voc.pipeline import publish, put_back, say_waiting
+from jobs.prepare.voc.pipeline import publish, put_back, say_waiting, tidy
 from jobs.run import packed
 from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
@@ -38,15 +38,17 @@ def _turn(data_root: Path, folder: str, wait: bool, to_packed: bool) -> Manifest
     if not own_images.aside(data_root, folder).exists():
         found = _there(root)
         if found.packed == to_packed:
+            tidy(data_root, WORK)
             return found
     with hold(data_root, wait, say_waiting(data_root), folder=folder) as lock:
+        assert lock is not None  # nothing is `done` by others
         put_back(data_root)
-        found = _there(root)  # while waiting, another process may have done it
-        if found.packed == to_packed or lock is None:
-            return found
         work = data_root / WORK
         if work.exists():
             shutil.rmtree(work)
+        found = _there(root)  # while waiting, another process may have done it
+        if found.packed == to_packed:
+            return found
         staging = work / folder
         staging.mkdir(parents=True)
         say(f"{'packing' if to_packed else 'unpacking'} {root}")
