@@ -204,6 +204,32 @@ def test_a_mask_that_is_all_black_among_those_of_colours(tmp_path: Path) -> None
     assert "is a picture of labels" in told(folder, "--mask-kind", "colours")["colour unknown"]
 
 
+def test_a_palette_among_colours_goes_by_its_own(tmp_path: Path) -> None:
+    """It says what its values are, though black is another class's."""
+    folder = own_images.write(tmp_path, 6, masks="colours")
+    (folder / "classes.txt").write_text("disc 220 60 40\nsquare 40 70 220\nbackground 0 0 0\n")
+    mask, order = folder / "masks/scene_000.png", [1, 2, 0]
+    picture = Image.fromarray(np.argsort(order)[expected(1)[0]].astype(np.uint8))
+    picture.putpalette(own_images.PALETTE[order].ravel().tolist())
+    picture.save(mask)
+    for labels, given in zip(labels_of(make(folder)).values(), expected(6), strict=True):
+        assert (labels == np.argsort(order)[given]).all()
+
+
+def test_a_grey_mask_among_those_of_colours_is_told_where_its_grey_is_no_class(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 6, masks="colours")
+    (folder / "classes.txt").write_text("disc 220 60 40\nsquare 40 70 220\n")
+    for number, mask in enumerate(sorted((folder / "masks").iterdir())):
+        painted = own_images.PALETTE[np.maximum(expected(6)[number], 1)]
+        Image.fromarray(painted).save(mask)
+    Image.new("L", own_images.SIZE).save(folder / "masks/scene_000.png")
+    table = (make(folder) / "findings.tsv").read_text()
+    assert "scene_000.png\tis grey, and others are of colours: its values are taken for labels" in table
+    shutil.rmtree(folder / "data")
+    (folder / "classes.txt").write_text("black 0 0 0\ndisc 220 60 40\nsquare 40 70 220\n")
+    assert "is grey" not in (make(folder) / "findings.tsv").read_text(), "either way it is black"
+
+
 def test_a_palette_that_agrees_with_its_values_or_says_nothing(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 6)
     for number, mask in enumerate(sorted((folder / "masks").iterdir())):

@@ -95,16 +95,25 @@ def of_files(item: Item, row: Row, how: How, table: dict[int, int]) -> list[Find
 
 
 def grey_among_colours(pairs: Sequence[Pair], how: How) -> list[Finding]:
-    """Masks in grey that can be of colours, as the others are, and be other classes then: what makes files
-    small saves a picture of colours that is all black in grey."""
+    """Masks in grey that can be of colours, as the others are, and be other classes then, or none: what makes
+    files small saves a picture of colours that is all black in grey. (Of a palette the colours are known.)"""
     if how.kind != "auto" or not any(row.mask_kind == "colours" for _, row in pairs):
         return []
     found = []
+    values, colours = how.classes.values, how.classes.colours
     for item, row in pairs:
+        if row.mask_kind != "labels" or row.palette:
+            continue
         said = (masks.contradiction(value, (value,) * 3, how.classes) for value in row.values)
-        if row.mask_kind == "labels" and (text := next(filter(None, said), "")):
+        if text := next(filter(None, said), ""):
             text = f"is grey, and others are of colours: {text}"
             found.append(error("colours contradict", item.mask, text, masks.BY_WHAT))
+        elif any(
+            values.get(value, IGNORED) not in (IGNORED, colours.get((value,) * 3)) for value in row.values
+        ):
+            text = "is grey, and others are of colours: its values are taken for labels"
+            fix = "if it is of colours too, save it in those of the classes file"
+            found.append(warning("labels among colours", item.mask, text, fix))
     return found
 
 

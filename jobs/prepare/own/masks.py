@@ -87,6 +87,12 @@ def open_picture(content: bytes, kind: str = "labels", classes: Classes | None =
         raise BadMask("unreadable mask", f"cannot be decoded ({short(error)})", AGAIN) from None
 
 
+def has_palette(content: bytes) -> bool:
+    """Whether a mask that can be read is a palette picture, by its header."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return image.mode in ("P", "PA")
+
+
 def is_of_colours(image: Image.Image, classes: Classes | None) -> bool:
     """Whether a picture that is to be of colours, in one band, can be that. What makes a palette of a picture
     makes a grey one of black and white."""

@@ -26,7 +26,7 @@ from jobs.prepare.progress import task
 from jobs.run.deflate import content_digest
 from jobs.run.errors import MALFORMED
 
-ROWS = 2
+ROWS = 3
 """How rows are made: another number whenever the same files would give another row than before."""
 BATCH = 32
 MOST_VALUES = 1000
@@ -65,6 +65,8 @@ class Row(msgspec.Struct):
     """labels, colours, coco or labelme."""
     plain_mask: bool = False
     """The mask is a PNG of 8 bits whose pixels are the values."""
+    palette: bool = False
+    """The mask is a palette picture, looked at as one."""
     problems: list[Problem] = []
 
 
@@ -215,6 +217,7 @@ def look_at_mask(item: Item, row: Row, how: How) -> None:
             return
         pixels = grey
     else:
+        row.palette = how.kind == "auto" and masks.has_palette(content)
         row.plain_mask = pixels.dtype == "uint8" and content[:8] == b"\x89PNG\r\n\x1a\n" and is_8_bit(content)
     if how.kind == "colours":
         raise BadMask("colour unknown", "is a picture of labels, not of colours", "leave out --mask-kind")
