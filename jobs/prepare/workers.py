@@ -80,7 +80,16 @@ class Workers:
             # They ignore signals; nothing of theirs is wanted any more.
             for process in multiprocessing.active_children():
                 process.kill()
+            let_go(self.pool)
         self.pool.shutdown(cancel_futures=True)
+
+
+def let_go(pool: ProcessPoolExecutor) -> None:
+    """Python 3.10, and 3.11 as Debian 12 has it, wait for ever for workers that are gone to read what is on
+    its way to them (github.com/python/cpython/issues/94777). Where nobody can read it, it is given up."""
+    queue: Any = getattr(pool, "_call_queue", None)
+    if queue is not None and not hasattr(queue, "_terminate_broken"):
+        queue._reader.close()
 
 
 @contextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from jobs.prepare import workers
 from jobs.prepare.archives import Stream
+from tests.unit.fake_slurm import ROOT
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -42,3 +45,34 @@ def test_the_cores_of_a_job(
     if slurm:
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
     assert workers.cores() == expected
+
+
+FAILING = """
+from jobs.prepare import workers
+
+def work(content):
+    return len(content)
+
+if __name__ == "__main__":
+    try:
+        with workers.start(2) as started:
+            for _ in range(100):
+                started.submit(work, bytes(1 << 18))
+            raise KeyError("ours")
+    except KeyError as error:
+        print(error)
+"""
+
+
+def test_an_error_ends_it_though_work_is_on_its_way(tmp_path: Path) -> None:
+    """On a full disk, say; with Python 3.10 and Debian 12's 3.11 it waited for ever."""
+    program = tmp_path / "program.py"
+    program.write_text(FAILING)
+    done = subprocess.run(
+        [sys.executable, program],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "'ours'\n", done.stderr
