@@ -68,9 +68,8 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
             made = make(args, known, request, lock)
         else:
             refuse_other(data_root / name, request)
-            shutil.rmtree(
-                work_of(args), ignore_errors=True
-            )  # of a start that was killed when it had made this
+            # Of a start that was killed when it had made this.
+            shutil.rmtree(work_of(args), ignore_errors=True)
     told = told_of(data_root / name)
     if args.write_config and args.base:
         told |= write_config(args, data_root / name)
