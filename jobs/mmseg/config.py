@@ -47,17 +47,8 @@ def resolve(session: Session) -> Config:
     """
     request = session.request
     cfg = read(session.run.code / request.config)
-    written = cfg.to_dict()
-    try:
-        cfg.merge_from_dict(dict(request.overrides))
-    except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
-        raise UserError(f"--set does not fit {request.config}: {one_line(error)}") from None
-    modules = [path for path in session.run.modules() if path != session.run.code / request.config]
-    own = bool(modules) or supported.of_others(cfg.to_dict())
-    for key in request.overrides:
-        # Of a config with a base that the login node cannot read, only this says so.
-        if why := supported.unread(key, written, own):
-            raise UserError(f"--set {key}: {why}")
+    if request.overrides:
+        override(cfg, session)
     import_modules(cfg, request.config)
     if absent := [key for key in NEEDED if key not in cfg]:
         raise UserError(
@@ -75,6 +66,22 @@ def resolve(session: Session) -> Config:
     cfg.work_dir = str(session.run.path / files.MMENGINE())
     add_tensorboard(cfg, session)
     return cfg
+
+
+def override(cfg: Config, session: Session) -> None:
+    """Raises UserError for what does not fit the config, and for what changes nothing in it."""
+    request, run = session.request, session.run
+    written = cfg.to_dict()
+    try:
+        cfg.merge_from_dict(dict(request.overrides))
+    except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
+        raise UserError(f"--set does not fit {request.config}: {one_line(error)}") from None
+    modules = [path for path in run.modules() if path != run.code / request.config]
+    own = bool(modules) or supported.of_others(cfg.to_dict())
+    for key in request.overrides:
+        # Of a config with a base that the login node cannot read, only this says so.
+        if why := supported.unread(key, written, own):
+            raise UserError(f"--set {key}: {why}")
 
 
 @contextlib.contextmanager
