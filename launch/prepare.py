@@ -101,7 +101,7 @@ def main() -> int:
                 code_image.write(run)
             print(f"made {run.path}", file=sys.stderr)
             if arguments.json:
-                print(json.dumps({"run": run.name, "path": str(run.path), "jobs": {}}))
+                print(json.dumps(requests.summary(run, {})))
             return 0
         number, process = single_job.submit(run, batch)
     return single_job.tell(arguments, run, "prepare", number, process)

@@ -188,9 +188,7 @@ def _walk(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 def of_others(values: dict[str, Any]) -> bool:
     """Whether the config names code that is none of OpenMMLab's."""
-    given = values.get("custom_imports")
-    named = given.get("imports") if isinstance(given, dict) else None
-    names = [str(one) for one in (named if isinstance(named, (list, tuple)) else [named]) if one]
+    names = imported(values.get("custom_imports"))
     names += [kind for kind in types(values) if "." in kind]
     return any(name.partition(".")[0] not in OPENMMLAB for name in names)
 
@@ -290,6 +288,12 @@ def _only(hook: dict[str, Any], key: str) -> str | None:
 def unmarked(node: Any) -> dict[str, Any]:
     """A dict of the config ({} for none), without mmengine's marks at its top."""
     return {key: value for key, value in dict(node or {}).items() if key not in MARKS}
+
+
+def imported(given: Any) -> list[str]:
+    """The modules that a config's `custom_imports` names, if it names any."""
+    named = given.get("imports") if isinstance(given, dict) else None
+    return [one for one in (named if isinstance(named, (list, tuple)) else [named]) if isinstance(one, str)]
 
 
 def name_of(kind: Any) -> str:

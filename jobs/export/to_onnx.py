@@ -155,8 +155,9 @@ def compare(
             raise ValueError(f"onnxruntime gives {ours.shape}, PyTorch {theirs.shape}")
         difference = max(difference, float(np.abs(ours - theirs).max()))
         largest = max(largest, float(np.abs(theirs).max()))
-        changed += int((classes(ours, above) != classes(theirs, above)).sum())
-        pixels += int(classes(ours, above).size)
+        others = classes(ours, above) != classes(theirs, above)
+        changed += int(others.sum())
+        pixels += others.size
     return {
         "max_difference": difference,
         "largest_score": largest,

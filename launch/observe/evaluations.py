@@ -17,8 +17,9 @@ def chosen(folders: Sequence[Path], checkpoints: Path) -> tuple[int, str]:
     """The number of the evaluation that a run goes by, of those with their results in `folders`, oldest first
     (at least one); and what it is of, if that is not the best checkpoint as it is: `epoch_50`, `tta`."""
     best = meant(checkpoints, "best")
-    owners = [whose(folder, best) for folder in folders]
-    augmented = [_about(folder)[2] for folder in folders]
+    about = [_about(folder) for folder in folders]
+    owners = [_owner(name, digest, best) for name, digest, _ in about]
+    augmented = [one for *_, one in about]
     number = max(range(len(folders)), key=lambda one: (not owners[one], not augmented[one], one))
     return number, ", ".join(filter(None, (owners[number], metrics.AUGMENTED if augmented[number] else "")))
 
@@ -33,10 +34,12 @@ def meant(checkpoints: Path, which: str) -> Checkpoint | None:
 def whose(folder: Path, meant: Checkpoint | None) -> str:
     """The name of the checkpoint that was evaluated there, where that is not the one that is `meant`; ""
     where it is, and of a run that has none (None)."""
-    if meant is None:
-        return ""
     name, digest, _ = _about(folder)
-    if digest == str(meant.manifest.get("digest", ""))[:8]:
+    return _owner(name, digest, meant)
+
+
+def _owner(name: str, digest: str, meant: Checkpoint | None) -> str:
+    if meant is None or digest == str(meant.manifest.get("digest", ""))[:8]:
         return ""
     return f"another {name}" if name == meant.path.stem else name
 

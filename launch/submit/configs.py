@@ -189,8 +189,7 @@ def _modules(config: Path, chain: Chain, here: bool) -> list[Path]:
     among them nor installed."""
     given = _known(chain.values.get("custom_imports"))
     given = given if isinstance(given, dict) else {}
-    named = given.get("imports")
-    names = [one for one in ([named] if isinstance(named, str) else named or []) if isinstance(one, str)]
+    names = supported.imported(given)
     places = [*dict.fromkeys(file.parent for file in chain.files), CHECKOUT]
     found = config_files.modules([*names, *chain.imports], places)
     parts = [chain.values.get(key) for key in ("train_dataloader", "val_dataloader")]

@@ -148,6 +148,11 @@ def write_scripts(run: Run, *batches: script.Batch) -> None:
         job_environment.write(run, batch.resolved)
 
 
+def summary(run: Run, jobs: dict[str, str]) -> dict[str, Any]:
+    """What --json says of a run; `jobs`: stage -> id."""
+    return {"run": run.name, "path": str(run.path), "jobs": jobs}
+
+
 def as_json(*batches: script.Batch) -> str:
     """What --dry-run shows of a run's batches, for a program: the script of each stage, or its command."""
     found = {"run": str(batches[0].run)}

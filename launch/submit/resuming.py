@@ -87,10 +87,7 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace, run: Run, scripts: tuple[script.Batch, script.Batch]) -> None:
     """Prints the script that --dry-run asks for."""
-    if arguments.json:
-        print(creation.as_json(*scripts))
-    else:
-        print(script.text(scripts[arguments.dry_run == "evaluate"]), end="")
+    training.show_script(arguments, *scripts)
     for one in scripts:
         job_environment.write(run, one.resolved)
     if arguments.set:

@@ -73,7 +73,7 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
 def tell(arguments: argparse.Namespace, run: Run, stage: str, job: str, process: Any) -> int:
     """Prints where the job lies and how to watch it; with --wait follows it to its end."""
     if arguments.json:
-        print(json.dumps({"run": run.name, "path": str(run.path), "jobs": {stage: job}}), flush=True)
+        print(json.dumps(requests.summary(run, {stage: job})), flush=True)
     else:
         print(f"run      {run.path}")
         print(f"job      {job}")

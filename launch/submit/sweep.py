@@ -82,7 +82,7 @@ def _free(stem: str) -> str:
 def as_json(made: list[Run], values: list[dict[str, Any]], submitted: Sequence[executors.Submitted]) -> str:
     return json.dumps(
         [
-            {"run": run.name, "path": str(run.path), "jobs": ids, **value}
+            creation.summary(run, ids) | value
             for run, (ids, _), value in zip(made, submitted, values, strict=True)
         ]
     )

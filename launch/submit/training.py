@@ -106,7 +106,7 @@ def submit_new(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> in
             by_hand = executors.named(spec.train.executor).by_hand(run)
             print(f"made {run.path}; to submit it: {by_hand}", file=sys.stderr)
             if arguments.json:
-                print(json.dumps({"run": run.name, "path": str(run.path), "jobs": {}}))
+                print(json.dumps(creation.summary(run, {})))
             return 0
         jobs, process = submit([run], both, prerequisites, not arguments.no_evaluation)[0]
     return tell(arguments, run, jobs, process)
@@ -147,11 +147,8 @@ def dry_run(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
 
 
 def show(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Batch, name: str) -> None:
-    """Prints the script that --dry-run asks for."""
-    if arguments.json:
-        print(creation.as_json(train, evaluate))
-    else:
-        print(script.text(evaluate if arguments.dry_run == "evaluate" else train), end="")
+    """Prints the script that --dry-run asks for, and what it is to be done with."""
+    show_script(arguments, train, evaluate)
     script.make_log_folder(train)
     how = "aftercorr" if train.elements else "afterok"
     then = (
@@ -159,6 +156,13 @@ def show(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Ba
     )
     by_hand = f"… --run {name} --dry-run | sbatch{'' if arguments.worker else then}"
     print(f"nothing submitted. By hand: {by_hand}", file=sys.stderr)
+
+
+def show_script(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Batch) -> None:
+    if arguments.json:
+        print(creation.as_json(train, evaluate))
+    else:
+        print(script.text(evaluate if arguments.dry_run == "evaluate" else train), end="")
 
 
 def make_command(arguments: argparse.Namespace, spec: creation.TrainingSpec, name: str) -> list[str]:
@@ -183,7 +187,7 @@ def make_command(arguments: argparse.Namespace, spec: creation.TrainingSpec, nam
 def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process: Any) -> int:
     """Prints where the run lies and what comes next; with --wait follows it to its end."""
     if arguments.json:
-        print(json.dumps({"run": run.name, "path": str(run.path), "jobs": jobs}), flush=True)
+        print(json.dumps(creation.summary(run, jobs)), flush=True)
     else:
         print(f"run      {run.path}")
         print(f"jobs     {'  '.join(f'{stage} {id}' for stage, id in jobs.items())}")

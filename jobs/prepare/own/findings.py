@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from jobs.catalog.classes import IGNORED, Classes
 from jobs.prepare.progress import say
 from jobs.run.errors import UserError
 
@@ -31,6 +32,19 @@ def error(kind: str, file: str, text: str, fix: str) -> Finding:
 
 def warning(kind: str, file: str, text: str, fix: str) -> Finding:
     return Finding(WARNING, kind, visible(file), visible(text), fix)
+
+
+def label_of(name: str, classes: Classes, file: str, unknown: set[str], found: list[Finding]) -> int | None:
+    """The class of a name; None for what is none, which is told once: `unknown` are those that were."""
+    if name in classes.names:
+        return classes.names.index(name)
+    if name.lower() == "ignore":
+        return IGNORED
+    if name not in unknown:
+        unknown.add(name)
+        fix = "add it to the classes file, or rename it"
+        found.append(error("class unknown", file, f"{name!r} is no class", fix))
+    return None
 
 
 def visible(text: str) -> str:

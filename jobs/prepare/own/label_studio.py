@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from jobs.catalog.classes import Classes
-from jobs.prepare.own.findings import Finding, error, warning
+from jobs.prepare.own.findings import Finding, error, label_of, warning
 from jobs.prepare.own.images import SUFFIXES
 from jobs.run.errors import MALFORMED, UserError
 
@@ -58,14 +58,11 @@ def shapes(
     for name, path in sorted(pictures.items(), key=lambda one: order(one[0])):
         match = NAME.fullmatch(PurePosixPath(name).name)
         assert match
-        label = match["label"]
         image, written = image_of.get(int(match["task"]), ("", ""))
-        if label not in classes.names and label.lower() != "ignore":
-            if label not in unknown:
-                fix = "add it to the classes file, or rename it"
-                found.append(error("class unknown", str(path), f"{label!r} is no class", fix))
-            unknown.add(label)
-        elif not image:
+        label = label_of(match["label"], classes, str(path), unknown, found)
+        if label is None:
+            continue
+        if not image:
             text = f"no image of --images is task {match['task']}"
             found.append(warning("no image", str(path), text, "nothing trains on it"))
         elif meant.setdefault(image, written) != written:
@@ -74,9 +71,8 @@ def shapes(
             found.append(error("image twice", str(path), text, fix))
         else:
             status = path.stat()
-            known = classes.names.index(label) if label in classes.names else 255
             shape = {"file": str(path), "stat": [status.st_size, status.st_mtime_ns]}
-            drawn.setdefault(image, []).append((known, shape))
+            drawn.setdefault(image, []).append((label, shape))
     return drawn, found
 
 

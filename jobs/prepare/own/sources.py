@@ -15,7 +15,7 @@ import msgspec
 from jobs.catalog import listing
 from jobs.catalog.classes import Classes
 from jobs.prepare.own import label_studio, masks
-from jobs.prepare.own.findings import Finding, error, visible, warning
+from jobs.prepare.own.findings import Finding, error, label_of, visible, warning
 from jobs.prepare.own.images import MOST_PIXELS, SUFFIXES, BadPicture, read_file
 from jobs.run.errors import MALFORMED, UserError
 
@@ -181,8 +181,8 @@ def from_pictures(files: dict[str, Path], given: list[Path], suffix: str) -> tup
     folder = given[0]
     if not folder.is_dir():
         raise UserError(f"--masks {folder}: masks that are pictures lie in a folder")
-    there = files_below(folder, masks.SUFFIXES)
-    pictures = there | files_below(folder, masks.BLURRED)
+    pictures = files_below(folder, (*masks.SUFFIXES, *masks.BLURRED))
+    there = {name: path for name, path in pictures.items() if path.suffix.lower() in masks.SUFFIXES}
     paths = set(pictures.values())
     named = Names(pictures)
     ends = (suffix,) if suffix else (*masks.SUFFIXES, *masks.BLURRED)
@@ -205,7 +205,7 @@ def from_pictures(files: dict[str, Path], given: list[Path], suffix: str) -> tup
         first = next(iter(files))
         wanted = f"{PurePosixPath(first).with_suffix('')}{ends[0]}"
         wanted += "" if suffix else f" (or {' '.join(masks.SUFFIXES[1:])})"
-        example = next(iter(pictures), "no picture at all")
+        example = next(iter(there or pictures), "no picture at all")
         raise UserError(
             f"--masks {folder}: no image has a mask of its name there: {first} needs {wanted}, and there is "
             f"{example} (--mask-suffix says what a mask's name has after its image's)"
@@ -269,19 +269,6 @@ def size_of(width: Any, height: Any) -> tuple[int, int]:
     if not (min(size) > 0 and size[0] * size[1] <= MOST_PIXELS):
         raise ValueError(f"an image of {width}×{height}")
     return size
-
-
-def label_of(name: str, classes: Classes, file: str, unknown: set[str], found: list[Finding]) -> int | None:
-    """The class of a name; None for what is none, which is told once: `unknown` are those of this file."""
-    if name in classes.names:
-        return classes.names.index(name)
-    if name.lower() == "ignore":
-        return 255
-    if name not in unknown:
-        unknown.add(name)
-        fix = "add it to the classes file, or rename it"
-        found.append(error("class unknown", file, f"{name!r} is no class", fix))
-    return None
 
 
 def from_label_studio(
