@@ -46,13 +46,15 @@ ROOT_OF_VOC = f"{FOLDER}/VOC2012"
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A node's own disk; nothing is open from another test."""
+    """A node's own disk, however full; nothing is open from another test."""
     if file_systems.kind(tmp_path) in file_systems.IN_MEMORY:
         pytest.skip("there is no disk below the folder of temporary files")
     place = tmp_path / "local"
     place.mkdir()
     monkeypatch.setenv(staged.VARIABLE, str(place))
     monkeypatch.setattr(decoded, "_kept", {})
+    monkeypatch.setattr(decoded, "KEPT_FREE", 0.0)
+    monkeypatch.setattr(staging, "KEPT_FREE", 0.0)
     return place
 
 
@@ -327,6 +329,20 @@ def test_a_disk_that_fills_up_is_said_once_and_the_rest_is_decoded(
     assert_same(samples(dataset(both[1])), expected)
 
 
+def test_a_fifth_of_the_disk_is_left_to_others(
+    both: tuple[Path, Path], stage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = os.statvfs(stage)
+    monkeypatch.setattr(decoded, "KEPT_FREE", there.f_bavail / there.f_blocks + 0.01)
+    expected = samples(dataset(both[0]))
+    capsys.readouterr()
+    one = dataset(both[1])
+    for _ in range(2):
+        assert_same(samples(one), expected)
+    assert capsys.readouterr().out.count("there is no more room; on by decoding each image") == 1
+    assert kept(stage).stat().st_size == slots(both[1] / FOLDER)
+
+
 def test_it_goes_where_room_is_needed_but_not_while_it_is_read(both: tuple[Path, Path], stage: Path) -> None:
     samples(dataset(both[1]))
     path = kept(stage)
@@ -491,7 +507,8 @@ def test_a_training_with_it_ends_as_one_without(
     loaders = {"train_dataloader__batch_size": 2, "train_dataloader__num_workers": 2}
     whole = tiny.make_run(tmp_path / "whole", voc_small, **loaders)
     assert tiny.start(whole, 2) == [0, 0]
-    run = tiny.make_run(tmp_path / "run", both[1], baton__stage_decoded=True, **loaders)
+    fits = {"custom_imports": {"imports": ["tests.support.full_disk"], "allow_failed_imports": False}}
+    run = tiny.make_run(tmp_path / "run", both[1], baton__stage_decoded=True, **fits, **loaders)
     request = run.request()
     request.cluster.stage = str(stage)
     run.write_request(request)

@@ -12,6 +12,9 @@ from jobs.prepare.packed import convert
 from jobs.run import packed, staged
 from tests.support.slurm import wait_event, wait_for
 
+IMPORTS = "['tests.support.slurm_faults', 'tests.support.full_disk']"
+HELD_ON_ANY_DISK = (f"custom_imports={{'imports': {IMPORTS}, 'allow_failed_imports': False}}", *HELD[1:])
+
 
 def test_a_preempted_training_finds_its_copy_on_the_same_node(launch: Launcher, tmp_path: Path) -> None:
     launch.data = shutil.copytree(launch.data, tmp_path / "data")
@@ -30,7 +33,7 @@ def test_a_preempted_training_finds_its_copy_on_the_same_node(launch: Launcher, 
         "--no-evaluation",
     ]
     local.mkdir()
-    jobs = launch.train("--run", "staged", *where, "--set", *HELD, "baton.stage_decoded=true")
+    jobs = launch.train("--run", "staged", *where, "--set", *HELD_ON_ANY_DISK, "baton.stage_decoded=true")
     run = launch.runs / "staged"
     first = wait_event(run, "staged", start=1)
     wait_for((run / "job" / "held-0").exists, "the run is held")

@@ -30,7 +30,9 @@ def container(voc_small: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Path:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node's own disk, however full."""
+    monkeypatch.setattr(staging, "KEPT_FREE", 0.0)
     return tmp_path / "local"
 
 
