@@ -782,6 +782,15 @@ def test_folders_that_may_be_the_split_are_not_mixed(tops: list[str], said: str)
     assert not splits.split(items(names), 0.8, 0, "", ("", ""))[1], "drawn if told so"
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_seed_is_not_taken_where_folders_are_the_split(seed: int) -> None:
+    names = ["Train/1.png", "val/2.png"]
+    with pytest.raises(UserError, match="--seed: nothing is drawn, for the folders Train/ and val/"):
+        splits.split(items(names), None, seed, "", ("", ""))
+    assert len(splits.split(items(names), None, None, "", ("", ""))[0]) == 2
+    assert len(splits.split(items(names), 0.8, seed, "", ("", ""))[0]) == 2, "drawn if told so"
+
+
 def test_a_folder_of_one_split_is_told() -> None:
     drawn, found = splits.split(items(["train/1.png", "more/2.png", "3.png"]), None, 0, "", ("", ""))
     assert len(drawn) == 3

@@ -151,7 +151,8 @@ def check_all(args: argparse.Namespace, known: Classes, work: Path) -> Checked:
     )
     share = float(args.split) if args.split else None
     chosen = (args.train_list or "", args.val_list or "")
-    items, more = splits.split(items, share, int(args.seed or 0), args.group_by or "", chosen)
+    seed = int(args.seed) if args.seed else None
+    items, more = splits.split(items, share, seed, args.group_by or "", chosen)
     how = How(known, kind if pictures else "auto", bool(args.ignore_exif))
     say(f"{len(items):,} images, masks: {'pictures' if kind_found == 'picture' else kind_found}")
     pairs = list(scan(items, how, args.processes, work / ROWS))

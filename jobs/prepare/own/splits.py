@@ -13,10 +13,11 @@ from jobs.run.errors import UserError
 
 
 def split(
-    items: list[Item], share: float | None, seed: int, group_by: str, lists: tuple[str, str]
+    items: list[Item], share: float | None, seed: int | None, group_by: str, lists: tuple[str, str]
 ) -> tuple[list[Item], list[Finding]]:
     """Gives each item its split; returns those that have one. Without a share and lists, folders that are
-    called so are the splits, else 0.8 are trained on. Raises UserError for folders that may be meant so."""
+    called so are the splits, else 0.8 are trained on. Raises UserError for folders that may be meant so, and
+    for a seed beside those that are."""
     if lists[0]:
         return by_lists(items, lists)
     found: list[Finding] = []
@@ -24,6 +25,11 @@ def split(
         tops = {item.name.partition("/")[0] for item in items if "/" in item.name}
         named = {split: called(split, tops) for split in FOLDERS}
         if folders := folders_of(named):
+            if seed is not None:
+                raise UserError(
+                    f"--seed: nothing is drawn, for the folders {'/ and '.join(folders)}/ below --images are the "
+                    "split: leave it out, or draw from all of them with --split 0.8"
+                )
             return by_folders(items, folders)
         alone = [top for tops_of in named.values() for top in tops_of]
         if alone and len(tops) > 1:
@@ -39,7 +45,7 @@ def split(
     groups, ungrouped = grouped(items, group_by)
     found += ungrouped
     # A pure function of seed and name: the same on every machine and in whatever order the files lie.
-    order = sorted(groups, key=lambda group: hashlib.blake2b(f"{seed}:{group}".encode()).digest())
+    order = sorted(groups, key=lambda group: hashlib.blake2b(f"{seed or 0}:{group}".encode()).digest())
     wanted = len(items) * (0.8 if share is None else share)
     taken = 0
     for number, group in enumerate(order):
