@@ -45,6 +45,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of the config"
     )
+    parser.add_argument(
+        "--unset",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY",
+        help="with --resume: take overrides of the run back, as long as it has no checkpoint",
+    )
     sweep_options.add(parser)
     parser.add_argument(
         "--seed", type=options.whole("--seed", 0, MOST_SEED), help="of all randomness (default 0)"
@@ -80,6 +88,8 @@ def main() -> int:
     arguments.no_evaluation |= arguments.worker is not None
     if arguments.resume:
         return resuming.resume(arguments)
+    if arguments.unset:
+        raise UserError("--unset takes back overrides of a run: it needs --resume RUN")
     spec = training.read_spec(arguments, options.profile(arguments), arguments_of_worker)
     if arguments.run:
         runs.check_name(arguments.run)

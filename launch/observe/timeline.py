@@ -176,7 +176,7 @@ def next_command(run: Run, one: states.Status) -> str:
         whole = f"{look}{of}, fix it, then {again[stage]}"
         if stage == "train" and _is_mmseg(run) and longer.begins_anew(run):
             # Its config is a copy: to edit the original would change nothing.
-            return f"{whole} (the config by --set KEY=VALUE; an edited file is another run's)"
+            return f"{whole} (the config by --set KEY=VALUE or --unset KEY; an edited file is another run's)"
         return whole
     if one.state == "cancelled":
         return again[stage]

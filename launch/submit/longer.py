@@ -1,6 +1,7 @@
 """`train.py --resume RUN --set train_cfg.max_epochs=300`: a run trains on for longer than it was made for.
 
-One that has nothing to go on from yet takes any `--set`: so is a mistake in its config put right.
+One that has nothing to go on from yet takes any `--set`, and `--unset`: so is a mistake in its config put
+right.
 """
 
 from __future__ import annotations
@@ -21,11 +22,22 @@ MAY_CHANGE = ("train_cfg", "param_scheduler", "default_hooks", "baton")
 LENGTHS = ("max_epochs", "max_iters")
 
 
-def of_resumed(run: Run, old: Request, given: dict[str, Any]) -> dict[str, Any]:
-    """All overrides of a resumed run: its own, and those `given` now. Raises UserError as `overrides`."""
+def of_resumed(run: Run, old: Request, given: dict[str, Any], taken_back: list[str]) -> dict[str, Any]:
+    """All overrides of a resumed run: its own but for those `taken_back`, and those `given` now. Raises
+    UserError as `overrides`, and for one taken back that is none or that a checkpoint was trained with."""
     if given and old.worker:
         raise UserError("--set overrides a config, and this run trains a program of its own")
-    return old.overrides | overrides(run, given)
+    own = old.overrides
+    for key in taken_back:
+        if key not in old.overrides:
+            there = f"they are {', '.join(sorted(old.overrides))}" if old.overrides else "it has none"
+            raise UserError(f"--unset {key}: that is no override of {run.name}: {there}")
+        if not begins_anew(run):
+            raise UserError(
+                f"--unset {key}: {run.name} has trained with it: train.py without it makes another run"
+            )
+        own.pop(key, None)  # named twice, it is gone by now
+    return own | overrides(run, given)
 
 
 def begins_anew(run: Run) -> bool:

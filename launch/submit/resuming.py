@@ -27,12 +27,12 @@ from launch.submit import (
 
 def resume(arguments: argparse.Namespace) -> int:
     """Submits an existing run again: same directory, same code and config, other resources if asked, and a
-    longer training, or one put right before its first checkpoint (--set)."""
+    longer training, or one put right before its first checkpoint (--set, --unset)."""
     check_unchanged(arguments)
     run = runs.find(arguments.resume)
     old = run.request()
     given = options.overrides(arguments.set)
-    overrides = longer.of_resumed(run, old, given)
+    overrides = longer.of_resumed(run, old, given, arguments.unset)
     keep_size(arguments, old)
 
     def settings(stage: str) -> profiles.Resolved:
@@ -79,7 +79,8 @@ def resume(arguments: argparse.Namespace) -> int:
         run.write_request(old)
         creation.write_scripts(run, *scripts)
         mark.unlink(missing_ok=True)
-        if any(key.partition(".")[0] == "train_dataloader" for key in given):
+        changed = (*given, *arguments.unset)
+        if any(key.partition(".")[0] == "train_dataloader" for key in changed):
             batch.unlink(missing_ok=True)  # what a start that came to nothing began with
         jobs, process = training.submit([run], scripts, prerequisites, not arguments.no_evaluation)[0]
     return training.tell(arguments, run, jobs, process)
@@ -90,9 +91,10 @@ def show(arguments: argparse.Namespace, run: Run, scripts: tuple[script.Batch, s
     training.show_script(arguments, *scripts)
     for one in scripts:
         job_environment.write(run, one.resolved)
-    if arguments.set:
+    if arguments.set or arguments.unset:
         # The jobs read it in run.yaml, where only a submission writes it.
-        print("nothing submitted, and --set stands in no script: submit without --dry-run", file=sys.stderr)
+        said = "--set" if arguments.set else "--unset"
+        print(f"nothing submitted, and {said} stands in no script: submit without --dry-run", file=sys.stderr)
 
 
 def check_unchanged(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.run.directory import Run
 from tests.unit.fake_slurm import ROOT, Site, one_line
 
 PROFILE = """
@@ -138,6 +139,37 @@ def test_before_its_first_checkpoint_a_run_takes_another_batch_size(made: Site) 
     assert done.returncode == 0, done.stderr
     assert not batch.exists()  # of the start that failed
     assert "train_dataloader.batch_size: 2" in (run / "run.yaml").read_text()
+
+
+def test_before_its_first_checkpoint_an_override_is_taken_back(made: Site) -> None:
+    """What only the job could know to be a mistake, such as a backbone's misspelt argument."""
+    run = made.runs / "mine"
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    mistaken = (
+        "model.backbone.dpeth=101",
+        "model.backbone.strides=(1,2,2,2)",
+        "train_dataloader.batch_size=2",
+    )
+    done = made("train", "--resume", "mine", "--set", *mistaken)
+    assert done.returncode == 0, done.stderr
+    batch = run / "job" / "global-batch"
+    batch.write_text("4\n")
+    change = ("train", "--resume", "mine", "--unset")
+    there = "model.backbone.dpeth, model.backbone.strides, train_dataloader.batch_size"
+    one_line(made(*change, "model.backbone.depht"), f"that is no override of mine: they are {there}")
+    one_line(made("train", "--unset", "model.backbone.dpeth"), "it needs --resume RUN")
+    taken = [*(pair.partition("=")[0] for pair in mistaken), "model.backbone.dpeth"]
+    done = made(*change, *taken, "--set", "model.backbone.depth=101", "--dry-run")
+    assert (done.returncode, "dpeth" in (run / "run.yaml").read_text()) == (0, True), done.stderr
+    done = made(*change, *taken, "--set", "model.backbone.depth=101")
+    assert done.returncode == 0, done.stderr
+    after = Run(run).request().overrides
+    assert after["model.backbone.depth"] == 101
+    assert not {"model.backbone.dpeth", "model.backbone.strides", "train_dataloader.batch_size"} & set(after)
+    assert not batch.exists()
+    (run / "checkpoints" / "epoch_1.pth.json").touch()
+    one_line(made(*change, "model.backbone.depth"), "mine has trained with it")
 
 
 def test_a_checkpoint_is_looked_for_before_anything_is_submitted(made: Site) -> None:

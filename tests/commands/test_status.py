@@ -251,7 +251,10 @@ def test_what_would_not_put_it_right_is_not_advised(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     submitted(run)
     write(run, 1, "stopped", stage="train", job="12", reason="a batch of one sample")
-    how = "train.py --resume run (the config by --set KEY=VALUE; an edited file is another run's)"
+    how = (
+        "train.py --resume run "
+        "(the config by --set KEY=VALUE or --unset KEY; an edited file is another run's)"
+    )
 
     def advice() -> str:
         past = history.read(run)

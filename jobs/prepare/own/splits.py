@@ -27,8 +27,8 @@ def split(
         if folders := folders_of(named):
             if seed is not None:
                 raise UserError(
-                    f"--seed: nothing is drawn, for the folders {'/ and '.join(folders)}/ below --images are the "
-                    "split: leave it out, or draw from all of them with --split 0.8"
+                    f"--seed: nothing is drawn, for the folders {'/ and '.join(folders)}/ below --images are "
+                    "the split: leave it out, or draw from all of them with --split 0.8"
                 )
             return by_folders(items, folders)
         alone = [top for tops_of in named.values() for top in tops_of]
