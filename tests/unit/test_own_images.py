@@ -1098,7 +1098,7 @@ def test_the_config_says_what_the_data_is(tmp_path: Path) -> None:
     made = described(bands=judge.Bands("tiff", 5, "uint16"), mean=[1.0] * 5, std=[2.0] * 5)
     base = str(ROOT / "configs/demo.py")
     config = tmp_path / "mine.py"
-    text = config_file.text_of(made, base, HEADS, config_file.crop_of(made, ""), True)
+    text = config_file.text_of(made, base, HEADS, config_file.crop_of(made, "", HEADS), True)
     config_file.place(config, "mine", text)
     cfg = Config.fromfile(str(config))
     assert cfg.model.backbone.in_channels == 5
@@ -1155,6 +1155,74 @@ def test_bases_are_fitted(tmp_path: Path, base: str, heads: list[int], weighted:
     losses = [one.loss_decode for one in parts if one.num_classes == 3 and hasattr(one, "loss_decode")]
     weights = {tuple(one.class_weight or ()) for one in losses if hasattr(one, "class_weight")}
     assert weights == ({(1.0, 2.0, 3.0)} if weighted else {()})
+
+
+@pytest.mark.parametrize("asked", ["", "144"])
+@pytest.mark.parametrize(
+    ("base", "crop"),
+    [
+        ("ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py", 64),
+        ("unet/unet-s5-d16_fcn_4xb4-40k_hrf-256x256.py", 64),
+        ("mobilenet_v3/mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024.py", 416),
+        ("beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py", 64),
+        ("mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py", 64),
+    ],
+)
+def test_models_that_do_not_take_every_size_learn_and_are_evaluated(
+    tmp_path: Path, base: str, crop: int, asked: str
+) -> None:
+    from jobs.mmseg import compat
+
+    compat.prepare()
+    import torch
+    from mmengine.config import Config
+    from mmengine.structures import PixelData
+    from mmseg.registry import MODELS
+    from mmseg.structures import SegDataSample
+    from mmseg.utils import register_all_modules
+
+    register_all_modules()
+    made = described(short_side=90)
+    file = base_path(f"mmseg::{base}")
+    plain = config_file.model_of(file)
+    if asked and crop > int(asked):
+        with pytest.raises(UserError, match=f"--crop {asked}: the model of --base needs {crop} at least"):
+            config_file.crop_of(made, asked, plain)
+        return
+    crop = int(asked or crop)
+    assert config_file.crop_of(made, asked, plain) == crop
+    (tmp_path / "mine.py").write_text(config_file.text_of(made, str(file), plain, crop, False))
+    cfg = Config.fromfile(str(tmp_path / "mine.py"))
+    cfg.model.pretrained = cfg.model.backbone.init_cfg = None
+    if cfg.model.backbone.type in config_file.ONE_SIZE:  # smaller
+        cfg.model.backbone.update(num_layers=4, embed_dims=48, out_indices=[0, 1, 2, 3])
+        cfg.model.neck.update(embed_dim=48)
+        cfg.model.decode_head.update(in_channels=[48] * 4, channels=32)
+        cfg.model.auxiliary_head.update(in_channels=48, channels=32)
+    model = MODELS.build(cfg.model)
+
+    def batch(count: int, height: int, width: int) -> dict[str, Any]:
+        sample = SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, height, width, dtype=torch.long)))
+        size = (height, width)
+        sample.set_metainfo({"img_shape": size, "ori_shape": size, "pad_shape": size})
+        image = torch.zeros(3, height, width, dtype=torch.uint8)
+        return {"inputs": [image] * count, "data_samples": [sample] * count}
+
+    side = cfg.scale[1]
+    assert side == 64
+    losses = model(**model.data_preprocessor(batch(2, side, min(crop, 97)), training=True), mode="loss")
+    assert all(torch.isfinite(value).all() for name, value in losses.items() if "loss" in name)
+    model.eval()
+    with torch.no_grad():
+        (drawn,) = model.val_step(batch(1, side, 97))
+    assert drawn.pred_sem_seg.shape == (side, 97)
+
+
+def test_a_crop_that_the_bases_model_cannot_take_is_told() -> None:
+    net = HEADS | {"backbone": {"type": "UNet", "downsamples": (True, True, True)}}
+    with pytest.raises(UserError, match="--crop 100: the model of --base takes multiples of 8 alone"):
+        config_file.crop_of(described(), "100", net)
+    assert config_file.crop_of(described(), "104", net) == 104
 
 
 def test_weights_of_the_bases_classes_are_left_out_of_each_of_several_losses(tmp_path: Path) -> None:

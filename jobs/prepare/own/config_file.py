@@ -22,6 +22,10 @@ MOST_SIDE = 1024
 """Of the shorter side that whole images are resized to; crops stay as they are."""
 SMALLEST = 32
 """The backbone's stride: sides are multiples of it."""
+LEAST_CROP = {"LRASPPHead": 416}
+"""It pools 49 × 49 features, one for 8 × 8 pixels: 392, rounded up to a multiple of SMALLEST."""
+ONE_SIZE = ("BEiT", "MAE")
+"""Backbones whose positions are those of one size of image, `img_size`."""
 ENOUGH = 64
 """Training images from which the last, smaller batch of an epoch is left out: one image alone in it has no
 statistics for batch normalisation."""
@@ -61,9 +65,15 @@ class Description(msgspec.Struct):
     """Files that are hard links of the user's."""
 
 
-def crop_of(made: Description, asked: str) -> int:
-    """The side of the crops, in pixels: 512, or what the shorter side of smaller images has."""
-    return int(asked) if asked else min(MOST_CROP, side_of(made))
+def crop_of(made: Description, asked: str, model: dict[str, Any]) -> int:
+    """The side of the crops, in pixels: 512, or what the shorter side of smaller images has, but what the
+    base's model needs at least. Raises UserError for less, if it was asked for."""
+    least = max(LEAST_CROP.get(str(head.get("type")), 0) for head in heads_of(model))
+    if asked and int(asked) < least:
+        raise UserError(f"--crop {asked}: the model of --base needs {least} at least")
+    if asked and int(asked) % divisor_of(model):
+        raise UserError(f"--crop {asked}: the model of --base takes multiples of {divisor_of(model)} alone")
+    return int(asked) if asked else max(least, min(MOST_CROP, side_of(made)))
 
 
 def side_of(made: Description) -> int:
@@ -84,6 +94,7 @@ def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weig
     if begins_with_weights and made.bands.reader == "grey":
         made = msgspec.structs.replace(made, bands=Bands(GREY_AS_COLOUR, 3, "uint8"))
     side = max(side_of(made), crop if made.short_side >= crop else SMALLEST)
+    one_size = backbone.get("type") in ONE_SIZE
     lines = [
         f"_base_ = {json.dumps(base)}",
         "",
@@ -102,17 +113,22 @@ def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weig
         "]",
         "",
         "model = dict(",
-        f"    data_preprocessor={preprocessor(made)},",
+        f"    data_preprocessor={preprocessor(made, padding(model))},",
     ]
+    if one_size:
+        stride = crop * 2 // 3
+        lines.append(f'    test_cfg=dict(mode="slide", crop_size=crop_size, stride=({stride}, {stride})),')
+    of_backbone = ["img_size=crop_size"] if one_size else []
     if made.bands.bands != 3:
-        random = ""
+        of_backbone.append(f"in_channels={made.bands.bands}")
         if begins_with_weights:
             lines.append(
                 "    # The weights that the base begins with are for three bands: it begins without."
             )
             lines.append("    pretrained=None,")
-            random = ", init_cfg=None" if backbone.get("init_cfg") else ""
-        lines.append(f"    backbone=dict(in_channels={made.bands.bands}{random}),")
+            of_backbone += ["init_cfg=None"] if backbone.get("init_cfg") else []
+    if of_backbone:
+        lines.append(f"    backbone=dict({', '.join(of_backbone)}),")
     for name in ("decode_head", "auxiliary_head"):
         if model.get(name):
             lines.append(f"    {name}={head_text(name, model, made, weighted)},")
@@ -162,12 +178,35 @@ def test_steps(made: Description) -> list[str]:
     ]
 
 
-def preprocessor(made: Description) -> str:
+def preprocessor(made: Description, padded: str = "") -> str:
     # The pretrained weights of colour images were trained with ImageNet's figures.
     reader = made.bands.reader
     mean, std = IMAGENET if reader in ("colour", GREY_AS_COLOUR) else (made.mean, made.std)
     swapped = made.bands.bands == 3 and reader != "tiff"
-    return f"dict(mean={mean}, std={std}, bgr_to_rgb={swapped}, size=crop_size, seg_pad_val={IGNORED})"
+    return (
+        f"dict(mean={mean}, std={std}, bgr_to_rgb={swapped}, size=crop_size, seg_pad_val={IGNORED}{padded})"
+    )
+
+
+def padding(model: dict[str, Any]) -> str:
+    """How images are padded that are not cropped, for a model that does not take every size; the padding is
+    cut off what it draws."""
+    kind = (model.get("backbone") or {}).get("type")
+    if (model.get("data_preprocessor") or {}).get("test_cfg"):
+        return ""
+    if kind in ONE_SIZE or any(head.get("type") in LEAST_CROP for head in heads_of(model)):
+        return ", test_cfg=dict(size=crop_size)"
+    divisor = divisor_of(model)
+    return f", test_cfg=dict(size_divisor={divisor})" if divisor > 1 else ""
+
+
+def divisor_of(model: dict[str, Any]) -> int:
+    """What the sides of an image are multiples of, for the base's model."""
+    backbone = model.get("backbone") or {}
+    # DDRNet adds features of an eighth of the size to others that were made smaller and larger again. UNet
+    # halves the size at each stage but the first, unless told otherwise (`downsamples`).
+    halved = sum(backbone.get("downsamples") or (True,) * 4)
+    return {"DDRNet": 8, "UNet": 2**halved}.get(str(backbone.get("type")), 1)
 
 
 def heads_of(model: dict[str, Any]) -> list[dict[str, Any]]:

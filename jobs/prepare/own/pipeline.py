@@ -262,7 +262,7 @@ def write_config(args: argparse.Namespace, root: Path) -> dict[str, str]:
     made, target = description(root), Path(args.write_config)
     model = config_file.model_of(base_path(args.base))
     base = config_file.base_name(args.base, target)
-    crop = config_file.crop_of(made, args.crop or "")
+    crop = config_file.crop_of(made, args.crop or "", model)
     text = config_file.text_of(made, base, model, crop, bool(args.class_weights))
     if config_file.place(target, made.name, text):
         return {"config": str(target)}
