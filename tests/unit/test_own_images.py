@@ -1162,6 +1162,7 @@ def test_bases_are_fitted(tmp_path: Path, base: str, heads: list[int], weighted:
     ("base", "crop"),
     [
         ("ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024.py", 64),
+        ("pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes.py", 64),
         ("unet/unet-s5-d16_fcn_4xb4-40k_hrf-256x256.py", 64),
         ("mobilenet_v3/mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024.py", 416),
         ("beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py", 64),
@@ -1202,7 +1203,8 @@ def test_models_that_do_not_take_every_size_learn_and_are_evaluated(
     model = MODELS.build(cfg.model)
 
     def batch(count: int, height: int, width: int) -> dict[str, Any]:
-        sample = SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, height, width, dtype=torch.long)))
+        zeros = PixelData(data=torch.zeros(1, height, width, dtype=torch.long))
+        sample = SegDataSample(gt_sem_seg=zeros, gt_edge_map=zeros.clone())
         size = (height, width)
         sample.set_metainfo({"img_shape": size, "ori_shape": size, "pad_shape": size})
         image = torch.zeros(3, height, width, dtype=torch.uint8)
@@ -1252,8 +1254,6 @@ def test_a_head_that_cannot_be_fitted_is_told() -> None:
         config_file.text_of(described(), "b.py", model, 96, False)
     with pytest.raises(UserError, match=r"knows the classes by their names \(text_encoder"):
         config_file.text_of(described(), "b.py", HEADS | {"text_encoder": {"type": "x"}}, 96, False)
-    with pytest.raises(UserError, match="PIDNet learns edges"):
-        config_file.text_of(described(), "b.py", {"decode_head": {"type": "PIDHead"}}, 96, False)
     losses = {"decode_head": {"num_classes": 3, "loss_decode": [{}, {}]}}
     with pytest.raises(UserError, match="has several losses: give them by hand"):
         config_file.text_of(described(), "b.py", losses, 96, True)

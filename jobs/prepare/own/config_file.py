@@ -87,8 +87,6 @@ def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weig
             "--base: its model knows the classes by their names (text_encoder, as SAN has it), which is not "
             "fitted here: choose another base"
         )
-    if any(head.get("type") == "PIDHead" for head in heads_of(model)):
-        raise UserError("--base: PIDNet learns edges besides, which is not fitted here: choose another base")
     backbone = model.get("backbone") or {}
     begins_with_weights = bool(model.get("pretrained") or backbone.get("init_cfg"))
     if begins_with_weights and made.bands.reader == "grey":
@@ -106,7 +104,7 @@ def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weig
         f"scale = ({4 * side}, {side})",
         "",
         "train_pipeline = [",
-        *(f"    {step}," for step in train_steps(made)),
+        *(f"    {step}," for step in train_steps(made, model)),
         "]",
         "test_pipeline = [",
         *(f"    {step}," for step in test_steps(made)),
@@ -156,7 +154,7 @@ def loader(made: Description) -> str:
     )
 
 
-def train_steps(made: Description) -> list[str]:
+def train_steps(made: Description, model: dict[str, Any]) -> list[str]:
     steps = [
         loader(made),
         'dict(type="LoadAnnotations")',
@@ -166,6 +164,8 @@ def train_steps(made: Description) -> list[str]:
     ]
     if made.bands.reader == "colour":  # its hue and saturation are of 8 bits and three bands
         steps.append('dict(type="PhotoMetricDistortion")')
+    if any(head.get("type") == "PIDHead" for head in heads_of(model)):  # which learns the classes' edges, too
+        steps.append('dict(type="GenerateEdge", edge_width=4)')
     return [*steps, 'dict(type="PackSegInputs")']
 
 
@@ -203,10 +203,10 @@ def padding(model: dict[str, Any]) -> str:
 def divisor_of(model: dict[str, Any]) -> int:
     """What the sides of an image are multiples of, for the base's model."""
     backbone = model.get("backbone") or {}
-    # DDRNet adds features of an eighth of the size to others that were made smaller and larger again. UNet
-    # halves the size at each stage but the first, unless told otherwise (`downsamples`).
+    # DDRNet and PIDNet add features of an eighth of the size to others that were made smaller and larger
+    # again. UNet halves the size at each stage but the first, unless told otherwise (`downsamples`).
     halved = sum(backbone.get("downsamples") or (True,) * 4)
-    return {"DDRNet": 8, "UNet": 2**halved}.get(str(backbone.get("type")), 1)
+    return {"DDRNet": 8, "PIDNet": 8, "UNet": 2**halved}.get(str(backbone.get("type")), 1)
 
 
 def heads_of(model: dict[str, Any]) -> list[dict[str, Any]]:
