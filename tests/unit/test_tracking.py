@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from jobs.run import trackers
 from jobs.run.directory import Run
 from launch.observe.tracking import content
@@ -97,6 +99,27 @@ def test_interruptions_and_the_evaluation_are_told(tmp_path: Path) -> None:
     assert found.evaluation == "epoch_4-abcdef12"
     assert found.scores == {"mIoU": 51.0, "mAcc": 60.0, "aAcc": 70.0}
     assert [one["IoU"] for one in found.classes] == [50.0, 51.0, 52.0]
+    assert found.named == "eval"
+
+
+@pytest.mark.parametrize(
+    ("folder", "named"),
+    [
+        ("epoch_4-abcdef12-tta", "eval-tta"),
+        ("epoch_2-00000000", "eval-epoch_2"),
+        ("epoch_4-00000000-tta", "eval-another-epoch_4-tta"),
+    ],
+)
+def test_figures_that_others_do_not_compare_with_have_another_name(
+    tmp_path: Path, folder: str, named: str
+) -> None:
+    run = with_everything(tmp_path / "run")
+    run.checkpoints.mkdir()
+    (run.checkpoints / "best.json").write_text(json.dumps({"path": "epoch_4.pth"}))
+    manifest = {"path": "epoch_4.pth", "digest": "abcdef12" * 8, "step": 400, "epoch": 4, "bytes": 0}
+    (run.checkpoints / "epoch_4.pth.json").write_text(json.dumps(manifest))
+    (run.eval / "epoch_4-abcdef12").rename(run.eval / folder)
+    assert content.read(run, T0 + 1000).named == named
 
 
 def test_what_hooks_show_is_told_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ class Content(msgspec.Struct):
     """Figures of the run as a whole, as they are now."""
     evaluation: str
     """Which evaluation `scores` are of; "": none yet."""
+    named: str
+    """What its figures are called by: `eval`, or `eval-tta`, `eval-epoch_50` where it is not of the best
+    checkpoint as it is."""
     scores: dict[str, float]
     classes: list[dict[str, Any]]
     """Per class: name, IoU, Acc and so on, in percent."""
@@ -102,15 +106,18 @@ def read(run: Run, now: float) -> Content:
     lines = records.read_lines(run.metrics)
     train, val = report.kept_rows(lines, past)
     evaluation = report.evaluation_of(run)
+    named = "eval"
     scores: dict[str, float] = {}
     classes: list[dict[str, Any]] = []
     if evaluation is not None:
+        named = "-".join(["eval", *re.findall(r"[\w.]+", evaluation.of)])
         classes = evaluation.classes
         scores = _numbers(evaluation.metrics, ("images", "seconds", "processes", "batch"))
     return Content(
         rows=rows(train, val, shown_by_hooks(run, lines, past), past),
         facts=facts(past, now),
         evaluation=evaluation.name if evaluation else "",
+        named=named,
         scores=scores,
         classes=classes,
         state=state(past),

@@ -65,12 +65,12 @@ class Service:
 
     def evaluation(self, found: Content, step: int) -> None:
         for name, value in found.scores.items():
-            self.logger.report_single_value(f"eval/{name}", value)
+            self.logger.report_single_value(f"{found.named}/{name}", value)
         rows = [
             ["class", *PER_CLASS],
             *([one["name"], *(one.get(key) for key in PER_CLASS)] for one in found.classes),
         ]
-        self.logger.report_table("eval", "classes", iteration=max(step, 0), table_plot=rows)
+        self.logger.report_table(found.named, "classes", iteration=max(step, 0), table_plot=rows)
 
     def close(self, state: str) -> None:  # noqa: ARG002
         mine = self.task.get_offline_mode_folder()

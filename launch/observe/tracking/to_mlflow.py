@@ -89,11 +89,10 @@ class Service:
         self.client.log_batch(self.run, metrics=metrics(named, max(step, 0)))
 
     def evaluation(self, found: Content, step: int) -> None:
-        scores = {f"eval/{key}": value for key, value in found.scores.items()}
+        scores = {f"{found.named}/{key}": value for key, value in found.scores.items()}
         for one in found.classes:
-            scores |= {
-                f"eval/{key}/{one['name']}": one[key] for key in PER_CLASS if number(one.get(key)) is not None
-            }
+            told = [key for key in PER_CLASS if number(one.get(key)) is not None]
+            scores |= {f"{found.named}/{key}/{one['name']}": one[key] for key in told}
         named = metrics(scores, max(step, 0))
         for at in range(0, len(named), MOST_METRICS):
             self.client.log_batch(self.run, metrics=named[at : at + MOST_METRICS])

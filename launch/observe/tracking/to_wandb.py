@@ -63,9 +63,9 @@ class Service:
     def evaluation(self, found: Content, step: int) -> None:  # noqa: ARG002
         import wandb
 
-        self.run.summary.update({f"eval/{key}": value for key, value in found.scores.items()})
+        self.run.summary.update({f"{found.named}/{key}": value for key, value in found.scores.items()})
         per_class = {
-            f"eval/{key}/{one['name']}": one[key]
+            f"{found.named}/{key}/{one['name']}": one[key]
             for one in found.classes
             for key in PER_CLASS
             if one.get(key) is not None
@@ -73,7 +73,7 @@ class Service:
         table = wandb.Table(columns=["class", *PER_CLASS])
         for one in found.classes:
             table.add_data(one["name"], *(one.get(key) for key in PER_CLASS))
-        self.run.summary.update({**per_class, "eval/classes": table})  # in no step: more may follow
+        self.run.summary.update({**per_class, f"{found.named}/classes": table})  # in no step: more may follow
 
     def close(self, state: str) -> None:
         if state == "going":
