@@ -7,8 +7,9 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
 from tests import own_images
 from tests.conftest import ROOT
+from tests.strangers import UID, needs_root, succeeds_as_stranger
 from tests.support.datasets import contents
 
 FOLDER = "VOCdevkit"
@@ -194,6 +196,42 @@ def test_what_would_be_overwritten_is_named_and_stays(packed_data: Path) -> None
         convert.unpack(packed_data, FOLDER)
     assert (root / name).read_bytes() == b"mine"
     assert (root / packed.NAME).exists()
+
+
+@pytest.fixture
+def of_another_user(voc_small: Path) -> Iterator[Path]:
+    """A data root that another user may enter, and owns."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(voc_small / FOLDER, Path(folder, FOLDER))
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            os.chown(path, UID, UID)
+        yield Path(folder)
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o755, 0o700, 0o1777])
+def test_a_folder_that_would_hinder_it_is_named_before_anything_is_done(
+    of_another_user: Path, mode: int
+) -> None:
+    """A colleague's, say: the old dataset could not be removed when all is packed."""
+    data = of_another_user
+    theirs = data / FOLDER / "theirs"
+    theirs.mkdir()
+    (theirs / "x.txt").write_text("theirs")
+    theirs.chmod(mode)
+    before = files(data / FOLDER)
+
+    def refused() -> None:
+        with pytest.raises(UserError, match="theirs is a folder that you may not empty"):
+            convert.pack(data, FOLDER)
+
+    assert succeeds_as_stranger(refused)
+    assert not (data / convert.WORK).exists()
+    assert files(data / FOLDER) == before
+    theirs.chmod(0o777)
+    assert succeeds_as_stranger(lambda: convert.pack(data, FOLDER))
+    assert (theirs / "x.txt").read_text() == "theirs"
+    assert (data / FOLDER / packed.NAME).exists()
 
 
 class Killed(BaseException):

@@ -15,6 +15,7 @@ from jobs.prepare.packed.writer import Writer, beside
 from jobs.prepare.progress import say, task
 from jobs.prepare.voc.build import check_space, put
 from jobs.prepare.voc.pipeline import publish, put_back, say_waiting, tidy
+from jobs.prepare.voc.writing import refuse_immovable
 from jobs.run import packed
 from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
@@ -49,6 +50,7 @@ def _turn(data_root: Path, folder: str, wait: bool, to_packed: bool) -> Manifest
         found = _there(root)  # while waiting, another process may have done it
         if found.packed == to_packed:
             return found
+        refuse_immovable(root)
         staging = work / folder
         staging.mkdir(parents=True)
         say(f"{'packing' if to_packed else 'unpacking'} {root}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -101,9 +102,28 @@ def remove_strangers(staging: Path, expected: set[str]) -> None:
         os.unlink(staging / path)
 
 
+def refuse_immovable(root: Path) -> None:
+    """Raises UserError if the dataset at `root` has a folder that this user may not empty, as one of a
+    colleague's: the whole dataset could not be replaced by another."""
+    inner = (os.path.join(at, name) for at, folders, _ in os.walk(root) for name in folders)
+    for folder in (str(root), *inner):
+        status = os.lstat(folder)
+        if stat.S_ISLNK(status.st_mode):
+            continue
+        foreign = os.geteuid() not in (0, status.st_uid)
+        closed = not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
+        if closed or (foreign and status.st_mode & stat.S_ISVTX):
+            raise UserError(
+                f"{folder} is a folder that you may not empty, so the dataset in {root} cannot be replaced: "
+                "have it opened to you (chmod), or moved elsewhere"
+            )
+
+
 def keep_strangers(root: Path, staging: Path) -> None:
     """Brings along what somebody has put to the dataset at `root`, such as VOC 2010 beside 2012, before the
-    staged one takes its place. Raises UserError where the two have a file of the same path."""
+    staged one takes its place. Raises UserError where the two have a file of the same path, and as
+    `refuse_immovable`."""
+    refuse_immovable(root)
     found, made = manifest.read(root), manifest.read(staging)
     assert made is not None
     try:
