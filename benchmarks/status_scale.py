@@ -2,8 +2,8 @@
 calls Slurm.
 
 The runs are as real ones: run.yaml, 200 epochs with their checkpoints and validations in events.jsonl, some
-preempted, half of them running. Stand-ins for squeue and sacct answer as Slurm would, at once, and count
-their calls: what is measured is our own work.
+preempted; half of them running, the others evaluated, with augmentation, too. Stand-ins for squeue and sacct
+answer as Slurm would, at once, and count their calls: what is measured is our own work.
 """
 
 import argparse
@@ -113,6 +113,8 @@ def make_runs(root: Path, number: int, epochs: int) -> int:
         )
         done = epochs if index % 2 else epochs * (index % 100 + 1) // 100
         lines = events_of(str(index), done, finished=bool(index % 2))
+        if index % 2:
+            lines += evaluations_of(run, lines[-1])
         run.events.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
         total += run.events.stat().st_size
         progress = {
@@ -131,6 +133,24 @@ def make_runs(root: Path, number: int, epochs: int) -> int:
         }
         (run.path / "progress.json").write_text(json.dumps(progress))
     return total
+
+
+def evaluations_of(run: Run, last: dict[str, object]) -> list[dict[str, object]]:
+    """Writes the best checkpoint's manifest, and two evaluations of it; returns their events."""
+    digest, name = "0123abcd" * 8, f"epoch_{last['epoch']}.pth"
+    manifest = {"step": last["step"], "epoch": last["epoch"], "bytes": 532000000, "digest": digest}
+    run.checkpoints.mkdir()
+    (run.checkpoints / f"{name}.json").write_text(json.dumps(manifest))
+    (run.checkpoints / "best.json").write_text(json.dumps({"path": name}))
+    lines = []
+    for ending in ("", "-tta"):
+        folder = run.eval / f"{Path(name).stem}-{digest[:8]}{ending}"
+        folder.mkdir(parents=True)
+        scores = {"mIoU": 71.5, "mAcc": 80.2, "aAcc": 93.4}
+        (folder / "metrics.json").write_text(json.dumps({**scores, "checkpoint": name, "digest": digest}))
+        told = {"event": "evaluated", "stage": "evaluate", "job": f"9{last['job']}", "checkpoint": name}
+        lines.append({"time": last["time"], **told, "seconds": 300.0, "metrics": scores, "path": str(folder)})
+    return lines
 
 
 def events_of(job: str, epochs: int, finished: bool) -> list[dict[str, object]]:
