@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, one_line
 
 _registered: list[Callable[[], dict[str, Any]]] = []
 
@@ -51,18 +51,42 @@ def load(filename: str | os.PathLike[str], map_location: Any = "cpu", **_: Any) 
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
 
 
+def load_own(path: str | os.PathLike[str]) -> Any:
+    """`load` for a checkpoint of the run's own, which is whole. Raises UserError if it holds more than data,
+    as those that were saved before `storable.check` may."""
+    try:
+        return load(path)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)|asks for ([\w.]+)", str(error))
+        what = (name[1] or name[2]) if name else one_line(error, 200)
+        raise UserError(
+            f"{path} cannot be loaded, for it holds more than data ({what}): train another run, whose state "
+            "holds none of it"
+        ) from None
+
+
+def round_trip(state: Any) -> Any:
+    """What a later start would get of `state`. Raises whatever an object makes of being saved or loaded."""
+    import torch
+
+    file = os.memfd_create("state")
+    try:
+        path = f"/proc/self/fd/{file}"
+        torch.save(state, path)
+        return load(path)
+    finally:
+        os.close(file)
+
+
 def prove() -> None:
     """Saves and loads a small state, as checkpoints are. Raises UserError if this environment cannot: that
     has to be known before a training, not after its first preemption."""
     import numpy as np
     import torch
 
-    file = os.memfd_create("state")
     try:
         state: dict[str, Any] = {"x": torch.from_numpy(np.arange(3.0)), "step": 1}
-        path = f"/proc/self/fd/{file}"
-        torch.save(state, path)
-        found = load(path)
+        found = round_trip(state)
         if found["step"] != 1 or not torch.equal(found["x"], state["x"]):
             raise ValueError(f"loaded {found}")
     except Exception as error:
@@ -71,8 +95,6 @@ def prove() -> None:
             f"torch {torch.__version__} with NumPy {np.__version__} could not resume a run: a small state "
             f"could not be saved and loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from None
-    finally:
-        os.close(file)
 
 
 def release(version: str) -> tuple[int, int]:
@@ -120,7 +142,6 @@ def _restricted() -> Any:
     }
     known |= {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
     # As protocol 2, in which torch writes, calls them.
-    known["builtins.set"] = set
     known |= {
         f"__builtin__.{name.partition('.')[2]}": value
         for name, value in known.items()
@@ -159,13 +180,15 @@ def _is_zip(path: str) -> bool:
 
 
 def allowed() -> dict[str, Any]:
-    """What checkpoints hold that weights_only does not know by itself, by the names that stand in the files:
-    NumPy's arrays and numbers, and what is registered."""
+    """What checkpoints hold that weights_only does not know by itself (in every release), by the names that
+    stand in the files: NumPy's arrays and numbers, Python's plain values, and what is registered."""
     import numpy as np
 
     arrays = importlib.import_module("numpy._core" if release(np.__version__) >= (2, 0) else "numpy.core")
-    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "uint8", "bool")]
+    dtypes = [type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"]
     found = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+    found |= {f"builtins.{kind.__name__}": kind for kind in (set, frozenset, complex)}
+    found["collections.Counter"] = collections.Counter
     found |= {f"{dtype.__module__}.{dtype.__name__}": dtype for dtype in dtypes}
     for package in ("numpy.core", "numpy._core"):  # NumPy 2 moved its internals; a file may be of either
         found[f"{package}.multiarray._reconstruct"] = arrays.multiarray._reconstruct

@@ -83,6 +83,8 @@ class Worker:
         self._first: tuple[int, float] | None = None
         self._shown = -math.inf
         self._scalars: dict[str, float | None] = {}
+        self._checked = False
+        """Whether a state was found to be one that can be loaded again."""
         self._heart = Heartbeat()
         # The supervisor has kept what came before this.
         self.beat("start", 0)
@@ -111,7 +113,7 @@ class Worker:
         """The state of the newest whole checkpoint, its tensors on the CPU; None where there is none yet. All
         ranks must call it, after `join`.
 
-        Raises UserError if there are checkpoints but none that is whole.
+        Raises UserError if there are checkpoints but none that is whole, or the newest holds more than data.
         """
         from jobs.engine import distributed, safe_load
 
@@ -125,7 +127,7 @@ class Worker:
         if not name:
             return None
         # Copied: what is loaded is mapped from the file, which will be pruned.
-        state = copy.deepcopy(safe_load.load(self.run.checkpoints / name)["state"])
+        state = copy.deepcopy(safe_load.load_own(self.run.checkpoints / name)["state"])
         self.on_disk = (step, epoch)
         if self.main:
             self.session.report("resumed", step=step, epoch=epoch, checkpoint=name)
@@ -218,10 +220,17 @@ class Worker:
 
     def save(self, step: int, state: State, *, epoch: int = 0, why: str = "interval") -> bool:
         """Saves the state of this step, whole or not at all; all ranks must call it. Whether it is on disk
-        (rank 0's answer counts): a full disk costs a checkpoint, not the training."""
+        (rank 0's answer counts): a full disk costs a checkpoint, not the training.
+
+        Raises UserError at the first save of a state that could not be loaded again."""
         content = state()
         if not self.main or self.on_disk == (step, epoch):
             return True
+        if not self._checked:
+            from jobs.engine import storable
+
+            storable.check(content, "state()")
+            self._checked = True
         self.beat("save", step)
         manifest = dict.fromkeys(checkpoints.FIELDS) | {
             "step": step, "epoch": epoch, "position": 0, "world_size": self.ranks, "why": why,

@@ -1,0 +1,77 @@
+"""What a checkpoint can hold, so that a later start gets back exactly what was given."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.engine import safe_load
+from jobs.run.errors import UserError
+
+PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size))
+"""Types that are stored as they are, and that nothing can change meanwhile."""
+
+MAPPINGS = (dict, OrderedDict, Counter)
+
+Path = tuple[Any, ...]
+
+
+def check(tree: Any, where: str, path: Path = ()) -> None:
+    """Raises UserError, naming the place below `where`, for a part of `tree` that could not be loaded back:
+    that has to be known at the first save, not when all checkpoints turn out to be useless.
+
+    Of other types than the usual ones it asks the loader itself.
+    """
+    kind = type(tree)
+    if kind in PLAIN or _is_array(tree):
+        return
+    if kind in MAPPINGS:
+        for key, value in tree.items():
+            check(key, where, path)
+            check(value, where, (*path, key))
+    elif kind in (list, tuple):
+        for number, value in enumerate(tree):
+            check(value, where, (*path, number))
+    elif kind in (set, frozenset):
+        for value in tree:
+            check(value, where, path)
+    elif not _comes_back(tree):
+        place = where + "".join(f"[{key!r}]" for key in path)
+        raise UserError(
+            f"{place}: {kind.__module__}.{kind.__qualname__} cannot be loaded back from a checkpoint: "
+            f"give {_instead(tree)} instead, and make it anew from that when loading"
+        )
+
+
+def _is_array(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        usual = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
+        return usual and not value.is_quantized and not vars(value)
+    if type(value) is np.ndarray or isinstance(value, np.generic):
+        return value.dtype.kind in "biufcSUmM"
+    return False
+
+
+def _comes_back(value: Any) -> bool:
+    try:
+        return type(safe_load.round_trip(value)) is type(value)
+    except Exception:
+        # Whatever pickling somebody's object leads to.
+        return False
+
+
+def _instead(value: Any) -> str:
+    if callable(getattr(value, "state_dict", None)):
+        return "its .state_dict()"
+    if isinstance(value, (str, os.PathLike)):
+        return "str(…)"
+    if isinstance(value, Mapping):
+        return "dict(…)"
+    if isinstance(value, Iterable):
+        return "list(…)"
+    return "tensors, NumPy arrays, numbers, text, lists, tuples, sets or dicts"

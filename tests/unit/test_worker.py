@@ -1,0 +1,74 @@
+"""The library for a training of one's own, without a supervisor."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.engine import checkpoints
+from jobs.engine.session import Session
+from jobs.run import events
+from jobs.run.directory import Request, Run
+from jobs.run.errors import UserError
+from jobs.supervise.heartbeat import Heartbeat
+from jobs.worker import Worker
+
+
+def made(path: Path, rank: int = 0) -> Worker:
+    """One that listens to no signals."""
+    run = Run(path)
+    run.job.mkdir(parents=True, exist_ok=True)
+    request = Request(name="x", config="", data_root="", created="")
+    worker: Any = object.__new__(Worker)
+    worker.run, worker.start, worker.rank, worker.ranks, worker.main = run, 1, rank, 1, rank == 0
+    worker.session = Session(run, request, rank=rank, ranks=1, local_rank=0, local_ranks=1, start=1, job="1")
+    worker.on_disk, worker.steps, worker._first, worker._shown = (0, 0), None, None, 0.0
+    worker._scalars, worker._checked, worker._heart = {}, False, Heartbeat()
+    assert isinstance(worker, Worker)
+    return worker
+
+
+def told(worker: Worker, name: str) -> list[dict[str, Any]]:
+    return [event for event in events.iterate(worker.run.events) if event["event"] == name]
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {"numpy": np.random.get_state(), "python": random.getstate(), "done": {1, 2}, "w": torch.ones(2)}
+    assert made(tmp_path).save(7, lambda: state)
+    found = made(tmp_path).load()
+    assert found
+    assert found["done"] == {1, 2}
+    np.random.set_state(found["numpy"])
+    random.setstate(found["python"])
+    assert repr(np.random.get_state()) == repr(state["numpy"])
+
+
+def test_a_state_that_could_not_be_loaded_is_refused_at_the_first_save(tmp_path: Path) -> None:
+    worker = made(tmp_path)
+    kept: dict[str, Any] = {"step": 7}
+    for kept["mine"], instead in ((deque([1]), "list"), (torch.nn.Linear(1, 1), "its .state_dict")):
+        with pytest.raises(UserError, match=rf"^state\(\)\['mine'\]: .*give {instead}\("):
+            worker.save(7, lambda: kept)
+        # A rank whose state is not written does not judge it.
+        assert made(tmp_path, rank=1).save(7, lambda: kept)
+    assert not worker.run.checkpoints.exists()
+    # Once is enough: no later save pays for it.
+    worker.save(8, lambda: {"mine": 1})
+    assert worker._checked
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:
+    """As an earlier version of the library saved them."""
+    worker = made(tmp_path)
+    manifest = dict.fromkeys(checkpoints.FIELDS) | {"step": 7, "epoch": 0}
+    content = {"state": {"mine": deque([1])}, "baton": manifest}
+    checkpoints.write(worker.run.checkpoints / "iter_7.pth", content, manifest, worker.run.job, 1)
+    with pytest.raises(UserError, match=r"iter_7\.pth cannot be loaded, .*collections\.deque") as caught:
+        worker.load()
+    assert "\n" not in str(caught.value)
