@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import torch
 
-from jobs.engine import devices
+from jobs.engine import devices, storable
 
 Tree = Any
 
 
 def plain(value: Any) -> Any:
-    """`value` as tensors and plain Python values; what cannot be expressed so becomes its `repr`."""
+    """`value` as tensors and plain Python values; what cannot be expressed so becomes its `repr`: for what
+    somebody may want to read, and nothing goes on from."""
     if isinstance(value, np.generic):  # before the others: np.float64 is a float, and no plain one
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str, bytes, torch.Tensor)):
@@ -35,12 +37,16 @@ class Snapshots:
         self.memory: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def take(self, tree: Tree) -> Tree:
-        """A copy of `tree` with all tensors on the CPU. The copy before this one is overwritten."""
-        copy = self._copy(tree, ())
+        """A copy of `tree` with all tensors on the CPU. The copy before this one is overwritten.
+
+        Raises UserError for what could not be loaded again."""
+        taken = self._copy(tree, ())
         devices.synchronise()
-        return copy
+        return taken
 
     def _copy(self, tree: Tree, path: tuple[Any, ...]) -> Tree:
+        if type(tree) in storable.PLAIN:
+            return tree
         if isinstance(tree, torch.Tensor):
             old = self.memory.get(path)
             if old is None or old.shape != tree.shape or old.dtype != tree.dtype:
@@ -50,8 +56,10 @@ class Snapshots:
             old.copy_(tree.detach(), non_blocking=True)
             return old
         if isinstance(tree, dict):
-            return {key: self._copy(value, (*path, key)) for key, value in tree.items()}
+            parts = {key: self._copy(value, (*path, key)) for key, value in tree.items()}
+            return type(tree)(parts) if type(tree) in storable.MAPPINGS else parts
         if isinstance(tree, (list, tuple)):
-            parts = [self._copy(value, (*path, i)) for i, value in enumerate(tree)]
-            return tuple(parts) if isinstance(tree, tuple) else parts
-        return plain(tree)
+            items = [self._copy(value, (*path, i)) for i, value in enumerate(tree)]
+            return tuple(items) if isinstance(tree, tuple) else items
+        storable.check(tree, "checkpoint", path)
+        return copy.deepcopy(tree)

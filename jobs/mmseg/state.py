@@ -21,11 +21,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jobs.engine import distributed
+from jobs.engine import distributed, safe_load, storable
 from jobs.engine.session import Session
 from jobs.engine.snapshots import plain
-from jobs.mmseg import compat
 from jobs.mmseg.model import put
+from jobs.run.errors import UserError
 
 Tree = Any
 
@@ -93,10 +93,13 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
         },
     }
     schedulers = runner.param_schedulers
+    # What of them is no plain value, a function say, comes from the config (see EVOLVING).
     if isinstance(schedulers, dict):
-        checkpoint["param_schedulers"] = {k: [s.state_dict() for s in v] for k, v in schedulers.items()}
+        checkpoint["param_schedulers"] = {
+            k: [plain(s.state_dict()) for s in v] for k, v in schedulers.items()
+        }
     elif schedulers is not None:
-        checkpoint["param_schedulers"] = [s.state_dict() for s in schedulers]
+        checkpoint["param_schedulers"] = [plain(s.state_dict()) for s in schedulers]
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
     return checkpoint
 
@@ -154,7 +157,11 @@ def accumulating(optim_wrapper: Any) -> bool:
 def hub_state(hub: Any) -> Tree:
     """The message hub without its histories (their class could not be read without running code; `history`
     has them) and without the text of the config."""
-    info = {k: plain(v) for k, v in hub.runtime_info.items() if hub._resumed_keys.get(k) and k != "cfg"}
+    info = {
+        key: value.item() if isinstance(value, np.generic) else value
+        for key, value in hub.runtime_info.items()
+        if hub._resumed_keys.get(key) and key != "cfg"
+    }
     return {"log_scalars": {}, "runtime_info": info, "resumed_keys": dict.fromkeys(info, True)}
 
 
@@ -168,14 +175,27 @@ def history(hub: Any) -> Tree:
 
 
 def hook_state(runner: Any) -> Tree:
+    """What hooks remember, by their keys. Raises UserError for what could not be given back to them."""
     found: Tree = {}
     for key, hook in named_hooks(runner):
         kept = HOOK_STATE.get(type(hook).__name__)
         if hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict"):
-            found[key] = plain(hook.state_dict())
+            found[key] = hook.state_dict()
+            storable.check(found[key], f"{type(hook).__name__}.state_dict()")
         elif kept:
             found[key] = {name: plain(getattr(hook, name)) for name in kept if hasattr(hook, name)}
     return found
+
+
+def check_hooks(runner: Any) -> None:
+    """Raises UserError before the first step, if what a hook would have saved now could not be given back to
+    it."""
+    try:
+        hook_state(runner)
+    except UserError:
+        raise
+    except Exception:
+        return  # one that has no state before the first step: the first save looks again
 
 
 def named_hooks(runner: Any) -> Iterator[tuple[str, Any]]:
@@ -194,9 +214,10 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     """Puts the state of a checkpoint into a freshly built runner. Returns what the loop has to know: whether
     the `validation_due` at that step is still to come.
 
-    The world size may differ from the one that saved. Raises RuntimeError if the model has changed.
+    The world size may differ from the one that saved. Raises RuntimeError if the model has changed, UserError
+    if the checkpoint holds more than data.
     """
-    checkpoint = compat.load(path)
+    checkpoint = safe_load.load_own(path)
     # Hooks (EMA) take their part, and swap weights, before the model is loaded.
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
     missing, unknown = put(bare(runner.model), checkpoint["state_dict"])
@@ -312,8 +333,8 @@ def _restore_local(runner: Any, session: Session, ranks: list[Tree]) -> None:
 def cloned(tree: Tree) -> Tree:
     if isinstance(tree, torch.Tensor):
         return tree.clone()
-    if isinstance(tree, dict):
-        return {key: cloned(value) for key, value in tree.items()}
+    if type(tree) in storable.MAPPINGS:
+        return type(tree)({key: cloned(value) for key, value in tree.items()})
     if isinstance(tree, (list, tuple)):
         return type(tree)(cloned(value) for value in tree)
     return tree

@@ -43,6 +43,8 @@ class Survival:
             if loop is not None:
                 preemption.outlive(loop.dataloader)
                 delivery.through_buffers(loop.dataloader)
+        if self.session.main:
+            state.check_hooks(self.runner)
         self.saver.on_disk = (self.runner.train_loop.iter, self.runner.train_loop.epoch)
         # Asked to leave while starting: nothing new to save.
         (leave,) = self.agreement.now(self.preempted.asked)

@@ -12,7 +12,7 @@ from jobs.engine import checkpoints
 from jobs.mmseg import compat
 from jobs.run import events
 from jobs.run.directory import Run
-from jobs.run.exit_codes import FINISHED, RESUME
+from jobs.run.exit_codes import FINISHED, RESUME, USER_ERROR
 from tests.support import tiny
 
 pytestmark = pytest.mark.slow
@@ -57,6 +57,33 @@ def test_a_longer_training_follows_the_longer_schedule(data: Path, tmp_path: Pat
     assert found[2:] == rates(straight)[2:]
     assert found[2] > found[1]
     assert checkpoints.newest(run.checkpoints).epoch == 4  # type: ignore[union-attr]
+
+
+def test_hooks_go_on_with_what_they_remember(data: Path, tmp_path: Path) -> None:
+    hooks = [{"type": "Remember", "kind": kind} for kind in ("set", "array")]
+    settings = {"custom_imports": HOOKS, "custom_hooks": [*hooks, {"type": "Interrupt"}]}
+    run = tiny.make_run(tmp_path / "run", data, **settings)
+    assert tiny.start(run, plan={"at": "step", "step": 8, "signal": "SIGUSR2"}) == [RESUME]
+    assert tiny.start(run) == [FINISHED], tiny.log_of(run, 2)
+    newest = checkpoints.newest(run.checkpoints)
+    assert newest
+    kept = compat.load(newest.path)["baton"]["hooks"]
+    assert kept["Remember/0"] == {"steps": set(range(18))}
+    assert kept["Remember/1"]["steps"].dtype == "uint16"
+    assert kept["Remember/1"]["steps"].tolist() == [1] * 18
+
+
+def test_a_hook_whose_state_no_checkpoint_holds_stops_the_run_before_its_first_step(
+    data: Path, tmp_path: Path
+) -> None:
+    settings = {"custom_imports": HOOKS, "custom_hooks": [{"type": "Remember", "kind": "deque"}]}
+    run = tiny.make_run(tmp_path / "run", data, **settings)
+    assert tiny.start(run) == [USER_ERROR]
+    error = json.loads((run.job / "error-1-0.json").read_text())
+    assert error["error"].startswith("Remember.state_dict()['steps']: collections.deque cannot be loaded")
+    assert (len(error["error"].splitlines()), error["traceback"]) == (1, "")
+    assert not run.checkpoints.exists()
+    assert not run.metrics.exists()
 
 
 def test_early_stopping_counts_on(data: Path, tmp_path: Path) -> None:

@@ -1,18 +1,23 @@
 """What hooks and visualizers of a config bring along."""
 
+import datetime
 import subprocess
 import sys
+from collections import Counter, OrderedDict, defaultdict, deque
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from mmengine.hooks import EarlyStoppingHook, Hook
+from mmengine.optim import OneCycleLR
 
-from jobs.engine import snapshots
+from jobs.engine import safe_load, snapshots
 from jobs.mmseg import state
 from jobs.mmseg.runner import guard
+from jobs.run.errors import UserError
 
 
 class Counting(Hook):
@@ -73,3 +78,77 @@ def test_a_state_holds_plain_values_alone(tmp_path: Path) -> None:
     # As anybody reads it, without Baton: in a process that has not replaced torch.load.
     code = "import sys, torch; torch.load(sys.argv[1], weights_only=True)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.pth")], check=True, timeout=120)
+
+
+class Remembering(Hook):
+    """Keeps whatever it is given."""
+
+    def __init__(self, kept: object = None) -> None:
+        self.kept = kept
+
+    def state_dict(self) -> dict:
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.kept = state["kept"]
+
+
+KEPT = [
+    {1, 2}, frozenset({3}), 2j, ("a", [1]), np.arange(3, dtype=np.uint32), np.float32(0.1), {np.int64(1): 2},
+    OrderedDict(b=1, a=2), Counter("aab"), torch.Size([2]), torch.float16, b"x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_a_hook_gets_back_what_it_has_given(kept: Any, tmp_path: Path) -> None:
+    before = {"baton": {"hooks": state.hook_state(SimpleNamespace(hooks=[Remembering(kept)]))}}
+    torch.save(snapshots.Snapshots().take(before), tmp_path / "x.pth")
+    hook = Remembering()
+    found = safe_load.load_own(tmp_path / "x.pth")
+    state._restore_hooks(SimpleNamespace(hooks=[hook]), state.cloned(found["baton"]["hooks"]))
+    assert type(hook.kept) is type(kept)
+    assert repr(hook.kept) == repr(kept)
+
+
+def test_what_a_hook_could_not_get_back_stops_the_run_before_its_first_step() -> None:
+    wrong: list[Any] = [deque([1]), defaultdict(int), Path("x"), datetime.date(2026, 1, 1)]
+    for kept in wrong:
+        with pytest.raises(
+            UserError, match=r"^Remembering\.state_dict\(\)\['kept'\]: .* cannot be loaded back"
+        ) as caught:
+            state.check_hooks(SimpleNamespace(hooks=[Remembering(kept)]))
+        assert "\n" not in str(caught.value)
+    early = Remembering()
+    del early.kept
+    state.check_hooks(SimpleNamespace(hooks=[early, Remembering(1)]))
+
+
+def test_what_hooks_see_in_a_copy_stays_as_it_was() -> None:
+    """The next step may change the originals while the copy is written."""
+    array, names = np.zeros(3), {"a"}
+    taken = snapshots.Snapshots().take({"array": array, "names": names})
+    array += 1
+    names.add("b")
+    assert taken["array"].tolist() == [0, 0, 0]
+    assert taken["names"] == {"a"}
+    with pytest.raises(UserError, match=r"^checkpoint\['state_dict'\]\['head._extra_state'\]: .*deque"):
+        snapshots.Snapshots().take({"state_dict": {"head._extra_state": deque()}})
+
+
+def test_what_the_message_hub_resumes_is_no_text() -> None:
+    hub = SimpleNamespace(
+        runtime_info={"cfg": object(), "mine": {1}, "val/mIoU": np.float64(0.5), "not": deque()},
+        _resumed_keys={"cfg": True, "mine": True, "val/mIoU": True, "not": False},
+    )
+    info = snapshots.Snapshots().take(state.hub_state(hub))["runtime_info"]
+    assert info == {"mine": {1}, "val/mIoU": 0.5}
+    assert type(info["val/mIoU"]) is float
+
+
+def test_a_scheduler_may_have_a_function() -> None:
+    """It is the config's: mmengine's OneCycleLR keeps how it anneals."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    snapshots.Snapshots().take(
+        snapshots.plain(OneCycleLR(optimizer, eta_max=0.2, total_steps=9).state_dict())
+    )
