@@ -142,7 +142,7 @@ class Worker:
 
     def beat(self, phase: str, step: int) -> None:
         """A sign of life, wherever a step takes long. `phase`: start, train, validate, save or end."""
-        self._heart.beat(phase, step)
+        self._heart.beat(phase, int(step))
 
     def begin_step(self) -> None:
         """The ranks begin to agree whether to leave, beside the step's computation."""
@@ -154,6 +154,7 @@ class Worker:
 
         Raises FencedOff where a later start of the run is under way; let it through.
         """
+        step, epoch = int(step), int(epoch)
         (leaving,) = self._agreement.answer()
         self.beat("train", step)
         self._show(step, epoch)
@@ -163,11 +164,13 @@ class Worker:
             self.save(step, state, epoch=epoch)
 
     def log(self, step: int, *, epoch: int = 0, kind: str = "train", **scalars: float) -> None:
-        """Scalars of a step, for status, the report and metrics.jsonl. `kind`: train or val."""
+        """Scalars of a step, for status, the report and metrics.jsonl. `kind`: train or val.
+
+        What counts as a number here and elsewhere: Python's, NumPy's, and tensors of one element."""
         if self.main:
-            numbers = {name: progress.finite(value) for name, value in scalars.items()}
+            numbers = _numbers(scalars)
             self._scalars |= numbers if kind == "train" else {}
-            progress.record(self.session, kind, step, epoch, numbers)
+            progress.record(self.session, kind, int(step), int(epoch), numbers)
 
     def validated(
         self,
@@ -190,14 +193,18 @@ class Worker:
             raise ValueError(f"validated: the metric {metric!r} is none of {', '.join(scalars)}")
         self.log(step, epoch=epoch, kind="val", **scalars)
         self.report(
-            "validated", step=step, epoch=epoch, seconds=round(seconds, 3), metrics=scalars, metric=metric,
-            less=(metrics.less_is_better(metric) if less is None else less) or None,
+            "validated", step=int(step), epoch=int(epoch), seconds=round(float(seconds), 3),
+            metrics=_numbers(scalars) if self.main else {}, metric=metric,
+            less=bool(metrics.less_is_better(metric) if less is None else less) or None,
         )  # fmt: skip
 
     def report(self, event: str, **fields: Any) -> None:
         """Appends an event (docs/run-directory.md) on rank 0."""
         if self.main:
-            self.session.report(event, **fields)
+            plain = {
+                name: value.item() if hasattr(value, "item") else value for name, value in fields.items()
+            }
+            self.session.report(event, **plain)
 
     def _show(self, step: int, epoch: int) -> None:
         if not self.main:
@@ -210,9 +217,10 @@ class Worker:
         if now - self._shown < progress.INTERVAL:
             return
         self._shown, (first, since) = now, self._first
+        steps = None if self.steps is None else int(self.steps)
         pace = (now - since) / (step - first) if step > first else None
         progress.show(
-            self.session, step=step, epoch=epoch, max_steps=self.steps, seconds_per_step=pace,
+            self.session, step=step, epoch=epoch, max_steps=steps, seconds_per_step=pace,
             loss=self._scalars.get("loss"), lr=self._scalars.get("lr"), phase="train",
         )  # fmt: skip
 
@@ -223,7 +231,7 @@ class Worker:
         (rank 0's answer counts): a full disk costs a checkpoint, not the training.
 
         Raises UserError at the first save of a state that could not be loaded again."""
-        content = state()
+        step, epoch, content = int(step), int(epoch), state()
         if not self.main or self.on_disk == (step, epoch):
             return True
         if not self._checked:
@@ -299,3 +307,7 @@ class Worker:
             from jobs.engine import distributed
 
             distributed.barrier(self.session)
+
+
+def _numbers(scalars: dict[str, Any]) -> dict[str, float | None]:
+    return {name: progress.finite(value) for name, value in scalars.items()}

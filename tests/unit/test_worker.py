@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ import pytest
 import torch
 
 from jobs.engine import checkpoints
+from jobs.engine.preemption import Agreement, Preemption
 from jobs.engine.session import Session
-from jobs.run import events
+from jobs.run import events, files
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from jobs.supervise.heartbeat import Heartbeat
@@ -28,7 +32,7 @@ def made(path: Path, rank: int = 0) -> Worker:
     worker: Any = object.__new__(Worker)
     worker.run, worker.start, worker.rank, worker.ranks, worker.main = run, 1, rank, 1, rank == 0
     worker.session = Session(run, request, rank=rank, ranks=1, local_rank=0, local_ranks=1, start=1, job="1")
-    worker.on_disk, worker.steps, worker._first, worker._shown = (0, 0), None, None, 0.0
+    worker.on_disk, worker.steps, worker._first, worker._shown = (0, 0), None, None, -math.inf
     worker._scalars, worker._checked, worker._heart = {}, False, Heartbeat()
     assert isinstance(worker, Worker)
     return worker
@@ -72,3 +76,22 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) 
     with pytest.raises(UserError, match=r"iter_7\.pth cannot be loaded, .*collections\.deque") as caught:
         worker.load()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [float, np.float32, np.array, torch.tensor])
+def test_a_number_is_one_whatever_it_is_of(number: Callable[[float], Any], tmp_path: Path) -> None:
+    worker = made(tmp_path)
+    worker._agreement, worker.preemption = Agreement(None), Preemption()
+    step, worker.steps = number(20.0), number(40.0)
+    worker.begin_step()
+    worker.log(step, loss=number(0.5))
+    worker.validated(step, accuracy=number(0.25), less=False, seconds=number(1.5))
+    worker.end_step(step, lambda: {"done": True}, save=True)
+    worker.report("preempted", step=step, epoch=0)
+    assert [event["step"] for event in events.iterate(worker.run.events)] == [20] * 4
+    assert told(worker, "validated")[0]["metrics"] == {"accuracy": 0.25}
+    assert [path.name for path in worker.run.checkpoints.glob("*.pth")] == ["iter_20.pth"]
+    rows = [json.loads(line) for line in worker.run.metrics.read_text().splitlines()]
+    assert [(row["kind"], row["step"]) for row in rows] == [("train", 20), ("val", 20)]
+    shown = json.loads((worker.run.path / files.PROGRESS()).read_text())
+    assert (shown["step"], shown["max_steps"], shown["loss"]) == (20, 40, 0.5)
