@@ -26,10 +26,13 @@ def end(error: BaseException, run: Run, start: int, rank: int, preemption: Preem
     if isinstance(error, FencedOff):
         print(error, file=sys.stderr, flush=True)
         leave(SUPERSEDED)
+    if isinstance(error, SystemExit) and error.code == USER_ERROR:
+        # argparse's, for one, which has printed what is wrong: the supervisor takes that from the log.
+        leave(USER_ERROR)
     if preemption.leaving:
         # The other ranks have left a collective; this one's listening thread is about to follow them.
         threading.Event().wait()
-    # SystemExit and KeyboardInterrupt, too: whatever ends a rank, the other ranks' user wants to read it.
+    # KeyboardInterrupt and other SystemExit, too: whatever ends a rank, the others' user wants to read it.
     text = "".join(traceback.format_exception(error))
     print(text, file=sys.stderr, flush=True)
     record(run, start, rank, traceback.format_exception_only(error)[-1].strip(), text)

@@ -322,13 +322,15 @@ class _Supervisor:
         if code in (exit_codes.FINISHED, exit_codes.RESUME):
             return end
         recorded = self.run.job / files.ERROR(START=self.meeting.start, RANK=self.task.rank)
+        log = worker_end.log_of(self.run, self.task)
         try:
             error = message if by_signal else str(json.loads(recorded.read_bytes())["error"])
         except FileNotFoundError:
             error = message
+            if code == exit_codes.USER_ERROR and log:
+                error = worker_end.users_mistake(self.run.path / log, self.log_begin) or message
         except (OSError, *MALFORMED) as problem:
             error = f"{message} ({recorded.name} cannot be read: {problem})"
-        log = worker_end.log_of(self.run, self.task)
         words = worker_end.explained(error, self.run.path / log, self.log_begin) if log else error
         return end | {"error": words, "log": log}
 

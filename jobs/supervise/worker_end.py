@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from jobs.supervise import budget, processes
 
 DUMP_TURN_SECONDS = 1.0
 LAST_WORDS = 1 << 16
-"""Bytes of a log in which a kernel's last words are looked for."""
+"""Bytes of a log in which a kernel's, or a program's, last words are looked for."""
 
 DEATHS = {
     signal.SIGKILL: "killed by SIGKILL, probably for want of memory (the out-of-memory killer sends it)",
@@ -41,14 +42,24 @@ def explained(error: str, log: Path, begin: int) -> str:
     """
     if budget.DATA.search(error) or not (DEATHS[signal.SIGABRT] in error or budget.is_hardware(error)):
         return error
+    said = _said(log, begin, budget.DATA)
+    return f"{said} ({error})" if said else error
+
+
+def users_mistake(log: Path, begin: int) -> str:
+    """What a program that ended with the code of a user's mistake, and left no error file, wrote of it to
+    `log` behind byte `begin`: argparse's last line, say. "" if it wrote nothing."""
+    return _said(log, begin, re.compile("error", re.IGNORECASE)) or _said(log, begin, re.compile(r"\S"))
+
+
+def _said(log: Path, begin: int, what: re.Pattern[str]) -> str:
     try:
         with log.open("rb") as file:
             file.seek(max(begin, size_of(log) - LAST_WORDS))
             lines = file.read(LAST_WORDS).decode(errors="replace").splitlines()
     except OSError:
-        return error
-    said = next((line.strip() for line in reversed(lines) if budget.DATA.search(line)), "")
-    return f"{said[:300]} ({error})" if said else error
+        return ""
+    return next((line.strip()[:300] for line in reversed(lines) if what.search(line)), "")
 
 
 def size_of(path: Path) -> int:

@@ -104,3 +104,25 @@ def test_its_error_is_the_runs_and_its_users_mistake_is_not_tried_again(tmp_path
     assert {one["error"] for one in launch.events("defect", "failed")} == {"ValueError: a bad batch"}
     assert len(launch.events("defect", "started")) > 1
     assert launch.events("defect", "stopped")
+
+
+BEFORE = "import argparse\nfrom jobs.worker import Worker\nargparse.ArgumentParser().parse_args()\n"
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_wrong_arguments_are_its_users_mistake(inside: bool, tmp_path: Path) -> None:
+    """Whether it reads them before it is a Worker or after."""
+    launch = Launcher(tmp_path)
+    program = ROOT / plain.EXAMPLE
+    if not inside:
+        program = tmp_path / "before.py"
+        program.write_text(BEFORE)
+    options = ["--cluster", "local", "--data-root", launch.data, "--gpus", 2, "--wait"]
+    said = launch("train", "--worker", program, *options, "--run", "own", "--", "--stepz", "20", code=2)
+    reason = f"{program.name}: error: unrecognized arguments: --stepz 20"
+    (failed,) = launch.events("own", "failed")
+    assert (failed["error"], failed["exit_code"]) == (reason, 2)
+    assert [one["reason"] for one in launch.events("own", "stopped")] == [reason]
+    assert len(launch.events("own", "started")) == 1
+    assert "Traceback" not in said + launch("logs", "own")
+    assert reason in launch("status", "own")
