@@ -62,7 +62,7 @@ def resume(arguments: argparse.Namespace) -> int:
         worker=old.worker[1:] if old.worker else None,
     )
     interpreters.check(spec.train, spec.evaluate)
-    tracking.check(spec.train)
+    tracking.check(spec.train, arguments.track if spec.worker is not None else None)
     check_resumable(run, longer.trains_on(old, overrides))
     scripts = training.batches(run.path, spec)
     if arguments.dry_run:

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from jobs.run import environment, trackers
+from jobs.run import environment, files, trackers
 from jobs.run.errors import UserError
 from launch.submit import interpreters
 from launch.submit.profiles import Resolved
@@ -23,8 +23,16 @@ def add_option(to: argparse.ArgumentParser) -> None:
     )
 
 
-def check(train: Resolved) -> None:
-    """Raises UserError for a service whose package the job lacks, or whose server nobody has named."""
+def check(train: Resolved, of_worker: list[str] | None = None) -> None:
+    """Raises UserError for a service whose package the job lacks, or whose server nobody has named.
+
+    `of_worker`: the values of --track where a --worker trains. (The profile's are for every training.)"""
+    if any("tensorboard" in given.split(",") for given in of_worker or []):
+        raise UserError(
+            "--track tensorboard: a --worker has no TensorBoard files unless it writes them itself (into "
+            f"$BATON_RUN/{files.TENSORBOARD()}, say); its scalars are in metrics.jsonl, and go to "
+            f"--track {', '.join(trackers.SENT)}"
+        )
     settings = train.settings
     asked = [name for name in trackers.SENT if name in settings.track]
     have = environment.installed() if asked else {}

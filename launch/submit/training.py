@@ -60,7 +60,7 @@ def read_spec(
         worker=arguments_of_worker if arguments.worker else None,
     )
     interpreters.check(spec.train, spec.evaluate)
-    tracking.check(spec.train)
+    tracking.check(spec.train, arguments.track if spec.worker is not None else None)
     randomness = spec.chain.values.get("randomness")
     if isinstance(randomness, dict):
         check_seed(randomness.get("seed"), str(config))

@@ -38,6 +38,7 @@ def launch(runs: Path, script: str, *arguments: object) -> subprocess.CompletedP
         (["--worker", "examples/plain_pytorch.py", "--config", "x.py"], "takes no --config"),
         (["--worker", "examples/plain_pytorch.py", "--sweep", "lr=1,2"], "takes no --sweep"),
         (["--worker", "examples/plain_pytorch.py", "--dry-run=evaluate"], "nothing is evaluated after"),
+        (["--worker", "examples/plain_pytorch.py", "--track", "tensorboard"], "has no TensorBoard files"),
         (["--worker", "examples/plain_pytorch.py", "--", "--api-key=x"], "--api-key: a secret does not"),
         (["--worker", "examples/plain_pytorch.py", "--", "--hf-token", "abc"], "--hf-token: a secret"),
         (["--config", "configs/demo.py", "--", "--steps", "5"], "only a --worker takes arguments"),
@@ -79,6 +80,9 @@ def test_a_run_takes_the_program_and_its_modules_along(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "own was trained by config_files/mine.py" in done.stderr
     assert launch(runs, "train", "--resume", "own", "--worker", "x.py").returncode == 2
+    done = launch(runs, "train", "--resume", "own", "--track", "wandb,tensorboard")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "--track tensorboard: a --worker has no TensorBoard files" in done.stderr
 
     # Shown again, what is its own stays its own.
     done = launch(runs, "report", "own")
