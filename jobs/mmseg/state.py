@@ -162,6 +162,8 @@ def hub_state(hub: Any) -> Tree:
         for key, value in hub.runtime_info.items()
         if hub._resumed_keys.get(key) and key != "cfg"
     }
+    if "dataset_meta" in info:  # of anything; each start has it from its dataset
+        info["dataset_meta"] = plain(info["dataset_meta"])
     return {"log_scalars": {}, "runtime_info": info, "resumed_keys": dict.fromkeys(info, True)}
 
 

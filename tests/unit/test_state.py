@@ -140,7 +140,10 @@ def test_what_the_message_hub_resumes_is_no_text() -> None:
         runtime_info={"cfg": object(), "mine": {1}, "val/mIoU": np.float64(0.5), "not": deque()},
         _resumed_keys={"cfg": True, "mine": True, "val/mIoU": True, "not": False},
     )
+    hub.runtime_info["dataset_meta"] = {"classes": ("a",), "root": Path("/x")}  # each start has its own
+    hub._resumed_keys["dataset_meta"] = True
     info = snapshots.Snapshots().take(state.hub_state(hub))["runtime_info"]
+    assert info.pop("dataset_meta")["classes"] == ("a",)
     assert info == {"mine": {1}, "val/mIoU": 0.5}
     assert type(info["val/mIoU"]) is float
 
