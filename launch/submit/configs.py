@@ -51,10 +51,11 @@ def check(
     evaluated: bool = True,
     here: bool = True,
     asked: Sequence[tuple[str, str]] = (),
+    code: Path | None = None,
 ) -> Chain:
     """Reads the config's chain; `overrides` are those of `--set`. `here`: the jobs run in this environment,
     so that a package which is missing in it is a mistake. `asked`: overrides that are new, as (option, key),
-    each of which has to change something.
+    each of which has to change something. `code`: the run's, if the config is the copy that a run has.
 
     Raises UserError unless it is an MMSegmentation config that can be read, trained exactly and, if it is to
     be `evaluated`, tested.
@@ -66,7 +67,7 @@ def check(
     chain.values = literals.overridden(written, overrides or {})
     if isinstance(scope := chain.values.get("default_scope"), str):
         chain.scope = scope
-    chain.modules = _modules(config, chain, here)
+    chain.modules = _modules(config, chain, here, code)
     if not chain.complete:
         return chain
     own = bool(asked) and _brings_code(chain)
@@ -184,13 +185,14 @@ def data_roots(chain: Chain) -> set[str]:
     return found
 
 
-def _modules(config: Path, chain: Chain, here: bool) -> list[Path]:
+def _modules(config: Path, chain: Chain, here: bool, code: Path | None) -> list[Path]:
     """The user's modules that the configs need. Raises UserError for one of `custom_imports` that is neither
     among them nor installed."""
     given = _known(chain.values.get("custom_imports"))
     given = given if isinstance(given, dict) else {}
     names = supported.imported(given)
-    places = [*dict.fromkeys(file.parent for file in chain.files), CHECKOUT]
+    # A run has its modules in one place (launch/submit/snapshot.py), wherever its configs lie below it.
+    places = [code] if code else [*dict.fromkeys(file.parent for file in chain.files), CHECKOUT]
     found = config_files.modules([*names, *chain.imports], places)
     parts = [chain.values.get(key) for key in ("train_dataloader", "val_dataloader")]
     config_files.check_datasets(found, _without_classes(parts))

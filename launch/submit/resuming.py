@@ -42,7 +42,8 @@ def resume(arguments: argparse.Namespace) -> int:
     train = settings("train")
     arguments.no_evaluation |= bool(old.worker)
     config = run.code / (old.worker[0] if old.worker else old.config)
-    evaluated = not arguments.no_evaluation
+    evaluated, here = not arguments.no_evaluation, interpreters.is_this(train)
+    asked = [("--set", key) for key in given]
     spec = creation.TrainingSpec(
         train=train,
         evaluate=settings("evaluate"),
@@ -51,9 +52,7 @@ def resume(arguments: argparse.Namespace) -> int:
         chain=(
             own_worker.read(str(config))
             if old.worker
-            else configs.check(
-                config, overrides, evaluated, interpreters.is_this(train), [("--set", key) for key in given]
-            )
+            else configs.check(config, overrides, evaluated, here, asked, run.code)
         ),
         data_root=Path(old.data_root),
         seed=old.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,28 @@ def test_a_resumed_run_keeps_its_profile(made: Site) -> None:
     for words in ("account: us", "- module load cuda", "nice: '5'", "(train)", "(evaluate)"):
         assert words in before
         assert words in after
+
+
+def test_a_run_is_resumed_with_the_modules_it_has_taken_along(site: Site, tmp_path: Path) -> None:
+    """When the files that it was made of are gone: modules that `custom_imports` names or the config imports,
+    beside the config and beside a base elsewhere."""
+    site.command("sbatch", "echo Submitted batch job 5")
+    home = tmp_path / "home"
+    (home / "exp" / "parts").mkdir(parents=True)
+    (home / "base.py").write_text((ROOT / "tests/support/configs/tiny.py").read_text())
+    for name in ("of_base.py", "exp/hooky.py", "exp/parts/__init__.py"):
+        (home / name).write_text("")
+    (home / "exp" / "my.py").write_text(
+        "import parts\n_base_ = '../base.py'\ncustom_imports = dict(imports=['hooky', 'of_base'])\n"
+    )
+    made = site.train("--config", str(home / "exp" / "my.py"))
+    assert made.returncode == 0, made.stderr
+    shutil.rmtree(home)
+    # Code of the user's may read any key.
+    done = site("train", "--resume", "mine", "--set", "a_key_of_hooky=3")
+    assert done.returncode == 0, done.stderr
+    (site.runs / "mine" / "code" / "hooky.py").unlink()
+    one_line(site("train", "--resume", "mine"), "hooky is neither beside the config nor installed")
 
 
 def test_before_its_first_checkpoint_a_run_takes_another_batch_size(made: Site) -> None:

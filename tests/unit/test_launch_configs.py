@@ -257,8 +257,11 @@ def test_a_module_beside_the_config_comes_along(name: str, tmp_path: Path) -> No
     for path in ("mine_net.py", "parts/__init__.py", "parts/net.py", "parts/deep/net.py"):
         (home / path).write_text("here = True\n")
     (home / "mine.py").write_text(SEG + f"custom_imports = dict(imports=['{name}', 'json'])\n")
-    snapshot.take(tmp_path / "code", tmp_path, configs.check(home / "mine.py"))
-    # As a job imports it: its working directory is the snapshot.
+    config = snapshot.take(tmp_path / "code", tmp_path, configs.check(home / "mine.py"))
+    shutil.rmtree(home)
+    # As a run that is resumed finds it, and as a job imports it: its working directory is the snapshot.
+    (module,) = configs.check(tmp_path / "code" / config, code=tmp_path / "code").modules
+    assert module.parent == tmp_path / "code"
     command = [sys.executable, "-c", f"import {name} as m; print(m.__file__, m.here)"]
     done = subprocess.run(command, cwd=tmp_path / "code", capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(tmp_path / "code"))
