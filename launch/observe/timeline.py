@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.run.past import History, Incarnation, StageJob
@@ -17,7 +16,7 @@ from jobs.slurm import queries as slurm_queries
 from jobs.slurm.queries import Answer
 from launch.observe import accounting, efficiency, figures, local_jobs, states, tables, wording
 from launch.observe.overview import Slurm, of_total
-from launch.submit import identity, longer, runs
+from launch.submit import executors, identity, longer, runs
 
 STARTS = (">start", "how it ended", "began", ">lasted", ">from", ">to step", "on", "job")
 
@@ -183,8 +182,16 @@ def next_command(run: Run, one: states.Status) -> str:
     if one.state == "stuck":
         return f"python launch/cancel.py {name}, then {again[stage]}"
     if one.state == "queued" and not one.job:
-        return f"sbatch {shlex.quote(str(run.job / files.SCRIPT(STAGE='train')))}"
+        return _submission(run)
     return f"{look} -f · to end it: python launch/cancel.py {name}"
+
+
+def _submission(run: Run) -> str:
+    """The command that submits a run which was only made."""
+    try:
+        return executors.named(run.request().executor).by_hand([run])
+    except UserError:
+        return f"python launch/train.py --resume {run.name}"
 
 
 def _is_mmseg(run: Run) -> bool:

@@ -61,7 +61,7 @@ def main(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
         if arguments.no_submit:
             print(
                 f"made {', '.join(run.name for run in made)} in {runs.runs_root()}; to submit all: "
-                f"{executors.named(spec.train.executor).by_hand(made[0])}",
+                f"{executors.named(spec.train.executor).by_hand(made)}",
                 file=sys.stderr,
             )
             if arguments.json:

@@ -103,7 +103,7 @@ def submit_new(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> in
 
     with runs.new_run(name, fill) as run:
         if arguments.no_submit:
-            by_hand = executors.named(spec.train.executor).by_hand(run)
+            by_hand = executors.named(spec.train.executor).by_hand([run])
             print(f"made {run.path}; to submit it: {by_hand}", file=sys.stderr)
             if arguments.json:
                 print(json.dumps(creation.summary(run, {})))

@@ -55,8 +55,8 @@ def shown(batches):
     return "\\n".join(f"toy {batch.name}" for batch in batches)
 
 
-def by_hand(run):
-    return f"toy {run.name}"
+def by_hand(made):
+    return f"toy {made[0].name}"
 
 
 def owns(job):

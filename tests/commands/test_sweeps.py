@@ -17,6 +17,7 @@ import pytest
 from jobs.run.directory import Run
 from launch.observe.report.data import repeat_command
 from tests.support.terminal import Terminal
+from tests.unit.fake_slurm import Site
 from tests.unit.made_runs import common, made_run, started, write
 from tests.unit.test_groups import grid
 
@@ -177,3 +178,13 @@ def test_a_run_is_not_hidden_by_a_sweep_of_its_name(tmp_path: Path) -> None:
     for name, sweep in (("lr", ""), ("lr-0", "lr"), ("lr-1", "lr")):
         made_run(tmp_path / name, sweep=sweep)
     assert json.loads(call(tmp_path, "status", "lr", "--json"))["name"] == "lr"
+
+
+LR = "optim_wrapper.optimizer.lr=0.1,0.2"
+
+
+def test_a_sweep_that_was_only_made_is_submitted_as_it_says(site: Site) -> None:
+    tiny = ("--config", "tests/support/configs/tiny.py", "--cluster", "local")
+    made = site("train", *tiny, "--sweep", LR, "--run", "g", "--no-submit")
+    assert "to submit all: for run in g-0 g-1; do python launch/train.py --resume $run; done\n" in made.stderr
+    assert "next: python launch/train.py --resume g-1\n" in site("status", "g-1").stdout

@@ -51,8 +51,8 @@ class Executor(Protocol):
     def shown(self, batches: Sequence[Batch]) -> str:
         """What it would run."""
 
-    def by_hand(self, run: Run) -> str:
-        """The command that submits a run which was only made."""
+    def by_hand(self, made: Sequence[Run]) -> str:
+        """The command that submits runs which were only made; several are the elements of one sweep."""
 
     def owns(self, job: str) -> bool:
         """Whether a job id, as in events, is one of its own."""

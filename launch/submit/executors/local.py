@@ -111,8 +111,11 @@ def shown(batches: Sequence[Batch]) -> str:
     return submission.shown([_stage(batch) for batch in batches])
 
 
-def by_hand(run: Run) -> str:
-    return f"python launch/train.py --resume {run.name}"
+def by_hand(made: Sequence[Run]) -> str:
+    if len(made) == 1:
+        return f"python launch/train.py --resume {made[0].name}"
+    names = " ".join(run.name for run in made)
+    return f"for run in {names}; do python launch/train.py --resume $run; done"
 
 
 def owns(job: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -91,8 +92,9 @@ def shown(batches: Sequence[Batch]) -> str:
     return "\n".join(map(batch_script.text, batches))
 
 
-def by_hand(run: Run) -> str:
-    return f"sbatch {run.job / files.SCRIPT(STAGE='train')}"
+def by_hand(made: Sequence[Run]) -> str:
+    # Of a sweep each has the script of the whole array.
+    return f"sbatch {shlex.quote(str(made[0].job / files.SCRIPT(STAGE='train')))}"
 
 
 def owns(job: str) -> bool:
