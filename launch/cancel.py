@@ -9,48 +9,63 @@ import sys
 import checkout
 
 from jobs.run.directory import Run
-from launch.observe import history
+from jobs.run.errors import UserError
+from launch.observe import history, sweeps
 from launch.submit import cancelling, runs
 
 EXAMPLES = """\
   python launch/cancel.py first
+  python launch/cancel.py lr-sweep               all runs of a sweep
   python launch/cancel.py first second --now     without waiting until the jobs are gone
 """
 
 
 def main() -> int:
     parser = checkout.parser(__doc__, EXAMPLES)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name or path")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name or path, or a sweep's")
     parser.add_argument("--now", action="store_true", help="do not wait until its jobs are gone")
     parser.add_argument(
         "--lost",
         action="store_true",
         help="what was started on another machine counts as ended (it is gone for good, or was ended there)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.add_argument(
+        "--json", action="store_true", help="JSON instead of text: an object, of several runs a list of them"
+    )
     arguments = parser.parse_args()
-    found = [runs.find(name) for name in arguments.runs]
-    code = 0
-    for run in found:
-        jobs, left = cancelling.cancel(run, wait=not arguments.now, lost=arguments.lost)
-        if arguments.json:
-            print(json.dumps({"run": run.name, "jobs": jobs, "left": left}))
-        elif not jobs:
-            print(f"{run.name}: nothing of it was queued or running")
-            print(f"how it stands: python launch/status.py {run.name}")
-        else:
-            print(f"{run.name}: cancelled {', '.join(jobs)}")
-        if left and not arguments.json:
-            print(
-                f"error: still there: {', '.join(left)}; python launch/status.py {run.name}", file=sys.stderr
-            )
-        elif jobs and not arguments.json:
-            if history.read(run).finished is None and not is_preparation(run):
-                print(f"to resume it: python launch/train.py --resume {run.name}")
-            else:
-                print(f"next: python launch/status.py {run.name}")
+    found, code = sweeps.find(arguments.runs), 0
+    ended: list[tuple[Run, list[str]]] = []
+    for run in found:  # all are told before one is waited for
+        try:
+            ended.append((run, cancelling.cancel(run, lost=arguments.lost)))
+        except UserError as error:  # one that cannot be cancelled keeps no other going
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+    told = []
+    for run, jobs in ended:
+        left = cancelling.wait(run, jobs) if jobs and not arguments.now else []
+        told.append({"run": run.name, "jobs": jobs, "left": left})
+        if not arguments.json:
+            tell(run, jobs, left)
         code = code or (1 if left else 0)
+    several = len(arguments.runs) > 1 or sweeps.of(found[0]) == arguments.runs[0]
+    if arguments.json and (told or several):
+        print(json.dumps(told if several else told[0]))
     return code
+
+
+def tell(run: Run, jobs: list[str], left: list[str]) -> None:
+    if not jobs:
+        print(f"{run.name}: nothing of it was queued or running")
+        print(f"how it stands: python launch/status.py {run.name}")
+        return
+    print(f"{run.name}: cancelled {', '.join(jobs)}")
+    if left:
+        print(f"error: still there: {', '.join(left)}; python launch/status.py {run.name}", file=sys.stderr)
+    elif history.read(run).finished is None and not is_preparation(run):
+        print(f"to resume it: python launch/train.py --resume {run.name}")
+    else:
+        print(f"next: python launch/status.py {run.name}")
 
 
 def is_preparation(run: Run) -> bool:

@@ -15,7 +15,7 @@ import checkout
 from jobs.run.errors import UserError
 from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
-from launch.observe import history, leftovers, states, tables, wording
+from launch.observe import history, leftovers, states, sweeps, tables, wording
 from launch.submit import runs
 
 EXAMPLES = """\
@@ -30,7 +30,7 @@ Found = list[tuple[str, Path, str, int]]
 
 def main() -> int:
     parser = checkout.parser(__doc__, EXAMPLES)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="names or paths (default: all runs)")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="runs or sweeps (default: all runs)")
     parser.add_argument(
         "--keep", type=int, default=2, metavar="N", help="newest checkpoints to keep (default 2)"
     )
@@ -39,7 +39,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.keep < 1:
         raise UserError("--keep must be 1 or more: without a checkpoint a run cannot go on")
-    chosen = [runs.find(name) for name in arguments.runs] if arguments.runs else runs.all_runs()
+    chosen = sweeps.find(arguments.runs) or runs.all_runs()
     pasts = [history.attempt(run) for run in chosen]
     answer = slurm_queries.ask(
         id for past in pasts if isinstance(past, History) for id in leftovers.open_jobs(past)

@@ -21,12 +21,10 @@ STARTING = 30.0
 """Seconds that a local chain may take from its submission until it names its process."""
 
 
-def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], list[str]]:
-    """Cancels a run; returns the jobs that were ended and those that would not end.
+def cancel(run: Run, lost: bool = False) -> list[str]:
+    """Cancels a run, and returns the jobs that were told to end; `wait` is for what comes back.
 
-    The mark comes first: a job that is leaving at this moment sees it and submits no successor. Then, until
-    none is left: the run's jobs are read from its events anew (there may be a successor since) and cancelled
-    again (a requeue may have brought one back).
+    The mark comes first: a job that is leaving at this moment sees it and submits no successor.
 
     `lost`: local jobs on other machines, which cannot be ended from here, count as ended.
 
@@ -43,7 +41,7 @@ def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], 
     alive = _in_the_queue(run, past)
     others = _of_other_executors(run, past)
     if not alive and not chains and not others and not far:
-        return [], []
+        return []
     by = machine.user()
     _mark(run, by)
     try:
@@ -55,9 +53,7 @@ def cancel(run: Run, wait: bool = True, lost: bool = False) -> tuple[list[str], 
         raise
     # Also of a run that was cancelled before: what lived now was submitted since.
     events.append(run.events, "cancelled", by=by)
-    ended = dict.fromkeys([*alive, *chains, *(job for jobs in others.values() for job in jobs), *far])
-    left = _wait(run, ended) if wait else []
-    return list(ended), left
+    return list(dict.fromkeys([*alive, *chains, *(job for jobs in others.values() for job in jobs), *far]))
 
 
 def _in_the_queue(run: Run, past: History) -> list[str]:
@@ -90,8 +86,9 @@ def _mark(run: Run, by: str) -> None:
         raise UserError(f"{run.path} belongs to another user: only that user can cancel the run") from None
 
 
-def _wait(run: Run, ended: dict[str, None]) -> list[str]:
-    """Waits until all jobs are gone, for PATIENCE, and cancels again what a requeue has brought back.
+def wait(run: Run, ended: list[str]) -> list[str]:
+    """Waits until all jobs of a cancelled run are gone, for PATIENCE: they are read from its events anew
+    (there may be a successor since) and cancelled again (a requeue may have brought one back).
 
     Adds what it cancels to `ended`; returns what is left."""
     give_up = time.monotonic() + PATIENCE
@@ -102,7 +99,7 @@ def _wait(run: Run, ended: dict[str, None]) -> list[str]:
         answer, _ = _own(run, past, ids, slurm_queries.ask(ids, patience=60))
         left = sorted(id for id in ids if answer.job(id).alive)
         again = [id for id in left if answer.job(id).state != "COMPLETING"]
-        ended |= dict.fromkeys(again)
+        ended += [id for id in again if id not in ended]
         left += local_jobs.local_chains(run)
         left += [job for jobs in _of_other_executors(run, past).values() for job in jobs]
         if not left or time.monotonic() > give_up:

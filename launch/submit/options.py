@@ -48,7 +48,9 @@ def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
         "--cluster", default="", metavar="NAME", help="profile configs/clusters/NAME.yaml, `slurm` or `local`"
     )
     to.add_argument("--wait", action="store_true", help="wait for the end; the exit code says how it went")
-    to.add_argument("--json", action="store_true", help="print one JSON object, all else on stderr")
+    to.add_argument(
+        "--json", action="store_true", help="print JSON, all else on stderr: an object, of a sweep a list"
+    )
     group = to.add_argument_group("the job (the command line wins over the profile)")
     if gpus:
         group.add_argument(

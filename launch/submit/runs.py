@@ -57,13 +57,21 @@ def _may_be_run(path: Path) -> bool:
 
 
 def find(name: str) -> Run:
-    """The run of that name, or at that path. Raises UserError with the closest names."""
+    """The run of that name, or at that path. Raises UserError with a sweep's runs, or the closest names."""
     for path in (runs_root() / name, prepare_root() / name, Path(name).expanduser().absolute()):
         try:
             if (path / files.REQUEST()).is_file():
                 return Run(path)
         except PermissionError:
             raise UserError(f"{path} cannot be read: it belongs to another user") from None
+    from launch.observe import sweeps  # which looks for runs, too
+
+    if elements := sweeps.members(name):
+        of = f"{len(elements)} runs, {elements[0].name} … {elements[-1].name}"
+        raise UserError(
+            f"{name} is a sweep of {of}: name one of them (the whole sweep is for status.py, cancel.py, "
+            "clean.py and report.py --compare)"
+        )
     names = [run.name for run in all_runs()]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`python launch/status.py` lists all"

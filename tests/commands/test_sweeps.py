@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ import pytest
 from jobs.run.directory import Run
 from launch.observe.report.data import repeat_command
 from tests.support.terminal import Terminal
-from tests.unit.fake_slurm import Site
+from tests.unit.fake_slurm import Site, one_line
 from tests.unit.made_runs import common, made_run, started, write
 from tests.unit.test_groups import grid
+from tests.unit.test_identity import row
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -188,3 +190,36 @@ def test_a_sweep_that_was_only_made_is_submitted_as_it_says(site: Site) -> None:
     made = site("train", *tiny, "--sweep", LR, "--run", "g", "--no-submit")
     assert "to submit all: for run in g-0 g-1; do python launch/train.py --resume $run; done\n" in made.stderr
     assert "next: python launch/train.py --resume g-1\n" in site("status", "g-1").stdout
+
+
+def test_a_sweeps_name_is_all_of_its_runs_or_they_are_named(site: Site) -> None:
+    """Cancelled together: none is waited for while another one has not been told."""
+    rows = []
+    for number in range(2):
+        run = made_run(site.runs / f"lr-{number}", sweep="lr")
+        write(run, 0, "submitted", stage="train", job=str(12 + number), executor="slurm", nodes=1, ranks=1)
+        rows.append(row(f"{run.path}/job/train.sbatch", run.name, number=str(12 + number)))
+    told = f'[ "$(grep -c ^scancel {site.log})" -ge 2 ] || printf "%s\\n" ' + " ".join(map(shlex.quote, rows))
+    site.command("squeue", told)
+    one_line(site("logs", "lr"), "lr is a sweep of 2 runs, lr-0 … lr-1: name one of them")
+    for command in (["evaluate", "lr"], ["train", "--resume", "lr"], ["report", "lr"]):
+        one_line(site(*command), "name one of them")
+    assert json.loads(site("clean", "lr", "--json").stdout)["skipped"][1][0] == "lr-1"
+    done = site("cancel", "lr", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [
+        {"run": f"lr-{number}", "jobs": [str(12 + number)], "left": []} for number in range(2)
+    ]
+    assert json.loads(site("cancel", "lr-1", "lr-0", "--json").stdout)[0]["run"] == "lr-1"
+    assert json.loads(site("cancel", "lr-1", "--json").stdout)["jobs"] == []
+
+
+def test_one_that_cannot_be_cancelled_keeps_no_other_going(site: Site) -> None:
+    (made_run(site.runs / "a").events).mkdir()
+    made_run(site.runs / "b")
+    done = site("cancel", "a", "b")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: a is unreadable")
+    assert done.stdout.startswith("b: nothing of it was queued")
+    done = site("cancel", "a", "--json")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
