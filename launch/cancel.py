@@ -11,7 +11,7 @@ import checkout
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from launch.observe import history, sweeps
-from launch.submit import cancelling, runs
+from launch.submit import cancelling
 
 EXAMPLES = """\
   python launch/cancel.py first
@@ -62,14 +62,12 @@ def tell(run: Run, jobs: list[str], left: list[str]) -> None:
     print(f"{run.name}: cancelled {', '.join(jobs)}")
     if left:
         print(f"error: still there: {', '.join(left)}; python launch/status.py {run.name}", file=sys.stderr)
-    elif history.read(run).finished is None and not is_preparation(run):
+        return
+    past = history.read(run)
+    if past.finished is None and past.newest_job("train") is not None:
         print(f"to resume it: python launch/train.py --resume {run.name}")
     else:
         print(f"next: python launch/status.py {run.name}")
-
-
-def is_preparation(run: Run) -> bool:
-    return run.path.parent == runs.prepare_root()
 
 
 if __name__ == "__main__":

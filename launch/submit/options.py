@@ -206,12 +206,13 @@ def checkpoint(which: str, run: Run | None = None) -> str:
 
     A bare name is looked for among the checkpoints of `run` too; of a run that is still to be trained
     (None), the name of a checkpoint that it will write will do. Raises UserError for anything else, and for a
-    run that was trained without MMSegmentation.
+    run that has no model of MMSegmentation's.
     """
-    if run is not None and (worker := run.request().worker):
-        raise UserError(
-            f"{run.name} was trained by {worker[0]}: only MMSegmentation's models are evaluated and used here"
-        )
+    if run is not None:
+        request = run.request()
+        if request.worker or request.dataset or not request.config:
+            what = f"was trained by {request.worker[0]}" if request.worker else "is a preparation"
+            raise UserError(f"{run.name} {what}: only MMSegmentation's models are evaluated and used here")
     if which in ("best", "last"):
         if run is not None and not any(run.checkpoints.glob("*.pth.json")):
             raise UserError(

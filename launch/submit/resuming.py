@@ -31,6 +31,7 @@ def resume(arguments: argparse.Namespace) -> int:
     check_unchanged(arguments)
     run = runs.find(arguments.resume)
     old = run.request()
+    check_trains(run, old)
     given = options.overrides(arguments.set)
     overrides = longer.of_resumed(run, old, given, arguments.unset)
     keep_size(arguments, old)
@@ -107,6 +108,16 @@ def check_unchanged(arguments: argparse.Namespace) -> None:
     if given:
         option = given[0].replace("_", "-")
         raise UserError(f"--resume goes on with a run as it is: it takes no --{option}")
+
+
+def check_trains(run: Run, old: Request) -> None:
+    """Raises UserError for a run that is not one of train.py's."""
+    by = Path(old.command[0]).name if old.command else ""
+    if by in ("prepare.py", "evaluate.py", "infer.py") or not (old.config or old.worker):
+        raise UserError(
+            f"--resume {run.name}: that is no training, {by or 'prepare.py'} made it; "
+            "python launch/train.py --config CONFIG begins one"
+        )
 
 
 def keep_size(arguments: argparse.Namespace, old: Request) -> None:

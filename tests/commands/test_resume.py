@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from jobs.run.directory import Run
 from tests.unit.fake_slurm import ROOT, Site, one_line
+from tests.unit.test_identity import row
 
 PROFILE = """
 account: us
@@ -142,6 +144,30 @@ def test_a_run_is_resumed_with_the_modules_it_has_taken_along(site: Site, tmp_pa
     assert done.returncode == 0, done.stderr
     (site.runs / "mine" / "code" / "hooky.py").unlink()
     one_line(site("train", "--resume", "mine"), "hooky is neither beside the config nor installed")
+
+
+def test_what_is_no_training_is_not_resumed(site: Site, tmp_path: Path) -> None:
+    """Nor does cancel.py say so."""
+    site.command("sbatch", "echo Submitted batch job 5")
+    weights, photo = tmp_path / "w.pth", tmp_path / "p.jpg"
+    for file in (weights, photo):
+        file.write_bytes(b"PK\x03\x04")
+    tiny = ("--config", "tests/support/configs/tiny.py", "--data-root", str(site.data))
+    evaluated = site("evaluate", *tiny, "--checkpoint", str(weights), "--json")
+    prepared = site("prepare", "--data-root", str(site.data), "--check", tiny[1], "--json")
+    for done, by in ((evaluated, "evaluate.py"), (prepared, "prepare.py")):
+        name = json.loads(done.stdout)["run"]
+        before = site.contents()
+        one_line(site("train", "--resume", name), f"--resume {name}: that is no training, {by} made it")
+        assert site.contents() == before
+    name = json.loads(prepared.stdout)["run"]
+    for command in (["evaluate", name], ["infer", name, str(photo)], ["export", name]):
+        one_line(site(*command, "--checkpoint", str(weights)), f"{name} is a preparation: only")
+    name = json.loads(evaluated.stdout)["run"]
+    queued = row(f"{site.runs}/{name}/job/evaluate.sbatch", name, number="5")
+    site.command("squeue", f"echo '{queued.replace('2026-09-23T00:00:00', f'{datetime.now():%FT%T}')}'")
+    said = site("cancel", name, "--now").stdout
+    assert said == f"{name}: cancelled 5\nnext: python launch/status.py {name}\n"
 
 
 def test_before_its_first_checkpoint_a_run_takes_another_batch_size(made: Site) -> None:
