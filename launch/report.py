@@ -4,6 +4,7 @@ The file needs no network and no other file. Every evaluation writes it; this co
 """
 
 import json
+import sys
 from pathlib import Path
 
 import checkout
@@ -70,7 +71,10 @@ def main() -> int:
 
 
 def print_table(found: list[report_data.Data], form: str, out: Path | None) -> int:
-    text = groups.FORMATS[form](groups.grouped(found))
+    them = groups.grouped(found)
+    text = groups.FORMATS[form](them)
+    for note in groups.repeated(them):
+        print(f"note: {note}", file=sys.stderr)
     if out is None:
         print(text, end="")
     elif out.exists():

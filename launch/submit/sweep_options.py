@@ -60,7 +60,20 @@ def elements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if count > MOST:
         raise UserError(f"--sweep: {count} runs are more than {MOST}: divide it")
     combined = zip(*columns, strict=True) if arguments.zip else itertools.product(*columns)
-    return [dict(zip(keys, values, strict=True)) for values in combined]
+    found = [dict(zip(keys, values, strict=True)) for values in combined]
+    seen = set()
+    for element in found:
+        same = tuple(map(_meant, element.values()))
+        if same in seen:
+            twice = " ".join(f"{key}={value}" for key, value in element.items())
+            raise UserError(f"--sweep: two runs would be the same, with {twice}: name each value once")
+        seen.add(same)
+    return found
+
+
+def _meant(value: Any) -> str:
+    """What is equal for values that mean the same: 0.01 and 0.010, 1 and 1.0, but not 1 and True."""
+    return repr(int(value) if type(value) is float and value.is_integer() else value)
 
 
 def parse(text: str) -> tuple[str, list[Any]]:

@@ -65,6 +65,28 @@ def grid(folder: Path, skills: dict[float, float], seeds: int = 3, **more: bool)
     ]
 
 
+def test_the_same_training_done_again_is_no_further_run(tmp_path: Path) -> None:
+    """Two of the same settings and seed are no two draws: neither for ± nor for a difference."""
+    done = grid(tmp_path, {0.1: 0.7, 0.2: 0.8}, seeds=1)
+    again = [
+        evaluated(tmp_path / f"again-{number}", lr, 0, skill, counts=False)
+        for number, (lr, skill) in enumerate(((0.1, 0.71), (0.2, 0.81)))
+    ]
+    best, other = found = gathered(*done, *again)
+    assert (best.estimates["best mIoU"].count, best.estimates["best mIoU"].deviation) == (1, None)
+    assert best.estimates["best mIoU"].mean == pytest.approx(80.5)
+    (first, _) = groups.repeated(found)
+    assert first.startswith(
+        "optim_wrapper.optimizer.lr=0.2: g-1, again-1 have the same settings and the same"
+    )
+    assert [row[1] for row in groups.rows(found)[1]] == ["2 (1 seed)", "2 (1 seed)"]
+    with pytest.raises(ValueError, match="no two seeds that both have"):
+        groups.difference(best, other, "mIoU")
+    # A seed that only --set names is one, too.
+    by_set = [made_run(tmp_path / f"s-{seed}", set={"randomness.seed": seed}) for seed in (1, 2)]
+    assert groups.repeated(gathered(*by_set)) == []
+
+
 def test_runs_are_grouped_by_what_differs_but_the_seed(tmp_path: Path) -> None:
     runs = grid(tmp_path, {0.1: 0.7, 0.2: 0.8})
     best, other = gathered(*runs)
@@ -75,7 +97,7 @@ def test_runs_are_grouped_by_what_differs_but_the_seed(tmp_path: Path) -> None:
     assert best.estimates["best mIoU"].mean == pytest.approx(81.0)
     (alone,) = gathered(*runs[:3])
     assert alone.name == "all"
-    assert groups.classes_of(alone).keys() == {"class 0", "class 1", "class 2"}
+    assert groups.repeated([best, other]) == []
 
 
 def test_a_config_and_a_missing_override_are_differences_too(tmp_path: Path) -> None:

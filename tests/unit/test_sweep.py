@@ -79,6 +79,18 @@ def test_every_combination_or_one_after_the_other() -> None:
     assert sweep_options.seeds("3, 5-7") == [3, 5, 6, 7]
 
 
+@pytest.mark.parametrize("values", ["0.01,0.01", "0.01,0.02,0.010", "1,1.0", "1e-2,.01", "SGD,'SGD'"])
+def test_two_runs_of_a_sweep_are_not_the_same(values: str) -> None:
+    for more in ((), ("--seeds", "0,1"), ("--zip", "--sweep", f"b={','.join('2' * len(values.split(',')))}")):
+        with pytest.raises(UserError, match="two runs would be the same, with a="):
+            sweep_options.elements(given("--sweep", f"a={values}", *more))
+
+
+def test_a_value_may_be_there_twice_beside_another_one() -> None:
+    found = sweep_options.elements(given("--sweep", "a=1,1,True", "--sweep", "b=2,3,2", "--zip"))
+    assert found == [{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": True, "b": 2}]
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [

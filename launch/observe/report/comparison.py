@@ -74,7 +74,7 @@ def _groups(all_data: Sequence[Data]) -> str:
         columns = (f"{groups.compared(all_data)} of", "above", ">by", ">95 % interval", ">p", "drawn")
         lines = [[one.first, one.second, *groups.told(one), one.over] for one in differences]
         text += f"<p class=soft>Paired bootstrap, {groups.RESAMPLES:,} draws.</p>{page.table(columns, lines)}"
-    return text + "".join(f'<p class="soft">{escape(why)}</p>' for why in missing)
+    return text + "".join(f'<p class="soft">{escape(why)}</p>' for why in [*missing, *groups.repeated(found)])
 
 
 def _class_comparison(all_data: Sequence[Data]) -> str:

@@ -19,7 +19,7 @@ import msgspec
 from jobs.run import counts as counted
 from jobs.run import files, records
 from jobs.run.metrics import EVALUATED, USUAL, Figure, shown
-from launch.observe import evaluations, figures
+from launch.observe import evaluations, figures, wording
 from launch.observe.report import data as report_data
 from launch.observe.report.data import Data
 
@@ -38,8 +38,9 @@ class Estimate(msgspec.Struct):
 
     mean: float
     deviation: float | None
-    """Sample standard deviation (n − 1); None of one run."""
+    """Sample standard deviation (n − 1); None of one value."""
     count: int
+    """Values: runs of one seed are one."""
     metric: str = USUAL
 
     def __str__(self) -> str:
@@ -140,10 +141,35 @@ def _name(asked: dict[str, Any], differing: Sequence[str]) -> str:
 def _estimates(runs: Sequence[Data], names: Iterable[str]) -> dict[str, Estimate]:
     found = {}
     for name in names:
-        values = [value for data in runs if (value := figure(data, name)) is not None]
+        values = [(_seed(data), value) for data in runs if (value := figure(data, name)) is not None]
         if values:
-            found[name] = estimate(values, name.removeprefix(VALIDATION))
+            found[name] = estimate(_independent(values), name.removeprefix(VALIDATION))
     return found
+
+
+def _independent(values: Iterable[tuple[int, float]]) -> list[float]:
+    """One value of each seed, of (seed, value) of a group's runs: those with the same settings and the same
+    seed are one training done again, which tells nothing of how another would vary."""
+    of_seed: dict[int, list[float]] = {}
+    for seed, value in values:
+        of_seed.setdefault(seed, []).append(value)
+    return [math.fsum(found) / len(found) for found in of_seed.values()]
+
+
+def repeated(groups: Sequence[Group]) -> list[str]:
+    """A note for each seed that several runs of a group have."""
+    notes = []
+    for group in groups:
+        of_seed: dict[int, list[str]] = {}
+        for data in group.runs:
+            of_seed.setdefault(_seed(data), []).append(data.run.name)
+        notes += [
+            f"{group.name}: {', '.join(names)} have the same settings and the same seed, {seed}: they count "
+            "as one run, with the mean of their figures"
+            for seed, names in of_seed.items()
+            if len(names) > 1
+        ]
+    return notes
 
 
 def figure(data: Data, name: str) -> float | None:
@@ -160,16 +186,6 @@ def estimate(values: Sequence[float], metric: str = USUAL) -> Estimate:
         return Estimate(mean, None, count, metric)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     return Estimate(mean, deviation, count, metric)
-
-
-def classes_of(group: Group) -> dict[str, Estimate]:
-    """The IoU of each class."""
-    values: dict[str, list[float]] = {}
-    for data in group.runs:
-        for one in data.evaluation.classes if data.evaluation else []:
-            if (value := records.number(one.get("IoU"))) is not None:
-                values.setdefault(str(one.get("name")), []).append(value)
-    return {name: estimate(found) for name, found in values.items()}
 
 
 # ----------------------------------------------------------------------------------------------- differences
@@ -197,7 +213,8 @@ def difference(first: Group, second: Group, metric: str) -> Difference:
     if over_images:
         names = {tuple(one["names"]) for side in counts for one in side if one is not None}
         over_images = len(names) == 1
-    seeded = _seeds(pairs[0]) == _seeds(pairs[1]) and len(pairs[0]) > 1
+    seeds = _seeds(pairs[0])
+    seeded = seeds == _seeds(pairs[1]) and len(set(seeds)) > 1
     if not over_images and not seeded:
         raise ValueError("there are no counts per image of the same images, and no two seeds that both have")
     random = np.random.default_rng(0)
@@ -232,7 +249,11 @@ def _pairs(first: Group, second: Group, metric: str) -> list[list[Data]]:
 
 
 def _seed(data: Data) -> int:
-    return data.request.seed if data.request else 0
+    """As the training takes it (jobs/mmseg/config.py); where the config has one, all of its group have it."""
+    if data.request is None:
+        return 0
+    own = data.request.set.get("randomness.seed")
+    return data.request.seed or (own if isinstance(own, int) else 0)
 
 
 def _seeds(side: Sequence[Data]) -> list[int]:
@@ -279,10 +300,16 @@ def rows(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     names = _names([data for group in groups for data in group.runs])
     names = [name for name in names if any(name in group.estimates for group in groups)]
     table = [
-        [group.name, str(len(group.runs)), *(str(group.estimates.get(name, "")) for name in names)]
+        [group.name, _count(group), *(str(group.estimates.get(name, "")) for name in names)]
         for group in groups
     ]
     return ["group", ">runs", *(f">{name}" for name in names)], table
+
+
+def _count(group: Group) -> str:
+    """How many runs, and how many of them are independent where that are fewer."""
+    runs, seeds = len(group.runs), len(set(_seeds(group.runs)))
+    return str(runs) if seeds == runs else f"{runs} ({wording.plural(seeds, 'seed')})"
 
 
 def _plain(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
@@ -293,10 +320,7 @@ def _plain(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
         columns += ["difference", "95 % interval", "p"]
         for group, line in zip(groups, table, strict=True):
             one = against.get(group.name)
-            if one:
-                line += told(one)
-            else:
-                line += [""] * 3
+            line += told(one) if one else [""] * 3
     return [column.removeprefix(">") for column in columns], table
 
 
