@@ -47,11 +47,11 @@ def main() -> int:
     if arguments.table and not arguments.compare:
         raise UserError(f"--table {arguments.table} is of several runs: name them with --compare")
     chosen = sweeps.find(names) if arguments.compare else [runs.find(names[0])]
-    if arguments.compare and len(chosen) < 2:
-        raise UserError("--compare needs two runs or more")
     if arguments.out and not arguments.out.absolute().parent.is_dir():
         raise UserError(f"--out {arguments.out}: there is no directory {arguments.out.parent}")
     found = [report_data.gather(run) for run in chosen]
+    if arguments.compare:
+        found = comparable(found)
     if arguments.table:
         return print_table(found, arguments.table, arguments.out)
     if arguments.compare:
@@ -68,6 +68,17 @@ def main() -> int:
         if not arguments.compare:
             print(f"next: python launch/report.py --compare {names[0]} RUN shows it beside another")
     return 0
+
+
+def comparable(found: list[report_data.Data]) -> list[report_data.Data]:
+    """Those of which is known what they were asked for. Raises UserError for fewer than two."""
+    for data in found:
+        if data.request is None:
+            print(f"note: {data.run.name} is left out: {data.problems[-1]}", file=sys.stderr)
+    found = [data for data in found if data.request is not None]
+    if len(found) < 2:
+        raise UserError("--compare needs two runs or more")
+    return found
 
 
 def print_table(found: list[report_data.Data], form: str, out: Path | None) -> int:

@@ -133,7 +133,13 @@ class Run:
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run directory: it has no run.yaml") from None
         except (yaml.YAMLError, msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{self.request_file} is damaged: {one_line(error)}") from None
+            why = one_line(error)
+            if field := re.match(r"Object contains unknown field `(.*?)`", why):
+                raise UserError(
+                    f"{self.request_file} has a field {field[1]!r} that this version does not know: a newer "
+                    "version wrote it; use that one"
+                ) from None
+            raise UserError(f"{self.request_file} is damaged: {why}") from None
 
     def write_request(self, request: Request) -> None:
         # libyaml's writer, which not every PyYAML has, takes a tenth of the time.

@@ -164,6 +164,27 @@ def test_tables_for_papers(tmp_path: Path) -> None:
     assert "name them with --compare" in call(runs, "report", "g-0", "--table", "csv", code=2)
 
 
+def test_a_run_of_a_newer_version_is_left_out_of_a_comparison(tmp_path: Path) -> None:
+    """What it was asked for is not known, so it would be a group of its own with nothing in it."""
+    runs = tmp_path / "runs"
+    _, second, third = grid(runs, {0.1: 0.7})
+    with third.request_file.open("a") as file:
+        file.write("horizon: 3\n")
+    command = [sys.executable, "launch/report.py", "--table", "csv", "--compare", "g-0", "g-1", "g-2"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"BATON_RUNS": str(runs)}, capture_output=True, text=True
+    )
+    assert [row["runs"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["2"]
+    assert done.stderr == (
+        f"note: g-2 is left out: {third.request_file} has a field 'horizon' that this version does not know: "
+        "a newer version wrote it; use that one\n"
+    )
+    second.request_file.write_text("name: [\n")
+    told = call(runs, "report", "--compare", "g-0", "g-1", "g-2", code=2)
+    assert told.endswith("error: --compare needs two runs or more\n")
+    assert "note: g-1 is left out" in told
+
+
 def test_the_page_has_the_groups(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     grid(runs, {0.1: 0.7, 0.2: 0.8})

@@ -33,7 +33,10 @@ def test_a_request_comes_back_as_written(tmp_path: Path) -> None:
     [
         ("name: n\n", "damaged"),
         ("name: [", "damaged"),
-        ("name: n\nconfig: c\ndata_root: d\ncreated: t\nnods: 2\n", "unknown field `nods`"),
+        (
+            "name: n\nconfig: c\ndata_root: d\ncreated: t\nnods: 2\n",
+            "field 'nods' that this version does not know: a newer version wrote it",
+        ),
     ],
 )
 def test_a_damaged_request_is_the_users_to_mend(tmp_path: Path, content: str, message: str) -> None:
