@@ -62,6 +62,7 @@ def main() -> int:
         raise UserError("name a run to evaluate, or a config with --config: one of the two")
     if arguments.tta and arguments.batch > 1:
         raise UserError("--batch is not for --tta, which has several passes of each image: leave out one")
+    options.check_pictures(arguments.pictures or [])
     if arguments.config:
         return evaluate_new(arguments)
     if arguments.data_root:

@@ -9,7 +9,7 @@ from jobs.run import files, story
 from jobs.run.directory import Run
 from jobs.run.events import seconds_of
 from jobs.run.metrics import USUAL, Figure, less_is_better
-from jobs.run.past import History
+from jobs.run.past import History, Incarnation
 from jobs.run.records import content, number, read_json
 from jobs.slurm.queries import Job
 from launch.observe import accounting
@@ -82,3 +82,34 @@ def add_progress(history: History, progress: dict[str, Any]) -> None:
                 one.step, one.seen_at = step, (time, step)
                 one.epoch = progress.get("epoch") or one.epoch
             return
+
+
+def furthest(past: History, progress: dict[str, Any]) -> tuple[int | None, int | None]:
+    """(step, epoch) that the run is at: what the newest start says; before it says anything, what is saved,
+    for it goes on from there."""
+    if not past.incarnations:
+        return progress.get("step"), progress.get("epoch")
+    last = past.incarnations[-1]
+    if last.step is not None:
+        return last.step, last.epoch
+    if last.resumed_step is not None:
+        return last.resumed_step, last.epoch
+    saved = [
+        (mark.step, mark.epoch)
+        for one in past.incarnations
+        for mark in one.marks
+        if mark.event in ("checkpoint", "preempted") and mark.step is not None
+    ]
+    return max(saved, key=lambda pair: pair[0], default=(progress.get("step"), progress.get("epoch")))
+
+
+def still_suspended(one: Incarnation, now: float) -> None:
+    """Adds the suspension that lasts: its event comes when it is over."""
+    since = max([one.last_seen, *(to for _, to in one.suspensions)])
+    if now > since:
+        one.suspensions.append((since, now))
+
+
+def gone_silently(one: Incarnation) -> None:
+    """Ends a start that lives no more: its event will never come."""
+    one.ended, one.ending, one.why = one.last_seen, "killed", "ended without saying why"

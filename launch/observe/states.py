@@ -14,7 +14,7 @@ from jobs.run import kinds, metrics
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.run.metrics import Figure
-from jobs.run.past import History, Incarnation, StageJob
+from jobs.run.past import History, StageJob
 from jobs.slurm import pending
 from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
 from launch.observe import efficiency, evaluations, history, local_jobs, sweeps, wording
@@ -100,12 +100,12 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
     progress = history.progress(run)
     state = judge(run, past, answer, progress, now)
     if state.code == "suspended" and past.incarnations:
-        _still_suspended(past.incarnations[-1], now)
+        history.still_suspended(past.incarnations[-1], now)
     if state.code == "failed" and past.incarnations and past.incarnations[-1].ended is None:
-        _gone_silently(past.incarnations[-1])
+        history.gone_silently(past.incarnations[-1])
     shares = efficiency.shares(past, now if state.lives else past.last)
     job = past.newest_job("train") or next(reversed(list(past.jobs.values())), None)
-    step, epoch = furthest(past, progress)
+    step, epoch = history.furthest(past, progress)
     found = Status(
         name=run.name,
         state=state.code,
@@ -136,8 +136,13 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
 def _evaluated(run: Run, past: History, best: Figure | None) -> Figure | None:
     if not past.evaluations:
         return None
-    number, owner = evaluations.chosen([Path(one.path) for one in past.evaluations], run.checkpoints)
+    number, owner = _gone_by(run, past)
     return metrics.evaluated(past.evaluations[number].metrics, best, owner)
+
+
+def _gone_by(run: Run, past: History) -> tuple[int, str]:
+    """See evaluations.chosen."""
+    return evaluations.chosen([Path(one.path) for one in past.evaluations], run.checkpoints)
 
 
 def past_of(run: Run) -> History:
@@ -157,37 +162,6 @@ def unreadable(run: Run, error: Exception) -> Status:
     )
     where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     return Status(name=run.name, state="unreadable", words=f"unreadable: {wording.gist(why)}{where}")
-
-
-def furthest(past: History, progress: dict[str, Any]) -> tuple[int | None, int | None]:
-    """(step, epoch) that the run is at: what the newest start says; before it says anything, what is saved,
-    for it goes on from there."""
-    if not past.incarnations:
-        return progress.get("step"), progress.get("epoch")
-    last = past.incarnations[-1]
-    if last.step is not None:
-        return last.step, last.epoch
-    if last.resumed_step is not None:
-        return last.resumed_step, last.epoch
-    saved = [
-        (mark.step, mark.epoch)
-        for one in past.incarnations
-        for mark in one.marks
-        if mark.event in ("checkpoint", "preempted") and mark.step is not None
-    ]
-    return max(saved, key=lambda pair: pair[0], default=(progress.get("step"), progress.get("epoch")))
-
-
-def _still_suspended(one: Incarnation, now: float) -> None:
-    """Adds the suspension that lasts: its event comes when it is over."""
-    since = max([one.last_seen, *(to for _, to in one.suspensions)])
-    if now > since:
-        one.suspensions.append((since, now))
-
-
-def _gone_silently(one: Incarnation) -> None:
-    """Ends a start that lives no more: its event will never come."""
-    one.ended, one.ending, one.why = one.last_seen, "killed", "ended without saying why"
 
 
 def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
@@ -330,7 +304,8 @@ def _after_training(run: Run, past: History, answer: Answer) -> State:
     if job is None or job.state == "finished":
         return _beside(run, past, answer, State("finished", evaluated), past.finished or 0.0)
     if job.state == "failed":
-        return State("failed", f"trained; the evaluation failed: {job.why}", "evaluate")
+        why = f"trained; the evaluation failed: {job.why}"
+        return _evaluation_failed(run, past, answer, job, why, evaluated)
     if job.state == "cancelled":
         return _beside(
             run,
@@ -345,14 +320,26 @@ def _after_training(run: Run, past: History, answer: Answer) -> State:
             return State("evaluating", "trained, being evaluated", "evaluate")
         if host := local_jobs.elsewhere(run, job.id):
             return _out_of_sight(host, "evaluate")
-        return State("failed", "trained; its evaluation's local process is gone", "evaluate")
+        why = "trained; its evaluation's local process is gone"
+        return _evaluation_failed(run, past, answer, job, why, evaluated)
     if seen.pending:
         return State(_queued(seen, "evaluating"), f"trained, evaluation {_behind(seen)}", "evaluate")
     if seen.alive:
         return State("evaluating", "trained, being evaluated", "evaluate")
     if seen.state == UNKNOWN:
         return State("finished", f"trained; of the evaluation (job {job.id}) Slurm says nothing", "evaluate")
-    return State("failed", f"trained; the evaluation's job {job.id} ended as {seen.state}", "evaluate")
+    why = f"trained; the evaluation's job {job.id} ended as {seen.state}"
+    return _evaluation_failed(run, past, answer, job, why, evaluated)
+
+
+def _evaluation_failed(
+    run: Run, past: History, answer: Answer, job: StageJob, why: str, otherwise: str
+) -> State:
+    """Of a run that has the evaluation which it goes by, another one that failed is not the state."""
+    if not past.evaluations or _gone_by(run, past)[1]:
+        return State("failed", why, "evaluate")
+    found = State("finished", f"{otherwise}; a later evaluation failed", _main_stage(past))
+    return _beside(run, past, answer, found, job.ended or 0.0)
 
 
 def _beside(run: Run, past: History, answer: Answer, state: State, since: float) -> State:
@@ -380,7 +367,10 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
         made: dict[type, str] = {kinds.Prepared: "prepared", kinds.Verified: "verified"}
         return State("finished", made.get(type(past.prepared), "finished"), job.stage)
     if job.state in ("failed", "stopped"):
-        return State("failed", f"{job.stage} failed: {job.why}", job.stage)
+        why = f"{job.stage} failed: {job.why}"
+        if job.stage == "evaluate":
+            return _evaluation_failed(run, past, answer, job, why, "finished, evaluated")
+        return State("failed", why, job.stage)
     doing = {"prepare": "preparing", "evaluate": "evaluating", "infer": "segmenting"}.get(
         job.stage, job.stage
     )

@@ -236,6 +236,15 @@ def checkpoint(which: str, run: Run | None = None) -> str:
     raise UserError(f"--checkpoint {which}: there is no such file; {hint}")
 
 
+def check_pictures(asked: list[str]) -> None:
+    """Raises UserError for what no dataset has an image of. Which ids there are only the job finds out."""
+    wrong = [one for one in asked if re.fullmatch(r"none|[-+][0-9].*", one, re.IGNORECASE)]
+    together = len(asked) > 1 and "all" in asked
+    if wrong or together:
+        given = wrong[0] if wrong else " ".join(asked)
+        raise UserError(f"--pictures {given}: write all, a number (0: none), or the ids of images")
+
+
 def out_folder(given: str, own: Path | None = None) -> Path:
     """Where --out is. Raises UserError for a folder with other files in it; `own`: see output.check."""
     out = Path(given).expanduser().absolute()

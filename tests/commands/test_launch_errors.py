@@ -67,6 +67,14 @@ CASES = {
     ),
     "unknown run": ("evaluate", [*LOCAL, "nobody"], "there is no run 'nobody'"),
     "several passes of several": ("evaluate", [*LOCAL, "x", "--tta", "--batch", "2"], "--batch is not for"),
+    **{
+        f"pictures {' '.join(given)}": (
+            "evaluate",
+            ["x", "--pictures", *given],
+            "write all, a number (0: none)",
+        )
+        for given in (["-1"], ["None"], ["all", "3"], ["2007_000033", "-3"])
+    },
     "nothing to resume": ("train", [*LOCAL, "--resume", "nobody"], "there is no run 'nobody'"),
     "a resume with another seed": ("train", ["--resume", "x", "--seed", "0"], "it takes no --seed"),
     "a resume with another config": ("train", ["--resume", "x", *TINY], "it takes no --config"),

@@ -123,7 +123,7 @@ def evaluated_run(path: Path) -> Run:
     return run
 
 
-def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
+def test_the_newest_evaluation_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = evaluated_run(tmp_path / "run")
     write(run, 700, "submitted", stage="evaluate", job="15", executor="slurm")
     assert states.jobs_to_ask(history.read(run)) == ["15"]
@@ -131,7 +131,28 @@ def test_the_newest_evaluation_counts(tmp_path: Path) -> None:
         judge(run, Job(id="15", state="PENDING", ahead=1)).words == "trained, evaluation queued behind 1 job"
     )
     assert judge(run, Job(id="15", state="RUNNING")).code == "evaluating"
-    assert judge(run, Job(id="15", state="FAILED")).code == "failed"
+    # It has the evaluation that it goes by: one by hand that failed is not what the run is.
+    seen = judge(run, Job(id="15", state="FAILED"))
+    assert (seen.code, seen.words) == ("finished", "finished, evaluated; a later evaluation failed")
+    write(run, 710, "failed", stage="evaluate", job="15", reason="--pictures: the dataset has no image nil")
+    assert judge(run).words == "finished, evaluated; a later evaluation failed"
+    timeline.print_one(run, T0 + 800, False, overview.Slurm())
+    assert "--pictures: the dataset has" in capsys.readouterr().out
+    # Where the one that is there is of another checkpoint, the best one's is missing.
+    run.checkpoints.mkdir()
+    (run.checkpoints / "epoch_4.pth").write_bytes(b"x")
+    (run.checkpoints / "epoch_4.pth.json").write_text(
+        json.dumps({"step": 400, "epoch": 4, "bytes": 1, "digest": "a" * 32})
+    )
+    assert judge(run).words == "trained; the evaluation failed: --pictures: the dataset has no image nil"
+
+
+def test_a_failed_evaluation_by_hand_of_a_checkpoint_from_elsewhere(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    for job, event in (("14", "evaluated"), ("15", "failed")):
+        write(run, 1, "submitted", stage="evaluate", job=job, executor="slurm")
+        write(run, 2, event, stage="evaluate", job=job, **FIELDS[event])
+    assert judge(run).words == "finished, evaluated; a later evaluation failed"
 
 
 def test_an_inference_under_way_is_seen(tmp_path: Path) -> None:
@@ -173,7 +194,7 @@ def test_a_cancelled_run_that_is_evaluated(tmp_path: Path) -> None:
 def test_a_local_evaluation_by_hand_is_seen(tmp_path: Path) -> None:
     run = evaluated_run(tmp_path / "run")
     write(run, 700, "submitted", stage="evaluate", job="local-1", executor="local")
-    assert judge(run).code == "failed"
+    assert judge(run).words == "finished, evaluated; a later evaluation failed"
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     chain = {"pid": os.getpid(), "start_time": fields[19], "job": "local-1"}
     (run.job / "local-1.json").write_text(json.dumps(chain))
