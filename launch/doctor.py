@@ -15,7 +15,7 @@ from launch.observe.doctor import findings, local, probe, profile
 from launch.observe.doctor.facts import Facts
 from launch.observe.doctor.findings import Finding, Measured
 from launch.observe.doctor.shown import show
-from launch.submit import machine, profiles
+from launch.submit import machine, profiles, ranges
 
 EXAMPLES = """\
   python launch/doctor.py
@@ -78,9 +78,7 @@ def check_local(arguments: argparse.Namespace) -> None:
 def read_arguments() -> argparse.Namespace:
     parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument(
-        "--partition",
-        metavar="NAME",
-        help="show this one alone; also for probe and profile (default: best)",
+        "--partition", metavar="NAME", help="show this one alone; also for probe and profile (default: best)"
     )
     parser.add_argument("--verbose", action="store_true", help="show each partition on its own")
     parser.add_argument("--account", default="", metavar="NAME", help="charge it for test start and probe")
@@ -94,8 +92,9 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--submit-probe", action="store_true", help="try it on the nodes, with one small job")
     parser.add_argument(
-        "--probe-minutes", type=float, default=10, metavar="N", help="wait at most N minutes (default 10)"
-    )
+        "--probe-minutes", type=ranges.number("--probe-minutes", 0, 10080), default=10, metavar="N",
+        help="wait at most N minutes (default 10)",
+    )  # fmt: skip
     parser.add_argument("--write-profile", metavar="NAME", help="write configs/clusters/NAME.yaml")
     parser.add_argument("--force", action="store_true", help="overwrite a profile of that name")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")

@@ -12,6 +12,7 @@ from jobs.run.errors import UserError
 from launch.submit import configs, data_ready, interpreters, options, profiles, programs, runs, single_job
 from launch.submit import creation as requests
 from launch.submit.batch_script import Batch
+from launch.submit.ranges import whole
 
 EXAMPLES = """\
   python launch/evaluate.py first
@@ -49,7 +50,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--batch",
-        type=options.whole("--batch", 1, 1024),
+        type=whole("--batch", 1, 1024),
         default=1,
         metavar="N",
         help="images of one size at once (default 1): faster on a GPU, the last digit of a figure may differ",

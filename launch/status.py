@@ -13,9 +13,8 @@ import time
 
 import checkout
 
-from jobs.run.errors import UserError
 from launch.observe import figures, folding, overview, sweeps, tables, timeline
-from launch.submit import runs
+from launch.submit import ranges, runs
 
 EXAMPLES = """\
   python launch/status.py                 all runs
@@ -34,15 +33,14 @@ def main() -> int:
     parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run's name or path, or a sweep's")
     parser.add_argument(
-        "--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help="refresh until Ctrl-C"
-    )
+        "--watch", nargs="?", type=ranges.number("--watch", 0.1, 86400), const=2.0, metavar="SECONDS",
+        help="refresh until Ctrl-C",
+    )  # fmt: skip
     parser.add_argument("--all", action="store_true", help="a line for each run of a sweep, too")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     arguments = parser.parse_args()
     gc.disable()  # thousands of events, and the process ends when they are shown
     if arguments.watch is not None:
-        if arguments.watch <= 0:
-            raise UserError(f"--watch {arguments.watch:g} must be more than 0 seconds")
         return watch(arguments)
     show(arguments, overview.Slurm())
     return 0

@@ -12,7 +12,17 @@ import checkout
 
 from jobs.run.directory import MOST_SEED
 from jobs.run.errors import UserError
-from launch.submit import options, own_worker, resuming, runs, sweep, sweep_options, tracking, training
+from launch.submit import (
+    options,
+    own_worker,
+    ranges,
+    resuming,
+    runs,
+    sweep,
+    sweep_options,
+    tracking,
+    training,
+)
 from launch.submit.training import DEFAULT_CONFIG
 
 EXAMPLES = """\
@@ -55,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sweep_options.add(parser)
     parser.add_argument(
-        "--seed", type=options.whole("--seed", 0, MOST_SEED), help="of all randomness (default 0)"
+        "--seed", type=ranges.whole("--seed", 0, MOST_SEED), help="of all randomness (default 0)"
     )
     parser.add_argument("--data-root", metavar="DIR", help="where the dataset lies (default data/)")
     parser.add_argument(
@@ -74,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-submit", action="store_true", help="make the run directory, submit nothing")
     # With --no-submit: of a sweep only this run, for the script of a dry run.
-    parser.add_argument("--element", type=options.whole("--element", 0, 10**6), help=argparse.SUPPRESS)
+    parser.add_argument("--element", type=ranges.whole("--element", 0, 10**6), help=argparse.SUPPRESS)
     options.add_common(parser)
     options.add_training(parser)
     return parser

@@ -9,8 +9,8 @@ from jobs.run import windows
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from launch.submit import interpreters, programs
-from launch.submit.options import whole
 from launch.submit.profiles import Resolved
+from launch.submit.ranges import whole
 
 
 def add(to: argparse.ArgumentParser) -> None:

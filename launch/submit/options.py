@@ -7,7 +7,6 @@ import ast
 import difflib
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from jobs.catalog import pretrained
 from jobs.run import output, secrets
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
-from launch.submit import executors, job_environment, machine, profiles
+from launch.submit import executors, job_environment, machine, profiles, ranges
 from launch.submit.runs import CHECKOUT, check_path
 
 # option -> (setting, help)
@@ -58,7 +57,7 @@ def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
         )
         group.add_argument(
             "--gpus",
-            type=whole("--gpus", 1, profiles.MOST["gpus"]),
+            type=ranges.whole("--gpus", 1, profiles.MOST["gpus"]),
             metavar="N",
             help="GPUs of each node, one rank each (processes where there are none)",
         )
@@ -76,17 +75,6 @@ def add_training(to: argparse.ArgumentParser) -> None:
     """Adds those of a training alone."""
     for option, (setting, help) in OF_TRAINING.items():
         to.add_argument(option, dest=f"job_{setting}", metavar="FOLDER", help=help)
-
-
-def whole(option: str, low: int, high: int) -> Callable[[str], int]:
-    """An argparse type: a whole number in this range, in plain digits. Raises UserError, in one line."""
-
-    def read(text: str) -> int:
-        if not re.fullmatch(r"-?[0-9]{1,18}", text) or not low <= int(text) <= high:
-            raise UserError(f"{option} must be a whole number from {low} to {high}, not {text!r}")
-        return int(text)
-
-    return read
 
 
 def chosen(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -75,6 +75,11 @@ CASES = {
         )
         for given in (["-1"], ["None"], ["all", "3"], ["2007_000033", "-3"])
     },
+    **{
+        f"{option} {value}": (script, [option, value], f"{option} must be a number from {low} to ")
+        for script, option, low in (("status", "--watch", "0.1"), ("doctor", "--probe-minutes", "0"))
+        for value in ("nan", "inf", "-1", "1e400", "1e20", "soon")
+    },
     "nothing to resume": ("train", [*LOCAL, "--resume", "nobody"], "there is no run 'nobody'"),
     "a resume with another seed": ("train", ["--resume", "x", "--seed", "0"], "it takes no --seed"),
     "a resume with another config": ("train", ["--resume", "x", *TINY], "it takes no --config"),
