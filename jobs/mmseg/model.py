@@ -101,7 +101,9 @@ def weights_of(checkpoint: Path) -> dict[str, Any]:
         content = compat.load(checkpoint)
     except Exception as error:
         # Whatever a damaged file makes the reader stumble over; it runs no code from it.
-        raise UserError(f"{checkpoint} cannot be loaded: {one_line(error, 200)}") from None
+        known = isinstance(error, OSError) or checkpoint_files.is_saved(checkpoint)
+        why = one_line(error, 200) if known else "it is no checkpoint, as torch.save writes them"
+        raise UserError(f"{checkpoint} cannot be loaded: {why}") from None
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{checkpoint} is no checkpoint of a model: it has no weights by name")

@@ -91,6 +91,13 @@ def read(manifest: Path) -> Checkpoint | None:
     return Checkpoint(manifest.with_name(manifest.name.removesuffix(".json")), record)
 
 
+def is_saved(path: Path) -> bool:
+    """Whether a file begins as what torch.save writes: a zip archive, before torch 1.6 a pickle. Raises
+    OSError."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+
+
 def beside(path: Path) -> Path:
     """The manifest of a checkpoint."""
     return path.with_name(f"{path.name}.json")

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from jobs.catalog import pretrained
-from jobs.run import output, secrets
+from jobs.run import checkpoint_files, output, secrets
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from launch.submit import executors, job_environment, machine, profiles, ranges
@@ -215,7 +215,12 @@ def checkpoint(which: str, run: Run | None = None) -> str:
     file = Path(which).expanduser().absolute()
     if file.is_file():
         check_path(file, "--checkpoint")
-        return str(file)
+        try:
+            if checkpoint_files.is_saved(file):
+                return str(file)
+        except OSError as error:
+            raise UserError(f"--checkpoint {file} cannot be read: {error.strerror}") from None
+        raise UserError(f"--checkpoint {file}: it is no checkpoint, as torch.save writes them")
     own = file.name == which and re.fullmatch(r"(epoch|iter)_[0-9]+\.pth", which)
     if own and (run is None or (run.checkpoints / which).is_file()):
         return which
@@ -276,8 +281,37 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
                 f"--set {key}: a secret does not belong on a command line, which others see and the report "
                 "shows: give it as a variable of the job (secrets: in the profile)"
             )
+        if value.lstrip().startswith(("[", "(", "{")):
+            try:
+                parts(value)
+            except ValueError as error:
+                raise UserError(f"--set {pair!r}: {error}") from None
         values[key] = literal(weights_found(key, value))
     return values
+
+
+def parts(text: str) -> list[str]:
+    """What commas divide, outside of brackets and quotes. Raises ValueError where one of these has no other
+    half: as a mere text it would be taken for what nobody meant."""
+    found, closing, quote = [""], "", ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            closing += ")]}"["([{".index(character)]
+        elif character in ")]}":
+            if not closing.endswith(character):
+                raise ValueError(f"a {character} closes no bracket")
+            closing = closing[:-1]
+        if character == "," and not closing and not quote:
+            found.append("")
+        else:
+            found[-1] += character
+    if closing or quote:
+        raise ValueError(f"a {quote or closing[-1]} is missing")
+    return found
 
 
 def literal(text: str) -> Any:

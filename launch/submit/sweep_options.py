@@ -81,20 +81,10 @@ def parse(text: str) -> tuple[str, list[Any]]:
     key, equals, values = text.partition("=")
     if not equals or not all(key.split(".")) or not values:
         raise UserError(f"--sweep {text!r}: write KEY=A,B,C, such as optim_wrapper.optimizer.lr=0.01,0.02")
-    parts, depth, quote = [""], 0, ""
-    for character in values:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        elif character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        if character == "," and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
+    try:
+        parts = options.parts(values)
+    except ValueError as error:
+        raise UserError(f"--sweep {text!r}: {error}") from None
     if any(not part.strip() for part in parts):
         raise UserError(f"--sweep {text!r}: a value is empty")
     return key, [options.literal(options.weights_found(key, part.strip())) for part in parts]
@@ -104,12 +94,14 @@ def seeds(text: str) -> list[int]:
     """The seeds of `--seeds 0,1,2` or `--seeds 0-4`. Raises UserError."""
     found: list[int] = []
     for part in text.split(","):
-        one = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)
-        if not one or int(one[2] or one[1]) - int(one[1]) not in range(MOST):
+        one = re.fullmatch(r"\s*([0-9]{1,20})(?:-([0-9]{1,20}))?\s*", part)
+        if not one or int(one[2] or one[1]) < int(one[1]):
             raise UserError(f"--seeds {text!r}: write whole numbers, as 0,1,2 or 0-4")
-        found += range(int(one[1]), int(one[2] or one[1]) + 1)
+        first, last = int(one[1]), int(one[2] or one[1])
+        check_seed(last, "--seeds")
+        if len(found) + last - first >= MOST:
+            raise UserError(f"--seeds {text!r}: a sweep has {MOST} runs at most: divide it")
+        found += range(first, last + 1)
     if len(set(found)) < len(found):
         raise UserError(f"--seeds {text!r}: a seed is there twice")
-    for seed in found:
-        check_seed(seed, "--seeds")
     return found

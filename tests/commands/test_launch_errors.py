@@ -57,6 +57,27 @@ CASES = {
         [*LOCAL, *TINY, "--set", "train_cfg.max_epochs=abc"],
         "train_cfg.max_epochs is 'abc': it has to be a whole number from 1 on",
     ),
+    "a sweep that lacks a bracket": (
+        "train",
+        [*LOCAL, *TINY, "--sweep", "model.backbone.depth=[18,34"],
+        "--sweep 'model.backbone.depth=[18,34': a ] is missing",
+    ),
+    "too many seeds": ("train", [*LOCAL, *TINY, "--seeds", "0-3000"], "a sweep has 1000 runs at most"),
+    "a seed of seeds too large": (
+        "train",
+        [*LOCAL, *TINY, "--seeds", "99999999999999"],
+        "--seeds: a seed must be 0 to 4294967295",
+    ),
+    "seeds from the end": (
+        "train",
+        [*LOCAL, *TINY, "--seeds", "4-0"],
+        "write whole numbers, as 0,1,2 or 0-4",
+    ),
+    "a file that is no checkpoint": (
+        "evaluate",
+        [*LOCAL, *TINY, "--checkpoint", "/etc/passwd"],
+        "--checkpoint /etc/passwd: it is no checkpoint",
+    ),
     "a bad sweep": ("train", [*LOCAL, *TINY, "--sweep", "lr="], "write KEY=A,B,C"),
     "unknown profile": ("train", ["--cluster", "locl", *TINY], "did you mean 'local'?"),
     "a bad time": ("train", ["--cluster", "slurm", *TINY, "--time", "tomorrow"], "write HH:MM:SS"),

@@ -62,7 +62,7 @@ def test_a_refused_resume_or_evaluation_changes_nothing(site: Site) -> None:
     (run.job / "cancelled").write_text("{}")
     checkpoint = run.path / "checkpoints" / "epoch_1.pth"
     checkpoint.parent.mkdir()
-    checkpoint.touch()
+    checkpoint.write_bytes(b"PK\x03\x04")  # as one begins
     before = site.contents()
     site.command("sbatch", REFUSED)
     one_line(site("train", "--resume", "mine", "--partition", "nowhere", "--gpus", "3"), "sbatch refused")

@@ -52,11 +52,18 @@ def test_a_file_with_something_else_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no checkpoint", pickle.dumps({"a": 1})[:-3], b"PK\x03\x04" + bytes(99)]
+    ("content", "said"),
+    [
+        (b"", "it is no checkpoint"),
+        (b"no checkpoint", "it is no checkpoint"),
+        (b"root:x:0:0:root:/root:/bin/bash\n", "it is no checkpoint"),
+        (pickle.dumps({"a": 1})[:-3], ""),
+        (b"PK\x03\x04" + bytes(99), ""),
+    ],
 )
-def test_a_damaged_file_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_in_one_line(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.pth cannot be loaded") as error:
+    with pytest.raises(UserError, match=rf"x\.pth cannot be loaded: {said}") as error:
         model.weights_of(tmp_path / "x.pth")
     assert "\n" not in str(error.value)
 

@@ -26,10 +26,18 @@ def test_values_of_a_sweep(text: str, values: list[Any]) -> None:
     assert sweep_options.parse(text)[1] == values
 
 
-@pytest.mark.parametrize("text", ["lr", "lr=", "=1", "a..b=1", "a=1,,2"])
+@pytest.mark.parametrize(
+    "text", ["lr", "lr=", "=1", "a..b=1", "a=1,,2", "a=[18,34", "a=18,34]", "a=[18,34)", "a='x,y"]
+)
 def test_what_is_no_sweep(text: str) -> None:
     with pytest.raises(UserError, match="--sweep"):
         sweep_options.parse(text)
+
+
+@pytest.mark.parametrize("value", ["[18,34", "(1,2]", "{'a':3"])
+def test_an_override_that_lacks_a_bracket_is_no_text(value: str) -> None:
+    with pytest.raises(UserError, match=r"--set .*: a . (is missing|closes no bracket)"):
+        options.overrides([f"a={value}"])
 
 
 def test_overrides_are_typed() -> None:
@@ -104,7 +112,7 @@ def test_a_value_may_be_there_twice_beside_another_one() -> None:
         (("--seeds", ""), "write whole numbers"),
         (("--sweep", f"a={'1,' * 999}1", "--sweep", f"b={'1,' * 999}1"), "1000000 runs are more than 1000"),
         (("--seeds", "one"), "write whole numbers"),
-        (("--seeds", "0-99999"), "write whole numbers"),
+        (("--seeds", "0-99999"), "1000 runs at most"),
         (("--seeds", "4294967296"), "a seed must be 0 to 4294967295"),
         (("--sweep", "randomness.seed=-1"), "a seed must be 0 to"),
         (("--sweep", f"a={','.join('123456789')}", "--seeds", "0-199"), "1800 runs are more than 1000"),
