@@ -8,7 +8,7 @@ from pathlib import Path
 
 import checkout
 
-from jobs.run import exported, files
+from jobs.run import exported, files, output
 from jobs.run.errors import UserError
 from launch.submit import interpreters, options, programs, runs, single_job
 
@@ -69,7 +69,7 @@ def main() -> int:
 
 def existing(given: str) -> Path:
     path = Path(given).expanduser().absolute()
-    if not path.exists():
+    if not path.exists() or output.special(path):
         raise UserError(f"there is no image or folder {given!r} to check on")
     return path
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import checkout
 
-from jobs.run import files
+from jobs.run import files, output
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from launch.submit import from_export, large_images, options, profiles, runs, single_job
@@ -84,6 +84,8 @@ def target(
 def place(given: str) -> str:
     """What an IMAGE argument names, absolute. Raises UserError if that is nothing."""
     path = Path(given).expanduser().absolute()
+    if output.special(path):
+        raise UserError(f"{path} is a device or a pipe: give image files, folders or patterns")
     if path.exists():
         return str(path)
     # A pattern that the shell did not expand. The job does: a batch script has no room for 100,000 names.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import checkout
 
+from jobs.run import output
 from jobs.run.directory import write_atomically
 from jobs.run.errors import UserError
 from launch.observe import sweeps, wording
@@ -47,8 +48,10 @@ def main() -> int:
     if arguments.table and not arguments.compare:
         raise UserError(f"--table {arguments.table} is of several runs: name them with --compare")
     chosen = sweeps.find(names) if arguments.compare else [runs.find(names[0])]
-    if arguments.out and not arguments.out.absolute().parent.is_dir():
-        raise UserError(f"--out {arguments.out}: there is no directory {arguments.out.parent}")
+    if arguments.out:
+        arguments.out = output.check_file(arguments.out, "--out")
+        if not arguments.out.parent.is_dir():
+            raise UserError(f"--out {arguments.out}: there is no directory {arguments.out.parent}")
     found = [report_data.gather(run) for run in chosen]
     if arguments.compare:
         found = comparable(found)
@@ -60,11 +63,11 @@ def main() -> int:
         html, out = report_page.page(found[0]), arguments.out or found[0].run.report
     if arguments.out and not may_replace(out):
         raise UserError(f"--out {out} is there already, and is no report: choose another name")
-    write_atomically(out.absolute(), html.encode())
+    write_atomically(out, html.encode())
     if arguments.json:
-        print(json.dumps({"report": str(out.absolute()), "bytes": len(html.encode())}))
+        print(json.dumps({"report": str(out), "bytes": len(html.encode())}))
     else:
-        print(f"wrote {out.absolute()} ({wording.size(len(html.encode()))}); open it in any browser")
+        print(f"wrote {out} ({wording.size(len(html.encode()))}); open it in any browser")
         if not arguments.compare:
             print(f"next: python launch/report.py --compare {names[0]} RUN shows it beside another")
     return 0
@@ -91,7 +94,7 @@ def print_table(found: list[report_data.Data], form: str, out: Path | None) -> i
     elif out.exists():
         raise UserError(f"--out {out} is there already: choose another name")
     else:
-        write_atomically(out.absolute(), text.encode())
+        write_atomically(out, text.encode())
     return 0
 
 

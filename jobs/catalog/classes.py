@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jobs.run import output
 from jobs.run.errors import UserError
 
 IGNORED = 255
@@ -72,6 +73,8 @@ def differ(number: int, names: Sequence[str]) -> str:
 
 def read(path: Path) -> Classes:
     """The classes of a file. Raises UserError, naming the line, for what cannot be meant."""
+    if output.special(path):
+        raise UserError(f"--classes {path} is a device or a pipe: the job reads it too, so name a file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

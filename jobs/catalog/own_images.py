@@ -10,6 +10,7 @@ from pathlib import Path
 from jobs.catalog import classes
 from jobs.catalog.manifest import MANIFEST
 from jobs.catalog.recipes import RECIPES, VOC, VOC_FOLDER
+from jobs.run import output
 from jobs.run.errors import UserError
 
 KINDS = ("auto", "labels", "colours", "binary", "coco", "labelme", "label-studio")
@@ -88,7 +89,7 @@ def check(args: argparse.Namespace) -> None:
     if not Path(args.images).is_dir():
         raise UserError(f"--images {args.images}: there is no such folder")
     for path in args.masks:
-        if not Path(path).exists():
+        if not Path(path).exists() or output.special(Path(path)):
             raise UserError(f"--masks {path}: there is no such folder or file")
     for one in ("train_list", "val_list"):
         if (path := getattr(args, one)) and not Path(path).is_file():
@@ -96,6 +97,8 @@ def check(args: argparse.Namespace) -> None:
     if len(args.masks) > 1 and any(Path(path).is_dir() for path in args.masks):
         raise UserError("--masks takes one folder, or files of COCO JSON")
     classes.read(Path(args.classes))
+    if args.write_config:
+        output.check_file(Path(args.write_config), "--write-config")
     check_split(args)
     if args.crop and not (re.fullmatch(r"[0-9]{1,5}", args.crop) and 32 <= int(args.crop) <= 8192):
         raise UserError(f"--crop {args.crop}: a whole number from 32 to 8192")

@@ -15,6 +15,19 @@ from jobs.run.errors import UserError
 MARK = ".baton-results"
 
 
+def special(path: Path) -> bool:
+    """Whether there is a device, a pipe or a socket: reading may never end, and a result would replace it."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
+def check_file(file: Path, option: str) -> Path:
+    """Where a file of that name is written, at the end of its links. Raises UserError for what is none."""
+    if special(file) or file.is_dir():
+        kind = "a folder" if file.is_dir() else "a device or a pipe"
+        raise UserError(f"{option} {file} is {kind}, not a file: name a file")
+    return Path(os.path.realpath(file))
+
+
 def check(folder: Path, option: str, own: Path | None = None) -> None:
     """Raises UserError unless `folder` may be written into; `own`: a folder that is ours anyway."""
     if own is not None and folder.resolve().is_relative_to(own.resolve()):

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import secrets, staged, trackers
+from jobs.run import output, secrets, staged, trackers
 from jobs.run.errors import UserError, one_line
 from jobs.run.settings import Container, Notify, Settings
 from launch.submit import executors
@@ -143,6 +143,8 @@ def load(name: str, executor_without: str = "local") -> Profile:
     import yaml
 
     try:
+        if output.special(file):
+            raise ValueError("it is a device or a pipe")
         # Every scalar as it was typed: YAML 1.1 would read 24:00:00 as 86400 and `no` as false.
         raw = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)
         msgspec.json.encode(raw)  # not with a lone surrogate: no script could hold that

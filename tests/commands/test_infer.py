@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -88,3 +89,8 @@ def test_a_run_whose_code_is_older_is_not_given_what_it_does_not_know(made: Site
     photo = str(header(tmp_path / "x.png", 5))
     one_line(made("infer", "mine", photo, "--gpus", "2"), "goes on with the code that it was made with")
     assert made("infer", "mine", photo).returncode == 0
+
+
+def test_an_image_is_not_waited_for_in_a_pipe(made: Site, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    one_line(made("infer", "mine", str(tmp_path / "x.png")), "x.png is a device or a pipe")

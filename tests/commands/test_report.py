@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 
 from jobs.evaluate import per_image, results
 from jobs.mmseg import figures
@@ -22,6 +23,7 @@ from launch.observe.report import charts as report_charts
 from launch.observe.report import comparison
 from launch.observe.report import data as report_data
 from launch.observe.report import page as report_page
+from tests.unit.fake_slurm import one_line
 from tests.unit.made_runs import interrupted_run, made_run, with_everything
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,3 +245,23 @@ def test_an_evaluation_is_told_with_its_intervals_and_the_worst_images_first(tmp
         assert f'<th class="n">{head}</th>' in page
     shown = re.findall(r"<figcaption>([^<]+)</figcaption>", page)
     assert shown == [f"b · mIoU {scores[1][0]:.2f}", f"c · mIoU {scores[2][0]:.2f}"]
+
+
+@pytest.mark.parametrize("asked", [["one"], ["--compare", "one", "two", "--table", "csv"]])
+def test_out_is_no_device_no_pipe_and_no_folder(asked: list[str], tmp_path: Path) -> None:
+    """As root, `--out /dev/null` put a page in place of the device; out of a pipe it read for ever."""
+    for name in ("one", "two"):
+        with_everything(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")  # as /dev/stdout is, in a folder of ours
+    environment = {"PATH": "/nonexistent", "BATON_RUNS": str(tmp_path), "HOME": str(tmp_path)}
+    for name, said in (
+        ("pipe", "a device or a pipe"),
+        ("stdout", "a device or a pipe"),
+        ("folder", "a folder"),
+    ):
+        command = [sys.executable, str(ROOT / "launch/report.py"), *asked, "--out", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        one_line(done, f"--out {tmp_path / name} is {said}, not a file")
+    assert (tmp_path / "pipe").is_fifo()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from pathlib import Path
 
 import pytest
 
+from jobs.catalog import own_images, prepare_options
 from jobs.run import output
 from jobs.run.errors import UserError
+from launch.observe.doctor import profile
+from launch.submit import profiles
 
 
 def test_a_folder_is_taken_if_it_is_new_or_empty_and_again_once_it_is_ours(tmp_path: Path) -> None:
@@ -39,3 +44,57 @@ def test_no_result_goes_over_what_is_read(how: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="would be overwritten"):
         output.check_apart([photo], [photo if how == "itself" else target])
     output.check_apart([photo], [tmp_path / "elsewhere.png"])
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "link to a pipe"])
+def test_a_file_is_not_written_in_place_of_a_pipe_a_device_or_a_folder(what: str, tmp_path: Path) -> None:
+    place = tmp_path / "config.py"
+    if what == "folder":
+        place.mkdir()
+    else:
+        os.mkfifo(place if what == "pipe" else tmp_path / "f")
+    if what == "link to a pipe":
+        place.symlink_to(tmp_path / "f")
+    with pytest.raises(UserError, match=r"--out .*config\.py is a (folder|device or a pipe), not a file"):
+        output.check_file(place, "--out")
+    with pytest.raises(UserError, match="--write-config"):
+        own_images.check(own_arguments(tmp_path, "--write-config", str(place)))
+
+
+def test_a_file_that_is_there_or_not_is_written_at_the_end_of_its_links(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("new")
+    assert output.check_file(tmp_path / "link", "--out") == tmp_path / "new"
+    (tmp_path / "new").touch()
+    assert output.check_file(tmp_path / "link", "--out") == tmp_path / "new"
+
+
+@pytest.mark.parametrize("option", ["--classes", "--masks"])
+def test_what_is_read_is_not_waited_for_in_a_pipe(option: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=f"{option} .*pipe"):
+        own_images.check(own_arguments(tmp_path, option, str(tmp_path / "pipe")))
+
+
+def test_a_profile_is_not_waited_for_in_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "site.yaml")
+    with pytest.raises(UserError, match=r"site\.yaml cannot be read: it is a device or a pipe"):
+        profiles.load(str(tmp_path / "site.yaml"))
+
+
+def test_a_profile_is_not_written_in_place_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiles, "CLUSTERS", tmp_path)
+    (tmp_path / "mine.yaml").mkdir()
+    with pytest.raises(UserError, match=r"--write-profile .*mine\.yaml is a folder"):
+        profile.check_name("mine", force=True)
+
+
+def own_arguments(folder: Path, *more: str) -> argparse.Namespace:
+    """Those of prepare.py for a dataset of one's own that has no fault but `more`."""
+    (folder / "images").mkdir(exist_ok=True)
+    (folder / "classes.txt").write_text("a\nb\n")
+    parser = argparse.ArgumentParser()
+    prepare_options.add(parser)
+    given = ["--dataset", "mine", "--images", f"{folder}/images", "--masks", f"{folder}/images"]
+    return parser.parse_args([*given, "--classes", f"{folder}/classes.txt", *more])

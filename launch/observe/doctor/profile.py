@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from jobs.run import output
 from jobs.run.directory import write_atomically
 from jobs.run.errors import UserError
 from jobs.run.past import History
@@ -51,6 +52,7 @@ def check_name(name: str, force: bool) -> None:
     """Raises UserError if a profile cannot get that name."""
     runs.check_name(name)
     path = profiles.CLUSTERS / f"{name}.yaml"
+    output.check_file(path, "--write-profile")
     if name in ("local", "slurm"):
         raise UserError(f"--write-profile {name}: that name is built in; choose another")
     if path.exists() and not force:
