@@ -7,6 +7,7 @@ GeoTIFF's mask keeps its place on the earth. The same command with the same --ou
 import argparse
 import contextlib
 import glob
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -53,9 +54,10 @@ def main() -> int:
         over = [path for path in images if Path(path).resolve() == out.resolve()]
         if over:
             raise UserError(f"--out {out} is what is to be segmented ({over[0]}): choose another folder")
-    with target(arguments, folder, known) as (run, resolved, checkpoint):
+    with contextlib.ExitStack() as stack:
+        run, resolved, checkpoint = stack.enter_context(target(arguments, folder, known))
         large_images.check_job(arguments, run, resolved, images)
-        out = out if arguments.out else fresh(run.path / files.INFER())
+        out = out if arguments.out else stack.enter_context(fresh(run.path / files.INFER()))
         more = large_images.as_given(arguments)
         job_arguments = ["--out", str(out), "--checkpoint", checkpoint, *more, "--", *images]
         batch = single_job.batch(run.path, resolved, job_arguments, f"{run.name}-infer")
@@ -95,13 +97,20 @@ def place(given: str) -> str:
     return pattern
 
 
-def fresh(parent: Path) -> Path:
-    """A folder's name that nothing has yet, by date."""
+@contextlib.contextmanager
+def fresh(parent: Path) -> Iterator[Path]:
+    """A new folder, by date, which no command beside this one gets; gone again if the body raises."""
     stem = time.strftime("%Y%m%d-%H%M%S")
-    path, number = parent / stem, 2
-    while path.exists():
-        path, number = parent / f"{stem}-{number}", number + 1
-    return path
+    for number in itertools.count(1):
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
+    try:
+        yield path
+    except BaseException:
+        path.rmdir()
+        raise
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ submitted meanwhile waits for it in the queue.
 """
 
 import argparse
+import copy
 import json
 import sys
 
@@ -51,11 +52,18 @@ def read_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = read_arguments()
+    return runs.named(
+        arguments.run,
+        lambda: runs.free_name("prepare", runs.prepare_root()),
+        lambda name: submit(copy.copy(arguments), name),
+    )
+
+
+def submit(arguments: argparse.Namespace, name: str) -> int:
     resolved = options.settings(arguments, options.profile(arguments), "prepare")
     data_root = options.data_root(arguments)
     runs.check_root(runs.prepare_root())
     job = preparation.read(arguments, data_root)
-    name = arguments.run or runs.free_name("prepare", runs.prepare_root())
     runs.check_name(name)
     path = runs.prepare_root() / name
     argv = job.argv + ([f"--check={snapshot.place_of(job.checked)}"] if job.checked else [])

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +127,12 @@ def fill(run: Run, name: str, spec: TrainingSpec, versions: dict[str, str]) -> N
 def untrained(spec: TrainingSpec, stem: str) -> Iterator[Run]:
     """Makes a run that nothing is trained in, for an evaluation or an inference; see runs.new_run."""
     runs.check_root(runs.runs_root())
-    name = runs.free_name(stem)
+    with ExitStack() as stack:
 
-    def fill_it(place: Run) -> None:
-        fill(place, name, spec, versions())
+        def made(name: str) -> Run:
+            return stack.enter_context(runs.new_run(name, lambda place: fill(place, name, spec, versions())))
 
-    with runs.new_run(name, fill_it) as run:
-        yield run
+        yield runs.named(None, lambda: runs.free_name(stem), made)
 
 
 def write_scripts(run: Run, *batches: script.Batch) -> None:

@@ -11,11 +11,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from jobs.run import files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm.login import SlurmError
+
+T = TypeVar("T")
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -119,6 +122,21 @@ def free_name(stem: str, root: Path | None = None) -> str:
     return f"{stem}-{number}"
 
 
+class Taken(UserError):
+    """A run has the name."""
+
+
+def named(given: str | None, free: Callable[[], str], work: Callable[[str], T]) -> T:
+    """What `work` makes of the name given; or of a free one, and of another if a launcher beside this one has
+    taken that meanwhile: nobody asked for it."""
+    while True:
+        try:
+            return work(given or free())
+        except Taken:
+            if given:
+                raise
+
+
 @contextmanager
 def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) -> Iterator[Run]:
     """Makes the directory of a new run, and deletes it if the body (which submits it) raises.
@@ -128,7 +146,7 @@ def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) ->
     that makes its own run, leaves the name free. Only after a submission of which nobody knows whether it
     arrived (SlurmError.unanswered) is the run kept: a job may need it.
 
-    Raises UserError if the name is taken, also by a launcher that took it this moment.
+    Raises Taken if the name is taken, also by a launcher that took it this moment.
     """
     root = root or runs_root()
     run = Run(root / name)
@@ -162,8 +180,8 @@ def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) ->
         raise
 
 
-def _taken(run: Run) -> UserError:
-    return UserError(
+def _taken(run: Run) -> Taken:
+    return Taken(
         f"the run name {run.name!r} is taken ({run.path}): choose another, or go on with it: "
         f"--resume {run.name}"
     )

@@ -32,7 +32,16 @@ def of_element(spec: creation.TrainingSpec, name: str, element: dict[str, Any]) 
 
 def main(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
     values = sweep_options.elements(arguments)
-    name = arguments.run or _free(spec.config.stem)
+    return runs.named(
+        arguments.run,
+        lambda: _free(spec.config.stem),
+        lambda name: _submit(arguments, spec, values, name),
+    )
+
+
+def _submit(
+    arguments: argparse.Namespace, spec: creation.TrainingSpec, values: list[dict[str, Any]], name: str
+) -> int:
     taken = [f"{name}-{number}" for number in range(len(values)) if runs.is_taken(f"{name}-{number}")]
     if taken and arguments.element is None and arguments.dry_run != "evaluate":
         raise UserError(f"the run name {taken[0]!r} is taken: choose another --run for the sweep")

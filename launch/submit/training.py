@@ -92,8 +92,20 @@ def batches(
 
 
 def submit_new(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
-    name = arguments.run or runs.free_name(spec.config.stem)
     prerequisites = data_ready.Prerequisites() if arguments.no_submit else creation.data_prerequisites(spec)
+    return runs.named(
+        arguments.run,
+        lambda: runs.free_name(spec.config.stem),
+        lambda name: submit_named(arguments, spec, prerequisites, name),
+    )
+
+
+def submit_named(
+    arguments: argparse.Namespace,
+    spec: creation.TrainingSpec,
+    prerequisites: data_ready.Prerequisites,
+    name: str,
+) -> int:
     versions = creation.versions()
     both = batches(runs.runs_root() / name, spec)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,30 @@ def test_a_run_whose_code_is_older_is_not_given_what_it_does_not_know(made: Site
 def test_an_image_is_not_waited_for_in_a_pipe(made: Site, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     one_line(made("infer", "mine", str(tmp_path / "x.png")), "x.png is a device or a pipe")
+
+
+def test_two_of_the_same_second_share_no_folder_and_no_script(made: Site, tmp_path: Path) -> None:
+    """One mask was lost without a word. sbatch reads the script late, so that both would be submitted as the
+    one that was written last."""
+    (tmp_path / "patched").mkdir()
+    stopped = "import time\ntime.strftime = lambda *_: '20260101-000000'\n"
+    (tmp_path / "patched" / "sitecustomize.py").write_text(stopped)
+    (tmp_path / "sent").mkdir()
+    last = "for script; do :; done"
+    made.command("sbatch", f'{last}; sleep 0.5; cp "$script" "{tmp_path}/sent/$$"; echo batch job $$')
+    photos = [str(header(tmp_path / name, 5)) for name in ("a.png", "b.png")]
+    with ThreadPoolExecutor() as both:
+        patched = {"PYTHONPATH": str(tmp_path / "patched")}
+        done = list(both.map(lambda photo: made("infer", "mine", photo, **patched), photos))
+    assert [one.returncode for one in done] == [0, 0], [one.stderr for one in done]
+    scripts = [file.read_text() for file in (tmp_path / "sent").iterdir()]
+    for photo in photos:
+        assert sum(photo in script for script in scripts) == 1
+    folders = {found for script in scripts for found in re.findall(r"/infer/2026\S+", script)}
+    assert len(folders) == 2
+
+
+def test_a_refused_one_leaves_no_folder(made: Site, tmp_path: Path) -> None:
+    made.command("sbatch", "echo no >&2; exit 1")
+    one_line(made("infer", "mine", str(header(tmp_path / "x.png", 5))), "sbatch refused")
+    assert not list((made.runs / "mine" / "infer").iterdir())

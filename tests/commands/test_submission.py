@@ -126,3 +126,44 @@ def test_a_slurm_that_could_not_run_a_job_is_refused_in_one_line(lacks: str, sit
         one_line(site.train(), "slurm-wlm 19.05 is too old", "20.11")
     assert not site.log.exists() or not site.calls("sbatch")
     assert list(site.runs.iterdir()) == []
+
+
+TAKES_THE_FIRST = """
+import os
+
+rename = os.rename
+
+
+def late(old, new, **more):
+    if os.path.basename(new) in ("tiny-1", "tiny-sweep-1-0", "prepare-1") and not os.path.lexists(new):
+        os.mkdir(new)
+        open(os.path.join(new, "run.yaml"), "w").close()
+    rename(old, new, **more)
+
+
+os.rename = late
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "name"),
+    [
+        ("train", ["--config", "tests/support/configs/tiny.py"], "tiny-2"),
+        ("train", ["--config", "tests/support/configs/tiny.py", "--seeds", "0,1"], "tiny-sweep-2-0"),
+        ("evaluate", ["--config", "tests/support/configs/tiny.py", "--checkpoint", "x.pth"], "tiny-2"),
+        ("prepare", ["--archives", "."], "prepare/prepare-2"),
+    ],
+)
+def test_two_launchers_that_make_up_a_name_do_not_refuse_each_other(
+    command: str, arguments: list[str], name: str, site: Site, tmp_path: Path
+) -> None:
+    (tmp_path / "patched").mkdir()
+    (tmp_path / "patched" / "sitecustomize.py").write_text(TAKES_THE_FIRST)
+    (tmp_path / "x.pth").write_bytes(b"PK\x03\x04")
+    site.command("sbatch", "echo Submitted batch job 5")
+    given = [str(tmp_path / one) if one == "x.pth" else one for one in arguments]
+    data = tmp_path / "new" if command == "prepare" else site.data
+    given += ["--data-root", str(data), "--cluster", "slurm"]
+    done = site(command, *given, PYTHONPATH=str(tmp_path / "patched"))
+    assert done.returncode == 0, done.stderr
+    assert (site.runs / name / "run.yaml").stat().st_size

@@ -107,3 +107,19 @@ def test_a_run_is_found_by_name_and_by_path(root: Path) -> None:
     assert runs.find(str(root / "first")).path == root / "first"
     with pytest.raises(UserError, match=r"did you mean first\?"):
         runs.find("fisrt")
+
+
+def test_a_name_that_nobody_asked_for_may_be_taken_meanwhile() -> None:
+    def make(name: str) -> str:
+        def beaten(place: Run) -> None:
+            fill(place)
+            if not runs.is_taken(name):
+                with runs.new_run(name, fill):
+                    pass
+
+        with runs.new_run(name, beaten if name == "demo-1" else fill) as run:
+            return run.name
+
+    assert runs.named(None, lambda: runs.free_name("demo"), make) == "demo-2"
+    with pytest.raises(runs.Taken, match="'demo-1' is taken"):
+        runs.named("demo-1", lambda: runs.free_name("demo"), make)
