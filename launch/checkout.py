@@ -34,9 +34,7 @@ def parser(description: "str | None", examples: str) -> argparse.ArgumentParser:
 
 def run(main: "Callable[[], int | None]") -> None:
     """Runs a command's `main`, whose output is safe for a terminal, and ends as `run_command` does."""
-    from jobs.run.errors import run_command
-    from launch.observe import tables
+    from launch.observe import ending
 
     gc.enable()
-    tables.guard()
-    run_command(main)
+    ending.run(main)

@@ -75,7 +75,10 @@ def main() -> int:
         programs.require(run, "jobs/evaluate/batches.py", "--batch")
     resolved = options.settings(arguments, options.profile_of(arguments, run, "evaluate"), "evaluate")
     job = batch(arguments, run, resolved, options.checkpoint(arguments.checkpoint, run))
-    return single_job.show(job, arguments.json) if arguments.dry_run else submit(arguments, run, job)
+    if arguments.dry_run:
+        return single_job.show(job, arguments.json)
+    number, process = single_job.submit(run, job)
+    return single_job.tell(arguments, run, "evaluate", number, process)
 
 
 def evaluate_new(arguments: argparse.Namespace) -> int:
@@ -98,7 +101,8 @@ def evaluate_new(arguments: argparse.Namespace) -> int:
             "--dry-run needs a run: train.py --config … --no-submit makes one without training it"
         )
     with requests.untrained(spec, config.stem) as run:
-        return submit(arguments, run, batch(arguments, run, resolved, checkpoint))
+        number, process = single_job.submit(run, batch(arguments, run, resolved, checkpoint))
+    return single_job.tell(arguments, run, "evaluate", number, process)  # a Ctrl-C here leaves the run
 
 
 def batch(arguments: argparse.Namespace, run: Run, resolved: profiles.Resolved, checkpoint: str) -> Batch:
@@ -108,11 +112,6 @@ def batch(arguments: argparse.Namespace, run: Run, resolved: profiles.Resolved, 
     return single_job.batch(
         run.path, resolved, ["--checkpoint", checkpoint, "--again", *more], f"{run.name}-evaluate"
     )
-
-
-def submit(arguments: argparse.Namespace, run: Run, job: Batch) -> int:
-    number, process = single_job.submit(run, job)
-    return single_job.tell(arguments, run, "evaluate", number, process)
 
 
 if __name__ == "__main__":

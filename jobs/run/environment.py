@@ -64,6 +64,7 @@ NOT_FOR_JOBS = {
 def enter() -> None:
     """Returns where this interpreter has what the commands import. Where not, the command goes on with the
     checkout's own environment, and ends here in one line, with exit code 2, if that will not do either."""
+    _open_closed()
     lacking = [name for name in COMMANDS_IMPORT if importlib.util.find_spec(name) is None]
     if sys.version_info >= PYTHON and not lacking:
         return
@@ -80,6 +81,16 @@ def enter() -> None:
             why += f", and {mine} does not start: {error.strerror}"
     sys.stderr.write(f"error: {why}: env/setup.sh makes the environment, . .venv/bin/activate enters it\n")
     sys.exit(2)
+
+
+def _open_closed() -> None:
+    """A standard stream that the caller has closed leads nowhere. Python has none then, and the next file
+    that is opened (one of a run) would get its number, and what child processes print."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            if os.open(os.devnull, os.O_RDWR) == number:  # the lowest that is free
+                os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", errors="replace", closefd=False))
 
 
 def installed() -> "dict[str, str]":

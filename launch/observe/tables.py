@@ -35,16 +35,47 @@ NARROWEST = 24
 """Characters that the second column, the one with words, is never made narrower than."""
 
 
+class Unwritable(Exception):
+    """Why standard output takes nothing (a full disk, a terminal that is gone)."""
+
+
 class Guarded:
     """Standard output or error for text of any origin (events, host names, errors, names of files): nothing
-    in it is obeyed by a terminal. What shall be obeyed goes through `control`."""
+    in it is obeyed by a terminal. What shall be obeyed goes through `control`.
 
-    def __init__(self, stream: TextIO) -> None:
+    Where it takes nothing, standard output raises Unwritable, or BrokenPipeError if its reader has gone;
+    standard error, which no command is about, goes nowhere then."""
+
+    def __init__(self, stream: TextIO, needed: bool) -> None:
         self.unguarded = stream
+        self.needed = needed
 
     def write(self, text: str) -> int:
-        self.unguarded.write(wording.safe(text))
+        self.put(wording.safe(text))
         return len(text)
+
+    def put(self, text: str) -> None:
+        """Writes it as it is."""
+        try:
+            self.unguarded.write(text)
+        except OSError as error:
+            self._lost(error)
+
+    def flush(self) -> None:
+        try:
+            self.unguarded.flush()
+        except OSError as error:
+            self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        # What is still buffered goes nowhere too: Python would try it again when it ends, and fail.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.unguarded.fileno())
+        os.close(nowhere)
+        if isinstance(error, BrokenPipeError) and self.needed:
+            raise error
+        if self.needed:
+            raise Unwritable(error.strerror)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.unguarded, name)
@@ -54,14 +85,13 @@ def guard() -> None:
     """From here on whatever this command prints is safe for a terminal."""
     for name in ("stdout", "stderr"):
         if not isinstance(stream := getattr(sys, name), Guarded):
-            setattr(sys, name, Guarded(stream))
+            setattr(sys, name, Guarded(stream, needed=name == "stdout"))
 
 
 def control(text: str) -> None:
     """Prints sequences that the terminal shall obey; all else in `text` must be safe."""
-    stream = getattr(sys.stdout, "unguarded", sys.stdout)
-    stream.write(text)
-    stream.flush()
+    getattr(sys.stdout, "put", sys.stdout.write)(text)
+    sys.stdout.flush()
 
 
 def show(

@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.run import files
 from jobs.run.directory import Run
+from launch.observe import ending
 from launch.submit import batch_script as script
 from launch.submit import creation as requests
 from launch.submit import executors, interpreters, job_environment, runs
@@ -70,6 +71,7 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
         if executor.BATCH_SCRIPTS:
             requests.write_scripts(run, batch)
         ids, process = executor.submit([run], [batch], Prerequisites())[0]
+    ending.submitted(run, ids)
     return ids[resolved.stage], process
 
 

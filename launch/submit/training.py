@@ -13,6 +13,7 @@ from typing import Any
 from jobs.run import files
 from jobs.run.directory import Run, check_seed
 from jobs.run.errors import UserError
+from launch.observe import ending
 from launch.submit import batch_script as script
 from launch.submit import (
     configs,
@@ -132,9 +133,11 @@ def submit(
 ) -> list[executors.Submitted]:
     """Submits the training of each run, and its evaluation unless it is not wanted. Raises UserError with the
     executor's message; then nothing is in the queue."""
-    return executors.named(both[0].resolved.executor).submit(
-        made, both if evaluate else both[:1], prerequisites
-    )
+    executor = executors.named(both[0].resolved.executor)
+    submitted = executor.submit(made, both if evaluate else both[:1], prerequisites)
+    for run, (ids, _) in zip(made, submitted, strict=True):
+        ending.submitted(run, ids)
+    return submitted
 
 
 def dry_run(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:

@@ -372,7 +372,7 @@ def test_the_guard_lets_only_control_sequences_of_ours_through(capsys: pytest.Ca
     import io
 
     stream = io.StringIO()
-    guarded = tables.Guarded(stream)
+    guarded = tables.Guarded(stream, needed=True)
     guarded.write("\x1b[2Jx\n")
     assert stream.getvalue() == "\\x1b[2Jx\n"
     tables.control("\x1b[K")

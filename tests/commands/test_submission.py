@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from jobs.run.directory import Run
 from launch.submit import submission
-from tests.unit.fake_slurm import Site, one_line
+from tests.unit.fake_slurm import ROOT, Site, one_line
 from tests.unit.made_runs import made_run, submitted, write
 
 LOST = (
@@ -128,6 +130,8 @@ def test_a_slurm_that_could_not_run_a_job_is_refused_in_one_line(lacks: str, sit
     assert list(site.runs.iterdir()) == []
 
 
+TINY = ["--config", "tests/support/configs/tiny.py"]
+
 TAKES_THE_FIRST = """
 import os
 
@@ -148,9 +152,9 @@ os.rename = late
 @pytest.mark.parametrize(
     ("command", "arguments", "name"),
     [
-        ("train", ["--config", "tests/support/configs/tiny.py"], "tiny-2"),
-        ("train", ["--config", "tests/support/configs/tiny.py", "--seeds", "0,1"], "tiny-sweep-2-0"),
-        ("evaluate", ["--config", "tests/support/configs/tiny.py", "--checkpoint", "x.pth"], "tiny-2"),
+        ("train", TINY, "tiny-2"),
+        ("train", [*TINY, "--seeds", "0,1"], "tiny-sweep-2-0"),
+        ("evaluate", [*TINY, "--checkpoint", "x.pth"], "tiny-2"),
         ("prepare", ["--archives", "."], "prepare/prepare-2"),
     ],
 )
@@ -167,3 +171,57 @@ def test_two_launchers_that_make_up_a_name_do_not_refuse_each_other(
     done = site(command, *given, PYTHONPATH=str(tmp_path / "patched"))
     assert done.returncode == 0, done.stderr
     assert (site.runs / name / "run.yaml").stat().st_size
+
+
+FULL = "error: standard output cannot be written: No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (">&-", 0, ""),
+        (">&- 2>&- <&-", 0, ""),
+        ("2>/dev/full", 0, ""),
+        (">/dev/full", 74, f"{FULL}; mine is submitted all the same: train 5, evaluate 5\n"),
+        (">/dev/full 2>/dev/full", 74, ""),
+        ("| true; exit 0", 0, ""),
+    ],
+)
+def test_a_run_that_cannot_be_told_of_is_submitted_once_and_well(
+    redirected: str, code: int, said: str, site: Site
+) -> None:
+    """A script that was told of an error would submit it again."""
+    site.command("sbatch", "echo Submitted batch job 5")
+    done = site.train("--cluster", "slurm", redirected=redirected)
+    assert (done.returncode, done.stderr) == (code, said)
+    assert len(site.calls("sbatch")) == 2
+    for command in (["status"], ["status", "mine"], ["status", "--json"], ["train", "--help"]):
+        shown = site(*command, redirected=redirected)
+        assert (shown.returncode, shown.stderr) == (code, f"{FULL}\n" if said else ""), command
+    wrong = site("status", "nobody", redirected=redirected)
+    assert wrong.returncode == (0 if "exit" in redirected else 2)
+    assert "Traceback" not in wrong.stderr
+
+
+def test_each_job_is_told_where_output_takes_nothing(site: Site, tmp_path: Path) -> None:
+    site.command("sbatch", "echo Submitted batch job 5")
+    data = ["--data-root", str(site.data), "--cluster", "slurm"]
+    sweep = site("train", *TINY, *data, "--run", "s", "--seeds", "0,1", redirected=">/dev/full")
+    assert "s-0 is submitted all the same: train 5_0, evaluate 5_0; s-1 is submitted" in sweep.stderr
+    (tmp_path / "x.pth").write_bytes(b"PK\x03\x04")
+    given = [*TINY, *data, "--checkpoint", str(tmp_path / "x.pth")]
+    evaluation = site("evaluate", *given, redirected=">/dev/full")
+    assert f"{FULL}; tiny-1 is submitted all the same: evaluate 5\n" == evaluation.stderr
+    assert (site.runs / "tiny-1" / "run.yaml").is_file(), "which the job needs"
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """What a child process prints would go into it."""
+    program = (
+        "from jobs.run import environment; environment.enter(); import subprocess, sys; "
+        f"file = open({str(tmp_path / 'file')!r}, 'w'); subprocess.run(['echo', 'astray']); "
+        "sys.exit(file.fileno() < 3)"
+    )
+    command = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program]
+    assert subprocess.run(command, cwd=ROOT, check=False, timeout=60).returncode == 0
+    assert (tmp_path / "file").read_text() == ""

@@ -54,12 +54,15 @@ class Site:
     def calls(self, name: str) -> list[str]:
         return [line for line in self.log.read_text().splitlines() if line.split()[0] == name]
 
-    def __call__(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, script: str, *arguments: str, redirected: str = "", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`redirected`: as the shell has it after a command, such as `>&-`."""
         environment = os.environ | variables
         environment |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "BATON_RUNS": str(self.runs)}
         environment |= {"SLURM_CONF": "x"}  # which stands for a configuration that this machine lacks
         return subprocess.run(
-            [sys.executable, f"launch/{script}.py", *arguments],
+            ["sh", "-c", f'"$@" {redirected}', "sh", sys.executable, f"launch/{script}.py", *arguments],
             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 
