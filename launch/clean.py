@@ -15,7 +15,7 @@ import checkout
 from jobs.run.errors import UserError
 from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
-from launch.observe import history, leftovers, states, sweeps, tables, wording
+from launch.observe import ending, history, leftovers, states, sweeps, tables, wording
 from launch.submit import runs
 
 EXAMPLES = """\
@@ -54,20 +54,39 @@ def main() -> int:
         if why:
             skipped.append((run.name, why))
             continue
-        found += [
-            (run.name, path, why, leftovers.size_of(path))
-            for path, why in leftovers.removable(run, arguments.keep)
-        ]
+        try:
+            found += [
+                (run.name, path, why, leftovers.size_of(path))
+                for path, why in leftovers.removable(run, arguments.keep)
+            ]
+        except OSError as error:
+            skipped.append((run.name, ending.refusal(error)))
     if not arguments.runs:
         found += [
             ("doctor", path, "a probe that is over", leftovers.size_of(path))
             for path in leftovers.old_probes()
         ]
+    refused: dict[str, str] = {}
     if arguments.yes:
-        for _, path, _, _ in found:
-            leftovers.delete(path)
-    show(found, skipped, arguments)
-    return 0
+        found, refused = delete(found)
+    show(found, skipped + (list(refused.items()) if arguments.json else []), arguments)
+    for why in refused.values():
+        print(f"error: {why}", file=sys.stderr)
+    return 2 if refused else 0
+
+
+def delete(found: Found) -> tuple[Found, dict[str, str]]:
+    """What could be deleted; and why not of each run that does not let us, whose rest is not tried."""
+    deleted: Found = []
+    refused: dict[str, str] = {}
+    for name, path, why, size in found:
+        try:
+            if name not in refused:
+                leftovers.delete(path)
+                deleted.append((name, path, why, size))
+        except OSError as error:
+            refused[name] = ending.refusal(error)
+    return deleted, refused
 
 
 def show(found: Found, skipped: list[tuple[str, str]], arguments: argparse.Namespace) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 import checkout
 
 from jobs.run import output
-from jobs.run.directory import write_atomically
 from jobs.run.errors import UserError
-from launch.observe import sweeps, wording
+from launch.observe import ending, sweeps, wording
 from launch.observe.report import comparison, groups
 from launch.observe.report import data as report_data
 from launch.observe.report import page as report_page
@@ -24,6 +23,8 @@ EXAMPLES = """\
   python launch/report.py --compare first second third         several runs on one page
   python launch/report.py --compare lr-sweep --table latex     a sweep's groups, as a table for a paper
 """
+
+ELSEWHERE = "--out FILE writes it elsewhere"
 
 
 def main() -> int:
@@ -63,7 +64,7 @@ def main() -> int:
         html, out = report_page.page(found[0]), arguments.out or found[0].run.report
     if arguments.out and not may_replace(out):
         raise UserError(f"--out {out} is there already, and is no report: choose another name")
-    write_atomically(out, html.encode())
+    ending.write(out, html, ELSEWHERE)
     if arguments.json:
         print(json.dumps({"report": str(out), "bytes": len(html.encode())}))
     else:
@@ -94,7 +95,7 @@ def print_table(found: list[report_data.Data], form: str, out: Path | None) -> i
     elif out.exists():
         raise UserError(f"--out {out} is there already: choose another name")
     else:
-        write_atomically(out, text.encode())
+        ending.write(out, text, ELSEWHERE)
     return 0
 
 

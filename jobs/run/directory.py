@@ -18,6 +18,7 @@ This module and `events.py` are all that launchers and jobs share. Layout (docs/
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -132,6 +133,8 @@ class Run:
             return request
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run directory: it has no run.yaml") from None
+        except PermissionError:
+            raise UserError(f"{self.request_file} cannot be read: it is another user's") from None
         except (yaml.YAMLError, msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
             why = one_line(error)
             if field := re.match(r"Object contains unknown field `(.*?)`", why):
@@ -182,8 +185,12 @@ def write_atomically(path: Path, content: bytes, durable: bool = True, private: 
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # nobody knows the other name
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide why it could not be written
+            temporary.unlink(missing_ok=True)
 
 
 def newest_start(job: Path) -> int:

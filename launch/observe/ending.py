@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from jobs.run.directory import Run
-from jobs.run.errors import run_command
+from jobs.run import private
+from jobs.run.directory import Run, write_atomically
+from jobs.run.errors import UserError, run_command
 from launch.observe import tables
 
 UNWRITABLE = 74
@@ -15,6 +19,34 @@ UNWRITABLE = 74
 
 DONE: list[str] = []
 """What this command has done that is not to be done twice, for one who cannot read it on its output."""
+
+
+REFUSED = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
+"""Errors of a file that are no defect of ours: its owner, its file system or its disk does not let us."""
+
+
+def refusal(error: OSError) -> str:
+    """What cannot be written or read, why, and, where that is the matter, whose it is."""
+    path = os.fsdecode(error.filename)
+    verb = "written" if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT) else "used"
+    whose = ""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        with contextlib.suppress(OSError):
+            there = path if os.path.lexists(path) else os.path.dirname(path)
+            owner, name = os.stat(there).st_uid, "it" if there == path else there
+            whose = f"; {name} is {private.user(owner)}'s" if owner != os.geteuid() else ""
+    return f"{path} cannot be {verb}: {error.strerror}{whose}"
+
+
+def write(file: Path, text: str, instead: str) -> None:
+    """Writes a file that the user reads. Where that is refused, UserError ends with what to do `instead`."""
+    try:
+        write_atomically(file, text.encode())
+    except OSError as error:
+        raise UserError(f"{refusal(error)}; {instead}") from None
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -40,6 +72,10 @@ def _ended(main: Callable[[], int | None]) -> int | None:
         done = "".join(f"; {text}" for text in DONE)
         print(f"error: standard output cannot be written: {error}{done}", file=sys.stderr)
         return UNWRITABLE
+    except OSError as error:
+        if error.errno in REFUSED and error.filename is not None:
+            raise UserError(refusal(error)) from None
+        raise
     finally:
         with contextlib.suppress(tables.Unwritable, BrokenPipeError):
             sys.stdout.flush()  # Python would end with another code if it failed there

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +172,9 @@ def restored_on_error(*files: Path) -> Iterator[None]:
     except BaseException as error:
         if not (isinstance(error, SlurmError) and error.unanswered):
             for file, content in before.items():
-                if content is None:
-                    file.unlink(missing_ok=True)
-                else:
-                    write_atomically(file, content, private=True)
+                with suppress(OSError):  # the first error says why
+                    if content is None:
+                        file.unlink(missing_ok=True)
+                    else:
+                        write_atomically(file, content, private=True)
         raise
