@@ -140,6 +140,7 @@ def write_scripts(run: Run, *batches: script.Batch) -> None:
     them runs from images, that of the code, too."""
     if any(batch.resolved.settings.environment for batch in batches):
         code_image.write(run)
+    run.job.mkdir(exist_ok=True)  # of a run that has lost it
     for batch in batches:
         file = run.job / files.SCRIPT(STAGE=batch.resolved.stage)
         content = script.text(batch).encode()

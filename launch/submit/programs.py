@@ -38,9 +38,19 @@ def knows(code: Path | None, name: str) -> bool:
     return code is None or not code.is_dir() or has(code, name)
 
 
+def check_there(run: Run) -> None:
+    """Raises UserError for a run whose own code is gone."""
+    jobs = run.code / "jobs"
+    if not jobs.is_dir():
+        raise UserError(
+            f"{jobs} is gone, and jobs of {run.name} run that code: put it back, or make a new run"
+        )
+
+
 def require(run: Run, part: str, what: str) -> None:
     """Raises UserError for a run whose own code is too old for `what`: it has no `part` (a path below it)."""
-    if run.code.is_dir() and not (run.code / part).exists():
+    check_there(run)
+    if not (run.code / part).exists():
         raise UserError(
             f"{run.name} goes on with the code that it was made with, which knows no {what} yet "
             f"({run.code / part} is missing)"

@@ -19,6 +19,7 @@ from launch.submit import (
     options,
     own_worker,
     profiles,
+    programs,
     runs,
     tracking,
     training,
@@ -32,6 +33,7 @@ def resume(arguments: argparse.Namespace) -> int:
     run = runs.find(arguments.resume)
     old = run.request()
     check_trains(run, old)
+    programs.check_there(run)
     given = options.overrides(arguments.set)
     overrides = longer.of_resumed(run, old, given, arguments.unset)
     keep_size(arguments, old)

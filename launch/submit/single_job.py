@@ -16,7 +16,7 @@ from jobs.run.directory import Run
 from launch.observe import ending
 from launch.submit import batch_script as script
 from launch.submit import creation as requests
-from launch.submit import executors, interpreters, job_environment, runs
+from launch.submit import executors, interpreters, job_environment, programs, runs
 from launch.submit.data_ready import Prerequisites
 from launch.submit.profiles import Resolved
 
@@ -63,6 +63,7 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
     """Submits the job; returns its id and, if it is a local one, its process. If Slurm refuses it, the
     run's script is what it was."""
     resolved = batch.resolved
+    programs.check_there(run)
     if resolved.stage != "prepare":
         interpreters.check(resolved)
     executor = executors.named(resolved.executor)

@@ -280,3 +280,28 @@ def test_a_dry_run_leaves_nothing_to_the_shell_it_is_piped_from(site: Site, tmp_
     (make,) = (line for line in lines if line.startswith('[ -e "$run/run.yaml" ]'))
     assert "launch/prepare.py --no-submit --run prepare-1 " in make
     assert f"--cluster={ROOT}/{relative}" in make
+
+
+@pytest.mark.parametrize(("gone", "executor"), [("code", "local"), ("code/jobs", "slurm")])
+@pytest.mark.parametrize(
+    "command",
+    [["evaluate", "mine"], ["infer", "mine", "x.png"], ["export", "mine"], ["train", "--resume", "mine"]],
+)
+def test_a_run_whose_code_is_gone(
+    command: list[str], executor: str, gone: str, made: Site, tmp_path: Path
+) -> None:
+    shutil.rmtree(made.runs / "mine" / gone)
+    (tmp_path / "x.png").touch()
+    given = [str(tmp_path / one) if one == "x.png" else one for one in command[1:]]
+    before, jobs = made.contents(), len(made.calls("sbatch"))
+    done = made(command[0], *given, "--cluster", executor)
+    one_line(done, str(made.runs / "mine" / "code"), "is gone")
+    assert made.contents() == before
+    assert len(made.calls("sbatch")) == jobs
+
+
+def test_a_run_that_has_lost_its_folder_of_scripts_gets_another(made: Site) -> None:
+    shutil.rmtree(made.runs / "mine" / "job")
+    done = made("evaluate", "mine", "--cluster", "slurm")
+    assert done.returncode == 0, done.stderr
+    assert (made.runs / "mine" / "job" / "evaluate.sbatch").is_file()
