@@ -159,8 +159,14 @@ class Run:
             for key, value in content["cluster"].items()
             if value is not None or key not in ("evaluate", "infer")
         }
-        text = yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True)
-        write_atomically(self.request_file, text.encode(), private=True)
+        try:
+            text = yaml.dump(content, Dumper=dumper, sort_keys=False, allow_unicode=True).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                "an argument, or a path, has bytes that are not UTF-8, which run.yaml cannot hold: "
+                "rename what it names"
+            ) from None
+        write_atomically(self.request_file, text, private=True)
 
 
 def has_tuple(value: Any) -> bool:

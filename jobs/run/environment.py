@@ -67,7 +67,7 @@ def enter() -> None:
     _open_closed()
     lacking = [name for name in COMMANDS_IMPORT if importlib.util.find_spec(name) is None]
     if sys.version_info >= PYTHON and not lacking:
-        return
+        return _take_any_name()
     mine = os.path.join(VENV, "bin", "python")
     why = f"Python {_dotted(sys.version_info[:3])} ({sys.executable}) "
     if sys.version_info < PYTHON:
@@ -81,6 +81,14 @@ def enter() -> None:
             why += f", and {mine} does not start: {error.strerror}"
     sys.stderr.write(f"error: {why}: env/setup.sh makes the environment, . .venv/bin/activate enters it\n")
     sys.exit(2)
+
+
+def _take_any_name() -> None:
+    """Begins again with UTF-8 where this Python takes names of files for ASCII, as in the C locale if its own
+    ways out of that (PEP 538 and 540) are switched off: no JSON, YAML or page could hold other names."""
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # for the jobs, too
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _open_closed() -> None:

@@ -99,6 +99,8 @@ def check_path(path: Path, what: str) -> None:
     text = str(path)
     if "\\" in text or any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise UserError(f"{what} {text!r} has a backslash or a control character: Slurm cannot carry it")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{what} {text!r} has bytes that are not UTF-8, which no text can name: rename it")
 
 
 def check_root(root: Path) -> None:

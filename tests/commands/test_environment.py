@@ -14,6 +14,7 @@ import pytest
 
 from jobs.run import environment
 from tests.support import tiny
+from tests.unit.fake_slurm import Site
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -263,3 +264,34 @@ def test_what_baton_requires_it_imports() -> None:
     # importlib.metadata.packages_distributions goes by what few wheels have before Python 3.11.
     provided = {name: {Path(file.parts[0]).stem for file in files(name) or ()} for name in required}
     assert {name for name in required if not provided[name] & imported} == set()
+
+
+def test_paths_may_have_umlauts_in_the_true_c_locale(tmp_path: Path, voc_small: Path) -> None:
+    """Without Python's own ways out of it, such a path was half a character each in the report, the request
+    and the log."""
+    (tmp_path / "ü").mkdir()
+    site = Site(tmp_path / "ü", voc_small)
+    site.command("sbatch", "echo Submitted batch job 5")
+    (tmp_path / "ü" / "data").symlink_to(voc_small)
+    true_c = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = site.train("--cluster", "slurm", "--data-root", str(tmp_path / "ü" / "data"), **true_c)
+    assert done.returncode == 0, done.stderr
+    assert f"data_root: {tmp_path}/ü/data\n" in (site.runs / "mine" / "run.yaml").read_text(encoding="utf-8")
+    (site.runs / "mine" / "job" / "5_0_log.out").write_text("grün\n", encoding="utf-8")
+    for command in (["status"], ["status", "mine"], ["report", "mine"], ["logs", "mine"]):
+        done = site(command[0], *command[1:], **true_c)
+        assert done.returncode == 0, done.stderr
+    assert "grün" in done.stdout
+    assert f"{tmp_path}/ü/data" in (site.runs / "mine" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_path_that_is_no_text_is_refused(site: Site, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"\xfc")
+    odd.mkdir()
+    shutil.copy(ROOT / "tests/support/configs/tiny.py", odd)
+    given = ["--cluster", "local", "--config", str(odd / "tiny.py"), "--data-root"]
+    for data, said in ((site.data, "which run.yaml cannot hold"), (odd, "bytes that are not UTF-8")):
+        done = site("train", *given, str(data))
+        assert done.returncode == 2
+        assert said in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
