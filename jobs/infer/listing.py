@@ -34,7 +34,7 @@ class Listing:
             if os.path.isdir(text):
                 folders.append(os.path.realpath(text))
                 continue
-            found = [text] if os.path.exists(text) else matches(text)
+            found = [text] if os.path.isfile(text) else matches(text)
             if not found:
                 raise UserError(f"no image at {text}: give files, folders with images, or globs")
             for path in found:

@@ -43,7 +43,7 @@ def find(asked: Sequence[str]) -> list[Path]:
         path = Path(text)
         if path.is_dir():
             matches = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in ENDINGS)
-        elif path.exists():
+        elif path.is_file():
             matches = [path]
         else:
             matches = sorted(Path(match) for match in glob.glob(text, recursive=True))

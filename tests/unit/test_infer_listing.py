@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from jobs.infer.listing import Listing
+from jobs.mmseg import images
 from jobs.run import windows
 from jobs.run.errors import UserError
 
@@ -69,3 +71,11 @@ def test_a_part_is_one_of_several(text: str) -> None:
     assert windows.share_of("2/3") == (2, 3)
     with pytest.raises(UserError, match=r"--part must be I/N"):
         windows.share_of(text)
+
+
+def test_a_pipe_is_no_image_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(UserError, match="no image at"):
+        Listing([str(tmp_path / "x.png")])
+    with pytest.raises(UserError, match="no image at"):
+        images.find([str(tmp_path / "x.png")])
