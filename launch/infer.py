@@ -57,10 +57,10 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         run, resolved, checkpoint = stack.enter_context(target(arguments, folder, known))
         large_images.check_job(arguments, run, resolved, images)
-        out = out if arguments.out else stack.enter_context(fresh(run.path / files.INFER()))
-        more = large_images.as_given(arguments)
-        job_arguments = ["--out", str(out), "--checkpoint", checkpoint, *more, "--", *images]
-        batch = single_job.batch(run.path, resolved, job_arguments, f"{run.name}-infer")
+        if not arguments.out:
+            out = stack.enter_context(fresh(run.path / files.INFER(), not arguments.dry_run))
+        given = ["--out", str(out), "--checkpoint", checkpoint, *large_images.as_given(arguments)]
+        batch = single_job.batch(run.path, resolved, [*given, "--", *images], f"{run.name}-infer")
         if arguments.dry_run:
             return single_job.show(batch, arguments.json)
         job, process = single_job.submit(run, batch)
@@ -98,19 +98,22 @@ def place(given: str) -> str:
 
 
 @contextlib.contextmanager
-def fresh(parent: Path) -> Iterator[Path]:
-    """A new folder, by date, which no command beside this one gets; gone again if the body raises."""
+def fresh(parent: Path, kept: bool) -> Iterator[Path]:
+    """A new folder, by date, which no command beside this one gets; gone again if it is not to be `kept`, or
+    the body raises."""
     stem = time.strftime("%Y%m%d-%H%M%S")
     for number in itertools.count(1):
         path = parent / (stem if number == 1 else f"{stem}-{number}")
         with contextlib.suppress(FileExistsError):
             path.mkdir(parents=True)
             break
+    done = False
     try:
         yield path
-    except BaseException:
-        path.rmdir()
-        raise
+        done = kept
+    finally:
+        if not done:
+            path.rmdir()
 
 
 if __name__ == "__main__":

@@ -55,6 +55,12 @@ def test_what_the_job_gets(made: Site, tmp_path: Path) -> None:
     assert len(done.stdout) < 6000, "300 names do not belong into a script, for 100,000 would not go into one"
 
 
+def test_a_dry_run_leaves_nothing(made: Site, tmp_path: Path) -> None:
+    done = made("infer", "mine", str(header(tmp_path / "x.png", 5)), "--dry-run")
+    assert (done.returncode, "--out" in done.stdout) == (0, True), done.stderr
+    assert not any((made.runs / "mine" / "infer").glob("*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
