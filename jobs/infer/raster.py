@@ -101,29 +101,54 @@ def place(source: Any) -> dict[str, Any]:
 
 
 def write_window(source: Any, rows: Span, columns: Span, path: Path) -> None:
-    """A window as an image of its own, with the same bands and values, uncompressed."""
+    """A window as an image of its own, with the same bands, bits and values, uncompressed.
+
+    Of fewer than 8 bits GDAL gives the bare values, 0 and 1 for black and white. It is the loader that makes
+    0 to 255 of them, or not: so they have to lie in the tile as they lie in the image.
+    """
     import rasterio
     from rasterio.windows import Window
 
     window = Window.from_slices(rows, columns)
     kinds: dict[str, Any]
     if source.driver == "GTiff":
-        kinds = {"driver": "GTiff", "interleave": "pixel", "photometric": photometric(source)}
+        # Of CMYK and the like GDAL makes RGBA, which fewer loaders read in planes.
+        as_is = source.count > 1 and "SOURCE_COLOR_SPACE" not in source.tags(ns="IMAGE_STRUCTURE")
+        planes = source.interleaving.value.lower() if as_is else "pixel"
+        kinds = {"driver": "GTiff", "interleave": planes, "photometric": photometric(source)}
     else:
         kinds = {"driver": "PNG", "zlevel": 1}
+    if bits := source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS"):
+        kinds["nbits"] = bits
     with rasterio.open(
         path, "w", width=columns[1] - columns[0], height=rows[1] - rows[0], count=source.count,
         dtype=source.dtypes[0], **kinds,
     ) as tile:  # fmt: skip
-        with contextlib.suppress(ValueError):  # it has none
-            tile.write_colormap(1, source.colormap(1))
-        tile.colorinterp = source.colorinterp
+        if not colourless(source):
+            with contextlib.suppress(ValueError):  # it has none
+                tile.write_colormap(1, source.colormap(1))
+            tile.colorinterp = source.colorinterp
+        if transparent := source.tags().get("NODATA_VALUES"):  # a PNG's one colour
+            tile.update_tags(NODATA_VALUES=transparent)
         tile.write(source.read(window=window))
 
 
 def photometric(source: Any) -> str:
     """What the bands of an uncompressed TIFF with the same colours are called."""
-    return {"red": "rgb", "palette": "palette"}.get(source.colorinterp[0].name, "minisblack")
+    names = {"red": "rgb", "palette": "palette"}
+    return colourless(source) or names.get(source.colorinterp[0].name, "minisblack")
+
+
+def colourless(source: Any) -> str:
+    """What a grey TIFF is called for which GDAL gives a palette that is not in the file; "" for others."""
+    if source.driver != "GTiff":
+        return ""
+    if source.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES":
+        return "miniswhite"
+    with contextlib.suppress(ValueError):  # there is no palette
+        if source.colormap(1) == {0: (0, 0, 0, 255), 1: (255, 255, 255, 255)}:
+            return "minisblack"
+    return ""
 
 
 RowsOf = Callable[[int, int], np.ndarray]
