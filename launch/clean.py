@@ -59,6 +59,7 @@ def main() -> int:
                 (run.name, path, why, leftovers.size_of(path))
                 for path, why in leftovers.removable(run, arguments.keep)
             ]
+            skipped += [(f"{run.name}: {', '.join(of)}", why) for why, of in leftovers.doubtful(run).items()]
         except OSError as error:
             skipped.append((run.name, ending.refusal(error)))
     if not arguments.runs:

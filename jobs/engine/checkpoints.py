@@ -23,7 +23,7 @@ from typing import Any
 import xxhash
 
 from jobs.run import files
-from jobs.run.checkpoint_files import DAMAGED, Checkpoint, beside, best, listed, read, wrong_size
+from jobs.run.checkpoint_files import DAMAGED, Checkpoint, beside, best, listed, read, told_best, wrong_size
 from jobs.run.directory import newest_start, write_atomically
 from jobs.run.errors import UserError
 from jobs.run.events import now
@@ -336,4 +336,4 @@ def best_figure(directory: Path) -> Figure | None:
         record = json.loads((directory / files.BEST).read_text())
         return Figure(str(record["metric"]), float(record["value"]))
     except DAMAGED:
-        return None
+        return told_best(directory)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.run import files
+from jobs.run import files, story
 from jobs.run.errors import MALFORMED
+from jobs.run.metrics import Figure
 
 DAMAGED = (FileNotFoundError, *MALFORMED)
 """What reading a manifest raises that is missing, or is none."""
@@ -56,12 +57,24 @@ def best(directory: Path) -> Checkpoint | None:
 
 
 def noted_best(directory: Path) -> Checkpoint | None:
-    """As `best`, also if its file is gone."""
+    """As `best`, also if its file is gone. Where the note is damaged or lost, the run's events know."""
+    if name := noted_name(directory):
+        return read(directory / f"{name}.json")
+    told = told_best(directory)
+    return next((one for one in reversed(listed(directory)) if told and one.step == told.step), None)
+
+
+def noted_name(directory: Path) -> str:
+    """The best checkpoint's file by the note; "" if that is missing or damaged."""
     try:
-        record = json.loads((directory / files.BEST).read_text())
-        return read(directory / f"{Path(record['path']).name}.json")
+        return Path(json.loads((directory / files.BEST).read_text())["path"]).name
     except DAMAGED:
-        return None
+        return ""
+
+
+def told_best(directory: Path) -> Figure | None:
+    """The best validation by the run's events; None if there was none."""
+    return story.read(directory.parent / files.EVENTS()).best
 
 
 def meant(directory: Path, which: str) -> Checkpoint | None:

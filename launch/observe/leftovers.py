@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from jobs.run import checkpoint_files
+from jobs.run import checkpoint_files, files
 from jobs.run.directory import Run
 from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
@@ -56,6 +56,25 @@ def in_use(run: Run, past: History, answer: slurm_queries.Answer) -> str:
     return ""
 
 
+def doubtful(run: Run) -> dict[str, list[str]]:
+    """Checkpoints that may be worth more than they look, by why they are kept. Raises OSError."""
+    if not run.checkpoints.is_dir():
+        return {}
+    damaged = [
+        path.name
+        for path in sorted(run.checkpoints.iterdir())
+        if OURS.fullmatch(path.name)
+        and checkpoint_files.beside(path).exists()
+        and checkpoint_files.read(checkpoint_files.beside(path)) is None
+    ]
+    found = {"a damaged manifest, and it may be whole": damaged} if damaged else {}
+    lost = not checkpoint_files.noted_name(run.checkpoints) and checkpoint_files.told_best(run.checkpoints)
+    if lost and checkpoint_files.best(run.checkpoints) is None:
+        listed = [one.path.name for one in checkpoint_files.listed(run.checkpoints)]
+        found[f"{files.BEST} is damaged or missing, and one may be the best"] = listed
+    return found
+
+
 def old_probes() -> list[Path]:
     """doctor's probe folders; not those of which a job may still write."""
     found = [path for path in probe_job.probes_root().glob("probe-*") if path.is_dir()]
@@ -78,7 +97,8 @@ def delete(path: Path) -> None:
 def removable(run: Run, keep: int) -> list[tuple[Path, str]]:
     """(file, why it may go) of a run that is not on its way.
 
-    Of the checkpoints only whole ones count as newest; one without a manifest never counts at all.
+    Of the checkpoints only whole ones count as newest; one without a manifest never counts at all, one with a
+    damaged manifest may be whole (`doubtful`). Raises OSError.
     """
     found = []
     for folder in (run.path, run.job):
@@ -89,8 +109,10 @@ def removable(run: Run, keep: int) -> list[tuple[Path, str]]:
     if not run.checkpoints.is_dir():
         return found
     valid = checkpoint_files.listed(run.checkpoints)
-    best = checkpoint_files.best(run.checkpoints)
-    kept = {one.path.name for one in valid[-keep:]} | ({best.path.name} if best else set())
+    kept = {one.path.name for one in valid[-keep:]}.union(*doubtful(run).values())
+    kept.add(checkpoint_files.noted_name(run.checkpoints))
+    if best := checkpoint_files.best(run.checkpoints):
+        kept.add(best.path.name)
     whole = {one.path.name for one in valid}
     for path in sorted(run.checkpoints.iterdir()):
         name = path.name.removesuffix(".json")

@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from jobs.run import checkpoint_files
 from jobs.run.directory import Run
 from launch.observe import history, leftovers, log_files
 from tests.unit.made_runs import common, interrupted_run, made_run, started, submitted, write
@@ -293,6 +296,45 @@ def test_clean_is_dry_and_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         "best.json", "epoch_2.pth", "epoch_2.pth.json", "epoch_4.pth", "epoch_4.pth.json", "epoch_5.pth",
         "epoch_5.pth.json", "notes.txt",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", "", '{"path": 5}', None])
+def test_clean_keeps_the_best_by_the_events_where_its_note_is_damaged(
+    damage: str | None, tmp_path: Path
+) -> None:
+    run = interrupted_run(tmp_path / "run")
+    write(run, 590, "validated", epoch=1, step=100, seconds=1.0, metrics={"mIoU": 60.0}, **common(3))
+    for step in (100, 200, 300, 400):
+        _checkpoint(run, f"epoch_{step // 100}.pth", step)
+    if damage is not None:
+        (run.checkpoints / "best.json").write_text(damage)
+    found = checkpoint_files.best(run.checkpoints)
+    assert found is not None
+    assert found.step == 100
+    assert [path.name for path, _ in leftovers.removable(run, 1)] == [
+        f"epoch_{number}.pth{ending}" for number in (2, 3) for ending in ("", ".json")
+    ]
+
+    # The best step has no checkpoint any more that is known to be: any may be it, but for the note.
+    write(run, 591, "validated", epoch=1, step=123, seconds=1.0, metrics={"mIoU": 70.0}, **common(3))
+    assert leftovers.removable(run, 1) == []
+    said = command(tmp_path, "clean.py", "--yes").stdout
+    assert (
+        "left alone: run: epoch_1.pth, epoch_2.pth, epoch_3.pth, epoch_4.pth (best.json is damaged or" in said
+    )
+    assert len(list(run.checkpoints.glob("*.pth"))) == 4
+
+
+def test_clean_keeps_what_may_be_whole_behind_a_damaged_manifest(tmp_path: Path) -> None:
+    run = interrupted_run(tmp_path / "run")
+    for step in (1, 2, 3, 4):
+        _checkpoint(run, f"epoch_{step}.pth", step)
+    (run.checkpoints / "best.json").write_text(json.dumps({"path": "epoch_1.pth"}))
+    for step in (1, 4):
+        (run.checkpoints / f"epoch_{step}.pth.json").write_text("[]")
+    said = command(tmp_path, "clean.py", "--keep", "1", "--yes").stdout
+    assert "left alone: run: epoch_1.pth, epoch_4.pth (a damaged manifest, and it may be whole)" in said
+    assert sorted(path.stem for path in run.checkpoints.glob("*.pth")) == ["epoch_1", "epoch_3", "epoch_4"]
 
 
 def test_clean_leaves_a_run_alone_of_which_nobody_knows(tmp_path: Path) -> None:

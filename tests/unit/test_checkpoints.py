@@ -22,7 +22,9 @@ import torch
 
 from jobs.engine import checkpoints, safe_load
 from jobs.mmseg import compat
+from jobs.run import events
 from jobs.run.errors import UserError
+from jobs.run.metrics import Figure
 from tests.support import tiny
 
 CONTENT = {"state_dict": {"weight": torch.arange(3000.0)}, "meta": {"epoch": 1}}
@@ -316,6 +318,21 @@ def test_pruning_keeps_two_the_asked_and_the_best(tmp_path: Path) -> None:
     assert names(tmp_path) == [f"iter_{step}.pth" for step in (3, 4, 6, 7, 8)]
     checkpoints.prune(tmp_path, most=1, job=tmp_path, start=1)
     assert names(tmp_path) == [f"iter_{step}.pth" for step in (3, 6, 7, 8)]
+
+
+def test_a_damaged_note_of_the_best_does_not_cost_it(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step in range(1, 6):
+        write(folder, step)
+    told = events.Writer(tmp_path / "events.jsonl", stage="train", start=1)
+    told.append("started", hosts=["here"], world_size=1)
+    for step, value in ((1, 60.0), (2, 50.0)):
+        told.append("validated", step=step, epoch=1, seconds=1.0, metrics={"mIoU": value})
+    (folder / "best.json").write_text("[]")
+    checkpoints.prune(folder, most=1, job=tmp_path, start=1)
+    assert names(folder) == [f"iter_{step}.pth" for step in (1, 4, 5)]
+    assert checkpoints.best_figure(folder) == Figure("mIoU", 60.0, 1)
 
 
 def test_an_older_start_is_fenced_off(tmp_path: Path) -> None:
