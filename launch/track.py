@@ -44,7 +44,8 @@ def main() -> int:
     states.past_of(run)
     codes = []
     for name in names:
-        codes.append(sending.send(run, name, ending(arguments, run)))
+        once = arguments.beside is None and not arguments.follow
+        codes.append(sending.send(run, name, ending(arguments, run), once))
         if arguments.beside is None:
             print(summary(run, name, codes[-1]), flush=True)
     return max(codes)
@@ -69,7 +70,7 @@ def ending(arguments: argparse.Namespace, run: Run) -> Callable[[float], bool]:
 def summary(run: Run, name: str, code: int) -> str:
     folder = run.path / files.TRACK()
     if code:
-        return f"{name} does not have all of {run.name} yet; what its package said: {folder / name}.log"
+        return f"{name} does not have all of {run.name} yet{sending.said_by(folder / f'{name}.log')}"
     state = records.read_json(folder / f"{name}.json")
     if not state:
         return f"{run.name} has nothing to send yet: a step is sent when it is saved in a checkpoint"

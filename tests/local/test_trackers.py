@@ -186,6 +186,53 @@ def test_what_a_killed_process_had_written_is_written_anew(environment: dict[str
     assert len(told.files) == 1
 
 
+def settled(environment: dict[str, str]) -> Run:
+    run = made_run(Path(environment["BATON_RUNS"]) / "mine")
+    submitted(run)
+    started(run, 1, 1)
+    rows(run, 1, 1, 6)
+    saved(run, 20, 6)
+    write(run, 31, "finished", step=6, epoch=1, **common(1))
+    return run
+
+
+@needs("wandb")
+def test_what_wandb_throws_away_does_not_count_as_sent(environment: dict[str, str]) -> None:
+    run = settled(environment)
+    done = call(environment | {"WANDB_MODE": "disabled"}, "track", "mine", "--to", "wandb")
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()
+    assert first.startswith("wandb did not take the curves: W&B is switched off (mode disabled)")
+    assert second == "wandb does not have all of mine yet"
+    for mode in ("dryrun", "offline"):  # two words for the same
+        done = call(environment | {"WANDB_MODE": mode}, "track", "mine", "--to", "wandb")
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = Told(run.path / "track" / "wandb")
+        assert [row["_step"] for row in told.rows] == list(range(1, 7))
+
+
+@needs("clearml")
+@pytest.mark.parametrize("words", ["true", "YES", "1"])
+def test_clearml_is_offline_by_every_word_that_it_knows(words: str, environment: dict[str, str]) -> None:
+    settled(environment)
+    environment |= {"CLEARML_API_ACCESS_KEY": "0" * 20, "CLEARML_API_SECRET_KEY": "0" * 40}
+    environment |= {"CLEARML_API_HOST": "http://127.0.0.1:1", "CLEARML_OFFLINE_MODE": words}
+    done = call(environment, "track", "mine", "--to", "clearml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "up to step 6; offline, in " in done.stdout
+
+
+@needs("mlflow")
+def test_what_mlflow_says_is_shown_whole(environment: dict[str, str], tmp_path: Path) -> None:
+    settled(environment)
+    environment["MLFLOW_TRACKING_URI"] = str(tmp_path / "mlruns")
+    done = call(environment, "track", "mine", "--to", "mlflow")
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()
+    assert "MLFLOW_ALLOW_FILE_STORE=true" in first  # at its end it says what helps
+    assert second == "mlflow does not have all of mine yet"  # and nothing of an empty file
+
+
 @pytest.fixture
 def mlflow_server(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
     with socket.socket() as probe:
@@ -294,6 +341,26 @@ def stalled() -> Iterator[str]:
     assert taken, "nobody has called the server: the test shows nothing"
     for connection in taken:
         connection.close()
+
+
+@needs("clearml")
+def test_by_hand_a_service_that_never_answers_is_not_waited_for(
+    environment: dict[str, str], stalled: str
+) -> None:
+    settled(environment)
+    environment |= {f"CLEARML_{name}_HOST": stalled for name in ("API", "WEB", "FILES")}
+    environment |= {"CLEARML_API_ACCESS_KEY": "0" * 20, "CLEARML_API_SECRET_KEY": "0" * 40}
+    sooner = (
+        "import sys; sys.path.insert(0, 'launch'); import track; from launch.observe.tracking import sending;"
+        "sending.SAY, sending.ANSWERS = 2.0, 8.0; sys.argv[1:] = ['mine', '--to', 'clearml']; track.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", sooner], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "clearml has not answered yet: waiting 8 s at most"
+    assert second.startswith("clearml does not answer: nothing is sent")
 
 
 @needs("wandb")

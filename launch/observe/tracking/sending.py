@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,11 @@ POLL = 5.0
 """Seconds between two looks at a run that goes on."""
 RETRY = 60.0
 """Seconds until a service that failed is tried again."""
+SAY = 5.0
+"""Seconds after which a service that is still being called is named."""
+ANSWERS = 75.0
+"""Seconds that a service may take to answer at all, where nothing is to be tried again: ClearML would try for
+ever. An evaluation waits a little longer (jobs/supervise/tracking.py)."""
 TURN = 30.0
 """Seconds for which another process that sends to the same service is waited for."""
 
@@ -74,8 +80,9 @@ class Service(Protocol):
         """Returns when the service has everything. `state`: see Content."""
 
 
-def send(run: Run, name: str, ending: Callable[[float], bool]) -> int:
+def send(run: Run, name: str, ending: Callable[[float], bool], once: bool = False) -> int:
     """Sends to the service of that name until `ending(seconds)`, which waits for so long at most, is true.
+    `once`: says what it waits for, and ends the process with 1 where the service never answers.
 
     Returns 0 if the service has all that there is to tell, 1 if not. Raises UserError if its package is not
     there, or the run's directory takes no note of what is sent.
@@ -93,12 +100,17 @@ def send(run: Run, name: str, ending: Callable[[float], bool]) -> int:
         if not mine:
             print(f"another process sends {run.name} to {name}", file=output, flush=True)
             return 1
-        return Sender(run, name, folder, output).until(ending)
+        return Sender(run, name, folder, output, once).until(ending)
+
+
+def said_by(log: Path) -> str:
+    """Where to read on; "" if the service's package has said nothing."""
+    return f"; what its package said: {log}" if log.stat().st_size else ""
 
 
 class Sender:
-    def __init__(self, run: Run, name: str, folder: Path, output: TextIO) -> None:
-        self.run, self.name, self.folder, self.output = run, name, folder, output
+    def __init__(self, run: Run, name: str, folder: Path, output: TextIO, once: bool) -> None:
+        self.run, self.name, self.folder, self.output, self.once = run, name, folder, output, once
         self.state_file = folder / f"{name}.json"
         self.service: Service | None = None
         self.about: About | None = None
@@ -133,7 +145,7 @@ class Sender:
         try:
             action()
         except Exception as error:  # its package's, of whatever kind
-            reason = one_line(error, 300)
+            reason = one_line(error, 1500)  # MLflow says what it needs in 700
             if reason != self.failed:
                 print(f"{self.name} did not take the curves: {reason}", file=self.output, flush=True)
             self.failed, self.service = reason, None
@@ -171,7 +183,8 @@ class Sender:
         self.about = content.about(self.run)
         module = importlib.import_module(f"launch.observe.tracking.to_{self.name}")
         service: Service = module.Service()
-        self.state.sent = service.open(self.about, self.state, self.folder)
+        with self.patience():
+            self.state.sent = service.open(self.about, self.state, self.folder)
         if self.state.sent < 0:  # it has nothing yet
             self.state.evaluation = ""
         self.state.before, self.state.open = self.state.sent, True
@@ -179,6 +192,32 @@ class Sender:
         self.remember()
         self.service = service
         return service
+
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """Of somebody who waits for a service's first answer."""
+
+        def say() -> None:
+            print(
+                f"{self.name} has not answered yet: waiting {ANSWERS:.0f} s at most",
+                file=self.output,
+                flush=True,
+            )
+
+        def give_up() -> None:
+            where = said_by(self.folder / f"{self.name}.log")
+            print(f"{self.name} does not answer: nothing is sent{where}", file=self.output, flush=True)
+            os._exit(1)  # its package cannot be interrupted
+
+        timers = [threading.Timer(SAY, say), threading.Timer(ANSWERS, give_up)] if self.once else []
+        for timer in timers:
+            timer.daemon = True
+            timer.start()
+        try:
+            yield
+        finally:
+            for timer in timers:
+                timer.cancel()
 
     def close(self) -> None:
         if self.service is None:

@@ -16,7 +16,9 @@ from launch.observe.tracking.sending import State
 
 class Service:
     def open(self, about: About, state: State, folder: Path) -> int:
-        offline = os.environ.get("CLEARML_OFFLINE_MODE") == "1" or not has_key()
+        asked = os.environ.get("CLEARML_OFFLINE_MODE", "").lower()
+        # As ClearML reads it, which is not to be imported yet.
+        offline = asked not in ("", "0", "false", "off", "no", "f", "n") or not has_key()
         if offline:
             os.environ["CLEARML_CACHE_DIR"] = str(folder / "clearml")
         from clearml import Task

@@ -22,11 +22,13 @@ EXIT_CODES = {"finished": 0, "failed": 1, "cancelled": 255, "going": 1}
 
 class Service:
     def open(self, about: About, state: State, folder: Path) -> int:
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", "60")
         import wandb
 
         given = dict(about.backends.get("wandb", {}).get("init_kwargs") or {})
         mode = given.get("mode") or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        if mode == "offline":
+        offline = mode in ("offline", "dryrun")
+        if offline:
             remove_torn(folder / "wandb", state.closed)
         default: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT") or "baton",
@@ -42,8 +44,10 @@ class Service:
         )
         fixed = {"mode": mode, "resume": "allow", "dir": str(folder), "settings": settings}
         self.run = wandb.init(**(default | given | fixed))
+        if self.run.disabled:  # it takes whatever it is given, and keeps nothing
+            raise ValueError(f"W&B is switched off (mode {mode}): WANDB_MODE=offline would keep them here")
         state.id, state.folder = self.run.id, str(Path(self.run.dir).parent)
-        if mode == "offline":
+        if offline:
             # `wandb sync` takes the summary of the last folder for the run's: each needs all of it.
             self.run.summary.update(state.newest)
             state.evaluation = ""
