@@ -109,9 +109,11 @@ def installed() -> "dict[str, str]":
     """
     found: dict[str, str] = {}
     for folder in sys.path:
-        if not folder.endswith("-packages") or not os.path.isdir(folder):
+        try:
+            entries = os.listdir(folder or ".")
+        except OSError:  # a zip file, or one that is not there: nor does Python look into it
             continue
-        for entry in os.listdir(folder):
+        for entry in entries:
             # NAME-VERSION.dist-info; older: NAME-VERSION-py3.10.egg-info
             match = re.match(r"(.+?)-(\d[^-]*)(-py\d[^-]*)?\.(dist|egg)-info$", entry)
             if match:

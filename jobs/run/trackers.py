@@ -7,6 +7,7 @@ training that reads the run's files: whatever such a service does, no step waits
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 
 from jobs.run.directory import Run
@@ -30,6 +31,12 @@ def wanted(run: Run) -> list[str]:
         text = ""
     asked |= {name for backend, name in BACKENDS.items() if backend in text}
     return [name for name in SENT if name in asked]
+
+
+def is_installed(name: str) -> bool:
+    """Whether the service's package can be imported. A folder of its name, as W&B makes them, is none."""
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
 
 def id_of(name: str, created: str) -> str:

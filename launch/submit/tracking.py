@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from jobs.run import environment, files, trackers
+from jobs.run import files, trackers
 from jobs.run.errors import UserError
 from launch.submit import interpreters
 from launch.submit.profiles import Resolved
@@ -35,8 +35,7 @@ def check(train: Resolved, of_worker: list[str] | None = None) -> None:
         )
     settings = train.settings
     asked = [name for name in trackers.SENT if name in settings.track]
-    have = environment.installed() if asked else {}
-    lacking = [name for name in asked if not {name, f"{name}-skinny"} & have.keys()]
+    lacking = [name for name in asked if not trackers.is_installed(name)]
     if lacking and interpreters.is_this(train):
         raise UserError(
             f"--track {lacking[0]}: {lacking[0]} is not installed: env/setup.sh --with track installs the "

@@ -165,7 +165,7 @@ def test_numpy_is_installed_as_torch_was_built_for_it(torch: str, numpy: str) ->
 @pytest.fixture
 def old_torch(tmp_path: Path) -> str:
     """A PYTHONPATH by which the environment seems to hold a torch that is too old."""
-    folder = tmp_path / "old-packages"
+    folder = tmp_path / "old"
     (folder / "torch-2.0.1.dist-info").mkdir(parents=True)
     return str(folder)
 

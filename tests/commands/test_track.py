@@ -47,6 +47,19 @@ def test_a_service_that_jobs_could_not_tell_is_refused(given: list[str], words: 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_package_is_found_wherever_python_finds_it(tmp_path: Path) -> None:
+    """As with `pip install --target`; a folder of its name, as W&B makes them, is not the package."""
+    arguments = ["--config", "tests/support/configs/tiny.py", "--cluster", "local", "--dry-run", "--track"]
+    (tmp_path / "here" / "clearml").mkdir(parents=True)
+    with_it = {"BATON_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(tmp_path / "here")}
+    if importlib.util.find_spec("clearml") is None:
+        done = call("train", *arguments, "clearml", **with_it)
+        assert "--track clearml: clearml is not installed" in done.stderr
+    (tmp_path / "here" / "clearml" / "__init__.py").touch()
+    done = call("train", *arguments, "clearml", **with_it)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_dry_run_keeps_what_is_tracked(tmp_path: Path) -> None:
     arguments = [
         "--config",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
-import importlib.util
 import os
 import sys
 import threading
@@ -21,7 +20,7 @@ from typing import BinaryIO, Protocol, TextIO
 
 import msgspec
 
-from jobs.run import files, records
+from jobs.run import files, records, trackers
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError, one_line
 from launch.observe.tracking import content
@@ -87,8 +86,7 @@ def send(run: Run, name: str, ending: Callable[[float], bool], once: bool = Fals
     Returns 0 if the service has all that there is to tell, 1 if not. Raises UserError if its package is not
     there, or the run's directory takes no note of what is sent.
     """
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:  # a folder of that name, as W&B makes them, is no package
+    if not trackers.is_installed(name):
         raise UserError(f"{name} is not installed: {sys.executable} -m pip install {name}")
     folder = run.path / files.TRACK()
     try:
