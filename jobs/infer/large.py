@@ -7,9 +7,11 @@ all are there, the mask is written from them, read again, and takes its name.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +34,7 @@ DEFAULT_TILE = 1024
 RECORD_SECONDS = 5.0
 """Between two notes of how far an image is; what came after the last is done again."""
 SAY_SECONDS = 15.0
+TILES = "baton-tiles-of-"
 PREVIEW = 2048
 """The longer side of a large image's overlay."""
 MOST_TILES = 32
@@ -98,9 +101,9 @@ class Large:
         highest = max(stop - start for start, stop in rows.spans)
         every = tiles.panels(columns, self.classes, highest)
         say = Said(path, len(every) * source.height, part)
-        with tempfile.TemporaryDirectory(prefix="baton-tiles-") as folder:
+        with own_folder() as folder:
             for number, panel in enumerate(every[part.panel :], part.panel):
-                reader = Reader(self, source, Path(folder), part)
+                reader = Reader(self, source, folder, part)
                 found = tiles.blended(rows, columns, panel, part.row, self.classes, reader.scores)
                 for top, scores in found:
                     part.put(top, panel[0], self.best(scores))
@@ -184,6 +187,8 @@ class Reader:
         raster.write_window(self.source, *tile, file)
         try:
             return self.large.prepare(whole.loaded(self.large.load, file))
+        except UserError as error:  # nobody knows of the tile's file
+            raise UserError(str(error).replace(str(file), self.source.name)) from None
         finally:
             file.unlink()
 
@@ -204,6 +209,38 @@ class Reader:
         from jobs.engine import devices
 
         return max(1, min(MOST_TILES, devices.fitting(self.large.device)))
+
+
+@contextlib.contextmanager
+def own_folder() -> Iterator[Path]:
+    """A temporary folder for tiles. It is locked as long as its process lives, so that what killed ones have
+    left on this machine is known for that, and removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{TILES}*"):
+        with contextlib.suppress(OSError), locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(left)
+    while True:
+        with (
+            tempfile.TemporaryDirectory(prefix=TILES, ignore_cleanup_errors=True) as folder,
+            contextlib.ExitStack() as held,
+        ):
+            with contextlib.suppress(OSError):  # a file system without locks, where none is removed either
+                held.enter_context(locked(Path(folder), fcntl.LOCK_EX))
+            if os.path.isdir(folder):  # no other process has found it before it was locked
+                yield Path(folder)
+                return
+
+
+@contextlib.contextmanager
+def locked(folder: Path, how: int) -> Iterator[None]:
+    """Raises OSError where that is impossible, or another user's."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(file).st_uid != os.geteuid():
+            raise PermissionError
+        fcntl.flock(file, how)
+        yield
+    finally:
+        os.close(file)
 
 
 def shape(tile: tuple[Span, Span]) -> tuple[int, int]:

@@ -105,11 +105,17 @@ def write_window(source: Any, rows: Span, columns: Span, path: Path) -> None:
 
     Of fewer than 8 bits GDAL gives the bare values, 0 and 1 for black and white. It is the loader that makes
     0 to 255 of them, or not: so they have to lie in the tile as they lie in the image.
+
+    Raises UserError for what cannot be read.
     """
     import rasterio
+    from rasterio.errors import RasterioError
     from rasterio.windows import Window
 
-    window = Window.from_slices(rows, columns)
+    try:
+        values = source.read(window=Window.from_slices(rows, columns))
+    except RasterioError as error:  # it says only that there was one
+        raise images.unreadable(Path(source.name), error.__cause__ or error) from None
     kinds: dict[str, Any]
     if source.driver == "GTiff":
         # Of CMYK and the like GDAL makes RGBA, which fewer loaders read in planes.
@@ -130,7 +136,7 @@ def write_window(source: Any, rows: Span, columns: Span, path: Path) -> None:
             tile.colorinterp = source.colorinterp
         if transparent := source.tags().get("NODATA_VALUES"):  # a PNG's one colour
             tile.update_tags(NODATA_VALUES=transparent)
-        tile.write(source.read(window=window))
+        tile.write(values)
 
 
 def photometric(source: Any) -> str:

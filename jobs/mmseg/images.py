@@ -146,7 +146,7 @@ def read(path: Path, turned: bool = True) -> np.ndarray:
         raise unreadable(path, error) from None
 
 
-def unreadable(path: Path, error: Exception) -> UserError:
+def unreadable(path: Path, error: BaseException) -> UserError:
     try:
         empty = not path.stat().st_size
     except OSError:

@@ -356,6 +356,33 @@ def test_a_job_goes_on_where_it_stopped(number: signal.Signals, run: Run, tmp_pa
     assert made == {path.relative_to(once) for path in once.rglob("*") if path.is_file()}
 
 
+def test_an_unreadable_image_in_tiles_is_named_as_the_user_knows_it(
+    run: Run, geotiff: Path, tmp_path: Path
+) -> None:
+    broken, bands = tmp_path / "broken.tif", tmp_path / "bands.tif"
+    broken.write_bytes(geotiff.read_bytes()[: geotiff.stat().st_size // 2])
+    with rasterio.open(bands, "w", driver="GTiff", width=300, height=200, count=5, dtype="uint8") as file:
+        file.write(np.zeros((5, 200, 300), np.uint8))
+    for path in (broken, bands):
+        (problem,) = segment(run, path, tmp_path / "out", (128, 0)).problems
+        assert problem.startswith(f"{path} cannot be read as an image: ")
+        assert large.TILES not in problem
+        assert "previous exception" not in problem
+
+
+def test_what_a_killed_process_left_of_its_tiles_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with large.own_folder() as mine:
+        left = tmp_path / f"{large.TILES}left"
+        left.mkdir()
+        (left / "tile.png").write_bytes(b"half")
+        with large.own_folder() as other:
+            assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_large_image_without_the_library_is_said_and_the_others_are_done(
     run: Run, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
