@@ -21,7 +21,7 @@ from jobs.mmseg import compat, images
 from jobs.mmseg import model as models
 from jobs.run import digests, environment, events, exported, failure, files, output, story
 from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UserError, run_command
+from jobs.run.errors import UserError, one_line, run_command
 from jobs.run.task import job_id
 
 CHECKED = 8
@@ -188,14 +188,11 @@ def ready(model: Any, sample: Any) -> Any:
 
 def samples(cfg: Any, given: Sequence[str] | None) -> list[Any]:
     """Real images after the steps of the config's test pipeline. Raises UserError where there are none."""
-    from mmengine.dataset import Compose
-
     from jobs.mmseg import data, packed
 
     if given:
-        steps = [step for step in models.test_pipeline(cfg) if not models.loads_annotations(step)]
-        prepare = Compose(steps)
-        return [prepare({"img_path": str(path), "seg_fields": []}) for path in images.find(given)]
+        load, prepare = models.reading(cfg)
+        return [sample(load, prepare, path) for path in images.find(given)]
     description = copy.deepcopy(dict(cfg.test_dataloader.dataset))
     packed.read_packed(description)
     try:
@@ -207,6 +204,14 @@ def samples(cfg: Any, given: Sequence[str] | None) -> list[Any]:
             f"--onnx is checked on images of the config's test dataset, which is not there ({error}): name "
             "others with --check IMAGE…"
         ) from None
+
+
+def sample(load: Any, prepare: Any, path: Path) -> Any:
+    image = images.loaded(load, path)
+    try:
+        return prepare(image)
+    except Exception as error:  # so narrow that nothing of it is left, say
+        raise UserError(f"{path} cannot be checked on: {one_line(error, 200)}") from None
 
 
 if __name__ == "__main__":

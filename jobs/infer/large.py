@@ -186,7 +186,7 @@ class Reader:
         file = self.folder / f"tile.{'tif' if self.source.driver == 'GTiff' else 'png'}"
         raster.write_window(self.source, *tile, file)
         try:
-            return self.large.prepare(whole.loaded(self.large.load, file))
+            return self.large.prepare(images.loaded(self.large.load, file))
         except UserError as error:  # nobody knows of the tile's file
             raise UserError(str(error).replace(str(file), self.source.name)) from None
         finally:

@@ -61,7 +61,7 @@ class Segmenting:
         cfg = models.config(run)
         self.model = models.load(cfg, checkpoint, device)
         labels.use_fast_labels(self.model)
-        self.load, self.prepare = whole.build_pipeline(cfg)
+        self.load, self.prepare = models.reading(cfg)
         self.turned = models.turns(cfg)
         tiling = tiling_of(cfg, *tile)
         self.large = Large(self.model, self.load, self.prepare, tiling, device, asked_to_leave)
@@ -109,7 +109,7 @@ class Segmenting:
         if tiled:
             self.large.segment(path, name, stamped)
         else:
-            found = whole.segment(self.model, self.prepare, whole.loaded(self.load, path))
+            found = whole.segment(self.model, self.prepare, images.loaded(self.load, path))
             whole.write(name, path, found, self.model.dataset_meta["palette"], self.turned, stamped)
         return True
 

@@ -9,34 +9,7 @@ import numpy as np
 
 from jobs.infer import raster, stamp
 from jobs.mmseg import images
-from jobs.mmseg import model as models
 from jobs.run.errors import UserError, one_line
-
-
-def build_pipeline(cfg: Any) -> tuple[Any, Any]:
-    """The transforms of the config's test dataset, for an image that has no annotation: the one that reads
-    the file, and the others.
-
-    Raises UserError if the config has none, or begins with something that reads no file.
-    """
-    from mmengine.dataset import Compose
-
-    steps = models.test_pipeline(cfg)
-    steps = [step for step in steps if not models.loads_annotations(step)]
-    if not steps or models.name_of(steps[0]["type"]) == "LoadImageFromNDArray":
-        raise UserError("the config's test pipeline does not begin with reading an image from its file")
-    return Compose(steps[:1]), Compose(steps[1:])
-
-
-def loaded(load: Any, path: Path) -> Any:
-    """What the config's first step makes of an image's path. Raises UserError for what it cannot read."""
-    try:
-        found = load({"img_path": str(path), "seg_fields": []})
-    except Exception as error:  # a decoder raises anything for a broken file
-        raise images.unreadable(path, error) from None
-    if found is None:  # LoadImageFromFile(ignore_empty=True)
-        raise UserError(f"{path} cannot be read as an image")
-    return found
 
 
 def results_of(model: Any, prepared: list[Any]) -> list[Any]:

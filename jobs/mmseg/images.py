@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -144,6 +145,17 @@ def read(path: Path, turned: bool = True) -> np.ndarray:
     except Exception as error:
         # A decoder raises anything for a broken file: struct.error, KeyError, MemoryError, …
         raise unreadable(path, error) from None
+
+
+def loaded(load: Any, path: Path) -> Any:
+    """What the config's first step makes of an image's path. Raises UserError for what it cannot read."""
+    try:
+        found = load({"img_path": str(path), "seg_fields": []})
+    except Exception as error:  # a decoder raises anything for a broken file
+        raise unreadable(path, error) from None
+    if found is None:  # LoadImageFromFile(ignore_empty=True)
+        raise UserError(f"{path} cannot be read as an image")
+    return found
 
 
 def unreadable(path: Path, error: BaseException) -> UserError:

@@ -164,3 +164,18 @@ def synchronised_to_plain(node: Any) -> None:
     elif isinstance(node, (list, tuple)):
         for value in node:
             synchronised_to_plain(value)
+
+
+def reading(cfg: Any) -> tuple[Any, Any]:
+    """The transforms of the config's test dataset, for an image that has no annotation: the one that reads
+    the file, and the others.
+
+    Raises UserError if the config has none, or begins with something that reads no file.
+    """
+    from mmengine.dataset import Compose
+
+    steps = test_pipeline(cfg)
+    steps = [step for step in steps if not loads_annotations(step)]
+    if not steps or name_of(steps[0]["type"]) == "LoadImageFromNDArray":
+        raise UserError("the config's test pipeline does not begin with reading an image from its file")
+    return Compose(steps[:1]), Compose(steps[1:])

@@ -21,6 +21,7 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.registry import DATASETS, DefaultScope, init_default_scope  # noqa: E402
 from mmseg.utils import register_all_modules  # noqa: E402
 
+from jobs.export import __main__ as export  # noqa: E402
 from jobs.infer import whole  # noqa: E402
 from jobs.mmseg import images  # noqa: E402
 from jobs.mmseg import model as models  # noqa: E402
@@ -93,8 +94,8 @@ def test_the_network_gets_what_it_gets_in_the_evaluation(kind: str, tmp_path: Pa
     cfg = config(tmp_path, suffix, **load)
     expected = DATASETS.build(cfg.test_dataloader.dataset)[0]
 
-    read, prepare = whole.build_pipeline(cfg)
-    found = prepare(whole.loaded(read, file))
+    read, prepare = models.reading(cfg)
+    found = prepare(images.loaded(read, file))
     assert found["inputs"].dtype == expected["inputs"].dtype
     assert torch.equal(found["inputs"], expected["inputs"])
     assert found["data_samples"].ori_shape == expected["data_samples"].ori_shape
@@ -121,12 +122,25 @@ def test_a_pipeline_that_reads_no_file_is_refused(tmp_path: Path) -> None:
     cfg = config(tmp_path, ".png")
     cfg.test_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline[2:3]
     with pytest.raises(UserError, match="does not begin with reading an image"):
-        whole.build_pipeline(cfg)
+        models.reading(cfg)
+
+
+def test_what_an_export_cannot_be_checked_on_is_named(tmp_path: Path) -> None:
+    cfg = config(tmp_path, ".png")
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    (found,) = export.samples(cfg, [str(tmp_path)])
+    assert found["inputs"].shape[0] == 3
+    (tmp_path / "b.png").touch()
+    with pytest.raises(UserError, match=r"b\.png cannot be read as an image: it is empty$"):
+        export.samples(cfg, [str(tmp_path)])
+    Image.new("RGB", (2000, 1)).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"b\.png cannot be checked on: "):
+        export.samples(cfg, [str(tmp_path)])
 
 
 def test_no_image_starts_ghostscript(tmp_path: Path) -> None:
     images.start_no_ghostscript()
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    read, _ = whole.build_pipeline(config(tmp_path, ".png", imdecode_backend="pillow"))
+    read, _ = models.reading(config(tmp_path, ".png", imdecode_backend="pillow"))
     with pytest.raises(UserError, match=r"x\.png cannot be read as an image: cannot identify"):
-        whole.loaded(read, tmp_path / "x.png")
+        images.loaded(read, tmp_path / "x.png")

@@ -22,7 +22,7 @@ from mmengine.config import Config  # noqa: E402
 
 from jobs.evaluate.counting import counted  # noqa: E402
 from jobs.evaluate.drawing import how_many, pictures_of  # noqa: E402
-from jobs.infer.whole import build_pipeline, loaded  # noqa: E402
+from jobs.mmseg.images import loaded  # noqa: E402
 
 TINY = Path(__file__).parents[1] / "support" / "configs" / "tiny.py"
 
@@ -96,12 +96,12 @@ def test_the_test_datasets_own_pipeline_is_used(cfg: Any, tmp_path: Path) -> Non
     # Needs no files of the dataset.
     assert [len(model.meta(changed)[key]) for key in ("classes", "palette")] == [21, 21]
     Image.new("RGB", (80, 60)).save(tmp_path / "x.png")
-    read, prepare = build_pipeline(changed)
+    read, prepare = model.reading(changed)
     packed = prepare(loaded(read, tmp_path / "x.png"))
     assert packed["inputs"].shape == (3, 30, 40)
     inner.pipeline = [{"type": "LoadImageFromNDArray"}, *inner.pipeline[1:]]
     with pytest.raises(UserError, match="does not begin with reading an image"):
-        build_pipeline(changed)
+        model.reading(changed)
 
 
 def test_pictures_of_equal_stems_have_names_of_their_own() -> None:
