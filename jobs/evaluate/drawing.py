@@ -68,10 +68,11 @@ class Pictures:
     def draw(self, name: str, source: str, truth: np.ndarray, prediction: np.ndarray) -> bool:
         """A picture of the image; False for one that cannot be, which is said: the figures need none."""
         from jobs.mmseg import packed
+        from jobs.prepare.own import images as prepared
 
         try:
             with packed.local(Path(source)) as path:
-                image = images.read(Path(path), self.turned)
+                image = prepared.shown(Path(path), self.turned)
             results.picture(self.where, name, image, truth, prediction, self.palette)
         except Exception as error:  # a decoder raises anything; and the disk may be full
             print(f"no picture of {Path(source).name}: {one_line(error, 200)}", flush=True)

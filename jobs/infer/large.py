@@ -134,20 +134,18 @@ class Large:
         try:
             labels = part.reduced(-(-max(source.width, source.height) // PREVIEW))
             pictures.save(pictures.overlay(preview(source), labels, palette), whole.overlay_of(name))
-        except (UserError, ValueError) as error:
+        except (UserError, ValueError, ImportError) as error:
             print(f"no overlay: {one_line(error, 200)}", flush=True)
         raster.write_mask(mask, part.get, source, self.dtype, colours, stamped)
         part.remove()
 
 
 def preview(source: Any) -> np.ndarray:
-    """A large image as people see it, small (h × w × 3, uint8). Raises ValueError for one without colours."""
-    from rasterio.enums import ColorInterp
+    """A large image as people see it, small (h × w × 3, uint8)."""
+    from jobs.prepare.own import images as prepared
 
-    if source.dtypes[0] != "uint8" or source.colorinterp[0] == ColorInterp.palette:
-        raise ValueError(f"{source.name} has no colours of 8 bits")
     found = raster.reduced(source, PREVIEW)
-    return found if found.ndim == 3 else np.repeat(found[..., None], 3, axis=2)
+    return prepared.for_eyes(found if found.ndim == 3 else found[..., None])
 
 
 class Reader:

@@ -212,12 +212,17 @@ def is_stamped(path: Path, stamp: str) -> bool:
 
 
 def reduced(source: Any, most: int) -> np.ndarray:
-    """An image (h × w × 3, uint8), or a mask of one band (h × w), with every N-th pixel, `most` a side.
-
-    Raises ValueError for one that has no colours of 8 bits.
-    """
+    """An image (h × w × 3), or one of one band or a mask (h × w), with every N-th pixel, `most` a side. A
+    palette's colours, and 0 to 255 of fewer than 8 bits."""
     step = max(1, -(-max(source.width, source.height) // most))
     shape = (-(-source.height // step), -(-source.width // step))
     bands = [1, 2, 3] if source.count >= 3 else [1]
     found = source.read(bands, out_shape=(len(bands), *shape))
+    if source.colorinterp[0].name == "palette":
+        colours = np.zeros((1 << 16, 3), np.uint8)
+        for number, colour in source.colormap(1).items():
+            colours[number] = colour[:3]
+        return colours[found[0]]
+    if (few := int(source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))) < 8:
+        found = found * (255 // ((1 << few) - 1))
     return np.asarray(found.transpose(1, 2, 0) if len(bands) == 3 else found[0])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from jobs.infer import raster, stamp
-from jobs.mmseg import images
 from jobs.run.errors import UserError, one_line
 
 
@@ -55,9 +54,11 @@ def write(name: Path, path: Path, labels: np.ndarray, palette: Any, turned: bool
 
     name.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shown = images.read(path, turned)
+        from jobs.prepare.own import images as prepared
+
+        shown = prepared.shown(path, turned)
         pictures.save(pictures.overlay(shown, labels, palette), overlay_of(name))
-    except (UserError, ValueError) as error:  # the mask is what counts
+    except (UserError, ValueError, ImportError) as error:  # the mask is what counts
         print(f"no overlay: {one_line(error, 200)}", flush=True)
     mask = mask_of(name, path)
     if mask.suffix == ".png":

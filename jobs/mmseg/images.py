@@ -27,7 +27,7 @@ ENDINGS = {
 """Of what is an image in a folder: all that a preparation takes (jobs/prepare/own/images.py). One that the
 config's own step cannot read is told as such."""
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000")
 """Read by content, whatever the name says. Pillow knows forty more, and for one of them (EPS) starts
 Ghostscript."""
 

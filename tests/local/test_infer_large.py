@@ -303,6 +303,33 @@ def test_bands_bits_and_palettes_reach_the_config_as_they_are(tmp_path: Path) ->
         assert (stem, "color") in compared
 
 
+@pytest.mark.parametrize(
+    "name", ["grey1.png", "grey4.png", "fax.tif", "palette.tif", "deep.tif", "float.tif"]
+)
+def test_the_overlay_of_a_tiled_image_shows_it(name: str, tmp_path: Path) -> None:
+    grey = np.tile(np.arange(0, 256, 2, dtype=np.uint8), (90, 1))
+    grey[:45] = 255 - grey[:45]
+    path = tmp_path / name
+    if name.startswith("grey"):
+        few_bits(path, grey >> (8 - int(name[4])), int(name[4]))
+    elif name == "fax.tif":
+        Image.fromarray(grey).point(lambda value: 255 * (value > 127)).convert("1").save(
+            path, compression="group4"
+        )
+    elif name == "palette.tif":
+        Image.fromarray(grey).quantize(64).save(path)
+    else:
+        kind = np.uint16 if name == "deep.tif" else np.float32
+        with rasterio.open(path, "w", driver="GTiff", width=128, height=90, count=3, dtype=kind) as file:
+            file.write(np.repeat(grey[None].astype(kind) * 16, 3, axis=0))
+    with raster.opened(path) as source:
+        shown = large.preview(source)
+    assert (shown.shape, shown.dtype) == ((90, 128, 3), np.uint8)
+    assert shown.min() < 20
+    assert shown.max() > 235
+    assert np.corrcoef(shown[..., 1].ravel(), grey.ravel())[0, 1] > 0.85
+
+
 def started(run: Run, out: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,

@@ -107,15 +107,42 @@ def test_the_network_gets_what_it_gets_in_the_evaluation(kind: str, tmp_path: Pa
 def test_what_cannot_be_drawn_costs_the_overlay_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bands(tmp_path / "x.tif")
+    (tmp_path / "x.tif").write_bytes(b"II*\0")
     whole.write(tmp_path / "out" / "x", tmp_path / "x.tif", np.zeros((40, 60), np.uint8), [[0, 0, 0]], True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.png"]
     turned(tmp_path / "y.jpg")
     whole.write(tmp_path / "out" / "y", tmp_path / "y.jpg", np.zeros((40, 60), np.uint8), [[0, 0, 0]], True)
     assert (tmp_path / "out" / "y.png").exists()
     first, second = capsys.readouterr().out.splitlines()
-    assert "x.tif cannot be read" in first
+    assert "x.tif cannot be decoded" in first
     assert "the image is 40 × 60, its labels are 60 × 40" in second
+
+
+def planes(path: Path) -> None:
+    deep = COLOURS.astype(np.uint16).transpose(2, 0, 1) * 200
+    pytest.importorskip("tifffile").imwrite(path, deep, photometric="rgb", planarconfig="separate")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("x.gif", lambda path: Image.fromarray(COLOURS).save(path)),
+        ("x.jp2", lambda path: Image.fromarray(COLOURS).save(path)),
+        ("x.tif", deep),
+        ("x.tif", bands),
+        ("x.tif", planes),
+    ],
+)
+def test_whatever_is_segmented_has_an_overlay(
+    name: str, write: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / name)
+    palette = [[0, 0, 0]]  # the image is left as it is
+    whole.write(tmp_path / "out" / "x", tmp_path / name, np.zeros((40, 60), np.uint8), palette, True)
+    assert capsys.readouterr().out == ""
+    with Image.open(tmp_path / "out" / "x_overlay.jpg") as shown:
+        assert shown.size == (60, 40)
+        assert np.asarray(shown).std() > 30
 
 
 def test_a_pipeline_that_reads_no_file_is_refused(tmp_path: Path) -> None:

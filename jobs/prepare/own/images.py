@@ -17,6 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.mmseg import images as viewed
 from jobs.run import packed
 from jobs.run.errors import UserError
 
@@ -303,13 +304,32 @@ def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return pixels
 
 
+def shown(path: Path, turn: bool) -> NDArray[np.uint8]:
+    """An image as people see it (H×W×3), `turn`: upright; also a TIFF that Pillow does not know, of 16 bits
+    or many bands. Raises UserError."""
+    try:
+        return viewed.read(path, turn)
+    except UserError as error:
+        try:
+            content = read_file(path)
+            if not is_tiff(content):
+                raise error
+            return for_eyes(read(content))
+        except BadPicture as bad:
+            raise UserError(f"{path} {bad}") from None
+
+
 def for_eyes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """H×W×3 uint8 to look at: three bands, other depths stretched to what 1 to 99 % of the pixels have."""
     pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] < 3 else pixels[..., :3]
     pixels = pixels[..., :3]
     if pixels.dtype != np.uint8:
-        low, high = np.percentile(pixels, (1, 99))
-        pixels = (np.clip((pixels - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+        step = max(1, min(pixels.shape[:2]) // 1024)
+        low, high = np.percentile(pixels[::step, ::step], (1, 99))
+        stretched = np.empty(pixels.shape, np.uint8)
+        for row, values in enumerate(pixels):  # of a large image all at once would take 48 bytes a pixel
+            stretched[row] = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255
+        return stretched
     return np.ascontiguousarray(pixels)
 
 
