@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -65,17 +65,23 @@ def wrong_list(names: Path, folder: Path, suffix: str) -> str:
     return f"{names} names {found[0]!r}, and there is no {first}{hint}"
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names of the files in it) of all below a folder, through links too, hidden folders left out.
-    A link to a folder in which it lies is not followed: there would be no end."""
-    for at, folders, names in os.walk(folder, followlinks=True):
+def is_hidden(folder: str) -> bool:
+    return os.path.basename(folder).startswith(".")
+
+
+def walk(
+    folder: Path,
+    leave_out: Callable[[str], bool] = is_hidden,
+    unreadable: Callable[[OSError], object] | None = None,
+) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of the files in it) of all below a folder, through links too, without the folders that
+    are to be left out. A link to a folder in which it lies is not followed: there would be no end."""
+    for at, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         above = Path(os.path.realpath(at))
-        folders[:] = sorted(
+        folders[:] = [
             one
-            for one in folders
-            if not one.startswith(".")
-            and not (
-                os.path.islink(link := os.path.join(at, one)) and above.is_relative_to(os.path.realpath(link))
-            )
-        )
+            for one in sorted(folders)
+            if not leave_out(path := os.path.join(at, one))
+            and not (os.path.islink(path) and above.is_relative_to(os.path.realpath(path)))
+        ]
         yield at, names

@@ -85,6 +85,7 @@ def infer(run: Run, arguments: argparse.Namespace, leave: Leave) -> int:
     out = (arguments.out or run.path / files.INFER()).resolve()
     listing = Listing(arguments.images, out)
     total, checksum = listing.counted()
+    passed = str(listing.passed)
     output.claim(out, "--out", run.path / files.INFER())
     output.check_apart(
         (path for path, _ in listing), (file for _, name in listing for file in whole.targets(out / name))
@@ -97,6 +98,8 @@ def infer(run: Run, arguments: argparse.Namespace, leave: Leave) -> int:
 
     us = ranks.join(run)
     check_same(us, checksum)
+    if us.rank == 0 and passed:
+        print(passed, flush=True)
     work = Segmenting(run, checkpoint, us.device, out, (arguments.tile, arguments.overlap), leave.asked)
     # Of the job's part, whatever the number of ranks that other jobs have.
     ours, of = part - 1 + us.rank * parts, parts * us.size

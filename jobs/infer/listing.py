@@ -12,8 +12,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from jobs.catalog.listing import walk
 from jobs.mmseg import images
 from jobs.run.errors import UserError
+from jobs.run.output import is_marked
 
 
 class Listing:
@@ -24,9 +26,11 @@ class Listing:
     """
 
     def __init__(self, asked: Sequence[str], leave_out: Path | None = None) -> None:
-        """`asked`: files as they are, folders with all images below them, and globs. `leave_out`: a folder
-        whose files are results. Raises UserError for what matches nothing."""
+        """`asked`: files as they are, folders with all images below them, through links too, and globs.
+        `leave_out`: a folder whose files are results, as are those of marked ones that are not asked for
+        themselves. Raises UserError for what matches nothing."""
         self.leave_out = leave_out
+        self.passed = Passed()
         folders: list[str] = []
         self.files: dict[str, set[str]] = {}
         """Folder -> names in it that are asked for one by one."""
@@ -52,16 +56,42 @@ class Listing:
 
     def _by_folder(self) -> Iterator[tuple[str, list[str]]]:
         rest = dict(self.files)
+        self.passed = Passed()
         for top in self.folders:
             empty = True
-            for folder, names in walked(top, self.leave_out):
-                names = sorted({*names, *rest.pop(folder, ())})
+            for folder, names in self._walked(top):
+                names = sorted({*names, *rest.pop(os.path.realpath(folder), ())})
                 if names:
                     empty = False
                     yield folder, names
             if empty:
-                raise UserError(f"no image at {top}: give files, folders with images, or globs")
+                why = f" ({self.passed})" if str(self.passed) else ""
+                raise UserError(f"no image at {top}{why}: give files, folders with images, or globs")
         yield from ((folder, sorted(names)) for folder, names in sorted(rest.items()))
+
+    def _walked(self, top: str) -> Iterator[tuple[str, list[str]]]:
+        """Every folder from `top` on, sorted, with the names of the images in it."""
+        for folder, names in walk(Path(top), self._is_left_out, self.passed.unreadable):
+            found = {name for name in names if is_image(folder, name)}
+            for path in (os.path.join(folder, name) for name in names if name not in found):
+                if os.path.islink(path) and not os.path.exists(path):
+                    self.passed.note("link that leads nowhere", path)
+            yield folder, list(found)
+
+    def _is_left_out(self, folder: str) -> bool:
+        """Results; and what a link leads to if that is listed anyway, by its own name or another link's."""
+        real = os.path.realpath(folder)
+        if self.leave_out is not None and real == str(self.leave_out):
+            return True
+        if is_marked(folder):
+            self.passed.note("folder of results", folder)
+            return True
+        if real == folder:
+            return False
+        if any(below(real, top) for top in self.folders) or real in self.passed.linked:
+            return True
+        self.passed.linked.add(real)
+        return False
 
     def counted(self) -> tuple[int, int]:
         """(how many there are, a checksum of their names). Raises UserError for a folder without any."""
@@ -73,13 +103,29 @@ class Listing:
         return number, sum
 
 
-def walked(top: str, leave_out: Path | None) -> Iterator[tuple[str, list[str]]]:
-    """Every folder from `top` on, sorted, with the names of the images in it. Links to folders are not
-    followed."""
-    for folder, inner, names in os.walk(top):
-        inner[:] = sorted(name for name in inner if Path(folder, name) != leave_out)
-        if Path(folder) != leave_out:
-            yield folder, [name for name in names if is_image(folder, name)]
+class Passed:
+    """What a walk through all folders has met and not taken."""
+
+    def __init__(self) -> None:
+        self.linked: set[str] = set()
+        """Folders that were listed by way of a link."""
+        self.kinds: dict[str, tuple[int, str]] = {}
+        """Of each kind how many, and the first one's path."""
+
+    def note(self, kind: str, path: str) -> None:
+        number, first = self.kinds.get(kind, (0, path))
+        self.kinds[kind] = number + 1, first
+
+    def unreadable(self, error: OSError) -> None:
+        self.note("folder that cannot be read", str(error.filename))
+
+    def __str__(self) -> str:
+        """ "" if there is nothing to say."""
+        said = [
+            f"{number} × {kind} ({first}{', …' if number > 1 else ''})"
+            for kind, (number, first) in self.kinds.items()
+        ]
+        return f"left out: {', '.join(said)}" if said else ""
 
 
 def is_image(folder: str, name: str) -> bool:

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from jobs.catalog.listing import walk
 from jobs.run.errors import UserError, one_line
+from jobs.run.output import is_marked
 from jobs.run.windows import MOST_PIXELS
 
 ENDINGS = {
@@ -35,7 +37,8 @@ Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own bound, at the double of it,
 
 
 def find(asked: Sequence[str]) -> list[Path]:
-    """Files as they are, folders with all images below them, and globs; each image once, in this order.
+    """Files as they are, folders with all images below them but results, and globs; each image once, in this
+    order.
 
     Raises UserError for one that matches nothing.
     """
@@ -43,7 +46,8 @@ def find(asked: Sequence[str]) -> list[Path]:
     for text in asked:
         path = Path(text)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in ENDINGS)
+            files = (Path(at, name) for at, names in walk(path, is_marked) for name in names)
+            matches = sorted(one for one in files if one.suffix.lower() in ENDINGS and one.is_file())
         elif path.is_file():
             matches = [path]
         else:

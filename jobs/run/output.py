@@ -28,6 +28,11 @@ def check_file(file: Path, option: str) -> Path:
     return Path(os.path.realpath(file))
 
 
+def is_marked(folder: str) -> bool:
+    """Whether it holds results."""
+    return os.path.lexists(os.path.join(folder, MARK))
+
+
 def check(folder: Path, option: str, own: Path | None = None) -> None:
     """Raises UserError unless `folder` may be written into; `own`: a folder that is ours anyway."""
     if own is not None and folder.resolve().is_relative_to(own.resolve()):

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.infer.listing import Listing
 from jobs.mmseg import images
-from jobs.run import windows
+from jobs.run import output, windows
 from jobs.run.errors import UserError
 
 
@@ -45,6 +45,34 @@ def test_a_file_beside_those_of_its_folder_is_told_apart_from_them(tmp_path: Pat
 def test_results_within_the_folder_are_no_images(tmp_path: Path) -> None:
     touch(tmp_path / "x.png", tmp_path / "masks" / "x.png", tmp_path / "masks" / "deep" / "x.png")
     assert names(Listing([str(tmp_path)], tmp_path / "masks")) == ["x"]
+
+
+def test_earlier_results_are_no_images_unless_they_are_asked_for(tmp_path: Path) -> None:
+    touch(tmp_path / "x.png", tmp_path / "masks" / "x.png", tmp_path / "a" / "old" / "deep" / "x.png")
+    touch(tmp_path / "masks" / output.MARK, tmp_path / "a" / "old" / output.MARK)
+    listing = Listing([str(tmp_path)], tmp_path / "other")
+    assert names(listing) == ["x"]
+    assert str(listing.passed) == f"left out: 2 × folder of results ({tmp_path}/masks, …)"
+    assert [path.name for path in images.find([str(tmp_path)])] == ["x.png"]
+    assert names(Listing([str(tmp_path / "masks")], tmp_path / "masks" / "new")) == ["x"]
+    with pytest.raises(UserError, match=r"no image at .*/a \(left out: 1 × folder of results"):
+        Listing([str(tmp_path / "a")]).counted()
+
+
+def test_links_are_followed_once_and_those_to_nothing_are_said(tmp_path: Path) -> None:
+    asked, away = tmp_path / "asked", tmp_path / "away"
+    touch(asked / "in" / "x.png", away / "y.png", away / "deep" / "z.png", tmp_path / "w.png")
+    for link, target in (
+        ("a", away), ("b", away), ("c", away / "deep"), ("in/again", asked), ("in2", asked / "in"),
+        ("up", tmp_path), ("w.png", tmp_path / "w.png"), ("gone", away / "n"), ("gone.png", away / "n"),
+    ):  # fmt: skip
+        (asked / link).symlink_to(target)
+    (away / "back").symlink_to(asked)
+    (away / "round").symlink_to(away / "deep")
+    listing = Listing([str(asked), str(away / "y.png")])
+    assert names(listing) == ["asked/w", "asked/a/y", "asked/c/z", "asked/in/x"]
+    assert str(listing.passed).startswith("left out: 2 × link that leads nowhere (")
+    assert listing.counted()[0] == 4
 
 
 @pytest.mark.parametrize("what", ["", "/none*", "/x.png"])
