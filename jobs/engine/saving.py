@@ -242,7 +242,8 @@ class Saver:
         new = metrics.Figure(metric, value, step, self.settings.less(metric))
         try:
             checkpoint = next((c for c in checkpoints.listed(self.directory) if c.step == step), None)
-            if checkpoint and new.beats(checkpoints.best_figure(self.directory)):
+            best = checkpoints.best_figure(self.directory)
+            if checkpoint and (new.beats(best) or (best is not None and best.step == step)):
                 checkpoints.check_fence(*self.fence)
                 checkpoints.mark_best(self.directory, checkpoint, metric, found)
         except OSError as error:

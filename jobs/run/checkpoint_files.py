@@ -57,19 +57,27 @@ def best(directory: Path) -> Checkpoint | None:
 
 
 def noted_best(directory: Path) -> Checkpoint | None:
-    """As `best`, also if its file is gone. Where the note is damaged or lost, the run's events know."""
-    if name := noted_name(directory):
-        return read(directory / f"{name}.json")
-    told = told_best(directory)
-    return next((one for one in reversed(listed(directory)) if told and one.step == told.step), None)
+    """As `best`, also if its file is gone. Where the note is damaged, the run's events know."""
+    name = noted_name(directory)
+    if name is None:  # nothing was validated yet
+        return None
+    return read(directory / f"{name}.json") if name else of_told_best(directory)
 
 
-def noted_name(directory: Path) -> str:
-    """The best checkpoint's file by the note; "" if that is missing or damaged."""
+def noted_name(directory: Path) -> str | None:
+    """The best checkpoint's file by the note; "" if that is damaged, None if there is none."""
     try:
         return Path(json.loads((directory / files.BEST).read_text())["path"]).name
+    except FileNotFoundError:
+        return None
     except DAMAGED:
         return ""
+
+
+def of_told_best(directory: Path) -> Checkpoint | None:
+    """The checkpoint of the best validation by the run's events."""
+    told = told_best(directory)
+    return next((one for one in reversed(listed(directory)) if told and one.step == told.step), None)
 
 
 def told_best(directory: Path) -> Figure | None:

@@ -306,11 +306,12 @@ def test_clean_keeps_the_best_by_the_events_where_its_note_is_damaged(
     write(run, 590, "validated", epoch=1, step=100, seconds=1.0, metrics={"mIoU": 60.0}, **common(3))
     for step in (100, 200, 300, 400):
         _checkpoint(run, f"epoch_{step // 100}.pth", step)
+    run.config.touch()
     if damage is not None:
         (run.checkpoints / "best.json").write_text(damage)
-    found = checkpoint_files.best(run.checkpoints)
-    assert found is not None
-    assert found.step == 100
+        found = checkpoint_files.best(run.checkpoints)
+        assert found is not None
+        assert found.step == 100
     assert [path.name for path, _ in leftovers.removable(run, 1)] == [
         f"epoch_{number}.pth{ending}" for number in (2, 3) for ending in ("", ".json")
     ]
@@ -323,6 +324,16 @@ def test_clean_keeps_the_best_by_the_events_where_its_note_is_damaged(
         "left alone: run: epoch_1.pth, epoch_2.pth, epoch_3.pth, epoch_4.pth (best.json is damaged or" in said
     )
     assert len(list(run.checkpoints.glob("*.pth"))) == 4
+
+
+def test_clean_keeps_no_best_of_a_program_that_has_none(tmp_path: Path) -> None:
+    """A --worker's run has no config, and no note of its best checkpoint."""
+    run = interrupted_run(tmp_path / "run")
+    write(run, 590, "validated", epoch=1, step=123, seconds=1.0, metrics={"mIoU": 60.0}, **common(3))
+    for step in (100, 200):
+        _checkpoint(run, f"iter_{step}.pth", step)
+    assert [path.name for path, _ in leftovers.removable(run, 1)] == ["iter_100.pth", "iter_100.pth.json"]
+    assert leftovers.doubtful(run) == {}
 
 
 def test_clean_keeps_what_may_be_whole_behind_a_damaged_manifest(tmp_path: Path) -> None:
