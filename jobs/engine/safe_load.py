@@ -7,7 +7,6 @@ library hold is registered here by its adapter (`allow`), by name: nothing but t
 from __future__ import annotations
 
 import collections
-import importlib
 import os
 import pickle
 import re
@@ -16,6 +15,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from jobs.engine import numpy_data
 from jobs.run.errors import UserError, one_line
 
 _registered: list[Callable[[], dict[str, Any]]] = []
@@ -46,9 +46,10 @@ def load(filename: str | os.PathLike[str], map_location: Any = "cpu", **_: Any) 
     mapped = _is_zip(path) or None
     if release(torch.__version__) < (2, 6):
         return _load_before_2_6(path, map_location, mapped)
-    names: list[Any] = [(value, name) for name, value in allowed().items()]
-    with torch.serialization.safe_globals(names):
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+    known = allowed()
+    with torch.serialization.safe_globals([(value, name) for name, value in known.items()]):
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+    return numpy_data.made(content, _classes(known))
 
 
 def load_own(path: str | os.PathLike[str]) -> Any:
@@ -118,16 +119,23 @@ def _load_before_2_6(path: str, map_location: Any, mapped: bool | None) -> Any:
             raise pickle.UnpicklingError(f"{path} is a TorchScript archive, not a checkpoint")
     elif tarfile.is_tarfile(path):
         raise pickle.UnpicklingError(f"{path} is a tar archive, not a checkpoint")
-    return torch.load(
-        path, map_location=map_location, pickle_module=_restricted(), weights_only=False, mmap=mapped
+    known = allowed()
+    module = _restricted(known)
+    content = torch.load(
+        path, map_location=map_location, pickle_module=module, weights_only=False, mmap=mapped
     )
+    return numpy_data.made(content, _classes(known))
 
 
-def _restricted() -> Any:
+def _classes(known: dict[str, Any]) -> tuple[type, ...]:
+    return tuple(one for one in known.values() if isinstance(one, type))
+
+
+def _restricted(of_files: dict[str, Any]) -> Any:
     """A stand-in for the module `pickle`, with what torch.load takes of it."""
     import torch
 
-    known = allowed() | {
+    known = of_files | {
         "collections.OrderedDict": collections.OrderedDict,
         "_codecs.encode": _latin1,
         "torch.Size": torch.Size,
@@ -182,17 +190,13 @@ def _is_zip(path: str) -> bool:
 def allowed() -> dict[str, Any]:
     """What checkpoints hold that weights_only does not know by itself (in every release), by the names that
     stand in the files: NumPy's arrays and numbers, Python's plain values, and what is registered."""
-    import numpy as np
-
-    arrays = importlib.import_module("numpy._core" if release(np.__version__) >= (2, 0) else "numpy.core")
-    dtypes = [type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"]
-    found = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+    found: dict[str, Any] = {"numpy.ndarray": numpy_data.Array, "numpy.dtype": numpy_data.Dtype}
     found |= {f"builtins.{kind.__name__}": kind for kind in (set, frozenset, complex)}
+    found["builtins.bytes"] = numpy_data.no_bytes
     found["collections.Counter"] = collections.Counter
-    found |= {f"{dtype.__module__}.{dtype.__name__}": dtype for dtype in dtypes}
     for package in ("numpy.core", "numpy._core"):  # NumPy 2 moved its internals; a file may be of either
-        found[f"{package}.multiarray._reconstruct"] = arrays.multiarray._reconstruct
-        found[f"{package}.multiarray.scalar"] = arrays.multiarray.scalar
+        found[f"{package}.multiarray._reconstruct"] = numpy_data.reconstruct
+        found[f"{package}.multiarray.scalar"] = numpy_data.scalar
     for classes in _registered:
         found |= classes()
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.engine import safe_load
+from jobs.engine import numpy_data, safe_load
 from jobs.run.errors import UserError
 
 PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size))
@@ -28,7 +28,7 @@ def check(tree: Any, where: str, path: Path = ()) -> None:
     Of other types than the usual ones it asks the loader itself.
     """
     kind = type(tree)
-    if kind in PLAIN or _is_array(tree):
+    if (kind in PLAIN and not _is_huge(tree)) or _is_array(tree):
         return
     if kind in MAPPINGS:
         for key, value in tree.items():
@@ -48,12 +48,17 @@ def check(tree: Any, where: str, path: Path = ()) -> None:
         )
 
 
+def _is_huge(value: Any) -> bool:
+    """Whether it is a whole number of more bytes than weights_only reads (pickle's LONG1)."""
+    return type(value) is int and value.bit_length() >= 8 * 255
+
+
 def _is_array(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         usual = type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided
         return usual and not value.is_quantized and not vars(value)
     if type(value) is np.ndarray or isinstance(value, np.generic):
-        return value.dtype.kind in "biufcSUmM"
+        return value.dtype.kind in numpy_data.KINDS
     return False
 
 

@@ -34,7 +34,7 @@ DEFAULT_TILE = 1024
 RECORD_SECONDS = 5.0
 """Between two notes of how far an image is; what came after the last is done again."""
 SAY_SECONDS = 15.0
-TILES = "baton-tiles-of-"
+TILES = f"baton-tiles-of-{os.uname().nodename}-"
 PREVIEW = 2048
 """The longer side of a large image's overlay."""
 MOST_TILES = 32
@@ -212,7 +212,7 @@ class Reader:
 @contextlib.contextmanager
 def own_folder() -> Iterator[Path]:
     """A temporary folder for tiles. It is locked as long as its process lives, so that what killed ones have
-    left on this machine is known for that, and removed."""
+    left on this machine is known for that, and removed; another machine's locks may not be seen here."""
     for left in Path(tempfile.gettempdir()).glob(f"{TILES}*"):
         with contextlib.suppress(OSError), locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(left)

@@ -71,6 +71,8 @@ class Listing:
 
     def _walked(self, top: str) -> Iterator[tuple[str, list[str]]]:
         """Every folder from `top` on, sorted, with the names of the images in it."""
+        if top == str(self.leave_out):
+            return
         for folder, names in walk(Path(top), self._is_left_out, self.passed.unreadable):
             found = {name for name in names if is_image(folder, name)}
             for path in (os.path.join(folder, name) for name in names if name not in found):

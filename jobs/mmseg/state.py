@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from jobs.engine import distributed, safe_load, storable
 from jobs.engine.session import Session
-from jobs.engine.snapshots import plain
+from jobs.engine.snapshots import Snapshots, plain
 from jobs.mmseg.model import put
 from jobs.run.errors import UserError
 
@@ -101,6 +101,7 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
     elif schedulers is not None:
         checkpoint["param_schedulers"] = [plain(s.state_dict()) for s in schedulers]
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+    checkpoint["meta"] = plain(checkpoint["meta"])  # to be read, by people
     return checkpoint
 
 
@@ -162,8 +163,10 @@ def hub_state(hub: Any) -> Tree:
         for key, value in hub.runtime_info.items()
         if hub._resumed_keys.get(key) and key != "cfg"
     }
-    if "dataset_meta" in info:  # of anything; each start has it from its dataset
-        info["dataset_meta"] = plain(info["dataset_meta"])
+    for key in info:
+        # Each start has the first from its dataset, the others say what a validation found.
+        if key == "dataset_meta" or key.startswith(("val/", "test/")):
+            info[key] = plain(info[key])
     return {"log_scalars": {}, "runtime_info": info, "resumed_keys": dict.fromkeys(info, True)}
 
 
@@ -190,10 +193,11 @@ def hook_state(runner: Any) -> Tree:
 
 
 def check_hooks(runner: Any) -> None:
-    """Raises UserError before the first step, if what a hook would have saved now could not be given back to
-    it."""
+    """Raises UserError before the first step, if what a hook, or the message hub, would have saved now could
+    not be given back to it."""
     try:
         hook_state(runner)
+        Snapshots().take({"message_hub": hub_state(runner.message_hub)})
     except UserError:
         raise
     except Exception:

@@ -615,6 +615,53 @@ def test_mmengines_own_checkpoints_are_read(load: Callable[..., Any], tmp_path: 
         load(path)
 
 
+class Reduced:
+    """Pickled as it is told: a callable, its arguments, and a state."""
+
+    def __init__(self, *how: Any) -> None:
+        self.how = how
+
+    def __reduce__(self) -> Any:
+        return self.how
+
+
+def crafted_dtype(code: str, *state: Any) -> Reduced:
+    return Reduced(np.dtype, (code, False, True), (3, *state))
+
+
+def crafted_array(dtype: Any, shape: Any, data: Any) -> Reduced:
+    return Reduced(np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, shape, dtype, False, data))
+
+
+OBJECTS = ("<", (np.dtype("O"), (1,)), None, None, -1, -1, 63)
+PLAIN = ("<", None, None, None, -1, -1, 0)
+NUMBER = np.float64(1).__reduce__()[0]
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize(
+    "crafted",
+    [
+        Reduced(NUMBER, (crafted_dtype("S1", "|", None, None, None, -8, 1, 0), b"abcdefgh")),
+        crafted_array(crafted_dtype("f8", *OBJECTS), (1,), b"A" * 8),
+        crafted_array(crafted_dtype("f8", *PLAIN), (1 << 40,), b"A" * 8),
+        crafted_array(crafted_dtype("f8", *PLAIN), (-1,), b"A" * 8),
+        crafted_array(np.dtype("O"), (1,), [1]),
+        crafted_array(np.dtype([("a", "f8")]), (1,), b"A" * 8),
+        crafted_array(crafted_dtype("f8,O", *PLAIN), (1,), b"A" * 16),
+        Reduced(NUMBER, (crafted_dtype("f8", *PLAIN), b"A" * 7)),
+    ],
+)
+def test_a_crafted_array_touches_no_memory_of_others(
+    load: Callable[..., Any], crafted: Reduced, tmp_path: Path
+) -> None:
+    """NumPy's own unpickling takes the sizes and addresses that a file says."""
+    path = tmp_path / "epoch_1.pth"
+    torch.save({"x": collections.OrderedDict(y=crafted)}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        load(path)
+
+
 def test_an_environment_that_cannot_load_what_it_saves_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     safe_load.prove()
 

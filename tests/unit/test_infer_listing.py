@@ -45,6 +45,8 @@ def test_a_file_beside_those_of_its_folder_is_told_apart_from_them(tmp_path: Pat
 def test_results_within_the_folder_are_no_images(tmp_path: Path) -> None:
     touch(tmp_path / "x.png", tmp_path / "masks" / "x.png", tmp_path / "masks" / "deep" / "x.png")
     assert names(Listing([str(tmp_path)], tmp_path / "masks")) == ["x"]
+    with pytest.raises(UserError, match="no image at"):
+        Listing([str(tmp_path / "masks")], tmp_path / "masks").counted()
 
 
 def test_earlier_results_are_no_images_unless_they_are_asked_for(tmp_path: Path) -> None:

@@ -142,10 +142,16 @@ def test_what_the_message_hub_resumes_is_no_text() -> None:
     )
     hub.runtime_info["dataset_meta"] = {"classes": ("a",), "root": Path("/x")}  # each start has its own
     hub._resumed_keys["dataset_meta"] = True
+    hub.runtime_info["val/when"] = datetime.timedelta(1)  # what a validation found: to be read
+    hub._resumed_keys["val/when"] = True
     info = snapshots.Snapshots().take(state.hub_state(hub))["runtime_info"]
+    assert info.pop("val/when") == repr(datetime.timedelta(1))
     assert info.pop("dataset_meta")["classes"] == ("a",)
     assert info == {"mine": {1}, "val/mIoU": 0.5}
     assert type(info["val/mIoU"]) is float
+    hub._resumed_keys["not"] = True
+    with pytest.raises(UserError, match=r"\['message_hub'\]\['runtime_info'\]\['not'\]: collections.deque"):
+        state.check_hooks(SimpleNamespace(hooks=[], message_hub=hub))
 
 
 def test_a_scheduler_may_have_a_function() -> None:

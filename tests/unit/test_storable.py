@@ -34,7 +34,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-CODES = [code for code in np.typecodes["All"] if code not in "OVqQ"]  # q: another name of l
+CODES = [code for code in np.typecodes["All"] if code not in "OVmMqQ"]  # q: another name of l
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,9 @@ CODES = [code for code in np.typecodes["All"] if code not in "OVqQ"]  # q: anoth
         collections.OrderedDict(b=1, a=2), collections.OrderedDict(torch.nn.BatchNorm1d(2).state_dict()),
         np.random.RandomState(3).get_state(), random.getstate(), torch.get_rng_state(),
         np.random.default_rng(3).bit_generator.state, torch.arange(4), torch.zeros(2, dtype=torch.bfloat16),
+        b"", {b"": 1}, np.array([]), np.zeros((0, 3), "U2"), np.str_(""), np.bytes_(b""), np.array("é", "U1"),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(3, dtype=">i4"), np.zeros((2, 0, 3)),
+        np.array(3.0), np.arange(8)[::2], np.array(["a", "bcd"]), (np.arange(2), [np.arange(3)]),
         *(np.ones(3, code) for code in CODES), *(np.ones(1, code)[0] for code in CODES),
         *(torch.float16, torch.device("cpu"), torch.Size([2, 3])),
     ],
@@ -75,6 +78,15 @@ def test_what_would_not_come_back_is_named_with_its_place(value: Any, kind: str,
     assert text.startswith(f"state()['mine'][1]['x']: {kind} cannot be loaded back "), text
     assert f"give {instead}" in text
     assert "\n" not in text
+
+
+def test_a_huge_number_is_refused_where_torch_could_not_read_it() -> None:
+    huge = 1 << 3000
+    try:
+        storable.check(huge, "state()")
+    except UserError:
+        return
+    assert safe_load.round_trip(huge) == huge
 
 
 def test_a_key_counts_too() -> None:
