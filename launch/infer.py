@@ -7,9 +7,7 @@ GeoTIFF's mask keeps its place on the earth. The same command with the same --ou
 import argparse
 import contextlib
 import glob
-import itertools
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +56,7 @@ def main() -> int:
         run, resolved, checkpoint = stack.enter_context(target(arguments, folder, known))
         large_images.check_job(arguments, run, resolved, images)
         if not arguments.out:
-            out = stack.enter_context(fresh(run.path / files.INFER(), not arguments.dry_run))
+            out = stack.enter_context(runs.dated_folder(run.path / files.INFER(), not arguments.dry_run))
         given = ["--out", str(out), "--checkpoint", checkpoint, *large_images.as_given(arguments)]
         batch = single_job.batch(run.path, resolved, [*given, "--", *images], f"{run.name}-infer")
         if arguments.dry_run:
@@ -95,25 +93,6 @@ def place(given: str) -> str:
     if next(glob.iglob(pattern, recursive=True), None) is None:
         raise UserError(f"there is no image, folder or match for {given!r}")
     return pattern
-
-
-@contextlib.contextmanager
-def fresh(parent: Path, kept: bool) -> Iterator[Path]:
-    """A new folder, by date, which no command beside this one gets; gone again if it is not to be `kept`, or
-    the body raises."""
-    stem = time.strftime("%Y%m%d-%H%M%S")
-    for number in itertools.count(1):
-        path = parent / (stem if number == 1 else f"{stem}-{number}")
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            break
-    done = False
-    try:
-        yield path
-        done = kept
-    finally:
-        if not done:
-            path.rmdir()
 
 
 if __name__ == "__main__":

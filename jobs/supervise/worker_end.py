@@ -16,6 +16,8 @@ from jobs.supervise import budget, processes
 DUMP_TURN_SECONDS = 1.0
 LAST_WORDS = 1 << 16
 """Bytes of a log in which a kernel's, or a program's, last words are looked for."""
+LAST_LINES = 10
+"""Lines of it in which a program says what the user's mistake is, before what follows from it."""
 
 DEATHS = {
     signal.SIGKILL: "killed by SIGKILL, probably for want of memory (the out-of-memory killer sends it)",
@@ -49,17 +51,19 @@ def explained(error: str, log: Path, begin: int) -> str:
 def users_mistake(log: Path, begin: int) -> str:
     """What a program that ended with the code of a user's mistake, and left no error file, wrote of it to
     `log` behind byte `begin`: argparse's last line, say. "" if it wrote nothing."""
-    return _said(log, begin, re.compile("error", re.IGNORECASE)) or _said(log, begin, re.compile(r"\S"))
+    return _said(log, begin, re.compile(r"\berror:"), LAST_LINES) or _said(log, begin, re.compile(r"\S"))
 
 
-def _said(log: Path, begin: int, what: re.Pattern[str]) -> str:
+def _said(log: Path, begin: int, what: re.Pattern[str], most: int | None = None) -> str:
+    """The last line in which that is found, of the `most` last that are not blank; "" if there is none."""
     try:
         with log.open("rb") as file:
             file.seek(max(begin, size_of(log) - LAST_WORDS))
             lines = file.read(LAST_WORDS).decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.strip()[:300] for line in reversed(lines) if what.search(line)), "")
+    last = [line.strip() for line in reversed(lines) if line.strip()][:most]
+    return next((line[:300] for line in last if what.search(line)), "")
 
 
 def size_of(path: Path) -> int:

@@ -30,7 +30,7 @@ REFUSED = {
 
 def refusal(error: OSError) -> str:
     """What cannot be written or read, why, and, where that is the matter, whose it is."""
-    path = os.fsdecode(error.filename)
+    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "a file"
     verb = "written" if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT) else "used"
     whose = ""
     if error.errno in (errno.EACCES, errno.EPERM):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import json
 import os
 import re
 from pathlib import Path
@@ -281,22 +282,24 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
                 f"--set {key}: a secret does not belong on a command line, which others see and the report "
                 "shows: give it as a variable of the job (secrets: in the profile)"
             )
-        if value.lstrip().startswith(("[", "(", "{")):
+        values[key] = literal(weights_found(key, value))
+        if isinstance(values[key], str) and value.lstrip().startswith(("[", "(", "{")):
             try:
                 parts(value)
             except ValueError as error:
-                raise UserError(f"--set {pair!r}: {error}") from None
-        values[key] = literal(weights_found(key, value))
+                as_text = f"; as a text: {key}={json.dumps(value)}"
+                raise UserError(f"--set {pair!r}: {error}{as_text}") from None
     return values
 
 
 def parts(text: str) -> list[str]:
     """What commas divide, outside of brackets and quotes. Raises ValueError where one of these has no other
     half: as a mere text it would be taken for what nobody meant."""
-    found, closing, quote = [""], "", ""
+    found, closing, quote, escaped = [""], "", "", False
     for character in text:
         if quote:
-            quote = "" if character == quote else quote
+            quote = "" if character == quote and not escaped else quote
+            escaped = character == "\\" and not escaped
         elif character in "'\"":
             quote = character
         elif character in "([{":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -137,6 +139,31 @@ def named(given: str | None, free: Callable[[], str], work: Callable[[str], T]) 
         except Taken:
             if given:
                 raise
+
+
+@contextmanager
+def dated_folder(parent: Path, kept: bool) -> Iterator[Path]:
+    """A new folder, by date, which no command beside this one gets; gone again if it is not to be `kept`, or
+    the body raises."""
+    stem = time.strftime("%Y%m%d-%H%M%S")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{parent} is no folder, nor a link to one: remove it, or give --out") from None
+    for number in itertools.count(1):
+        path = parent / (stem if number == 1 else f"{stem}-{number}")
+        with suppress(FileExistsError):
+            path.mkdir()
+            break
+    done = False
+    try:
+        yield path
+        done = kept
+    finally:
+        if not done:
+            path.rmdir()
+            with suppress(OSError):  # it has others
+                parent.rmdir()
 
 
 @contextmanager

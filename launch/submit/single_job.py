@@ -79,8 +79,8 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
 @contextlib.contextmanager
 def _turn(run: Run) -> Iterator[None]:
     """One command after the other: each writes the same script, and Slurm reads it when it is submitted."""
-    with run.request_file.open("rb+") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
+    with run.request_file.open("rb") as file:
+        with contextlib.suppress(OSError):  # a file system without locks, or with none of what is only read
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

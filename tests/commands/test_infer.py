@@ -58,7 +58,9 @@ def test_what_the_job_gets(made: Site, tmp_path: Path) -> None:
 def test_a_dry_run_leaves_nothing(made: Site, tmp_path: Path) -> None:
     done = made("infer", "mine", str(header(tmp_path / "x.png", 5)), "--dry-run")
     assert (done.returncode, "--out" in done.stdout) == (0, True), done.stderr
-    assert not any((made.runs / "mine" / "infer").glob("*"))
+    assert not (made.runs / "mine" / "infer").exists()
+    (made.runs / "mine" / "infer").symlink_to(tmp_path / "purged")
+    one_line(made("infer", "mine", str(tmp_path / "x.png"), "--dry-run"), "mine/infer is no folder")
 
 
 @pytest.mark.parametrize(
@@ -128,4 +130,4 @@ def test_two_of_the_same_second_share_no_folder_and_no_script(made: Site, tmp_pa
 def test_a_refused_one_leaves_no_folder(made: Site, tmp_path: Path) -> None:
     made.command("sbatch", "echo no >&2; exit 1")
     one_line(made("infer", "mine", str(header(tmp_path / "x.png", 5))), "sbatch refused")
-    assert not list((made.runs / "mine" / "infer").iterdir())
+    assert not (made.runs / "mine" / "infer").exists()

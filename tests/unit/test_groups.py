@@ -87,6 +87,20 @@ def test_the_same_training_done_again_is_no_further_run(tmp_path: Path) -> None:
     assert groups.repeated(gathered(*by_set)) == []
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_difference_is_that_of_the_means_where_a_seed_is_there_twice(
+    tmp_path: Path, order: tuple[int, int]
+) -> None:
+    twice = [evaluated(tmp_path / f"t-{skill}", 0.1, 0, skill) for skill in (0.9, 0.7)]
+    rest = [evaluated(tmp_path / "a", 0.1, 1, 0.8)]
+    rest += [evaluated(tmp_path / f"b-{seed}", 0.2, seed, 0.75) for seed in (0, 1)]
+    first, second = gathered(*(twice[one] for one in order), *rest)
+    one = groups.difference(first, second, "mIoU")
+    means = [group.estimates["mIoU"].mean for group in (first, second)]
+    assert one.mean == pytest.approx(means[0] - means[1], abs=0.01)
+    assert one.over == "images and seeds"
+
+
 def test_runs_are_grouped_by_what_differs_but_the_seed(tmp_path: Path) -> None:
     runs = grid(tmp_path, {0.1: 0.7, 0.2: 0.8})
     best, other = gathered(*runs)

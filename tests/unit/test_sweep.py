@@ -36,8 +36,15 @@ def test_what_is_no_sweep(text: str) -> None:
 
 @pytest.mark.parametrize("value", ["[18,34", "(1,2]", "{'a':3"])
 def test_an_override_that_lacks_a_bracket_is_no_text(value: str) -> None:
-    with pytest.raises(UserError, match=r"--set .*: a . (is missing|closes no bracket)"):
+    with pytest.raises(UserError, match=r"--set .*: a . (is missing|closes no bracket); as a text: a=\""):
         options.overrides([f"a={value}"])
+    assert options.overrides([f'a="{value}"']) == {"a": value}
+
+
+@pytest.mark.parametrize("value", [["it's"], {"a": "it's ["}, ['"', "(", 1], ("\\", "x")])
+def test_what_python_reads_is_taken(value: Any) -> None:
+    assert options.overrides([f"a={value!r}"]) == {"a": value}
+    assert sweep_options.parse(f"a={value!r},1")[1] == [value, 1]
 
 
 def test_overrides_are_typed() -> None:

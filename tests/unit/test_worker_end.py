@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from jobs.supervise import worker_end
+
+
+@pytest.mark.parametrize(
+    "before", ["step 200 train_error=0.30\n", "errors: 0\n", "a.py: error: an old one\n" + "x\n" * 20]
+)
+def test_what_only_sounds_like_one_does_not_hide_the_last_words(tmp_path: Path, before: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(f"{before}/data/x.yaml has no section [model]\n\n")
+    assert worker_end.users_mistake(log, 0) == "/data/x.yaml has no section [model]"
 
 
 def test_a_users_mistake_is_the_last_line_that_speaks_of_an_error(tmp_path: Path) -> None:

@@ -139,37 +139,35 @@ def _name(asked: dict[str, Any], differing: Sequence[str]) -> str:
 
 
 def _estimates(runs: Sequence[Data], names: Iterable[str]) -> dict[str, Estimate]:
+    """Over the seeds: runs of the same settings and the same seed are one training done again, which tells
+    nothing of how another would vary."""
     found = {}
     for name in names:
-        values = [(_seed(data), value) for data in runs if (value := figure(data, name)) is not None]
-        if values:
-            found[name] = estimate(_independent(values), name.removeprefix(VALIDATION))
+        of_seeds = [
+            [value for data in them if (value := figure(data, name)) is not None]
+            for them in _by_seed(runs).values()
+        ]
+        if values := [math.fsum(them) / len(them) for them in of_seeds if them]:
+            found[name] = estimate(values, name.removeprefix(VALIDATION))
     return found
 
 
-def _independent(values: Iterable[tuple[int, float]]) -> list[float]:
-    """One value of each seed, of (seed, value) of a group's runs: those with the same settings and the same
-    seed are one training done again, which tells nothing of how another would vary."""
-    of_seed: dict[int, list[float]] = {}
-    for seed, value in values:
-        of_seed.setdefault(seed, []).append(value)
-    return [math.fsum(found) / len(found) for found in of_seed.values()]
+def _by_seed(runs: Sequence[Data]) -> dict[int, list[Data]]:
+    found: dict[int, list[Data]] = {}
+    for data in runs:
+        found.setdefault(_seed(data), []).append(data)
+    return found
 
 
 def repeated(groups: Sequence[Group]) -> list[str]:
     """A note for each seed that several runs of a group have."""
-    notes = []
-    for group in groups:
-        of_seed: dict[int, list[str]] = {}
-        for data in group.runs:
-            of_seed.setdefault(_seed(data), []).append(data.run.name)
-        notes += [
-            f"{group.name}: {', '.join(names)} have the same settings and the same seed, {seed}: they count "
-            "as one run, with the mean of their figures"
-            for seed, names in of_seed.items()
-            if len(names) > 1
-        ]
-    return notes
+    return [
+        f"{group.name}: {', '.join(data.run.name for data in them)} have the same settings and the same "
+        f"seed, {seed}: they count as one run, with the mean of their figures"
+        for group in groups
+        for seed, them in _by_seed(group.runs).items()
+        if len(them) > 1
+    ]
 
 
 def figure(data: Data, name: str) -> float | None:
@@ -213,20 +211,20 @@ def difference(first: Group, second: Group, metric: str) -> Difference:
     if over_images:
         names = {tuple(one["names"]) for side in counts for one in side if one is not None}
         over_images = len(names) == 1
-    seeds = _seeds(pairs[0])
-    seeded = seeds == _seeds(pairs[1]) and len(set(seeds)) > 1
+    seeds = [list(map(_seed, side)) for side in pairs]
+    seeded = set(seeds[0]) == set(seeds[1]) and len(set(seeds[0])) > 1
     if not over_images and not seeded:
         raise ValueError("there are no counts per image of the same images, and no two seeds that both have")
     random = np.random.default_rng(0)
     if over_images:
         sides = [_figures(side, metric) for side in _drawn(counts, random)]
     else:
-        sides = [
-            np.tile([[figure(data, metric) or 0.0] for data in side], (1, RESAMPLES + 1)) for side in pairs
-        ]
-    if seeded:  # the same pairs of runs on both sides; the first column is what was measured
-        which = random.integers(0, len(pairs[0]), (len(pairs[0]), RESAMPLES + 1))
-        which[:, 0] = np.arange(len(pairs[0]))
+        alike = (1, RESAMPLES + 1)
+        sides = [np.tile([[figure(data, metric) or 0.0] for data in side], alike) for side in pairs]
+    sides = [_of_seeds(side, of) for side, of in zip(sides, seeds, strict=True)]
+    if seeded:  # the same seeds on both sides; the first column is what was measured
+        which = random.integers(0, len(sides[0]), (len(sides[0]), RESAMPLES + 1))
+        which[:, 0] = np.arange(len(sides[0]))
         sides = [np.take_along_axis(side, which, 0) for side in sides]
     deltas = sides[0].mean(0) - sides[1].mean(0)
     drawn = deltas[1:]
@@ -239,13 +237,20 @@ def difference(first: Group, second: Group, metric: str) -> Difference:
 
 
 def _pairs(first: Group, second: Group, metric: str) -> list[list[Data]]:
-    """The evaluated runs of both; only those of seeds that both have, in their order, if two or more are."""
+    """The evaluated runs of both; only those of seeds that both have, if two or more are."""
     sides = [[data for data in group.runs if figure(data, metric) is not None] for group in (first, second)]
     if not all(sides):
         raise ValueError("not both are evaluated")
-    by_seed = [{_seed(data): data for data in side} for side in sides]
-    common = sorted(by_seed[0].keys() & by_seed[1].keys())
-    return [[one[seed] for seed in common] for one in by_seed] if len(common) > 1 else sides
+    common = set(map(_seed, sides[0])) & set(map(_seed, sides[1]))
+    return [[data for data in side if _seed(data) in common] for side in sides] if len(common) > 1 else sides
+
+
+def _of_seeds(rows: Any, seeds: Sequence[int]) -> Any:
+    """A row for each seed, in their order, of a row for each run: the mean of those that have it."""
+    import numpy as np
+
+    of = np.array(seeds)
+    return np.array([rows[of == seed].mean(0) for seed in sorted(set(seeds))])
 
 
 def _seed(data: Data) -> int:
@@ -254,10 +259,6 @@ def _seed(data: Data) -> int:
         return 0
     own = data.request.set.get("randomness.seed")
     return data.request.seed or (own if isinstance(own, int) else 0)
-
-
-def _seeds(side: Sequence[Data]) -> list[int]:
-    return [_seed(data) for data in side]
 
 
 def _counts(data: Data) -> Any:
@@ -308,7 +309,7 @@ def rows(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 
 def _count(group: Group) -> str:
     """How many runs, and how many of them are independent where that are fewer."""
-    runs, seeds = len(group.runs), len(set(_seeds(group.runs)))
+    runs, seeds = len(group.runs), len(_by_seed(group.runs))
     return str(runs) if seeds == runs else f"{runs} ({wording.plural(seeds, 'seed')})"
 
 
