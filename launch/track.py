@@ -6,6 +6,8 @@ nodes have no network, where a service was down, or to send a run that was not m
 
 import argparse
 import select
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -42,13 +44,14 @@ def main() -> int:
     if len(names) > 1 and (arguments.follow or arguments.beside is not None):
         raise UserError(f"--follow sends to one service at a time: say --to {' or '.join(names)}")
     states.past_of(run)
-    codes = []
-    for name in names:
-        once = arguments.beside is None and not arguments.follow
-        codes.append(sending.send(run, name, ending(arguments, run), once))
-        if arguments.beside is None:
-            print(summary(run, name, codes[-1]), flush=True)
-    return max(codes)
+    if len(names) > 1:  # one that does not answer is given up with its process
+        command = [sys.executable, __file__, str(run.path), "--to"]
+        return max(subprocess.call([*command, name]) for name in names)
+    once = arguments.beside is None and not arguments.follow
+    code = sending.send(run, names[0], ending(arguments, run), once)
+    if arguments.beside is None:
+        print(summary(run, names[0], code), flush=True)
+    return code
 
 
 def ending(arguments: argparse.Namespace, run: Run) -> Callable[[float], bool]:

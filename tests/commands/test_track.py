@@ -75,6 +75,20 @@ def test_a_dry_run_keeps_what_is_tracked(tmp_path: Path) -> None:
     assert "--track=tensorboard" in done.stdout
 
 
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="it is about one that is missing")
+def test_one_service_does_not_cost_another(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "mine")
+    request = run.request()
+    request.cluster.track = ["wandb", "clearml"]
+    run.write_request(request)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "clearml.py").touch()
+    done = call("track", "mine", BATON_RUNS=str(tmp_path), PYTHONPATH=str(tmp_path / "here"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: wandb is not installed")
+    assert done.stdout == "mine has nothing to send yet: a step is sent when it is saved in a checkpoint\n"
+
+
 def test_a_run_that_names_no_service(tmp_path: Path) -> None:
     made_run(tmp_path / "mine")
     done = call("track", "mine", BATON_RUNS=str(tmp_path))
