@@ -240,9 +240,9 @@ val_dataloader = test_dataloader
 """
 
 
-@pytest.mark.parametrize(("bands", "drawn"), [(3, 3), (5, 0)])
-def test_a_binary_model_with_one_output_is_evaluated_and_what_can_be_is_drawn(
-    bands: int, drawn: int, random_run: Run, tmp_path: Path
+@pytest.mark.parametrize("bands", [3, 5])
+def test_a_binary_model_with_one_output_is_evaluated_and_drawn(
+    bands: int, random_run: Run, tmp_path: Path
 ) -> None:
     import tifffile
     import torch
@@ -280,7 +280,7 @@ def test_a_binary_model_with_one_output_is_evaluated_and_what_can_be_is_drawn(
     found = figures(run.eval / "own")
     assert 0 < found["mIoU"] < 100
     assert [one["name"] for one in found["classes"]] == ["ground", "thing"]
-    assert sum(1 for path in (run.eval / "own").rglob("*.jpg")) == drawn
+    assert sum(1 for path in (run.eval / "own").rglob("*.jpg")) == 3
     assert done.stdout.count("no picture of") == 3 - drawn
 
 

@@ -172,6 +172,7 @@ def test_it_is_kept_while_it_is_mounted_and_goes_when_its_room_is_needed(
     assert copies(tmp_path) == before
     let_go(task)
     wait_until(lambda: not folder.exists(), 60)
+    wait_until(lambda: list(staging._unused(inside)), 60)  # its process lives a little longer than its mount
     ((_, size, name),) = staging._unused(inside)
     assert (name, size) == (copies(tmp_path)[0].name, os.stat(f"{environment}.sqfs").st_size)
     staging.make_room(inside, 0, tmp_path)
