@@ -281,7 +281,7 @@ def test_a_binary_model_with_one_output_is_evaluated_and_drawn(
     assert 0 < found["mIoU"] < 100
     assert [one["name"] for one in found["classes"]] == ["ground", "thing"]
     assert sum(1 for path in (run.eval / "own").rglob("*.jpg")) == 3
-    assert done.stdout.count("no picture of") == 3 - drawn
+    assert "no picture of" not in done.stdout
 
 
 def test_a_result_that_is_there_is_not_made_again(random_run: Run) -> None:
