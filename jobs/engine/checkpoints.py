@@ -335,5 +335,5 @@ def best_figure(directory: Path) -> Figure | None:
     try:
         record = json.loads((directory / files.BEST).read_text())
         return Figure(str(record["metric"]), float(record["value"]))
-    except DAMAGED:  # the events have the newest validation, too
+    except DAMAGED:
         return told_best(directory)

@@ -242,6 +242,7 @@ class Saver:
         new = metrics.Figure(metric, value, step, self.settings.less(metric))
         try:
             checkpoint = next((c for c in checkpoints.listed(self.directory) if c.step == step), None)
+            # Where the note of it is damaged, that is what the events say, which have this validation, too.
             best = checkpoints.best_figure(self.directory)
             if checkpoint and (new.beats(best) or (best is not None and best.step == step)):
                 checkpoints.check_fence(*self.fence)

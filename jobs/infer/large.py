@@ -27,6 +27,7 @@ from jobs.infer.tiles import Span, Tiling
 from jobs.mmseg import images
 from jobs.mmseg import model as models
 from jobs.prepare import progress
+from jobs.run import private
 from jobs.run.directory import write_atomically
 from jobs.run.errors import MALFORMED, UserError, one_line
 
@@ -214,7 +215,7 @@ def own_folder() -> Iterator[Path]:
     """A temporary folder for tiles. It is locked as long as its process lives, so that what killed ones have
     left on this machine is known for that, and removed; another machine's locks may not be seen here."""
     for left in Path(tempfile.gettempdir()).glob(f"{TILES}*"):
-        with contextlib.suppress(OSError), locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with contextlib.suppress(OSError, UserError), locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(left)
     while True:
         with (
@@ -230,11 +231,9 @@ def own_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path, how: int) -> Iterator[None]:
-    """Raises OSError where that is impossible, or another user's."""
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    """Raises OSError where that is impossible, UserError for another user's."""
+    file = private.open_folder(folder, make=False)
     try:
-        if os.fstat(file).st_uid != os.geteuid():
-            raise PermissionError
         fcntl.flock(file, how)
         yield
     finally:

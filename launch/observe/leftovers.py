@@ -68,16 +68,17 @@ def doubtful(run: Run) -> dict[str, list[str]]:
         and checkpoint_files.read(checkpoint_files.beside(path)) is None
     ]
     found = {"a damaged manifest, and it may be whole": damaged} if damaged else {}
-    if _has_lost_its_best(run) and checkpoint_files.of_told_best(run.checkpoints) is None:
+    told = checkpoint_files.told_best(run.checkpoints) if _lacks_its_note(run) else None
+    if told and checkpoint_files.of_told_best(run.checkpoints) is None:
         listed = [one.path.name for one in checkpoint_files.listed(run.checkpoints)]
         found[f"{files.BEST} is damaged or missing, and one may be the best"] = listed
     return found
 
 
-def _has_lost_its_best(run: Run) -> bool:
-    """Whether the note of the best checkpoint is damaged or gone. A run without a config has none."""
-    lost = run.config.exists() and not checkpoint_files.noted_name(run.checkpoints)
-    return lost and checkpoint_files.told_best(run.checkpoints) is not None
+def _lacks_its_note(run: Run) -> bool:
+    """Whether the note of the best checkpoint is damaged, gone or not written yet. A run without a config
+    never has one."""
+    return run.config.exists() and not checkpoint_files.noted_name(run.checkpoints)
 
 
 def old_probes() -> list[Path]:
@@ -116,10 +117,8 @@ def removable(run: Run, keep: int) -> list[tuple[Path, str]]:
     valid = checkpoint_files.listed(run.checkpoints)
     kept = {one.path.name for one in valid[-keep:]}.union(*doubtful(run).values())
     kept.add(checkpoint_files.noted_name(run.checkpoints) or "")
-    best = checkpoint_files.best(run.checkpoints)
-    if _has_lost_its_best(run):
-        best = checkpoint_files.of_told_best(run.checkpoints)
-    if best:
+    lacks = _lacks_its_note(run)
+    if best := (checkpoint_files.of_told_best if lacks else checkpoint_files.best)(run.checkpoints):
         kept.add(best.path.name)
     whole = {one.path.name for one in valid}
     for path in sorted(run.checkpoints.iterdir()):

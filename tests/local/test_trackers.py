@@ -163,11 +163,7 @@ def test_wandb_online(environment: dict[str, str], voc_small: Path, wandb_server
 
 @needs("wandb")
 def test_what_a_killed_process_had_written_is_written_anew(environment: dict[str, str]) -> None:
-    run = made_run(Path(environment["BATON_RUNS"]) / "mine")
-    submitted(run)
-    started(run, 1, 1)
-    rows(run, 1, 1, 6)
-    saved(run, 20, 5)
+    run = begun(environment, 5)
     command = [sys.executable, "launch/track.py", "mine", "--to", "wandb", "--follow"]
     sender = subprocess.Popen(command, cwd=ROOT, env=environment)
     wait_for(lambda: state_of(run, "wandb").get("sent") == 5, "the first steps are sent")
@@ -186,12 +182,18 @@ def test_what_a_killed_process_had_written_is_written_anew(environment: dict[str
     assert len(told.files) == 1
 
 
-def settled(environment: dict[str, str]) -> Run:
+def begun(environment: dict[str, str], step: int) -> Run:
+    """A run that has done six steps, and has a checkpoint of one."""
     run = made_run(Path(environment["BATON_RUNS"]) / "mine")
     submitted(run)
     started(run, 1, 1)
     rows(run, 1, 1, 6)
-    saved(run, 20, 6)
+    saved(run, 20, step)
+    return run
+
+
+def settled(environment: dict[str, str]) -> Run:
+    run = begun(environment, 6)
     write(run, 31, "finished", step=6, epoch=1, **common(1))
     return run
 
