@@ -18,7 +18,10 @@ from jobs.run.errors import UserError
 CPU = "cpu"
 SHARED = "BATON_SHARED_GPUS"
 """Environment variable: with 1, more ranks than GPUs share these, over gloo (NCCL refuses two ranks on one
-GPU). It shows that ranks come to agree on a machine with one GPU; nothing is gained by it."""
+GPU, unless `MULTI_RANK` is 1 too). It shows that ranks come to agree on a machine with one GPU; nothing is
+gained by it."""
+MULTI_RANK = "NCCL_MULTI_RANK_GPU_ENABLE"
+"""NCCL's own environment variable, from 2.30 on."""
 
 
 @functools.cache
@@ -56,9 +59,9 @@ def of_rank(local_rank: int, environ: Mapping[str, str]) -> str:
     return f"{kind()}:{index}"
 
 
-def shared(local_ranks: int, environ: Mapping[str, str]) -> bool:
-    """Whether this machine's ranks share GPUs, as `BATON_SHARED_GPUS` allows."""
-    return environ.get(SHARED) == "1" and 0 < count() < local_ranks
+def need_gloo(local_ranks: int, environ: Mapping[str, str]) -> bool:
+    """Whether this machine's ranks share GPUs, as `BATON_SHARED_GPUS` allows, and NCCL would refuse that."""
+    return environ.get(SHARED) == "1" and environ.get(MULTI_RANK) != "1" and 0 < count() < local_ranks
 
 
 def use(device: str) -> None:

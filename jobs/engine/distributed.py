@@ -136,7 +136,7 @@ def choose_device(session: Session) -> str:
     devices.use(device)
     # mmengine hands LOCAL_RANK to DistributedDataParallel as the device's number.
     os.environ["LOCAL_RANK"] = device.partition(":")[2]
-    backend = "gloo" if devices.shared(session.local_ranks, os.environ) else devices.backend(device)
+    backend = "gloo" if devices.need_gloo(session.local_ranks, os.environ) else devices.backend(device)
     if session.main:
         print(f"{_ranks(session)} on {devices.name(device)} over {backend.upper()}", flush=True)
     return backend

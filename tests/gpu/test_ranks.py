@@ -1,10 +1,11 @@
-"""Two ranks: over NCCL with a GPU each, else over gloo on the one GPU there is (or on the CPU)."""
+"""Two ranks: over NCCL with a GPU each, else over gloo on the only GPU (or the CPU). On one GPU over
+NCCL too, with NCCL_MULTI_RANK_GPU_ENABLE=1 (2.30 or newer)."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,8 @@ SYNC = {
     "train_dataloader__batch_size": 2,
     "baton__deterministic": True,
 }
+OVER = "NCCL" if GPUS > 1 or (GPUS == 1 and os.environ.get(devices.MULTI_RANK) == "1") else "gloo"
 PLAIN = {key: "BN" for key in SYNC if key.endswith("norm_cfg__type")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sharing() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        if GPUS == 1:
-            patch.setenv(devices.SHARED, "1")
-        yield
 
 
 def two(path: Path, data: Path, **settings: Any) -> Run:
@@ -47,6 +41,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     """What two ranks left alone come to."""
     run = two(tmp_path_factory.mktemp("whole") / "run", data)
     assert tiny.start(run, 2) == [0, 0], tiny.log_of(run, 1)
+    assert f"over {OVER}".lower() in (run.job / "1_0_log.out").read_text().lower()
     return work.last(run)
 
 
@@ -70,7 +65,7 @@ def test_two_become_one(data: Path, tmp_path: Path, show: Show) -> None:
     found = work.last(run)
     assert found["step"] == STEPS
     difference = work.apart(found, work.last(whole))
-    show("weights apart, two ranks and 2 → 1 after half", f"{difference:.1e}")
+    show(f"weights apart, two ranks (over {OVER}) and 2 → 1 after half", f"{difference:.1e}")
     assert difference < 0.05  # sums in another order, no other training
 
 

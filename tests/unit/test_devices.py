@@ -43,7 +43,7 @@ def test_without_a_gpu_ranks_are_on_the_cpu() -> None:
     assert (devices.kind(), devices.count()) == ("cpu", 0)
     assert devices.of_rank(3, {}) == "cpu"
     assert devices.of_rank(3, {devices.SHARED: "1"}) == "cpu"
-    assert not devices.shared(4, {devices.SHARED: "1"})
+    assert not devices.need_gloo(4, {devices.SHARED: "1"})
 
 
 @pytest.mark.parametrize("gpus", [1], indirect=True)
@@ -61,9 +61,10 @@ def test_ranks_have_a_gpu_each_unless_they_are_to_share() -> None:
         devices.of_rank(2, {})
     sharing = {devices.SHARED: "1"}
     assert [devices.of_rank(rank, sharing) for rank in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert devices.shared(3, sharing)
-    assert not devices.shared(2, sharing)
-    assert not devices.shared(3, {})
+    assert devices.need_gloo(3, sharing)
+    assert not devices.need_gloo(3, sharing | {devices.MULTI_RANK: "1"})
+    assert not devices.need_gloo(2, sharing)
+    assert not devices.need_gloo(3, {})
 
 
 def test_collectives_are_those_of_the_device() -> None:
