@@ -1,5 +1,6 @@
 """One rank of a training by mmengine's own runner, as mmsegmentation's tools/train.py uses it:
-`python -m benchmarks.trainings.peer RUN`.
+`python -m benchmarks.trainings.peer RUN`. Several RUNs are trained one after another, each in its code/ and
+in a process forked after the imports.
 
 Nothing of Baton is in it but what the official packages need to work at all with the torch that is installed:
 importing mmseg without mmcv's compiled part, and reading checkpoints.
@@ -7,7 +8,10 @@ importing mmseg without mmcv's compiled part, and reading checkpoints.
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,19 +22,43 @@ from jobs.run.directory import Run
 
 
 def main() -> None:
-    run = Run(Path(sys.argv[1]).resolve())
     compat.stub_compiled_mmcv()
     compat.find_packages_without_pkg_resources()
     # mmengine looks at its version, and dies of one that does not fit torch; without any it goes on.
     sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
-    import torch.distributed as dist
-    from mmengine.config import Config
-    from mmengine.runner import CheckpointLoader, Runner
+    from mmengine.runner import CheckpointLoader
 
     # Registers them; custom_imports that are merged into a config come too late for mmengine.
     from benchmarks.trainings import hooks  # noqa: F401
 
     CheckpointLoader.register_scheme(prefixes="", loader=load, force=True)
+    runs = [Run(Path(path).resolve()) for path in sys.argv[1:]]
+    if len(runs) == 1:
+        train(runs[0])
+        return
+    import mmseg.datasets
+    import mmseg.models  # noqa: F401
+
+    for run in runs:
+        process = multiprocessing.get_context("fork").Process(target=train_in_child, args=(run,))
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(process.exitcode)
+
+
+def train_in_child(run: Run) -> None:
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    train(run)
+
+
+def train(run: Run) -> None:
+    import torch.distributed as dist
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    os.chdir(run.code)
     request = run.request()
     cfg = Config.fromfile(request.config)
     cfg.merge_from_dict(request.set)

@@ -73,7 +73,11 @@ def start(side: str, run: Run, ranks: int = 1, command: Sequence[str] = ()) -> l
 
 def wait(run: Run, started: list[subprocess.Popen[bytes]]) -> None:
     """Waits for all ranks. Raises RuntimeError with the end of their logs if one fails."""
-    codes = [process.wait() for process in started]
+    try:
+        codes = [process.wait() for process in started]
+    finally:
+        for process in started:
+            process.kill()
     if any(code not in (FINISHED, RESUME) for code in codes):
         logs = sorted(run.path.glob("log-*.out"), key=lambda path: path.stat().st_mtime)[-len(started) :]
         text = "\n".join(path.read_text()[-3000:] for path in logs)

@@ -24,12 +24,19 @@ if os.environ.get("BATON_GPU_ON") == "cpu":
 # whether CUDA is available; this has torch answer without calling CUDA, which no fork could use from then on.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
+from jobs.engine import devices
+from jobs.run.directory import write_atomically
 from tests.gpu import table, work
+
+if work.GPUS == 1:
+    # Two ranks then share it. Before the server starts that ranks are forked from: they have its environment.
+    os.environ.setdefault(devices.SHARED, "1")
 
 OUTCOMES: dict[str, str] = {}
 ROWS: list[tuple[str, str]] = []
 PASSED: Counter[str] = Counter()
 FIGURE = "figure"
+PART = os.environ.get("BATON_GPU_PART")
 HERE = Path(__file__).parent
 
 
@@ -38,7 +45,8 @@ LONG = ("how_far_apart", "hang", "compile", "UPerNet", "transformer", "dead_rank
 
 
 def place(item: pytest.Item) -> int:
-    long = enumerate(LONG if HERE in item.path.parents else ())
+    at_once = HERE in item.path.parents and item.path.name != "test_speed.py"
+    long = enumerate(LONG if at_once else ())
     return next((number for number, part in long if part in item.name), len(LONG))
 
 
@@ -93,12 +101,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call":
         properties: list[tuple[str, Any]] = report.user_properties
         ROWS.extend((what, figure) for kind, (what, figure) in properties if kind == FIGURE)
+    if PART and "PYTEST_XDIST_WORKER" not in os.environ:
+        # After each test: __main__ may end this process before the last.
+        write_atomically(Path(PART), json.dumps([OUTCOMES, ROWS]).encode())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not OUTCOMES or not (work.GPUS or work.ON_CPU):
-        return
-    if part := os.environ.get("BATON_GPU_PART"):
-        Path(part).write_text(json.dumps([OUTCOMES, ROWS]))
-    else:
+    if OUTCOMES and (work.GPUS or work.ON_CPU) and not PART:
         terminalreporter.write_line(f"\n{table.render(OUTCOMES, ROWS)}")

@@ -102,6 +102,13 @@ def test_only_the_first_iteration_compiles(data: Path, tmp_path: Path) -> None:
     assert graphs == graphs[:1] * STEPS
 
 
+@pytest.mark.skipif(ON_CPU, reason="kernels for the CPU take minutes")
+def test_the_recipe_is_compiled_for_the_measurement(data: Path, tmp_path: Path) -> None:
+    settings = KINDS["bfloat16"][2] | {"compile": True}
+    run = work.share_kernels(work.make_run(tmp_path / "run", data, RECIPE, 2, **settings))
+    assert tiny.start(run, timeout=300) == [0], tiny.log_of(run, 1)
+
+
 @pytest.mark.skipif(ON_CPU, reason="kernels for the CPU take minutes: tests/local/test_compiled.py")
 def test_a_requeue_compiles_nothing_again(data: Path, tmp_path: Path) -> None:
     counts = tmp_path / "counts.json"

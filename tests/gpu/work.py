@@ -12,6 +12,7 @@ import cv2
 
 from jobs.engine import checkpoints, devices
 from jobs.mmseg import compat
+from jobs.run import files
 from jobs.run.directory import Run
 from tests.support import tiny
 
@@ -30,6 +31,9 @@ SECONDS = float(os.environ.get("BATON_GPU_SECONDS", "500"))
 """After so many no further test begins."""
 BEGAN_AT = "BATON_GPU_BEGAN"
 BEGAN = float(os.environ.get(BEGAN_AT) or time.time())
+
+KERNELS_AT = "BATON_GPU_KERNELS"
+"""Environment variable: a folder for what the recipe's compiled networks leave."""
 
 ROOM = 16 * 2**30
 """Bytes of a GPU's memory that one test may need: the recipe at full size, in two processes."""
@@ -74,6 +78,13 @@ def make_run(path: Path, data: Path, config: str, steps: int, hooks: Any = (), *
     modules = {"imports": ["tests.interrupting", "tests.gpu.compiling"], "allow_failed_imports": False}
     own = {"custom_imports": modules, "custom_hooks": [{"type": "Interrupt"}, *hooks]}
     return tiny.make_run(path, data, config, **by_iteration(steps) | own | settings)
+
+
+def share_kernels(run: Run) -> Run:
+    """Has it find what another run has compiled, so that what is measured compiles nothing."""
+    if folder := os.environ.get(KERNELS_AT):
+        (run.path / files.COMPILED()).symlink_to(folder)
+    return run
 
 
 def last(run: Run) -> dict[str, Any]:

@@ -80,15 +80,19 @@ def start(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 300) -> l
         process.start()
         processes.append(process)
     waiting = {process.sentinel: process for process in processes}
-    while waiting:
-        ready = multiprocessing.connection.wait(list(waiting), timeout)
-        assert ready, f"ranks still run after {timeout} s: {log_of(run, number)}"
-        for sentinel in ready:
-            process = waiting.pop(sentinel)  # type: ignore[arg-type]
-            process.join()
-            if process.exitcode not in (0, 85):
-                for other in waiting.values():
-                    other.kill()
+    try:
+        while waiting:
+            ready = multiprocessing.connection.wait(list(waiting), timeout)
+            assert ready, f"ranks still run after {timeout} s: {log_of(run, number)}"
+            for sentinel in ready:
+                process = waiting.pop(sentinel)  # type: ignore[arg-type]
+                process.join()
+                if process.exitcode not in (0, 85):
+                    for other in waiting.values():
+                        other.kill()
+    finally:
+        for process in waiting.values():
+            process.kill()
     return [process.exitcode for process in processes]  # type: ignore[misc]
 
 
