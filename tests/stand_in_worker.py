@@ -88,6 +88,11 @@ def misbehave(worker: Worker, what: str) -> None:
         raise ValueError(f"a bad batch in rank {worker.rank}")
     if what == "assert":
         raise RuntimeError("CUDA error: device-side assert triggered")
+    if what == "nccl":  # as torch tells it
+        raise RuntimeError(
+            "NCCL error in: NCCLUtils.cpp:93, invalid usage, NCCL version 2.28.9\n"
+            "Last error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 60"
+        )
     if what == "abort":  # as HIP does it
         print(
             "Loss.hip:104: Device-side assertion `t >= 0 && t < n_classes' failed.",

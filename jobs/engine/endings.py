@@ -16,9 +16,16 @@ from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
 from jobs.run.exit_codes import FAILED, SUPERSEDED, USER_ERROR
 
+ONE_GPU = UserError(
+    "ranks of one node were given the same GPU: give each its own (does a prolog or profile set CUDA_VISIBLE_"
+    "DEVICES for all tasks alike?)"
+)
+
 
 def end(error: BaseException, run: Run, start: int, rank: int, preemption: Preemption) -> NoReturn:
     """Ends this process on `error`, at once: other ranks may be waiting for it, so destructors could hang."""
+    if "Duplicate GPU detected" in str(error):  # NCCL's words, in the first collective
+        error = ONE_GPU
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr, flush=True)
         record(run, start, rank, str(error), "")

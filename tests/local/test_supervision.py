@@ -62,6 +62,13 @@ def test_the_users_mistake_has_its_own_exit_code(tmp_path: Path) -> None:
     assert end_of(start_ranks(run, 2)) == [USER_ERROR] * 2
 
 
+def test_two_ranks_with_one_gpu_are_a_mistake_and_no_fault_of_the_machine(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", faults=[fault("nccl", 1, 1)])
+    assert end_of(start_ranks(run, 2)) == [USER_ERROR] * 2
+    (failed,) = of(run, "failed")
+    assert "were given the same GPU" in failed["error"]
+
+
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_killed_supervisor_takes_all_with_it(tmp_path: Path, victim: int) -> None:
     run = make_run(tmp_path / "run", steps=100000)
