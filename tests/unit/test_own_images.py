@@ -27,7 +27,7 @@ from jobs.catalog import classes, manifest
 from jobs.catalog import own_images as options
 from jobs.prepare import __main__ as command
 from jobs.prepare import verify
-from jobs.prepare.own import config_file, images, judge, masks, scan, sheet, sources, splits
+from jobs.prepare.own import config_file, drawing, images, judge, masks, scan, sheet, sources, splits
 from jobs.prepare.own.findings import Finding
 from jobs.prepare.own.pipeline import base_path, prepare_own
 from jobs.prepare.packed import convert
@@ -306,7 +306,7 @@ SQUARE = [[0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]]
     ids=str,
 )
 def test_the_area_of_a_coco_annotation(annotation: dict[str, Any], area: float) -> None:
-    assert masks.area_of(annotation) == area
+    assert drawing.area_of(annotation) == area
 
 
 def test_small_things_lie_on_large_ones_whether_or_not_an_area_is_given(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_a_mask_in_labelmes_json_is_not_decoded_before_its_size_is_known(
     }
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it is decoded"))
     with pytest.raises(masks.BadMask, match="9000×9000"):
-        masks.draw_labelme(np.zeros((20, 20), np.uint8), 1, shape)
+        drawing.draw_labelme(np.zeros((20, 20), np.uint8), 1, shape)
 
 
 def test_pipes_and_devices_are_named_and_not_waited_for(tmp_path: Path) -> None:

@@ -1,26 +1,17 @@
-"""Masks of every kind to labels: a picture of labels or of colours, 0/255, COCO's or LabelMe's annotations.
-
-COCO: https://cocodataset.org/#format-data (object detection, and its run-length encoding, by pycocotools).
-LabelMe: https://github.com/wkentaro/labelme (shapes as its own labelme/utils/shape.py draws them).
-"""
+"""Masks that are pictures, of labels, of colours or of 0 and 255, to labels."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import io
-import math
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from jobs.catalog.classes import IGNORED, Classes, Colour
-from jobs.prepare.own.images import MOST_PIXELS, BadPicture, read_file, short
-from jobs.run.errors import MALFORMED
+from jobs.prepare.own.images import MOST_PIXELS, BadPicture, read, short
 
 FORMATS = ("PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG")
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
@@ -45,9 +36,6 @@ AGAIN = "export it again as PNG"
 LOSSLESS = "save it as PNG without smoothing: JPEG and anti-aliasing mix the labels along edges"
 
 
-# --- pictures ---
-
-
 def open_picture(content: bytes, kind: str = "labels", classes: Classes | None = None) -> NDArray[Any]:
     """A mask's pixels: H×W labels (uint8, uint16), or H×W×3 colours.
 
@@ -61,19 +49,22 @@ def open_picture(content: bytes, kind: str = "labels", classes: Classes | None =
                 raise BadMask(
                     "unreadable mask", f"has {image.width}×{image.height} pixels", "cut it into tiles"
                 )
-            if image.format == "JPEG":
-                raise BadMask("unreadable mask", "is a JPEG, in which labels are blurred", LOSSLESS)
+            check_file(image, content)
             if kind == "colours" and is_of_colours(image, classes):
                 return np.asarray(image.convert("RGB"))
             if image.mode in ("P", "L"):
                 pixels = np.asarray(image)
-                if image.mode == "P" and kind == "auto" and classes is not None:
+                if image.mode == "P" and kind in ("auto", "binary") and classes is not None:
                     check_palette(pixels, image.getpalette("RGB") or [], classes)
+                if image.mode == "L" and depth_of(image, content) in (2, 4):
+                    check_shallow(pixels)
                 return pixels
             if image.mode == "1":
                 return np.asarray(image).astype(np.uint8)
             if image.mode.startswith("I"):
                 return labels16(np.asarray(image))
+            if image.mode in ("LA", "RGB", "RGBA") and depth_of(image, content) == 16:
+                return deep(content)
             if image.mode in ("LA", "La", "PA"):
                 return np.asarray(image)[..., 0]
             if image.mode in ("RGB", "RGBA"):
@@ -85,6 +76,63 @@ def open_picture(content: bytes, kind: str = "labels", classes: Classes | None =
         raise
     except Exception as error:
         raise BadMask("unreadable mask", f"cannot be decoded ({short(error)})", AGAIN) from None
+
+
+def check_file(image: Image.Image, content: bytes) -> None:
+    """Raises BadMask for a file whose pixels are not those that were drawn, or not all of them."""
+    lossy = {"JPEG": True, "MPO": True, "WEBP": is_lossy_webp(content)}.get(image.format or "")
+    if lossy or image.info.get("compression") in ("jpeg", "tiff_jpeg"):
+        name = "lossy WebP" if image.format == "WEBP" else "JPEG"
+        raise BadMask("unreadable mask", f"is a {name}, in which labels are blurred", LOSSLESS)
+    first, pictures = image.size, 0
+    for frame in range(getattr(image, "n_frames", 1)):
+        image.seek(frame)
+        # TIFF 6.0, NewSubfileType: 1 is the same in small, 4 a mask of transparency.
+        beside = getattr(image, "tag_v2", {}).get(254, 0) & 5
+        pictures += image.size == first and not beside
+        if pictures > 1:
+            fix = "make it one picture: in it, each pixel is one class"
+            raise BadMask("unreadable mask", "holds several pictures (pages or frames)", fix)
+    image.seek(0)
+
+
+def is_lossy_webp(content: bytes) -> bool:
+    """By its chunks (WebP Container Specification): VP8 is lossy, VP8L is not."""
+    at = 12
+    while content[:4] == b"RIFF" and at + 8 <= len(content):
+        if content[at : at + 4] in (b"VP8 ", b"VP8L"):
+            return content[at : at + 4] == b"VP8 "
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return False
+
+
+def depth_of(image: Image.Image, content: bytes) -> int:
+    """Bits of a band, of a PNG and a TIFF; 8 of others."""
+    if image.format == "PNG":
+        return content[24]
+    return int(max(getattr(image, "tag_v2", {}).get(258, (8,))))
+
+
+def check_shallow(pixels: NDArray[Any]) -> None:
+    """Raises BadMask for grey of 2 or 4 bits that is more than black and white: as a grey, which is what
+    Pillow gives, its 1 is 85 or 17; as a label it is 1."""
+    if not set(count(pixels)) <= {0, 255}:
+        text = "is grey of less than 8 bits: whether its values are labels or greys cannot be seen"
+        raise BadMask("unreadable mask", text, "save it with 8 bits")
+
+
+def deep(content: bytes) -> NDArray[Any]:
+    """Pixels of several bands of 16 bits, of which Pillow gives the upper 8: labels if the bands are equal,
+    else colours. Raises BadMask for what is neither."""
+    pixels = read(content)
+    if pixels.shape[2] == 3 and not (pixels % 257).any():
+        return (pixels // 257).astype(np.uint8)
+    grey = pixels[..., 0] if pixels.shape[2] == 1 else grey_if_equal(pixels)
+    if grey is None:
+        text = "is a picture of colours of 16 bits that 8 bits do not hold"
+        raise BadMask("colour unknown", text, "save it with 8 bits a band")
+    return grey
 
 
 def has_palette(content: bytes) -> bool:
@@ -119,12 +167,19 @@ def check_palette(indices: NDArray[Any], palette: list[int], classes: Classes) -
 
     Programs that save pictures of colours with a palette number it as they like, each file anew; others save
     labels with a palette of theirs. Which it is only the user knows. A palette without any of the classes'
-    colours says nothing.
+    colours says nothing, nor does one whose greys are no labels.
     """
     colours = list(zip(palette[::3], palette[1::3], palette[2::3], strict=False))
-    for index in count(indices) if classes.colours else ():
-        if index < len(colours) and (text := contradiction(index, colours[index], classes)):
+    used = {index: colours[index] for index in count(indices) if index < len(colours)}
+    for index, colour in used.items() if classes.colours else ():
+        if text := contradiction(index, colour, classes):
             raise BadMask("colours contradict", f"is a palette picture: {text}", BY_WHAT)
+    if all(len({*colour}) == 1 and colour[0] in classes.values for colour in used.values()):
+        for index, (grey, *_) in used.items():
+            if grey not in (index, IGNORED):
+                text = f"is a palette picture: its value {index} has the grey {grey}, which is a label too"
+                fix = "save it in grey, without a palette; or, if its values count, --mask-kind labels"
+                raise BadMask("colours contradict", text, fix)
 
 
 def labels16(pixels: NDArray[Any]) -> NDArray[np.uint16]:
@@ -185,155 +240,3 @@ def apply(labels: NDArray[Any], table: dict[int, int]) -> NDArray[np.uint8]:
         if value < len(lookup):
             lookup[value] = label
     return lookup[labels]
-
-
-# --- annotations ---
-
-
-def drawn(kind: str, shapes: list[Any], width: int, height: int, classes: Classes) -> NDArray[np.uint8]:
-    """H×W labels from annotations of one image. What nobody drew over is the background where there is such
-    a class, else it is ignored. Raises BadMask, naming the annotation: by its id, or if it has none, by its
-    number."""
-    background = classes.background
-    labels = np.full((height, width), IGNORED if background is None else background, np.uint8)
-    draw = {"coco": draw_coco, "labelme": draw_labelme, "label-studio": draw_picture}[kind]
-    for number, (label, given, *called) in enumerate(shapes, 1):
-        name = f"annotation {called[0] if called else number}"
-        try:
-            draw(labels, label, given)
-        except BadMask as error:
-            raise BadMask(error.kind, f"{name}: {error}", error.fix) from None
-        except Exception as error:  # whatever a wrong file leads to
-            text = f"{name} cannot be drawn ({short(error)})"
-            raise BadMask("bad annotation", text, "draw it anew") from None
-    return labels
-
-
-def draw_picture(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -> None:
-    """One of Label Studio's PNGs, which is drawn wherever it is not 0."""
-    pixels = open_picture(read_file(Path(given["file"])))
-    there = pixels > 0 if pixels.ndim == 2 else (pixels > 0).any(2)
-    if there.shape != labels.shape:
-        name, (height, width) = Path(given["file"]).name, there.shape
-        text = f"{name} is {width}×{height}, its image {labels.shape[1]}×{labels.shape[0]}"
-        raise BadMask("sizes differ", text, "export the annotations anew, for these very images")
-    labels[there] = label
-
-
-def draw_coco(labels: NDArray[np.uint8], label: int, segmentation: Any) -> None:
-    """One of COCO's, by its `segmentation`."""
-    from pycocotools import mask as coco
-
-    height, width = labels.shape
-    if isinstance(segmentation, dict):
-        size = segmentation.get("size")
-        if list(size or []) != [height, width]:
-            raise BadMask(
-                "bad annotation",
-                f"its RLE is for {size} (height, width), the image has {[height, width]}",
-                REDO,
-            )
-        runs_of = run_lengths(segmentation)
-        if sum(runs_of) != height * width or min(runs_of) < 0:
-            raise BadMask("bad annotation", "its RLE has not as many pixels as the image", REDO)
-        runs = [coco.frPyObjects({"size": [height, width], "counts": runs_of}, height, width)]
-    else:
-        polygons = list(segmentation or [])
-        if not polygons:
-            raise BadMask("bad annotation", "it has no polygon", "remove it or draw it anew")
-        for ring in polygons:
-            if len(ring) < 6 or len(ring) % 2 or not all(math.isfinite(float(one)) for one in ring):
-                raise BadMask(
-                    "bad annotation", f"a polygon of {len(ring)} numbers", "it needs x, y of 3 points"
-                )
-            if max(abs(float(one)) for one in ring) > 4 * max(height, width):
-                raise BadMask("bad annotation", "a polygon lies far outside of the image", REDO)
-        runs = coco.frPyObjects(polygons, height, width)
-    labels[coco.decode(coco.merge(runs)).astype(bool)] = label
-
-
-def run_lengths(segmentation: dict[str, Any]) -> list[int]:
-    """Pixels that are not the thing's, and that are, in turns."""
-    counts = segmentation.get("counts")
-    return counts if isinstance(counts, list) else unpacked(str(counts))
-
-
-def area_of(annotation: dict[str, Any]) -> float:
-    """Pixels of one of COCO's annotations, by which they are put in order: as it says, else computed, as not
-    all programs say it. 0 for what cannot be drawn."""
-    with contextlib.suppress(*MALFORMED):
-        if (given := float(annotation.get("area") or 0)) > 0:
-            return given
-    segmentation = annotation.get("segmentation")
-    with contextlib.suppress(*MALFORMED):
-        if isinstance(segmentation, dict):
-            return float(sum(run_lengths(segmentation)[1::2]))
-        if segmentation:
-            return sum(polygon_area(ring) for ring in segmentation)
-    with contextlib.suppress(*MALFORMED):
-        _, _, width, height = annotation["bbox"]
-        return float(width) * float(height)
-    return 0.0
-
-
-def polygon_area(ring: list[float]) -> float:
-    """Of x, y, x, y …: the shoelace formula."""
-    x, y = np.array(ring, np.float64).reshape(-1, 2).T
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
-
-
-def unpacked(text: str) -> list[int]:
-    """The lengths of COCO's compressed RLE (cocoapi, common/maskApi.c, rleFrString), which pycocotools takes
-    without looking whether they are those of an image."""
-    found: list[int] = []
-    value = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            value -= (1 << shift) if code & 16 else 0
-            found.append(value + (found[-2] if len(found) > 2 else 0))
-            value = shift = 0
-    return found
-
-
-REDO = "export the annotations anew, for these very images"
-
-
-def draw_labelme(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -> None:
-    """One of LabelMe's shapes."""
-    kind = given.get("shape_type") or "polygon"
-    points = [(float(x), float(y)) for x, y in given["points"]]
-    if not all(math.isfinite(one) for point in points for one in point):
-        raise BadMask("bad annotation", "a point is no number", "draw it anew")
-    if kind == "mask":
-        (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
-        content = base64.b64decode(given["mask"])
-        place = labels[max(top, 0) : bottom + 1, max(left, 0) : right + 1]
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            width, height = image.size  # looked at before anything is decoded
-            if min(left, top) < 0 or place.shape != (height, width) or len(image.getbands()) > 1:
-                text = f"a mask of {width}×{height} in {image.mode} does not fit its box"
-                raise BadMask("bad annotation", text, "draw it anew")
-            part = np.asarray(image).astype(bool)
-        place[part] = label
-        return
-    height, width = labels.shape
-    canvas = Image.new("1", (width, height))
-    draw = ImageDraw.Draw(canvas)
-    needed = {"polygon": 3, "rectangle": 2, "circle": 2}
-    if kind not in needed:
-        raise BadMask("bad annotation", f"a {kind} covers no area", "draw a polygon, or remove it")
-    if len(points) < needed[kind]:
-        raise BadMask("bad annotation", f"a {kind} of {len(points)} points", "draw it anew")
-    if kind == "polygon":
-        draw.polygon(points, outline=1, fill=1)
-    elif kind == "rectangle":
-        (x, y), (to_x, to_y) = points[:2]
-        draw.rectangle((min(x, to_x), min(y, to_y), max(x, to_x), max(y, to_y)), outline=1, fill=1)
-    else:
-        (x, y), edge = points[0], points[1]
-        radius = math.dist((x, y), edge)
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=1, fill=1)
-    labels[np.asarray(canvas)] = label

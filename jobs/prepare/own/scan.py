@@ -17,7 +17,7 @@ import msgspec
 
 from jobs.catalog.classes import Classes
 from jobs.prepare import workers
-from jobs.prepare.own import images, masks
+from jobs.prepare.own import drawing, images, masks
 from jobs.prepare.own.findings import visible
 from jobs.prepare.own.images import BadPicture, Picture
 from jobs.prepare.own.masks import BadMask
@@ -26,7 +26,7 @@ from jobs.prepare.progress import task
 from jobs.run.deflate import content_digest
 from jobs.run.errors import MALFORMED
 
-ROWS = 3
+ROWS = 4
 """How rows are made: another number whenever the same files would give another row than before."""
 BATCH = 32
 MOST_VALUES = 1000
@@ -195,7 +195,7 @@ def look_at_mask(item: Item, row: Row, how: How) -> None:
         size = size_of(item, row, how)
         if max(size) > 4 * max(row.picture.width, row.picture.height):
             return  # the check of sizes says what is wrong
-        row.values = masks.count(masks.drawn(item.kind, item.shapes, *size, how.classes))
+        row.values = masks.count(drawing.drawn(item.kind, item.shapes, *size, how.classes))
         return
     content = images.read_file(Path(item.mask))
     pixels = masks.open_picture(content, how.kind, how.classes)
@@ -245,7 +245,7 @@ def shown(picture: Picture, ignore_exif: bool) -> tuple[int, int]:
 def labels_of(item: Item, row: Row, how: How, table: dict[int, int]) -> Any:
     """The mask's classes, H×W uint8, of an item that the check has passed. `table`: value -> class."""
     if item.kind != "picture":
-        return masks.drawn(item.kind, item.shapes, *size_of(item, row, how), how.classes)
+        return drawing.drawn(item.kind, item.shapes, *size_of(item, row, how), how.classes)
     pixels = masks.open_picture(images.read_file(Path(item.mask)), how.kind, how.classes)
     if row.mask_kind == "colours":
         return painter(how.classes).labels(pixels)

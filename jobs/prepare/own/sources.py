@@ -14,7 +14,7 @@ import msgspec
 
 from jobs.catalog import listing
 from jobs.catalog.classes import Classes
-from jobs.prepare.own import label_studio, masks
+from jobs.prepare.own import drawing, label_studio, masks
 from jobs.prepare.own.findings import Finding, error, label_of, visible, warning
 from jobs.prepare.own.images import MOST_PIXELS, SUFFIXES, BadPicture, read_file
 from jobs.run.errors import MALFORMED, UserError
@@ -359,7 +359,7 @@ def read_coco(
         by_id[one["id"]] = item
     # Small things lie on large ones.
     for number, one in sorted(
-        enumerate(content["annotations"], 1), key=lambda numbered: -masks.area_of(numbered[1])
+        enumerate(content["annotations"], 1), key=lambda numbered: -drawing.area_of(numbered[1])
     ):
         called, image, category = one.get("id", number), one["image_id"], one["category_id"]
         item_of = by_id.get(image)

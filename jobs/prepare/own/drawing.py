@@ -1,0 +1,172 @@
+"""Annotations, COCO's, LabelMe's and Label Studio's, to labels.
+
+COCO: https://cocodataset.org/#format-data (object detection, and its run-length encoding, by pycocotools).
+LabelMe: https://github.com/wkentaro/labelme (shapes as its own labelme/utils/shape.py draws them).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from jobs.catalog.classes import IGNORED, Classes
+from jobs.prepare.own.images import read_file, short
+from jobs.prepare.own.masks import BadMask, open_picture
+from jobs.run.errors import MALFORMED
+
+
+def drawn(kind: str, shapes: list[Any], width: int, height: int, classes: Classes) -> NDArray[np.uint8]:
+    """H×W labels from annotations of one image. What nobody drew over is the background where there is such
+    a class, else it is ignored. Raises BadMask, naming the annotation: by its id, or if it has none, by its
+    number."""
+    background = classes.background
+    labels = np.full((height, width), IGNORED if background is None else background, np.uint8)
+    draw = {"coco": draw_coco, "labelme": draw_labelme, "label-studio": draw_picture}[kind]
+    for number, (label, given, *called) in enumerate(shapes, 1):
+        name = f"annotation {called[0] if called else number}"
+        try:
+            draw(labels, label, given)
+        except BadMask as error:
+            raise BadMask(error.kind, f"{name}: {error}", error.fix) from None
+        except Exception as error:  # whatever a wrong file leads to
+            text = f"{name} cannot be drawn ({short(error)})"
+            raise BadMask("bad annotation", text, "draw it anew") from None
+    return labels
+
+
+def draw_picture(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -> None:
+    """One of Label Studio's PNGs, which is drawn wherever it is not 0."""
+    pixels = open_picture(read_file(Path(given["file"])))
+    there = pixels > 0 if pixels.ndim == 2 else (pixels > 0).any(2)
+    if there.shape != labels.shape:
+        name, (height, width) = Path(given["file"]).name, there.shape
+        text = f"{name} is {width}×{height}, its image {labels.shape[1]}×{labels.shape[0]}"
+        raise BadMask("sizes differ", text, "export the annotations anew, for these very images")
+    labels[there] = label
+
+
+def draw_coco(labels: NDArray[np.uint8], label: int, segmentation: Any) -> None:
+    """One of COCO's, by its `segmentation`."""
+    from pycocotools import mask as coco
+
+    height, width = labels.shape
+    if isinstance(segmentation, dict):
+        size = segmentation.get("size")
+        if list(size or []) != [height, width]:
+            raise BadMask(
+                "bad annotation",
+                f"its RLE is for {size} (height, width), the image has {[height, width]}",
+                REDO,
+            )
+        runs_of = run_lengths(segmentation)
+        if sum(runs_of) != height * width or min(runs_of) < 0:
+            raise BadMask("bad annotation", "its RLE has not as many pixels as the image", REDO)
+        runs = [coco.frPyObjects({"size": [height, width], "counts": runs_of}, height, width)]
+    else:
+        polygons = list(segmentation or [])
+        if not polygons:
+            raise BadMask("bad annotation", "it has no polygon", "remove it or draw it anew")
+        for ring in polygons:
+            if len(ring) < 6 or len(ring) % 2 or not all(math.isfinite(float(one)) for one in ring):
+                raise BadMask(
+                    "bad annotation", f"a polygon of {len(ring)} numbers", "it needs x, y of 3 points"
+                )
+            if max(abs(float(one)) for one in ring) > 4 * max(height, width):
+                raise BadMask("bad annotation", "a polygon lies far outside of the image", REDO)
+        runs = coco.frPyObjects(polygons, height, width)
+    labels[coco.decode(coco.merge(runs)).astype(bool)] = label
+
+
+def run_lengths(segmentation: dict[str, Any]) -> list[int]:
+    """Pixels that are not the thing's, and that are, in turns."""
+    counts = segmentation.get("counts")
+    return counts if isinstance(counts, list) else unpacked(str(counts))
+
+
+def area_of(annotation: dict[str, Any]) -> float:
+    """Pixels of one of COCO's annotations, by which they are put in order: as it says, else computed, as not
+    all programs say it. 0 for what cannot be drawn."""
+    with contextlib.suppress(*MALFORMED):
+        if (given := float(annotation.get("area") or 0)) > 0:
+            return given
+    segmentation = annotation.get("segmentation")
+    with contextlib.suppress(*MALFORMED):
+        if isinstance(segmentation, dict):
+            return float(sum(run_lengths(segmentation)[1::2]))
+        if segmentation:
+            return sum(polygon_area(ring) for ring in segmentation)
+    with contextlib.suppress(*MALFORMED):
+        _, _, width, height = annotation["bbox"]
+        return float(width) * float(height)
+    return 0.0
+
+
+def polygon_area(ring: list[float]) -> float:
+    """Of x, y, x, y …: the shoelace formula."""
+    x, y = np.array(ring, np.float64).reshape(-1, 2).T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def unpacked(text: str) -> list[int]:
+    """The lengths of COCO's compressed RLE (cocoapi, common/maskApi.c, rleFrString), which pycocotools takes
+    without looking whether they are those of an image."""
+    found: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (1 << shift) if code & 16 else 0
+            found.append(value + (found[-2] if len(found) > 2 else 0))
+            value = shift = 0
+    return found
+
+
+REDO = "export the annotations anew, for these very images"
+
+
+def draw_labelme(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -> None:
+    """One of LabelMe's shapes."""
+    kind = given.get("shape_type") or "polygon"
+    points = [(float(x), float(y)) for x, y in given["points"]]
+    if not all(math.isfinite(one) for point in points for one in point):
+        raise BadMask("bad annotation", "a point is no number", "draw it anew")
+    if kind == "mask":
+        (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
+        content = base64.b64decode(given["mask"])
+        place = labels[max(top, 0) : bottom + 1, max(left, 0) : right + 1]
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            width, height = image.size  # looked at before anything is decoded
+            if min(left, top) < 0 or place.shape != (height, width) or len(image.getbands()) > 1:
+                text = f"a mask of {width}×{height} in {image.mode} does not fit its box"
+                raise BadMask("bad annotation", text, "draw it anew")
+            part = np.asarray(image).astype(bool)
+        place[part] = label
+        return
+    height, width = labels.shape
+    canvas = Image.new("1", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    needed = {"polygon": 3, "rectangle": 2, "circle": 2}
+    if kind not in needed:
+        raise BadMask("bad annotation", f"a {kind} covers no area", "draw a polygon, or remove it")
+    if len(points) < needed[kind]:
+        raise BadMask("bad annotation", f"a {kind} of {len(points)} points", "draw it anew")
+    if kind == "polygon":
+        draw.polygon(points, outline=1, fill=1)
+    elif kind == "rectangle":
+        (x, y), (to_x, to_y) = points[:2]
+        draw.rectangle((min(x, to_x), min(y, to_y), max(x, to_x), max(y, to_y)), outline=1, fill=1)
+    else:
+        (x, y), edge = points[0], points[1]
+        radius = math.dist((x, y), edge)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=1, fill=1)
+    labels[np.asarray(canvas)] = label

@@ -1,0 +1,177 @@
+"""Masks that hold something else than what a reader gives of them: what is refused, and what is read right."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from tests import own_images
+from tests.unit.test_own_images import expected, labels_of, make, told
+
+MANY = "".join(f"class {number}\n" for number in range(200))
+
+
+def saved_by(folder: Path, save: Callable[[np.ndarray, Path], None], number: int | None = None) -> None:
+    """Every mask, or one, saved in another way; `save` gets its labels and its path, and gives its suffix."""
+    for at, mask in enumerate(sorted((folder / "masks").iterdir())):
+        if number in (None, at):
+            labels = np.array(Image.open(mask))
+            mask.unlink()
+            save(labels, mask)
+
+
+def png(path: Path, labels: np.ndarray, depth: int, colour: int, palette: bytes = b"") -> None:
+    """A PNG of any depth and colour type, which no library writes; `labels`: lines of bytes."""
+    header = struct.pack(">IIBBBBB", *own_images.SIZE, depth, colour, 0, 0, 0)
+    lines = b"".join(b"\0" + line.tobytes() for line in labels)
+    chunks = [(b"IHDR", header), (b"PLTE", palette), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        if data or kind == b"IEND":
+            content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(content)
+
+
+def as_pages(labels: np.ndarray, path: Path) -> None:
+    """As ImageJ saves it: a page for each class."""
+    pages = np.stack([labels == 1, labels == 2]).astype(np.uint8)
+    tifffile.imwrite(path.with_suffix(".tif"), pages, photometric="minisblack")
+
+
+def as_frames(labels: np.ndarray, path: Path) -> None:
+    first, second = (Image.fromarray((labels == one).astype(np.uint8)) for one in (1, 2))
+    first.save(path.with_suffix(".gif"), save_all=True, append_images=[second])
+
+
+def as_lossy_webp(labels: np.ndarray, path: Path) -> None:
+    Image.fromarray(labels * 60).convert("RGB").save(path.with_suffix(".webp"), quality=90)
+
+
+def as_lossy_webp_with_metadata(labels: np.ndarray, path: Path) -> None:
+    picture = Image.fromarray(labels * 60).convert("RGB")
+    picture.save(path.with_suffix(".webp"), quality=90, exif=Image.Exif().tobytes(), icc_profile=b"abc")
+
+
+def as_tiff_of_jpegs(labels: np.ndarray, path: Path) -> None:
+    Image.fromarray(labels * 60).save(path.with_suffix(".tif"), compression="jpeg", quality=80)
+
+
+def as_4_bits(labels: np.ndarray, path: Path) -> None:
+    png(path, labels[:, ::2] << 4 | labels[:, 1::2], 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("save", "said"),
+    [
+        (as_pages, "scene_000.tif holds several pictures"),
+        (as_frames, "scene_000.gif holds several pictures"),
+        (as_lossy_webp, "scene_000.webp is a lossy WebP"),
+        (as_lossy_webp_with_metadata, "scene_000.webp is a lossy WebP"),
+        (as_tiff_of_jpegs, "scene_000.tif is a JPEG"),
+        (as_4_bits, "scene_000.png is grey of less than 8 bits"),
+    ],
+)
+def test_a_mask_that_is_not_what_was_drawn_is_refused(
+    tmp_path: Path, save: Callable[[np.ndarray, Path], None], said: str
+) -> None:
+    """Of classes enough, each value that a reader gives of it is a label."""
+    folder = own_images.write(tmp_path, 5)
+    (folder / "classes.txt").write_text(MANY)
+    saved_by(folder, save)
+    assert said in told(folder)["unreadable mask"]
+
+
+def as_lossless_webp(labels: np.ndarray, path: Path) -> None:
+    Image.fromarray(np.repeat(labels[..., None], 3, 2)).save(
+        path.with_suffix(".webp"), lossless=True, exact=True
+    )
+
+
+def with_an_overview(labels: np.ndarray, path: Path) -> None:
+    """As GDAL's gdaladdo makes it."""
+    with tifffile.TiffWriter(path.with_suffix(".tif")) as file:
+        file.write(labels, photometric="minisblack")
+        file.write(np.ascontiguousarray(labels[::2, ::2]), photometric="minisblack", subfiletype=1)
+
+
+def as_three_bands_of_16_bits(labels: np.ndarray, path: Path) -> None:
+    cv2.imwrite(str(path), np.repeat(labels[..., None], 3, 2).astype(np.uint16))
+
+
+def as_tiff_of_three_bands_of_16_bits(labels: np.ndarray, path: Path) -> None:
+    as_three_bands_of_16_bits(labels, path.with_suffix(".tif"))
+
+
+def as_grey_and_alpha_of_16_bits(labels: np.ndarray, path: Path) -> None:
+    png(path, np.stack([labels, np.full_like(labels, 65535, np.uint16)], 2).astype(">u2"), 16, 4)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        as_lossless_webp,
+        with_an_overview,
+        as_three_bands_of_16_bits,
+        as_tiff_of_three_bands_of_16_bits,
+        as_grey_and_alpha_of_16_bits,
+    ],
+)
+def test_labels_are_read_whatever_the_picture_is(
+    tmp_path: Path, save: Callable[[np.ndarray, Path], None]
+) -> None:
+    folder = own_images.write(tmp_path, 5)
+    (folder / "classes.txt").write_text("background\ndisc\nsquare\n")
+    saved_by(folder, save)
+    for labels, given in zip(labels_of(make(folder)).values(), expected(5), strict=True):
+        assert (labels == given).all()
+
+
+def test_colours_of_16_bits(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5)
+    factor = 257
+
+    def save(labels: np.ndarray, path: Path) -> None:
+        cv2.imwrite(str(path), own_images.PALETTE[labels][..., ::-1].astype(np.uint16) * factor)
+
+    saved_by(folder, save)
+    for labels, given in zip(labels_of(make(folder)).values(), expected(5), strict=True):
+        assert (labels == given).all()
+    (folder / "data").rename(tmp_path / "before")
+    factor = 100
+    for mask, labels in zip(sorted((folder / "masks").iterdir()), expected(5), strict=True):
+        save(labels, mask)
+    assert "colours of 16 bits that 8 bits do not hold" in told(folder)["colour unknown"]
+
+
+def test_greys_that_pngquant_has_numbered_are_told(tmp_path: Path) -> None:
+    """It makes a palette of grey labels, in an order of its own: 0, 1, 2 become 2, 0, 1, and each is a
+    class's."""
+    folder = own_images.write(tmp_path, 5)
+    (folder / "classes.txt").write_text("background\ndisc\nsquare\n")
+
+    def save(labels: np.ndarray, path: Path) -> None:
+        png(path, np.array([2, 0, 1], np.uint8)[labels], 8, 3, bytes((1, 1, 1, 2, 2, 2, 0, 0, 0)))
+
+    saved_by(folder, save, 3)
+    found = told(folder)["colours contradict"]
+    assert "scene_003.png is a palette picture: its value 0 has the grey 1, which is a label too" in found
+    saved = np.asarray(Image.open(folder / "masks/scene_003.png"))
+    assert (labels_of(make(folder, "--mask-kind", "labels"))["scene_003"] == saved).all()
+
+
+@pytest.mark.parametrize("greys", [(0, 1, 2), (0, 85, 170), (0, 255, 255)])
+def test_greys_that_agree_or_are_no_labels_are_not(tmp_path: Path, greys: tuple[int, ...]) -> None:
+    folder = own_images.write(tmp_path, 5)
+    (folder / "classes.txt").write_text("background\ndisc\nsquare\n")
+    palette = bytes(grey for grey in greys for _ in range(3))
+    saved_by(folder, lambda labels, path: png(path, labels, 8, 3, palette))
+    for labels, given in zip(labels_of(make(folder)).values(), expected(5), strict=True):
+        assert (labels == given).all()
