@@ -1,4 +1,4 @@
-"""Masks that hold something else than what a reader gives of them: what is refused, and what is read right."""
+"""Masks that hold something else than what a reader gives of them: refused, or read right."""
 
 from __future__ import annotations
 
@@ -175,3 +175,50 @@ def test_greys_that_agree_or_are_no_labels_are_not(tmp_path: Path, greys: tuple[
     saved_by(folder, lambda labels, path: png(path, labels, 8, 3, palette))
     for labels, given in zip(labels_of(make(folder)).values(), expected(5), strict=True):
         assert (labels == given).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_0_1_among_0_255_is_asked_about(tmp_path: Path, mode: str) -> None:
+    """As optipng leaves them, or another program: taken for labels, what is drawn as 255 would not count."""
+    folder = own_images.write(tmp_path, 5, masks="binary")
+    (folder / "classes.txt").write_text("background\nthing\n")
+
+    def save(labels: np.ndarray, path: Path) -> None:
+        Image.fromarray(labels if mode == "1" else labels // 255).convert(mode).save(path)
+
+    saved_by(folder, save, 0)
+    Image.new("L", own_images.SIZE).save(folder / "masks/scene_001.png")
+    found = told(folder)["0/255 masks"]
+    assert f"scene_002.png has 255 and no 1, {folder / 'masks/scene_000.png'} 1 and no 255" in found
+    for number, drawn in enumerate(labels_of(make(folder, "--mask-kind", "binary")).values()):
+        assert (drawn == ((expected(5)[number] > 0) if number != 1 else 0)).all()
+    (folder / "data").rename(tmp_path / "binary")
+    labels = labels_of(make(folder, "--mask-kind", "labels"))
+    assert [set(np.unique(one)) for one in labels.values()] == [{0, 1}, {0}, *[{0, 255}] * 3]
+
+
+def test_binary_masks_have_one_value_for_what_is_drawn(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 5, masks="binary")
+    (folder / "classes.txt").write_text("background\nthing\n")
+    saved_by(folder, lambda labels, path: Image.fromarray(np.maximum(labels, labels[::-1] // 255)).save(path))
+    assert (
+        "has 1 and 255: which of them is 'thing'?" in told(folder, "--mask-kind", "binary")["label outside"]
+    )
+    assert {0, 1, 255} == set(np.unique(labels_of(make(folder))["scene_000"])), "labels, and what is ignored"
+
+
+def test_one_bit_beside_what_is_ignored_is_asked_about(tmp_path: Path) -> None:
+    """A mask with nothing but what is ignored, saved small: white is not the label 1 then."""
+    folder = own_images.write(tmp_path, 5)
+    (folder / "classes.txt").write_text("background\ndisc\nsquare\n")
+
+    def ignored(labels: np.ndarray, path: Path) -> None:
+        Image.fromarray(np.where(np.arange(64)[:, None] < 3, 255, labels).astype(np.uint8)).save(path)
+
+    saved_by(folder, lambda labels, path: Image.fromarray(labels > 0).save(path), 0)
+    assert (labels_of(make(folder))["scene_000"] == (expected(1)[0] > 0)).all(), "nothing else has 255"
+    (folder / "data").rename(tmp_path / "before")
+    saved_by(folder, ignored, 1)
+    assert "scene_000.png has 1 bit, and other masks 255" in told(folder)["label unclear"]
+    labels = labels_of(make(folder, "--mask-kind", "labels"))["scene_000"]
+    assert set(np.unique(labels)) == {0, 1}

@@ -154,16 +154,39 @@ def by_class(row: Row, table: dict[int, int]) -> Counter[int]:
 def values_table(pairs: Sequence[Pair], how: How) -> tuple[dict[int, int], list[Finding]]:
     """What the values of label masks mean: those of the classes file, or 0 and 255 for two classes."""
     classes = how.classes
+    of_labels = [(item, row) for item, row in pairs if not row.classes and row.mask_kind]
     if len(classes.names) != 2 or classes.numbered or how.kind not in ("auto", "binary"):
-        return classes.values, []
-    seen = {value for _, row in pairs if not row.classes for value in row.values}
+        return classes.values, one_bit(of_labels, how)
+    ones = [item.mask for item, row in of_labels if 1 in row.values]
+    whites = [item.mask for item, row in of_labels if IGNORED in row.values]
+    both, name = set(ones) & set(whites), classes.names[1]
     if how.kind == "binary":
-        return {0: 0, 255: 1, **({1: 1} if 255 not in seen else {})}, []
-    if seen == {0, 255}:
-        text = f"masks are 0 and 255: 255 is taken for {classes.names[1]!r}"
+        text, fix = (
+            f"has 1 and 255: which of them is {name!r}?",
+            "let it have one of them, or --mask-kind labels",
+        )
+        return {0: 0, 1: 1, 255: 1}, [error("label outside", mask, text, fix) for mask in sorted(both)]
+    if ones and whites and not both:
+        # What saves masks small makes those of 0 and 255 some of 1 bit, of which the values are 0 and 1.
+        text = f"has 255 and no 1, {ones[0]} 1 and no 255: whether both are {name!r} cannot be seen"
+        fix = "--mask-kind binary if they are; --mask-kind labels if 255 does not count"
+        return classes.values, [error("0/255 masks", whites[0], text, fix)]
+    if whites and {value for _, row in of_labels for value in row.values} == {0, 255}:
+        text = f"masks are 0 and 255: 255 is taken for {name!r}"
         fix = "nothing to do if so; `ignore value=255` and values of the classes in the classes file if not"
         return {0: 0, 255: 1}, [warning("0/255 masks", "", text, fix)]
-    return classes.values, []
+    return classes.values, one_bit(of_labels, how)
+
+
+def one_bit(of_labels: Sequence[Pair], how: How) -> list[Finding]:
+    """Masks of 1 bit beside others that have 255: its white can be the label 1, and can be that 255, for what
+    saves pictures small makes one of 0 and 255 of it."""
+    if how.kind != "auto" or not any(IGNORED in row.values for _, row in of_labels):
+        return []
+    text = "has 1 bit, and other masks 255: whether its white is 1 or 255 cannot be seen"
+    fix = "save it with 8 bits; --mask-kind labels if it is 1"
+    bits = [item.mask for item, row in of_labels if row.one_bit and 1 in row.values]
+    return [error("label unclear", mask, text, fix) for mask in bits]
 
 
 def of_classes(pairs: Sequence[Pair], classes: Classes, table: dict[int, int]) -> list[Finding]:

@@ -135,10 +135,10 @@ def deep(content: bytes) -> NDArray[Any]:
     return grey
 
 
-def has_palette(content: bytes) -> bool:
-    """Whether a mask that can be read is a palette picture, by its header."""
+def mode_of(content: bytes) -> str:
+    """Pillow's name of what the pixels of a mask are that can be read, by its header."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        return image.mode in ("P", "PA")
+        return str(image.mode)
 
 
 def is_of_colours(image: Image.Image, classes: Classes | None) -> bool:

@@ -67,6 +67,8 @@ class Row(msgspec.Struct):
     """The mask is a PNG of 8 bits whose pixels are the values."""
     palette: bool = False
     """The mask is a palette picture, looked at as one."""
+    one_bit: bool = False
+    """The mask has a bit a pixel: black and white."""
     problems: list[Problem] = []
 
 
@@ -217,7 +219,9 @@ def look_at_mask(item: Item, row: Row, how: How) -> None:
             return
         pixels = grey
     else:
-        row.palette = how.kind == "auto" and masks.has_palette(content)
+        mode = masks.mode_of(content)
+        row.palette = how.kind == "auto" and mode in ("P", "PA")
+        row.one_bit = mode == "1"
         row.plain_mask = pixels.dtype == "uint8" and content[:8] == b"\x89PNG\r\n\x1a\n" and is_8_bit(content)
     if how.kind == "colours":
         raise BadMask("colour unknown", "is a picture of labels, not of colours", "leave out --mask-kind")
