@@ -222,3 +222,17 @@ def test_one_bit_beside_what_is_ignored_is_asked_about(tmp_path: Path) -> None:
     assert "scene_000.png has 1 bit, and other masks 255" in told(folder)["label unclear"]
     labels = labels_of(make(folder, "--mask-kind", "labels"))["scene_000"]
     assert set(np.unique(labels)) == {0, 1}
+
+
+def test_values_that_were_put_right_are_heeded_by_the_next_start(tmp_path: Path) -> None:
+    """What was read of a mask is kept, and with it what contradicts the values as they were."""
+    folder = own_images.write(tmp_path, 5)
+    colours = ("background 0 0 0", "square 40 70 220", "disc 220 60 40")
+    (folder / "classes.txt").write_text("\n".join(colours))
+    palette = own_images.PALETTE.tobytes()
+    saved_by(folder, lambda labels, path: png(path, labels, 8, 3, palette))
+    assert "is 'square' by the classes file" in told(folder)["colours contradict"]
+    lines = (f"{line} value={value}\n" for line, value in zip(colours, (0, 2, 1), strict=True))
+    (folder / "classes.txt").write_text("".join(lines))
+    for labels, given in zip(labels_of(make(folder)).values(), expected(5), strict=True):
+        assert (labels == np.array([0, 2, 1])[given]).all()

@@ -95,7 +95,8 @@ def painter(classes: Classes) -> masks.Painter:
 
 def scan(items: list[Item], how: How, processes: int | None, kept: Path | None) -> Iterator[tuple[Item, Row]]:
     """Every item with its row, in order. `kept`: a file of rows, read first and appended to."""
-    read_as = [ROWS, how.classes.names, sorted(how.classes.colours.items()), how.kind, how.ignore_exif]
+    known_as = [sorted(one.items()) for one in (how.classes.colours, how.classes.values)]
+    read_as = [ROWS, how.classes.names, known_as, how.kind, how.ignore_exif]
     salt = hashlib.blake2b(msgspec.json.encode(read_as)).digest()
     keys = [key_of(item, salt) for item in items]
     known = read_rows(kept, set(keys)) if kept else {}
