@@ -313,6 +313,8 @@ def from_coco(
                 "images (id, file_name, width, height), categories (id, name) and annotations (image_id, "
                 "category_id, segmentation)"
             ) from None
+    for item in items.values():  # small things lie on large ones, whichever file has them
+        item.shapes = [shape for _, shape in sorted(item.shapes, key=lambda sized: -sized[0])]
     missing = [name for name in files if name not in items]
     found += [
         error("no mask", str(files[name]), "no annotation file lists it", "label it, or move it away")
@@ -332,7 +334,8 @@ def read_coco(
     classes: Classes,
     found: list[Finding],
 ) -> None:
-    names = {one["id"]: str(one["name"]) for one in content["categories"]}
+    names = named_by_id(path, content, "categories", "name")
+    named_by_id(path, content, "images", "file_name")
     by_id: dict[Any, Item | None] = {}
     written_of = [str(PurePosixPath(str(one["file_name"]).replace("\\", "/"))) for one in content["images"]]
     by_path = {name for written in written_of for name in named[0].find(written)}
@@ -357,10 +360,7 @@ def read_coco(
         item = items.setdefault(name, Item(name, str(files[name]), str(path), "coco"))
         item.size = size_of(one["width"], one["height"])
         by_id[one["id"]] = item
-    # Small things lie on large ones.
-    for number, one in sorted(
-        enumerate(content["annotations"], 1), key=lambda numbered: -drawing.area_of(numbered[1])
-    ):
+    for number, one in enumerate(content["annotations"], 1):
         called, image, category = one.get("id", number), one["image_id"], one["category_id"]
         item_of = by_id.get(image)
         wrong = ""
@@ -374,4 +374,19 @@ def read_coco(
             continue
         label = label_of(names[category], classes, str(path), unknown, found)
         if label is not None and item_of is not None:
-            item_of.shapes.append((label, one["segmentation"], called))
+            item_of.shapes.append((drawing.area_of(one), (label, one["segmentation"], called)))
+
+
+def named_by_id(path: Path, content: dict[str, Any], kind: str, key: str) -> dict[Any, str]:
+    """What the images or the categories of a file are called, by their ids. Raises UserError for an id that
+    two of them have, as files have that were put together: the annotations of both would be one's."""
+    named: dict[Any, str] = {}
+    for one in content[kind]:
+        name = str(one[key])
+        if named.setdefault(one["id"], name) != name:
+            raise UserError(
+                f"{path}: two of its {kind} have the id {visible(repr(one['id']))}, "
+                f"{visible(named[one['id']])} and {visible(name)}: give each an id of its own, or each file "
+                "that it was made of to --masks"
+            )
+    return named
