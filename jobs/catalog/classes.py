@@ -8,8 +8,8 @@
     ignore        255 255 255  value=9
 
 A colour is needed for masks that are colour pictures; `value` where a mask's labels are not 0, 1, 2 … in the
-order of the lines. `ignore` is no class: what is drawn so does not count. CVAT's labelmap.txt
-(`name:R,G,B:parts:actions`) reads the same. Imports nothing heavy: the login node reads it too.
+order of the lines. `ignore`, LabelMe's `__ignore__`, is no class: what is drawn so does not count. CVAT's
+labelmap.txt (`name:R,G,B:parts:actions`) reads the same. Imports nothing heavy: the login node reads it too.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ MOST = 254
 """Classes that fit into masks of 8 bits beside it, and beside one value for what is unknown."""
 MOST_VALUE = 65535
 
+IGNORES = ("ignore", "__ignore__")
+"""Names of what is no class; LabelMe's labels.txt begins with the second."""
 BACKGROUNDS = ("background", "_background_", "bg")
 """Names of the class that every pixel has which nobody has drawn over."""
 
@@ -100,7 +102,7 @@ def parse(text: str, where: str) -> Classes:
         at = f"{where}, line {number}"
         name, colour, value = found["name"].rstrip(":,"), colour_of(found, at), found["value"]
         label = len(names)
-        if name.lower() == "ignore":
+        if name.lower() in IGNORES:
             label = IGNORED
         elif name in names:
             raise UserError(f"{at}: the class {name!r} stands there twice")

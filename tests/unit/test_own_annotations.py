@@ -10,7 +10,7 @@ import pytest
 
 from jobs.run.errors import UserError
 from tests import own_images
-from tests.unit.test_own_images import expected, labels_of, make
+from tests.unit.test_own_images import expected, labels_of, make, told
 
 
 def changed(file: Path, change: Any) -> None:
@@ -69,3 +69,93 @@ def test_small_things_lie_on_large_ones_of_another_file(tmp_path: Path) -> None:
             assert (labels[30:50, 30:50] == 1).all()
             assert (labels[12:28, 12:58] == 2).all()
         (folder / "data").rename(tmp_path / order)
+
+
+@pytest.mark.parametrize("x", [97.5, -40])
+def test_an_annotation_beside_its_image_is_told(tmp_path: Path, x: float) -> None:
+    """Nothing would be drawn of it: it is another image's, or one's of another size."""
+    folder = own_images.write(tmp_path, 4, masks="coco")
+    beside = [x, 10, x + 30, 10, x + 30, 30]
+    at_the_edge = [95.5, 10, 110, 10, 110, 30]
+
+    def put(ring: list[float]) -> None:
+        file = folder / "masks/instances.json"
+        changed(file, lambda content: content["annotations"][0].update(segmentation=[SQUARE, ring]))
+
+    put(beside)
+    assert f"a polygon lies outside of the image, from {x:g}, 10 on" in told(folder)["bad annotation"]
+    put(at_the_edge)
+    make(folder)
+
+
+SQUARE = [0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]
+
+# --- LabelMe ---
+
+
+def only(folder: Path, shape: dict[str, Any]) -> None:
+    """The first image's annotation is this shape alone, of a disc."""
+    shape = {"label": "disc", "group_id": None, "flags": {}, **shape}
+    changed(folder / "masks/scene_000.json", lambda content: content.update(shapes=[shape]))
+
+
+TURNED = [[30, 10], [50, 30], [30, 50], [10, 30]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "inside", "outside"),
+    [
+        # X-AnyLabeling's: all four corners.
+        ("rectangle", [[10, 20], [50, 20], [50, 40], [10, 40]], [(11, 21), (49, 39)], [(11, 42)]),
+        ("rotation", TURNED, [(30, 12), (30, 48), (12, 30)], [(12, 12), (48, 48)]),
+        ("oriented_rectangle", TURNED, [(30, 12), (30, 48), (12, 30)], [(12, 12), (48, 48)]),
+        # Two corners, whichever they are; a middle outside of the image.
+        ("rectangle", [[50, 20], [10, 40]], [(11, 21), (49, 39)], [(11, 42)]),
+        ("circle", [[-10, 30], [10, 30]], [(0, 30), (9, 30)], [(12, 30)]),
+    ],
+)
+def test_labelmes_shapes(
+    tmp_path: Path,
+    kind: str,
+    points: list[list[float]],
+    inside: list[tuple[int, int]],
+    outside: list[tuple[int, int]],
+) -> None:
+    folder = own_images.write(tmp_path, 4, masks="labelme")
+    only(folder, {"shape_type": kind, "points": points})
+    labels = labels_of(make(folder))["scene_000"]
+    assert [labels[y, x] for x, y in inside] == [1] * len(inside)
+    assert [labels[y, x] for x, y in outside] == [0] * len(outside)
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "said"),
+    [
+        ("rectangle", [[1, 1], [20, 1], [20, 20]], "a rectangle of 3 points"),
+        ("circle", [[9, 9], [20, 9], [9, 20]], "a circle of 3 points"),
+        ("rotation", [[1, 1], [20, 20]], "a rotation of 2 points"),
+        ("linestrip", [[1, 1], [20, 1], [20, 20]], "a linestrip covers no area"),
+        ("polygon", [[200, 1], [220, 1], [220, 20]], "a polygon lies outside of the image, from 200, 1 on"),
+        ("circle", [[150, 9], [170, 9]], "a circle lies outside of the image"),
+    ],
+)
+def test_labelmes_shapes_that_cannot_be_meant(
+    tmp_path: Path, kind: str, points: list[list[float]], said: str
+) -> None:
+    folder = own_images.write(tmp_path, 4, masks="labelme")
+    only(folder, {"shape_type": kind, "points": points})
+    assert f"scene_000.json annotation 1: {said}" in told(folder)["bad annotation"]
+
+
+def test_labelmes_own_list_of_labels(tmp_path: Path) -> None:
+    """Its labels.txt, and the masks of its labelme2voc, in which what is to be ignored is 255. Were that a
+    class, each label would be the class before."""
+    folder = own_images.write(tmp_path, 4)
+    (folder / "classes.txt").write_text("__ignore__\n_background_\ndisc\nsquare\n")
+    for labels, given in zip(labels_of(make(folder)).values(), expected(4), strict=True):
+        assert (labels == given).all()
+    annotated = own_images.write(tmp_path / "annotated", 4, masks="labelme")
+    (annotated / "classes.txt").write_text("__ignore__\n_background_\ndisc\nsquare\n")
+    points = [[10, 10], [40, 10], [40, 40], [10, 40]]
+    only(annotated, {"label": "__ignore__", "shape_type": "polygon", "points": points})
+    assert (labels_of(make(annotated))["scene_000"][12:38, 12:38] == 255).all()

@@ -81,6 +81,7 @@ def draw_coco(labels: NDArray[np.uint8], label: int, segmentation: Any) -> None:
                 )
             if max(abs(float(one)) for one in ring) > 4 * max(height, width):
                 raise BadMask("bad annotation", "a polygon lies far outside of the image", REDO)
+            refuse_outside([float(one) for one in ring], width, height, "polygon")
         runs = coco.frPyObjects(polygons, height, width)
     labels[coco.decode(coco.merge(runs)).astype(bool)] = label
 
@@ -134,6 +135,11 @@ def unpacked(text: str) -> list[int]:
 REDO = "export the annotations anew, for these very images"
 
 
+CORNERS = {"rectangle": (2, 4), "circle": (2,), "oriented_rectangle": (4,), "rotation": (4,)}
+"""LabelMe's shapes that cover an area, beside polygons, and how many points each has. X-AnyLabeling writes its
+format, too: a rectangle with all four corners, and one that is turned as `rotation`."""
+
+
 def draw_labelme(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -> None:
     """One of LabelMe's shapes."""
     kind = given.get("shape_type") or "polygon"
@@ -141,32 +147,47 @@ def draw_labelme(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -
     if not all(math.isfinite(one) for point in points for one in point):
         raise BadMask("bad annotation", "a point is no number", "draw it anew")
     if kind == "mask":
-        (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
-        content = base64.b64decode(given["mask"])
-        place = labels[max(top, 0) : bottom + 1, max(left, 0) : right + 1]
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            width, height = image.size  # looked at before anything is decoded
-            if min(left, top) < 0 or place.shape != (height, width) or len(image.getbands()) > 1:
-                text = f"a mask of {width}×{height} in {image.mode} does not fit its box"
-                raise BadMask("bad annotation", text, "draw it anew")
-            part = np.asarray(image).astype(bool)
-        place[part] = label
+        draw_mask(labels, label, given["mask"], points)
         return
+    if kind != "polygon" and kind not in CORNERS:
+        raise BadMask("bad annotation", f"a {kind} covers no area", "draw a polygon, or remove it")
+    if len(points) < 3 if kind == "polygon" else len(points) not in CORNERS[kind]:
+        raise BadMask("bad annotation", f"a {kind} of {len(points)} points", "draw it anew")
+    if kind == "circle":
+        (x, y), radius = points[0], math.dist(*points)
+        points = [(x - radius, y - radius), (x + radius, y + radius)]
     height, width = labels.shape
+    refuse_outside([one for point in points for one in point], width, height, kind)
     canvas = Image.new("1", (width, height))
     draw = ImageDraw.Draw(canvas)
-    needed = {"polygon": 3, "rectangle": 2, "circle": 2}
-    if kind not in needed:
-        raise BadMask("bad annotation", f"a {kind} covers no area", "draw a polygon, or remove it")
-    if len(points) < needed[kind]:
-        raise BadMask("bad annotation", f"a {kind} of {len(points)} points", "draw it anew")
-    if kind == "polygon":
-        draw.polygon(points, outline=1, fill=1)
-    elif kind == "rectangle":
-        (x, y), (to_x, to_y) = points[:2]
+    (x, y), (to_x, to_y) = points[:2]
+    if kind == "circle":
+        draw.ellipse(((x, y), (to_x, to_y)), outline=1, fill=1)
+    elif len(points) == 2:
         draw.rectangle((min(x, to_x), min(y, to_y), max(x, to_x), max(y, to_y)), outline=1, fill=1)
     else:
-        (x, y), edge = points[0], points[1]
-        radius = math.dist((x, y), edge)
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=1, fill=1)
+        draw.polygon(points, outline=1, fill=1)
     labels[np.asarray(canvas)] = label
+
+
+def draw_mask(labels: NDArray[np.uint8], label: int, coded: str, points: list[tuple[float, float]]) -> None:
+    """LabelMe's shape that is a picture, in its box, whose last row and column are in it."""
+    (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
+    content = base64.b64decode(coded)
+    place = labels[max(top, 0) : bottom + 1, max(left, 0) : right + 1]
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        width, height = image.size  # looked at before anything is decoded
+        if min(left, top) < 0 or place.shape != (height, width) or len(image.getbands()) > 1:
+            text = f"a mask of {width}×{height} in {image.mode} does not fit its box"
+            raise BadMask("bad annotation", text, "draw it anew")
+        part = np.asarray(image).astype(bool)
+    place[part] = label
+
+
+def refuse_outside(numbers: list[float], width: int, height: int, kind: str) -> None:
+    """Raises BadMask for x, y, x, y … that are all beside the image: they are another image's, or one's of
+    another size. (A pixel beside it, rounding may have put them.)"""
+    x, y = numbers[::2], numbers[1::2]
+    if max(x) < -1 or max(y) < -1 or min(x) > width + 1 or min(y) > height + 1:
+        text = f"a {kind} lies outside of the image, from {min(x):g}, {min(y):g} on"
+        raise BadMask("bad annotation", text, REDO)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from jobs.catalog.classes import IGNORED, Classes
+from jobs.catalog.classes import IGNORED, IGNORES, Classes
 from jobs.prepare.progress import say
 from jobs.run.errors import UserError
 
@@ -38,7 +38,7 @@ def label_of(name: str, classes: Classes, file: str, unknown: set[str], found: l
     """The class of a name; None for what is none, which is told once: `unknown` are those that were."""
     if name in classes.names:
         return classes.names.index(name)
-    if name.lower() == "ignore":
+    if name.lower() in IGNORES:
         return IGNORED
     if name not in unknown:
         unknown.add(name)
