@@ -136,8 +136,8 @@ REDO = "export the annotations anew, for these very images"
 
 
 CORNERS = {"rectangle": (2, 4), "circle": (2,), "oriented_rectangle": (4,), "rotation": (4,)}
-"""LabelMe's shapes that cover an area, beside polygons, and how many points each has. X-AnyLabeling writes its
-format, too: a rectangle with all four corners, and one that is turned as `rotation`."""
+"""LabelMe's shapes that cover an area, beside polygons, and how many points each has. X-AnyLabeling writes
+its format, too: a rectangle with all four corners, and one that is turned as `rotation`."""
 
 
 def draw_labelme(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -> None:

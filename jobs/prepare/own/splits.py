@@ -31,6 +31,7 @@ def split(
                     "the split: leave it out, or draw from all of them with --split 0.8"
                 )
             return by_folders(items, folders)
+        refuse_deeper(items)
         alone = [top for tops_of in named.values() for top in tops_of]
         if alone and len(tops) > 1:
             text = f"there is a folder {alone[0]}/ and none for another split: the split is drawn from all"
@@ -87,6 +88,23 @@ def folders_of(named: dict[str, list[str]]) -> dict[str, str]:
     )
 
 
+def refuse_deeper(items: list[Item]) -> None:
+    """Raises UserError for folders of splits that lie below others, as in site1/train and site1/val: whoever
+    made them wants what is validated on apart from what is trained on."""
+    seen: dict[str, str] = {}
+    for item in items:
+        parts = item.name.split("/")
+        for at, part in enumerate(parts[:-1], 1):
+            called_so = (split for split, names in FOLDERS.items() if part.lower() in names)
+            for split in called_so if at > 1 else ():
+                seen.setdefault(split, "/".join(parts[:at]))
+    if len(seen) > 1:
+        raise UserError(
+            f"--images: its folders {'/, '.join(seen.values())}/ look like a split, below others: give the "
+            "folder that they lie in, or --train-list and --val-list, or draw from all with --split 0.8"
+        )
+
+
 def by_folders(items: list[Item], folders: dict[str, str]) -> tuple[list[Item], list[Finding]]:
     found = []
     for item in items:
@@ -127,12 +145,13 @@ def by_lists(items: list[Item], lists: tuple[str, str]) -> tuple[list[Item], lis
     for item in items:
         named[item.name] = item
         named.setdefault(item.stem, item)
-    bare = Counter(PurePosixPath(item.name).name for item in items)
-    for item in items:
-        own = PurePosixPath(item.name)
-        if bare[own.name] == 1:
-            named.setdefault(own.name, item)
-            named.setdefault(own.stem, item)
+    # Only what one image can be meant by: without its suffix, a name has others in other folders.
+    for called_as in (lambda path: path.name, lambda path: path.stem):
+        times = Counter(called_as(PurePosixPath(item.name)) for item in items)
+        for item in items:
+            bare = called_as(PurePosixPath(item.name))
+            if times[bare] == 1:
+                named.setdefault(bare, item)
     composed_names = {composed(name): item for name, item in named.items()}
     found = []
     for split_name, file in zip(SPLITS, lists, strict=True):
@@ -140,7 +159,12 @@ def by_lists(items: list[Item], lists: tuple[str, str]) -> tuple[list[Item], lis
             one = named.get(name) or composed_names.get(composed(name))
             if one is None:
                 found.append(
-                    error("not there", file, f"it lists {name!r}, and no image has that name", "remove it")
+                    error(
+                        "not there",
+                        file,
+                        f"it lists {name!r}, which no image is called, or several are",
+                        "remove it, or write its path below --images",
+                    )
                 )
             elif one.split and one.split != split_name:
                 found.append(
