@@ -159,3 +159,61 @@ def test_labelmes_own_list_of_labels(tmp_path: Path) -> None:
     points = [[10, 10], [40, 10], [40, 40], [10, 40]]
     only(annotated, {"label": "__ignore__", "shape_type": "polygon", "points": points})
     assert (labels_of(make(annotated))["scene_000"][12:38, 12:38] == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["labelme", "coco"])
+def test_annotations_may_lie_beside_images_that_could_be_masks(tmp_path: Path, kind: str) -> None:
+    """As LabelMe saves them, and Roboflow exports them: images that are PNGs are no masks of themselves."""
+    folder = own_images.write(tmp_path, 4, masks=kind)
+    for file in (folder / "masks").iterdir():
+        file.rename(folder / "images" / file.name)
+    for labels, given in zip(
+        labels_of(make(folder, "--masks", folder / "images")).values(), expected(4), strict=True
+    ):
+        assert (labels == given).mean() > 0.985
+
+
+def test_masks_in_a_folder_of_the_images(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4)
+    (folder / "masks").rename(folder / "images/masks")
+    (folder / "images/masks/notes.json").write_text("{}")
+    for labels, given in zip(
+        labels_of(make(folder, "--masks", folder / "images/masks")).values(), expected(4), strict=True
+    ):
+        assert (labels == given).all()
+    (folder / "data").rename(tmp_path / "before")
+    for image in (folder / "images").glob("*.png"):
+        image.unlink()
+    with pytest.raises(UserError, match="all that lie there are in the folder of --masks"):
+        make(folder, "--masks", folder / "images/masks")
+
+
+# --- Label Studio ---
+
+
+@pytest.mark.parametrize("minimal", [False, True])
+def test_label_studios_tag_may_be_called_anything(tmp_path: Path, minimal: bool) -> None:
+    """It is whatever the labelling interface calls it: <BrushLabels name="my-labels" …>. A slash in a label's
+    name is a hyphen in the file's."""
+    folder = own_images.write(tmp_path, 4, masks="label-studio")
+    (folder / "classes.txt").write_text("background\nround/disc\nsquare\n")
+    for mask in (folder / "masks").glob("*.png"):
+        name = mask.name.replace("-tag-", "-my-labels-").replace("-disc-", "-round-disc-")
+        mask.rename(mask.with_name(name.replace("-by-1-", "-by-someone@example.org-")))
+    region = {"brushlabels": ["round/disc"], "rle": [0, 0], "format": "rle"}
+
+    def as_exported(tasks: list[Any]) -> None:
+        for at, task in enumerate(tasks):
+            result = [{"from_name": "my-labels", "to_name": "image", "type": "brushlabels", "value": region}]
+            task["annotations"] = [{"id": at, "result": result}]
+            if minimal:
+                tasks[at] = {"id": task["id"], "image": task["data"]["image"], "my-labels": [region]}
+
+    changed(folder / "masks/export.json", as_exported)
+    for labels, given in zip(labels_of(make(folder)).values(), expected(4), strict=True):
+        assert (labels == given).all()
+    (folder / "data").rename(tmp_path / "before")
+    (folder / "masks/export.json").write_text(
+        json.dumps([{"id": 40, "data": {"image": "/x/scene_000.png"}, "annotations": [{"result": []}]}])
+    )
+    assert "'my-labels-round-disc' is no class" in told(folder)["class unknown"]

@@ -27,7 +27,7 @@ from jobs.catalog import classes, manifest
 from jobs.catalog import own_images as options
 from jobs.prepare import __main__ as command
 from jobs.prepare import verify
-from jobs.prepare.own import config_file, drawing, images, judge, masks, scan, sheet, sources, splits
+from jobs.prepare.own import config_file, drawing, images, judge, masks, naming, scan, sheet, sources, splits
 from jobs.prepare.own.findings import Finding
 from jobs.prepare.own.pipeline import base_path, prepare_own
 from jobs.prepare.packed import convert
@@ -452,7 +452,7 @@ def test_an_unknown_class_is_told_once_a_file_without_a_look_at_all_findings(
     else:
         file = folder / "masks/instances.json"
         files = sources.images_in(folder / "images")
-        named = sources.Names(files)
+        named = naming.Names(files)
         sources.read_coco(file, json.loads(file.read_text()), files, (named, named), {}, known, found)
     assert sorted(one.text for one in found) == ["'disc' is no class", "'square' is no class"]
 

@@ -1,7 +1,8 @@
 """Label Studio's export "Brush labels to PNG": a PNG for each label of each task, nothing but the task in its
 name; which image a task is, its JSON export says, which has to lie in the same folder.
 
-    task-12-annotation-7-by-1-tag-car-0.png        above 0 is drawn
+    task-12-annotation-7-by-1-tag-car-0.png        above 0 is drawn; `tag` is the name of the labels in the
+                                                   project's labelling interface
     export.json                                    [{"id": 12, "data": {"image": "/…/3fd2a1b0-street.jpg"}}]
 
 Source: https://github.com/HumanSignal/label-studio-sdk, converter/brush.py (names of files) and
@@ -10,6 +11,7 @@ https://labelstud.io/guide/export (JSON and JSON_MIN).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -21,7 +23,10 @@ from jobs.prepare.own.findings import Finding, error, label_of, warning
 from jobs.prepare.own.images import SUFFIXES
 from jobs.run.errors import MALFORMED, UserError
 
-NAME = re.compile(r"task-(?P<task>\d{1,18})-.*?tag-(?P<label>.+)-(?P<number>\d{1,9})\.png", re.DOTALL)
+NAME = re.compile(
+    r"task-(?P<task>\d{1,18})-(?:annotation-\d+-by-[^-]*-|(?=tag-))(?P<label>.+)-\d{1,9}\.png", re.DOTALL
+)
+"""`label`: with what its tag is called, which is `tag` in Label Studio's own templates."""
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 """What Label Studio puts before the name of a file that was uploaded."""
 
@@ -51,6 +56,8 @@ def shapes(
             f"{next(iter(pictures.values())).parent}: masks of Label Studio's name a task, not an image: put "
             "the project's JSON export (Export, JSON) beside them, and the images that it names into --images"
         )
+    tags = sorted({"tag", *(one for _, content in listed for one in tags_of(content))}, key=len)[::-1]
+    written_as = {re.sub(r"[/\\]", "-", name): name for name in classes.names}
     drawn: Drawn = {}
     meant: dict[str, str] = {}
     found: list[Finding] = []
@@ -59,7 +66,9 @@ def shapes(
         match = NAME.fullmatch(PurePosixPath(name).name)
         assert match
         image, written = image_of.get(int(match["task"]), ("", ""))
-        label = label_of(match["label"], classes, str(path), unknown, found)
+        tag = next((f"{one}-" for one in tags if match["label"].startswith(f"{one}-")), "")
+        called = match["label"].removeprefix(tag)
+        label = label_of(written_as.get(called, called), classes, str(path), unknown, found)
         if label is None:
             continue
         if not image:
@@ -74,6 +83,17 @@ def shapes(
             shape = {"file": str(path), "stat": [status.st_size, status.st_mtime_ns]}
             drawn.setdefault(image, []).append((label, shape))
     return drawn, found
+
+
+def tags_of(content: Any) -> Iterator[str]:
+    """What the tags are called whose labels a JSON export has: in JSON_MIN each is a key of a task's."""
+    with contextlib.suppress(*MALFORMED):
+        for task in content:
+            for annotation in task.get("annotations") or []:
+                yield from (str(one["from_name"]) for one in annotation["result"] if "from_name" in one)
+            for key, regions in task.items():
+                if isinstance(regions, list) and any("brushlabels" in one for one in regions):
+                    yield str(key)
 
 
 def order(name: str) -> tuple[Any, ...]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +15,7 @@ from jobs.catalog.classes import Classes
 from jobs.prepare.own import drawing, label_studio, masks
 from jobs.prepare.own.findings import Finding, error, label_of, visible, warning
 from jobs.prepare.own.images import MOST_PIXELS, SUFFIXES, BadPicture, read_file
+from jobs.prepare.own.naming import Names, composed, files_below, unlistable
 from jobs.run.errors import MALFORMED, UserError
 
 SPLITS = ("train", "val")
@@ -45,45 +44,6 @@ class Item(msgspec.Struct):
         return str(PurePosixPath(self.name).with_suffix(""))
 
 
-def composed(name: str) -> str:
-    """The same for names that look the same: macOS writes ü as two characters, others as one."""
-    return unicodedata.normalize("NFC", name)
-
-
-def alike(name: str) -> str:
-    """The same for names that look the same but for their suffix's case."""
-    stem, suffix = os.path.splitext(composed(name))
-    return stem + suffix.lower()
-
-
-class Names:
-    """Files to be found by their names, and where there is none of a name, by what looks the same."""
-
-    def __init__(self, names: Iterable[str], called: Callable[[str], str] = str) -> None:
-        """`called`: what of a name it is found by."""
-        self.exact: dict[str, list[str]] = {}
-        self.alike: dict[str, list[str]] = {}
-        for name in names:
-            self.exact.setdefault(called(name), []).append(name)
-            self.alike.setdefault(alike(called(name)), []).append(name)
-
-    def find(self, name: str) -> list[str]:
-        """All that can be meant."""
-        return self.exact.get(name) or self.alike.get(alike(name), [])
-
-
-def files_below(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Path below the folder -> file, of files with these suffixes, sorted; hidden ones are left out."""
-    wanted = set(suffixes)
-    found = {}
-    for at, names in listing.walk(folder):
-        for name in names:
-            if os.path.splitext(name)[1].lower() in wanted and not name.startswith("."):
-                path = Path(at, name)
-                found[path.relative_to(folder).as_posix()] = path
-    return dict(sorted(found.items()))
-
-
 def images_in(folder: Path) -> dict[str, Path]:
     """Raises UserError if there are none, and says what lies there."""
     found = files_below(folder, SUFFIXES)
@@ -104,23 +64,16 @@ def images_in(folder: Path) -> dict[str, Path]:
     return found
 
 
-def unlistable(name: str) -> str:
-    """Why no list of images can have this name; "" if one can. A list is read line by line, as UTF-8, and
-    without the blanks around a line, which is the name with its suffix or without."""
-    if any(one != one.strip() for one in (name, os.path.splitext(name)[0])):
-        return "begins or ends with a blank, which is lost in a list"
-    kinds = set(map(unicodedata.category, name))
-    if "Cs" in kinds:
-        return "is no text in UTF-8"
-    return "has a line's end, a tab or another control character" if kinds & {"Cc", "Zl", "Zp"} else ""
-
-
 def collect(
     images: Path, given: list[Path], kind: str, suffix: str, classes: Classes
 ) -> tuple[list[Item], str, list[Finding]]:
     """(items sorted by name, the kind of the masks, findings). Raises UserError if nothing fits at all."""
     files = images_in(images)
-    kind = kind_of(given) if kind == "auto" else kind
+    if images in given[0].parents and given[0].is_dir():  # masks in a folder of the images' are no images
+        files = {name: path for name, path in files.items() if given[0] not in path.parents}
+        if not files:
+            raise UserError(f"--images {images}: all that lie there are in the folder of --masks")
+    kind = kind_of(given, files, suffix) if kind == "auto" else kind
     if suffix and kind != "picture":
         raise UserError(f"--mask-suffix is for masks that are pictures, and these are {kind}: leave it out")
     if kind == "coco":
@@ -135,7 +88,7 @@ def collect(
     return sorted(items, key=lambda item: item.name), kind, found
 
 
-def kind_of(given: list[Path]) -> str:
+def kind_of(given: list[Path], images: dict[str, Path], suffix: str) -> str:
     """coco, labelme, label-studio or picture, by what lies there."""
     first = given[0]
     if first.is_file():
@@ -143,9 +96,9 @@ def kind_of(given: list[Path]) -> str:
     pictures = files_below(first, masks.SUFFIXES)
     if label_studio.is_export(list(pictures)):
         return "label-studio"
-    has_pictures = bool(pictures)
     found = files_below(first, [".json"])
-    if not found or has_pictures:
+    # Annotations may lie beside the images, and so may masks, by their suffix.
+    if not found or not set(pictures.values()) <= (set() if suffix else set(images.values())):
         return "picture"
     content = parsed(next(iter(found.values())))
     return "coco" if isinstance(content, dict) and "annotations" in content else "labelme"

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from jobs.prepare.own.findings import Finding, error, warning
-from jobs.prepare.own.sources import SPLITS, Item, composed
+from jobs.prepare.own.naming import composed
+from jobs.prepare.own.sources import SPLITS, Item
 from jobs.run.errors import UserError
 
 
