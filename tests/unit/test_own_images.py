@@ -874,6 +874,18 @@ def as_lzw(path: Path, pixels: np.ndarray) -> None:
     )
 
 
+def as_small_tiles(path: Path, pixels: np.ndarray) -> None:
+    tifffile.imwrite(path.with_suffix(".tif"), pixels, photometric="rgb", tile=(16, 16))
+
+
+def as_white_is_0(path: Path, pixels: np.ndarray) -> None:
+    tifffile.imwrite(path.with_suffix(".tif"), 255 - pixels[..., 0], photometric="miniswhite")
+
+
+def as_ycbcr(path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).convert("YCbCr").save(path.with_suffix(".tif"))
+
+
 def as_grey(path: Path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels).convert("L").save(path.with_suffix(".jpg"), quality=95)
 
@@ -897,6 +909,9 @@ def as_either(path: Path, pixels: np.ndarray) -> None:
         (as_grey_and_alpha16, "png16", 1, ".png"),
         (as_tiff16, "tiff", 1, ".tif"),
         (as_lzw, "tiff", 3, ".tif"),
+        (as_small_tiles, "colour", 3, ".png"),
+        (as_white_is_0, "grey", 1, ".tif"),
+        (as_ycbcr, "colour", 3, ".tif"),
         (as_grey, "grey", 1, ".jpg"),
         (as_gif, "colour", 3, ".png"),
         (as_either, "colour", 3, ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -57,6 +58,8 @@ FORMATS = sorted(set(SUFFIXES.values()))
 
 ALPHA = {1, 2}
 """TIFF 6.0, ExtraSamples: associated and unassociated alpha; 0 is any further band."""
+OTHERWISE = {tifffile.PHOTOMETRIC[name] for name in ("MINISWHITE", "YCBCR", "CIELAB")}
+"""TIFF 6.0, PhotometricInterpretation: what is stored is not what is seen, and what OpenCV gives."""
 ORIENTATION = 0x0112
 
 
@@ -202,7 +205,7 @@ def look_at_tiff(content: bytes) -> Picture:
     height, width = pixels.shape[:2]
     bands = 1 if pixels.ndim == 2 else pixels.shape[2]
     found = Picture("TIFF", width, height, bands, pixels.dtype.name, alpha, orientation)
-    found.plain = plain and is_turned_alike(found)
+    found.plain = plain and is_turned_alike(found) and (found.dtype != "uint8" or is_opencvs(content, pixels))
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise BadPicture("has pixels that are no number (NaN or infinite)")
     describe(found, grey_of(pixels))
@@ -223,6 +226,8 @@ def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
         axes = series.axes
         try:
             pixels, plain = series.asarray(), True
+            if page.photometric in OTHERWISE and pixels.dtype == np.uint8 and axes in ("YX", "YXS"):
+                pixels = by_opencv(content)
         except (ValueError, NotImplementedError, RuntimeError, ImportError):
             # A compression that tifffile needs another package for: OpenCV's libtiff has the usual ones.
             pixels, plain, axes = by_opencv(content), False, "YXS"
@@ -260,6 +265,13 @@ def by_opencv(content: bytes) -> NDArray[Any]:
     if pixels is None:
         raise BadPicture("is compressed in a way that is not read here: save it with deflate or without")
     return pixels if pixels.ndim == 2 else to_rgb(pixels)
+
+
+def is_opencvs(content: bytes, pixels: NDArray[Any]) -> bool:
+    """Whether OpenCV, which reads 8 bits in 1 band or 3 for a training, gives just these: not of small tiles."""
+    with contextlib.suppress(BadPicture):
+        return pixels.shape[2:] not in ((), (3,)) or np.array_equal(by_opencv(content), pixels)
+    return False
 
 
 def to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
