@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from jobs.run.errors import UserError
 from tests import own_images
 from tests.unit.test_own_images import expected, labels_of, make, told
 
@@ -236,3 +237,27 @@ def test_values_that_were_put_right_are_heeded_by_the_next_start(tmp_path: Path)
     (folder / "classes.txt").write_text("".join(lines))
     for labels, given in zip(labels_of(make(folder)).values(), expected(5), strict=True):
         assert (labels == np.array([0, 2, 1])[given]).all()
+
+
+def test_masks_beside_images_of_another_format(tmp_path: Path) -> None:
+    """A mask is no image without a mask, though its name is that of one."""
+    folder = own_images.write(tmp_path, 5, suffix=".jpg")
+    for mask in (folder / "masks").iterdir():
+        mask.rename(folder / "images" / mask.name)
+    root = make(folder, "--masks", folder / "images")
+    for labels, given in zip(labels_of(root).values(), expected(5), strict=True):
+        assert (labels == given).all()
+    (folder / "data").rename(tmp_path / "before")
+    (folder / "images/scene_002.png").unlink()
+    (folder / "images/scene_003.jpg").unlink()
+    table = told(folder, "--masks", folder / "images")["no mask"]
+    assert f"scene_002.jpg there is no {folder / 'images/scene_002.png'}" in table
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_dataset_is_not_made_among_what_it_is_made_of(tmp_path: Path, kind: str) -> None:
+    """The next start would take the one for the other."""
+    folder = own_images.write(tmp_path, 5)
+    with pytest.raises(UserError, match=f"--data-root .*{kind}/data lies in .*{kind}: the next start"):
+        make(folder, "--data-root", folder / kind / "data")
+    assert not (folder / kind / "data").exists()

@@ -268,7 +268,7 @@ def by_opencv(content: bytes) -> NDArray[Any]:
 
 
 def is_opencvs(content: bytes, pixels: NDArray[Any]) -> bool:
-    """Whether OpenCV, which reads 8 bits in 1 band or 3 for a training, gives just these: not of small tiles."""
+    """Whether OpenCV, a training's reader of 8 bits in 1 band or 3, gives just these: not of small tiles."""
     with contextlib.suppress(BadPicture):
         return pixels.shape[2:] not in ((), (3,)) or np.array_equal(by_opencv(content), pixels)
     return False

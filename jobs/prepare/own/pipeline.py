@@ -55,6 +55,12 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
     begun = time.monotonic()
     own_options.check(args)
     name, data_root = args.dataset, Path(args.data_root)
+    for given in (Path(args.images), *(Path(path) for path in args.masks)):
+        if given.resolve() in (data_root.resolve(), *data_root.resolve().parents):
+            raise UserError(
+                f"--data-root {data_root} lies in {given}: the next start would take what is made there for "
+                "images and masks of yours, so choose another"
+            )
     known = classes.read(Path(args.classes))
     request = request_of(args)
     data_root.mkdir(parents=True, exist_ok=True)

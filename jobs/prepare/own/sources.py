@@ -154,6 +154,8 @@ def from_pictures(files: dict[str, Path], given: list[Path], suffix: str) -> tup
             # With both in one folder, a mask is no image.
             text = f"there is no {folder / stem}{ends[0]}"
             found.append(error("no mask", str(path), text, "draw it, or move the image away"))
+    of_images = {visible(item.mask) for item in items}  # as a.png beside a.jpg
+    found = [one for one in found if one.file not in of_images]
     if not items:
         first = next(iter(files))
         wanted = f"{PurePosixPath(first).with_suffix('')}{ends[0]}"
