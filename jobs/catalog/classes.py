@@ -9,7 +9,8 @@
 
 A colour is needed for masks that are colour pictures; `value` where a mask's labels are not 0, 1, 2 … in the
 order of the lines. `ignore`, LabelMe's `__ignore__`, is no class: what is drawn so does not count. CVAT's
-labelmap.txt (`name:R,G,B:parts:actions`) reads the same. Imports nothing heavy: the login node reads it too.
+labelmap.txt (`name:R,G,B:parts:actions`) and a table (`name,r,g,b`) read the same. Imports nothing heavy: the
+login node reads it too.
 """
 
 from __future__ import annotations
@@ -35,9 +36,14 @@ BACKGROUNDS = ("background", "_background_", "bg")
 
 LINE = re.compile(
     r"(?P<name>.*?\S)"
-    r"(?:[\s,:]+(?:\#(?P<hex>[0-9a-fA-F]{6})|(?P<rgb>\d{1,3}[\s,]+\d{1,3}[\s,]+\d{1,3})))?"
-    r"(?:[\s,]+value\s*=\s*(?P<value>\d{1,9}))?"
+    r"(?:[\s,;:]+(?:\#(?P<hex>[0-9a-fA-F]{6})|(?P<rgb>\d{1,3}[\s,;]+\d{1,3}[\s,;]+\d{1,3})))?"
+    r"(?:[\s,;]+value\s*=\s*(?P<value>\d{1,9}))?"
 )
+
+HEAD = re.compile(
+    r"(class|name|label|class_name)[\s,;:]+r(ed)?[\s,;:]+g(reen)?[\s,;:]+b(lue)?", re.IGNORECASE
+)
+"""The first line of a table of classes and their colours, as a class_dict.csv has it: no class."""
 
 Colour = tuple[int, int, int]
 
@@ -95,12 +101,12 @@ def parse(text: str, where: str) -> Classes:
     for number, line in enumerate(text.splitlines(), 1):
         # CVAT's has two more fields, mostly empty.
         line = re.sub(r"(:[^:\s]*){2}$", "", line.strip()) if line.count(":") >= 3 else line.strip()
-        if not line or line.startswith("#"):
+        if not line or line.startswith("#") or (not names and HEAD.fullmatch(line)):
             continue
         found = LINE.fullmatch(line)
         assert found  # any text has a name
         at = f"{where}, line {number}"
-        name, colour, value = found["name"].rstrip(":,"), colour_of(found, at), found["value"]
+        name, colour, value = found["name"].rstrip(":,;"), colour_of(found, at), found["value"]
         label = len(names)
         if name.lower() in IGNORES:
             label = IGNORED
@@ -142,7 +148,7 @@ def colour_of(found: re.Match[str], at: str) -> Colour | None:
         return red, green, blue
     if not found["rgb"]:
         return None
-    red, green, blue = map(int, re.split(r"[\s,]+", found["rgb"]))
+    red, green, blue = map(int, re.split(r"[\s,;]+", found["rgb"]))
     if max(red, green, blue) > 255:
         raise UserError(f"{at}: a colour's parts are 0 to 255, not {found['rgb']}")
     return red, green, blue
