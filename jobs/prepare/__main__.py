@@ -192,7 +192,9 @@ def look(args: argparse.Namespace, root: Path, begun: float) -> int:
         print(problem, file=sys.stderr)
     if problems:
         more = f" (and {len(problems) - 1:,} more)" if len(problems) > 1 else ""
-        raise UserError(f"{root} is not sound: {problems[0]}{more}; prepare it again")
+        # A preparation looks at names and sizes alone, and would find it ready.
+        fix = "prepare it again" if verify.quick(root) else "move it away, and prepare it again"
+        raise UserError(f"{root} is not sound: {problems[0]}{more}; {fix}")
     seconds = time.monotonic() - begun
     say(f"{root} is sound ({args.verify} check, {seconds:.1f} s)")
     found = manifest.read(root)

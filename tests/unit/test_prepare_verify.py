@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.prepare import __main__ as command
 from jobs.prepare import verify
 from jobs.prepare.synthetic import make_lists
+from jobs.prepare.voc.pipeline import present
+from jobs.run.errors import UserError
 
 LISTS = make_lists(24, 8)
 AUG = f"VOC2012/SegmentationClassAug/{LISTS.trainaug[-1]}.png"
@@ -135,3 +138,18 @@ def test_command_says_what_is_wrong_and_ends_with_2(root: Path) -> None:
     assert ended.returncode == 2
     assert str(root / AUG) in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("lost", "fix"), [(0, "; move it away, and prepare it again"), (1, "; prepare it again")]
+)
+def test_what_is_advised_makes_it_sound(root: Path, lost: int, fix: str) -> None:
+    """A preparation finds one ready whose files have their sizes, and makes one anew that lacks a byte."""
+    file = root / AUG
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content[: len(content) - lost])
+    with pytest.raises(UserError) as refused:
+        command.look(command.parser().parse_args(["--verify", "deep", "--processes", "1"]), root, 0)
+    assert str(refused.value).endswith(fix)
+    assert (present(root.parent, root.name) is None) == bool(lost)

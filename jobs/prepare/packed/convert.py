@@ -115,7 +115,10 @@ def _inside(entry: Entry) -> str:
 
 def _checked(path: Path, content: bytes, entry: Entry) -> bytes:
     if content_digest(content) != entry.digest:
-        raise UserError(f"{path} was altered or damaged: it is not what was prepared; prepare it again")
+        raise UserError(
+            f"{path} was altered or damaged: it is not what was prepared; move the dataset away, and "
+            "prepare it again"
+        )
     return content
 
 
