@@ -13,6 +13,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from jobs.mmseg import compat
+from jobs.prepare import __main__ as command
+from jobs.prepare.own import check
 from jobs.run.errors import UserError
 from tests import own_images
 from tests.unit.test_own_images import expected, labels_of, make, told
@@ -261,3 +264,30 @@ def test_a_dataset_is_not_made_among_what_it_is_made_of(tmp_path: Path, kind: st
     with pytest.raises(UserError, match=f"--data-root .*{kind}/data lies in .*{kind}: the next start"):
         make(folder, "--data-root", folder / kind / "data")
     assert not (folder / kind / "data").exists()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "LA"])
+def test_a_mask_that_loadannotations_reads_in_several_bands_is_told_by_check(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks like labels, and no head can learn from height × width × bands of them."""
+    folder = own_images.write(tmp_path, 4)
+    (folder / "config.py").write_text(
+        "data = dict(type='BaseSegDataset', data_root='.', img_suffix='.png', pipeline=[],\n"
+        "            data_prefix=dict(img_path='images', seg_map_path='masks'),\n"
+        "            metainfo=dict(classes=('background', 'disc', 'square')))\n"
+        "train_dataloader = val_dataloader = test_dataloader = dict(dataset=data)\n"
+        "model = dict(decode_head=dict(num_classes=3))\n"
+    )
+    monkeypatch.chdir(folder)
+    asked = command.parser().parse_args(["--check", "config.py", "--processes", "1"])
+    assert check.check_config(asked) == 4
+    saved_by(folder, lambda labels, path: Image.fromarray(labels).convert(mode).save(path), 2)
+    with pytest.raises(UserError, match=r"masks/scene_002\.png: has several bands, and a training reads one"):
+        check.check_config(asked)
+    compat.prepare()
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    load = LoadAnnotations()
+    found = load({"seg_map_path": "masks/scene_002.png", "seg_fields": [], "reduce_zero_label": False})
+    assert found["gt_seg_map"].ndim == 3, "or there is nothing to tell"

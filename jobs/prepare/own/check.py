@@ -53,6 +53,9 @@ def check_config(args: argparse.Namespace) -> int:
         names = names or dataset.classes
         for item, row in scan(items, how, args.processes, None):
             found += judge.of_one(item, row, how, dataset.table)
+            if row.several_bands and not row.problems:  # LoadAnnotations takes them as they are
+                text, fix = "has several bands, and a training reads one", "save it with one, in grey"
+                found.append(error("several bands", item.mask, text, fix))
             counts = dict(judge.by_class(row, dataset.table))
             pairs.append((item, msgspec.structs.replace(row, values=counts, classes=True)))
     found += of_model(cfg, names)

@@ -69,6 +69,8 @@ class Row(msgspec.Struct):
     """The mask is a palette picture, looked at as one."""
     one_bit: bool = False
     """The mask has a bit a pixel: black and white."""
+    several_bands: bool = False
+    """The mask has more bands than the one of labels: equal ones, or one of transparency."""
     problems: list[Problem] = []
 
 
@@ -204,6 +206,8 @@ def look_at_mask(item: Item, row: Row, how: How) -> None:
     pixels = masks.open_picture(content, how.kind, how.classes)
     row.mask_size = (pixels.shape[1], pixels.shape[0])
     row.mask_kind = "labels"
+    mode = masks.mode_of(content)
+    row.several_bands = mode in ("LA", "La", "PA", "RGB", "RGBA")
     if pixels.ndim == 3:
         grey = (
             None if how.kind in ("auto", "colours") and how.classes.colours else masks.grey_if_equal(pixels)
@@ -220,7 +224,6 @@ def look_at_mask(item: Item, row: Row, how: How) -> None:
             return
         pixels = grey
     else:
-        mode = masks.mode_of(content)
         row.palette = how.kind == "auto" and mode in ("P", "PA")
         row.one_bit = mode == "1"
         row.plain_mask = pixels.dtype == "uint8" and content[:8] == b"\x89PNG\r\n\x1a\n" and is_8_bit(content)
