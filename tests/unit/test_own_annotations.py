@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.run.errors import UserError
 from tests import own_images
@@ -145,6 +149,43 @@ def test_labelmes_shapes_that_cannot_be_meant(
     folder = own_images.write(tmp_path, 4, masks="labelme")
     only(folder, {"shape_type": kind, "points": points})
     assert f"scene_000.json annotation 1: {said}" in told(folder)["bad annotation"]
+
+
+@pytest.mark.parametrize(
+    ("corner", "far", "rows", "columns"),
+    [
+        ((10, 20), (19, 24), (20, 25), (10, 20)),
+        ((10.4, 20.6), (19.2, 24.4), (21, 26), (10, 20)),  # of LabelMe 6: no corner is rounded by itself
+        ((-4, -2), (5, 2), (0, 3), (0, 6)),
+        ((90, 61), (99, 65), (61, 64), (90, 96)),
+    ],
+)
+def test_labelmes_masks_lie_where_their_first_corner_is(
+    tmp_path: Path,
+    corner: tuple[float, float],
+    far: tuple[float, float],
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+) -> None:
+    folder = own_images.write(tmp_path, 4, masks="labelme")
+    content = io.BytesIO()
+    Image.new("L", (10, 5), 255).save(content, "PNG")
+    mask = base64.b64encode(content.getvalue()).decode()
+    only(folder, {"shape_type": "mask", "points": [corner, far], "mask": mask})
+    wanted = np.zeros((64, 96), np.uint8)
+    wanted[slice(*rows), slice(*columns)] = 1
+    assert (labels_of(make(folder))["scene_000"] == wanted).all()
+    (folder / "data").rename(tmp_path / "before")
+    only(folder, {"shape_type": "mask", "points": [[200, 10], [209, 14]], "mask": mask})
+    assert "a mask lies outside of the image, from 200, 10 on" in told(folder)["bad annotation"]
+
+
+def test_annotations_without_an_image_are_told(tmp_path: Path) -> None:
+    folder = own_images.write(tmp_path, 4, masks="labelme")
+    (folder / "masks/scene_000.json").rename(folder / "masks/scene_00O.json")
+    found = told(folder)
+    assert "scene_000.png no JSON of its name" in found["no mask"]
+    assert "scene_00O.json annotations without an image" in found["no image"]
 
 
 def test_labelmes_own_list_of_labels(tmp_path: Path) -> None:

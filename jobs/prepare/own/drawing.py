@@ -171,17 +171,20 @@ def draw_labelme(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -
 
 
 def draw_mask(labels: NDArray[np.uint8], label: int, coded: str, points: list[tuple[float, float]]) -> None:
-    """LabelMe's shape that is a picture, in its box, whose last row and column are in it."""
+    """LabelMe's shape that is a picture, from the first corner of its box on. The last row and column are in
+    the box, whose corners may have fractions, and lie outside of the image where it was moved."""
     (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
-    content = base64.b64decode(coded)
-    place = labels[max(top, 0) : bottom + 1, max(left, 0) : right + 1]
-    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+    with Image.open(io.BytesIO(base64.b64decode(coded)), formats=["PNG"]) as image:
         width, height = image.size  # looked at before anything is decoded
-        if min(left, top) < 0 or place.shape != (height, width) or len(image.getbands()) > 1:
-            text = f"a mask of {width}×{height} in {image.mode} does not fit its box"
+        unlike = max(abs(right - left + 1 - width), abs(bottom - top + 1 - height))
+        larger = height > labels.shape[0] or width > labels.shape[1]
+        if unlike > 1 or larger or len(image.getbands()) > 1:
+            text = f"a mask of {width}×{height} in {image.mode} does not fit its box, or the image"
             raise BadMask("bad annotation", text, "draw it anew")
-        part = np.asarray(image).astype(bool)
-    place[part] = label
+        refuse_outside([left, top, left + width, top + height], labels.shape[1], labels.shape[0], "mask")
+        part = np.asarray(image).astype(bool)[max(-top, 0) :, max(-left, 0) :]
+    place = labels[max(top, 0) :, max(left, 0) :][: part.shape[0], : part.shape[1]]
+    place[part[: place.shape[0], : place.shape[1]]] = label
 
 
 def refuse_outside(numbers: list[float], width: int, height: int, kind: str) -> None:

@@ -183,6 +183,7 @@ def from_labelme(
     folder = given[0]
     there = files_below(folder, [".json"]) if folder.is_dir() else {folder.name: folder}
     named = Names(there)
+    taken: set[Path] = set()
     items: list[Item] = []
     found: list[Finding] = []
     for name, path in files.items():
@@ -193,6 +194,7 @@ def from_labelme(
             )
             continue
         annotation = there[fitting[0]]
+        taken.add(annotation)
         item = Item(name, str(path), str(annotation), "labelme")
         try:
             content = parsed(annotation)
@@ -204,6 +206,11 @@ def from_labelme(
         items.append(item)
     if not there:
         raise UserError(f"--masks {folder}: no JSON files there")
+    found += [
+        warning("no image", str(path), "annotations without an image", "nothing trains on it")
+        for path in there.values()
+        if path not in taken
+    ]
     return items, found
 
 
