@@ -94,6 +94,30 @@ def test_an_annotation_beside_its_image_is_told(tmp_path: Path, x: float) -> Non
 
 SQUARE = [0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]
 
+
+def test_images_of_two_files_of_coco_are_not_taken_for_one(tmp_path: Path) -> None:
+    """Frames of two films, each with a file of its own, and there is one film. What is in two files of one
+    image has the same name, with its folder or without."""
+    folder = own_images.write(tmp_path, 4, masks="coco")
+    first, second = folder / "masks/instances.json", folder / "masks/others.json"
+    second.write_text(first.read_text())
+
+    def below(top: str) -> Any:
+        def put(content: Any) -> None:
+            for image in content["images"]:
+                image["file_name"] = f"{top}/{image['file_name'].split('/')[-1]}"
+
+        return put
+
+    changed(second, below("images"))
+    assert len(labels_of(make(folder))) == 4
+    (folder / "data").rename(tmp_path / "before")
+    changed(first, below("one"))
+    changed(second, below("another"))
+    found = told(folder)["image twice"]
+    assert f"{second} lists {first} one/scene_000.png and another/scene_000.png, and there is scene" in found
+
+
 # --- LabelMe ---
 
 

@@ -15,7 +15,7 @@ from jobs.catalog.classes import Classes
 from jobs.prepare.own import drawing, label_studio, masks
 from jobs.prepare.own.findings import Finding, error, label_of, visible, warning
 from jobs.prepare.own.images import MOST_PIXELS, SUFFIXES, BadPicture, read_file
-from jobs.prepare.own.naming import Names, composed, files_below, unlistable
+from jobs.prepare.own.naming import Names, alike, composed, files_below, unlistable
 from jobs.run.errors import MALFORMED, UserError
 
 SPLITS = ("train", "val")
@@ -35,6 +35,8 @@ class Item(msgspec.Struct):
     """Of annotations: (class, shape), or (class, shape, id), in the order in which they are drawn."""
     size: tuple[int, int] | None = None
     """(width, height) that the annotations are for, if they say it."""
+    written: str = ""
+    """What COCO's file calls the image."""
     split: str = ""
     folder: str = ""
     """The first part of `name` where it is a split's folder."""
@@ -301,7 +303,6 @@ def read_coco(
     by_id: dict[Any, Item | None] = {}
     written_of = [str(PurePosixPath(str(one["file_name"]).replace("\\", "/"))) for one in content["images"]]
     by_path = {name for written in written_of for name in named[0].find(written)}
-    meant: dict[str, str] = {}
     unknown: set[str] = set()
     for one, written in zip(content["images"], written_of, strict=True):
         same = named[0].find(written)
@@ -315,11 +316,12 @@ def read_coco(
             by_id[one["id"]] = None
             continue
         (name,) = same
-        if meant.setdefault(name, written) != written:
-            text = f"lists {meant[name]} and {written}, and there is {name} alone"
+        item = items.setdefault(name, Item(name, str(files[name]), str(path), "coco", written=written))
+        if not same_image(item, written, path):
+            other = "" if item.mask == str(path) else f"{item.mask} "
+            text = f"lists {other}{item.written} and {written}, and there is {name} alone"
             fix = "remove from it what is not among --images"
             found.append(error("image twice", str(path), text, fix))
-        item = items.setdefault(name, Item(name, str(files[name]), str(path), "coco"))
         item.size = size_of(one["width"], one["height"])
         by_id[one["id"]] = item
     for number, one in enumerate(content["annotations"], 1):
@@ -337,6 +339,15 @@ def read_coco(
         label = label_of(names[category], classes, str(path), unknown, found)
         if label is not None and item_of is not None:
             item_of.shapes.append((drawing.area_of(one), (label, one["segmentation"], called)))
+
+
+def same_image(item: Item, written: str, path: Path) -> bool:
+    """Whether a file that calls an image so means the same as the one that listed it first: a file by one
+    name, others by that with fewer or more of its folders."""
+    if item.mask == str(path):
+        return item.written == written
+    one, other = (f"/{alike(name)}" for name in (item.written, written))
+    return one.endswith(other) or other.endswith(one)
 
 
 def named_by_id(path: Path, content: dict[str, Any], kind: str, key: str) -> dict[Any, str]:
