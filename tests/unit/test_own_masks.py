@@ -291,3 +291,20 @@ def test_a_mask_that_loadannotations_reads_in_several_bands_is_told_by_check(
     load = LoadAnnotations()
     found = load({"seg_map_path": "masks/scene_002.png", "seg_fields": [], "reduce_zero_label": False})
     assert found["gt_seg_map"].ndim == 3, "or there is nothing to tell"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_mask_that_its_own_exif_turns_is_told(tmp_path: Path, suffix: str) -> None:
+    """As editors leave it of the photograph: upright for all viewers, and upside down for a training."""
+    folder = own_images.write(tmp_path, 5)
+    (folder / "classes.txt").write_text("background\ndisc\nsquare\n")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+
+    def save(labels: np.ndarray, path: Path) -> None:
+        Image.fromarray(labels[::-1, ::-1].copy()).save(path.with_suffix(suffix), exif=exif)
+
+    saved_by(folder, save, 1)
+    assert f"scene_001{suffix} is turned by its own EXIF" in told(folder)["EXIF turned"]
+    if suffix == ".png":
+        assert (labels_of(make(folder, "--ignore-exif"))["scene_001"] == expected(2)[1][::-1, ::-1]).all()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.catalog.classes import IGNORED, Classes, Colour
-from jobs.prepare.own.images import MOST_PIXELS, BadPicture, read, short
+from jobs.prepare.own.images import MOST_PIXELS, BadPicture, is_tiff, orientation_of, read, short
 
 FORMATS = ("PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG")
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
@@ -139,6 +139,16 @@ def mode_of(content: bytes) -> str:
     """Pillow's name of what the pixels of a mask are that can be read, by its header."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         return str(image.mode)
+
+
+def is_turned(content: bytes) -> bool:
+    """Whether a mask that can be read says of itself, by EXIF, that it is to be turned."""
+    if b"eXIf" not in content and not is_tiff(
+        content
+    ):  # of a PNG without, Pillow would decode all to find none
+        return False
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return orientation_of(image) != 1
 
 
 def is_of_colours(image: Image.Image, classes: Classes | None) -> bool:

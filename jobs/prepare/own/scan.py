@@ -205,6 +205,10 @@ def look_at_mask(item: Item, row: Row, how: How) -> None:
     content = images.read_file(Path(item.mask))
     pixels = masks.open_picture(content, how.kind, how.classes)
     row.mask_size = (pixels.shape[1], pixels.shape[0])
+    # A TIFF is turned by some versions of Pillow, whatever was asked for.
+    if (images.is_tiff(content) or not how.ignore_exif) and masks.is_turned(content):
+        text = "is turned by its own EXIF, and a training reads masks as they are stored"
+        raise BadMask("EXIF turned", text, "save it upright, and without that")
     row.mask_kind = "labels"
     mode = masks.mode_of(content)
     row.several_bands = mode in ("LA", "La", "PA", "RGB", "RGBA")
