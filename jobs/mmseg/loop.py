@@ -103,10 +103,14 @@ class Exact:
 
     def prepare_rounds(self) -> None:
         """With several rounds an iteration, gradients are accumulated over that many more train steps."""
-        rounds = self.batches.sampler.rounds
-        for wrapper in state.wrappers(self.runner.optim_wrapper) if rounds > 1 else []:
+        rounds, optimizer = self.batches.sampler.rounds, self.runner.optim_wrapper
+        for wrapper in state.wrappers(optimizer) if rounds > 1 else []:
             wrapper._accumulative_counts *= rounds
-            wrapper.initialize_count_status(self.runner.model, self._iter * rounds, self._max_iters * rounds)
+            wrapper._inner_count *= rounds
+        if rounds > 1:  # of several optimizers mmengine does not know how often each is used
+            optimizer.initialize_count_status(
+                self.runner.model, self._iter * rounds, self._max_iters * rounds
+            )
 
     def validation_due(self, done: int, last: int) -> bool:
         """Whether a validation follows on this epoch, or iteration, of `last`."""

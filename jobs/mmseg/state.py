@@ -89,6 +89,7 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
             "history": history(runner.message_hub),
             "ranks": locals_,
             "hooks": hook_state(runner),
+            "updates": updates(runner),
             "stop_training": bool(loop.stop_training),
         },
     }
@@ -153,6 +154,15 @@ def wrappers(optim_wrapper: OptimWrapper | OptimWrapperDict) -> list[OptimWrappe
 def accumulating(optim_wrapper: Any) -> bool:
     """Whether gradients of earlier iterations wait for the next update."""
     return any(w._inner_count % w._accumulative_counts for w in wrappers(optim_wrapper))
+
+
+def updates(runner: Any) -> list[int]:
+    """How many losses each of several optimizers has seen, by which it accumulates, as if an iteration had
+    one round. Of a single optimizer mmengine knows it by the iteration."""
+    if not isinstance(runner.optim_wrapper, OptimWrapperDict):
+        return []
+    rounds = runner.train_loop.batches.sampler.rounds
+    return [wrapper._inner_count // rounds for wrapper in wrappers(runner.optim_wrapper)]
 
 
 def hub_state(hub: Any) -> Tree:
@@ -250,6 +260,9 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
                 group.update({name: new[name] for name in names if name in new})
     else:
         _restore_schedulers(runner.param_schedulers, saved)
+    # Checkpoints of earlier versions have none.
+    for wrapper, count in zip(wrappers(runner.optim_wrapper), own.get("updates", ()), strict=False):
+        wrapper._inner_count = count
     _restore_hooks(runner, cloned(own["hooks"]))
     _restore_local(runner, session, own["ranks"])
     return {"validation_due": own["validation_due"]}

@@ -171,6 +171,30 @@ def test_four_ranks(config: str, data: Path, uninterrupted: State, tmp_path: Pat
     assert tiny.differences(tiny.final_state(run), uninterrupted(config, 4)) == []
 
 
+def test_several_optimizers_that_accumulate(data: Path, tmp_path: Path) -> None:
+    """mmengine tells a single optimizer how many losses it has seen, several it does not."""
+    part = {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9}}
+    settings = {
+        "custom_imports__imports": ["tests.interrupting", "tests.support.two_optimizers"],
+        "model__type": "TwoOptimizers",
+        "param_scheduler": None,
+        "optim_wrapper": {
+            "_delete_": True,
+            "constructor": "OneEach",
+            "backbone": part | {"accumulative_counts": 2},
+            "decode_head": part | {"accumulative_counts": 3},
+        },
+    }
+    runs = []
+    for name, interruptions in (("whole", []), ("interrupted", [2, 6])):
+        run = make(tmp_path / name, data, "tests/support/configs/tiny.py", 1, **settings)
+        for step in interruptions:
+            assert interrupt(run, 1, "step", step, "SIGUSR2", None) == [RESUME]
+        finish(run)
+        runs.append(tiny.final_state(run))
+    assert tiny.differences(runs[1], runs[0]) == []
+
+
 def test_an_average_of_the_statistics_too(data: Path, tmp_path: Path) -> None:
     """With `update_buffers` each rank keeps an average of its own running statistics."""
     runs = []

@@ -1,0 +1,39 @@
+"""A network whose backbone and head have an optimizer each, in what mmengine calls an OptimWrapperDict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.optim import OptimWrapperDict, build_optim_wrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmseg.models import EncoderDecoder
+from mmseg.registry import MODELS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class OneEach:
+    """Builds a wrapper for each part of the model that the config names."""
+
+    def __init__(self, optim_wrapper_cfg: Any, paramwise_cfg: Any = None) -> None:  # noqa: ARG002
+        self.parts = optim_wrapper_cfg
+
+    def __call__(self, model: Any) -> OptimWrapperDict:
+        model = getattr(model, "module", model)
+        return OptimWrapperDict(
+            **{name: build_optim_wrapper(getattr(model, name), part) for name, part in self.parts.items()}
+        )
+
+
+@MODELS.register_module(force=True)
+class TwoOptimizers(EncoderDecoder):
+    def train_step(self, data: Any, optim_wrapper: Any) -> Any:
+        data = self.data_preprocessor(data, True)
+        losses, logged = self.parse_losses(self._run_forward(data, mode="loss"))
+        last = len(optim_wrapper) - 1
+        for number, wrapper in enumerate(optim_wrapper.values()):
+            wrapper.backward(wrapper.scale_loss(losses), retain_graph=number < last)
+        for wrapper in optim_wrapper.values():
+            if wrapper.should_update():
+                wrapper.step()
+                wrapper.zero_grad()
+        return logged
