@@ -139,12 +139,14 @@ def say_resumed(session: Session, checkpoint: checkpoints.Checkpoint, prepared: 
 @contextlib.contextmanager
 def user_errors(session: Session) -> Iterator[None]:
     """Turns what building raises for a type that mmengine does not know, or for an argument that a type does
-    not take or lacks, into the user's error that it is."""
+    not take, lacks, or whose value it refuses, into the user's error that it is."""
     try:
         yield
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError) as error:
         reason = one_line(error)
-        wrong = re.search(r"unexpected keyword argument|missing \d+ required", reason)
+        wrong = not isinstance(error, TypeError) or re.search(
+            r"unexpected keyword argument|missing \d+ required", reason
+        )
         building = any(
             frame.f_code.co_name.startswith("build") for frame, _ in traceback.walk_tb(error.__traceback__)
         )

@@ -87,6 +87,9 @@ def test_the_backbone_begins_with_its_file_and_the_rate_follows_the_global_batch
         ({"train_cfg__max_epoch": 3}, "unexpected keyword argument 'max_epoch'"),
         ({"train_dataloader__num_worker": 3}, "unexpected keyword argument 'num_worker'"),
         ({"model__decode_head__chanels": 3}, "unexpected keyword argument 'chanels'"),
+        ({"optim_wrapper__paramwise_cfg": {"norm_decay_mult": 0.0}}, "base_wd should not be None"),
+        # Tuples are wanted; mmengine asserts so without a word.
+        ({"train_cfg__dynamic_intervals": [[2, 1]]}, "is_list_of(dynamic_interval_list, tuple)"),
     ],
 )
 def test_an_argument_that_nothing_takes_is_the_users_mistake(
