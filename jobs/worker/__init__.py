@@ -83,8 +83,6 @@ class Worker:
         self._first: tuple[int, float] | None = None
         self._shown = -math.inf
         self._scalars: dict[str, float | None] = {}
-        self._checked = False
-        """Whether a state was found to be one that can be loaded again."""
         self._heart = Heartbeat()
         # The supervisor has kept what came before this.
         self.beat("start", 0)
@@ -230,15 +228,15 @@ class Worker:
         """Saves the state of this step, whole or not at all; all ranks must call it. Whether it is on disk
         (rank 0's answer counts): a full disk costs a checkpoint, not the training.
 
-        Raises UserError at the first save of a state that could not be loaded again."""
+        Raises UserError for a state that could not be loaded again."""
         step, epoch, content = int(step), int(epoch), state()
         if not self.main or self.on_disk == (step, epoch):
             return True
-        if not self._checked:
-            from jobs.engine import storable
+        from jobs.engine import storable
 
-            storable.check(content, "state()")
-            self._checked = True
+        # Each time: what was None at the first save may be a Path by now, and what is saved from then on
+        # could not be loaded, while pruning takes what could.
+        storable.check(content, "state()")
         self.beat("save", step)
         manifest = dict.fromkeys(checkpoints.FIELDS) | {
             "step": step, "epoch": epoch, "position": 0, "world_size": self.ranks, "why": why,

@@ -33,7 +33,7 @@ def made(path: Path, rank: int = 0) -> Worker:
     worker.run, worker.start, worker.rank, worker.ranks, worker.main = run, 1, rank, 1, rank == 0
     worker.session = Session(run, request, rank=rank, ranks=1, local_rank=0, local_ranks=1, start=1, job="1")
     worker.on_disk, worker.steps, worker._first, worker._shown = (0, 0), None, None, -math.inf
-    worker._scalars, worker._checked, worker._heart = {}, False, Heartbeat()
+    worker._scalars, worker._heart = {}, Heartbeat()
     assert isinstance(worker, Worker)
     return worker
 
@@ -53,7 +53,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert repr(np.random.get_state()) == repr(state["numpy"])
 
 
-def test_a_state_that_could_not_be_loaded_is_refused_at_the_first_save(tmp_path: Path) -> None:
+def test_a_state_that_could_not_be_loaded_is_refused(tmp_path: Path) -> None:
     worker = made(tmp_path)
     kept: dict[str, Any] = {"step": 7}
     for kept["mine"], instead in ((deque([1]), "list"), (torch.nn.Linear(1, 1), "its .state_dict")):
@@ -62,9 +62,11 @@ def test_a_state_that_could_not_be_loaded_is_refused_at_the_first_save(tmp_path:
         # A rank whose state is not written does not judge it.
         assert made(tmp_path, rank=1).save(7, lambda: kept)
     assert not worker.run.checkpoints.exists()
-    # Once is enough: no later save pays for it.
-    worker.save(8, lambda: {"mine": 1})
-    assert worker._checked
+    # Nor at a later one, which would cost the run all that could be loaded.
+    assert worker.save(8, lambda: {"mine": None})
+    with pytest.raises(UserError, match=r"^state\(\)\['mine'\]: .*give str"):
+        worker.save(9, lambda: {"mine": tmp_path})
+    assert made(tmp_path).load() == {"mine": None}
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:
