@@ -46,16 +46,20 @@ class Snapshots:
 
     def _copy(self, tree: Tree, path: tuple[Any, ...]) -> Tree:
         if type(tree) in storable.PLAIN:
+            storable.check(tree, "checkpoint", path)  # a number may be too large
             return tree
         if isinstance(tree, torch.Tensor):
             old = self.memory.get(path)
             if old is None or old.shape != tree.shape or old.dtype != tree.dtype:
                 # Like it in the order of its elements, too (channels_last): fused optimizers rely on that.
                 old = torch.empty_like(tree, device="cpu", pin_memory=devices.is_on_accelerator(tree))
+                storable.check(old, "checkpoint", path)  # of a kind of its own, perhaps
                 self.memory[path] = old
             old.copy_(tree.detach(), non_blocking=True)
             return old
         if isinstance(tree, dict):
+            for key in tree:
+                storable.check(key, "checkpoint", path)
             parts = {key: self._copy(value, (*path, key)) for key, value in tree.items()}
             return type(tree)(parts) if type(tree) in storable.MAPPINGS else parts
         if isinstance(tree, (list, tuple)):

@@ -135,6 +135,16 @@ def test_what_hooks_see_in_a_copy_stays_as_it_was() -> None:
         snapshots.Snapshots().take({"state_dict": {"head._extra_state": deque()}})
 
 
+class OfItsOwn(torch.Tensor):
+    """Loading would look its class up."""
+
+
+@pytest.mark.parametrize("wrong", [OfItsOwn(), {Path("x"): 1}, {"x": 1 << 5000}])
+def test_a_snapshot_holds_nothing_that_could_not_be_loaded(wrong: Any) -> None:
+    with pytest.raises(UserError, match=r"^checkpoint\['mine'\].* cannot be loaded back"):
+        snapshots.Snapshots().take({"mine": wrong})
+
+
 def test_what_the_message_hub_resumes_is_no_text() -> None:
     hub = SimpleNamespace(
         runtime_info={"cfg": object(), "mine": {1}, "val/mIoU": np.float64(0.5), "not": deque()},
