@@ -33,6 +33,9 @@ from jobs.supervise import afterwards, processes
 
 LEAVE_SECONDS = 120.0
 """How long the tasks of a cancelled stage may take to save and leave."""
+HEAR_USR2 = ("prepare", "train", "infer")
+"""Stages that leave on a preemption, to go on where they were. The others would die of it, with nothing
+saved: nobody takes this machine away, so they go on."""
 FOLLOW_SECONDS = 30.0
 """How long the other tasks of a stage may live on when one has failed."""
 
@@ -152,7 +155,7 @@ class _Chain:
             while tasks:
                 left = 1.0 if deadline is None else max(0.0, min(1.0, deadline - time.monotonic()))
                 self.wait(left)
-                if self.take_signals(list(tasks)):
+                if self.take_signals(list(tasks), stage.name in HEAR_USR2):
                     deadline = time.monotonic() + LEAVE_SECONDS
                 for pid, status in processes.reap().items():
                     if pid not in tasks:
@@ -173,13 +176,13 @@ class _Chain:
         if select.select([self.wakeup], [], [], seconds)[0]:
             os.read(self.wakeup, 4096)
 
-    def take_signals(self, tasks: Sequence[int]) -> bool:
+    def take_signals(self, tasks: Sequence[int], hear_usr2: bool = True) -> bool:
         """Passes on what has come in; True if the tasks have been asked to leave for good."""
         asked = False
         while self.signals:
             number = self.signals.pop(0)
             if number is signal.SIGUSR2:
-                for pid in tasks:
+                for pid in tasks if hear_usr2 else ():
                     processes.send(pid, number)
                 continue
             self.cancelled += 1

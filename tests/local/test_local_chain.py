@@ -248,3 +248,30 @@ def test_an_inference_that_leaves_when_asked_to_is_started_again(tmp_path: Path)
         assert chain.wait(60) == 0, (run.job / "chain.out").read_text()
     assert (tmp_path / "done").exists()
     assert [one["stage"] for one in events.read(run.events) if one["event"] == "requeued"] == ["infer"]
+
+
+WAITS = """
+import sys, time
+from pathlib import Path
+here = Path(sys.argv[1])
+(here / "ready").touch()
+while not (here / "go").exists():
+    time.sleep(0.01)
+"""
+
+
+def test_a_preemption_that_comes_late_does_not_kill_the_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with start_chain(run, [evaluate(run, WAITS)]) as chain:
+        wait_until((tmp_path / "ready").exists)
+        chain.send_signal(signal.SIGUSR2)
+        wait_until(lambda: not pending(chain.pid))
+        (tmp_path / "go").touch()
+        assert chain.wait(60) == 0, (run.job / "chain.out").read_text()
+
+
+def pending(pid: int) -> bool:
+    """Whether a process has signals that its kernel has not delivered yet."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = [line.split()[1] for line in status.splitlines() if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(int(mask, 16) for mask in masks)
