@@ -373,8 +373,9 @@ def check_batches(runner: Any) -> None:
                 raise DataError(
                     f"a batch of one sample, in which {name} has one value for each channel that batch "
                     f"norm cannot learn from: {plan.samples} images in batches of {plan.batch}"
-                    f"{f' on {sampler.ranks} ranks' if sampler.ranks > 1 else ''} give one; use another "
-                    "train_dataloader.batch_size, or train_dataloader.drop_last=True"
+                    f"{f' on {sampler.ranks} ranks' if sampler.ranks > 1 else ''} give one; use "
+                    f"{'fewer GPUs, ' if sampler.ranks > 1 else ''}another train_dataloader.batch_size, or "
+                    "train_dataloader.drop_last=True"
                 )
 
 

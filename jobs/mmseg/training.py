@@ -86,9 +86,12 @@ def train(session: Session, preemption: Preemption) -> None:
     )
     runner_.register_hook(numbers)
     runner_.register_hook(curves.Flush())
-    if checkpoint is None and session.main and own["check_data"]:
+    if session.main and own["check_data"]:
         with user_errors(session):
-            data.look(runner_)
+            if checkpoint is None:
+                data.look(runner_)
+            elif checkpoint.manifest["world_size"] != session.ranks:
+                data.check_batches(runner_)
     runner_.survival = Survival(runner_, preemption, saver, numbers, heart)
 
     if checkpoint and session.main:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.run.exit_codes import FINISHED, USER_ERROR
+from jobs.run.exit_codes import FINISHED, RESUME, USER_ERROR
 from tests.support import tiny
 
 pytestmark = pytest.mark.slow
@@ -100,3 +101,23 @@ def test_an_argument_that_nothing_takes_is_the_users_mistake(
     log = tiny.log_of(run, 1)
     assert "Traceback" not in log
     assert said in next(line for line in log.splitlines() if line.startswith("error: "))
+
+
+def test_more_ranks_than_the_model_can_be_trained_on_are_refused(data: Path, tmp_path: Path) -> None:
+    """The global batch of four was two samples a rank, and is one, of which a pooled batch norm learns
+    nothing: torch would say so in every start."""
+    pooling = {"_delete_": True, "type": "PSPHead", "in_channels": 16, "in_index": 1, "channels": 8}
+    run = tiny.make_run(
+        tmp_path / "run",
+        data,
+        custom_hooks=[{"type": "Interrupt"}],
+        custom_imports={"imports": ["tests.interrupting"], "allow_failed_imports": False},
+        train_dataloader__batch_size=2,
+        train_dataloader__drop_last=True,
+        model__decode_head=pooling | {"num_classes": 21, "norm_cfg": {"type": "BN"}},
+    )
+    assert tiny.start(run, 2, {"at": "step", "step": 2, "signal": "SIGUSR2"}) == [RESUME] * 2
+    assert USER_ERROR in tiny.start(run, 4)
+    log = (run.job / "2_0_log.out").read_text()
+    assert "Traceback" not in log
+    assert re.search(r"^error: a batch of one sample, .* on 4 ranks give one; use fewer GPUs", log, re.M)
