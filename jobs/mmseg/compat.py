@@ -209,9 +209,13 @@ _torch_load: Any = None
 
 def load_anything(file: Any, map_location: Any = None, pickle_module: Any = None, **options: Any) -> Any:
     """torch.load as everybody in a job gets it: weights only, whatever its caller says. Raises as `load`."""
+    import torch
+
     # `load` itself, which may bring an unpickler of its own.
     restricted = getattr(pickle_module, "__name__", "") == "restricted_pickle"
-    if restricted or (options.get("weights_only") is True and pickle_module is None):
+    # A caller's own will do from torch 2.6 on; before, it runs what a file has of TorchScript.
+    safe = options.get("weights_only") is True and safe_load.release(torch.__version__) >= (2, 6)
+    if restricted or (safe and pickle_module is None):
         return _torch_load(file, map_location, pickle_module, **options)
     if isinstance(file, (str, os.PathLike)):
         return load(file, map_location)

@@ -500,10 +500,16 @@ def load_before_2_6(path: Path) -> Any:
     return safe_load._load_before_2_6(str(path), "cpu", safe_load._is_zip(str(path)) or None)
 
 
+def load_as_others_do(path: Path) -> Any:
+    """A backbone that calls torch.load itself, and trusts its weights_only: too much, before torch 2.6."""
+    compat.prepare()
+    return torch.load(path, weights_only=True)
+
+
 LOADERS = [compat.load, load_before_2_6]
 
 
-@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("load", [*LOADERS, load_as_others_do])
 @pytest.mark.parametrize("format", ["zip", "before 1.6", "bare pickle"])
 def test_no_code_of_a_file_runs(load: Callable[..., Any], format: str, tmp_path: Path) -> None:
     mark = tmp_path / "was-here"
@@ -531,7 +537,7 @@ def test_no_code_of_a_file_runs(load: Callable[..., Any], format: str, tmp_path:
         assert not mark.exists()
 
 
-@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("load", [*LOADERS, load_as_others_do])
 def test_what_torch_would_hand_to_another_reader_is_refused(load: Callable[..., Any], tmp_path: Path) -> None:
     """TorchScript is a program; the format of torch 0.1 is a tar archive, in which pickles lie."""
     path = tmp_path / "iter_1.pth"
