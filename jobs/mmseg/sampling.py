@@ -11,6 +11,7 @@ accumulates their gradients (1 round in an ordinary run; 2 where a run made for 
 from __future__ import annotations
 
 import random
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -198,6 +199,7 @@ class SeededDataset:
         self.dataset = data.build(dataset) if isinstance(dataset, dict) else dataset
         if hasattr(self.dataset, "full_init"):
             self.dataset.full_init()
+        self.generators = own_generators(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
         if name == "dataset" or name.startswith("__"):
@@ -210,4 +212,51 @@ class SeededDataset:
     def __getitem__(self, index: int) -> Any:
         if isinstance(index, Sample):
             seed_everything(index.seed)
+            for number, generator in enumerate(self.generators):
+                seed_generator(generator, mix(index.seed, number))
         return data.sample(self.dataset, int(index))
+
+
+INNER = {"pipeline", "dataset", "datasets"}
+"""What a dataset has of transforms, and of datasets inside it."""
+MOST = 1000
+"""Parts of a transform that are looked through; what has more is data."""
+
+
+def own_generators(dataset: Any) -> list[Any]:
+    """The generators that the transforms of a dataset, and of those inside it, keep for themselves
+    (albumentations' do): seeding Python, NumPy and torch does not reach them."""
+    import torch
+
+    kinds = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
+    found: list[Any] = []
+    seen: set[int] = set()
+    left = [dataset]
+    while left:
+        one = left.pop()
+        if id(one) in seen or isinstance(one, (type, types.ModuleType)):
+            continue
+        seen.add(id(one))
+        if isinstance(one, kinds):
+            found.append(one)
+            continue
+        kept = one if isinstance(one, dict) else getattr(one, "__dict__", {})
+        if kept.keys() & INNER and one is not kept:
+            # A dataset: what else it has may be the list of all images.
+            kept = {name: value for name, value in kept.items() if name in INNER or isinstance(value, kinds)}
+        values = list(one) if isinstance(one, (list, tuple)) else list(kept.values())
+        left += values if len(values) <= MOST else []
+    # Those of everybody are seeded already.
+    shared = (getattr(random, "_inst", None), np.random.mtrand._rand, torch.default_generator)
+    return [one for one in reversed(found) if all(one is not other for other in shared)]
+
+
+def seed_generator(generator: Any, seed: int) -> None:
+    """Gives a generator the state of one that was made with this seed."""
+    if isinstance(generator, np.random.Generator):
+        kind: Any = type(generator.bit_generator)
+        generator.bit_generator.state = kind(seed).state
+    elif hasattr(generator, "manual_seed"):
+        generator.manual_seed(seed)
+    else:
+        generator.seed(seed)

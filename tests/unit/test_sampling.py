@@ -1,10 +1,15 @@
 import pickle
+import random
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.mmseg.sampling import Plan, Sample, deal, mix, order, rounds_for
+from jobs.mmseg.sampling import Plan, Sample, SeededDataset, deal, mix, order, rounds_for
 from jobs.run.errors import UserError
 
 
@@ -70,3 +75,48 @@ ORDER_7_3_8 = [0, 6, 1, 3, 4, 5, 7, 2]
 def test_a_sample_passes_to_a_worker_whole() -> None:
     sample = pickle.loads(pickle.dumps(Sample(5, 77)))  # noqa: S301 - its own
     assert (int(sample), sample.seed) == (5, 77)
+
+
+class Drawing:
+    """As the transforms of albumentations 2: each has generators of its own."""
+
+    def __init__(self) -> None:
+        self.numpy, self.older = np.random.default_rng(), np.random.RandomState()
+        self.python, self.torch = random.Random(), torch.Generator()
+        self.torch.seed()
+        self.inner = [SimpleNamespace(only=np.random.default_rng())]
+        self.everybodys = np.random.mtrand._rand
+
+    def __call__(self, index: int) -> list[float]:
+        drawn = [self.numpy.random(), self.older.rand(), self.python.random(), self.inner[0].only.random()]
+        drawn += [float(torch.rand((), generator=self.torch)), self.everybodys.rand(), index]
+        return drawn
+
+
+class Data:
+    def __init__(self) -> None:
+        self.pipeline = SimpleNamespace(transforms=[Drawing()])
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> Any:
+        return self.pipeline.transforms[0](index)
+
+
+def test_a_transforms_own_generators_follow_from_the_place_too() -> None:
+    """In any order, in every start, in a dataset inside another."""
+    places = [Sample(1, 5), Sample(1, 6), Sample(2, 5)]
+    first = SeededDataset(Data())
+    drawn = [first[place] for place in places]
+    assert len({number for one in drawn for number in one[:-1]}) == 12  # two seeds, six generators
+    for other in (first, SeededDataset(Data()), SeededDataset(Around(Data()))):
+        assert [other[place] for place in reversed(places)] == drawn[::-1]
+
+
+class Around(Data):
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
