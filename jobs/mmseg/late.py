@@ -230,12 +230,14 @@ class _Less(importlib.abc.Loader):
         module.__spec__.loader = module.__loader__ = self.usual
         wanted, importing = SCIPY[module.__name__], builtins.__import__
 
-        def less(name: str, space: Any = None, own: Any = None, names: Any = (), level: int = 0) -> Any:
+        def less(name: str, *how: Any, **named: Any) -> Any:
+            # `from … import …` gives all in their order; who calls __import__ may name them.
+            space, _, names = (*how, None, None, None)[:3]
             if space is vars(module) and (name, *(names or ())) == wanted:
                 return types.SimpleNamespace(**{wanted[1]: _Later(*wanted)})
-            return importing(name, space, own, names, level)
+            return importing(name, *how, **named)
 
-        builtins.__import__ = less  # type: ignore[assignment]
+        builtins.__import__ = less
         try:
             self.usual.exec_module(module)
         finally:

@@ -270,6 +270,24 @@ def test_mmseg_calls_scipys_own_functions(before: str) -> None:
     assert run_program(CALLED.format(before=before)).split()[-1] == "called"
 
 
+NAMES_THEM = """
+import sys
+sys.path.insert(0, {folder!r})
+from jobs.mmseg import compat
+compat.prepare()
+from mmseg.datasets.transforms import transforms
+assert transforms.ALBU_INSTALLED
+print(*sys.modules["albumentations"].join("a", "b"))
+"""
+
+
+def test_who_names_the_arguments_of_an_import_gets_it_too(tmp_path: Path) -> None:
+    """As some package does that one of mmseg's modules imports in turn."""
+    imports = 'join = __import__("os.path", fromlist=["join"], level=0).join\nclass Compose: pass\n'
+    (tmp_path / "albumentations.py").write_text(imports)
+    assert run_program(NAMES_THEM.format(folder=str(tmp_path))).split()[-3:] == ["a", "/", "b"]
+
+
 @pytest.mark.parametrize("module", ["torch._dynamo", "matplotlib"])
 def test_what_is_there_already_is_left_alone(module: str) -> None:
     assert run_program(OWN.format(module=module)).split()[-1] == "real"
