@@ -239,6 +239,8 @@ def download_nothing() -> None:
         )
 
     torch.hub.download_url_to_file = refuse
+    # Whenever it is imported it asks PyPI for a newer version, and waits where there is no network.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
