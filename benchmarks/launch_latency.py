@@ -3,6 +3,11 @@
 All three submit the same resources to a real Slurm (a test cluster started here), held, so that nothing runs
 beside the measurement. launch/train.py does more: it checks config and dataset, snapshots the code, makes
 the run directory and submits the evaluation too; its figure is for all of that. Whole processes are timed.
+Needs Slurm's packages (`make slurm`).
+
+examples:
+  python benchmarks/launch_latency.py
+  python benchmarks/launch_latency.py --rounds 1     a quick look
 """
 
 import os
@@ -15,12 +20,11 @@ from pathlib import Path
 
 import repository
 
+from benchmarks import harness
 from benchmarks.harness import compare, timed
 from jobs.run.errors import UserError, run_command
 
 ROOT: Path = repository.ROOT
-
-ROUNDS = int(os.environ.get("BATON_ROUNDS", "15"))
 
 SUBMITIT = """
 import sys, submitit
@@ -40,12 +44,15 @@ srun true
 
 
 def main() -> int:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="baton-latency-") as folder:
-        measure(Path(folder))
+        measure(Path(folder), rounds)
     return 0
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, rounds: int) -> None:
     python, cluster = sys.executable, folder / "slurm"
     module = [python, "-m", "jobs.prepare"]
     quiet = {"cwd": ROOT, "check": True, "stdout": subprocess.DEVNULL}
@@ -98,7 +105,7 @@ def measure(folder: Path) -> None:
             goal=1.5,
             unit="s",
             better="lower",
-            rounds=ROUNDS,
+            rounds=rounds,
             details={"sbatch": raw},
         )
         print(f"raw sbatch: {statistics.median(raw):.3f} s (median of {len(raw)}, in turn with the others)")

@@ -24,7 +24,7 @@ from jobs.run.errors import UserError, run_command
 
 ROOT: Path = repository.ROOT
 
-NOT_BENCHMARKS = {"harness", "run", "__init__"}
+NOT_BENCHMARKS = {"harness", "repository", "run", "__init__"}
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 
 HEADLINE = ("chaos", "ettr_lost", "step_time", "save_stall", "prepare-dataset")

@@ -4,9 +4,12 @@ calls Slurm.
 The runs are as real ones: run.yaml, 200 epochs with their checkpoints and validations in events.jsonl, some
 preempted; half of them running, the others evaluated, with augmentation, too. Stand-ins for squeue and sacct
 answer as Slurm would, at once, and count their calls: what is measured is our own work.
+
+examples:
+  python benchmarks/status_scale.py
+  python benchmarks/status_scale.py --runs 100 --rounds 1     a quick look
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import repository
 
+from benchmarks import harness
 from benchmarks.harness import record
 from jobs.run.directory import Request, Run
 from tests.support import terminal
@@ -37,7 +41,7 @@ esac
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = harness.parser(__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,14 @@ def test_the_tables_are_what_the_results_say() -> None:
 def test_every_result_has_a_benchmark_that_makes_it() -> None:
     assert {record["name"] for record in run.results()} <= run.names()
     assert {"step_time", "save_stall", "resume_start", "resume_flat", "pipeline", "evaluation"} <= run.names()
+
+
+@pytest.mark.parametrize("script", run.scripts())
+def test_every_benchmark_has_help_with_examples(script: str) -> None:
+    """And measures nothing when it is asked for that."""
+    command = [sys.executable, str(ROOT / f"benchmarks/{script}.py"), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert f"python benchmarks/{script}.py" in shown.partition("examples:")[2]
 
 
 def test_a_made_past_is_one_that_could_have_been(tmp_path: Path) -> None:
