@@ -1,4 +1,4 @@
-"""Prints shell completion for all commands: options, run names, partitions of choices; for bash and zsh.
+"""Prints shell completion for all commands: options, their choices, run names; for bash and zsh.
 
 examples:
   source <(python launch/completion.py)          in ~/.bashrc or ~/.zshrc

@@ -31,8 +31,8 @@ def main() -> int:
         "--checkpoint",
         default="best",
         metavar="WHICH",
-        help="best (default), last, the path of a file, or an address; what that has is fetched into "
-        "data/pretrained by the job, or before it by `prepare.py --weights ADDRESS`",
+        help=f"{options.WHICH}; or an address: what that has is fetched into data/pretrained by the job, or "
+        "before it by `prepare.py --weights ADDRESS`",
     )
     parser.add_argument(
         "--config", help="without a run: a config, or mmseg::PATH of the model zoo, that fits --checkpoint"

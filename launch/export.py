@@ -23,9 +23,7 @@ def main() -> int:
     parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="a run's name or path")
     parser.add_argument("--out", metavar="DIR", help="a new or empty folder (default: one in the run)")
-    parser.add_argument(
-        "--checkpoint", default="best", metavar="WHICH", help="best (default), last, or a path"
-    )
+    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help=options.WHICH)
     parser.add_argument("--onnx", action="store_true", help="model.onnx too, checked with onnxruntime")
     parser.add_argument(
         "--check", nargs="+", metavar="IMAGE",
@@ -36,7 +34,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     run = runs.find(arguments.run)
-    checkpoint = options.checkpoint(arguments.checkpoint, run)
+    checkpoint = options.checkpoint(arguments.checkpoint, run, address=False)
     programs.require(run, "jobs/export", "export.py")
     profile = options.profile_of(arguments, run, "infer")
     if not profile.stages.get("export"):  # as an inference, it is one process with the same model

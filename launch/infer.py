@@ -35,9 +35,7 @@ def main() -> int:
     parser.add_argument(
         "--out", metavar="DIR", help="a new or empty folder for the masks (default: one in the run)"
     )
-    parser.add_argument(
-        "--checkpoint", default="best", metavar="WHICH", help="best (default), last, or a path"
-    )
+    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help=options.WHICH)
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
     large_images.add(parser)
     options.add_common(parser)
@@ -77,7 +75,7 @@ def target(
         with from_export.new_run(arguments, folder) as made:
             yield made
         return
-    checkpoint = options.checkpoint(arguments.checkpoint, run)
+    checkpoint = options.checkpoint(arguments.checkpoint, run, address=False)
     yield run, options.settings(arguments, options.profile_of(arguments, run, "infer"), "infer"), checkpoint
 
 

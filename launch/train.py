@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         metavar="WHICH",
-        help="what is evaluated: best (default), last, a path, or a name such as epoch_50.pth",
+        help=f"what is evaluated: {options.WHICH}",
     )
     tracking.add_option(parser)
     parser.add_argument("--no-evaluation", action="store_true", help="only train")

@@ -190,12 +190,16 @@ def command_line(arguments: argparse.Namespace) -> list[str]:
 ADDRESSES = ("http://", "https://")
 
 
-def checkpoint(which: str, run: Run | None = None) -> str:
+WHICH = "best (default), last, a path, or a name such as epoch_50.pth"
+"""What --checkpoint takes of a run."""
+
+
+def checkpoint(which: str, run: Run | None = None, address: bool = True) -> str:
     """What --checkpoint means: best, last, the absolute path of a file, or an address, as it is.
 
     A bare name is looked for among the checkpoints of `run` too; of a run that is still to be trained
-    (None), the name of a checkpoint that it will write will do. Raises UserError for anything else, and for a
-    run that has no model of MMSegmentation's.
+    (None), the name of a checkpoint that it will write will do. Raises UserError for anything else, for an
+    address where only an evaluation fetches one, and for a run that has no model of MMSegmentation's.
     """
     if run is not None:
         request = run.request()
@@ -209,6 +213,10 @@ def checkpoint(which: str, run: Run | None = None) -> str:
             )
         return which
     if which.startswith(ADDRESSES):
+        if not address:
+            raise UserError(
+                f"--checkpoint {which}: only evaluate.py takes an address: fetch the file and give its path"
+            )
         if not re.fullmatch(r"https?://[^/\s]+/\S*\.pth", which):
             raise UserError(f"--checkpoint {which!r}: the address of a checkpoint ends in .pth")
         pretrained.file_name(which)
@@ -222,11 +230,13 @@ def checkpoint(which: str, run: Run | None = None) -> str:
         except OSError as error:
             raise UserError(f"--checkpoint {file} cannot be read: {error.strerror}") from None
         raise UserError(f"--checkpoint {file}: it is no checkpoint, as torch.save writes them")
-    own = file.name == which and re.fullmatch(r"(epoch|iter)_[0-9]+\.pth", which)
-    if own and (run is None or (run.checkpoints / which).is_file()):
+    own = [name for name in (which, f"{which}.pth") if re.fullmatch(r"(epoch|iter)_[0-9]+\.pth", name)]
+    if run is not None:
+        own = [name for name in own if (run.checkpoints / name).is_file()]
+    if which in own:
         return which
-    close = difflib.get_close_matches(which, ["best", "last"], n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "best and last are names too"
+    close = difflib.get_close_matches(which, ["best", "last", *own], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it takes {WHICH}"
     raise UserError(f"--checkpoint {which}: there is no such file; {hint}")
 
 

@@ -30,6 +30,8 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 def check_options(arguments: argparse.Namespace, own: list[str]) -> None:
     """Raises UserError for options that do not go together, and for a secret among the program's."""
     if not arguments.worker:
+        if own and arguments.resume:
+            raise UserError(f"--resume goes on with a run as it is: it takes no `-- {own[0]} …`")
         if own:
             raise UserError(f"`-- {own[0]} …`: only a --worker takes arguments of its own after --")
         return

@@ -226,7 +226,11 @@ def test_a_checkpoint_is_looked_for_before_anything_is_submitted(made: Site) -> 
     photo.touch()
     for command in (["evaluate", "mine"], ["infer", "mine", str(photo)], ["export", "mine"]):
         one_line(made(*command, "--checkpoint", "lst"), "did you mean 'last'?")
-        one_line(made(*command, "--checkpoint", "epoch_7.pth"), "there is no such file")
+        one_line(made(*command, "--checkpoint", "epoch_7.pth"), "there is no such file; it takes best")
+        one_line(made(*command, "--checkpoint", "epoch_1"), "did you mean 'epoch_1.pth'?")
+        if command[0] != "evaluate":  # whose job fetches one
+            away = made(*command, "--checkpoint", "https://example.org/x.pth")
+            one_line(away, "only evaluate.py takes an address")
         lines = shown(made(*command, "--checkpoint", "epoch_1.pth", "--dry-run"))
         assert any("--checkpoint epoch_1.pth" in line for line in lines)
     assert len(made.calls("sbatch")) == 1
