@@ -273,10 +273,10 @@ class Prepared(_Event):
 
 
 class Verified(_Event):
-    """`--verify` found the dataset sound; a `failed` says what is wrong with it."""
+    """`--verify` or `--check` found the dataset sound; a `failed` says what is wrong with it."""
 
     data_root: Annotated[str, "where"]
-    check: Annotated[str, "quick or deep"]
+    check: Annotated[str, "quick, deep, or config (`--check`)"]
     seconds: Annotated[float | None, "it took"] = None
     files: Annotated[int | None, "how many were looked at"] = None
 
