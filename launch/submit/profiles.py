@@ -12,7 +12,7 @@ import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 
@@ -249,7 +249,25 @@ def _convert(values: dict[str, Any], source: str) -> Settings:
         return msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as error:
         # msgspec ends with "- at `$.time`".
-        raise UserError(f"{source}: {str(error).replace('`$.', '`')}") from None
+        said = str(error).replace("`$.", "`")
+        if (place := re.search(r"Invalid enum value .* - at `([\w.]+)", said)) is not None:
+            said += f"; it may be {', '.join(_choices(place[1]))}"
+        raise UserError(f"{source}: {said}") from None
+
+
+def _choices(key: str) -> list[str]:
+    """The words that a setting may be; container.kind is one within another."""
+    named: Any = Settings
+    for name in key.split("."):
+        struct = next(part for part in _parts(named) if hasattr(part, "__struct_fields__"))
+        named = get_type_hints(struct)[name]
+    return [word for word in _parts(named) if isinstance(word, str) and word]
+
+
+def _parts(of: Any) -> list[Any]:
+    """What a type is made of, at any depth: classes, and the words of its literals."""
+    inner = get_args(of)
+    return [part for one in inner for part in _parts(one)] if inner else [of]
 
 
 def _check_values(settings: Settings, sources: dict[str, str]) -> None:
