@@ -95,7 +95,7 @@ def main() -> int:
     given, arguments_of_worker = own_worker.split(sys.argv[1:])
     arguments = make_parser().parse_args(given)
     own_worker.check_options(arguments, arguments_of_worker)
-    arguments.no_evaluation |= arguments.worker is not None
+    training.check_evaluated(arguments, arguments.worker is not None)
     if arguments.resume:
         return resuming.resume(arguments)
     if arguments.unset:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jobs.run import secrets
 from jobs.run.errors import UserError
+from jobs.run.settings import Settings
 from launch.submit import config_files, snapshot
 from launch.submit.configs import Chain
 from launch.submit.runs import CHECKOUT
@@ -41,8 +42,6 @@ def check_options(arguments: argparse.Namespace, own: list[str]) -> None:
                 f"--worker trains without an MMSegmentation config, so it takes no --{name}: "
                 "what it is to do stands in its own arguments, after --"
             )
-    if arguments.dry_run == "evaluate":
-        raise UserError("--dry-run=evaluate: nothing is evaluated after a --worker")
     for argument, following in itertools.pairwise([*own, ""]):
         name, equals, value = argument.partition("=")
         no_secret = re.fullmatch(r"[0-9.eE+-]*|-.*", value if equals else following)  # --max-token 77
@@ -51,6 +50,15 @@ def check_options(arguments: argparse.Namespace, own: list[str]) -> None:
                 f"{name}: a secret does not belong on a command line, which others see and the report "
                 "shows: give it as a variable of the job (secrets: in the profile)"
             )
+
+
+def check_stage(arguments: argparse.Namespace, train: Settings, by_worker: bool) -> None:
+    """Raises UserError for a `--stage` that would do nothing: only MMSegmentation's loaders read from it.
+    (The profile's is for every training, and the environment's image lies there, too.)"""
+    if by_worker and arguments.job_stage and not train.environment:
+        raise UserError(
+            "--stage copies a dataset for MMSegmentation's loaders: a --worker reads data/ itself"
+        )
 
 
 def read(worker: str) -> Chain:

@@ -43,7 +43,8 @@ def resume(arguments: argparse.Namespace) -> int:
         return options.settings(arguments, profile, stage, first=stage == "train")
 
     train = settings("train")
-    arguments.no_evaluation |= bool(old.worker)
+    training.check_evaluated(arguments, bool(old.worker))
+    own_worker.check_stage(arguments, train.settings, bool(old.worker))
     config = run.code / (old.worker[0] if old.worker else old.config)
     evaluated, here = not arguments.no_evaluation, interpreters.is_this(train)
     asked = [("--set", key) for key in given]
@@ -81,8 +82,7 @@ def resume(arguments: argparse.Namespace) -> int:
         run.write_request(old)
         creation.write_scripts(run, *scripts)
         mark.unlink(missing_ok=True)
-        changed = (*given, *arguments.unset)
-        if any(key.partition(".")[0] == "train_dataloader" for key in changed):
+        if any(key.partition(".")[0] == "train_dataloader" for key in (*given, *arguments.unset)):
             batch.unlink(missing_ok=True)  # what a start that came to nothing began with
         jobs, process = training.submit([run], scripts, prerequisites, not arguments.no_evaluation)[0]
     return training.tell(arguments, run, jobs, process)

@@ -32,6 +32,14 @@ from launch.submit.profiles import Profile
 DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 
 
+def check_evaluated(arguments: argparse.Namespace, by_worker: bool) -> None:
+    """Notes that nothing is evaluated after a program of the user's own. Raises UserError if the script of an
+    evaluation is asked for that there is not."""
+    arguments.no_evaluation |= by_worker
+    if arguments.no_evaluation and arguments.dry_run == "evaluate":
+        raise UserError("--dry-run=evaluate: nothing is evaluated after a --worker, or with --no-evaluation")
+
+
 def read_spec(
     arguments: argparse.Namespace, profile: Profile, arguments_of_worker: list[str]
 ) -> creation.TrainingSpec:
@@ -39,6 +47,7 @@ def read_spec(
     seed = arguments.seed or 0
     overrides = options.overrides(arguments.set)
     train = options.settings(arguments, profile, "train")
+    own_worker.check_stage(arguments, train.settings, bool(arguments.worker))
     if arguments.worker:
         chain = own_worker.read(arguments.worker)
         config = chain.files[0]
@@ -169,13 +178,13 @@ def show(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Ba
     then = (
         f", then … --run {name} --dry-run=evaluate | sbatch --dependency={how}:JOB --kill-on-invalid-dep=yes"
     )
-    by_hand = f"… --run {name} --dry-run | sbatch{'' if arguments.worker else then}"
+    by_hand = f"… --run {name} --dry-run | sbatch{'' if arguments.no_evaluation else then}"
     print(f"nothing submitted. By hand: {by_hand}", file=sys.stderr)
 
 
 def show_script(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Batch) -> None:
     if arguments.json:
-        print(creation.as_json(train, evaluate))
+        print(creation.as_json(*([train] if arguments.no_evaluation else [train, evaluate])))
     else:
         print(script.text(evaluate if arguments.dry_run == "evaluate" else train), end="")
 

@@ -38,7 +38,9 @@ def launch(runs: Path, script: str, *arguments: object) -> subprocess.CompletedP
         (["--worker", "examples/plain_pytorch.py", "--config", "x.py"], "takes no --config"),
         (["--worker", "examples/plain_pytorch.py", "--sweep", "lr=1,2"], "takes no --sweep"),
         (["--worker", "examples/plain_pytorch.py", "--dry-run=evaluate"], "nothing is evaluated after"),
+        (["--no-evaluation", "--dry-run=evaluate"], "nothing is evaluated after"),
         (["--worker", "examples/plain_pytorch.py", "--track", "tensorboard"], "has no TensorBoard files"),
+        (["--worker", "examples/plain_pytorch.py", "--stage", "/tmp"], "a --worker reads data/ itself"),
         (["--worker", "examples/plain_pytorch.py", "--", "--api-key=x"], "--api-key: a secret does not"),
         (["--worker", "examples/plain_pytorch.py", "--", "--hf-token", "abc"], "--hf-token: a secret"),
         (["--config", "configs/demo.py", "--", "--steps", "5"], "only a --worker takes arguments"),
@@ -84,6 +86,13 @@ def test_a_run_takes_the_program_and_its_modules_along(tmp_path: Path) -> None:
     done = launch(runs, "train", "--resume", "own", "--track", "wandb,tensorboard")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "--track tensorboard: a --worker has no TensorBoard files" in done.stderr
+    for given, message in (
+        ("--stage=/tmp", "a --worker reads data/ itself"),
+        ("--dry-run=evaluate", "nothing is evaluated after"),
+    ):
+        done = launch(runs, "train", "--resume", "own", given)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert message in done.stderr
 
     # Shown again, what is its own stays its own.
     done = launch(runs, "report", "own")

@@ -87,6 +87,8 @@ def test_a_dry_run_for_a_program_is_one_document(made: Site, cluster: str) -> No
     commands = {
         ("train", "--config", "tests/support/configs/tiny.py"): ["run", "train", "evaluate"],
         ("train", "--resume", "mine"): ["run", "train", "evaluate"],
+        ("train", "--resume", "mine", "--no-evaluation"): ["run", "train"],
+        ("train", "--config", "tests/support/configs/tiny.py", "--no-evaluation"): ["run", "train"],
         ("evaluate", "mine"): ["run", "evaluate"],
         ("infer", "mine", str(photo)): ["run", "infer"],
         ("export", "mine"): ["run", "export"],
@@ -98,6 +100,7 @@ def test_a_dry_run_for_a_program_is_one_document(made: Site, cluster: str) -> No
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert list(found) == keys
+        assert ("--dry-run=evaluate" in done.stderr) <= ("evaluate" in keys)  # what to do by hand
         assert ("jobs.train" in found["train"]) if "train" in keys else found["run"]
 
 
