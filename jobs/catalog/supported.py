@@ -125,12 +125,16 @@ def check(values: dict[str, Any]) -> None:
 
 
 def settings(values: Any) -> dict[str, Any]:
-    """Baton's own settings, defaults filled in. Raises UserError for an unknown one."""
+    """Baton's own settings, defaults filled in. Raises UserError for an unknown one, or a value of no use."""
     own = unmarked(values.get("baton"))
-    for key in own:
+    for key, value in own.items():
         if key not in BATON:
             near = difflib.get_close_matches(key, BATON, 1)
             raise UserError(f"unknown setting baton.{key}" + (f": did you mean {near[0]}?" if near else ""))
+        if key != "save_seconds" and value not in (True, False):
+            raise UserError(f"baton.{key} is True or False, not {value!r}")
+        if key == "save_seconds" and value is not None and not (type(value) in (int, float) and value >= 0):
+            raise UserError(f"baton.{key} is a number of seconds, 0 or more, not {value!r}")
     return BATON | own
 
 

@@ -135,6 +135,8 @@ SEGFORMER = "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py"
         ("default_hooks = dict(checkpoint=dict(save_optimizer=False))", "save_optimizer = False is not"),
         ("default_hooks = dict(checkpoint=dict(intervall=1))", "did you mean interval?"),
         ("baton = dict(save_second=1)", "unknown setting baton.save_second: did you mean save_seconds?"),
+        ("baton = dict(save_seconds=-1)", "baton.save_seconds is a number of seconds, 0 or more, not -1"),
+        ("baton = dict(deterministic='no')", "baton.deterministic is True or False, not 'no'"),
         ("resume = True", "a run always resumes by itself"),
         ("model = dict(type='DepthEstimator')", "its model estimates depth"),
         (
