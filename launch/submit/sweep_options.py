@@ -42,13 +42,14 @@ def elements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What sets each run apart: overrides, dotted key -> value; a seed as SEED. Raises UserError."""
     axes = [parse(text) for text in arguments.sweep or []]
     if arguments.seeds is not None:
-        if arguments.seed is not None:
-            raise UserError("--seeds and --seed: say which seeds once")
         axes.append((SEED, seeds(arguments.seeds)))
     keys = [key for key, _ in axes]
+    if arguments.seed is not None and SEED in keys:
+        option = "--seeds" if arguments.seeds is not None else f"--sweep {SEED}"
+        raise UserError(f"{option} and --seed: say which seeds once")
     for number, key in enumerate(keys):
         if key in keys[:number] or key in {pair.partition("=")[0] for pair in arguments.set}:
-            raise UserError(f"--sweep {key}: its values are given twice (--sweep, --set)")
+            raise UserError(f"--sweep {key}: its values are given twice (--sweep, --seeds, --set)")
         for value in axes[number][1] if key == SEED else []:
             check_seed(value, "--sweep")
     if arguments.zip and len({len(values) for _, values in axes}) > 1:

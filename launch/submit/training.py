@@ -46,6 +46,8 @@ def read_spec(
     """Checks everything that can be checked before anything is made. Raises UserError."""
     seed = arguments.seed or 0
     overrides = options.overrides(arguments.set)
+    if arguments.seed is not None and sweep_options.SEED in overrides:
+        raise UserError(f"--seed and --set {sweep_options.SEED}: say which seed once")
     train = options.settings(arguments, profile, "train")
     own_worker.check_stage(arguments, train.settings, bool(arguments.worker))
     if arguments.worker:
@@ -199,7 +201,8 @@ def make_command(arguments: argparse.Namespace, spec: creation.TrainingSpec, nam
         f"--{'config' if spec.worker is None else 'worker'}={spec.config}",
         f"--data-root={spec.data_root}",
     ]
-    argv += [f"--seed={spec.seed}", *options.command_line(arguments)]
+    argv += [] if arguments.seed is None else [f"--seed={spec.seed}"]
+    argv += options.command_line(arguments)
     if spec.worker is not None:
         return [*argv, "--", *spec.worker]
     argv.append(f"--checkpoint={spec.checkpoint}")

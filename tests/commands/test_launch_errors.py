@@ -106,6 +106,11 @@ CASES = {
     "a resume with another config": ("train", ["--resume", "x", *TINY], "it takes no --config"),
     "a resume with other data": ("train", ["--resume", "x", "--data-root", "/x"], "it takes no --data-root"),
     "a resume not submitted": ("train", ["--resume", "x", "--no-submit"], "it takes no --no-submit"),
+    "two seeds": (
+        "train",
+        [*LOCAL, *TINY, "--seed", "3", "--set", "randomness.seed=5"],
+        "--seed and --set randomness.seed: say which seed once",
+    ),
     "a bad checkpoint": ("train", [*LOCAL, *TINY, "--checkpoint", "bset"], "did you mean 'best'?"),
     "a line break in a run's path": ("infer", [*LOCAL, "/x\nrm/y", "x.jpg"], "there is no run"),
     "unknown dataset": ("prepare", [*LOCAL, "--dataset", "imaginary"], "choose one of ade20k, "),

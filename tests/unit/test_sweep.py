@@ -114,6 +114,7 @@ def test_a_value_may_be_there_twice_beside_another_one() -> None:
         (("--sweep", "a=1", "--set", "a=2"), "--sweep a: its values are given twice"),
         (("--sweep", "randomness.seed=1,2", "--seeds", "3"), "given twice"),
         (("--seeds", "1", "--seed", "2"), "--seeds and --seed"),
+        (("--sweep", "randomness.seed=1,2", "--seed", "3"), "--sweep randomness.seed and --seed"),
         (("--seeds", "0,1,0"), "a seed is there twice"),
         (("--seeds", "3-1"), "write whole numbers"),
         (("--seeds", ""), "write whole numbers"),
