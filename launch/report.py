@@ -36,7 +36,12 @@ def main() -> int:
     parser.add_argument(
         "--table", choices=sorted(groups.FORMATS), help="of --compare, print the groups' table in this format"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default RUN/report.html)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to (default RUN/report.html; with --compare comparison.html beside the runs)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = parser.parse_args()
     if arguments.table and arguments.json:
