@@ -27,7 +27,8 @@ def add(to: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="REFERENCE",
         help="pretrained weights to fetch, as configs refer to them, or addresses (default with VOC the "
-        f"recipe's, {pretrained.DEFAULT}); with --archives they are taken from there, nothing is downloaded",
+        f"recipe's, {pretrained.DEFAULT}, with --images the base's); with --archives they are taken from "
+        "there, nothing is downloaded",
     )
     add("--no-weights", action="store_true", help="no pretrained weights")
     add("--partial", action="store_true", help="other datasets: take fewer files than the release has")
