@@ -59,6 +59,21 @@ def state() -> str:
     return this_job().get("JobState", "UNKNOWN")
 
 
+def is_cancelled(job: Mapping[str, str]) -> bool:
+    """Whether somebody has cancelled this job, which is as `this_job` shows it.
+
+    While anything of a job lives that has been ended, it is COMPLETING, whatever it is ended for. Of one that
+    Slurm has requeued it lets itself be told, of one that is over it does not; and what is over for another
+    reason than scancel says for which.
+    """
+    if job.get("JobState") != "COMPLETING":
+        return job.get("JobState") == "CANCELLED"
+    if "PreemptTime" in job or "Reason" in job:
+        return False
+    answer = call(["scontrol", "update", f"JobId={slurm_id()}", f"Requeue={job.get('Requeue', '1')}"])
+    return not answer.ok and "already finished" in answer.text
+
+
 def span() -> tuple[float, float] | None:
     """When this job began and when its time limit ends it, in seconds since the epoch; None outside of Slurm
     or when it cannot be asked. To be called early: a job that is being preempted is given another end."""

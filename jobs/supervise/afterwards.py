@@ -284,7 +284,7 @@ def _past(run: Run) -> History:
 def _cancelled(run: Run, job: str) -> str | None:
     """As `cancelled_by`, but sees a plain scancel too, and notes it as an event."""
     by = cancelled_by(run)
-    if by is None and slurm.state() == "CANCELLED":
+    if by is None and slurm.is_cancelled(slurm.this_job()):
         by = "scancel"
         _say(run, job, "cancelled", by=by)
     return by

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ HEADER = """#!/bin/bash
 #SBATCH --time=10
 #SBATCH --cpus-per-task=1
 {options}
+trap : USR2 TERM
 run={run}
 python={python} host_python=$python
 job=$SLURM_JOB_ID
@@ -207,8 +209,11 @@ def test_submitted_twice_the_evaluation_follows_the_job_that_goes_on(cluster: Sl
     assert not of(run, "failed")
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("how", ["scancel", "event"])
-def test_a_cancelled_job_does_not_come_back(cluster: Slurm, tmp_path: Path, how: str) -> None:
+def test_a_cancelled_job_does_not_come_back(variant: Callable[..., Slurm], tmp_path: Path, how: str) -> None:
+    # Where Slurm kills late, so that it is not what keeps the batch script from a requeue.
+    cluster = variant("--kill-wait", "60", "--no-accounting")
     run = make(tmp_path / "run", "--partition=low", "--requeue", *TWO_NODES)
     job = submit(cluster, run)
     at_work(run)
@@ -218,6 +223,7 @@ def test_a_cancelled_job_does_not_come_back(cluster: Slurm, tmp_path: Path, how:
     else:
         cluster.run("scancel", job)
     assert cluster.wait_ended(job) == ("FAILED" if how == "event" else "CANCELLED")
+    assert of(run, "cancelled")[-1]["by"] == ("a test" if how == "event" else "scancel")
     cluster.wait_no_processes(job)
     assert not of(run, "requeued")
     assert cluster.run("squeue", "-h", "-n", "train", "-o", "%i") == ""
