@@ -163,6 +163,10 @@ CANCELLED = File(
     "cancelled",
     "`launch/cancel.py` was here: no requeue, no successor. `train.py --resume` removes it",
 )
+TURN = File(
+    "turn",
+    "locked by a launcher that submits a job of the run, so that two commands come one after the other",
+)
 GLOBAL_BATCH = File(
     "global-batch", "images a step on all ranks, kept where a later start has another number of ranks"
 )

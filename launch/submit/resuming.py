@@ -13,6 +13,7 @@ from launch.submit import batch_script as script
 from launch.submit import (
     configs,
     creation,
+    executors,
     interpreters,
     job_environment,
     longer,
@@ -31,6 +32,13 @@ def resume(arguments: argparse.Namespace) -> int:
     longer training, or one put right before its first checkpoint (--set, --unset)."""
     check_unchanged(arguments)
     run = runs.find(arguments.resume)
+    with runs.turn(run):
+        submitted = _resume(arguments, run)
+    return training.tell(arguments, run, *submitted) if submitted else 0
+
+
+def _resume(arguments: argparse.Namespace, run: Run) -> executors.Submitted | None:
+    """What was submitted; None for a dry run."""
     old = run.request()
     check_trains(run, old)
     programs.check_there(run)
@@ -70,7 +78,7 @@ def resume(arguments: argparse.Namespace) -> int:
     scripts = training.batches(run.path, spec)
     if arguments.dry_run:
         show(arguments, run, scripts)
-        return 0
+        return None
     prerequisites = creation.data_prerequisites(spec)
     old.nodes, old.gpus, old.executor = spec.train.nodes[1], spec.train.settings.gpus, spec.train.executor
     old.set = overrides
@@ -84,8 +92,7 @@ def resume(arguments: argparse.Namespace) -> int:
         mark.unlink(missing_ok=True)
         if any(key.partition(".")[0] == "train_dataloader" for key in (*given, *arguments.unset)):
             batch.unlink(missing_ok=True)  # what a start that came to nothing began with
-        jobs, process = training.submit([run], scripts, prerequisites, not arguments.no_evaluation)[0]
-    return training.tell(arguments, run, jobs, process)
+        return training.submit([run], scripts, prerequisites, not arguments.no_evaluation)[0]
 
 
 def show(arguments: argparse.Namespace, run: Run, scripts: tuple[script.Batch, script.Batch]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import itertools
 import os
 import re
@@ -11,7 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -207,6 +208,19 @@ def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) ->
         if not (isinstance(error, SlurmError) and error.unanswered):
             shutil.rmtree(run.path)
         raise
+
+
+@contextmanager
+def turn(run: Run) -> Iterator[None]:
+    """One command after the other submits jobs of a run: each writes the same scripts, which Slurm reads when
+    they are submitted, and looks first whether a job lives."""
+    with ExitStack() as stack:
+        # Another user's run or a full disk, which what follows says; or a file system without locks.
+        with suppress(OSError):
+            run.job.mkdir(exist_ok=True)  # of a run that has lost it
+            file = stack.enter_context((run.job / files.TURN()).open("ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _taken(run: Run) -> Taken:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +65,12 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
         interpreters.check(resolved)
     executor = executors.named(resolved.executor)
     file = run.job / files.SCRIPT(STAGE=resolved.stage)
-    with _turn(run), requests.restored_on_error(file, job_environment.place(run, resolved.stage)):
+    with runs.turn(run), requests.restored_on_error(file, job_environment.place(run, resolved.stage)):
         if executor.BATCH_SCRIPTS:
             requests.write_scripts(run, batch)
         ids, process = executor.submit([run], [batch], Prerequisites())[0]
     ending.submitted(run, ids)
     return ids[resolved.stage], process
-
-
-@contextlib.contextmanager
-def _turn(run: Run) -> Iterator[None]:
-    """One command after the other: each writes the same script, and Slurm reads it when it is submitted."""
-    with run.request_file.open("rb") as file:
-        with contextlib.suppress(OSError):  # a file system without locks, or with none of what is only read
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def tell(arguments: argparse.Namespace, run: Run, stage: str, job: str, process: Any) -> int:

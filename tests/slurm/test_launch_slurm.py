@@ -180,3 +180,16 @@ def test_a_controller_that_is_away_is_waited_for(launch: Launcher) -> None:
     jobs = json.loads(out)["jobs"]
     assert slurm.job(jobs["train"])["JobName"] == "patient"
     slurm.run("scancel", *jobs.values())
+
+
+def test_resumed_by_several_commands_at_once_a_run_has_one_job(launch: Launcher) -> None:
+    later = ("--sbatch", "begin=now+1hour", "--no-evaluation")
+    launch.train("--run", "one", *later)
+    launch("cancel", "one")
+    asked = [launch.start("train", "--resume", "one", *later) for _ in range(3)]
+    ended = [(process.communicate(timeout=120)[1], process.returncode) for process in asked]
+    assert sorted(code for _, code in ended) == [0, 2, 2], ended
+    (job,) = launch.slurm.run("squeue", "-h", "-n", "one", "-o", "%i").split()
+    for said in (error for error, code in ended if code == 2):
+        assert said == f"error: one is on its way as job {job}: python launch/cancel.py one ends that\n"
+    launch("cancel", "one")

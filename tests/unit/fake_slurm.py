@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jobs.run import files
+
 ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = re.compile(
@@ -71,7 +73,9 @@ class Site:
         return self("train", *common, *arguments, **variables)
 
     def contents(self) -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in self.runs.rglob("*") if path.is_file()}
+        """Of all files but the one that a command locks, which is empty."""
+        found = (path for path in self.runs.rglob("*") if path.is_file() and path.name != files.TURN())
+        return {str(path): path.read_bytes() for path in found}
 
 
 def one_line(done: subprocess.CompletedProcess[str], *said: str) -> None:
