@@ -22,10 +22,8 @@ UNKNOWN = "UNKNOWN"
 # Free text (the name, the script's path) last, behind a mark of its own: it may hold the separator.
 _MARK = "|>#<|"
 _SQUEUE = f"%A|%F|%K|%T|%P|%Q|%u|%S|%V|%N|%E|%r{_MARK}%o{_MARK}%j"
-_SACCT = (
-    *("JobID", "State", "ExitCode", "Start", "End", "Submit", "Restarts", "NodeList", "Reason"),
-    *("User", "JobName"),
-)
+# Fields of every version: for one that it does not know sacct tells nothing at all.
+_SACCT = ("JobID", "State", "ExitCode", "Start", "End", "Submit", "NodeList", "Reason", "User", "JobName")
 
 ALIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "STOPPED"}
 ALIVE |= {"REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "SPECIAL_EXIT"}
@@ -196,7 +194,7 @@ def parse_sacct(text: str) -> list[Job]:
         fields = line.split("|", len(_SACCT) - 1)
         if len(fields) < len(_SACCT) - 2:
             continue
-        id, state, code, start, end, submit, _, nodes, reason, user, name = [*fields, "", ""][: len(_SACCT)]
+        id, state, code, start, end, submit, nodes, reason, user, name = [*fields, "", ""][: len(_SACCT)]
         jobs.append(
             Job(
                 id=id,

@@ -375,7 +375,7 @@ def with_programs(root: Path, **programs: str) -> dict[str, str]:
 
 
 RUNNING = 'echo "12|12|N/A|RUNNING|gpu|10|me|2026-01-01T00:00:00|2026-01-01T00:00:00|n1|(null)|None"'
-SACCT = 'echo "12|CANCELLED|0:0|2026-01-01T00:00:00|2026-01-01T00:00:00|2026-01-01T00:00:00|0|n1|None"'
+SACCT = 'echo "12|CANCELLED|0:0|2026-01-01T00:00:00|2026-01-01T00:00:00|2026-01-01T00:00:00|n1|None"'
 
 
 def test_clean_asks_whether_a_cancelled_job_is_still_saving(tmp_path: Path) -> None:

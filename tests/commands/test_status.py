@@ -433,7 +433,7 @@ SLURM = """#!/bin/sh
 echo "$0" >> "$BATON_CALLS"
 case $0 in
 *squeue) echo "12|12|N/A|RUNNING|gpu|10|me|2026-01-01T00:00:00|2026-01-01T00:00:00|n1|(null)|None" ;;
-*sacct) echo "13|TIMEOUT|0:0|2026-01-01T00:00:00|2026-01-01T00:00:09|2026-01-01T00:00:00|0|n1|x" ;;
+*sacct) echo "13|TIMEOUT|0:0|2026-01-01T00:00:00|2026-01-01T00:00:09|2026-01-01T00:00:00|n1|x" ;;
 esac
 """
 

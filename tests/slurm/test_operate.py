@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jobs.run import events
+from jobs.slurm import queries as slurm_queries
 from tests.support.slurm import Slurm, wait_event, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,6 +236,24 @@ def test_a_run_from_queue_to_cancelled_to_resumed(cluster: Slurm, runs: Path, vo
     assert any("preempted" in one["why"] for one in words["starts"])
     call(cluster, runs, "cancel", "first")
     wait_for(lambda: not cluster.run("squeue", "--noheader", "--name=first"), "no job of it is left")
+
+
+@pytest.mark.versions
+def test_accounting_tells_how_each_start_of_a_job_ended(
+    cluster: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    script = "#!/bin/bash\nsleep 600\n"
+    job = cluster.submit(script, "--requeue", "--output=/dev/null", cwd=tmp_path)
+    cluster.wait_state(job, "RUNNING")
+    cluster.run("scontrol", "requeue", job)
+    wait_for(lambda: cluster.job(job)["Restarts"] == "1" and cluster.state(job) == "RUNNING", "it is back")
+    cluster.run("scancel", job)
+
+    def ends() -> list[str]:
+        return [one.state for one in slurm_queries.incarnations([job]).get(job, [])]
+
+    wait_for(lambda: ends() == ["REQUEUED", "CANCELLED"], "accounting has both", 60)
 
 
 @pytest.mark.versions

@@ -114,8 +114,8 @@ def test_accounting_says_why_a_start_was_killed(tmp_path: Path, monkeypatch: pyt
     run = interrupted_run(tmp_path / "run")
     past = history.read(run)
     rows = parse_sacct(
-        "12|PREEMPTED|0:0|2026-09-21T14:13:40|2026-09-21T14:16:30|2026-09-21T14:13:20|0|n1|None\n"
-        "12|NODE_FAIL|0:0|2026-09-21T14:16:51|2026-09-21T14:19:02|2026-09-21T14:13:20|1|n2|None\n"
+        "12|PREEMPTED|0:0|2026-09-21T14:13:40|2026-09-21T14:16:30|2026-09-21T14:13:20|n1|None\n"
+        "12|NODE_FAIL|0:0|2026-09-21T14:16:51|2026-09-21T14:19:02|2026-09-21T14:13:20|n2|None\n"
     )
     # Slurm's times are local; whatever the zone of this machine, they shall be those of the run.
     shift = T0 + 20 - (rows[0].start or 0)
