@@ -19,6 +19,7 @@ import msgspec
 from jobs.run import output, secrets, staged, trackers
 from jobs.run.errors import UserError, one_line
 from jobs.run.settings import Container, Notify, Settings
+from jobs.slurm import successor
 from launch.submit import executors
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "configs" / "clusters"
@@ -87,6 +88,8 @@ OWN_OPTIONS = {
     "wrap": "`setup`",
 }
 # ASCII: \d alone takes the digits of all scripts, which Slurm does not read.
+WARNED = ("train", "prepare", "infer")
+"""Stages whose jobs are told before their time limit to save and leave."""
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.ASCII)
 _MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE | re.ASCII)
 _NODES = re.compile(r"([1-9]\d{0,5})(?:-([1-9]\d{0,5}))?", re.ASCII)
@@ -213,6 +216,8 @@ def resolve(
             _convert({key: value}, source)
     settings = _convert(merged, profile.source)
     _check_values(settings, sources)
+    if stage in WARNED:
+        _check_end(settings, sources)
     return Resolved(
         profile=profile.name, executor=profile.executor, stage=stage, settings=settings, sources=sources
     )
@@ -268,6 +273,17 @@ def _parts(of: Any) -> list[Any]:
     """What a type is made of, at any depth: classes, and the words of its literals."""
     inner = get_args(of)
     return [part for one in inner for part in _parts(one)] if inner else [of]
+
+
+def _check_end(settings: Settings, sources: dict[str, str]) -> None:
+    """Raises UserError for a job that would be told to leave as soon as it runs, time and again."""
+    limit = 60 * (successor.minutes(settings.time or "") or 0)  # 0 is none to Slurm, too
+    if 0 < limit <= settings.signal_delay:
+        raise UserError(
+            f"{sources['time']}: `time` {settings.time} is no longer than `signal_delay`, the "
+            f"{settings.signal_delay} s before its end at which a job saves and leaves: it would come to "
+            "nothing; a longer time, or a shorter signal_delay"
+        )
 
 
 def _check_values(settings: Settings, sources: dict[str, str]) -> None:

@@ -91,6 +91,8 @@ def test_the_section_of_the_evaluation_wins_over_what_the_training_was_told() ->
         ("environment: tar", "at `environment`; it may be image"),
         ("notify: {on: [ended]}", "at `notify.on[0]`; it may be finished, failed, stopped, evaluated"),
         ("time: soon", "`time` is not a time that Slurm reads"),
+        ("time: '2'", "`time` 2 is no longer than `signal_delay`, the 120 s before"),
+        ("train: {time: 0:05:00, signal_delay: 300}", "`time` 0:05:00 is no longer than `signal_delay`"),
         ("memory: lots", "`memory` is not an amount of memory"),
         ("sbatch: {--nice: 1}", "write sbatch's long option without its dashes"),
         ("sbatch: {output: x}", "must not set 'output'"),
