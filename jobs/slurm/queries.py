@@ -199,7 +199,8 @@ def parse_sacct(text: str) -> list[Job]:
             Job(
                 id=id,
                 state=state.split()[0] if state else UNKNOWN,
-                reason="" if reason == "None" else reason,
+                # Accounting keeps why a job last waited, which is not why it ended.
+                reason="" if reason == "None" or _time(end) else reason,
                 user=user,
                 name=name,
                 exit_code=code,

@@ -115,8 +115,9 @@ def test_accounting_says_why_a_start_was_killed(tmp_path: Path, monkeypatch: pyt
     past = history.read(run)
     rows = parse_sacct(
         "12|PREEMPTED|0:0|2026-09-21T14:13:40|2026-09-21T14:16:30|2026-09-21T14:13:20|n1|None\n"
-        "12|NODE_FAIL|0:0|2026-09-21T14:16:51|2026-09-21T14:19:02|2026-09-21T14:13:20|n2|None\n"
+        "12|NODE_FAIL|0:0|2026-09-21T14:16:51|2026-09-21T14:19:02|2026-09-21T14:13:20|n2|BeginTime\n"
     )
+    assert [row.reason for row in rows] == ["", ""], "why it waited is not why it ended"
     # Slurm's times are local; whatever the zone of this machine, they shall be those of the run.
     shift = T0 + 20 - (rows[0].start or 0)
     moved = [_moved(row, shift) for row in rows]
