@@ -25,6 +25,7 @@ NEVER = (
      "its time limit is longer than the account or the QOS allows; a shorter --time"),
     (r"(QOS|Assoc)Max\w*Per(Job|Node)(Limit)?", "it asks for more than the account or the QOS allows a job"),
     (r"QOSMin\w*", "it asks for less than its QOS wants at least"),
+    (r"DependencyNeverSatisfied", "the job that it waits for did not succeed"),
     (r"DeadLine", "it cannot end before its deadline"),
     (r"JobLaunchFailure|SystemFailure|BurstBufferOperation", "Slurm could not launch it"),
 )  # fmt: skip

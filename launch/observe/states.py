@@ -254,10 +254,8 @@ def _pending(past: History, job: StageJob, seen: Job, now: float) -> State:
         return State("stuck", f"will never start: {waited} did not succeed; cancel it and submit it again")
     if seen.reason.startswith("Dependency"):
         return State("waiting", f"waits for job {job.after or seen.dependency}{when}")
-    if pending.is_held(seen.reason) or seen.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"):
-        return State("stuck", f"held ({seen.reason}); scontrol release {job.id} lets it go on")
-    if why := pending.never(seen.reason):
-        return State("stuck", f"will never start as it is: {why} ({seen.reason})")
+    if stuck := _stuck(seen):
+        return State("stuck", stuck)
     behind = _behind(seen)
     if past.incarnations:
         if seen.reason in ("BeginTime", "") or seen.state == "REQUEUED":
@@ -269,8 +267,8 @@ def _pending(past: History, job: StageJob, seen: Job, now: float) -> State:
 def _behind(seen: Job) -> str:
     """Only a job that Slurm holds for its resources comes next; one held for its priority waits for jobs
     that the counting within its partition does not see. Who waits for anything else stands in no line."""
-    if why := pending.never(seen.reason):
-        return f"will never start as it is: {why} ({seen.reason})"
+    if stuck := _stuck(seen):
+        return stuck
     if why := pending.waits(seen.reason):
         return f"queued: {why} ({seen.reason})"
     if seen.ahead:
@@ -280,9 +278,18 @@ def _behind(seen: Job) -> str:
     return "queued, others go first" if seen.reason == "Priority" else "queued"
 
 
+def _stuck(seen: Job) -> str:
+    """Why a job will not start unless somebody does something; "" if it may."""
+    if seen.reason == "JobHeldAdmin":
+        return f"held by an administrator, who alone can release job {seen.id}"
+    if pending.is_held(seen.reason) or seen.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"):
+        return f"held ({seen.reason}); scontrol release {seen.id} lets it go on"
+    why = pending.never(seen.reason)
+    return f"will never start as it is: {why} ({seen.reason})" if why else ""
+
+
 def _queued(seen: Job, code: str) -> str:
-    """`code`, unless the job can never start."""
-    return "stuck" if pending.never(seen.reason) else code
+    return "stuck" if _stuck(seen) else code
 
 
 def _gone(past: History, how: str) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections import Counter
 from typing import Any
@@ -179,7 +180,9 @@ def next_command(run: Run, one: states.Status) -> str:
         return whole
     if one.state == "cancelled":
         return again[stage]
-    if one.state == "stuck":
+    if one.state == "stuck" and (release := re.search(r"scontrol release \S+", one.words)):
+        return f"{release[0]} · or, to end it: python launch/cancel.py {name}"
+    if one.state == "stuck" and "held by" not in one.words:
         return f"python launch/cancel.py {name}, then {again[stage]}"
     if one.state == "queued" and not one.job:
         return _submission(run)

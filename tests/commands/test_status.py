@@ -59,6 +59,18 @@ def test_waiting_for_the_preparation(tmp_path: Path) -> None:
     assert judge(run, never).code == "stuck"
 
 
+def test_held(tmp_path: Path) -> None:
+    """Whatever the job's stage; and who may release it."""
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    admins = judge(run, Job(id="12", state="PENDING", reason="JobHeldAdmin"))
+    assert (admins.code, admins.words) == ("stuck", "held by an administrator, who alone can release job 12")
+    run = made_run(tmp_path / "prepare")
+    write(run, 0, "submitted", stage="prepare", job="11", executor="slurm")
+    own = judge(run, Job(id="11", state="PENDING", reason="JobHeldUser"))
+    assert (own.code, own.words) == ("stuck", "held (JobHeldUser); scontrol release 11 lets it go on")
+
+
 def test_running_starting_and_silent(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     submitted(run)

@@ -41,6 +41,19 @@ def test_evaluation_on_two_ranks_inference_and_export(launch: Launcher, tmp_path
     assert len(list((tmp_path / "others").rglob(f"{photo.stem}.png"))) == 1  # below its folder's name
 
 
+def test_a_held_evaluation_is_seen_as_held(launch: Launcher) -> None:
+    job = launch.train("--run", "one", "--no-evaluation")["train"]
+    assert launch.slurm.wait_ended(job) == "COMPLETED"
+    held = json.loads(launch("evaluate", "one", "--sbatch", "hold=true", "--json")[0])["jobs"]["evaluate"]
+    shown = json.loads(launch("status", "one", "--json")[0])
+    assert shown["state"] == "stuck"
+    assert shown["words"].endswith(f"held (JobHeldUser); scontrol release {held} lets it go on")
+    assert shown["next"].startswith(f"scontrol release {held} ")
+    launch.slurm.run("scontrol", "release", held)
+    assert launch.slurm.wait_ended(held) == "COMPLETED"
+    assert json.loads(launch("status", "one", "--json")[0])["words"] == "finished, evaluated"
+
+
 def test_without_accounting(variant: Callable[..., Slurm], tmp_path: Path, voc_small: Path) -> None:
     launch = Launcher(variant("--no-accounting", "--no-requeue"), tmp_path, voc_small)
     arguments = ["--data-root", launch.data, "--run", "one", "--wait"]
