@@ -89,6 +89,11 @@ class Slurm:
         processes.kill([daemon])
         processes.kill(processes.jobs(self.layout, node=node))
 
+    def kill_processes_of(self, job_id: str) -> None:
+        """What a node that runs out of memory does: the job's own processes are gone, nobody was asked."""
+        mine = processes.jobs(self.layout, job_id=job_id)
+        processes.kill([p for p in mine if "slurmstepd" not in processes.command(p)])
+
     def revive_node(self, node: str) -> None:
         daemons.start(self.cluster, f"slurmd-{node}")
 
