@@ -218,7 +218,9 @@ def turn(run: Run) -> Iterator[None]:
         # Another user's run or a full disk, which what follows says; or a file system without locks.
         with suppress(OSError):
             run.job.mkdir(exist_ok=True)  # of a run that has lost it
-            file = stack.enter_context((run.job / files.TURN()).open("ab"))
+            # For this user alone: whoever may open a file may lock it, and keep all others waiting.
+            file = os.open(run.job / files.TURN(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, file)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
