@@ -210,6 +210,24 @@ def test_submitted_twice_the_evaluation_follows_the_job_that_goes_on(cluster: Sl
 
 
 @pytest.mark.versions
+@pytest.mark.parametrize(
+    ("partition", "options"), [("low", "--requeue"), ("low", "--no-requeue"), ("lowcan", "--requeue")]
+)
+def test_a_preemption_without_grace_time_is_no_cancellation(
+    variant: Callable[..., Slurm], tmp_path: Path, partition: str, options: str
+) -> None:
+    """The job is COMPLETING at once, as after a scancel."""
+    cluster = variant("--kill-wait", "60", "--grace", "0", "--no-accounting")
+    run = make(tmp_path / "run", f"--partition={partition}", options)
+    job = submit(cluster, run)
+    at_work(run)
+    cluster.preempt(job)
+    requeued = wait_event(run.path, "requeued")
+    assert not of(run, "cancelled")
+    assert cluster.wait_ended(requeued.get("successor", job)) == "COMPLETED"
+
+
+@pytest.mark.versions
 @pytest.mark.parametrize("how", ["scancel", "event"])
 def test_a_cancelled_job_does_not_come_back(variant: Callable[..., Slurm], tmp_path: Path, how: str) -> None:
     # Where Slurm kills late, so that it is not what keeps the batch script from a requeue.
