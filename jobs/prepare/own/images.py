@@ -58,7 +58,7 @@ FORMATS = sorted(set(SUFFIXES.values()))
 
 ALPHA = {1, 2}
 """TIFF 6.0, ExtraSamples: associated and unassociated alpha; 0 is any further band."""
-OTHERWISE = {tifffile.PHOTOMETRIC[name] for name in ("MINISWHITE", "YCBCR", "CIELAB")}
+OTHERWISE = {tifffile.PHOTOMETRIC[name] for name in ("YCBCR", "CIELAB")}
 """TIFF 6.0, PhotometricInterpretation: what is stored is not what is seen, and what OpenCV gives."""
 ORIENTATION = 0x0112
 
@@ -226,11 +226,13 @@ def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
         axes = series.axes
         try:
             pixels, plain = series.asarray(), True
-            if page.photometric in OTHERWISE and pixels.dtype == np.uint8 and axes in ("YX", "YXS"):
-                pixels = by_opencv(content)
+            if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype in (np.uint8, np.bool_):
+                pixels = ~pixels
+            elif page.photometric in OTHERWISE and pixels.dtype == np.uint8 and axes == "YXS":
+                pixels = by_opencv(content, orientation)
         except (ValueError, NotImplementedError, RuntimeError, ImportError):
             # A compression that tifffile needs another package for: OpenCV's libtiff has the usual ones.
-            pixels, plain, axes = by_opencv(content), False, "YXS"
+            pixels, plain, axes = by_opencv(content, orientation), False, "YXS"
             if pixels.ndim == 2:
                 axes = "YX"
         extra = tuple(int(one) for one in page.extrasamples or ())
@@ -256,14 +258,16 @@ def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
     return pixels, plain, alpha, orientation
 
 
-def by_opencv(content: bytes) -> NDArray[Any]:
-    """RGB or grey, in the file's own depth. Raises BadPicture."""
+def by_opencv(content: bytes, orientation: int = 1) -> NDArray[Any]:
+    """RGB or grey, in the file's own depth, as stored. `orientation`: that of a TIFF, which OpenCV turns
+    whatever it was asked for. Raises BadPicture."""
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         pixels = None
     if pixels is None:
         raise BadPicture("is compressed in a way that is not read here: save it with deflate or without")
+    pixels = turned(pixels, {6: 8, 8: 6}.get(orientation, orientation))
     return pixels if pixels.ndim == 2 else to_rgb(pixels)
 
 

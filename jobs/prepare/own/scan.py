@@ -26,7 +26,7 @@ from jobs.prepare.progress import task
 from jobs.run.deflate import content_digest
 from jobs.run.errors import MALFORMED
 
-ROWS = 4
+ROWS = 5
 """How rows are made: another number whenever the same files would give another row than before."""
 BATCH = 32
 MOST_VALUES = 1000

@@ -1,0 +1,40 @@
+"""TIFFs: stored otherwise than they are seen."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.prepare.own import images
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (40, 70, 3)).astype(np.uint8)
+
+
+def tiff(image: Image.Image, compression: str | None, **tags: int) -> bytes:
+    file = io.BytesIO()
+    named = {"photometric": 262, "orientation": images.ORIENTATION}
+    image.save(file, "TIFF", compression=compression, tiffinfo={named[tag]: tags[tag] for tag in tags})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_turned_tiff_is_read_as_it_is_stored(compression: str | None, orientation: int) -> None:
+    """OpenCV, which reads LZW, turns it by itself: the copy was turned a second time."""
+    content = tiff(Image.fromarray(PIXELS), compression, orientation=orientation)
+    assert images.look(content).orientation == orientation
+    assert (images.read(content) == PIXELS).all()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("mode", "compression"), [("1", None), ("1", "packbits"), ("1", "group4"), ("L", None), ("L", "tiff_lzw")]
+)
+def test_white_may_be_0(mode: str, compression: str | None, orientation: int) -> None:
+    """As scanners save pages."""
+    drawn = Image.fromarray(PIXELS).convert(mode)
+    content = tiff(drawn, compression, photometric=0, orientation=orientation)
+    assert (images.read(content)[..., 0] == np.asarray(drawn.convert("L"))).all()
