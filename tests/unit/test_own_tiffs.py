@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from jobs.prepare.own import images
@@ -38,3 +39,18 @@ def test_white_may_be_0(mode: str, compression: str | None, orientation: int) ->
     drawn = Image.fromarray(PIXELS).convert(mode)
     content = tiff(drawn, compression, photometric=0, orientation=orientation)
     assert (images.read(content)[..., 0] == np.asarray(drawn.convert("L"))).all()
+
+
+def test_a_usual_tiff_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten thousand, decoding each with OpenCV, too, took longer than all else."""
+    monkeypatch.setattr(images, "by_opencv", lambda *_: pytest.fail("decoded twice"))
+    assert images.look(tiff(Image.fromarray(PIXELS), None)).plain
+    assert images.look(tiff(Image.fromarray(PIXELS[..., 0]), "tiff_deflate")).plain
+
+
+def test_three_bands_that_are_no_colours_are_not_left_to_opencv() -> None:
+    """As GDAL writes bands: OpenCV gives the first of them three times."""
+    file = io.BytesIO()
+    bands = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": [0, 0]}
+    tifffile.imwrite(file, PIXELS, **bands)
+    assert not images.look(file.getvalue()).plain

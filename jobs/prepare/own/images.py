@@ -233,8 +233,6 @@ def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
         except (ValueError, NotImplementedError, RuntimeError, ImportError):
             # A compression that tifffile needs another package for: OpenCV's libtiff has the usual ones.
             pixels, plain, axes = by_opencv(content, orientation), False, "YXS"
-            if pixels.ndim == 2:
-                axes = "YX"
         extra = tuple(int(one) for one in page.extrasamples or ())
         palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
     if palette:
@@ -273,6 +271,11 @@ def by_opencv(content: bytes, orientation: int = 1) -> NDArray[Any]:
 
 def is_opencvs(content: bytes, pixels: NDArray[Any]) -> bool:
     """Whether OpenCV, a training's reader of 8 bits in 1 band or 3, gives just these: not of small tiles."""
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages.first
+        # The usual ones, of grey (1) and RGB (2), need not take the time of decoding them twice.
+        if not page.is_tiled and page.samplesperpixel == {1: 1, 2: 3}.get(page.photometric):
+            return True
     with contextlib.suppress(BadPicture):
         return pixels.shape[2:] not in ((), (3,)) or np.array_equal(by_opencv(content), pixels)
     return False
@@ -337,8 +340,7 @@ def shown(path: Path, turn: bool) -> NDArray[np.uint8]:
 
 def for_eyes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """H×W×3 uint8 to look at: three bands, other depths stretched to what 1 to 99 % of the pixels have."""
-    pixels = np.repeat(pixels, 3, 2) if pixels.shape[2] < 3 else pixels[..., :3]
-    pixels = pixels[..., :3]
+    pixels = (np.repeat(pixels, 3, 2) if pixels.shape[2] < 3 else pixels)[..., :3]
     if pixels.dtype != np.uint8:
         step = max(1, min(pixels.shape[:2]) // 1024)
         low, high = np.percentile(pixels[::step, ::step], (1, 99))
