@@ -181,6 +181,32 @@ def test_greys_that_agree_or_are_no_labels_are_not(tmp_path: Path, greys: tuple[
         assert (labels == given).all()
 
 
+@pytest.mark.parametrize("labels", [(0, 1, 2), (3, 3, 4), (1, 1, 2)])
+def test_labels_in_one_grey_are_no_greys(tmp_path: Path, labels: tuple[int, ...]) -> None:
+    """Cityscapes' palette has black for its labels 0 to 4."""
+    folder = own_images.write(tmp_path, 5)
+    (folder / "classes.txt").write_text(MANY)
+    saved_by(folder, lambda drawn, path: png(path, np.array(labels, np.uint8)[drawn], 8, 3, bytes(18)))
+    for found, drawn in zip(labels_of(make(folder)).values(), expected(5), strict=True):
+        assert (found == np.array(labels)[drawn]).all()
+
+
+def test_greys_saved_small_are_the_values_of_classes_that_have_them(tmp_path: Path) -> None:
+    """As oxipng makes 2 bits of 0, 85 and 170, of which none but those can be meant."""
+    folder = own_images.write(tmp_path, 5)
+    (folder / "classes.txt").write_text("background\ndisc value=85\nsquare value=170\n")
+
+    def save(labels: np.ndarray, path: Path) -> None:
+        png(path, np.packbits(np.unpackbits(labels[..., None], 2)[..., -2:].reshape(64, -1), 1), 2, 0)
+
+    saved_by(folder, save)
+    for labels, given in zip(labels_of(make(folder)).values(), expected(5), strict=True):
+        assert (labels == given).all()
+    (folder / "data").rename(tmp_path / "before")
+    (folder / "classes.txt").write_text("background\na value=1\nb value=2\ndisc value=85\nsquare value=170\n")
+    assert "is grey of less than 8 bits" in told(folder)["unreadable mask"]
+
+
 @pytest.mark.parametrize("mode", ["1", "L"])
 def test_0_1_among_0_255_is_asked_about(tmp_path: Path, mode: str) -> None:
     """As optipng leaves them, or another program: taken for labels, what is drawn as 255 would not count."""

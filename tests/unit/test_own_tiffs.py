@@ -51,6 +51,5 @@ def test_a_usual_tiff_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_three_bands_that_are_no_colours_are_not_left_to_opencv() -> None:
     """As GDAL writes bands: OpenCV gives the first of them three times."""
     file = io.BytesIO()
-    bands = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": [0, 0]}
-    tifffile.imwrite(file, PIXELS, **bands)
+    tifffile.imwrite(file, PIXELS, photometric="minisblack", planarconfig="contig", extrasamples=[0, 0])
     assert not images.look(file.getvalue()).plain

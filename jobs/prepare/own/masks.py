@@ -56,8 +56,8 @@ def open_picture(content: bytes, kind: str = "labels", classes: Classes | None =
                 pixels = np.asarray(image)
                 if image.mode == "P" and kind in ("auto", "binary") and classes is not None:
                     check_palette(pixels, image.getpalette("RGB") or [], classes)
-                if image.mode == "L" and depth_of(image, content) in (2, 4):
-                    check_shallow(pixels)
+                if image.mode == "L" and (depth := depth_of(image, content)) in (2, 4):
+                    check_shallow(pixels, depth, classes)
                 return pixels
             if image.mode == "1":
                 return np.asarray(image).astype(np.uint8)
@@ -114,10 +114,13 @@ def depth_of(image: Image.Image, content: bytes) -> int:
     return int(max(getattr(image, "tag_v2", {}).get(258, (8,))))
 
 
-def check_shallow(pixels: NDArray[Any]) -> None:
+def check_shallow(pixels: NDArray[Any], depth: int, classes: Classes | None) -> None:
     """Raises BadMask for grey of 2 or 4 bits that is more than black and white: as a grey, which is what
-    Pillow gives, its 1 is 85 or 17; as a label it is 1."""
-    if not set(count(pixels)) <= {0, 255}:
+    Pillow gives, its 1 is 85 or 17; as a label it is 1. Unless the greys alone are values of classes: what
+    saves pictures small makes 2 bits of 0, 85 and 170."""
+    greys, known = set(count(pixels)), classes.values if classes else {}
+    labels = {grey * (2**depth - 1) // 255 for grey in greys}
+    if not greys <= {0, 255} and (not greys <= known.keys() or labels <= known.keys()):
         text = "is grey of less than 8 bits: whether its values are labels or greys cannot be seen"
         raise BadMask("unreadable mask", text, "save it with 8 bits")
 
@@ -143,9 +146,8 @@ def mode_of(content: bytes) -> str:
 
 def is_turned(content: bytes) -> bool:
     """Whether a mask that can be read says of itself, by EXIF, that it is to be turned."""
-    if b"eXIf" not in content and not is_tiff(
-        content
-    ):  # of a PNG without, Pillow would decode all to find none
+    # Of a PNG without, Pillow would decode all to find none.
+    if b"eXIf" not in content and not is_tiff(content):
         return False
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         return orientation_of(image) != 1
@@ -184,7 +186,10 @@ def check_palette(indices: NDArray[Any], palette: list[int], classes: Classes) -
     for index, colour in used.items() if classes.colours else ():
         if text := contradiction(index, colour, classes):
             raise BadMask("colours contradict", f"is a palette picture: {text}", BY_WHAT)
-    if all(len({*colour}) == 1 and colour[0] in classes.values for colour in used.values()):
+    # What numbers greys anew gives each one number, from 0 on. Others are in a palette for people to look at,
+    # as Cityscapes' has the same black for several labels.
+    anew = [*used] == [*range(len({*used.values()}))]
+    if anew and all(len({*colour}) == 1 and colour[0] in classes.values for colour in used.values()):
         for index, (grey, *_) in used.items():
             if grey not in (index, IGNORED):
                 text = f"is a palette picture: its value {index} has the grey {grey}, which is a label too"
