@@ -254,6 +254,17 @@ def test_one_bit_beside_what_is_ignored_is_asked_about(tmp_path: Path) -> None:
     assert set(np.unique(labels)) == {0, 1}
 
 
+@pytest.mark.parametrize(("white", "named", "label"), [("wall", "'wall'", 3), ("ignore", "`ignore`", 255)])
+def test_one_bit_among_colours_is_asked_about(tmp_path: Path, white: str, named: str, label: int) -> None:
+    """A picture of colours that is black and white, saved small: its white is not the label 1."""
+    folder = own_images.write(tmp_path, 5, masks="colours")
+    (folder / "classes.txt").write_text(f"{own_images.CLASSES}{white} 255 255 255\n")
+    Image.fromarray(expected(3)[2] > 0).save(folder / "masks/scene_002.png")
+    assert f"its value 1 has the colour of {named}" in told(folder)["colours contradict"]
+    labels = labels_of(make(folder, "--mask-kind", "colours"))["scene_002"]
+    assert (labels == np.where(expected(3)[2] > 0, label, 0)).all()
+
+
 def test_values_that_were_put_right_are_heeded_by_the_next_start(tmp_path: Path) -> None:
     """What was read of a mask is kept, and with it what contradicts the values as they were."""
     folder = own_images.write(tmp_path, 5)

@@ -104,12 +104,13 @@ def grey_among_colours(pairs: Sequence[Pair], how: How) -> list[Finding]:
     for item, row in pairs:
         if row.mask_kind != "labels" or row.palette:
             continue
-        said = (masks.contradiction(value, (value,) * 3, how.classes) for value in row.values)
+        greys = {value: (value * 255 if row.one_bit else value,) * 3 for value in row.values}
+        said = (masks.contradiction(value, colour, how.classes) for value, colour in greys.items())
         if text := next(filter(None, said), ""):
             text = f"is grey, and others are of colours: {text}"
             found.append(error("colours contradict", item.mask, text, masks.BY_WHAT))
         elif any(
-            values.get(value, IGNORED) not in (IGNORED, colours.get((value,) * 3)) for value in row.values
+            values.get(value, IGNORED) not in (IGNORED, colours.get(grey)) for value, grey in greys.items()
         ):
             text = "is grey, and others are of colours: its values are taken for labels"
             fix = "if it is of colours too, save it in those of the classes file"
