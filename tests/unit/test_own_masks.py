@@ -284,6 +284,7 @@ def test_masks_beside_images_of_another_format(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 5, suffix=".jpg")
     for mask in (folder / "masks").iterdir():
         mask.rename(folder / "images" / mask.name)
+    (folder / "images/meta.json").write_text('{"tags": []}')  # no annotation: it has no image's name
     root = make(folder, "--masks", folder / "images")
     for labels, given in zip(labels_of(root).values(), expected(5), strict=True):
         assert (labels == given).all()

@@ -103,7 +103,12 @@ def kind_of(given: list[Path], images: dict[str, Path], suffix: str) -> str:
     if not found or not set(pictures.values()) <= (set() if suffix else set(images.values())):
         return "picture"
     content = parsed(next(iter(found.values())))
-    return "coco" if isinstance(content, dict) and "annotations" in content else "labelme"
+    if isinstance(content, dict) and "annotations" in content:
+        return "coco"
+    # What has the name of no image, as meta.json, makes no annotations of masks beside their images.
+    stems = {path.with_suffix("") for path in images.values()}
+    some = any(path.with_suffix("") in stems for path in found.values())
+    return "labelme" if some or not pictures else "picture"
 
 
 def parsed(path: Path) -> Any:
