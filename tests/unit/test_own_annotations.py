@@ -77,19 +77,22 @@ def test_small_things_lie_on_large_ones_of_another_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("x", [97.5, -40])
 def test_an_annotation_beside_its_image_is_told(tmp_path: Path, x: float) -> None:
-    """Nothing would be drawn of it: it is another image's, or one's of another size."""
+    """Nothing would be drawn of it: it is another image's, or one's of another size. Of a thing in parts that
+    a tile has cut, some may lie there."""
     folder = own_images.write(tmp_path, 4, masks="coco")
     beside = [x, 10, x + 30, 10, x + 30, 30]
     at_the_edge = [95.5, 10, 110, 10, 110, 30]
 
-    def put(ring: list[float]) -> None:
+    def put(*rings: list[float]) -> None:
         file = folder / "masks/instances.json"
-        changed(file, lambda content: content["annotations"][0].update(segmentation=[SQUARE, ring]))
+        changed(file, lambda content: content["annotations"][0].update(segmentation=rings))
 
     put(beside)
     assert f"a polygon lies outside of the image, from {x:g}, 10 on" in told(folder)["bad annotation"]
-    put(at_the_edge)
-    make(folder)
+    for rings in ((at_the_edge,), (SQUARE, beside)):
+        put(*rings)
+        make(folder)
+        (folder / "data").rename(tmp_path / f"before {len(rings)}")
 
 
 SQUARE = [0.0, 0.0, 10.0, 0.0, 10.0, 10.0, 0.0, 10.0]

@@ -81,7 +81,8 @@ def draw_coco(labels: NDArray[np.uint8], label: int, segmentation: Any) -> None:
                 )
             if max(abs(float(one)) for one in ring) > 4 * max(height, width):
                 raise BadMask("bad annotation", "a polygon lies far outside of the image", REDO)
-            refuse_outside([float(one) for one in ring], width, height, "polygon")
+        # Of a thing in parts, as one that a tile has cut, some may lie outside.
+        refuse_outside([float(one) for ring in polygons for one in ring], width, height, "polygon")
         runs = coco.frPyObjects(polygons, height, width)
     labels[coco.decode(coco.merge(runs)).astype(bool)] = label
 

@@ -325,7 +325,7 @@ def read_coco(
         if not same_image(item, written, path):
             other = "" if item.mask == str(path) else f"{item.mask} "
             text = f"lists {other}{item.written} and {written}, and there is {name} alone"
-            fix = "remove from it what is not among --images"
+            fix = "call it the same in all if it is one image; else remove what is not among --images"
             found.append(error("image twice", str(path), text, fix))
         item.size = size_of(one["width"], one["height"])
         by_id[one["id"]] = item
