@@ -40,9 +40,7 @@ LINE = re.compile(
     r"(?:[\s,;]+value\s*=\s*(?P<value>\d{1,9}))?"
 )
 
-HEAD = re.compile(
-    r"(class|name|label|class_name)[\s,;:]+r(ed)?[\s,;:]+g(reen)?[\s,;:]+b(lue)?", re.IGNORECASE
-)
+HEAD = re.compile(r".+?[\s,;:]+r(ed)?[\s,;:]+g(reen)?[\s,;:]+b(lue)?", re.IGNORECASE)
 """The first line of a table of classes and their colours, as a class_dict.csv has it: no class."""
 
 Colour = tuple[int, int, int]

@@ -276,6 +276,7 @@ def test_label_studios_tag_may_be_called_anything(tmp_path: Path, minimal: bool)
             task["annotations"] = [{"id": at, "result": result}]
             if minimal:
                 tasks[at] = {"id": task["id"], "image": task["data"]["image"], "my-labels": [region]}
+        tasks.insert(0, {"id": 1, "data": {"image": "other.png"}, "comment_authors": [7]})
 
     changed(folder / "masks/export.json", as_exported)
     for labels, given in zip(labels_of(make(folder)).values(), expected(4), strict=True):

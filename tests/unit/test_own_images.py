@@ -85,8 +85,9 @@ def test_classes_and_what_names_them() -> None:
     cvat = classes.parse("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:1,2,3::\n", "c")
     assert cvat.names == ("background", "car")
     assert cvat.colours == {(0, 0, 0): 0, (1, 2, 3): 1}
-    for table in ("name,r,g,b\nsky,0,0,0\ncar,1,2,3\n", "Class;Red;Green;Blue\nsky;0;0;0\ncar; 1; 2; 3\n"):
+    for head in ("name,r,g,b", "class_names, r, g, b", "Label;Red;Green;Blue"):
         # Were the first line a class, each label would be the class before.
+        table = f"{head}\nsky,0,0,0\ncar; 1; 2; 3\n"
         assert classes.parse(table, "c")[:3:2] == (("sky", "car"), {0: 0, 1: 1, 255: 255})
 
 

@@ -87,8 +87,8 @@ def shapes(
 
 def tags_of(content: Any) -> Iterator[str]:
     """What the tags are called whose labels a JSON export has: in JSON_MIN each is a key of a task's."""
-    with contextlib.suppress(*MALFORMED):
-        for task in content:
+    for task in content:
+        with contextlib.suppress(*MALFORMED):
             for annotation in task.get("annotations") or []:
                 yield from (str(one["from_name"]) for one in annotation["result"] if "from_name" in one)
             for key, regions in task.items():
