@@ -106,6 +106,13 @@ def with_an_overview(labels: np.ndarray, path: Path) -> None:
         file.write(np.ascontiguousarray(labels[::2, ::2]), photometric="minisblack", subfiletype=1)
 
 
+def with_a_mask_of_its_own(labels: np.ndarray, path: Path) -> None:
+    """As GDAL writes what is no data, with GDAL_TIFF_INTERNAL_MASK."""
+    with tifffile.TiffWriter(path.with_suffix(".tif")) as file:
+        file.write(labels, photometric="minisblack")
+        file.write(np.ones(labels.shape, bool), photometric="mask", subfiletype=4)
+
+
 def as_three_bands_of_16_bits(labels: np.ndarray, path: Path) -> None:
     cv2.imwrite(str(path), np.repeat(labels[..., None], 3, 2).astype(np.uint16))
 
@@ -123,6 +130,7 @@ def as_grey_and_alpha_of_16_bits(labels: np.ndarray, path: Path) -> None:
     [
         as_lossless_webp,
         with_an_overview,
+        with_a_mask_of_its_own,
         as_three_bands_of_16_bits,
         as_tiff_of_three_bands_of_16_bits,
         as_grey_and_alpha_of_16_bits,

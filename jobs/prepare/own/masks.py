@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -84,16 +85,20 @@ def check_file(image: Image.Image, content: bytes) -> None:
     if lossy or image.info.get("compression") in ("jpeg", "tiff_jpeg"):
         name = "lossy WebP" if image.format == "WEBP" else "JPEG"
         raise BadMask("unreadable mask", f"is a {name}, in which labels are blurred", LOSSLESS)
-    first, pictures = image.size, 0
-    for frame in range(getattr(image, "n_frames", 1)):
-        image.seek(frame)
+    if pictures_in(image, content) > 1:
+        fix = "make it one picture: in it, each pixel is one class"
+        raise BadMask("unreadable mask", "holds several pictures (pages or frames)", fix)
+
+
+def pictures_in(image: Image.Image, content: bytes) -> int:
+    """Frames, or pages of the first one's size. (Not by Pillow, which fails at pages that are masks.)"""
+    if not is_tiff(content):
+        return getattr(image, "n_frames", 1)
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
         # TIFF 6.0, NewSubfileType: 1 is the same in small, 4 a mask of transparency.
-        beside = getattr(image, "tag_v2", {}).get(254, 0) & 5
-        pictures += image.size == first and not beside
-        if pictures > 1:
-            fix = "make it one picture: in it, each pixel is one class"
-            raise BadMask("unreadable mask", "holds several pictures (pages or frames)", fix)
-    image.seek(0)
+        pages = [page.aspage() for page in file.pages]
+        sizes = [(page.imagewidth, page.imagelength) for page in pages if not page.subfiletype & 5]
+    return sizes.count(image.size)
 
 
 def is_lossy_webp(content: bytes) -> bool:
