@@ -53,3 +53,13 @@ def test_three_bands_that_are_no_colours_are_not_left_to_opencv() -> None:
     file = io.BytesIO()
     tifffile.imwrite(file, PIXELS, photometric="minisblack", planarconfig="contig", extrasamples=[0, 0])
     assert not images.look(file.getvalue()).plain
+
+
+def test_a_page_of_no_data_is_no_second_image() -> None:
+    """As GDAL writes it."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(PIXELS[..., 0], photometric="minisblack")
+        writer.write(np.ones(PIXELS.shape[:2], bool), photometric="mask", subfiletype=4)
+    assert images.look(file.getvalue()).plain
+    assert (images.read(file.getvalue())[..., 0] == PIXELS[..., 0]).all()

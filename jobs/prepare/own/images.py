@@ -217,7 +217,8 @@ def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
     out, EXIF orientation). Raises BadPicture."""
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page, series = file.pages.first, file.series[0]
-        if len(file.series) > 1 and file.series[1].shape == series.shape:
+        others = [one for one in file.series[1:] if not one.keyframe.subfiletype & 4]  # 4: a mask of no data
+        if others and others[0].shape == series.shape:
             raise BadPicture("holds several images: save each as a file of its own")
         if math.prod(series.shape) * series.dtype.itemsize > MOST_BYTES:
             raise BadPicture(f"has the shape {series.shape}: cut it into tiles")
@@ -283,8 +284,7 @@ def is_opencvs(content: bytes, pixels: NDArray[Any]) -> bool:
 
 def to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
     """OpenCV's order of bands to the file's."""
-    order = [2, 1, 0, *range(3, pixels.shape[2])]
-    return pixels[..., order]
+    return pixels[..., [2, 1, 0, *range(3, pixels.shape[2])]]
 
 
 # --- pixels ---
