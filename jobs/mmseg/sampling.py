@@ -225,7 +225,8 @@ MOST = 1000
 
 def own_generators(dataset: Any) -> list[Any]:
     """The generators that the transforms of a dataset, and of those inside it, keep for themselves
-    (albumentations' do): seeding Python, NumPy and torch does not reach them."""
+    (albumentations' do): seeding Python, NumPy and torch does not reach them. What takes generators stands
+    for those that it has, and for all below it."""
     import torch
 
     kinds = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
@@ -237,7 +238,7 @@ def own_generators(dataset: Any) -> list[Any]:
         if id(one) in seen or isinstance(one, (type, types.ModuleType)):
             continue
         seen.add(id(one))
-        if isinstance(one, kinds):
+        if isinstance(one, kinds) or takes_generators(one):
             found.append(one)
             continue
         kept = one if isinstance(one, dict) else getattr(one, "__dict__", {})
@@ -251,9 +252,18 @@ def own_generators(dataset: Any) -> list[Any]:
     return [one for one in reversed(found) if all(one is not other for other in shared)]
 
 
+def takes_generators(one: Any) -> bool:
+    """Whether it is albumentations' and can be given generators. Its newer releases (AlbumentationsX) make
+    their own when first used, and anew in each process, so that there is none to be found, or to be kept."""
+    theirs = any(base.__module__.partition(".")[0] == "albumentations" for base in type(one).__mro__)
+    return theirs and hasattr(one, "set_random_state")
+
+
 def seed_generator(generator: Any, seed: int) -> None:
     """Gives a generator the state of one that was made with this seed."""
-    if isinstance(generator, np.random.Generator):
+    if hasattr(generator, "set_random_state"):
+        generator.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    elif isinstance(generator, np.random.Generator):
         kind: Any = type(generator.bit_generator)
         generator.bit_generator.state = kind(seed).state
     elif hasattr(generator, "manual_seed"):

@@ -120,3 +120,26 @@ class Around(Data):
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
+
+
+class Late:
+    """As AlbumentationsX: it makes its generators when it first draws."""
+
+    own: Any = None
+
+    def set_random_state(self, numpy: np.random.Generator, python: random.Random) -> None:
+        self.own = numpy, python
+
+    def __call__(self, index: int) -> list[float]:
+        numpy, python = self.own = self.own or (np.random.default_rng(), random.Random())
+        return [numpy.random(), python.random(), index]
+
+
+def test_generators_that_are_made_late_follow_from_the_place_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Late, "__module__", "albumentations.core.composition")
+    drawn = []
+    for _ in range(2):
+        data = Data()
+        data.pipeline.transforms = [Late()]
+        drawn.append(SeededDataset(data)[Sample(1, 5)])
+    assert drawn[0] == drawn[1]
