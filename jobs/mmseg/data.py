@@ -55,11 +55,15 @@ def sample(dataset: Any, index: int) -> Any:
     except UserError:
         raise
     except Exception as error:
-        transient = isinstance(error, MemoryError) or (
-            isinstance(error, OSError) and error.errno in TRANSIENT
-        )
         text = f"{named(info_of(dataset, index))} cannot be loaded: {in_a_line(error)}"
-        raise (LoadingError if transient else DataError)(text) from error
+        raise (LoadingError if transient(error) else DataError)(text) from error
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the machine is to blame for an error, or for one that it followed from."""
+    here = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TRANSIENT)
+    before = error.__cause__ or error.__context__
+    return here or (before is not None and transient(before))
 
 
 def info_of(dataset: Any, index: int) -> dict[str, Any]:
@@ -204,7 +208,7 @@ class Reader:
             for step in self.steps:
                 found = step(found)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in TRANSIENT:
+            if transient(error):
                 return set()
             raise DataError(f"{named(info)} cannot be loaded: {in_a_line(error)}") from None
         mask = found.get("gt_seg_map") if found else None

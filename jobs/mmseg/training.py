@@ -139,6 +139,10 @@ def say_resumed(session: Session, checkpoint: checkpoints.Checkpoint, prepared: 
         print(f"{session.ranks} ranks instead of {before}: global batch {batch} kept, {rounds} rounds a step")
 
 
+MACHINES = ("torch.cuda", "torch.distributed", "torch.nn.parallel")
+"""What raises ValueError and AssertionError of devices and of other ranks: the next start may not meet it."""
+
+
 @contextlib.contextmanager
 def user_errors(session: Session) -> Iterator[None]:
     """Turns what building raises for a type that mmengine does not know, or for an argument that a type does
@@ -146,13 +150,22 @@ def user_errors(session: Session) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AssertionError) as error:
-        reason = one_line(error)
-        wrong = not isinstance(error, TypeError) or re.search(
-            r"unexpected keyword argument|missing \d+ required", reason
-        )
+        from jobs.mmseg import data
+
+        reason, steps = one_line(error), list(traceback.walk_tb(error.__traceback__))
+        modules = [str(frame.f_globals.get("__name__")) for frame, _ in steps]
+        # mmengine's alone: others, in the midst of a training, have functions of such names, too.
         building = any(
-            frame.f_code.co_name.startswith("build") for frame, _ in traceback.walk_tb(error.__traceback__)
+            frame.f_code.co_name.startswith("build") and module.startswith("mmengine.")
+            for (frame, _), module in zip(steps, modules, strict=True)
         )
+        if isinstance(error, TypeError):
+            wrong = bool(re.search(r"unexpected keyword argument|missing \d+ required", reason))
+        else:
+            wrong = not data.transient(error) and not modules[-1].startswith(MACHINES)
+            # Another's module may raise it in places that its words do not tell.
+            frame, line = steps[-1]
+            reason += f" ({Path(frame.f_code.co_filename).name}:{line})" if str(error).strip() else ""
         if not wrong or not building:
             raise
         raise UserError(f"{session.request.config}: {reason}") from error

@@ -1,0 +1,50 @@
+"""What is the user's mistake while a training is built, and what is told with a traceback and tried again."""
+
+from __future__ import annotations
+
+import errno
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from jobs.mmseg.training import user_errors
+from jobs.run.errors import UserError
+
+SESSION: Any = SimpleNamespace(request=SimpleNamespace(config="mine.py"))
+
+
+def refuses() -> None:
+    raise ValueError("classes must be positive")
+
+
+def meets_a_stale_file() -> None:
+    try:
+        raise OSError(errno.ESTALE, "Stale file handle")
+    except OSError as error:
+        raise ValueError("the list cannot be read") from error
+
+
+def build_graph() -> None:
+    raise AssertionError("nodes of two devices")
+
+
+def test_a_value_that_is_refused_is_told_with_its_place() -> None:
+    with (
+        pytest.raises(UserError, match=r"^mine\.py: classes must be positive \(test_user_errors\.py:\d+\)$"),
+        user_errors(SESSION),
+    ):
+        MODELS.build({"type": refuses})
+
+
+@pytest.mark.parametrize("fault", [meets_a_stale_file, torch.distributed.get_rank])
+def test_a_fault_of_a_machine_is_none_of_the_users(fault: Any) -> None:
+    with pytest.raises((ValueError, RuntimeError)), user_errors(SESSION):
+        MODELS.build({"type": fault})
+
+
+def test_who_builds_something_else_in_a_training_is_not_meant() -> None:
+    with pytest.raises(AssertionError), user_errors(SESSION):
+        build_graph()
