@@ -239,8 +239,10 @@ def download_nothing() -> None:
         )
 
     torch.hub.download_url_to_file = refuse
-    # Whenever it is imported it asks PyPI for a newer version, and waits where there is no network.
+    # When imported it asks for a newer version of itself, and waits where there is no network; its newer
+    # releases report each pipeline that is made, with the machine it is on.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    os.environ.setdefault("ALBUMENTATIONS_OFFLINE", "1")
 
 
 def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
