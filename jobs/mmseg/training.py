@@ -152,20 +152,21 @@ def user_errors(session: Session) -> Iterator[None]:
     except (TypeError, ValueError, AssertionError) as error:
         from jobs.mmseg import data
 
-        reason, steps = one_line(error), list(traceback.walk_tb(error.__traceback__))
-        modules = [str(frame.f_globals.get("__name__")) for frame, _ in steps]
+        steps = [
+            (str(frame.f_globals.get("__name__")), frame.f_code, line)
+            for frame, line in traceback.walk_tb(error.__traceback__)
+        ]
         # mmengine's alone: others, in the midst of a training, have functions of such names, too.
-        building = any(
-            frame.f_code.co_name.startswith("build") and module.startswith("mmengine.")
-            for (frame, _), module in zip(steps, modules, strict=True)
-        )
+        building = any(m.startswith("mmengine.") and code.co_name.startswith("build") for m, code, _ in steps)
+        reason = one_line(error)
         if isinstance(error, TypeError):
             wrong = bool(re.search(r"unexpected keyword argument|missing \d+ required", reason))
         else:
-            wrong = not data.transient(error) and not modules[-1].startswith(MACHINES)
-            # Another's module may raise it in places that its words do not tell.
-            frame, line = steps[-1]
-            reason += f" ({Path(frame.f_code.co_filename).name}:{line})" if str(error).strip() else ""
+            wrong = not data.transient(error) and not steps[-1][0].startswith(MACHINES)
+            if str(error).strip():
+                # Words that do not tell where they come from, as those of Python and its library.
+                outside = [one for one in steps if one[0].partition(".")[0] not in sys.stdlib_module_names]
+                reason += f" ({Path(outside[-1][1].co_filename).name}:{outside[-1][2]})"
         if not wrong or not building:
             raise
         raise UserError(f"{session.request.config}: {reason}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,12 +32,17 @@ def build_graph() -> None:
     raise AssertionError("nodes of two devices")
 
 
-def test_a_value_that_is_refused_is_told_with_its_place() -> None:
-    with (
-        pytest.raises(UserError, match=r"^mine\.py: classes must be positive \(test_user_errors\.py:\d+\)$"),
-        user_errors(SESSION),
-    ):
-        MODELS.build({"type": refuses})
+def reads() -> None:
+    json.loads("")
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [(refuses, "classes must be positive"), (reads, r"Expecting value: .*\(char 0\)")]
+)
+def test_a_value_that_is_refused_is_told_with_its_place(what: Any, words: str) -> None:
+    place = r" \(test_user_errors\.py:\d+\)"
+    with pytest.raises(UserError, match=rf"^mine\.py: {words}{place}$"), user_errors(SESSION):
+        MODELS.build({"type": what})
 
 
 @pytest.mark.parametrize("fault", [meets_a_stale_file, torch.distributed.get_rank])
