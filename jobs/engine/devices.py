@@ -22,6 +22,9 @@ GPU, unless `MULTI_RANK` is 1 too). It shows that ranks come to agree on a machi
 gained by it."""
 MULTI_RANK = "NCCL_MULTI_RANK_GPU_ENABLE"
 """NCCL's own environment variable, from 2.30 on."""
+RAISING = ("torch.cuda", "torch.xpu", "torch.accelerator", "torch.distributed", "torch.nn.parallel")
+"""Modules whose errors are of devices and of other ranks, whatever their type: the next start may not meet
+them."""
 
 
 @functools.cache

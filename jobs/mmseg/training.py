@@ -139,10 +139,6 @@ def say_resumed(session: Session, checkpoint: checkpoints.Checkpoint, prepared: 
         print(f"{session.ranks} ranks instead of {before}: global batch {batch} kept, {rounds} rounds a step")
 
 
-MACHINES = ("torch.cuda", "torch.distributed", "torch.nn.parallel")
-"""What raises ValueError and AssertionError of devices and of other ranks: the next start may not meet it."""
-
-
 @contextlib.contextmanager
 def user_errors(session: Session) -> Iterator[None]:
     """Turns what building raises for a type that mmengine does not know, or for an argument that a type does
@@ -150,6 +146,7 @@ def user_errors(session: Session) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AssertionError) as error:
+        from jobs.engine import devices
         from jobs.mmseg import data
 
         steps = [
@@ -162,7 +159,7 @@ def user_errors(session: Session) -> Iterator[None]:
         if isinstance(error, TypeError):
             wrong = bool(re.search(r"unexpected keyword argument|missing \d+ required", reason))
         else:
-            wrong = not data.transient(error) and not steps[-1][0].startswith(MACHINES)
+            wrong = not data.transient(error) and not steps[-1][0].startswith(devices.RAISING)
             if str(error).strip():
                 # Words that do not tell where they come from, as those of Python and its library.
                 outside = [one for one in steps if one[0].partition(".")[0] not in sys.stdlib_module_names]
