@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ class Service:
             name = given.get("run_name") or about.name
             found = [self.client.create_run(experiment, run_name=name, tags=tags)]
         state.id = self.run = found[0].info.run_id
-        if new:
-            self.describe(about)
-        else:
+        # A start may have ended between the two; what the server has of them it lets nobody change.
+        self.describe(about, found[0].data.params)
+        if not new:
             self.client.update_run(self.run, status="RUNNING")
         known = self.client.get_metric_history(self.run, "epoch")
         return max((one.step for one in known), default=-1)
@@ -56,10 +57,11 @@ class Service:
         known = self.client.get_experiment_by_name(name)
         return str(known.experiment_id if known else self.client.create_experiment(name))
 
-    def describe(self, about: About) -> None:
+    def describe(self, about: About, known: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        named = [Param(clean(key), str(value)[:LONGEST]) for key, value in about.parameters.items()]
+        given = {clean(key): str(value)[:LONGEST] for key, value in about.parameters.items()}
+        named = [Param(key, value) for key, value in given.items() if key not in known]
         for at in range(0, len(named), MOST_PARAMETERS):
             self.client.log_batch(self.run, params=named[at : at + MOST_PARAMETERS])
 
