@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LEAVING = ("prepare", "train", "infer")
+"""Stages that leave when they are told to (SIGUSR2), and go on where they were in another start; the others
+would die of it, with nothing saved."""
+
 
 @dataclass(frozen=True)
 class Stage:

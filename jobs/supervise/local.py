@@ -26,16 +26,13 @@ from pathlib import Path
 from jobs.run import events, exit_codes, files, place, private, story
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
-from jobs.run.stages import Stage
+from jobs.run.stages import LEAVING, Stage
 from jobs.run.streams import TolerantStream
 from jobs.slurm import successor
 from jobs.supervise import afterwards, processes
 
 LEAVE_SECONDS = 120.0
 """How long the tasks of a cancelled stage may take to save and leave."""
-HEAR_USR2 = ("prepare", "train", "infer")
-"""Stages that leave on a preemption, to go on where they were. The others would die of it, with nothing
-saved: nobody takes this machine away, so they go on."""
 FOLLOW_SECONDS = 30.0
 """How long the other tasks of a stage may live on when one has failed."""
 
@@ -155,7 +152,8 @@ class _Chain:
             while tasks:
                 left = 1.0 if deadline is None else max(0.0, min(1.0, deadline - time.monotonic()))
                 self.wait(left)
-                if self.take_signals(list(tasks), stage.name in HEAR_USR2):
+                # Nobody takes this machine away: what would die of it goes on.
+                if self.take_signals(list(tasks), stage.name in LEAVING):
                     deadline = time.monotonic() + LEAVE_SECONDS
                 for pid, status in processes.reap().items():
                     if pid not in tasks:

@@ -16,6 +16,7 @@ import msgspec
 from jobs.run import files, image
 from jobs.run.errors import UserError
 from jobs.run.settings import Container
+from jobs.run.stages import LEAVING
 from launch.submit import profiles, programs, runs
 from launch.submit.profiles import Resolved
 
@@ -72,7 +73,7 @@ def directives(batch: Batch) -> dict[str, str | None]:
         # Slurm counts tasks when a job begins and wants as many when it is requeued: with fewer nodes it
         # would never begin again. So the tasks are told to srun alone.
         options["mincpus"] = str(settings.gpus * settings.cpus_per_gpu)
-    if batch.resolved.stage in profiles.WARNED and settings.signal_delay:
+    if batch.resolved.stage in LEAVING and settings.signal_delay:
         options["signal"] = f"USR2@{settings.signal_delay}"
     gpus = f"{settings.gpu_type}:{settings.gpus}" if settings.gpu_type else str(settings.gpus)
     if settings.gres == "gpus-per-node":

@@ -19,6 +19,7 @@ import msgspec
 from jobs.run import output, secrets, staged, trackers
 from jobs.run.errors import UserError, one_line
 from jobs.run.settings import Container, Notify, Settings
+from jobs.run.stages import LEAVING
 from jobs.slurm import successor
 from launch.submit import executors
 
@@ -88,8 +89,6 @@ OWN_OPTIONS = {
     "wrap": "`setup`",
 }
 # ASCII: \d alone takes the digits of all scripts, which Slurm does not read.
-WARNED = ("train", "prepare", "infer")
-"""Stages whose jobs are told before their time limit to save and leave."""
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.ASCII)
 _MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE | re.ASCII)
 _NODES = re.compile(r"([1-9]\d{0,5})(?:-([1-9]\d{0,5}))?", re.ASCII)
@@ -216,7 +215,7 @@ def resolve(
             _convert({key: value}, source)
     settings = _convert(merged, profile.source)
     _check_values(settings, sources)
-    if stage in WARNED:
+    if stage in LEAVING:
         _check_end(settings, sources)
     return Resolved(
         profile=profile.name, executor=profile.executor, stage=stage, settings=settings, sources=sources
