@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -29,3 +30,9 @@ def without_slurm(path_without_slurm: str, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture
 def site(tmp_path: Path, voc_small: Path) -> Site:
     return Site(tmp_path, voc_small)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays; mmengine has the collector look at all of it for each dataset."""
+    gc.collect()
+    gc.freeze()

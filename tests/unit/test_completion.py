@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,16 +88,3 @@ def test_a_folders_name_is_neither_executed_nor_offered(tmp_path: Path) -> None:
             offered = {word for word in done.stdout.split() if not word.startswith("--")}
             assert offered <= {"first", "-h", "-n"}
     assert not list(here.iterdir())
-
-
-@pytest.mark.parametrize("command", completion.COMMANDS)
-def test_help_has_examples(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, f"launch/{command}.py", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"python launch/{command}.py" in done.stdout.partition("examples:")[2]

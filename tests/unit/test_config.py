@@ -1,10 +1,12 @@
 """The shipped configs, and what becomes of a config before it trains."""
 
 import errno
+import functools
 import inspect
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,21 @@ from jobs.run.errors import UserError
 
 compat.prepare()
 
+from mmengine.config import utils  # noqa: E402
+
 from jobs.mmseg import config  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 ZOO = "configs/upernet_r50_voc-aug_512x512_20k-by-epoch.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def index_read_once() -> Iterator[None]:
+    """For each config that inherits mmseg::…, mmengine reads the zoo's index of fifty YAML files anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_get_cfg_metainfo", functools.cache(utils._get_cfg_metainfo))
+        yield
 
 
 def session(tmp_path: Path, path: str = RECIPE, ranks: int = 2, **overrides: object) -> Session:

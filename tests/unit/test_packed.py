@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
+import traceback
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from jobs.catalog import manifest, readiness
+from jobs.prepare import __main__ as command
 from jobs.prepare import verify
 from jobs.prepare.packed import convert
 from jobs.prepare.packed.writer import Writer
 from jobs.prepare.voc import pipeline
 from jobs.run import events, packed
 from jobs.run.deflate import content_digest
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, run_command
 from tests import own_images
-from tests.conftest import ROOT
 from tests.strangers import UID, needs_root, succeeds_as_stranger
 from tests.support.datasets import contents
 
@@ -87,9 +87,8 @@ def test_ordinary_tools_read_it(packed_data: Path, voc_small: Path) -> None:
 
 
 def test_a_dataset_that_is_ready_is_packed_by_the_same_command(data: Path) -> None:
-    command = [sys.executable, "-m", "jobs.prepare", "--data-root", str(data), "--no-weights"]
     for option, as_one in (("--pack", True), ("--pack", True), ("--unpack", False), ("--unpack", False)):
-        subprocess.run([*command, option], cwd=ROOT, check=True, capture_output=True)
+        assert prepare(data, "--dataset", "voc", "--no-weights", option) == 0
         assert (data / FOLDER / packed.NAME).exists() == as_one
 
 
@@ -114,9 +113,22 @@ def prepare_own(folder: Path, *options: str) -> int:
 
 
 def prepare(data: Path, *options: str) -> int:
+    """The command in a forked process: what an interpreter does before it takes longer than the command."""
     (data.parent / "run").mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "jobs.prepare", "--data-root", str(data), "--dataset", "mine"]
-    return subprocess.run([*command, "--run", str(data.parent / "run"), *options], cwd=ROOT).returncode
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = 1
+    try:
+        sys.argv = ["prepare", "--data-root", str(data), "--dataset", "mine"]
+        sys.argv += ["--run", str(data.parent / "run"), *options]
+        run_command(command.main)
+    except SystemExit as left:
+        code = int(left.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def test_a_dataset_of_ones_own_is_packed_looked_at_prepared_again_and_unpacked(own: Path) -> None:
@@ -318,11 +330,11 @@ def test_a_folder_of_others_that_cannot_be_looked_into_stays(
 
 def test_a_dataset_of_ones_own_that_had_stepped_aside_is_found_by_its_name(own: Path) -> None:
     before = files(own / "data/mine")
-    for command in (lambda: prepare(own / "data", "--pack"), lambda: prepare_own(own)):
+    for again in (lambda: prepare(own / "data", "--pack"), lambda: prepare_own(own)):
         assert prepare(own / "data", "--unpack") == 0
         (own / "data/.prepare.old").mkdir()
         (own / "data/mine").rename(own / "data/.prepare.old/mine")
-        assert command() == 0
+        assert again() == 0
         assert os.listdir(own / "data") == ["mine"]
     assert files(own / "data/mine") == before
 
