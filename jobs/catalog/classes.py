@@ -9,7 +9,8 @@
 
 A colour is needed for masks that are colour pictures; `value` where a mask's labels are not 0, 1, 2 … in the
 order of the lines. `ignore`, LabelMe's `__ignore__`, is no class: what is drawn so does not count. CVAT's
-labelmap.txt (`name:R,G,B:parts:actions`) and a table (`name,r,g,b`) read the same. Imports nothing heavy: the
+labelmap.txt (`name:R,G,B:parts:actions`) and a table (`name,r,g,b`, with the label before it or not) read the
+same. Imports nothing heavy: the
 login node reads it too.
 """
 
@@ -40,8 +41,17 @@ LINE = re.compile(
     r"(?:[\s,;]+value\s*=\s*(?P<value>\d{1,9}))?"
 )
 
-HEAD = re.compile(r".+?[\s,;:]+r(ed)?[\s,;:]+g(reen)?[\s,;:]+b(lue)?", re.IGNORECASE)
+HEAD = re.compile(
+    r".+?[\s,;:]+r(ed)?[\s,;:]+g(reen)?[\s,;:]+b(lue)?|(id|index|value)[\s,;:]+(name|class|label)\w*",
+    re.IGNORECASE,
+)
 """The first line of a table of classes and their colours, as a class_dict.csv has it: no class."""
+
+COUNTED = re.compile(r"(\d{1,9})[\s,;:.)]+((?:[^\W\d]|\").*)")
+"""A class behind its number, as in `0 background`, `1: disc`, `id,name,r,g,b`."""
+VALUE = re.compile(r"value\s*=\s*\d+$")
+QUOTED = re.compile(r'"((?:[^"]|"")+)"')
+"""A field of a CSV file."""
 
 Colour = tuple[int, int, int]
 
@@ -96,15 +106,13 @@ def parse(text: str, where: str) -> Classes:
     values: dict[int, int] = {}
     colours: dict[Colour, int] = {}
     numbers: list[int | None] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        # CVAT's has two more fields, mostly empty.
-        line = re.sub(r"(:[^:\s]*){2}$", "", line.strip()) if line.count(":") >= 3 else line.strip()
-        if not line or line.startswith("#") or (not names and HEAD.fullmatch(line)):
-            continue
+    for number, line in lines_of(text):
         found = LINE.fullmatch(line)
         assert found  # any text has a name
         at = f"{where}, line {number}"
         name, colour, value = found["name"].rstrip(":,;"), colour_of(found, at), found["value"]
+        if quoted := QUOTED.fullmatch(name):
+            name = quoted[1].replace('""', '"')
         label = len(names)
         if name.lower() in IGNORES:
             label = IGNORED
@@ -133,6 +141,24 @@ def parse(text: str, where: str) -> Classes:
     made = (colour for colour in map(generated, range(1 << 16)) if colour not in colours)
     palette = tuple(colour if colour is not None else next(made) for colour in given)
     return Classes(tuple(names), palette, values, colours if None not in given else {}, numbered)
+
+
+def lines_of(text: str) -> list[tuple[int, str]]:
+    """The lines that are classes, each with its number in the file. If all begin with a number of their own,
+    it becomes their `value`, unless the numbers only count from 0."""
+    lines: list[tuple[int, str]] = []
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        # CVAT's has two more fields, mostly empty.
+        line = re.sub(r"(:[^:\s]*){2}$", "", line) if line.count(":") >= 3 else line
+        if line and not line.startswith("#") and (lines or not HEAD.fullmatch(line)):
+            lines.append((number, line))
+    found = [(number, COUNTED.fullmatch(line)) for number, line in lines]
+    counted = [(number, int(one[1]), one[2]) for number, one in found if one and not VALUE.search(one[2])]
+    if len(counted) < len(lines):
+        return lines
+    if [value for _, value, _ in counted] == list(range(len(counted))):
+        return [(number, rest) for number, _, rest in counted]
+    return [(number, f"{rest} value={value}") for number, value, rest in counted]
 
 
 def add(to: dict, key: object, label: int, what: str) -> None:

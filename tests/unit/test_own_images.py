@@ -92,6 +92,28 @@ def test_classes_and_what_names_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "names", "values"),
+    [
+        ("0 sky\n1 traffic light\n", ("sky", "traffic light"), {0: 0, 1: 1}),
+        ("id,name,r,g,b\n0,sky,0,0,0\n1,car,1,2,3\n", ("sky", "car"), {0: 0, 1: 1}),
+        ("ID;class_name\n7;sky\n11;car\n", ("sky", "car"), {7: 0, 11: 1}),
+        ("7: sky\n11: car 1 2 3\n255: ignore\n", ("sky", "car"), {7: 0, 11: 1}),
+        ('"sky, blue",0,0,0\n"12"" gun",1,2,3\n', ("sky, blue", '12" gun'), {0: 0, 1: 1}),
+        # These belong to the names.
+        ("sky\n2 lanes\n", ("sky", "2 lanes"), {0: 0, 1: 1}),
+        ("1 0 0 0\n2 1 2 3\n", ("1", "2"), {0: 0, 1: 1}),
+        ("1 sky value=3\n2 car value=4\n", ("1 sky", "2 car"), {3: 0, 4: 1}),
+    ],
+)
+def test_classes_behind_numbers_and_between_quotes(
+    text: str, names: tuple[str, ...], values: dict[int, int]
+) -> None:
+    found = classes.parse(text, "c")
+    assert (found.names, found.values) == (names, values | {255: 255})
+    assert found.numbered == (found.values.keys() != {0, 1, 255})
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("one\n", "two are the least"),
@@ -99,6 +121,7 @@ def test_classes_and_what_names_them() -> None:
         ("a 1 2 3\nb 1 2 3\n", "line 2: the colour (1, 2, 3) is taken"),
         ("a value=1\nb\n", "'b' without `value`, so 1, is taken"),
         ("a 1 2 300\nb\n", "0 to 255"),
+        ("3 a\n3 b\n", "line 2: value=3 is taken"),
         ("a value=70000\nb\n", "65535"),
         ("\n".join(f"c{n}" for n in range(300)), "254 are the most"),
     ],
