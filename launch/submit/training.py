@@ -59,6 +59,11 @@ def read_spec(
         asked += [("--sweep", sweep_options.parse(text)[0]) for text in arguments.sweep or []]
         evaluated = not arguments.no_evaluation
         chain = configs.check(config, overrides, evaluated, interpreters.is_this(train), asked)
+    randomness = chain.values.get("randomness")
+    if isinstance(randomness, dict) and randomness.get("seed") is not None:
+        check_seed(randomness["seed"], str(config))
+        if arguments.seed is not None:  # 0, too, goes before the config's
+            overrides[sweep_options.SEED] = arguments.seed
     spec = creation.TrainingSpec(
         train=train,
         evaluate=options.settings(arguments, profile, "evaluate", first=False),
@@ -73,9 +78,6 @@ def read_spec(
     )
     interpreters.check(spec.train, spec.evaluate)
     tracking.check(spec.train, arguments.track if spec.worker is not None else None)
-    randomness = spec.chain.values.get("randomness")
-    if isinstance(randomness, dict):
-        check_seed(randomness.get("seed"), str(config))
     for hint in spec.train.hints:
         print(hint, file=sys.stderr)
     return spec

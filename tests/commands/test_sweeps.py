@@ -56,6 +56,16 @@ def test_a_grid_of_runs_is_made(tmp_path: Path) -> None:
     assert repeated[-4:] == ["--set", "optim_wrapper.optimizer.lr=0.2", "--set", "randomness.seed=7"]
 
 
+@pytest.mark.parametrize(("given", "used"), [([], 3), (["--seed", "0"], 0), (["--seed", "7"], 7)])
+def test_a_seed_that_is_given_goes_before_the_configs(tmp_path: Path, given: list[str], used: int) -> None:
+    config = tmp_path / "mine.py"
+    config.write_text(f"_base_ = {str(ROOT / TRAIN[2])!r}\nrandomness = dict(seed=3)\n")
+    call(tmp_path, *TRAIN, "--config", config, *given, "--run", "one", "--no-submit")
+    request = Run(tmp_path / "one").request()
+    assert request.set.get("randomness.seed", 3) == used
+    assert request.seed == (used if given else 0)
+
+
 @pytest.mark.parametrize(
     "axes", [["--sweep", "optim_wrapper.optimizer.lr=0.1,0.2"], []], ids=["sweep", "run"]
 )
