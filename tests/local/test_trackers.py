@@ -296,6 +296,12 @@ def test_mlflow(environment: dict[str, str], voc_small: Path, mlflow_server: str
     assert one.data.metrics["run/interruptions"] == 1
     assert {"run/ettr", "run/checkpoint/step", "eval/IoU/background"} <= one.data.metrics.keys()
     assert one.data.params["config.optim_wrapper.optimizer.lr"] == "0.01"
+    # A start that ended as soon as it had made the run there: the next one sends all that is missing.
+    client.delete_run(one.info.run_id)
+    client.create_run(experiment.experiment_id, tags={"baton.id": one.data.tags["baton.id"]})
+    assert call(environment, "track", "mine", "--to", "mlflow").returncode == 0
+    assert told().data.params == one.data.params
+    assert told().data.metrics.keys() == one.data.metrics.keys()
 
 
 @needs("clearml")
