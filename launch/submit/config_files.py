@@ -11,11 +11,12 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
+from jobs.catalog import installed
 from jobs.run.errors import UserError, one_line
 from launch.submit.literals import is_read_base
 from launch.submit.runs import CHECKOUT
@@ -239,9 +240,10 @@ def _is_imported(module: str) -> bool:
     return module in ("mmengine", "mmengine.config") or module.split(".")[0] in sys.stdlib_module_names
 
 
-def modules(names: list[str], places: list[Path]) -> list[Path]:
+def modules(names: list[str], places: list[Path], outer: Sequence[Path] = ()) -> list[Path]:
     """Those of the named modules that lie in one of `places`, and what they import from there in turn: their
-    file, or their top-level package's folder."""
+    file, or their top-level package's folder. What is neither there nor installed may lie in an `outer`
+    place."""
     found: list[Path] = []
     prerequisites = [(name, places) for name in names]
     while prerequisites:
@@ -249,7 +251,7 @@ def modules(names: list[str], places: list[Path]) -> list[Path]:
         top = name.split(".")[0]
         if top in sys.stdlib_module_names:
             continue
-        for place in where:
+        for place in where if installed.is_installed(top) else [*where, *outer]:
             module = _module(name, place)
             if module is not None:
                 if module not in found:
@@ -257,6 +259,22 @@ def modules(names: list[str], places: list[Path]) -> list[Path]:
                     prerequisites += [(inner, [place]) for inner in _imported_by(module)]
                 break
     return found
+
+
+def above(files: list[Path]) -> list[Path]:
+    """The folders above those of config files, up to their repository's root, and the current one: where
+    `PYTHONPATH=. python tools/train.py configs/mine/config.py` has a package beside configs/."""
+    found = []
+    for file in files:
+        if place_in_package(file):
+            continue
+        for folder in file.parents:
+            if folder == Path.home() or folder == folder.parent:
+                break
+            found.append(folder)
+            if (folder / ".git").exists():
+                break
+    return [*dict.fromkeys([*found, Path.cwd()])]
 
 
 def _module(name: str, place: Path) -> Path | None:

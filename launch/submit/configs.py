@@ -165,23 +165,21 @@ def _weights(chain: Chain) -> dict[str, str]:
     return {str(holder[key]): without for holder, key, without in found}
 
 
-def data_roots(chain: Chain) -> set[str]:
-    """Every `data_root` of the training's and the validation's datasets, as the config writes it; those that
-    it computes are not among them."""
-    found: set[str] = set()
+def data_roots(chain: Chain) -> dict[str, list[str]]:
+    """Every `data_root` of the training's and the validation's datasets, as the config writes it, and the
+    dotted keys where it does; those that it computes are not among them."""
+    found: dict[str, list[str]] = {}
 
-    def look(node: Any) -> None:
-        if isinstance(node, dict):
-            if isinstance(root := node.get("data_root"), str):
-                found.add(root)
-            for key, value in node.items():
-                if key != "pipeline":
-                    look(value)
-        elif isinstance(node, list):
-            for value in node:
-                look(value)
+    def look(node: Any, above: str) -> None:
+        if isinstance(node, dict) and isinstance(root := node.get("data_root"), str):
+            found.setdefault(root, []).append(f"{above}data_root")
+        pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        for key, value in pairs:
+            if key != "pipeline":
+                look(value, f"{above}{key}.")
 
-    look([chain.values.get("train_dataloader"), chain.values.get("val_dataloader")])
+    for loader in ("train_dataloader", "val_dataloader"):
+        look(chain.values.get(loader), f"{loader}.")
     return found
 
 
@@ -193,7 +191,8 @@ def _modules(config: Path, chain: Chain, here: bool, code: Path | None) -> list[
     names = supported.imported(given)
     # A run has its modules in one place (launch/submit/snapshot.py), wherever its configs lie below it.
     places = [code] if code else [*dict.fromkeys(file.parent for file in chain.files), CHECKOUT]
-    found = config_files.modules([*names, *chain.imports], places)
+    outer = [] if code else config_files.above(chain.files)
+    found = config_files.modules([*names, *chain.imports], places, outer)
     parts = [chain.values.get(key) for key in ("train_dataloader", "val_dataloader")]
     config_files.check_datasets(found, _without_classes(parts))
     own = {module.stem for module in found}

@@ -7,6 +7,7 @@ that a preparation brings along are missed here too.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import shlex
 import sys
@@ -20,7 +21,7 @@ from jobs.catalog.recipes import RECIPES, VOC_FOLDER, dataset_of, folder_of
 from jobs.run import packed, story
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
-from launch.submit import configs, executors, runs
+from launch.submit import configs, executors, runs, snapshot
 
 
 @dataclass
@@ -47,6 +48,7 @@ def wait_for(data_root: Path, executor: str, chain: configs.Chain) -> Prerequisi
     way.
     """
     prerequisites = Prerequisites()
+    check_relative(chain)
     try:
         configs.check_weights(chain, data_root, set())
         whole = True
@@ -70,6 +72,21 @@ def check(data_root: Path, chain: configs.Chain) -> None:
                 f"the dataset in {data_root / path} is still being prepared, by {prerequisites.jobs[0]}: "
                 "evaluate when it has ended (python launch/status.py shows it)"
             )
+
+
+def check_relative(chain: configs.Chain) -> None:
+    """Raises UserError for a data root that is relative, and neither below data/ nor taken along: it would
+    mean the directory that training was once started in."""
+    along = {"data", ".", *snapshot.FOLDERS, *(module.name for module in chain.modules)}
+    for root, keys in configs.data_roots(chain).items():
+        if posixpath.isabs(root) or posixpath.normpath(root).split("/")[0] in along:
+            continue
+        whole = Path(root).expanduser().absolute()
+        path = shlex.quote(os.path.normpath(whole)) if whole.exists() else "/ITS/WHOLE/PATH"
+        raise UserError(
+            f"the config reads {root}, and a job runs in a directory of its own: put it below data/, or give "
+            f"its whole path: --set {' '.join(f'{key}={path}' for key in keys)}"
+        )
 
 
 def _check_images(data_root: Path, chain: configs.Chain) -> None:

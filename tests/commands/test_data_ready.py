@@ -72,6 +72,26 @@ def test_the_data_roots_of_a_config(tmp_path: Path, text: str, expected: list[st
     assert needs(tmp_path, text) == expected
 
 
+def test_a_relative_data_root_means_nothing_in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "datasets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "train_dataloader = dict(dataset=dict(type='RepeatDataset', dataset=dict(data_root='./datasets/')))\n"
+        "val_dataloader = dict(dataset=dict(data_root='ROOT'))"
+    )
+    with pytest.raises(UserError) as error:
+        data_ready.check_relative(chain(tmp_path, text.replace("ROOT", "./datasets/")))
+    keys = "train_dataloader.dataset.dataset.data_root", "val_dataloader.dataset.data_root"
+    whole = " ".join(f"{key}={tmp_path}/datasets" for key in keys)
+    assert str(error.value).endswith(f"its whole path: --set {whole}")
+    other = "train_dataloader = dict()\nval_dataloader = dict(dataset=dict(data_root='ROOT'))"
+    for root in ("../data/mine", "~/mine"):
+        with pytest.raises(UserError, match=f"the config reads {root}, and a job runs in a directory of its"):
+            data_ready.check_relative(chain(tmp_path, other.replace("ROOT", root)))
+    for root in ("data/mine", "./data", "/scratch/mine", "", "configs/lists"):
+        data_ready.check_relative(chain(tmp_path, other.replace("ROOT", root)))
+
+
 def test_set_wins_over_the_config(tmp_path: Path) -> None:
     text = f"_base_ = '{ZOO}ade20k.py'"
     both = {

@@ -265,3 +265,29 @@ def test_a_module_beside_the_config_comes_along(name: str, tmp_path: Path) -> No
     command = [sys.executable, "-c", f"import {name} as m; print(m.__file__, m.here)"]
     done = subprocess.run(command, cwd=tmp_path / "code", capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(tmp_path / "code"))
+
+
+def test_a_package_beside_the_folder_of_configs_comes_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As most repositories have it: they train with PYTHONPATH=. from their root."""
+    root = tmp_path / "repository"
+    for folder in (root / "configs" / "mine", root / "plugin", tmp_path / "outside", root / ".git"):
+        folder.mkdir(parents=True)
+    for file in (root / "plugin/__init__.py", root / "tool.py", tmp_path / "outside/__init__.py"):
+        file.write_text("")
+    (root / "plugin" / "parts.py").write_text("import tool\n")
+    mine = root / "configs" / "mine" / "mine.py"
+    mine.write_text(f"custom_imports = dict(imports=['plugin.parts'])\n{SEG}")
+    assert configs.check(mine).modules == [root / "plugin", root / "tool.py"]
+    # Not from above the repository, but from where the command is typed.
+    mine.write_text(f"custom_imports = dict(imports=['outside'])\n{SEG}")
+    with pytest.raises(UserError, match="outside is neither beside the config"):
+        configs.check(mine)
+    monkeypatch.chdir(tmp_path)
+    assert configs.check(mine).modules == [tmp_path / "outside"]
+    # What is installed is not looked for there.
+    (root / "torch").mkdir()
+    (root / "torch" / "__init__.py").write_text("")
+    mine.write_text(f"import torch.nn\n{SEG}")
+    assert configs.check(mine).modules == []
