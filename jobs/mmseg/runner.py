@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from jobs.engine.session import Session
 from jobs.mmseg import backbone_weights, compiling, curves, sampling, state
 from jobs.mmseg import loop as _loops  # noqa: F401 - registers the loops
+from jobs.mmseg.kept import Kept
 from jobs.run.checkpoint_files import Checkpoint
 
 DATASETS.register_module(module=sampling.SeededDataset, force=True)
@@ -39,6 +40,8 @@ def build(
 
 class TrainingRunner(Runner):
     survival: Any
+    kept: Kept
+    """Set when the hooks have begun (survival.py)."""
     resumed: dict[str, Any] | None = None
     """What `state.restore` says of the checkpoint that this start goes on from."""
 

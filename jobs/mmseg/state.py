@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from jobs.engine import distributed, safe_load, storable
 from jobs.engine.session import Session
 from jobs.engine.snapshots import Snapshots, plain
+from jobs.mmseg import kept
 from jobs.mmseg.model import put
 from jobs.run.errors import UserError
 
@@ -81,7 +82,7 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
             "mmengine_version": mmengine.__version__,
             "dataset_meta": plain(getattr(runner.train_dataloader.dataset, "metainfo", {})),
         },
-        "state_dict": dict(bare(runner.model).state_dict()),
+        "state_dict": kept.weights(bare(runner.model)),
         "message_hub": hub_state(runner.message_hub),
         "optimizer": runner.optim_wrapper.state_dict(),
         "baton": {
@@ -90,6 +91,10 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
             "ranks": locals_,
             "hooks": hook_state(runner),
             "updates": updates(runner),
+            "kept": runner.kept.state(),
+            "inner": [
+                [one.state_dict() for one in kept.inner(w.optimizer)] for w in wrappers(runner.optim_wrapper)
+            ],
             "stop_training": bool(loop.stop_training),
         },
     }
@@ -101,7 +106,9 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
         }
     elif schedulers is not None:
         checkpoint["param_schedulers"] = [plain(s.state_dict()) for s in schedulers]
+    whole = checkpoint["state_dict"].copy()
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+    kept.check_weights(whole, checkpoint["state_dict"])
     checkpoint["meta"] = plain(checkpoint["meta"])  # to be read, by people
     return checkpoint
 
@@ -228,7 +235,7 @@ def named_hooks(runner: Any) -> Iterator[tuple[str, Any]]:
 
 def restore(runner: Any, session: Session, path: str) -> Tree:
     """Puts the state of a checkpoint into a freshly built runner. Returns what the loop has to know: whether
-    the `validation_due` at that step is still to come.
+    the `validation_due` at that step is still to come, and what `kept` is to be given.
 
     The world size may differ from the one that saved. Raises RuntimeError if the model has changed, UserError
     if the checkpoint holds more than data.
@@ -252,7 +259,10 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     saved = checkpoint.get("param_schedulers")
     replayed = changed(runner.param_schedulers, saved) and replay(runner)
     values = [[dict(group) for group in w.param_groups] for w in wrappers(runner.optim_wrapper)]
-    runner.optim_wrapper.load_state_dict(cloned(checkpoint["optimizer"]))
+    # Checkpoints of earlier versions have no `inner`, `updates` and `kept`.
+    inner = cloned(own.get("inner", []))
+    optimizers = wrappers(runner.optim_wrapper)
+    kept.load_optimizers(runner.optim_wrapper, optimizers, cloned(checkpoint["optimizer"]), inner)
     if replayed:
         names = {"lr", *(one.param_name for one in _flat(runner.param_schedulers))}
         for wrapper, groups in zip(wrappers(runner.optim_wrapper), values, strict=True):
@@ -260,12 +270,11 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
                 group.update({name: new[name] for name in names if name in new})
     else:
         _restore_schedulers(runner.param_schedulers, saved)
-    # Checkpoints of earlier versions have none.
     for wrapper, count in zip(wrappers(runner.optim_wrapper), own.get("updates", ()), strict=False):
         wrapper._inner_count = count
     _restore_hooks(runner, cloned(own["hooks"]))
     _restore_local(runner, session, own["ranks"])
-    return {"validation_due": own["validation_due"]}
+    return {"validation_due": own["validation_due"], "kept": own.get("kept")}
 
 
 def _flat(schedulers: Any) -> list[Any]:

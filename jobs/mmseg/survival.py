@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.engine import delivery, distributed, preemption
 from jobs.mmseg import state
+from jobs.mmseg.kept import Kept
 from jobs.mmseg.sampling import VALIDATION, mix, seed_everything
 from jobs.run.exit_codes import SUPERSEDED
 
@@ -43,6 +44,10 @@ class Survival:
             if loop is not None:
                 preemption.outlive(loop.dataloader)
                 delivery.through_buffers(loop.dataloader)
+        # After `before_train`, in which hooks set what every start begins with.
+        self.runner.kept = Kept(state.networks(self.runner), state.named_hooks(self.runner))
+        if saved := (self.runner.resumed or {}).get("kept"):
+            self.runner.kept.restore(saved)
         if self.session.main:
             state.check_hooks(self.runner)
         self.saver.on_disk = (self.runner.train_loop.iter, self.runner.train_loop.epoch)

@@ -1,0 +1,111 @@
+"""What a training changes beside weights, and is given back by a resume."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from mmengine.hooks import Hook, IterTimerHook
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from jobs.mmseg.kept import Kept, check_weights, inner, load_optimizers, weights
+from jobs.run.errors import UserError
+
+
+class Warming(nn.Module):
+    """Counts its steps, as a mean teacher does, and leaves what is frozen out of its state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local_iter, self.alpha, self.ready = 0, 0.5, False
+        self.frozen, self.adapter = nn.BatchNorm2d(2), nn.Linear(2, 2)
+        self.frozen.requires_grad_(False)
+        self.register_buffer("grid", torch.zeros(1), persistent=False)
+
+    def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        return {k: v for k, v in super().state_dict(*arguments, **options).items() if "adapter" in k}
+
+
+class Counting(Hook):
+    def __init__(self) -> None:
+        self.best, self.seen = 0.0, 0
+
+
+def hooks(*given: Hook) -> Iterator[tuple[str, Hook]]:
+    yield from ((f"{type(hook).__name__}/0", hook) for hook in given)
+
+
+def test_numbers_and_what_is_frozen_come_back() -> None:
+    model, hook, timer = Warming(), Counting(), IterTimerHook()
+    kept = Kept({"": model}, hooks(hook, timer))
+    model.local_iter, model.ready, hook.best, timer.start_iter = 7, True, 0.25, 7
+    model.frozen.weight.requires_grad_(True)
+    state = kept.state()
+    assert state["numbers"] == {"": {"local_iter": 7}, "hook Counting/0": {"best": 0.25}}
+    assert state["frozen"] == ["frozen.bias"]
+
+    fresh, other, timer = Warming(), Counting(), IterTimerHook()
+    Kept({"": fresh}, hooks(other, timer)).restore(state)
+    assert (fresh.local_iter, fresh.alpha, fresh.ready, other.best, other.seen) == (7, 0.5, False, 0.25, 0)
+    assert fresh.frozen.weight.requires_grad
+    assert not fresh.frozen.bias.requires_grad
+    assert timer.start_iter == 0
+
+
+def test_a_trial_step_leaves_no_trace() -> None:
+    model = Warming()
+    kept = Kept({"": model}, hooks())
+    before = kept.state()
+    model.local_iter = 1
+    kept.restore(before)
+    assert model.local_iter == 0
+
+
+def test_weights_that_a_model_leaves_out_are_saved() -> None:
+    found = weights(Warming())
+    assert {"adapter.weight", "frozen.weight", "frozen.running_mean"} <= found.keys()
+    assert "grid" not in found
+    missing, unknown = Warming().load_state_dict(found, strict=False)
+    assert not missing
+    assert not unknown
+
+
+def test_a_hook_may_take_no_weights_out() -> None:
+    check_weights({"a": 1}, {"a": 2, "b": 3})
+    with pytest.raises(UserError, match=r"leaves 1 weights out of the checkpoint \(b, …\)"):
+        check_weights({"a": 1, "b": 2}, {"a": 1, "c": 2})
+
+
+class Around(torch.optim.Optimizer):
+    """As the usual SAM has it: another optimizer steps, over the same groups."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.5})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.5, momentum=0.9)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure: Any = None) -> None:  # noqa: ARG002
+        self.base_optimizer.step()
+
+
+def test_an_optimizer_inside_another_goes_on_as_well() -> None:
+    def make() -> tuple[nn.Parameter, OptimWrapper]:
+        parameter = nn.Parameter(torch.ones(2))
+        return parameter, OptimWrapper(Around([parameter]))
+
+    def step(parameter: nn.Parameter, wrapper: OptimWrapper, rate: float) -> None:
+        parameter.grad = torch.ones(2)
+        wrapper.param_groups[0]["lr"] = rate
+        wrapper.optimizer.step()
+
+    parameter, wrapper = make()
+    step(parameter, wrapper, 0.5)
+    states = copy.deepcopy([one.state_dict() for one in inner(wrapper.optimizer)])
+    fresh, other = make()
+    fresh.data.copy_(parameter.data)
+    load_optimizers(other, [other], wrapper.state_dict(), [states])
+    step(parameter, wrapper, 0.25)
+    step(fresh, other, 0.25)
+    assert torch.equal(parameter, fresh)
