@@ -25,6 +25,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, NoReturn
 
 from jobs.run.exit_codes import FAILED, RESUME
@@ -161,6 +162,10 @@ def outlive(loader: Any) -> None:
     def make_blocked() -> Any:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
+            if (loader.multiprocessing_context or multiprocessing).get_start_method() != "fork":
+                # Started with the first worker otherwise, and lets SIGTERM in again when it is.
+                resource_tracker.ensure_running()
+                signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             return make()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

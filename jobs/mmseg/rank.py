@@ -21,5 +21,11 @@ def main() -> int:
     return training.main(preemption)
 
 
+if __name__ == "__mp_main__":
+    # A loader's process, with `mp_start_method="spawn"`, before its dataset comes: which imports mmseg.
+    from jobs.mmseg import compat
+
+    compat.prepare()
+
 if __name__ == "__main__":
     sys.exit(main())
