@@ -109,6 +109,10 @@ def check(values: dict[str, Any]) -> None:
     settings(values)
     if values.get("resume"):
         raise UserError("the config sets resume: a run always resumes by itself; remove it")
+    if (runner := values.get("runner_type")) not in (None, "Runner"):
+        raise UserError(
+            f"the config's runner_type {runner} would not be used: the run has its own; remove it"
+        )
     loader, loop = values.get("train_dataloader"), values.get("train_cfg")
     endless = sampler(loader) if isinstance(loader, dict) else False
     if isinstance(loop, dict):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import glob
 import importlib.util
 import os
 import re
@@ -84,6 +85,16 @@ def _root_of(package: str) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def has_module(name: str) -> bool:
+    """Whether an installed package has the module of this dotted name."""
+    package, *inside = name.split(".")
+    root = _root_of(package)
+    if root is None or not inside:
+        return root is not None
+    place = root.joinpath(*inside)
+    return place.is_dir() or any(place.parent.glob(f"{glob.escape(place.name)}.*"))
 
 
 def _near(package: str, name: str) -> str:

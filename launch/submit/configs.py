@@ -203,6 +203,11 @@ def _modules(config: Path, chain: Chain, here: bool, code: Path | None) -> list[
                 f"{config}: custom_imports names {name}: {top} is neither beside the config nor installed in "
                 f"this environment{f' (env/setup.sh --with {top})' if top in supported.WITH else ''}"
             )
+        if top not in own and top in supported.OPENMMLAB and not config_files.has_module(name):
+            raise UserError(
+                f"{config}: custom_imports names {name}, which the installed {top} does not have: put it "
+                f"into a package of your own beside the config, or install your {top} into this environment"
+            )
     return found
 
 

@@ -128,6 +128,8 @@ SEGFORMER = "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py"
         ),
         ("model = dict(backbone=dict(type='TIMMBackbone'))", "TIMMBackbone needs timm, which is not"),
         ("custom_imports = dict(imports=['my_net'])", "my_net is neither beside the config nor installed"),
+        ("custom_imports = dict(imports=['mmseg.models.mine'])", "which the installed mmseg does not have"),
+        ("runner_type = 'MyRunner'", "runner_type MyRunner would not be used"),
         ("_base_ += ['nonsuch::x.py']", "line 1: its base is one of nonsuch's, which is not installed"),
         ("train_dataloader = dict(sampler=dict(type='ClassAwareSampler'))", "ClassAwareSampler cannot be"),
         ("train_dataloader = dict(batch_sampler=dict(type='X'))", "batch_sampler cannot be resumed"),
