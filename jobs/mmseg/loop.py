@@ -146,13 +146,31 @@ def settle_buckets(model: Any, batch: Any) -> None:
 
 
 class BackwardOnly:
-    """An optimizer wrapper that updates nothing."""
+    """An optimizer wrapper, or several, that updates nothing, whatever a `train_step` of the user's asks of
+    it or of its optimizer."""
+
+    param_groups = ()
 
     def optim_context(self, model: Any) -> Any:  # noqa: ARG002
         return contextlib.nullcontext()
 
-    def update_params(self, loss: Any) -> None:
+    def update_params(self, loss: Any, *_: Any, **__: Any) -> None:
         loss.backward()
+
+    backward = update_params
+
+    def scale_loss(self, loss: Any) -> Any:
+        return loss
+
+    @property
+    def optimizer(self) -> BackwardOnly:
+        return self
+
+    def __getitem__(self, _: str) -> BackwardOnly:
+        return self
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_, **__: None
 
 
 class weighted:
