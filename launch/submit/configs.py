@@ -253,6 +253,11 @@ def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool =
     result: dict[str, Any] = {}
     for inherited in bases:
         result |= inherited
+    if clash := literals.clash(mine, result):
+        raise UserError(
+            f"{path}: {clash} is a dict, and not in what it inherits from, with which it cannot be merged: "
+            f"write {clash.rpartition('.')[2]}=dict(_delete_=True, …)"
+        )
     return dict(literals.merged(mine, result))
 
 

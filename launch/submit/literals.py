@@ -355,6 +355,19 @@ def _text(node: ast.JoinedStr, names: dict[str, Any]) -> Any:
     return "".join(parts)
 
 
+def clash(over: dict[Any, Any], base: dict[Any, Any]) -> str:
+    """The dotted key of a dict that mmengine cannot merge, with something else in the base; "" for none."""
+    for key, one in over.items():
+        held = base.get(key, UNKNOWN)
+        if held is UNKNOWN or not isinstance(one, dict) or one.get("_delete_"):
+            continue
+        if not isinstance(held, dict):
+            return str(key)
+        if deeper := clash(one, held):
+            return f"{key}.{deeper}"
+    return ""
+
+
 def merged(over: Any, base: Any) -> Any:
     """`over` inheriting from `base`, as mmengine merges configs: dicts key by key, but for `_delete_`."""
     if not isinstance(over, dict) or not isinstance(base, dict) or over.get("_delete_"):
