@@ -86,7 +86,7 @@ class Around(torch.optim.Optimizer):
         self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.5, momentum=0.9)
         self.param_groups = self.base_optimizer.param_groups
 
-    def step(self, closure: Any = None) -> None:  # noqa: ARG002
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
         self.base_optimizer.step()
 
 
