@@ -66,7 +66,7 @@ class Steps(Hook):
         def timed(runner: Any, why: str, **options: Any) -> None:
             begin = time.perf_counter()
             save(runner, why, **options)
-            if not options.get("wait"):
+            if options.get("wait") is None:
                 self.saves.append((runner.iter, time.perf_counter() - begin))
 
         saver.save = timed
@@ -150,8 +150,10 @@ class Measure(Steps):
             self.profile()
         elif done == self.counted + 5 and self.profiler is not None:
             devices.synchronise()
+            # Not with what the profiler then takes to put together what it has seen.
+            seconds = time.perf_counter() - self.began
             self.profiler.stop()
-            self.found["busy"] = self.computed() / (time.perf_counter() - self.began)
+            self.found["busy"] = self.computed() / seconds
 
     def profile(self) -> None:
         from torch import profiler
