@@ -61,10 +61,11 @@ local: setup test-tools
 	$(PYTHON_A) -m pytest tests/local -q -n 2 --dist worksteal
 
 # What only a GPU can show, on a machine that has one, with a torch of its own; nothing is installed. Without a
-# GPU it says so in one line. docs/gpu-options.md has more.
+# GPU it says so in one line. docs/gpu-options.md has more. ONLY=holds, ONLY=speed: one part of it.
 GPU_PYTHON ?= python3
+ONLY ?=
 gpu:
-	@$(GPU_PYTHON) -m tests.gpu
+	@$(GPU_PYTHON) -m tests.gpu $(if $(ONLY),--only $(ONLY))
 
 # The same tests on the CPU, small.
 gpu-on-cpu: setup

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import resource
+import runpy
 import socket
 import subprocess
 import sys
@@ -33,6 +34,7 @@ import numpy as np
 from benchmarks import harness, pipeline
 from jobs.mmseg import compat
 from jobs.run.directory import Request, Run
+from tests.support import tiny
 
 ROOT: Path = repository.ROOT
 
@@ -157,28 +159,34 @@ def label_map(number: int, border: int) -> np.ndarray[Any, Any]:
 
 @contextlib.contextmanager
 def whole_test(
-    config: str, images: int, processes: int, workers: int = 0
+    config: str, images: int, processes: int, workers: int = 0, forked: bool = False
 ) -> Iterator[tuple[Callable[..., float], Figure, dict[str, Any], Run]]:
     """The two sides of a whole test, to run within the block (ours with more options, if given), the details
     that they collect, and the run, with our result in `ours/`.
 
     `workers`: that load, a process. Where each process has one core, they would only take it from the model.
+    `forked`: from a process that has imported what either side imports; on one rank, and no CPU seconds.
     Raises AssertionError at its end if the two found different figures.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = make_run(Path(folder), config, images, workers)
+        if forked:
+            tiny.call(Path(folder, "log"), make_run, Path(folder), config, images, workers)
+            run = Run(Path(folder, "run"))
+        else:
+            run = make_run(Path(folder), config, images, workers)
         command = [sys.executable, "-m", "jobs.evaluate", str(run.path), "--again", "--pictures", "0"]
         command += ["--checkpoint", str(run.path / WEIGHTS), "--out", str(run.path / "ours")]
         peer_command = [sys.executable, str(Path(__file__)), "--peer", str(run.path)]
+        begin = start_forked if forked else start
         details: dict[str, Any] = {"processes": processes, "seconds_rank_0": {"ours": [], "peer": []}}
 
         def ours(*more: str) -> float:
-            seconds = start([*command, *more], processes, run)
+            seconds = begin([*command, *more], processes, run)
             details["seconds_rank_0"]["ours"].append(found("ours/metrics.json")["seconds_rank_0"])
             return seconds
 
         def peer() -> float:
-            seconds = start(peer_command, processes, run)
+            seconds = begin(peer_command, processes, run)
             details["seconds_rank_0"]["peer"].append(found("theirs.json")["seconds_rank_0"])
             return seconds
 
@@ -245,10 +253,11 @@ def start(command: list[str], processes: int, run: Run) -> float:
         port = str(probe.getsockname()[1])
     started = []
     for rank in range(processes):
-        place = {"JOB_ID": str(os.getpid()), "NTASKS": str(processes), "GLOBALID": str(rank)}
-        env = {f"SUBMITIT_LOCAL_{key}": value for key, value in (place | {"LOCALID": str(rank)}).items()}
-        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        env = place(rank, processes) | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+        }
         log = (run.path / f"{rank}.log").open("w")
         started.append(subprocess.Popen(command, cwd=run.code, env=os.environ | env, stdout=log, stderr=log))
     codes = [process.wait() for process in started]
@@ -257,6 +266,32 @@ def start(command: list[str], processes: int, run: Run) -> float:
         raise RuntimeError(f"{' '.join(command)} failed with {codes}:\n{logs}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def place(rank: int, processes: int) -> dict[str, str]:
+    """What tells either side's process which it is."""
+    ours = {"JOB_ID": os.getpid(), "NTASKS": processes, "GLOBALID": rank, "LOCALID": rank}
+    peer = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+    both = {f"SUBMITIT_LOCAL_{key}": value for key, value in ours.items()} | peer
+    return {key: str(value) for key, value in both.items()}
+
+
+def start_forked(command: list[str], processes: int, run: Run) -> float:
+    assert processes == 1
+    tiny.call(run.path / "0.log", as_command, command[1:], str(run.code))
+    return 0.0
+
+
+def as_command(arguments: list[str], folder: str) -> None:
+    """What Python does with these arguments in `folder`."""
+    os.environ.update(place(0, 1))
+    os.chdir(folder)
+    sys.argv = arguments
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
 def stock_test(run: Run) -> None:

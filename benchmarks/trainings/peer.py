@@ -1,6 +1,6 @@
 """One rank of a training by mmengine's own runner, as mmsegmentation's tools/train.py uses it:
-`python -m benchmarks.trainings.peer RUN`. Several RUNs are trained one after another, each in its code/ and
-in a process forked after the imports.
+`python -m benchmarks.trainings.peer RUN`. Without RUN it trains those that standard input names, one a line,
+each in a process forked after the imports, and answers each with its exit code (start.Peers).
 
 Nothing of Baton is in it but what the official packages need to work at all with the torch that is installed:
 importing mmseg without mmcv's compiled part, and reading checkpoints.
@@ -32,32 +32,36 @@ def main() -> None:
     from benchmarks.trainings import hooks  # noqa: F401
 
     CheckpointLoader.register_scheme(prefixes="", loader=load, force=True)
-    runs = [Run(Path(path).resolve()) for path in sys.argv[1:]]
-    if len(runs) == 1:
-        train(runs[0])
+    if sys.argv[1:]:
+        train(Path(sys.argv[1]).resolve())
         return
     import mmseg.datasets
     import mmseg.models  # noqa: F401
 
-    for run in runs:
-        process = multiprocessing.get_context("fork").Process(target=train_in_child, args=(run,))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        process = multiprocessing.get_context("fork").Process(
+            target=train_in_child, args=(Path(line.strip()),)
+        )
         process.start()
         process.join()
-        if process.exitcode:
-            sys.exit(process.exitcode)
+        os.environ.pop("BEGAN", None)  # of the first alone
+        print(process.exitcode, file=answers, flush=True)
 
 
-def train_in_child(run: Run) -> None:
+def train_in_child(path: Path) -> None:
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    train(run)
+    train(path)
 
 
-def train(run: Run) -> None:
+def train(path: Path) -> None:
     import torch.distributed as dist
     from mmengine.config import Config
     from mmengine.runner import Runner
 
+    run = Run(path)
     os.chdir(run.code)
     request = run.request()
     cfg = Config.fromfile(request.config)

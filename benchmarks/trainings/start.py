@@ -45,13 +45,18 @@ def endless_list(data: Path, length: int = 10_582) -> Path:
     return data
 
 
+def environment() -> dict[str, str]:
+    """What either side's processes are started with. BEGAN is the time."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "BEGAN": repr(time.time())}
+
+
 def start(side: str, run: Run, ranks: int = 1, command: Sequence[str] = ()) -> list[subprocess.Popen[bytes]]:
-    """Starts all ranks of one side, or a command of its own; BEGAN in their environment is the time."""
+    """Starts all ranks of one side, or a command of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     number = len(list(run.path.glob("log-*-0.out")))
-    base = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "BEGAN": repr(time.time())}
+    base = environment()
     started = []
     for rank in range(ranks):
         ours = {"JOB_ID": f"{os.getpid()}-{number}", "NTASKS": ranks, "GLOBALID": rank, "LOCALID": rank}
@@ -90,6 +95,42 @@ def result(side: str, run: Run, ranks: int = 1, command: Sequence[str] = ()) -> 
     path.unlink(missing_ok=True)
     wait(run, start(side, run, ranks, command))
     return json.loads(path.read_text())
+
+
+class Peers:
+    """The peer's command for several trainings of one rank, one after another (peer.py); a context."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def __enter__(self) -> Peers:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                SIDES["peer"],
+                cwd=ROOT,
+                env=environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        return self
+
+    def train(self, run: Run) -> None:
+        """The first run's BEGAN is the time at which the command was started; the others have none.
+
+        Raises RuntimeError, with the end of the log, if the training fails.
+        """
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{run.path}\n")
+        self.process.stdin.flush()
+        if (answer := self.process.stdout.readline()) != "0\n":
+            raise RuntimeError(f"{run.path} ended with {answer.strip()}: {self.log.read_text()[-3000:]}")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def delete(run: Run) -> None:

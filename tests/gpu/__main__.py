@@ -2,11 +2,13 @@
 where there is no GPU; 2 where something is not installed that they need.
 
 First what must hold, several tests at once where the machine has room for that; then what is measured, alone.
-What is not done half a minute after the last test may begin (BATON_GPU_SECONDS) is ended.
+What is not done half a minute after the last test may begin (BATON_GPU_SECONDS) is ended. `--only holds` and
+`--only speed` are one of the two; further arguments are pytest's.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import signal
@@ -25,11 +27,18 @@ OPERATIONS = "tests/unit/test_pure_ops.py"
 """Takes the GPU, where there is one, beside the CPU."""
 MORE = 30
 """Seconds that a test may go on when no other may begin."""
+FOR_SPEED = 200
+"""Of BATON_GPU_SECONDS, what the measurements have, at most half: no test of what must hold begins then."""
 ENDED, NOTHING_SELECTED = 2, 5
 """pytest's exit codes: interrupted; and where `-k` leaves nothing of a part."""
+PARTS = ("holds", "speed")
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--only", choices=PARTS)
+    arguments, more = parser.parse_known_args()
+    parts = [arguments.only] if arguments.only else list(PARTS)
     absent = [name for name in ("torch", "pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if absent or (wrong := environment.problems()):
         missing = ", ".join(f"{name} is missing" for name in absent) or ", ".join(wrong)
@@ -42,45 +51,59 @@ def main() -> int:
         return 0
     os.environ.setdefault(work.BEGAN_AT, str(time.time()))
     at_once = work.at_once() if importlib.util.find_spec("xdist") else 1
+    paths = {
+        "holds": [HERE, *([HERE.parents[1] / OPERATIONS] if work.GPUS else [])],
+        "speed": [HERE / MEASURED],
+    }
+    options = {"holds": [f"--ignore={HERE / MEASURED}"], "speed": []}
+    options["holds"] += ["-n", str(at_once), "--maxschedchunk", "1"] if at_once > 1 else []
+    seconds = {"speed": work.SECONDS, "holds": work.SECONDS}
+    if len(parts) > 1:
+        seconds["holds"] = max(work.SECONDS - FOR_SPEED, work.SECONDS / 2)
+    until = work.BEGAN + work.SECONDS + MORE
+    codes = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ[work.KERNELS_AT] = str(Path(folder, "kernels"))
         Path(folder, "kernels").mkdir(mode=0o700)
-        parts = [Path(folder, "holds.json"), Path(folder, "measured.json")]
-        kept = [f"--ignore={HERE / MEASURED}"]
-        kept += ["-n", str(at_once), "--maxschedchunk", "1"] if at_once > 1 else []
-        paths = [HERE, *([HERE.parents[1] / OPERATIONS] if work.GPUS else [])]
-        until = work.BEGAN + work.SECONDS + MORE
-        holds, measured = run(paths, kept, parts[0], until), run([HERE / MEASURED], [], parts[1], until)
-        text = table.render(*table.joined(parts))
+        found = {part: Path(folder, f"{part}.json") for part in PARTS}
+        turns = {part: os.pipe() for part in parts}
+        # All start at once, and import; then each waits for its turn.
+        started = {}
+        for part in parts:
+            environ = {"BATON_GPU_PART": str(found[part]), "BATON_GPU_SECONDS": str(seconds[part])}
+            environ["BATON_GPU_AFTER"] = str(turns[part][0])
+            command = [sys.executable, "-m", "pytest", *map(str, paths[part]), "-v", "-W", "ignore"]
+            started[part] = subprocess.Popen(
+                [*command, *options[part], *more],
+                cwd=HERE.parents[1],
+                env=os.environ | environ,
+                pass_fds=[turns[part][0]],
+            )
+        for part, process in started.items():
+            os.close(turns[part][1])
+            codes[part] = end_of(process, until)
+        text = table.render(*table.joined(found.values()))
     print(f"\n{text}")
-    if work.GPUS:
+    if work.GPUS and parts == list(PARTS):
         print(f"\n{table.write(text, HERE.parents[1] / 'docs/gpu-options.md')}")
     # Figures that there was no time for fail nothing; what could not be shown to hold does.
-    codes = [1 if holds == ENDED else holds, 0 if measured == ENDED else measured]
-    return max((code for code in codes if code != NOTHING_SELECTED), default=NOTHING_SELECTED)
+    codes = {part: code if code != ENDED else int(part == "holds") for part, code in codes.items()}
+    return max((code for code in codes.values() if code != NOTHING_SELECTED), default=NOTHING_SELECTED)
 
 
-def run(paths: list[Path], options: list[str], part: Path, until: float) -> int:
-    """pytest's exit code. At the time `until` it is interrupted; what it has found by then is in `part`."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *map(str, paths),
-        "-v",
-        "-W",
-        "ignore",
-        *options,
-        *sys.argv[1:],
-    ]
-    environment = os.environ | {"BATON_GPU_PART": str(part)}
-    process = subprocess.Popen(command, cwd=HERE.parents[1], env=environment)
+def end_of(process: subprocess.Popen[bytes], until: float) -> int:
+    """pytest's exit code. At the time `until` it is interrupted; what it has found by then is kept."""
     try:
         return process.wait(max(1.0, until - time.time()))
     except subprocess.TimeoutExpired:
+        print(f"ended: {MORE} s more than BATON_GPU_SECONDS are over", file=sys.stderr, flush=True)
         process.send_signal(signal.SIGINT)
-        print(f"ended: {MORE} s more than BATON_GPU_SECONDS are over", file=sys.stderr)
-        return process.wait()
+    try:
+        process.wait(MORE / 2)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return ENDED
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 from jobs.engine import devices
 from jobs.run.directory import write_atomically
 from tests.gpu import table, work
+from tests.support import tiny
 
 if work.GPUS == 1:
     # Two ranks then share it. Before the server starts that ranks are forked from: they have its environment.
@@ -37,11 +38,26 @@ ROWS: list[tuple[str, str]] = []
 PASSED: Counter[str] = Counter()
 FIGURE = "figure"
 PART = os.environ.get("BATON_GPU_PART")
+AFTER = os.environ.pop("BATON_GPU_AFTER", None)
+"""A descriptor that ends when this process's tests may begin."""
+IN_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 HERE = Path(__file__).parent
 
 
-LONG = ("how_far_apart", "hang", "compile", "UPerNet", "transformer", "dead_rank")
-"""Parts of the names of tests that take the longest, which begin first: several run at once."""
+LONG = (
+    "compiled_for_the_measurement",
+    "how_far_apart_without_deterministic_kernels[UPerNet",
+    "hang",
+    "how_far_apart_without_deterministic_kernels[transformer",
+    "[compile]",
+    "UPerNet",
+    "dead_rank",
+    "transformer",
+    "requeue",
+    "compiles",
+    "bfloat16",
+)
+"""Parts of the names of tests that take long, the longest first, which begin first: several run at once."""
 
 
 def place(item: pytest.Item) -> int:
@@ -52,12 +68,30 @@ def place(item: pytest.Item) -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
+    at_once = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if 1 < at_once <= len(items) // 2:
+        # Each process is given two tests to begin with: a long one, and one that may wait for it.
+        first, others, short = items[:at_once], items[at_once:-at_once], items[-at_once:]
+        items[:] = [*(item for pair in zip(first, short, strict=True) for item in pair), *others]
     if work.GPUS or work.ON_CPU:
         return
     skip = pytest.mark.skip(reason="no GPU that torch can use here (BATON_GPU_ON=cpu runs them on the CPU)")
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(skip)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """While the tests are collected, their server imports. (xdist's first process has none.)"""
+    if PART and session.config.getoption("dist", "no") == "no":
+        tiny.import_ahead()
+
+
+def pytest_collection_finish() -> None:
+    """What is measured waits for the other tests to end, and for imports, which would disturb it."""
+    if AFTER is not None:
+        tiny.wait_for_imports()
+        os.read(int(AFTER), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -74,10 +108,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def show(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
-    """Puts a line into the table: what, and its figure. From whichever process the test runs in."""
+    """Puts a line into the table: what, and its figure. From whichever process the test runs in; at once if
+    that is this one, for a test that is ended has no more to say."""
 
     def line(what: str, figure: str) -> None:
-        record_property(FIGURE, [what, figure])
+        if IN_WORKER:
+            record_property(FIGURE, [what, figure])
+        else:
+            ROWS.append((what, figure))
+            keep()
 
     return line
 
@@ -101,8 +140,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call":
         properties: list[tuple[str, Any]] = report.user_properties
         ROWS.extend((what, figure) for kind, (what, figure) in properties if kind == FIGURE)
-    if PART and "PYTEST_XDIST_WORKER" not in os.environ:
-        # After each test: __main__ may end this process before the last.
+    keep()
+
+
+def keep() -> None:
+    """After each test: __main__ may end this process before the last."""
+    if PART and not IN_WORKER:
         write_atomically(Path(PART), json.dumps([OUTCOMES, ROWS]).encode())
 
 

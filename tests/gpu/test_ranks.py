@@ -75,7 +75,7 @@ def test_a_dead_rank_ends_the_other(data: Path, tmp_path: Path, monkeypatch: pyt
     (run.code / "benchmarks").symlink_to(start.ROOT / "benchmarks")
     monkeypatch.setenv("INTERRUPT", json.dumps({"at": "step", "step": 4, "signal": "SIGKILL", "rank": 1}))
     started = start.start("ours", run, 2)
-    codes = [process.wait(120) for process in started]
+    codes = [process.wait(240) for process in started]
     (failed,) = (e for e in events.read(run.events) if e["event"] == "failed")
     assert failed["rank"] == 1
     assert 0 not in codes

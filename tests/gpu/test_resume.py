@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def test_only_the_first_iteration_compiles(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(ON_CPU, reason="kernels for the CPU take minutes")
+@pytest.mark.skipif(work.KERNELS_AT not in os.environ, reason="make gpu measures it afterwards")
 def test_the_recipe_is_compiled_for_the_measurement(data: Path, tmp_path: Path) -> None:
     settings = KINDS["bfloat16"][2] | {"compile": True}
     run = work.share_kernels(work.make_run(tmp_path / "run", data, RECIPE, 2, **settings))

@@ -35,7 +35,7 @@ BEGAN = float(os.environ.get(BEGAN_AT) or time.time())
 KERNELS_AT = "BATON_GPU_KERNELS"
 """Environment variable: a folder for what the recipe's compiled networks leave."""
 
-ROOM = 16 * 2**30
+ROOM = 12 * 2**30
 """Bytes of a GPU's memory that one test may need: the recipe at full size, in two processes."""
 
 

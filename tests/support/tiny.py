@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,17 @@ ROOT = Path(__file__).resolve().parents[2]
 # Importing torch and mmseg takes seconds; every start is forked from a server that has done so once.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch", "mmengine.runner", "tests.preload"])
+
+
+def import_ahead() -> None:
+    """Starts that server, which imports while this process goes on."""
+    multiprocessing.forkserver.ensure_running()
+
+
+def wait_for_imports() -> None:
+    process = _context.Process(target=int)
+    process.start()
+    process.join()
 
 
 def make_data(root: Path, train: int = 22, val: int = 6) -> Path:
@@ -161,19 +176,45 @@ def run_job(run: Run, job: str, *arguments: str, timeout: float = 300) -> None:
 
     Raises AssertionError, with its output, if it does not end well.
     """
-    log = run.job / f"{job}.out"
-    process = _context.Process(target=_job, args=(str(run.path), job, list(arguments), str(log)))
+    call(run.job / f"{job}.out", _job, str(run.path), job, list(arguments), timeout=timeout)
+
+
+def call(log: Path, function: Callable[..., object], *arguments: Any, timeout: float = 300) -> None:
+    """Calls a module's function in a process that has torch already, its output in `log`.
+
+    Raises AssertionError, with its output, if it does not end well.
+    """
+    process = _context.Process(target=_call, args=(str(log), function, *arguments))
     process.start()
-    process.join(timeout)
-    if process.exitcode is None:
+    try:
+        process.join(timeout)
+    finally:
         process.kill()
+    process.join()
     assert process.exitcode == 0, log.read_text()[-3000:]
 
 
-def _job(run: str, job: str, arguments: list[str], log: str) -> None:
+def _call(log: str, function: Callable[..., object], *arguments: Any) -> None:
+    _write_to(log)
+    function(*arguments)
+
+
+def _write_to(log: str) -> None:
+    threading.Thread(target=_end_with_tests, daemon=True).start()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+
+
+def _end_with_tests() -> None:
+    """Their process may be killed, and a rank may wait for another for ever."""
+    tests = multiprocessing.parent_process()
+    assert tests
+    tests.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _job(run: str, job: str, arguments: list[str]) -> None:
     _enter(run)
     sys.argv = [job, run, *arguments]
     sys.exit(importlib.import_module(f"jobs.{job}.__main__").main())
@@ -187,9 +228,7 @@ def _enter(run: str) -> None:
 
 def _rank(run: str, environment: dict[str, str], log: str) -> None:
     """What `python -m jobs.mmseg.rank RUN` does in RUN/code, in a process that has torch already."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    _write_to(log)
     os.environ.update(environment)
     # What a supervisor would read.
     beats = Path(log).with_suffix(".beats")
