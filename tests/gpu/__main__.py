@@ -2,8 +2,8 @@
 where there is no GPU; 2 where something is not installed that they need.
 
 First what must hold, several tests at once where the machine has room for that; then what is measured, alone.
-What is not done half a minute after the last test may begin (BATON_GPU_SECONDS) is ended. `--only holds` and
-`--only speed` are one of the two; further arguments are pytest's.
+What is not done half a minute after the last test of its part may begin (BATON_GPU_SECONDS) is ended.
+`--only holds` and `--only speed` are one of the two; further arguments are pytest's.
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ def main() -> int:
     seconds = {"speed": work.SECONDS, "holds": work.SECONDS}
     if len(parts) > 1:
         seconds["holds"] = max(work.SECONDS - FOR_SPEED, work.SECONDS / 2)
-    until = work.BEGAN + work.SECONDS + MORE
     codes = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ[work.KERNELS_AT] = str(Path(folder, "kernels"))
@@ -81,7 +80,7 @@ def main() -> int:
             )
         for part, process in started.items():
             os.close(turns[part][1])
-            codes[part] = end_of(process, until)
+            codes[part] = end_of(process, work.BEGAN + seconds[part] + MORE)
         text = table.render(*table.joined(found.values()))
     print(f"\n{text}")
     if work.GPUS and parts == list(PARTS):
@@ -96,7 +95,11 @@ def end_of(process: subprocess.Popen[bytes], until: float) -> int:
     try:
         return process.wait(max(1.0, until - time.time()))
     except subprocess.TimeoutExpired:
-        print(f"ended: {MORE} s more than BATON_GPU_SECONDS are over", file=sys.stderr, flush=True)
+        print(
+            f"ended, {MORE} s after the last test could begin (BATON_GPU_SECONDS)",
+            file=sys.stderr,
+            flush=True,
+        )
         process.send_signal(signal.SIGINT)
     try:
         process.wait(MORE / 2)
