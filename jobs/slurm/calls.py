@@ -16,7 +16,7 @@ from jobs.slurm.commands import Answer
 PATIENCE = 600.0
 """Seconds that a call goes on trying while the controller does not answer: it may be restarting, failing over
 or being upgraded, and giving up would end a run that has days to go."""
-COMMAND_SECONDS = 120.0
+COMMAND_SECONDS = commands.SBATCH_SECONDS
 """A command that says nothing for so long has lost its controller."""
 MARKS_GRACE = (24, 5)
 """The first Slurm that takes a job's end within its grace time for the preemption's ("assume that job
@@ -44,8 +44,7 @@ def this_job() -> dict[str, str]:
     """What `scontrol show job` says of the job this process belongs to, field by field; {} outside of Slurm
     or when it cannot be asked. Of a field that names several things (ReqB:S:C:T) all is one name."""
     job = slurm_id()
-    command = ["scontrol", "show", "job", "-o", job or ""]
-    answer = call(command, os.environ | {"SLURM_TIME_FORMAT": "standard"}) if job else Answer(False, "")
+    answer = call(["scontrol", "show", "job", "-o", job]) if job else Answer(False, "")
     lines = answer.text.splitlines()
     # A name or a path may hold spaces: a value ends where the next field begins.
     pattern = r"([A-Z][\w/:]*)=(.*?)(?=\s+[A-Z][\w/:]*=|\s*$)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -12,10 +13,18 @@ from dataclasses import dataclass
 NOT_REACHED = re.compile(
     r"Unable to contact slurm controller|Connection refused|connect failure", re.IGNORECASE
 )
+# Nor has it taken a job then (MaxJobCount): sbatch has tried for two minutes.
+FULL = re.compile(r"temporarily unable to accept job|job queue full", re.IGNORECASE)
+SBATCH_SECONDS = 150.0
+"""sbatch has said all that it can by then."""
 # The request may have arrived; only a command that changes nothing may be asked again blindly.
 NO_ANSWER = re.compile(
     r"Socket timed out|Zero Bytes were transmitted|Unexpected message received|gave no answer", re.IGNORECASE
 )
+
+# A user's filters, formats and questions (SQUEUE_PARTITION, SLURM_TIME_FORMAT, SCANCEL_INTERACTIVE: without a
+# terminal that one asks for ever) are for a user's eyes.
+FOR_EYES = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
 
 
 @dataclass(frozen=True)
@@ -52,13 +61,15 @@ def run(
     pause, next_word = 0.5, begin
     while True:
         answer = once(command, env, limit)
-        away = not answer.ok and (NOT_REACHED.search(answer.text) or (again and answer.unanswered))
+        full = not answer.ok and FULL.search(answer.text)
+        away = full or (not answer.ok and (NOT_REACHED.search(answer.text) or (again and answer.unanswered)))
         now = time.monotonic()
         if not away or now + pause > begin + patience:
             return answer
         if now >= next_word:
             since = f" since {next_word - begin:.0f} s" if next_word > begin else ""
-            say(f"Slurm's controller does not answer{since}; trying for {patience:.0f} s …")
+            why = "takes no more jobs" if full else "does not answer"
+            say(f"Slurm's controller {why}{since}; trying for {patience:.0f} s …")
             next_word += every
         time.sleep(pause)  # the only sign of its return is an answer
         pause = min(pause * 1.5, 5.0)
@@ -66,6 +77,9 @@ def run(
 
 def once(command: Sequence[str], env: Mapping[str, str] | None, limit: float) -> Answer:
     """As `run`, but tried once."""
+    if command[0] != "sbatch":  # whose environment is the job's
+        given = os.environ if env is None else env
+        env = {name: value for name, value in given.items() if not name.startswith(FOR_EYES)}
     try:
         done = subprocess.run(
             list(command), capture_output=True, text=True, errors="replace", timeout=limit,

@@ -42,13 +42,15 @@ def call(
         command,
         {key: value for key, value in clean_environment().items() if key not in without},
         patience=patience,
-        limit=max(patience, 60),
+        limit=commands.SBATCH_SECONDS if changes else max(patience, 60),
         again=not changes,
         say=lambda text: print(text, file=sys.stderr),
         every=15.0,
     )
     if not answer.ok:
         raise SlurmError(answer.text, answer.unanswered)
+    if changes and answer.errors:  # what the site tells whoever submits, a partition that it chose, say
+        print(answer.errors.strip(), file=sys.stderr)
     return answer.text
 
 

@@ -1,0 +1,58 @@
+"""How Slurm's commands are called: what of a user's environment they see, and when they are asked again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.slurm import commands
+from tests.unit.slurm_answers import FakeSlurm
+
+GIVEN = {
+    "SQUEUE_PARTITION": "high",
+    "SCANCEL_INTERACTIVE": "true",
+    "SACCT_FORMAT": "jobid",
+    "SLURM_TIME_FORMAT": "relative",
+    "SLURM_CONF": "/etc/slurm.conf",
+}
+
+
+def test_what_a_user_sets_for_the_eye_is_no_commands_but_a_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in GIVEN.items():
+        monkeypatch.setenv(name, value)
+    for name in ("scancel", "sbatch"):
+        (tmp_path / name).write_text("#!/bin/sh\nenv\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def seen(name: str) -> set[str]:
+        text = commands.once([name], None, 60).text
+        return GIVEN.keys() & {line.partition("=")[0] for line in text.splitlines()}
+
+    assert seen("scancel") == {"SLURM_CONF"}
+    assert seen("sbatch") == GIVEN.keys()
+
+
+def test_a_slurm_that_takes_no_more_jobs_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeSlurm(tmp_path / "bin", monkeypatch)
+    full = (
+        "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n"
+        "sbatch: error: Batch job submission failed: Resource temporarily unavailable"
+    )
+    fake.says("sbatch", error=full, times=1)
+    fake.says("sbatch", answer="7")
+    said: list[str] = []
+
+    def asked(patience: float) -> commands.Answer:
+        return commands.run(
+            ["sbatch"], None, patience=patience, limit=60, again=False, say=said.append, every=60
+        )
+
+    answer = asked(30)
+    assert (answer.ok, answer.text) == (True, "7\n")
+    assert "takes no more jobs" in said[0]
