@@ -59,14 +59,16 @@ def submit(
     give_up = time.monotonic() + slurm.PATIENCE
     while True:
         answer = slurm.call(command, clean_environment(os.environ), again=False)
-        if answer.ok:
-            identifier = answer.text.splitlines()[-1].split(";")[0].strip()
-            return (f"{identifier}_{element}" if element else identifier), answer.text
-        if not answer.unanswered or time.monotonic() > give_up:
+        # A site's own sbatch may say more than the number.
+        if answer.ok and (named := re.findall(r"^(\d+)(?:;.*)?$", answer.text, re.MULTILINE)):
+            return (f"{named[-1]}_{element}" if element else named[-1]), answer.text
+        if not (answer.ok or answer.unanswered) or time.monotonic() > give_up:
             return None, answer.text
         # It may have been submitted all the same, and there must not be two.
         if found := _in_queue(dependency, shown.get("JobName", "")):
             return found, answer.text
+        if answer.ok:
+            return None, f"sbatch's answer names no job: {answer.text!r}"
 
 
 def _in_queue(dependency: str, name: str) -> str | None:

@@ -63,7 +63,8 @@ class SlurmExecutor(submitit.SlurmExecutor):
             withdraw(*_queued(self.script))
             raise
         else:
-            named = re.search(r"job (\d+)", answer)
+            # A site's own sbatch may say more, before it or after.
+            named = re.search(r"^Submitted batch job (\d+)", answer, re.M) or re.search(r"job (\d+)", answer)
             lost = f"sbatch's answer names no job: {' '.join(answer.split())!r}"
             id = named[1] if named else arrived(self.script, lost)
         return submitit.SlurmJob(folder=self.folder, job_id=id)

@@ -29,6 +29,18 @@ def test_a_job_whose_answer_got_lost_is_found_by_its_script(site: Site) -> None:
     assert "train 7" in done.stdout
 
 
+def test_a_site_whose_sbatch_says_more_than_the_number(site: Site) -> None:
+    site.command(
+        "sbatch",
+        "echo 'INFO: job 2 of 5'; echo Submitted batch job 7; echo 'Balance of job 3: 9 h'\n"
+        "echo 'sbatch: moved to partition low' >&2",
+    )
+    done = site.train("--no-evaluation")
+    assert done.returncode == 0, done.stderr
+    assert "train 7\n" in done.stdout
+    assert "sbatch: moved to partition low\n" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("answer", "queue"),
     [

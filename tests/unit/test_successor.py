@@ -230,3 +230,25 @@ def test_a_successor_does_not_take_itself_for_this_job() -> None:
     }
     kept = successor.clean_environment(inherited)
     assert sorted(kept) == ["BATON_SCRIPT", "PATH", "SBATCH_ACCOUNT", "SLURM_CONF"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "queue", "job"),
+    [
+        ("INFO: job 2 of 5\n7;lab\nbalance: 9 h", "", "7"),
+        ("INFO: submitted", "8|afterany:1(unfulfilled)|x", "8"),
+        ("INFO: submitted", "", None),
+    ],
+)
+def test_a_site_whose_sbatch_says_more_or_less_than_the_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, queue: str, job: str | None
+) -> None:
+    run = Run(tmp_path / "run")
+    run.job.mkdir(parents=True)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    fake = FakeSlurm(tmp_path / "bin", monkeypatch)
+    fake.says("scontrol show job", answer="JobId=1 JobName=x WorkDir=/")
+    fake.says("sbatch", answer=answer)
+    fake.says("squeue", answer=queue)
+    assert successor.submit(run, "afterany:1")[0] == job
+    assert len(fake.calls("sbatch")) == 1
