@@ -18,8 +18,9 @@ from jobs.engine import devices, wire
 from jobs.engine.session import Session
 from jobs.supervise import rendezvous
 
-TIMEOUT = timedelta(minutes=30)
-"""Of a collective. A rank that stands still is found sooner, by its supervisor."""
+TIMEOUT = timedelta(days=20)
+"""Of a collective. A rank that stands still is found by its supervisor, which does not count the time for
+which Slurm suspends the job; torch's clocks do. (24 days are all the milliseconds of a C int.)"""
 
 
 def join(session: Session) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,8 @@ def test_a_ranks_cores_are_those_that_it_has(
     here = session(tmp_path)
     here.local_ranks = 4
     assert distributed.cores_of_rank(here) == cores
+
+
+def test_a_collective_outlives_a_suspension() -> None:
+    """torch's clock runs on while Slurm suspends a job; who hangs is for the supervisors to say."""
+    assert timedelta(days=7) < distributed.TIMEOUT < timedelta(milliseconds=2**31)
