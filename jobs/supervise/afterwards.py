@@ -314,6 +314,8 @@ def _record_failure(run: Run, job: str, code: int, past: History) -> bool:
     if noted:
         return True
     number = f" (signal {code - 128})" if code > 128 else ""
+    if code == 127:
+        number = " (a program was not found on the node; the log names it)"
     reason = f"srun ended with exit code {code}{number}, and no rank lived to say why"
     return _say(run, job, "failed", start=past.last_start, exit_code=code, reason=reason)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.run import kinds, metrics
+from jobs.run import files, kinds, metrics
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.run.metrics import Figure
@@ -210,6 +210,8 @@ def _judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], no
     how = f"job {job.id} ended as {seen.state}{f' ({seen.reason})' if seen.reason else ''}"
     if past.reserve is not None and answer.job(past.reserve).alive:
         return State("requeueing", f"{how}; job {past.reserve} goes on")
+    if seen.state == "FAILED" and not (past.incarnations or (run.job / files.LOG(JOB=job.id)).exists()):
+        return State("failed", f"{how} before its log began: do its nodes see {run.path}?")
     return _gone(past, how)
 
 

@@ -338,6 +338,16 @@ def test_the_next_command_after_a_preparation(tmp_path: Path, event: str, comman
     assert timeline.next_command(run, shown).endswith(command)
 
 
+def test_a_job_that_could_not_even_begin_its_log(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    failed = Job(id="12", state="FAILED", reason="JobLaunchFailure")
+    where = f"job 12 ended as FAILED (JobLaunchFailure) before its log began: do its nodes see {run.path}?"
+    assert judge(run, failed).words == where
+    (run.job / "12_log.out").touch()
+    assert judge(run, failed).words == "job 12 ended as FAILED (JobLaunchFailure) before it began"
+
+
 def test_a_job_that_was_killed_while_its_successor_waits_is_no_failure(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     submitted(run)
