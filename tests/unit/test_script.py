@@ -274,7 +274,13 @@ def test_no_setup_line_takes_the_names_of_the_shell(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", profiles.STAGES)
 def test_what_a_shell_inside_srun_leaves_behind_reaches_no_step(stage: str) -> None:
     lines = script.tracked(stage).splitlines()
-    leaked = ["SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_MPI_TYPE", "SLURM_EXPORT_ENV"]
+    leaked = [
+        "SLURM_CPU_BIND",
+        "SLURM_CPU_BIND_LIST",
+        "SLURM_MPI_TYPE",
+        "SLURM_EXPORT_ENV",
+        "SRUN_EXPORT_ENV",
+    ]
     first = next(number for number, line in enumerate(lines) if line.lstrip().startswith("srun "))
     begin = next(number for number, line in enumerate(lines) if line.startswith("unset "))
     end = next(number for number in range(begin, first) if not lines[number])
@@ -285,7 +291,9 @@ def test_what_a_shell_inside_srun_leaves_behind_reaches_no_step(stage: str) -> N
             ["bash", "-c", "\n".join([*lines[begin:end], "env"])],
             env=given | memory, capture_output=True, text=True, check=True, timeout=60,
         )  # fmt: skip
-        return dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("SLURM_"))
+        return dict(
+            line.split("=", 1) for line in done.stdout.splitlines() if line.startswith(("SLURM_", "SRUN_"))
+        )
 
     assert left() == {"SLURM_NTASKS": "2"}
     for name in ("NODE", "CPU", "GPU"):
