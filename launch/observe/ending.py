@@ -75,7 +75,18 @@ def _ended(main: Callable[[], int | None]) -> int | None:
     except OSError as error:
         if error.errno in REFUSED and error.filename is not None:
             raise UserError(refusal(error)) from None
+        if error.errno == errno.ENOENT and _is_nowhere():
+            raise UserError("the folder that this shell is in is gone: cd to another first") from None
         raise
     finally:
         with contextlib.suppress(tables.Unwritable, BrokenPipeError):
             sys.stdout.flush()  # Python would end with another code if it failed there
+
+
+def _is_nowhere() -> bool:
+    """Whether the folder that this process works in was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False

@@ -32,6 +32,7 @@ from launch.submit import profiles, programs
 
 LATE_SECONDS = 2.0
 """How long a job is looked for in the queue when sbatch's answer got lost."""
+GPUS = "; --gres says how GPUs are asked for (none: not at all), launch/doctor.py what this cluster has"
 YEARS = 60 * 24 * 365 * 10  # minutes; submitit's local executor wants a time limit
 
 
@@ -56,7 +57,8 @@ class SlurmExecutor(submitit.SlurmExecutor):
             answer = slurm.call(*command, changes=True, without=hidden)
         except slurm.SlurmError as error:
             if not error.unanswered:
-                raise slurm.SlurmError(f"sbatch refused {self.script.name}: {error}") from None
+                hint = GPUS if "gres" in str(error) else ""
+                raise slurm.SlurmError(f"sbatch refused {self.script.name}: {error}{hint}") from None
             id = arrived(self.script, str(error))
         except KeyboardInterrupt:
             # The request may be on its way, and the run directory is about to be deleted.

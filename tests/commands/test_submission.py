@@ -69,6 +69,22 @@ def test_a_training_whose_evaluation_is_refused_is_withdrawn(site: Site) -> None
     assert (site.runs / "mine" / "run.yaml").exists()
 
 
+def test_a_shell_in_a_folder_that_is_gone(tmp_path: Path, site: Site) -> None:
+    script = f'cd "$1" && rmdir "$1" && exec {sys.executable} {ROOT}/launch/status.py mine'
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", tmp_path / "gone"], capture_output=True, text=True, check=False, timeout=60
+    )
+    one_line(done, "the folder that this shell is in is gone: cd to another first")
+    assert site  # whose Slurm it is
+
+
+def test_a_cluster_that_knows_no_gpus(site: Site) -> None:
+    said = "sbatch: error: Invalid generic resource (gres) specification"
+    site.command("sbatch", f"echo '{said}' >&2; exit 1")
+    one_line(site.train("--no-evaluation"), said, "; --gres says how GPUs are asked for (none: not at all)")
+
+
 def test_a_refused_resume_or_evaluation_changes_nothing(site: Site) -> None:
     site.command("sbatch", "echo Submitted batch job 5")
     assert site.train("--partition", "good").returncode == 0
