@@ -22,6 +22,8 @@ NO_ANSWER = re.compile(
     r"Socket timed out|Zero Bytes were transmitted|Unexpected message received|gave no answer", re.IGNORECASE
 )
 
+WHERE = ("SLURM_CONF", "SLURM_CONF_SERVER")
+"""Variables that say where Slurm is, of a shell as of a job."""
 # A user's filters, formats and questions (SQUEUE_PARTITION, SLURM_TIME_FORMAT, SCANCEL_INTERACTIVE: without a
 # terminal that one asks for ever) are for a user's eyes.
 FOR_EYES = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")

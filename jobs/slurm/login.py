@@ -75,7 +75,7 @@ def clean_environment() -> dict[str, str]:
     Inside an `salloc` shell the variables of that allocation (SLURM_MEM_PER_CPU and so on) would become
     options of the new job and contradict its own.
     """
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+    kept = (*commands.WHERE, "SLURM_CLUSTERS")
     return {
         key: value
         for key, value in os.environ.items()

@@ -20,6 +20,7 @@ from jobs.run.directory import Run, write_atomically
 from jobs.run.settings import Settings
 from jobs.run.task import job_id
 from jobs.slurm import calls as slurm
+from jobs.slurm import commands
 
 # Of sbatch's input variables, which the first submission heeded, these belong to one job alone.
 NOT_INHERITED = ("SBATCH_ARRAY_INX", "SBATCH_WAIT", "SBATCH_CPU_BIND", "SBATCH_MEM_BIND")
@@ -194,7 +195,7 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if name == "SLURM_CONF" or not (name.startswith(ours) or name in names)
+        if name in commands.WHERE or not (name.startswith(ours) or name in names)
     }
 
 

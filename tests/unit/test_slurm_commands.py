@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.slurm import commands
+from jobs.slurm import commands, login, successor
 from tests.unit.slurm_answers import FakeSlurm
 
 GIVEN = {
@@ -34,6 +34,15 @@ def test_what_a_user_sets_for_the_eye_is_no_commands_but_a_jobs(
 
     assert seen("scancel") == {"SLURM_CONF"}
     assert seen("sbatch") == GIVEN.keys()
+
+
+def test_where_slurm_is_stays_known_inside_an_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login node without slurm.conf asks the server that SLURM_CONF_SERVER names."""
+    given = {"SLURM_CONF_SERVER": "controller:6817", "SLURM_CLUSTERS": "lab", "SLURM_MEM_PER_CPU": "5"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert given.keys() & login.clean_environment().keys() == {"SLURM_CONF_SERVER", "SLURM_CLUSTERS"}
+    assert given.keys() & successor.clean_environment(given).keys() == {"SLURM_CONF_SERVER"}
 
 
 def test_a_slurm_that_takes_no_more_jobs_is_asked_again(
