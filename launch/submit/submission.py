@@ -159,7 +159,7 @@ def withdraw(*jobs: str) -> None:
 
 @contextmanager
 def withdrawn_on_error(job: str) -> Iterator[None]:
-    """Cancels `job` if the body raises; the error then says so, and both if that fails too."""
+    """Cancels `job` if the body raises; an error of Slurm's then says so, and both if that fails too."""
     try:
         yield
     except BaseException as error:
@@ -167,6 +167,8 @@ def withdrawn_on_error(job: str) -> Iterator[None]:
             withdraw(job)
         except slurm.SlurmError as left:
             raise slurm.SlurmError(f"{error or 'interrupted'}; and {left}", unanswered=True) from None
+        if isinstance(error, slurm.SlurmError):
+            raise slurm.SlurmError(f"{error}; job {job}, before it, is withdrawn", error.unanswered) from None
         raise
 
 

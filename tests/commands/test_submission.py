@@ -60,7 +60,7 @@ def test_a_run_whose_job_may_still_come_is_kept(answer: str, queue: str, site: S
 
 def test_a_training_whose_evaluation_is_refused_is_withdrawn(site: Site) -> None:
     site.command("sbatch", f'case "$*" in *evaluate*) {REFUSED};; esac\necho Submitted batch job 5')
-    one_line(site.train(), "sbatch refused evaluate.sbatch: ", "nowhere")
+    one_line(site.train(), "sbatch refused evaluate.sbatch: ", "nowhere; job 5, before it, is withdrawn")
     assert site.calls("scancel") == ["scancel 5"]
     assert list(site.runs.iterdir()) == []
     # It cannot be withdrawn: its run must stay, and the user is told what to type.
