@@ -20,8 +20,12 @@ from tests.support.slurm import Slurm, wait_event, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 
 
+EYES = {"SQUEUE_PARTITION": "high", "SCANCEL_INTERACTIVE": "true", "SLURM_TIME_FORMAT": "relative"}
+"""A user's own, who wants to see Slurm's commands otherwise: nothing here heeds them."""
+
+
 def call(slurm: Slurm, runs: Path, script: str, *arguments: str, code: int = 0) -> str:
-    environment = slurm.environment | {"BATON_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    environment = slurm.environment | EYES | {"BATON_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, f"launch/{script}.py", *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
