@@ -25,6 +25,9 @@ OPSET = 17
 AXES = {0: "batch", 2: "height", 3: "width"}
 FREE: tuple[set[int], ...] = ({0, 2, 3}, {2, 3}, {0}, set())
 """Which axes may have any size: as many as the model allows."""
+FURTHER = (64, 128)
+"""By how much an image is made higher and wider to prove an axis free of which all images have one length: as
+multiples of what networks halve an image by, so that a model which takes multiples alone takes it, too."""
 ROUNDING = 1e-3
 """Of the largest score: what float32 sums in another order may differ by, and no more."""
 
@@ -71,10 +74,13 @@ def export(model: Any, path: Path, images: Sequence[torch.Tensor]) -> dict[str, 
 
 def shaped(images: Sequence[torch.Tensor], free: set[int]) -> list[torch.Tensor]:
     """The images as a graph with these free axes takes them: in a batch of two, if that may be, and all in
-    the first one's size, if it has to be."""
+    the first one's size, if it has to be. Of two heights and two widths at least, if these may be any."""
     size = images[0].shape[2:]
     if not free & {2, 3}:
         images = [_resized(image, size) for image in images]
+    elif any(len({image.shape[axis] for image in images}) == 1 for axis in (2, 3)):
+        larger = [side + more for side, more in zip(size, FURTHER, strict=True)]
+        images = [*images, _resized(images[0], larger)]
     return [torch.cat([images[0], images[0].flip(3)]), *images[1:]] if 0 in free else list(images)
 
 

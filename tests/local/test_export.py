@@ -214,6 +214,10 @@ def test_a_graph_that_gives_something_else_is_no_export(tmp_path: Path) -> None:
     images = [torch.randn(1, 3, 8, 12), torch.randn(1, 3, 10, 6)]
     found = to_onnx.export(Model(), tmp_path / "a.onnx", images)
     assert found["free"] == ["batch"]
+    # Also where no two images differ in a side, as all of a dataset may.
+    for other in ((8, 12), (8, 20), (16, 12)):
+        found = to_onnx.export(Model(), tmp_path / "a.onnx", [images[0], torch.randn(1, 3, *other)])
+        assert (found["free"], found["images"]) == (["batch"], 2)
     Model.drifts = True
     with pytest.raises(
         UserError, match="cannot be exported as ONNX: what onnxruntime gives differs by up to"
