@@ -23,9 +23,29 @@ gc.disable()
 atexit.register(gc.freeze)
 
 
+MAY_BE_EMPTY = {"X", "ARGS", "SUFFIX"}
+"""What these options take, as --help has it, may be nothing: a setting of the profile's is taken back so."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, *arguments, **more):  # type: ignore[no-untyped-def,override]
+        """Refuses an empty value, as "$RUN" is where no RUN is set: without it a command does something else,
+        such as a new training instead of --resume."""
+        found = super().parse_args(*arguments, **more)
+        for action in self._actions:
+            given = getattr(found, action.dest, None)
+            if given != action.default and "" in (given if isinstance(given, list) else [given]):
+                name = (action.option_strings or [action.metavar or action.dest])[-1]
+                if (action.metavar or action.dest) not in MAY_BE_EMPTY:
+                    from jobs.run.errors import UserError
+
+                    raise UserError(f"{name} is given an empty value: is a variable not set?")
+        return found
+
+
 def parser(description: "str | None", examples: str) -> argparse.ArgumentParser:
     """A command's, before its options are added."""
-    return argparse.ArgumentParser(
+    return _Parser(
         description=description,
         epilog="examples:\n" + examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,

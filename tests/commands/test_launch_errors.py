@@ -101,6 +101,20 @@ CASES = {
         for script, option, low in (("status", "--watch", "0.1"), ("doctor", "--probe-minutes", "0"))
         for value in ("nan", "inf", "-1", "1e400", "1e20", "soon")
     },
+    **{
+        f"an empty {name}": (
+            script,
+            [*LOCAL, *words],
+            f"{name} is given an empty value: is a variable not set?",
+        )
+        for script, name, words in (
+            ("train", "--resume", ["--resume", ""]),
+            ("train", "--config", ["--config", ""]),
+            ("train", "--data-root", [*TINY, "--data-root="]),
+            ("infer", "IMAGE", ["x", "a.jpg", ""]),
+            ("infer", "--out", ["x", "a.jpg", "--out", ""]),
+        )
+    },
     "nothing to resume": ("train", [*LOCAL, "--resume", "nobody"], "there is no run 'nobody'"),
     "a resume with another seed": ("train", ["--resume", "x", "--seed", "0"], "it takes no --seed"),
     "a resume with another config": ("train", ["--resume", "x", *TINY], "it takes no --config"),
