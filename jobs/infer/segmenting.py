@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from jobs.run.errors import UserError, one_line
 from jobs.run.exit_codes import FAILED, RESUME, USER_ERROR
 from jobs.run.task import job_id
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk says that takes no result of any image."""
 TOLD = 1000
 """Problems of a process that are told one by one."""
 MOST_SECONDS = 20 * 86400.0
@@ -41,6 +44,8 @@ class Done:
     """The last error that is not said to be the image's own."""
     left: bool = False
     """It was asked to leave before all was done."""
+    full: bool = False
+    """There is no room for results; what came after was not tried."""
 
 
 class Segmenting:
@@ -71,7 +76,8 @@ class Segmenting:
         self.error: Exception | None = None
 
     def one(self, path: Path, name: Path) -> bool:
-        """Segments an image; what is wrong with it is noted. False when it was asked to leave."""
+        """Segments an image; what is wrong with it is noted. False when it was asked to leave, and when there
+        is no room."""
         # Not before something is done: a job that began within its grace time would come back for ever.
         if self.asked_to_leave() and self.done.segmented:
             self.done.left = True
@@ -84,6 +90,13 @@ class Segmenting:
         except UserError as error:
             self._failed(str(error))
         except Exception as error:  # one that is too large, or so narrow that nothing of it is left
+            if isinstance(error, OSError) and error.errno in FULL:
+                self.done.full = True
+                where = error.filename or self.out
+                self._failed(
+                    f"no space left at {where} (bytes, inodes or quota): make room, the same command goes on"
+                )
+                return False
             self.error = error
             self.done.defect = f"{type(error).__name__}: {one_line(error, 200)}"
             self._failed(f"{path} cannot be segmented: {one_line(error, 200)}")
@@ -136,6 +149,7 @@ def conclude(run: Run, us: ranks.Ranks, work: Segmenting, out: Path, alone: bool
         problems=[problem for one in every for problem in one.problems],
         defect=next((one.defect for one in every if one.defect), ""),
         left=any(one.left for one in every),
+        full=any(one.full for one in every),
     )
     nothing = not done.segmented and not done.before
     if done.left:
@@ -158,9 +172,8 @@ def tell(run: Run, done: Done, code: int, out: Path) -> None:
     if code == RESUME:
         print(f"leaving; {done.segmented + done.before} images are done{before}, the same command goes on")
         return
-    print(
-        f"{total - done.failed} of {total} images segmented{before}: masks and overlays in {out}", flush=True
-    )
+    of = "" if done.full else f" of {total}"
+    print(f"{total - done.failed}{of} images segmented{before}: masks and overlays in {out}", flush=True)
     for problem in done.problems:
         print(f"error: {problem}", file=sys.stderr)
     if len(done.problems) < done.failed:

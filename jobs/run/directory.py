@@ -192,7 +192,8 @@ def write_atomically(path: Path, content: bytes, durable: bool = True, private: 
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # nobody knows the other name
+        error.filename = str(path)  # nobody knows the other name
+        del error.filename2  # set to None it would be told: 'PATH' -> None
         raise
     finally:
         with contextlib.suppress(OSError):  # which would hide why it could not be written

@@ -88,6 +88,33 @@ def test_a_mistake_is_one_line(random_run: Run, arguments: tuple[str, ...], mess
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_ends_it_and_the_same_command_goes_on(random_run: Run, tmp_path: Path) -> None:
+    """Not every further image is segmented for nothing, and blamed."""
+    disk, inputs = tmp_path / "disk", tmp_path / "in"
+    disk.mkdir()
+    inputs.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(inputs / f"{number}.png")
+    # Two files of one page for each image: the second's mask has no room.
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        full = infer(random_run, "--out", str(disk / "out"), "--", str(inputs))
+        assert full.returncode == 2, full.stderr
+        (error,) = [line for line in full.stderr.splitlines() if line.startswith("error:")]
+        assert error.startswith(
+            f"error: no space left at {disk}/out/1.png (bytes, inodes or quota): make room"
+        )
+        assert "1 images segmented: " in full.stdout
+        subprocess.run(["mount", "-o", "remount,size=1m", disk], check=True)
+        done = infer(random_run, "--out", str(disk / "out"), "--", str(inputs))
+        assert done.returncode == 0, done.stderr
+        assert "5 of 5 images segmented (1 of them before): " in done.stdout
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
 PLACES = ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_LOCALID")
 
 
