@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import xxhash
 from PIL import Image
@@ -35,6 +36,7 @@ from jobs.prepare.voc import build
 from jobs.prepare.voc import masks as voc_masks
 from jobs.prepare.voc.sbd import BadMask, mask_of
 from jobs.run import checkpoint_files, events, packed, png, records
+from jobs.run import counts as counted
 from jobs.run.deflate import content_digest
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
@@ -42,7 +44,7 @@ from jobs.slurm import queries as slurm_queries
 from launch.observe import efficiency, history, local_jobs, states
 from launch.submit import profiles
 from tests import own_images as made_images
-from tests.unit.made_runs import interrupted_run, made_run
+from tests.unit.made_runs import interrupted_run, made_run, with_everything
 
 
 class Target(NamedTuple):
@@ -62,6 +64,7 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
     made: dict[str, Callable[[Path], Target]] = {
         "events": _events, "metrics": _metrics, "progress": _progress, "local job": _local,
         "run.yaml": _request, "profile": _profile,
+        **{name: partial(_evaluation, name=name) for name in EVALUATION},
         "dataset manifest": _manifest, "dataset table": _table,
         "checkpoint manifest": _checkpoint, "best checkpoint": _best,
         "tar": lambda f: _tar(f, "w"), "tgz": lambda f: _tar(f, "w:gz"), "tar.xz": lambda f: _tar(f, "w:xz"),
@@ -122,6 +125,42 @@ def _metrics(folder: Path) -> Target:
         report_data.kept_rows(records.read_lines(run.metrics), history.read(run))
 
     return Target(good, read, (), True)
+
+
+EVALUATION = ("metrics.json", "confusion.csv", "per_image.csv", "per_image.npz")
+
+
+def _evaluation(folder: Path, name: str) -> Target:
+    """As a report, and a comparison with another run, show an evaluation of which one file is not as it was
+    written: a spreadsheet saved it, a copy broke off."""
+    from launch.observe.report import comparison, groups, page
+    from launch.observe.report import data as report_data
+
+    random = np.random.default_rng(0)
+    found = []
+    for lr in ("0.1", "0.2"):
+        run = with_everything(folder / lr)
+        run.write_request(msgspec.structs.replace(run.request(), set={"lr": lr}, executor="local"))
+        (where,) = run.eval.iterdir()
+        told = json.loads((where / "metrics.json").read_text())
+        told |= {"asked": ["mIoU"], "intervals": {"mIoU": [1, 2]}, "not_computed": ["x: why"]}
+        (where / "metrics.json").write_text(json.dumps(told))
+        (where / "per_image.csv").write_text("place,image,mIoU,aAcc,picture\n1,/x,5,6,2007_000033.jpg\n")
+        counts = {kind: random.integers(1, 9, (4, 3)).astype(np.uint32) for kind in counted.KINDS}
+        np.savez_compressed(where / "per_image.npz", names=np.array(list("abcd")), **counts)
+        events_of = [line for line in run.events.read_text().splitlines() if '"slurm"' not in line]
+        run.events.write_text("".join(line + "\n" for line in events_of).replace('"12"', '"local-1"'))
+        found.append(run)
+    file = where / name
+
+    def read(content: bytes) -> None:
+        file.write_bytes(content)
+        both = [report_data.gather(run) for run in found]
+        page.page(both[1])
+        comparison.comparison(both)
+        groups.FORMATS["csv"](groups.grouped(both))
+
+    return Target(file.read_bytes(), read, (), text=name != "per_image.npz", share=0.3)
 
 
 def _progress(folder: Path) -> Target:

@@ -9,6 +9,7 @@ for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,6 +69,21 @@ def mean(values: np.ndarray) -> np.ndarray:
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(defined, values, 0.0).sum(-1) / defined.sum(-1))
+
+
+def read(path: Path) -> dict[str, np.ndarray] | None:
+    """`names` of images and KINDS, per image and class; None if that was not kept, or is damaged."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {key: file[key] for key in ("names", *KINDS)}
+    except Exception:  # zipfile, zlib and numpy raise anything for a damaged file
+        return None
+    names, *each = found.values()
+    shape = each[0].shape
+    sound = len(shape) == 2 and all(one.shape == shape and one.dtype.kind in "ui" for one in each)
+    return found if sound and names.shape == shape[:1] else None
 
 
 def resampled(counts: Sequence[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:

@@ -43,9 +43,11 @@ def cut(text: str, most: int = WIDEST) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A span: 34 ms, 3.1 s, 42 s, 12 min, 3 h 05 min, 2 d 4 h; "" for None."""
+    """A span: 34 ms, 3.1 s, 42 s, 12 min, 3 h 05 min, 2 d 4 h; "" for None. None is below zero, as between
+    the clocks of two machines, or of one that was put right."""
     if seconds is None:
         return ""
+    seconds = max(0.0, seconds)
     if 0 < seconds < 0.095:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 10:

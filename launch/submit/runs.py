@@ -78,7 +78,7 @@ def find(name: str) -> Run:
             f"{name} is a sweep of {of}: name one of them (the whole sweep is for status.py, cancel.py, "
             "clean.py and report.py --compare)"
         )
-    names = [run.name for run in all_runs()]
+    names = [run.name for run in all_runs() if NAME.fullmatch(run.name)]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`python launch/status.py` lists all"
     raise UserError(f"there is no run {name!r} in {runs_root()}: {hint}")

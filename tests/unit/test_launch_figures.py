@@ -9,6 +9,7 @@ import numpy as np
 from jobs.evaluate import per_image, results
 from jobs.mmseg import figures as made
 from launch.observe import evaluation_table as figures
+from launch.observe import wording
 
 
 def test_the_table_by_class_is_shown_also_where_a_figure_is_not_defined(tmp_path: Path) -> None:
@@ -36,3 +37,10 @@ def test_the_table_by_class_is_shown_also_where_a_figure_is_not_defined(tmp_path
 def test_without_the_table_the_means_are_shown(tmp_path: Path) -> None:
     event = {"checkpoint": "x.pth", "path": str(tmp_path / "gone"), "metrics": {"mIoU": None}}
     assert figures.summary(event) == f"evaluated x.pth: mIoU –\n  {tmp_path}/gone"
+
+
+def test_no_span_is_below_zero() -> None:
+    """Between two machines' clocks, or where one was put right."""
+    assert [wording.span(seconds) for seconds in (-494157618.1, -0.01, 0, 0.05, 89)] == [
+        "0.0 s", "0.0 s", "0.0 s", "50 ms", "89 s",
+    ]  # fmt: skip

@@ -105,6 +105,8 @@ def test_a_run_is_found_by_name_and_by_path(root: Path) -> None:
         pass
     assert runs.find("first").path == root / "first"
     assert runs.find(str(root / "first")).path == root / "first"
+    (root / "firs\nt").mkdir()
+    (root / "firs\nt" / "run.yaml").touch()  # a name that no command gives
     with pytest.raises(UserError, match=r"did you mean first\?"):
         runs.find("fisrt")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import math
 import shlex
 import time
 from pathlib import Path
@@ -40,6 +41,26 @@ class Evaluation(msgspec.Struct):
     left_out: int = 0
     of: str = ""
     """What was evaluated, where that is not the run's best checkpoint as it is: `epoch_50`, `tta`."""
+
+
+Ends = tuple[float, float] | None
+"""Of an interval."""
+
+
+class ClassTold(msgspec.Struct):
+    """What is gone by of a class in metrics.json."""
+
+    name: str
+    intervals: dict[str, Ends] | None = None
+
+
+class Told(msgspec.Struct):
+    """What is gone by in metrics.json, beside figures, of which each is looked at when it is shown."""
+
+    classes: list[ClassTold] | None = None
+    intervals: dict[str, Ends] | None = None
+    asked: list[str] = msgspec.field(default_factory=list)
+    not_computed: list[str] = msgspec.field(default_factory=list)
 
 
 class Data(msgspec.Struct):
@@ -172,7 +193,7 @@ def evaluation_of(run: Run) -> Evaluation | None:
     folders = [folder for _, folder in done]
     number, owner = evaluations.chosen(folders, run.checkpoints)
     where = folders[number]
-    metrics = records.read_json(where / files.EVAL_METRICS)
+    metrics = read_metrics(where / files.EVAL_METRICS)
     names, confusion = read_confusion(where / files.EVAL_CONFUSION)
     pictures, left_out = read_pictures(where)
     return Evaluation(
@@ -187,14 +208,28 @@ def evaluation_of(run: Run) -> Evaluation | None:
     )
 
 
+def read_metrics(path: Path) -> dict[str, Any]:
+    """What metrics.json says; {} where it is damaged, or somebody has made something else of it."""
+    found = records.read_json(path)
+    try:
+        msgspec.convert(found, Told)
+    except msgspec.ValidationError:
+        return {}
+    return found
+
+
 def read_confusion(path: Path) -> tuple[list[str], list[list[float]]]:
-    """Class names and the matrix (row: truth, column: prediction); empty if there is no such file."""
+    """Class names and the matrix (row: truth, column: prediction); empty if there is no such file, or a
+    spreadsheet has made something else of it."""
     try:
         with path.open(newline="") as file:
             header, *rows = list(csv.reader(file))
-        return header[1:], [[float(count) for count in row[1:]] for row in rows]
-    except (FileNotFoundError, ValueError):
+        names, matrix = header[1:], [[float(count) for count in row[1:]] for row in rows]
+    except (FileNotFoundError, ValueError, csv.Error):
         return [], []
+    square = [len(row) for row in matrix] == [len(names)] * len(names)
+    sound = square and all(0 <= count < math.inf for row in matrix for count in row)
+    return (names, matrix) if sound else ([], [])
 
 
 def read_pictures(where: Path) -> tuple[list[tuple[str, str]], int]:
@@ -220,12 +255,11 @@ def read_pictures(where: Path) -> tuple[list[tuple[str, str]], int]:
 def _listed(table: Path, folder: Path) -> dict[Path, str]:
     """Path -> caption of the pictures in per_image.csv, the worst image first; {} of an older one."""
     try:
-        rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
-    except (OSError, ValueError):
+        found = {}
+        for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
+            if name := Path(row.get("picture") or "").name:
+                figures = f"{USUAL} {float(row[USUAL]):.2f}" if row.get(USUAL) else "nothing counts"
+                found[folder / name] = f"{Path(name).stem.partition('_')[2]} · {figures}"
+    except (OSError, ValueError, csv.Error):  # as read_confusion
         return {}
-    found = {}
-    for row in rows:
-        if name := Path(row.get("picture") or "").name:
-            figures = f"{USUAL} {float(row[USUAL]):.2f}" if row.get(USUAL) else "nothing counts"
-            found[folder / name] = f"{Path(name).stem.partition('_')[2]} · {figures}"
     return found

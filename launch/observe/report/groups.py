@@ -262,18 +262,10 @@ def _seed(data: Data) -> int:
 
 
 def _counts(data: Data) -> Any:
-    """What an evaluation counted per image (jobs/evaluate/per_image.py): `names`, and per image and class
-    `hits`, `truth` and `predicted`. None if it did not keep that."""
-    import numpy as np
-
+    """What an evaluation counted per image (jobs/evaluate/per_image.py), or None."""
     if data.evaluation is None:
         return None
-    path = data.run.eval / data.evaluation.name / files.EVAL_IMAGES
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in ("names", *counted.KINDS)}
-    except (OSError, ValueError, KeyError):
-        return None
+    return counted.read(data.run.eval / data.evaluation.name / files.EVAL_IMAGES)
 
 
 def _drawn(counts: list[list[Any]], random: Any) -> list[list[Any]]:
