@@ -33,6 +33,13 @@ CASES = {
     "no gpus": ("train", [*LOCAL, *TINY, "--gpus", "0"], "--gpus must be a whole number from 1 to 1024"),
     "no nodes": ("train", [*LOCAL, *TINY, "--nodes", "0"], "`nodes` must be 1 or more"),
     "two nodes without Slurm": ("train", [*LOCAL, *TINY, "--nodes", "2"], "use --nodes 1, or --cluster"),
+    **{
+        f"{said} without Slurm": (script, [*LOCAL, *words], f"error: {said}: only Slurm knows that")
+        for script, said, words in (
+            ("train", "--partition and --time", [*TINY, "--partition", "gpu", "--time", "10:00:00"]),
+            ("prepare", "--exclude and --sbatch", ["--sbatch", "nice=5", "--exclude", "n1"]),
+        )
+    },
     "a bad name": ("train", [*LOCAL, *TINY, "--run", "a; rm -rf b"], "cannot be a run's name"),
     "a line break in a name": ("train", [*LOCAL, *TINY, "--run", "a\nb"], "cannot be a run's name"),
     "a line break in a path": ("train", [*LOCAL, *TINY, "--data-root", "/a\nb"], "control character"),

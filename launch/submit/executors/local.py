@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 BATCH_SCRIPTS = False
 
 
+SLURMS = {
+    *("partition", "account", "qos", "reservation", "constraint", "time", "memory", "cpus_per_gpu"),
+    *("gpu_type", "signal_delay", "exclude"),
+}
+"""Settings that say nothing to a local run. A profile may have them; who types one means a cluster."""
+
+
 def is_here() -> bool:
     return True
 
@@ -32,6 +39,13 @@ def check(resolved: Resolved) -> None:
     if resolved.nodes[0] > 1:
         raise UserError(
             f"--nodes {settings.nodes} needs Slurm, and this run is local: use --nodes 1, or --cluster NAME"
+        )
+    given = [key.partition(".") for key, source in resolved.sources.items() if source == "command line"]
+    if typed := [key for key, dot, _ in given if key in SLURMS or (dot and key == "sbatch")]:
+        options = " and ".join(dict.fromkeys(f"--{key.replace('_', '-')}" for key in typed))
+        raise UserError(
+            f"{options}: only Slurm knows that, and this run is local: leave it out, or --cluster NAME "
+            "(without that, Slurm is taken where sbatch is on PATH and knows a cluster)"
         )
     for key in ("setup", "container", "environment"):
         if getattr(settings, key):
