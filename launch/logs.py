@@ -41,7 +41,7 @@ def main() -> int:
         raise UserError(f"--lines {arguments.lines} must be 0 or more")
     run = runs.find(arguments.run)
     past = states.past_of(run)
-    error = log_files.first_error(run, past)
+    error = log_files.first_error(run, past, arguments.job or "")
     if error:
         print("\n".join(error))
     if arguments.follow:

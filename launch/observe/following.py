@@ -57,7 +57,7 @@ def follow(run: Run, arguments: argparse.Namespace, shown: list[str]) -> int:
             if text:
                 print(text, flush=True)
         if ended and state is not None:
-            error = log_files.first_error(run, history.read(run))
+            error = log_files.first_error(run, history.read(run), arguments.job or "")
             if error and error != shown:
                 print("\n".join(error))
             left = sieve.left_out()

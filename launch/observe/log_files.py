@@ -189,10 +189,11 @@ def unstamped(line: str) -> str:
     return _STAMP.sub("", line).strip()
 
 
-def first_error(run: Run, past: History) -> list[str]:
-    """The first error of the newest failure, with its traceback if a rank left one; [] without a failure."""
+def first_error(run: Run, past: History, stage: str = "") -> list[str]:
+    """The first error of the newest failure (of a job of `stage`, where one is asked for), with its traceback
+    if a rank left one; [] without a failure."""
     failed = past.failed
-    if failed is None:
+    if failed is None or stage not in ("", failed.stage):
         return []
     start, rank = failed.start, failed.rank
     said = (("start", start), ("rank", rank), ("on", failed.host), ("after step", failed.step))

@@ -252,6 +252,8 @@ def test_an_error_is_over_when_the_job_is_submitted_again(tmp_path: Path) -> Non
     write(run, 590, "submitted", stage="evaluate", job="14", executor="slurm")
     write(run, 600, "failed", stage="evaluate", job="14", reason="no space left")
     assert log_files.first_error(run, history.read(run)) == ["first error: no space left"]
+    assert log_files.first_error(run, history.read(run), "evaluate") == ["first error: no space left"]
+    assert log_files.first_error(run, history.read(run), "train") == []  # whose log it would head
     write(run, 700, "submitted", stage="evaluate", job="15", executor="slurm")
     assert log_files.first_error(run, history.read(run)) == []
 
