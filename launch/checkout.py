@@ -8,6 +8,7 @@ import argparse
 import atexit
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -17,6 +18,12 @@ from jobs.run import environment
 
 # Nowhere is this folder's `logs` or `report` what another module looks for.
 sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(__file__)]
+# Ctrl-C while modules are read, long on a slow file system, is no traceback; only in a process that is a
+# command.
+INTERRUPTIBLE = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+COMMAND = os.path.realpath(os.path.dirname(sys.argv[0])) == os.path.realpath(os.path.dirname(__file__))
+if INTERRUPTIBLE and COMMAND:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 environment.enter()
 # Looking for garbage, while modules are read and once more at the end, would be a fifth of a command's time.
 gc.disable()
@@ -28,17 +35,18 @@ MAY_BE_EMPTY = {"X", "ARGS", "SUFFIX"}
 
 
 class _Parser(argparse.ArgumentParser):
-    def parse_args(self, *arguments, **more):  # type: ignore[no-untyped-def,override]
+    def parse_args(self, *arguments, **more):  # type: ignore[no-untyped-def]
         """Refuses an empty value, as "$RUN" is where no RUN is set: without it a command does something else,
         such as a new training instead of --resume."""
         found = super().parse_args(*arguments, **more)
         for action in self._actions:
             given = getattr(found, action.dest, None)
             if given != action.default and "" in (given if isinstance(given, list) else [given]):
-                name = (action.option_strings or [action.metavar or action.dest])[-1]
-                if (action.metavar or action.dest) not in MAY_BE_EMPTY:
+                taken = str(action.metavar or action.dest)
+                if taken not in MAY_BE_EMPTY:
                     from jobs.run.errors import UserError
 
+                    name = [taken, *action.option_strings][-1]
                     raise UserError(f"{name} is given an empty value: is a variable not set?")
         return found
 
@@ -56,5 +64,7 @@ def run(main: "Callable[[], int | None]") -> None:
     """Runs a command's `main`, whose output is safe for a terminal, and ends as `run_command` does."""
     from launch.observe import ending
 
+    if INTERRUPTIBLE:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.enable()
     ending.run(main)

@@ -146,7 +146,9 @@ def _evaluation(folder: Path, name: str) -> Target:
         told |= {"asked": ["mIoU"], "intervals": {"mIoU": [1, 2]}, "not_computed": ["x: why"]}
         (where / "metrics.json").write_text(json.dumps(told))
         (where / "per_image.csv").write_text("place,image,mIoU,aAcc,picture\n1,/x,5,6,2007_000033.jpg\n")
-        counts = {kind: random.integers(1, 9, (4, 3)).astype(np.uint32) for kind in counted.KINDS}
+        counts: dict[str, Any] = {
+            kind: random.integers(1, 9, (4, 3)).astype(np.uint32) for kind in counted.KINDS
+        }
         np.savez_compressed(where / "per_image.npz", names=np.array(list("abcd")), **counts)
         events_of = [line for line in run.events.read_text().splitlines() if '"slurm"' not in line]
         run.events.write_text("".join(line + "\n" for line in events_of).replace('"12"', '"local-1"'))
