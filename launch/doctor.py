@@ -59,7 +59,8 @@ def main() -> int:
         show(found, arguments.json)  # which say why
         raise
     if arguments.submit_probe:
-        found += probe.tried(facts, where, chosen, asked, arguments.probe_minutes)
+        minutes = 10 if arguments.probe_minutes is None else arguments.probe_minutes
+        found += probe.tried(facts, where, chosen, asked, minutes)
     written, name = "", arguments.write_profile or ""
     if name:
         written = str(profile.write(name, profile.text(name, facts, where, measured, charge)))
@@ -84,21 +85,21 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--account", default="", metavar="NAME", help="charge it for test start and probe")
     parser.add_argument("--qos", default="", metavar="NAME", help="quality of service for both")
     parser.add_argument(
-        "--cluster",
-        default="",
-        metavar="NAME",
+        "--cluster", default="", metavar="NAME",
         help="a profile: its partition, account and QOS for both, "
         "and its interpreter, set-up lines, environment and container for the probe",
-    )
-    parser.add_argument("--submit-probe", action="store_true", help="try it on the nodes, with one small job")
-    parser.add_argument(
-        "--probe-minutes", type=ranges.number("--probe-minutes", 0, 10080), default=10, metavar="N",
-        help="wait at most N minutes (default 10)",
     )  # fmt: skip
+    parser.add_argument("--submit-probe", action="store_true", help="try it on the nodes, with one small job")
+    wait = ranges.number("--probe-minutes", 0, 10080)
+    parser.add_argument("--probe-minutes", type=wait, metavar="N", help="wait at most N minutes (default 10)")
     parser.add_argument("--write-profile", metavar="NAME", help="write configs/clusters/NAME.yaml")
     parser.add_argument("--force", action="store_true", help="overwrite a profile of that name")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for given, of in (("force", "write_profile"), ("probe_minutes", "submit_probe")):
+        if getattr(arguments, given) is not parser.get_default(given) and not getattr(arguments, of):
+            raise UserError(f"--{given} is for --{of}".replace("_", "-"))
+    return arguments
 
 
 def findings_of(facts: Facts, measured: Measured | None, arguments: argparse.Namespace) -> list[Finding]:

@@ -140,6 +140,12 @@ CASES = {
             ("infer", "--out", ["x", "a.jpg", "--out", ""]),
         )
     },
+    "nothing to overwrite": ("doctor", ["--force"], "error: --force is for --write-profile"),
+    "nothing to wait for": (
+        "doctor",
+        ["--probe-minutes", "0"],
+        "error: --probe-minutes is for --submit-probe",
+    ),
     "nothing to resume": ("train", [*LOCAL, "--resume", "nobody"], "there is no run 'nobody'"),
     "a resume with another seed": ("train", ["--resume", "x", "--seed", "0"], "it takes no --seed"),
     "a resume with another config": ("train", ["--resume", "x", *TINY], "it takes no --config"),
