@@ -53,15 +53,15 @@ def main() -> int:
 
 
 def export(run: Run, arguments: argparse.Namespace) -> None:
+    if arguments.onnx and (why := exported.lacking()):
+        raise UserError(why)
     checkpoint = models.chosen_checkpoint(run, arguments.checkpoint)
     digest = checkpoints.digest(checkpoint)
     own = run.path / files.EXPORT()
     folder = (arguments.out or own / f"{checkpoint.stem}-{digest[:8]}").resolve()
     output.claim(folder, "--out", own)
-    (folder / exported.RECORD).unlink(missing_ok=True)
-
-    if arguments.onnx and (why := exported.lacking()):
-        raise UserError(why)
+    for name in (exported.RECORD, exported.ONNX):  # of another checkpoint, as the folder may be
+        (folder / name).unlink(missing_ok=True)
 
     # Only now what takes seconds to import.
     compat.prepare()

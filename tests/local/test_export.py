@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.run import events, exported
+from jobs.run import events, exported, output
 from jobs.run.digests import digest
 from jobs.run.directory import Run
 from tests.conftest import ROOT
@@ -68,8 +68,12 @@ def export(run: Run, folder: Path, *more: object) -> subprocess.CompletedProcess
 def test_the_folder_alone_segments_as_the_run_does(run: Run, image: Path, tmp_path: Path) -> None:
     """Elsewhere: the run and its dataset are gone."""
     runs, folder = run.path.parent, tmp_path / "model"
+    folder.mkdir()
+    for name in (output.MARK, exported.ONNX):
+        (folder / name).touch()
     done = export(run, folder)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not (folder / exported.ONNX).exists()  # another checkpoint's
     assert [e["event"] for e in events.read(run.events) if e.get("stage") == "export"] == [
         "submitted",
         "finished",
