@@ -71,10 +71,11 @@ def names(images: Sequence[Path]) -> list[Path]:
 def unlike(paths: Sequence[str]) -> Iterator[str]:
     """Each path without its ending, but for those that would be alike without: never two the same."""
     times = Counter(os.path.splitext(path)[0] for path in paths)
-    taken = {stem for stem, number in times.items() if number == 1}
+    alone = {stem for stem, number in times.items() if number == 1}
+    taken = set(alone)
     for path in paths:
         found = os.path.splitext(path)[0]
-        if found not in taken:
+        if found not in alone:
             folder, name = os.path.split(path)
             found = os.path.join(folder, name.replace(".", "_"))
             while found in taken:

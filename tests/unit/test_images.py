@@ -48,6 +48,8 @@ def test_equal_stems_do_not_meet() -> None:
         (["a.jpg", "a.png", "a_jpg.png", "a_png.png"], ["a_jpg_", "a_png_", "a_jpg", "a_png"]),
         (["a.b.jpg", "a.b.png", "a_b.jpg", "a_b.png"], ["a_b_jpg", "a_b_png", "a_b_jpg_", "a_b_png_"]),
         (["x/a.jpg", "x/a.png", "a_jpg.png"], ["x/a_jpg", "x/a_png", "a_jpg"]),
+        (["a.jpg", "a.png", "a_jpg.jpg", "a_jpg.png"], ["a_jpg", "a_png", "a_jpg_jpg", "a_jpg_png"]),
+        (["a", "a.jpg"], ["a", "a_jpg"]),
     ],
 )
 def test_what_a_name_is_made_of_another_has_already(names: list[str], expected: list[str]) -> None:
