@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.evaluate.drawing import Pictures
+from jobs.evaluate.drawing import Pictures, pictures_of
 
 
 def test_an_image_that_cannot_be_drawn_costs_its_picture_alone(
@@ -21,3 +21,12 @@ def test_an_image_that_cannot_be_drawn_costs_its_picture_alone(
     assert said.startswith("no picture of broken.tif: ")
     assert said.count("\n") == 1
     assert not list(tmp_path.rglob("*.jpg"))
+
+
+def test_no_two_pictures_of_one_evaluation_have_one_name() -> None:
+    class Dataset(list[str]):
+        def get_data_info(self, index: int) -> dict[str, str]:
+            return {"img_path": f"/data/{self[index]}"}
+
+    dataset = Dataset(["site/1/x.png", "site_1/x.png", "site_1_x.png"])
+    assert pictures_of(dataset, ["all"]) == {0: "site_1_x", 1: "site_1_x_", 2: "site_1_x__"}
