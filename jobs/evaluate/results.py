@@ -68,7 +68,7 @@ def write_images(
 def table(rows: list[list[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="surrogateescape")  # as bytes of a file's name are that are no text
 
 
 def picture(

@@ -38,6 +38,7 @@ def opened(path: Path, cache: int = 1 << 28) -> Iterator[Any]:
     """
     if why := windows.lacking():
         raise UserError(f"{path}: {why}")
+    check_name(path)
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
@@ -50,6 +51,14 @@ def opened(path: Path, cache: int = 1 << 28) -> Iterator[Any]:
             raise UserError(f"{path} cannot be read by windows as a TIFF, PNG or JPEG: {reason}") from None
         with source:
             yield source
+
+
+def check_name(path: Path) -> None:
+    """Raises UserError for a path that GDAL takes in no form."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path} has bytes in its name that are not UTF-8: rename it") from None
 
 
 def driver_of(path: Path) -> str:
@@ -81,9 +90,11 @@ def cache_for(source: Any, rows: int) -> int:
 
 
 def is_georeferenced(path: Path) -> bool:
-    """Whether a file is a TIFF that says where on the earth it lies, as far as can be told here."""
+    """Whether a file is a TIFF that says where on the earth it lies, as far as can be told here. Raises
+    UserError for one that may be, but for its name."""
     if path.suffix.lower() not in GEOGRAPHIC or windows.lacking():
         return False
+    check_name(path)
     try:
         with opened(path) as source:
             return bool(place(source))

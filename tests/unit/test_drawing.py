@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jobs.evaluate import results
 from jobs.evaluate.drawing import Pictures, pictures_of
+from jobs.infer import raster
+from jobs.run.errors import UserError
+from launch.observe.report import page
 
 
 def test_an_image_that_cannot_be_drawn_costs_its_picture_alone(
@@ -30,3 +35,13 @@ def test_no_two_pictures_of_one_evaluation_have_one_name() -> None:
 
     dataset = Dataset(["site/1/x.png", "site_1/x.png", "site_1_x.png"])
     assert pictures_of(dataset, ["all"]) == {0: "site_1_x", 1: "site_1_x_", 2: "site_1_x__"}
+
+
+def test_an_images_name_that_is_no_text_costs_no_evaluation(tmp_path: Path) -> None:
+    """All has been computed when the tables are written."""
+    name = os.fsdecode(b"a\xff.png")
+    results.write_images(tmp_path, [(0, "")], [name], [(1.0, 2.0)])
+    assert b"\r\n1,a\xff.png,1.0,2.0,\r\n" in (tmp_path / "per_image.csv").read_bytes()
+    assert "a\\udcff.png" in page.document("x", name)
+    with pytest.raises(UserError, match="not UTF-8: rename it"):  # and GDAL takes it in no form
+        raster.check_name(Path(name))

@@ -40,7 +40,7 @@ def page(data: Data) -> str:
 
 
 def document(title: str, body: str) -> str:
-    return (
+    text = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
         f'<meta name="generator" content="{GENERATOR}">'
@@ -48,6 +48,7 @@ def document(title: str, body: str) -> str:
         f'<link rel="icon" href="data:,"><style>{STYLE.read_text()}</style></head>\n'
         f"<body>\n{body}\n</body></html>\n"
     )
+    return text.encode(errors="backslashreplace").decode()  # a file's name need not be text
 
 
 def curves(statuses: Sequence[Status]) -> list[tuple[str, str, str, bool]]:
