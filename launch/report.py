@@ -4,6 +4,7 @@ The file needs no network and no other file. Every evaluation writes it; this co
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -37,11 +38,9 @@ def main() -> int:
         "--table", choices=sorted(groups.FORMATS), help="of --compare, print the groups' table in this format"
     )
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
+        "--out", type=Path, metavar="FILE",
         help="where to (default RUN/report.html; with --compare comparison.html beside the runs)",
-    )
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = parser.parse_args()
     if arguments.table and arguments.json:
@@ -75,7 +74,8 @@ def main() -> int:
     else:
         print(f"wrote {out} ({wording.size(len(html.encode()))}); open it in any browser")
         if not arguments.compare:
-            print(f"next: python launch/report.py --compare {names[0]} RUN shows it beside another")
+            named = shlex.quote(names[0])
+            print(f"next: python launch/report.py --compare {named} RUN shows it beside another")
     return 0
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 
 from jobs.engine.preemption import Preemption
+from jobs.run.errors import take_all_characters
 
 
 def main() -> int:
     # The signal handlers must stand before the seconds that importing torch takes.
     preemption = Preemption()
     preemption.listen()
+    take_all_characters()
 
     from jobs.mmseg import training
 

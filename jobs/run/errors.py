@@ -35,12 +35,21 @@ def _place(error: BaseException) -> str:
     return f" at {os.path.basename(file)}:{line} ({linecache.getline(file, line).strip()})"
 
 
+def take_all_characters() -> None:
+    """Has standard output tell a character that its encoding lacks (Latin-1 has no "…"), and a file's name
+    that is no text, as an escape, as standard error does: no job comes to nothing by what it says last."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command's `main` and ends the process with a stable exit code.
 
     0: done (`main` returned None or 0). 2: the user's mistake, one line on stderr. 130: Ctrl-C. Any other
     code is the one `main` returned. Everything else is a defect of ours and keeps its traceback.
     """
+    take_all_characters()
     try:
         code = main()
     except UserError as error:

@@ -1,9 +1,11 @@
-"""Folders for results: nothing of the user's is overwritten in them."""
+"""Folders for results: nothing of the user's is overwritten in them. Standard output takes any character."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from jobs.run import output
 from jobs.run.errors import UserError
 from launch.observe.doctor import profile
 from launch.submit import profiles
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_folder_is_taken_if_it_is_new_or_empty_and_again_once_it_is_ours(tmp_path: Path) -> None:
@@ -98,3 +102,13 @@ def own_arguments(folder: Path, *more: str) -> argparse.Namespace:
     prepare_options.add(parser)
     given = ["--dataset", "mine", "--images", f"{folder}/images", "--masks", f"{folder}/images"]
     return parser.parse_args([*given, "--classes", f"{folder}/classes.txt", *more])
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_character_that_the_locale_lacks_ends_no_command(encoding: str) -> None:
+    text = "from jobs.run.errors import run_command; run_command(lambda: print('a \\u2026 \\udcff'))"
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"a \\u2026 \\udcff\n", b"")
