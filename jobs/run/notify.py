@@ -100,6 +100,9 @@ def _post(url: str, subject: str, text: str, facts: dict[str, Any]) -> None:
 
 def _mail(command: list[str], subject: str, text: str, _: dict[str, Any]) -> None:
     argv = [word.replace("{subject}", subject) for word in command]
-    done = subprocess.run(argv, input=text, text=True, capture_output=True, timeout=SECONDS, check=False)
+    done = subprocess.run(  # in UTF-8 whatever the locale, also of a file's name that is no text
+        argv, input=text, capture_output=True, timeout=SECONDS, check=False,
+        encoding="utf-8", errors="backslashreplace",
+    )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{argv[0]} ended with {done.returncode}: {' '.join(done.stderr.split())}")

@@ -76,6 +76,12 @@ def test_whatever_fails_is_only_said(
     assert said.count("notification") == 5
 
 
+def test_a_mail_tells_of_any_file(tmp_path: Path) -> None:
+    run, mail = run_that_mails(tmp_path, "first")
+    notify.about(run, "failed", "é … a\udcff.png cannot be read")
+    assert "é … a\\udcff.png cannot be read\n" in mail.read_text(encoding="utf-8")
+
+
 def run_that_mails(folder: Path, name: str) -> tuple[Run, Path]:
     out = folder / "mail.txt"
     program = "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + sys.stdin.read())"
