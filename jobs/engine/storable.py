@@ -28,7 +28,7 @@ def check(tree: Any, where: str, path: Path = ()) -> None:
     Of other types than the usual ones it asks the loader itself.
     """
     kind = type(tree)
-    if (kind in PLAIN and not _is_huge(tree)) or _is_array(tree):
+    if is_usual(tree):
         return
     if kind in MAPPINGS:
         for key, value in tree.items():
@@ -46,6 +46,11 @@ def check(tree: Any, where: str, path: Path = ()) -> None:
             f"{place}: {kind.__module__}.{kind.__qualname__} cannot be loaded back from a checkpoint: "
             f"give {_instead(tree)} instead, and make it anew from that when loading"
         )
+
+
+def is_usual(value: Any) -> bool:
+    """Whether it is a tensor, an array or a plain value that comes back as it is."""
+    return (type(value) in PLAIN and not _is_huge(value)) or _is_array(value)
 
 
 def _is_huge(value: Any) -> bool:

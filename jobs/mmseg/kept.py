@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
+from jobs.engine import storable
 from jobs.run.errors import UserError
 
 STOCK = ("mmengine", "mmseg", "jobs")
@@ -22,10 +24,22 @@ STOCK = ("mmengine", "mmseg", "jobs")
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """All weights of a model by name, those too that its `state_dict` leaves out."""
-    found = dict(model.state_dict())
-    for name, value in _all(model):
-        found.setdefault(name, value)
-    return found
+    return dict(model.state_dict()) | left_out(model)
+
+
+def left_out(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that a model's `state_dict` leaves out."""
+    known = model.state_dict()
+    return {name: value for name, value in _all(model) if name not in known}
+
+
+def put_left_out(networks: dict[str, Any], saved: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Gives networks, by the beginnings of their names, back what was `left_out` of them."""
+    with torch.no_grad():
+        for prefix, network in networks.items():
+            for name, value in _all(network) if saved.get(prefix) else ():
+                if name in saved[prefix]:
+                    value.copy_(saved[prefix][name])
 
 
 def _all(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -47,11 +61,12 @@ def check_weights(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 def inner(optimizer: Any) -> list[Any]:
     """The optimizers that one is made around, as SAM and Lookahead are: its state lacks theirs."""
-    found: list[Any] = []
-    for one in vars(optimizer).values():
-        if isinstance(one, torch.optim.Optimizer) and one is not optimizer:
-            found += [one, *inner(one)]
-    return found
+    found = [optimizer]
+    for outer in found:  # which may know of each other
+        for one in vars(outer).values():
+            if isinstance(one, torch.optim.Optimizer) and all(one is not other for other in found):
+                found.append(one)
+    return found[1:]
 
 
 def load_optimizers(optim_wrapper: Any, wrappers: list[Any], state: Any, of_inner: list[Any]) -> None:
@@ -82,11 +97,12 @@ def _owners(networks: dict[str, Any], hooks: Iterator[tuple[str, Any]]) -> Itera
 
 
 def _numbers(owner: Any) -> dict[str, Any]:
-    # A switch such as `done` may stand for something that this process has still to do.
+    # A switch such as `done` may stand for something that this process has still to do. What is more than a
+    # number (an IntEnum), or too large, could not be loaded back.
     return {
         name: value
         for name, value in vars(owner).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        if (type(value) in (int, float) or isinstance(value, np.number)) and storable.is_usual(value)
     }
 
 
@@ -107,7 +123,7 @@ class Kept:
         for key, owner in self.owners.items():
             first, now = self.at_first[key], _numbers(owner)
             # Without those that this process has set for the first time: what they go with is not known.
-            if new := {n: _plain(v) for n, v in now.items() if n in first and not _same(v, first[n])}:
+            if new := {n: v for n, v in now.items() if n in first and not _same(v, first[n])}:
                 changed[key] = new
         frozen = [name for name, value in self.model.named_parameters() if not value.requires_grad]
         return {"numbers": changed, "frozen": frozen}
@@ -117,15 +133,11 @@ class Kept:
             now, saved = _numbers(owner), state["numbers"].get(key, {})
             for name, first in self.at_first[key].items():
                 if name in now and not _same(now[name], value := saved.get(name, first)):
-                    setattr(owner, name, value)
+                    vars(owner)[name] = value  # as it was read: a property of that name may have no setter
         frozen = set(state["frozen"])
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad != (name not in frozen):
                 parameter.requires_grad_(name not in frozen)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -92,6 +92,8 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
             "hooks": hook_state(runner),
             "updates": updates(runner),
             "kept": runner.kept.state(),
+            # The model's own are in `state_dict`.
+            "left_out": {key: kept.left_out(one) for key, one in networks(runner).items() if key},
             "inner": [
                 [one.state_dict() for one in kept.inner(w.optimizer)] for w in wrappers(runner.optim_wrapper)
             ],
@@ -247,6 +249,7 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     if missing or unknown:
         raise RuntimeError(f"the model has changed: {path} lacks {missing[:3]}, and has {unknown[:3]}")
     own = checkpoint["baton"]
+    kept.put_left_out(networks(runner), own.get("left_out", {}))
     loop = runner.train_loop
     loop._epoch, loop._iter = checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"]
     loop.stop_training = own["stop_training"]
@@ -259,7 +262,7 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     saved = checkpoint.get("param_schedulers")
     replayed = changed(runner.param_schedulers, saved) and replay(runner)
     values = [[dict(group) for group in w.param_groups] for w in wrappers(runner.optim_wrapper)]
-    # Checkpoints of earlier versions have no `inner`, `updates` and `kept`.
+    # Checkpoints of earlier versions have no `inner`, `updates`, `kept` and `left_out`.
     inner = cloned(own.get("inner", []))
     optimizers = wrappers(runner.optim_wrapper)
     kept.load_optimizers(runner.optim_wrapper, optimizers, cloned(checkpoint["optimizer"]), inner)

@@ -1,16 +1,21 @@
 """What a training changes beside weights, and is given back by a resume."""
 
 import copy
+import enum
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from mmengine.hooks import Hook, IterTimerHook
+from mmengine.hooks import EMAHook, Hook, IterTimerHook
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from jobs.mmseg.kept import Kept, check_weights, inner, load_optimizers, weights
+from jobs.engine.snapshots import Snapshots
+from jobs.mmseg import state
+from jobs.mmseg.kept import Kept, check_weights, inner, left_out, load_optimizers, put_left_out, weights
 from jobs.run.errors import UserError
 
 
@@ -63,6 +68,51 @@ def test_a_trial_step_leaves_no_trace() -> None:
     assert model.local_iter == 0
 
 
+class Stage(enum.IntEnum):
+    ONE = 1
+    TWO = 2
+
+
+class Odd(Hook):
+    def __init__(self) -> None:
+        self.stage, self.key, self.part = Stage.ONE, 0, np.float32(0)
+        self.__dict__["done"] = 0
+
+    @property
+    def done(self) -> int:
+        return int(self.__dict__["done"])
+
+
+def test_a_number_that_could_not_be_loaded_ends_no_run() -> None:
+    hook, fresh = Odd(), Odd()
+    kept = Kept({"": nn.ReLU()}, hooks(hook))
+    hook.stage, hook.key, hook.part, hook.__dict__["done"] = Stage.TWO, 1 << 4000, np.float32(0.1), 3
+    Kept({"": nn.ReLU()}, hooks(fresh)).restore(Snapshots().take(kept.state()))
+    assert (fresh.stage, fresh.key, fresh.done) == (Stage.ONE, 0, 3)
+    assert (fresh.part, type(fresh.part)) == (np.float32(0.1), np.float32)
+
+
+def test_the_average_of_weights_that_are_left_out_comes_back() -> None:
+    class Apart(Warming):
+        def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override]
+            found = nn.Module.state_dict(self, *arguments, **options)
+            for name in [name for name in found if "frozen" in name]:
+                del found[name]  # also of the averaged model's
+            return found
+
+    def averaged() -> tuple[dict[str, Any], nn.Module]:
+        runner, hook = SimpleNamespace(model=Apart()), EMAHook()
+        nn.init.normal_(runner.model.frozen.weight)
+        hook.before_run(runner)
+        return state.networks(SimpleNamespace(model=runner.model, hooks=[hook])), hook.ema_model
+
+    (networks, average), (others, fresh) = averaged(), averaged()
+    put_left_out(others, {key: left_out(one) for key, one in networks.items() if key})
+    assert torch.equal(fresh.module.frozen.weight, average.module.frozen.weight)
+    assert not torch.equal(others[""].frozen.weight, fresh.module.frozen.weight)
+    assert left_out(nn.BatchNorm2d(2)) == {}
+
+
 def test_weights_that_a_model_leaves_out_are_saved() -> None:
     found = weights(Warming())
     assert {"adapter.weight", "frozen.weight", "frozen.running_mean"} <= found.keys()
@@ -109,3 +159,9 @@ def test_an_optimizer_inside_another_goes_on_as_well() -> None:
     step(parameter, wrapper, 0.25)
     step(fresh, other, 0.25)
     assert torch.equal(parameter, fresh)
+
+
+def test_optimizers_that_know_each_other() -> None:
+    one, other = (torch.optim.SGD([nn.Parameter(torch.ones(1))]) for _ in range(2))
+    one.other, other.one = other, one  # type: ignore[attr-defined]
+    assert inner(one) == [other]
