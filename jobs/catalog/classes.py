@@ -32,6 +32,7 @@ MOST_VALUE = 65535
 
 IGNORES = ("ignore", "__ignore__")
 """Names of what is no class; LabelMe's labels.txt begins with the second."""
+IGNORE = re.compile(r'"?(__)?ignore(__)?\b', re.IGNORECASE)
 BACKGROUNDS = ("background", "_background_", "bg")
 """Names of the class that every pixel has which nobody has drawn over."""
 
@@ -52,6 +53,8 @@ COUNTED = re.compile(r"(\d{1,9})[\s,;:.)]+((?:[^\W\d]|\").*)")
 VALUE = re.compile(r"value\s*=\s*\d+$")
 QUOTED = re.compile(r'"((?:[^"]|"")+)"')
 """A field of a CSV file."""
+NUMBER = re.compile(r'(^|[,;\t]\s*)"(\d+|#[0-9a-fA-F]{6})"(?=\s*(?:[,;\t]|$))')
+"""One that is a number or a colour: there are files with quotes around everything."""
 
 Colour = tuple[int, int, int]
 
@@ -145,18 +148,21 @@ def parse(text: str, where: str) -> Classes:
 
 def lines_of(text: str) -> list[tuple[int, str]]:
     """The lines that are classes, each with its number in the file. If all begin with a number of their own,
-    it becomes their `value`, unless the numbers only count from 0."""
+    it becomes their `value`, unless the numbers only count the classes from 0."""
     lines: list[tuple[int, str]] = []
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         # CVAT's has two more fields, mostly empty.
         line = re.sub(r"(:[^:\s]*){2}$", "", line) if line.count(":") >= 3 else line
-        if line and not line.startswith("#") and (lines or not HEAD.fullmatch(line)):
+        line = NUMBER.sub(r"\1\2", line)
+        if line and not line.startswith("#") and (lines or not HEAD.fullmatch(line.replace('"', ""))):
             lines.append((number, line))
     found = [(number, COUNTED.fullmatch(line)) for number, line in lines]
     counted = [(number, int(one[1]), one[2]) for number, one in found if one and not VALUE.search(one[2])]
     if len(counted) < len(lines):
         return lines
-    if [value for _, value, _ in counted] == list(range(len(counted))):
+    # With `ignore` among them its number is no class's, and those behind it are not the classes' places.
+    plain = not any(IGNORE.match(rest) for *_, rest in counted)
+    if plain and [value for _, value, _ in counted] == list(range(len(counted))):
         return [(number, rest) for number, _, rest in counted]
     return [(number, f"{rest} value={value}") for number, value, rest in counted]
 

@@ -99,6 +99,11 @@ def test_classes_and_what_names_them() -> None:
         ("ID;class_name\n7;sky\n11;car\n", ("sky", "car"), {7: 0, 11: 1}),
         ("7: sky\n11: car 1 2 3\n255: ignore\n", ("sky", "car"), {7: 0, 11: 1}),
         ('"sky, blue",0,0,0\n"12"" gun",1,2,3\n', ("sky, blue", '12" gun'), {0: 0, 1: 1}),
+        ('"name","r","g","b"\n"sky","0","0","0"\n"car", "1", "2", "3"\n', ("sky", "car"), {0: 0, 1: 1}),
+        ('"id","name"\n"7","sky"\n"11","car"\n', ("sky", "car"), {7: 0, 11: 1}),
+        # What is no class has a number in the masks nevertheless.
+        ("0 ignore\n1 sky\n2 car\n", ("sky", "car"), {0: 255, 1: 0, 2: 1}),
+        ('0,sky\n1,"__ignore__"\n2,car\n', ("sky", "car"), {0: 0, 1: 255, 2: 1}),
         # These belong to the names.
         ("sky\n2 lanes\n", ("sky", "2 lanes"), {0: 0, 1: 1}),
         ("1 0 0 0\n2 1 2 3\n", ("1", "2"), {0: 0, 1: 1}),
