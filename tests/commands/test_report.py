@@ -265,3 +265,12 @@ def test_out_is_no_device_no_pipe_and_no_folder(asked: list[str], tmp_path: Path
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
         one_line(done, f"--out {tmp_path / name} is {said}, not a file")
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("name", ["9" * 300, "a\0b", ".."])
+def test_a_picture_that_no_file_can_be_is_passed_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.jpg").write_bytes(b"x")
+    (tmp_path / "per_image.csv").write_text(f"picture,mIoU\n{name},1\na.jpg,2\n")
+    found, _ = report_data.read_pictures(tmp_path)
+    assert len(found) == 1

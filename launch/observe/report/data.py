@@ -243,7 +243,7 @@ def read_pictures(where: Path) -> tuple[list[tuple[str, str]], int]:
     for path, caption in list(paths.items())[:MOST_PICTURES]:
         try:
             content = path.read_bytes()
-        except FileNotFoundError:
+        except (OSError, ValueError):  # a damaged table may name anything
             continue
         total += len(content)
         if total > MOST_PICTURE_BYTES:
