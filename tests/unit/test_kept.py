@@ -100,7 +100,7 @@ def test_the_average_of_weights_that_are_left_out_comes_back() -> None:
                 del found[name]  # also of the averaged model's
             return found
 
-    def averaged() -> tuple[dict[str, Any], nn.Module]:
+    def averaged() -> tuple[dict[str, Any], Any]:
         runner, hook = SimpleNamespace(model=Apart()), EMAHook()
         nn.init.normal_(runner.model.frozen.weight)
         hook.before_run(runner)
