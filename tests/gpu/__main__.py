@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.run import environment
@@ -29,8 +30,8 @@ MORE = 30
 """Seconds that a test may go on when no other may begin."""
 FOR_SPEED = 200
 """Of BATON_GPU_SECONDS, what the measurements have, at most half: no test of what must hold begins then."""
-ENDED, NOTHING_SELECTED = 2, 5
-"""pytest's exit codes: interrupted; and where `-k` leaves nothing of a part."""
+NOTHING_SELECTED = 5
+"""pytest's exit code where `-k` leaves nothing of a part."""
 PARTS = ("holds", "speed")
 
 
@@ -85,13 +86,19 @@ def main() -> int:
     print(f"\n{text}")
     if work.GPUS and parts == list(PARTS):
         print(f"\n{table.write(text, HERE.parents[1] / 'docs/gpu-options.md')}")
-    # Figures that there was no time for fail nothing; what could not be shown to hold does.
-    codes = {part: code if code != ENDED else int(part == "holds") for part, code in codes.items()}
-    return max((code for code in codes.values() if code != NOTHING_SELECTED), default=NOTHING_SELECTED)
+    return together(codes)
 
 
-def end_of(process: subprocess.Popen[bytes], until: float) -> int:
-    """pytest's exit code. At the time `until` it is interrupted; what it has found by then is kept."""
+def together(codes: Mapping[str, int | None]) -> int:
+    """The exit code of all parts. Figures that there was no time for fail nothing; what could not be shown to
+    hold does, and so does a part that could not be read, or that a signal has ended."""
+    told = [part == "holds" if code is None else code for part, code in codes.items()]
+    told = [code for code in told if code != NOTHING_SELECTED]
+    return int(any(told)) if told else NOTHING_SELECTED
+
+
+def end_of(process: subprocess.Popen[bytes], until: float) -> int | None:
+    """pytest's exit code; None if it was interrupted, at the time `until`: what it has found then is kept."""
     try:
         return process.wait(max(1.0, until - time.time()))
     except subprocess.TimeoutExpired:
@@ -106,7 +113,7 @@ def end_of(process: subprocess.Popen[bytes], until: float) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    return ENDED
+    return None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the hooks measure that trainings are compared by (benchmarks/trainings/hooks.py)."""
+"""What the hooks measure that trainings are compared by (benchmarks/trainings); how `make gpu` ends."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.trainings.hooks import Measure, Steps
+from tests.gpu.__main__ import NOTHING_SELECTED, together
 
 
 class Profiler:
@@ -44,3 +45,19 @@ def test_waiting_for_the_last_save_is_none_of_its_own(tmp_path: Path) -> None:
     saver.save(runner, "end", asked=True, wait=0.0)
     hook.after_train(None)
     assert [step for step, _ in json.loads(hook.result.read_text())["saves"]] == [4]
+
+
+@pytest.mark.parametrize(
+    ("holds", "speed", "code"),
+    [
+        (0, 0, 0),
+        (0, None, 0),
+        (None, 0, 1),
+        (0, 2, 1),  # a test that cannot be imported
+        (-11, 0, 1),
+        (0, NOTHING_SELECTED, 0),
+        (NOTHING_SELECTED, NOTHING_SELECTED, NOTHING_SELECTED),
+    ],
+)
+def test_no_part_that_could_not_run_is_a_success(holds: int | None, speed: int | None, code: int) -> None:
+    assert together({"holds": holds, "speed": speed}) == code
