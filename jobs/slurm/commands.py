@@ -24,9 +24,22 @@ NO_ANSWER = re.compile(
 
 WHERE = ("SLURM_CONF", "SLURM_CONF_SERVER")
 """Variables that say where Slurm is, of a shell as of a job."""
+CHOSEN = ("SLURM_CLUSTERS", "SBATCH_CLUSTERS")
+"""Variables by which a user chooses another cluster than this machine's; sbatch lets the first win."""
 # A user's filters, formats and questions (SQUEUE_PARTITION, SLURM_TIME_FORMAT, SCANCEL_INTERACTIVE: without a
 # terminal that one asks for ever) are for a user's eyes.
 FOR_EYES = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
+
+
+def chosen_cluster() -> str:
+    """The cluster that a user has chosen for sbatch, and so for all that is asked of its jobs; "" if none."""
+    return next(filter(None, map(os.environ.get, CHOSEN)), "")
+
+
+def job_number(text: str) -> str | None:
+    """The job's number in what `sbatch --parsable` says, beside which a site's own sbatch may say more."""
+    named = re.findall(r"^(\d+)(?:;.*)?$", text, re.MULTILINE)
+    return named[-1] if named else None
 
 
 @dataclass(frozen=True)

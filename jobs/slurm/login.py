@@ -75,9 +75,10 @@ def clean_environment() -> dict[str, str]:
     Inside an `salloc` shell the variables of that allocation (SLURM_MEM_PER_CPU and so on) would become
     options of the new job and contradict its own.
     """
-    kept = (*commands.WHERE, "SLURM_CLUSTERS")
-    return {
+    kept = {
         key: value
         for key, value in os.environ.items()
-        if key in kept or not key.startswith(("SLURM_", "SLURMD_", "SUBMITIT_", "PMI_"))
+        if key in commands.WHERE or not key.startswith(("SLURM_", "SLURMD_", "SUBMITIT_", "PMI_"))
     }
+    chosen = commands.chosen_cluster()
+    return kept | {"SLURM_CLUSTERS": chosen} if chosen else kept

@@ -60,9 +60,8 @@ def submit(
     give_up = time.monotonic() + slurm.PATIENCE
     while True:
         answer = slurm.call(command, clean_environment(os.environ), again=False)
-        # A site's own sbatch may say more than the number.
-        if answer.ok and (named := re.findall(r"^(\d+)(?:;.*)?$", answer.text, re.MULTILINE)):
-            return (f"{named[-1]}_{element}" if element else named[-1]), answer.text
+        if answer.ok and (number := commands.job_number(answer.text)):
+            return (f"{number}_{element}" if element else number), answer.text
         if not (answer.ok or answer.unanswered) or time.monotonic() > give_up:
             return None, answer.text
         # It may have been submitted all the same, and there must not be two.

@@ -179,6 +179,8 @@ def _where(batch: Batch) -> str:
         "# for the steps of this job.",
         "unset SLURM_CPU_BIND SLURM_CPU_BIND_LIST SLURM_CPU_BIND_TYPE SLURM_CPU_BIND_VERBOSE",
         "unset SLURM_MPI_TYPE SLURM_EXPORT_ENV SRUN_EXPORT_ENV",
+        "# A job is on its node's cluster, which by a name Slurm would look up in its database first.",
+        "unset SLURM_CLUSTERS SBATCH_CLUSTERS",
         "# srun refuses two of these, of which one is the shell's; with none a step has the job's memory.",
         'if [ -n "${SLURM_MEM_PER_NODE:+${SLURM_MEM_PER_CPU-}${SLURM_MEM_PER_GPU-}}" ]; then',
         "    unset SLURM_MEM_PER_NODE SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU",

@@ -44,7 +44,7 @@ def local_gpus(dev: Path = Path("/dev"), amd: Path = Path("/sys/class/kfd/kfd/to
 def cluster_name() -> str:
     """The name of the cluster that Slurm's commands speak to here; "" where no file tells it. Read from
     slurm.conf, for asking the controller takes as long as a submission."""
-    if chosen := os.environ.get("SLURM_CLUSTERS"):
+    if chosen := commands.chosen_cluster():
         return "" if "," in chosen else chosen
     for path in filter(None, (os.environ.get("SLURM_CONF"), *SLURM_CONFIGS)):
         try:

@@ -51,6 +51,7 @@ OWN_OPTIONS = {
     "account": "`account`",
     "array": "--sweep",
     "chdir": "nothing: a job runs in its run directory",
+    "clusters": "the environment variable SLURM_CLUSTERS, by which status.py asks the same cluster",
     "constraint": "`constraint`",
     "container": "`container`",
     "cpus-per-gpu": "`cpus_per_gpu`",

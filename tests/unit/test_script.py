@@ -280,6 +280,7 @@ def test_what_a_shell_inside_srun_leaves_behind_reaches_no_step(stage: str) -> N
         "SLURM_MPI_TYPE",
         "SLURM_EXPORT_ENV",
         "SRUN_EXPORT_ENV",
+        "SLURM_CLUSTERS",
     ]
     first = next(number for number, line in enumerate(lines) if line.lstrip().startswith("srun "))
     begin = next(number for number, line in enumerate(lines) if line.startswith("unset "))

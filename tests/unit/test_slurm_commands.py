@@ -45,6 +45,23 @@ def test_where_slurm_is_stays_known_inside_an_allocation(monkeypatch: pytest.Mon
     assert given.keys() & successor.clean_environment(given).keys() == {"SLURM_CONF_SERVER"}
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({"SBATCH_CLUSTERS": "lab"}, "lab"),
+        ({"SBATCH_CLUSTERS": "lab", "SLURM_CLUSTERS": "own"}, "own"),
+        ({"SLURM_CLUSTERS": ""}, None),
+    ],
+)
+def test_all_is_asked_of_the_cluster_that_sbatch_submits_to(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], asked: str | None
+) -> None:
+    """An empty name, too, would be looked for, and not be found."""
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert login.clean_environment().get("SLURM_CLUSTERS") == asked
+
+
 def test_a_slurm_that_takes_no_more_jobs_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

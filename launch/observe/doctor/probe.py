@@ -18,6 +18,7 @@ import msgspec
 
 from jobs.run import cuda
 from jobs.run.directory import Run
+from jobs.slurm import commands
 from jobs.slurm import login as slurm
 from jobs.slurm import queries as slurm_queries
 from launch.observe import wording
@@ -81,7 +82,10 @@ def _submitted(folder: Path, token: str, resolved: profiles.Resolved, minutes: f
     requests.write_scripts(Run(folder), script.Batch(resolved=resolved, name="baton-doctor", run=folder))
     file = folder / "job" / "probe.sbatch"
     began = time.monotonic()
-    job = slurm.call("sbatch", "--parsable", str(file), changes=True).strip().split(";")[0]
+    answer = slurm.call("sbatch", "--parsable", str(file), changes=True)
+    job = commands.job_number(answer)
+    if job is None:
+        raise slurm.SlurmError(f"sbatch's answer names no job: {' '.join(answer.split())!r}")
     (folder / "job" / "id").write_text(job)
     found = [_requeue(job)]
     deadline = began + 60 * minutes
