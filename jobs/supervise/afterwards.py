@@ -41,6 +41,11 @@ UNREADABLE_SECONDS = 60.0
 UNWRITABLE_SECONDS = 5.0
 EXCLUDE_SECONDS = 5.0
 
+NO_PROGRAM = {
+    126: " (a program could not be run on the node; the log names it)",
+    127: " (a program, or a library of its own, was not found on the node; the log names it)",
+}
+
 # What Slurm says to a requeue of a job that it has requeued itself.
 ALREADY = re.compile(r"pending execution", re.IGNORECASE)
 
@@ -313,9 +318,7 @@ def _record_failure(run: Run, job: str, code: int, past: History) -> bool:
         print(f"baton: {memory}: {error}", flush=True)
     if noted:
         return True
-    number = f" (signal {code - 128})" if code > 128 else ""
-    if code == 127:
-        number = " (a program was not found on the node; the log names it)"
+    number = f" (signal {code - 128})" if code > 128 else NO_PROGRAM.get(code, "")
     reason = f"srun ended with exit code {code}{number}, and no rank lived to say why"
     return _say(run, job, "failed", start=past.last_start, exit_code=code, reason=reason)
 
