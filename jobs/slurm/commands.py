@@ -76,8 +76,10 @@ def run(
     pause, next_word = 0.5, begin
     while True:
         answer = once(command, env, limit)
-        full = not answer.ok and FULL.search(answer.text)
-        away = full or (not answer.ok and (NOT_REACHED.search(answer.text) or (again and answer.unanswered)))
+        # Of the tries that sbatch makes itself, one may have arrived after one that was refused.
+        refused = not (answer.ok or answer.unanswered)
+        full = refused and FULL.search(answer.text)
+        away = full or (refused and NOT_REACHED.search(answer.text)) or (again and answer.unanswered)
         now = time.monotonic()
         if not away or now + pause > begin + patience:
             return answer

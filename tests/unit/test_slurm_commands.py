@@ -82,3 +82,9 @@ def test_a_slurm_that_takes_no_more_jobs_is_asked_again(
     answer = asked(30)
     assert (answer.ok, answer.text) == (True, "7\n")
     assert "takes no more jobs" in said[0]
+
+    fake = FakeSlurm(tmp_path / "lost", monkeypatch)  # its last try may have arrived
+    lost = full.replace("Resource temporarily unavailable", "Socket timed out on send/recv operation")
+    fake.says("sbatch", error=lost, times=1)
+    fake.says("sbatch", answer="8")
+    assert asked(30).unanswered
