@@ -14,8 +14,8 @@ from datetime import datetime
 
 import msgspec
 
+from jobs.slurm import commands, pending
 from jobs.slurm import login as slurm
-from jobs.slurm import pending
 
 UNKNOWN = "UNKNOWN"
 
@@ -133,10 +133,12 @@ def is_slurm(id: str) -> bool:
 
 
 def _sacct(ids: list[str], *options: str, patience: float) -> str:
+    # Alone of Slurm's commands it does not heed SLURM_CLUSTERS.
+    where = ("--clusters", chosen) if (chosen := commands.chosen_cluster()) else ()
     # Without a start time sacct looks no further back than midnight, even for ids (Slurm < 23).
     return slurm.call(
         *("sacct", "--noheader", "--parsable2", "--allocations", "--starttime", "2000-01-01"),
-        *(*options, "--format", ",".join(_SACCT), "--jobs", ",".join(ids)),
+        *(*where, *options, "--format", ",".join(_SACCT), "--jobs", ",".join(ids)),
         patience=patience,
     )
 

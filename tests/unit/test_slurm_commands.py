@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from jobs.slurm import commands, login, successor
+from jobs.slurm import commands, login, queries, successor
 from tests.unit.slurm_answers import FakeSlurm
 
 GIVEN = {
@@ -54,12 +55,17 @@ def test_where_slurm_is_stays_known_inside_an_allocation(monkeypatch: pytest.Mon
     ],
 )
 def test_all_is_asked_of_the_cluster_that_sbatch_submits_to(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], asked: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], asked: str | None
 ) -> None:
     """An empty name, too, would be looked for, and not be found."""
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert login.clean_environment().get("SLURM_CLUSTERS") == asked
+    fake = FakeSlurm(tmp_path / "bin", monkeypatch)
+    fake.says("sacct")
+    queries.incarnations(["6"])
+    (call,) = fake.calls("sacct")
+    assert re.findall(r"--clusters (\w+)", call) == ([asked] if asked else [])
 
 
 def test_a_slurm_that_takes_no_more_jobs_is_asked_again(
