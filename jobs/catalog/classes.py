@@ -10,8 +10,7 @@
 A colour is needed for masks that are colour pictures; `value` where a mask's labels are not 0, 1, 2 … in the
 order of the lines. `ignore`, LabelMe's `__ignore__`, is no class: what is drawn so does not count. CVAT's
 labelmap.txt (`name:R,G,B:parts:actions`) and a table (`name,r,g,b`, with the label before it or not) read the
-same. Imports nothing heavy: the
-login node reads it too.
+same. Imports nothing heavy: the login node reads it too.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ MOST_VALUE = 65535
 
 IGNORES = ("ignore", "__ignore__")
 """Names of what is no class; LabelMe's labels.txt begins with the second."""
-IGNORE = re.compile(r'"?(__)?ignore(__)?\b', re.IGNORECASE)
 BACKGROUNDS = ("background", "_background_", "bg")
 """Names of the class that every pixel has which nobody has drawn over."""
 
@@ -110,12 +108,9 @@ def parse(text: str, where: str) -> Classes:
     colours: dict[Colour, int] = {}
     numbers: list[int | None] = []
     for number, line in lines_of(text):
-        found = LINE.fullmatch(line)
-        assert found  # any text has a name
+        found = fields_of(line)
         at = f"{where}, line {number}"
-        name, colour, value = found["name"].rstrip(":,;"), colour_of(found, at), found["value"]
-        if quoted := QUOTED.fullmatch(name):
-            name = quoted[1].replace('""', '"')
+        name, colour, value = name_of(found), colour_of(found, at), found["value"]
         label = len(names)
         if name.lower() in IGNORES:
             label = IGNORED
@@ -161,10 +156,22 @@ def lines_of(text: str) -> list[tuple[int, str]]:
     if len(counted) < len(lines):
         return lines
     # With `ignore` among them its number is no class's, and those behind it are not the classes' places.
-    plain = not any(IGNORE.match(rest) for *_, rest in counted)
+    plain = not any(name_of(fields_of(rest)).lower() in IGNORES for *_, rest in counted)
     if plain and [value for _, value, _ in counted] == list(range(len(counted))):
         return [(number, rest) for number, _, rest in counted]
     return [(number, f"{rest} value={value}") for number, value, rest in counted]
+
+
+def fields_of(line: str) -> re.Match[str]:
+    found = LINE.fullmatch(line)
+    assert found  # any text has a name
+    return found
+
+
+def name_of(found: re.Match[str]) -> str:
+    name = found["name"].rstrip(":,;")
+    quoted = QUOTED.fullmatch(name)
+    return quoted[1].replace('""', '"') if quoted else name
 
 
 def add(to: dict, key: object, label: int, what: str) -> None:

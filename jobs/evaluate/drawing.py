@@ -103,15 +103,11 @@ def pictures_of(dataset: Any, asked: list[str], chosen: list[int] | None = None)
         chosen = sorted({index for name in asked for index in ids[name]})
     paths = [path_of(dataset, index) for index in chosen]
     stems = Counter(path.stem for path in paths)
-    found: dict[int, str] = {}
-    taken: set[str] = set()
-    for index, path, name in zip(chosen, paths, images.names(paths), strict=True):
-        text = path.stem if stems[path.stem] == 1 else "_".join(name.parts)
-        while text in taken:  # a/b_c and a_b/c
-            text += "_"
-        taken.add(text)
-        found[index] = text
-    return found
+    taken: set[str] = set()  # a/b_c and a_b/c would be one
+    return {
+        index: images.distinct(path.stem if stems[path.stem] == 1 else "_".join(name.parts), taken)
+        for index, path, name in zip(chosen, paths, images.names(paths), strict=True)
+    }
 
 
 def path_of(dataset: Any, index: int) -> Path:

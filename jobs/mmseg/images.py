@@ -77,11 +77,16 @@ def unlike(paths: Sequence[str]) -> Iterator[str]:
         found = os.path.splitext(path)[0]
         if found not in alone:
             folder, name = os.path.split(path)
-            found = os.path.join(folder, name.replace(".", "_"))
-            while found in taken:
-                found += "_"
-            taken.add(found)
+            found = distinct(os.path.join(folder, name.replace(".", "_")), taken)
         yield found
+
+
+def distinct(text: str, taken: set[str]) -> str:
+    """The text, or with so many underscores behind it that it is none of `taken`, to which it is added."""
+    while text in taken:
+        text += "_"
+    taken.add(text)
+    return text
 
 
 @contextlib.contextmanager

@@ -24,12 +24,16 @@ STOCK = ("mmengine", "mmseg", "jobs")
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """All weights of a model by name, those too that its `state_dict` leaves out."""
-    return dict(model.state_dict()) | left_out(model)
+    known = dict(model.state_dict())
+    return known | _lacking(model, known)
 
 
 def left_out(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The weights that a model's `state_dict` leaves out."""
-    known = model.state_dict()
+    return _lacking(model, model.state_dict())
+
+
+def _lacking(model: torch.nn.Module, known: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in _all(model) if name not in known}
 
 
