@@ -136,11 +136,18 @@ def misbehave(worker: Worker, what: str) -> None:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
+def lives(pid: str) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())  # a zombie has none
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def train(worker: Worker, plan: dict[str, Any]) -> None:
     start, job = worker.start, worker.run.job
     # What an earlier start has left running, on whichever node.
     pids = [file.read_text() for file in job.glob("child-*") if int(file.name.split("-")[1]) < start]
-    left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    left = [pid for pid in pids if lives(pid)]
     write_atomically(job / f"left-{start}-{worker.rank}", " ".join(left).encode())
     time.sleep(plan.get("start_seconds", 0))
     worker.run.checkpoints.mkdir(exist_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run import events
+from tests.support.cluster import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +52,7 @@ def test_a_run_is_cancelled_resumed_evaluated_and_reported(tmp_path: Path, voc_s
     assert status()["state"] == "running"
     chain = json.loads((run / "job/local.json").read_text())
     assert f"cancelled {chain['job']}" in call(runs, "cancel", "mine")
-    assert not Path(f"/proc/{chain['pid']}").exists()
+    assert processes.identify(chain["pid"]) is None
     cancelled = status()
     assert cancelled["state"] == "cancelled"
     assert not named("finished"), "it was too quick to be cancelled"
