@@ -1,4 +1,4 @@
-"""Ends a run: its training, the successors of it, its evaluation; also while it is being requeued.
+"""Ends a run: its training, its successors and its evaluation, even while it is being requeued.
 
 The training saves and leaves, and can be resumed: python launch/train.py --resume RUN.
 """
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument(
         "--lost",
         action="store_true",
-        help="what was started on another machine counts as ended (it is gone for good, or was ended there)",
+        help="treat what was started on another machine as ended (it is gone for good, or was ended there)",
     )
     parser.add_argument(
         "--json", action="store_true", help="JSON instead of text: an object, of several runs a list of them"

@@ -1,7 +1,7 @@
-"""Frees disk space: old checkpoints and unfinished leftovers of runs that are not on their way.
+"""Frees disk space: old checkpoints and unfinished leftovers of runs that are not active.
 
 Only lists what it would delete, unless --yes is given. Always kept: the newest checkpoints, the best one,
-events, metrics, logs and evaluations; and everything of a run that lives, or of which nobody knows.
+events, metrics, logs and evaluations; and everything of a run that is active or whose state is unknown.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from launch.observe import ending, history, leftovers, states, sweeps, tables, w
 from launch.submit import runs
 
 EXAMPLES = """\
-  python launch/clean.py                    what could be deleted, of all runs
+  python launch/clean.py                    what could be deleted, over all runs
   python launch/clean.py first second --yes
   python launch/clean.py --keep 1 --yes     only the newest and the best checkpoint of each run
 """

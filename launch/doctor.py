@@ -1,7 +1,7 @@
 """Looks at this cluster and says what will and won't work there for a run, and what to do about it.
 
 Read-only, except for --submit-probe (submits one small job, to try it on the nodes) and --write-profile NAME
-(writes configs/clusters/NAME.yaml, for --cluster NAME). Partitions that are alike are shown together.
+(writes configs/clusters/NAME.yaml, for --cluster NAME). Similar partitions are shown together.
 """
 
 import argparse

@@ -31,14 +31,14 @@ def main() -> int:
         "--checkpoint",
         default="best",
         metavar="WHICH",
-        help=f"{options.WHICH}; or an address: what that has is fetched into data/pretrained by the job, or "
-        "before it by `prepare.py --weights ADDRESS`",
+        help=f"{options.WHICH}; or an address, which is downloaded into data/pretrained by the job, or "
+        "beforehand by `prepare.py --weights ADDRESS`",
     )
     parser.add_argument(
         "--config", help="without a run: a config, or mmseg::PATH of the model zoo, that fits --checkpoint"
     )
     parser.add_argument(
-        "--data-root", metavar="DIR", help="with --config: where the dataset lies (default data/)"
+        "--data-root", metavar="DIR", help="with --config: where the dataset is (default data/)"
     )
     parser.add_argument(
         "--pictures", nargs="+", metavar="WHICH", help="all, a number of the worst (default 20), or image ids"

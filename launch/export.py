@@ -1,7 +1,7 @@
 """Exports a run's best weights with their config, as a small folder that infer.py takes anywhere, or as ONNX.
 
---onnx writes model.onnx as well, with any batch and size where the model allows that, and says how far what
-onnxruntime makes of real images is from PyTorch. It needs env/setup.sh --with onnx.
+--onnx also writes model.onnx, for any batch and image size where the model allows that, and reports how far
+onnxruntime's results on real images are from PyTorch's. It needs env/setup.sh --with onnx.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Segments images with a run's model, or one from export.py: masks and overlays, each of its image's size.
+"""Segments images with a run's model, or one from export.py: masks and overlays, each the size of its image.
 
-Images of more than 268 million pixels are segmented in tiles, and with --tile all that are larger than one. A
-GeoTIFF's mask keeps its place on the earth. The same command with the same --out goes on where it stopped.
+Images of more than 268 million pixels are segmented in tiles, with --tile all larger than a tile.
+A GeoTIFF's mask keeps its georeference. The same command with the same --out continues where it stopped.
 """
 
 import argparse

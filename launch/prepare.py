@@ -2,8 +2,8 @@
 pretrained weights that the recipe begins with. With --images it makes a dataset of your own images, checks
 all of it, and writes a config that trains on it (docs/own-images.md).
 
-It can be run again at any time: what is ready is only checked, what was interrupted goes on. A training
-submitted meanwhile waits for it in the queue.
+It can be run again at any time: what is ready is only checked, what was interrupted continues. A training
+submitted in the meantime waits for it in the queue.
 """
 
 import argparse
@@ -37,7 +37,7 @@ EXAMPLES = """\
 
 def read_arguments() -> argparse.Namespace:
     parser = checkout.parser(__doc__, EXAMPLES)
-    parser.add_argument("--data-root", metavar="DIR", help="where datasets lie (default data/)")
+    parser.add_argument("--data-root", metavar="DIR", help="where the datasets are (default data/)")
     parser.add_argument(
         "--for-config", metavar="CONFIG", help="the dataset and the weights that this config needs"
     )

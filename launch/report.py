@@ -1,6 +1,6 @@
 """Writes a run's report: one HTML file with curves, starts, where the time went, the evaluation and pictures.
 
-The file needs no network and no other file. Every evaluation writes it; this command writes it anew.
+The file needs no network and no other file. Every evaluation writes it; this command rewrites it.
 """
 
 import json
@@ -35,7 +35,7 @@ def main() -> int:
         "--compare", nargs="+", default=[], metavar="RUN", help="runs, or a sweep, to compare"
     )
     parser.add_argument(
-        "--table", choices=sorted(groups.FORMATS), help="of --compare, print the groups' table in this format"
+        "--table", choices=sorted(groups.FORMATS), help="with --compare: print the table in this format"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE",

@@ -1,7 +1,7 @@
 """Shows where all runs stand, or one run's timeline: each start, why it ended, its jobs.
 
 Slurm is asked at most twice, however many runs there are. A run without Slurm, or with one that does not
-answer, is shown from its own events; what nobody can tell is called unknown.
+answer, is shown from its own events; what cannot be determined is called unknown.
 """
 
 import argparse

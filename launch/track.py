@@ -1,7 +1,7 @@
-"""Sends a run's curves to the services that it names (W&B, MLflow, ClearML), as far as they lack them.
+"""Sends a run's curves to the services that it names (W&B, MLflow, ClearML), as far as these lack them.
 
-A training does so by itself, beside its steps (--track in launch/train.py). By hand this is for where compute
-nodes have no network, where a service was down, or to send a run that was not meant to be sent.
+A training does so by itself while it runs (--track in launch/train.py). Use this by hand where compute nodes
+have no network, after a service was down, or to send a run that did not ask for it.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument(
         "--to", choices=trackers.SENT, metavar="SERVICE", help=f"one of {', '.join(trackers.SENT)}"
     )
-    parser.add_argument("--follow", action="store_true", help="go on until the run has ended")
+    parser.add_argument("--follow", action="store_true", help="keep sending until the run has ended")
     # For the process beside a training: goes on until this descriptor is at its end.
     parser.add_argument("--beside", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
 """Submits a training, and the evaluation that runs when it is finished.
 
-Interrupted by whatever (a preemption, the time limit, a dead node), the training goes on by itself at the
-very step where it was. If the dataset is still being prepared, it waits in the queue behind that.
+Whatever interrupts it (a preemption, the time limit, a dead node), the training resumes by itself at exactly
+the step where it stopped. If the dataset is still being prepared, it waits for that in the queue.
 """
 
 import argparse
@@ -31,7 +31,7 @@ EXAMPLES = """\
   python launch/train.py --cluster mine --time 12:00:00 --qos preemptible --sbatch mail-type=END
   python launch/train.py --config mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py
   python launch/train.py --sweep optim_wrapper.optimizer.lr=0.01,0.02,0.04 --seeds 0,1,2
-  python launch/train.py --resume first                    go on with a run that was cancelled or has failed
+  python launch/train.py --resume first                    continue a run that was cancelled or has failed
   python launch/train.py --resume first --set train_cfg.max_epochs=300    train a finished run for longer
   python launch/train.py --run first --dry-run | sbatch    the training without submitit
   python launch/train.py --cluster local --config configs/demo.py --gpus 2 --wait
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a Python program that trains instead (docs/worker-protocol.md); its arguments follow after --",
     )
     parser.add_argument("--run", metavar="NAME", help="the run's name (default: made from the config's)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with this run instead of making a new one")
+    parser.add_argument("--resume", metavar="RUN", help="continue this run instead of creating a new one")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of the config"
     )
@@ -67,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=ranges.whole("--seed", 0, MOST_SEED), help="of all randomness (default 0)"
     )
-    parser.add_argument("--data-root", metavar="DIR", help="where the dataset lies (default data/)")
+    parser.add_argument("--data-root", metavar="DIR", help="where the dataset is (default data/)")
     parser.add_argument(
         "--checkpoint",
         metavar="WHICH",
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("train", "evaluate"),
         help="print the batch script (of the training, or of its evaluation), submit nothing",
     )
-    parser.add_argument("--no-submit", action="store_true", help="make the run directory, submit nothing")
+    parser.add_argument("--no-submit", action="store_true", help="create the run directory, submit nothing")
     # With --no-submit: of a sweep only this run, for the script of a dry run.
     parser.add_argument("--element", type=ranges.whole("--element", 0, 10**6), help=argparse.SUPPRESS)
     options.add_common(parser)

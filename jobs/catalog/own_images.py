@@ -36,20 +36,26 @@ def add(to: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="folder of the masks (labels, colours, 0/255) or of LabelMe's JSON files; or files of COCO JSON",
     )
-    add("--classes", metavar="FILE", help="text file: a class a line, in the order of the labels")
-    add("--mask-kind", choices=KINDS, help="what --masks is (default: seen from the first of them)")
-    add("--mask-suffix", metavar="SUFFIX", help="what a mask's name has after its image's, as _mask.png")
+    add("--classes", metavar="FILE", help="text file: one class per line, in the order of the labels")
+    add("--mask-kind", choices=KINDS, help="what --masks is (default: recognised from the first of them)")
+    add(
+        "--mask-suffix",
+        metavar="SUFFIX",
+        help="what follows the image's name in a mask's name, such as _mask.png",
+    )
     add("--split", metavar="SHARE", help="share of the images to train on (default 0.8), drawn by --seed")
     add("--seed", metavar="N", help="of the split (default 0)")
-    add("--group-by", metavar="REGEX", help="images in whose names it finds the same stay in one split")
+    add(
+        "--group-by", metavar="REGEX", help="images whose names match it with the same text stay in one split"
+    )
     add(
         "--train-list",
         metavar="FILE",
-        help="instead of --split: names of the images to train on, a line each",
+        help="instead of --split: names of the images to train on, one per line",
     )
-    add("--val-list", metavar="FILE", help="and of those to validate on (default: all others)")
+    add("--val-list", metavar="FILE", help="the same for those to validate on (default: all others)")
     add("--copy", action="store_true", help="copy the images (default: hard links where they can be made)")
-    add("--ignore-exif", action="store_true", help="images lie as they are stored; masks were drawn so")
+    add("--ignore-exif", action="store_true", help="use images as they are stored, as the masks were drawn")
     add("--class-weights", action="store_true", help="the config weights the loss by median frequency")
     add("--crop", metavar="N", help="side of the crops that the config trains on")
     add("--base", metavar="CONFIG", help="the config to inherit (default: the recipe of 200 epochs)")

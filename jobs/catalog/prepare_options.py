@@ -17,7 +17,7 @@ def add(to: argparse.ArgumentParser) -> None:
         nargs="?",
         const="quick",
         choices=("quick", "deep"),
-        help="only look whether what is there is sound; deep: every byte and pixel",
+        help="only check that what is there is sound; deep: every byte and pixel",
     )
     add(
         "--no-checksum", action="store_true", help="take archives that are not the release without a checksum"
@@ -39,7 +39,7 @@ def add(to: argparse.ArgumentParser) -> None:
     )
     form = to.add_mutually_exclusive_group()
     form.add_argument("--pack", action="store_true", help="as one file, which trainings read as it is")
-    form.add_argument("--unpack", action="store_true", help="make the files again of a packed dataset")
+    form.add_argument("--unpack", action="store_true", help="restore the files of a packed dataset")
     own_images.add(to)
 
 

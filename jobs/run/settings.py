@@ -51,7 +51,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     gpus: int = 1
     """A node; one rank each. Processes on the CPU where `gres` is none."""
     cpus_per_gpu: int = 4
-    """CPUs of each rank."""
+    """CPUs per rank."""
     gres: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     """How GPUs are asked for: --gpus-per-node=N, --gres=gpu:N, or not at all."""
     gpu_type: str = ""

@@ -19,7 +19,7 @@ def add(to: argparse.ArgumentParser) -> None:
         "--tile",
         type=size,
         metavar="N",
-        help="segment in tiles of N pixels whatever is larger (default: by the config)",
+        help="segment anything larger in tiles of N pixels (default: as the config says)",
     )
     to.add_argument(
         "--overlap",

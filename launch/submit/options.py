@@ -28,9 +28,9 @@ SETTINGS = {
     "--reservation": ("reservation", "sbatch's --reservation"),
     "--constraint": ("constraint", "sbatch's --constraint"),
     "--time": ("time", "time limit of the job, as HH:MM:SS or D-HH:MM:SS"),
-    "--memory": ("memory", "memory of each node, as 64G"),
-    "--cpus-per-gpu": ("cpus_per_gpu", "CPUs of each rank"),
-    "--gres": ("gres", "how GPUs are asked for: gpus-per-node, gres or none"),
+    "--memory": ("memory", "memory per node, such as 64G"),
+    "--cpus-per-gpu": ("cpus_per_gpu", "CPUs per rank"),
+    "--gres": ("gres", "how GPUs are requested: gpus-per-node, gres or none"),
     "--gpu-type": ("gpu_type", "type of GPU, as in --gpus-per-node=TYPE:N"),
     "--signal-delay": ("signal_delay", "seconds before the time limit at which the job saves and leaves"),
 }
@@ -51,7 +51,7 @@ def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
     to.add_argument(
         "--json", action="store_true", help="print JSON, all else on stderr: an object, of a sweep a list"
     )
-    group = to.add_argument_group("the job (the command line wins over the profile)")
+    group = to.add_argument_group("the job (the command line takes precedence over the profile)")
     if gpus:
         group.add_argument(
             "--nodes", metavar="N", help="nodes, or a range such as 1-2: start with what is free"
@@ -60,13 +60,11 @@ def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
             "--gpus",
             type=ranges.whole("--gpus", 1, profiles.MOST["gpus"]),
             metavar="N",
-            help="GPUs of each node, one rank each (processes where there are none)",
+            help="GPUs per node, one rank each (processes if there are none)",
         )
     for option, (setting, help) in SETTINGS.items():
         group.add_argument(option, dest=f"job_{setting}", metavar="X", help=help)
-    group.add_argument(
-        "--exclude", action="append", metavar="NODES", help="nodes to keep off (can be repeated)"
-    )
+    group.add_argument("--exclude", action="append", metavar="NODES", help="nodes to avoid (may be repeated)")
     group.add_argument(
         "--sbatch", action="append", metavar="KEY=VALUE", help="any further sbatch option, without its dashes"
     )

@@ -22,10 +22,14 @@ def add(to: argparse.ArgumentParser) -> None:
         "--sweep",
         action="append",
         metavar="KEY=A,B,C",
-        help="one run for each value, as one job array; given again, for each combination",
+        help="one run for each value, as one job array; if repeated, for each combination",
     )
     to.add_argument("--seeds", metavar="0,1,2", help="one run for each seed (of each combination of --sweep)")
-    to.add_argument("--zip", action="store_true", help="first values together, then second, not all with all")
+    to.add_argument(
+        "--zip",
+        action="store_true",
+        help="pair the first values, then the second, and so on, instead of every combination",
+    )
 
 
 def command_line(arguments: argparse.Namespace) -> list[str]:

@@ -170,7 +170,7 @@ def from_pictures(files: dict[str, Path], given: list[Path], suffix: str) -> tup
         example = next(iter(there or pictures), "no picture at all")
         raise UserError(
             f"--masks {folder}: no image has a mask of its name there: {first} needs {wanted}, and there is "
-            f"{example} (--mask-suffix says what a mask's name has after its image's)"
+            f"{example} (--mask-suffix says what follows the image's name in a mask's)"
         )
     images = {str(path) for path in files.values()}
     found += [
