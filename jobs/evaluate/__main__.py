@@ -91,34 +91,29 @@ def tell(run: Run, job: str | None, found: dict[str, Any], where: Path) -> None:
     print(f"figures and pictures: {where}", flush=True)
     events.append(
         run.events, "evaluated", stage="evaluate", job=job, checkpoint=found["checkpoint"],
-        seconds=found["seconds"], metrics={key: found[key] for key in found["asked"]}, path=str(where),
+        seconds=found.get("seconds"), path=str(where),
+        metrics={key: found[key] for key in found.get("asked", metrics.EVALUATED[:3])},
     )  # fmt: skip
     report.write(run)
     tracking.once(run)
-    augmented = metrics.AUGMENTED if found["augmented"] else ""
+    augmented = metrics.AUGMENTED if found.get("augmented") else ""
     figure = metrics.evaluated(found, story.read(run.events).best, augmented)
     told = f"{figure.metric} {figure}" if figure else f"{metrics.USUAL} {results.percent(None)}"
     notify.about(run, "evaluated", f"{told} of {found['checkpoint']}")
 
 
 def repeat(run: Run, us: ranks.Ranks, checkpoint: str, done: dict[str, Any], where: Path) -> int:
-    """Shows a result that is there. Every rank has seen the same folder, so all of them end here."""
+    """A result that is there: told once by each job, since one that was killed before it could tell has left
+    that to the next, and one after a training made longer may find the best checkpoint unchanged. Every rank
+    has seen the same folder, so all of them end here."""
     if us.rank == 0:
         print(f"{checkpoint} has been evaluated already (--again does it once more): {where}")
-        results.show(done)
-        say_once(run, us.job, checkpoint, done, where)
+        if story.read(run.events).is_evaluated_in(str(where), us.job):
+            results.show(done)
+        else:
+            tell(run, us.job, done | {"checkpoint": checkpoint}, where)
     ranks.gather(us, b"")
     return 0
-
-
-def say_once(run: Run, job: str | None, checkpoint: str, done: dict[str, Any], where: Path) -> None:
-    """A job that was killed between its result and the event of it has left that to the next."""
-    if not story.read(run.events).is_evaluated_in(str(where)):
-        events.append(
-            run.events, "evaluated", stage="evaluate", job=job, checkpoint=checkpoint,
-            seconds=done.get("seconds"), path=str(where),
-            metrics={key: done[key] for key in done.get("asked", metrics.EVALUATED[:3])},
-        )  # fmt: skip
 
 
 def parse() -> argparse.Namespace:

@@ -256,9 +256,9 @@ class History(msgspec.Struct, kw_only=True):
         """How often the training has failed or was stopped."""
         return self.failures.get("train", 0) + self.stops
 
-    def is_evaluated_in(self, folder: str) -> bool:
-        """Whether an evaluation with its results in that folder has been announced."""
-        return any(event.path == folder for event in self.evaluations)
+    def is_evaluated_in(self, folder: str, job: str | None) -> bool:
+        """Whether this job has announced an evaluation with its results in that folder."""
+        return any((event.path, event.job) == (folder, job) for event in self.evaluations)
 
     def ends_stopped(self) -> str | None:
         """Why the run was stopped, if that is the last that was said."""

@@ -21,10 +21,12 @@ from jobs.run.directory import Run
 from launch.observe.report import data as report_data
 
 
-def evaluate(run: Run, *arguments: str, processes: int = 1) -> list[subprocess.CompletedProcess[str]]:
+def evaluate(
+    run: Run, *arguments: str, processes: int = 1, job: int | None = None
+) -> list[subprocess.CompletedProcess[str]]:
     tasks = []
     for rank in range(processes):
-        place = {"JOB_ID": str(os.getpid()), "NTASKS": str(processes), "GLOBALID": str(rank)}
+        place = {"JOB_ID": str(job or os.getpid()), "NTASKS": str(processes), "GLOBALID": str(rank)}
         place |= {"LOCALID": str(rank), "NODEID": "0", "JOB_NUM_NODES": "1"}
         environment = os.environ | {f"SUBMITIT_LOCAL_{key}": value for key, value in place.items()}
         command = [sys.executable, "-m", "jobs.evaluate", str(run.path)]
@@ -301,6 +303,10 @@ def test_a_result_that_is_there_is_not_made_again(random_run: Run) -> None:
     told = [e for e in events.read(random_run.events) if e.get("path") == str(folder)]
     first_time = json.loads(lines[-1])
     assert [{**e, "time": ""} for e in told] == [{**first_time, "time": ""}]
+    # Another job, as after a training that was made longer and is no better: it has a result all the same.
+    evaluate(random_run, job=17)
+    told = [e["job"] for e in events.read(random_run.events) if e.get("path") == str(folder)]
+    assert told == [first_time["job"], "local-17"]
 
 
 @pytest.mark.parametrize(
