@@ -18,6 +18,7 @@ import requests
 
 from jobs.catalog.sources import Source
 from jobs.prepare.archives import DamagedArchive, looks_like_html
+from jobs.prepare.disk import sync
 from jobs.prepare.local_archives import check_archive
 from jobs.prepare.progress import say, task
 from jobs.run.errors import UserError
@@ -58,8 +59,13 @@ def fetch(
     """
     target = folder / source.name
     if target.exists():
-        check_archive(source, target, None, True, folder)
-        return target
+        try:
+            check_archive(source, target, None, True, folder)
+        except DamagedArchive as error:  # by its disk: it was whole
+            say(f"{error}; doing so")
+            target.unlink()
+        else:
+            return target
     if not source.size:
         source = with_size(source, patience)
     part = folder / f"{source.name}.part"
@@ -68,6 +74,8 @@ def fetch(
     for url in source.urls:
         try:
             transfer_all(url, source, part, patience)
+            # Before the check, whose result counts from then on: also after a crash of this machine.
+            sync(folder)
             check_archive(source, part, None, True, folder)
         except (Unusable, Broken) as error:
             reasons.append(f"{url}: {error}")

@@ -54,6 +54,7 @@ def fetch(
     One that is there and is not what its name says is set aside, and fetched again. Raises UserError if no
     mirror has it, or if the one given is damaged; OSError if the disk refuses.
     """
+    from jobs.prepare.disk import sync
     from jobs.prepare.lock import hold
     from jobs.prepare.progress import say
 
@@ -63,9 +64,11 @@ def fetch(
         return converted(url, made[1], folder / Path(reference).name, given, patience)
     target = folder / name
     if target.is_file():
-        if not (wrong := difference(target, name, url)):
+        if not difference(target, name, url):
             return target
-        set_aside(target, wrong)
+        with hold(data_root, True, partial(say_who, data_root)):  # another process may just be doing this
+            if target.is_file() and (wrong := difference(target, name, url)):
+                set_aside(target, wrong)
     part = folder / f"{name}.part"
     if given is not None:
         if not (given / name).is_file():
@@ -75,15 +78,14 @@ def fetch(
             )
             return None
         check_file(given / name, name, url)
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(given / name, part)
-        os.replace(part, target)
-        return target
-
     folder.mkdir(parents=True, exist_ok=True)
     with hold(data_root, True, partial(say_who, data_root), target.is_file) as lock:
         if lock is not None and not target.is_file():
-            transfer(name, (url, *MIRRORS.get(name, ())), part, patience)
+            if given is None:
+                transfer(name, (url, *MIRRORS.get(name, ())), part, patience)
+            else:
+                shutil.copyfile(given / name, part)
+            sync(folder)
             os.replace(part, target)
     say(f"{target} is ready")
     return target

@@ -178,6 +178,11 @@ def test_killed_between_last_byte_and_rename(server: Server, tmp_path: Path) -> 
     assert server.seen == []
 
 
+def test_what_the_disk_has_spoilt_since_is_downloaded_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(CONTENT[:-9] + bytes(9))
+    assert fetch(source(server, "good"), tmp_path, PATIENCE).read_bytes() == CONTENT
+
+
 def test_redirects_are_followed(server: Server, tmp_path: Path) -> None:
     assert fetch(source(server, "redirects"), tmp_path, PATIENCE).read_bytes() == CONTENT
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from jobs.catalog import pretrained
-from jobs.prepare import weights
+from jobs.prepare import lock, weights
 from jobs.run.errors import UserError
 from launch.submit import configs
 from tests.unit.test_prepare_download import CONTENT, PATIENCE, Server
@@ -51,6 +53,24 @@ def test_taken_from_the_archives_folder_and_missed_there(
     monkeypatch.setitem(weights.DIGESTS, NAME, hashlib.sha256(b"weights").hexdigest())
     assert weights.fetch(pretrained.DEFAULT, data, given) == data / "pretrained" / NAME
     assert (data / "pretrained" / NAME).read_bytes() == b"weights"
+
+
+def test_two_preparations_at_once_take_a_given_file_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one would publish what the other is just writing."""
+    given, data = tmp_path / "given", tmp_path / "data"
+    given.mkdir()
+    data.mkdir()
+    (given / "mine.pth").write_bytes(CONTENT)
+    monkeypatch.setattr(lock, "POLL", 0.02)
+    with ThreadPoolExecutor(1) as thread:
+        with lock.hold(data):
+            place = thread.submit(weights.fetch, "https://x.org/mine.pth", data, given)
+            time.sleep(0.1)
+            assert not list(data.glob("pretrained/*"))
+        assert place.result() == data / "pretrained" / "mine.pth"
+    assert (data / "pretrained" / "mine.pth").read_bytes() == CONTENT
 
 
 def test_a_checksums_file_beside_the_given_file_counts(tmp_path: Path) -> None:
