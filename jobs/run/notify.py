@@ -11,11 +11,13 @@ Whatever goes wrong here is said in the job's log and nothing else: no notificat
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,13 +91,36 @@ def _post(url: str, subject: str, text: str, facts: dict[str, Any]) -> None:
         raise RuntimeError("the webhook is no web address")
     body = json.dumps({"text": text, "subject": subject, "host": socket.gethostname()} | facts).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    failed: list[Exception | None] = []
+    # In a thread: the timeout is that of each call, and a server that sends a byte now and then, or a name
+    # that is being looked up, would be waited for without end.
+    thread = threading.Thread(target=_send, args=(request, failed), daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    error = failed[0] if failed else TimeoutError()
+    if error is None:
+        return
+    if code := getattr(error, "code", 0):  # without the server's own words, which may hold the address
+        to = "; put the address that it leads to" if 300 <= code < 400 else ""
+        raise RuntimeError(f"the webhook: HTTP {code} {http.client.responses.get(code, '')}{to}") from None
+    raise RuntimeError(f"the webhook: {getattr(error, 'reason', '') or type(error).__name__}") from None
+
+
+def _send(request: urllib.request.Request, failed: list[Exception | None]) -> None:
+    """Appends why it was not taken, or None."""
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        with urllib.request.build_opener(_Stay).open(request, timeout=SECONDS) as answer:
             answer.read(1)
+        failed.append(None)
     except Exception as error:
-        code = getattr(error, "code", "")
-        reason = getattr(error, "reason", "") or type(error).__name__
-        raise RuntimeError(f"the webhook: {f'HTTP {code} ' if code else ''}{reason}") from None
+        failed.append(error)
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere else: as urllib follows, the message would be left behind, and no one would know."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def _mail(command: list[str], subject: str, text: str, _: dict[str, Any]) -> None:

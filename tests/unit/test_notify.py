@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -74,6 +78,41 @@ def test_whatever_fails_is_only_said(
     notify.about(Run(tmp_path / "none"), "failed", "x")
     said = capsys.readouterr().err
     assert said.count("notification") == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", "HTTP 302 Found; put the address"),
+        (b"HTTP/1.1 404 no such hook: /key\r\n\r\n", "HTTP 404 Not Found"),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 99, "TimeoutError"),
+    ],
+)
+def test_a_server_neither_leads_away_nor_tells_the_address_nor_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    answer: bytes, said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(notify, "SECONDS", 1.0 if said == "TimeoutError" else 60.0)
+    over = threading.Event()
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            for at in range(len(answer)):  # each byte in time, all of them not
+                connection.sendall(answer[at : at + 1])
+                over.wait(0.05 if said == "TimeoutError" else 0)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as thread:
+        thread.submit(serve)
+        run = run_with(tmp_path / "first", webhook=f"http://127.0.0.1:{server.getsockname()[1]}/key")
+        began = time.monotonic()
+        notify.about(run, "finished", "training is finished")
+        assert time.monotonic() - began < 20
+        over.set()
+    told = capsys.readouterr().err
+    assert f"notification failed: the webhook: {said}" in told
+    assert "key" not in told
 
 
 def test_a_mail_tells_of_any_file(tmp_path: Path) -> None:
