@@ -67,14 +67,22 @@ def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
     and never tried again. Temporary files of writers that died stay: a live orphan may still hold one.
 
     Raises OSError where something cannot be read: a file server that does not answer is not damage. Raises
-    UserError if there are checkpoints but none that is whole: a run never begins again at 0 by itself.
+    UserError if there are checkpoints but none that is whole, or were, by what they have left: a run never
+    begins again at 0 by itself.
     """
     try:
         # Not glob, which takes a folder that it may not read for an empty one.
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
+        if directory.is_symlink():
+            raise OSError(errno.ENOENT, _link(directory), str(directory)) from None
         return None
     useless = [name for name in names if name.endswith(".damaged")]
+    useless += [
+        f"{name}: its file is gone"
+        for name in names
+        if name.endswith(".pth.json") and name.removesuffix(".json") not in names
+    ]
     candidates = []
     for path in (directory / name for name in names if name.endswith(".pth")):
         with _naming(path):
@@ -87,6 +95,10 @@ def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
             candidates.append(checkpoint)
         elif wrong and path.exists():
             useless.append(_set_aside(path, wrong, report))
+        elif path.is_symlink():  # a disk that is not mounted, perhaps: it stays as it is
+            useless.append(f"{path.name}: {_link(path)}")
+            if report:
+                report("checkpoint_damaged", path=path.name, reason=_link(path))
     for checkpoint in sorted(candidates, key=lambda c: (c.step, c.epoch), reverse=True):
         path = checkpoint.path
         with _naming(path):
@@ -103,6 +115,10 @@ def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
             "itself: put a whole one there, or delete the folder to begin at step 0"
         )
     return None
+
+
+def _link(path: Path) -> str:
+    return f"a link to {os.readlink(path)}, which is not there"
 
 
 @contextlib.contextmanager
@@ -215,8 +231,8 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
     except OSError:
         check_fence(job, start)
         # Half a checkpoint is of no use, and takes the room of the next.
-        path.unlink(missing_ok=True)
         manifest_file.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
     on_phase("verified")
     return Checkpoint(path, record)
@@ -280,11 +296,14 @@ def check_fence(job: Path, start: int) -> None:
 def prune(directory: Path, most: int, job: Path, start: int) -> list[Path]:
     """Deletes what need not be kept, after a newer checkpoint was verified. Returns what was deleted.
 
-    Kept are: the newest `KEEP`, the best, and of those that the config's interval asked for (`asked` in the
-    manifest) the newest `most` (all if `most` < 1). Raises FencedOff as `write` does.
+    Kept are: the newest `KEEP`, the newest of this very start, the best, and of those that the config's
+    interval asked for (`asked` in the manifest) the newest `most` (all if `most` < 1). Raises FencedOff as
+    `write` does.
     """
     everything = listed(directory)
     keep = {checkpoint.path for checkpoint in everything[-KEEP:]}
+    # The one that was verified: damaged ones that could not be set aside may claim to be newer.
+    keep.update([checkpoint.path for checkpoint in everything if checkpoint.start == start][-1:])
     asked = [checkpoint.path for checkpoint in everything if checkpoint.manifest.get("asked")]
     keep.update(asked[-most:] if most > 0 else asked)
     if favourite := best(directory):

@@ -80,6 +80,8 @@ class Saver:
         """Step and epoch that a resume would begin with now."""
         self.failed: tuple[Any, ...] | None = None
         """What `_write` could not write, until that, or a later state, is written."""
+        self.unnoted: tuple[metrics.Figure, checkpoints.Checkpoint, dict[str, float | None]] | None = None
+        """The best so far, until `best.json` says so: the disk may be full."""
         self.trying = threading.Lock()
         """During a validation two threads may want to leave: each must know what came of the other's save."""
         self.patience = session.request.cluster.grace / 2
@@ -190,6 +192,7 @@ class Saver:
             stall_seconds=None if stall is None else round(stall, 4),
         )
         try:
+            self._note_best()
             checkpoints.prune(self.directory, self.settings.max_keep_ckpts, *self.fence)
             self.next = self._next()
         except checkpoints.FencedOff as error:
@@ -224,9 +227,10 @@ class Saver:
             self.finish()
 
     def check_finished(self) -> None:
-        """Raises OSError if the state that was saved last is not on disk."""
+        """Raises OSError if the state that was saved last, or which one is the best, is not on disk."""
         if self.failed:
             raise OSError(f"the final state could not be saved as {self.failed[0]}")
+        self._note_best()
 
     def check_fence(self) -> None:
         """Raises FencedOff if a later start of the run has been noticed."""
@@ -243,9 +247,16 @@ class Saver:
         try:
             checkpoint = next((c for c in checkpoints.listed(self.directory) if c.step == step), None)
             # Where the note of it is damaged, that is what the events say, which have this validation, too.
-            best = checkpoints.best_figure(self.directory)
+            best = self.unnoted[0] if self.unnoted else checkpoints.best_figure(self.directory)
             if checkpoint and (new.beats(best) or (best is not None and best.step == step)):
-                checkpoints.check_fence(*self.fence)
-                checkpoints.mark_best(self.directory, checkpoint, metric, found)
+                self.unnoted = new, checkpoint, found
+            self._note_best()
         except OSError as error:
             self.session.report("checkpoint_failed", step=step, reason=f"best.json: {error}")
+
+    def _note_best(self) -> None:
+        if self.unnoted:
+            figure, checkpoint, found = self.unnoted
+            checkpoints.check_fence(*self.fence)
+            checkpoints.mark_best(self.directory, checkpoint, figure.metric, found)
+            self.unnoted = None

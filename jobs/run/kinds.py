@@ -155,7 +155,8 @@ class NotFinite(_Event):
 
 
 class CheckpointDamaged(_Event):
-    """A checkpoint did not match its manifest; it was set aside and the one before is taken."""
+    """A checkpoint did not match its manifest, and was set aside, or is a link to nowhere, and stays; the one
+    before is taken."""
 
     path: Annotated[str, "file name"]
     reason: Annotated[str, "what is wrong with it"]

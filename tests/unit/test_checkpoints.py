@@ -255,6 +255,40 @@ def test_without_a_whole_one_a_run_does_not_begin_again(
     assert checkpoints.newest(tmp_path) is None
 
 
+def lead_nowhere(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/nowhere/moved.pth")
+
+
+def test_a_link_to_nowhere_is_told_and_stays(tmp_path: Path) -> None:
+    """As of a checkpoint that was moved to a disk which is not mounted now."""
+    write(tmp_path, 1)
+    lead_nowhere(write(tmp_path, 2).path)
+    reports = []
+    newest = checkpoints.newest(tmp_path, lambda event, **fields: reports.append((event, fields)))
+    assert newest is not None
+    assert newest.step == 1
+    reason = "a link to /nowhere/moved.pth, which is not there"
+    assert reports == [("checkpoint_damaged", {"path": "iter_2.pth", "reason": reason})]
+    assert (tmp_path / "iter_2.pth").is_symlink()
+
+
+@pytest.mark.parametrize("loss", [Path.unlink, lead_nowhere])
+def test_a_run_whose_checkpoints_were_taken_away_does_not_begin_again(
+    tmp_path: Path, loss: Callable[[Path], None]
+) -> None:
+    for step in (1, 2):
+        loss(write(tmp_path, step).path)
+    with pytest.raises(UserError, match=r"whole.*iter_1\.pth.*delete the folder"):
+        checkpoints.newest(tmp_path)
+
+
+def test_a_folder_that_leads_nowhere_is_not_taken_for_absent(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to("/nowhere")
+    with pytest.raises(OSError, match="a link to /nowhere, which is not there"):
+        checkpoints.newest(tmp_path / "checkpoints")
+
+
 def loop(path: Path) -> None:
     path.unlink()
     path.symlink_to(path.name)
@@ -318,6 +352,14 @@ def test_pruning_keeps_two_the_asked_and_the_best(tmp_path: Path) -> None:
     assert names(tmp_path) == [f"iter_{step}.pth" for step in (3, 4, 6, 7, 8)]
     checkpoints.prune(tmp_path, most=1, job=tmp_path, start=1)
     assert names(tmp_path) == [f"iter_{step}.pth" for step in (3, 6, 7, 8)]
+
+
+def test_pruning_keeps_what_was_just_verified(tmp_path: Path) -> None:
+    """Whatever damaged ones that could not be set aside claim to be."""
+    for step in (8, 9, 4):
+        write(tmp_path, step, start=1 + (step == 4))
+    checkpoints.prune(tmp_path, most=1, job=tmp_path, start=2)
+    assert "iter_4.pth" in names(tmp_path)
 
 
 def test_a_damaged_note_of_the_best_does_not_cost_it(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -14,6 +16,7 @@ import pytest
 from jobs.engine import checkpoints, saving
 from jobs.engine.session import Session
 from jobs.run.directory import Request, Run
+from tests.unit.test_checkpoints import fill, manifest, names, write
 
 
 @pytest.fixture
@@ -71,3 +74,34 @@ def test_both_threads_that_leave_know_what_came_of_the_save(
         assert not done
         assert [one.result(60) for one in both] == [(6, 1)] * 2
     assert saver.failed is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_the_best_that_a_full_disk_could_not_note_is_noted_later_and_never_pruned(
+    saver: saving.Saver,
+) -> None:
+    folder = saver.directory
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this container may not mount")
+    try:
+        for step, value in ((1, 40.0), (2, 60.0), (3, 50.0)):
+            write(folder, step)
+            if step == 2:
+                with pytest.raises(OSError, match="No space"):
+                    fill(folder / "filler")
+            saver.validated(step, {"mIoU": value})
+            if step == 2:
+                with pytest.raises(OSError, match=r"No space.*best\.json"):
+                    saver.check_finished()
+                (folder / "filler").unlink()
+        write(folder, 4)
+        saver._write("iter_5.pth", {"step": 5}, manifest(5), time.monotonic(), None)
+        saver.check_finished()
+        best = checkpoints.best(folder)
+        assert best is not None
+        assert best.step == 2
+        assert names(folder) == ["iter_2.pth", "iter_4.pth", "iter_5.pth"]
+    finally:
+        subprocess.run(["umount", folder], check=True)
