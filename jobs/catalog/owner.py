@@ -68,8 +68,10 @@ def namespace() -> str:
 def read(data_root: Path) -> tuple[Owner, float] | None:
     """(owner, time of the last heartbeat) of the lock; None if nobody holds it.
 
-    A lock that was just created may still be empty: its owner is then unknown (`token` is empty).
+    A lock that was just created may still be empty, and a colleague's may be closed to us: its owner is then
+    unknown (`token` is empty).
     """
+    content = b""
     try:
         # Opened, not stat'ed: NFS looks at the server again then.
         with open(data_root / NAME, "rb") as file:
@@ -77,6 +79,11 @@ def read(data_root: Path) -> tuple[Owner, float] | None:
             content = file.read()
     except FileNotFoundError:
         return None
+    except PermissionError:
+        try:
+            beat = os.stat(data_root / NAME).st_mtime
+        except FileNotFoundError:
+            return None
     try:
         return msgspec.json.decode(content, type=Owner), beat
     except (msgspec.MsgspecError, *MALFORMED):

@@ -88,7 +88,7 @@ def prepared(args: argparse.Namespace) -> int:
         say(f"{preempted.signal}: leaving; the same command goes on from here")
         return exit_codes.RESUME
     except OSError as error:
-        explained = explain(error)
+        explained = explain(error, args.data_root)
         record(args.run, "failed", reason=str(explained or error), exit_code=2 if explained else 1)
         if explained:
             raise explained from None
@@ -227,8 +227,10 @@ def restart() -> int | None:
     return int(count) if count else None
 
 
-def explain(error: OSError) -> UserError | None:
+def explain(error: OSError, data_root: Path) -> UserError | None:
     """The one line for what a file system can refuse; None for what is our defect."""
+    if error.errno == errno.ENOENT and not os.path.exists(data_root):
+        return UserError(f"{data_root} is not there any more: somebody has removed it")
     where = error.filename or "the data root"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(

@@ -46,15 +46,16 @@ class Lock:
 
     def beat(self) -> None:
         while not self.stopped.wait(BEAT):
-            if not self.is_ours():
-                return
             with contextlib.suppress(OSError):  # check() before publishing decides
+                if not self.is_ours():
+                    return
                 os.utime(self.path)
 
     def is_ours(self) -> bool:
+        """Raises OSError where that cannot be read now."""
         try:
             return bool(json.loads(self.path.read_text(encoding="utf-8"))["token"] == self.owner.token)
-        except (OSError, *MALFORMED):
+        except (FileNotFoundError, *MALFORMED):
             return False
 
     def check(self) -> None:
@@ -69,8 +70,9 @@ class Lock:
     def release(self) -> None:
         self.stopped.set()
         self.thread.join()
-        if self.is_ours():
-            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # read-only by now: others take it over
+            if self.is_ours():
+                self.path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -120,6 +122,8 @@ def acquire(
                 path.unlink(missing_ok=True)
                 continue
         if held is None:
+            if path.is_symlink():
+                raise UserError(f"{path} is a link to what is not there, and no lock: remove it")
             continue
         if (held[0].token, held[1]) != seen:
             seen, since = (held[0].token, held[1]), time.monotonic()
@@ -141,6 +145,8 @@ def create(path: Path, owner: Owner) -> bool:
     except FileExistsError:
         return False
     try:
+        with contextlib.suppress(OSError):
+            os.fchmod(fd, 0o644)  # for colleagues to read, whatever the umask
         os.write(fd, json.dumps(asdict(owner)).encode())
     except OSError:
         # A full disk: an empty lock would hold up everybody.
@@ -157,7 +163,10 @@ def guard(data_root: Path) -> Iterator[None]:
 
     Whoever holds it for long is named on stderr, and after GUARD_SECONDS passed over, then and later.
     """
-    fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        raise UserError(f"{data_root} is not there any more: somebody has removed it") from None
     began, announced = time.monotonic(), False
     try:
         while not _try_guard(fd):

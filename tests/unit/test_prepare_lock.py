@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from jobs.catalog.readiness import state
 from jobs.prepare import lock
 from jobs.prepare.lock import hold
 from jobs.run.errors import UserError
+from tests import strangers
 
 ELSEWHERE = Owner("node17", 4242, 99, "another boot pid:[1]", "811", 0, "token-of-node17")
 
@@ -123,6 +126,71 @@ def test_lock_without_content_is_no_crash(tmp_path: Path) -> None:
     assert state(tmp_path).kind == "in progress"
     with hold(tmp_path, stale=0.3) as taken:
         assert taken is not None
+
+
+@strangers.needs_root
+@pytest.mark.parametrize("mode", [None, 0o600])
+def test_a_colleague_is_told_whatever_the_umask(tmp_path: Path, mode: int | None) -> None:
+    """`mode`: that of a lock which is closed all the same."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o777)
+    before = os.umask(0o077)
+    try:
+        with hold(tmp_path, folder="VOCdevkit"):
+            if mode is not None:
+                (tmp_path / NAME).chmod(mode)
+
+            def look() -> None:
+                assert state(tmp_path).kind == "in progress"
+                who = f"process {os.getppid()} on" if mode is None else "on an unknown host"
+                with pytest.raises(UserError, match=f"is being prepared by .*{who}"):
+                    lock.acquire(tmp_path, myself(), False, lambda _: None, lambda: False, 60)
+
+            assert strangers.succeeds_as_stranger(look)
+    finally:
+        os.umask(before)
+
+
+def test_what_is_no_lock_or_no_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / NAME).symlink_to("/nowhere")
+    with pytest.raises(UserError, match="a link to what is not there"), hold(tmp_path):
+        pass
+    root = tmp_path / "data"
+    root.mkdir()
+    with ThreadPoolExecutor(1) as thread:
+
+        def wait() -> None:
+            with hold(root, on_wait=lambda _: waiting.set()):
+                pass
+
+        waiting = threading.Event()
+        with hold(root):
+            second = thread.submit(wait)
+            assert waiting.wait(60)
+            shutil.rmtree(root)
+            with pytest.raises(UserError, match="somebody has removed it"):
+                second.result(60)
+
+
+def test_a_file_server_that_does_not_answer_for_a_while_does_not_cost_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to itself stands for it: it can be neither read nor missed."""
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    with hold(tmp_path) as mine:
+        assert mine is not None
+        aside = mine.path.rename(tmp_path / "aside")
+        mine.path.symlink_to(NAME)
+        time.sleep(0.1)
+        with pytest.raises(OSError, match=NAME):
+            mine.check()
+        aside.rename(mine.path)
+        os.utime(mine.path, (0, 0))
+        deadline = time.monotonic() + 10
+        while mine.path.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert mine.path.stat().st_mtime > 0
+    assert not (tmp_path / NAME).exists()
 
 
 def test_owner_that_was_superseded_notices(tmp_path: Path) -> None:
