@@ -7,6 +7,7 @@ that a preparation brings along are missed here too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import shlex
@@ -204,10 +205,15 @@ def preparing(data_root: Path, folder: str) -> Run | None:
     """The run of prepare.py that is queued or running for this folder of a data root, if there is one."""
     from launch.observe import liveness
 
-    found = [run for run in runs.all_runs(runs.prepare_root()) if run.events.exists()]
-    for run in sorted(found, key=lambda run: run.events.stat().st_mtime_ns, reverse=True):
-        request = run.request()
-        past = story.read(run.events)
+    found = []
+    for run in runs.all_runs(runs.prepare_root()):
+        with contextlib.suppress(OSError):
+            found.append((run.events.stat().st_mtime_ns, run))
+    for _, run in sorted(found, key=lambda one: one[0], reverse=True):
+        try:
+            request, past = run.request(), story.read(run.events)
+        except (OSError, UserError):  # another user's, of which the data root's lock tells, or damaged
+            continue
         if request.verify or folder_of(request.dataset) != folder or past.preparation_has_ended:
             continue
         if Path(request.data_root).resolve() != data_root.resolve():

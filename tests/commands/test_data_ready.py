@@ -201,6 +201,17 @@ def test_a_preparation_on_its_way_is_that_of_its_dataset(data: Path, monkeypatch
     assert prerequisites(data, both).dependency == "42:41"
 
 
+def test_a_colleagues_preparation_is_no_reason_to_refuse(data: Path) -> None:
+    """In a checkout that several use. A damaged request stands for one that its owner alone can read."""
+    theirs = request("prepare-1", data, "voc")
+    events.append(theirs.events, "submitted", stage="prepare", job="41", executor="slurm")
+    theirs.request_file.write_bytes(bytes(30))
+    request("prepare-2", data, "voc").events.mkdir()
+    assert data_ready.preparing(data, "VOCdevkit") is None
+    with pytest.raises(UserError, match="there is no prepared dataset"):
+        prerequisites(data, VOC)
+
+
 def test_weights_still_on_their_way_are_waited_for(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A preparation fetches them when the dataset is there."""
 
