@@ -56,8 +56,13 @@ def table_digest(content: bytes) -> str:
 
 
 def files_text(entries: Iterable[Entry]) -> bytes:
-    lines = (f"{e.path}\t{e.size}\t{e.digest}\n" for e in sorted(entries, key=lambda e: e.path))
-    return "".join(lines).encode()
+    """Raises UserError for a file whose name a line cannot hold; any other will do."""
+    lines = []
+    for entry in sorted(entries, key=lambda entry: entry.path):
+        if "\n" in entry.path:
+            raise UserError(f"the file {entry.path!r} has a line's end in its name: rename it")
+        lines.append(f"{entry.path}\t{entry.size}\t{entry.digest}\n")
+    return "".join(lines).encode(errors="surrogateescape")
 
 
 def read(root: Path) -> Manifest | None:
@@ -87,8 +92,8 @@ def read_files(root: Path, manifest: Manifest) -> list[Entry]:
         raise UserError(f"{path} was altered: prepare again")
     entries = []
     try:
-        for line in content.decode().splitlines():
-            name, size, digest = line.split("\t")
+        for line in content.decode(errors="surrogateescape").split("\n")[:-1]:  # not at a CR, as in `Icon\\r`
+            name, size, digest = line.rsplit("\t", 2)
             entries.append(Entry(name, int(size), digest))
     except ValueError:  # as it was written, for its digest is right
         raise UserError(f"{path} is damaged: prepare again") from None

@@ -176,7 +176,7 @@ def listed_digest(path: Path) -> tuple[str, str] | None:
     """(algorithm, digest) that a checksums file beside the archive gives for it; None if none does."""
     for name, algorithm in SUMS.items():
         try:
-            lines = (path.parent / name).read_text(encoding="utf-8").splitlines()
+            lines = (path.parent / name).read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             continue
         for line in lines:

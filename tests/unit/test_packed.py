@@ -17,9 +17,11 @@ import pytest
 from jobs.catalog import manifest, readiness
 from jobs.prepare import __main__ as command
 from jobs.prepare import verify
+from jobs.prepare.converters import entries_of
 from jobs.prepare.packed import convert
 from jobs.prepare.packed.writer import Writer
 from jobs.prepare.voc import pipeline
+from jobs.prepare.voc.writing import put_manifest
 from jobs.run import events, packed
 from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError, run_command
@@ -462,6 +464,30 @@ def test_a_list_beside_that_was_changed_or_lost_is_found(packed_data: Path) -> N
     assert verify.quick(root) == [f"{path} was altered"]
     path.unlink()
     assert verify.quick(root) == [f"{path} is missing"]
+
+
+@pytest.mark.parametrize("name", [b"Icon\r", "a\u2028b".encode(), b"a\x85\tb", b"l\xe4n", b"new\nline"])
+def test_an_archive_may_hold_files_of_any_name(tmp_path: Path, name: bytes) -> None:
+    """`Icon\\r` is in many a folder that was packed by macOS; a dataset with it was damaged for good."""
+    root = tmp_path / "ade"
+    root.mkdir()
+    (root / os.fsdecode(name)).write_bytes(b"content")
+    if b"\n" in name:
+        with pytest.raises(UserError, match="a line's end in its name"):
+            put_manifest(root, "ade", entries_of(root))
+        return
+    put_manifest(root, "ade", entries_of(root))
+    assert verify.deep(root) == []
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        with pytest.raises(UserError, match="not UTF-8"):
+            convert.pack(tmp_path, "ade")
+        return
+    assert convert.pack(tmp_path, "ade").packed
+    assert verify.deep(root) == []
+    assert not convert.unpack(tmp_path, "ade").packed
+    assert (root / os.fsdecode(name)).read_bytes() == b"content"
 
 
 def test_a_table_that_leads_out_of_the_dataset_is_refused(packed_data: Path) -> None:

@@ -77,7 +77,8 @@ def test_a_checksums_file_beside_the_given_file_counts(tmp_path: Path) -> None:
     (tmp_path / "mine.pth").write_bytes(b"weights")
     url = "https://x.org/mine.pth"
     for content, fits in ((b"weights", True), (b"others", False)):
-        (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(content).hexdigest()}  mine.pth\n")
+        line = f"{hashlib.sha256(content).hexdigest()}  mine.pth\n"
+        (tmp_path / "SHA256SUMS").write_bytes(b"# l\xe4uft\n" + line.encode())  # in Latin-1, too
         if fits:
             weights.check_file(tmp_path / "mine.pth", "mine.pth", url)
         else:

@@ -110,6 +110,10 @@ def _inside(entry: Entry) -> str:
     path = PurePosixPath(entry.path)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise UserError(f"the table of files names {entry.path!r}, outside the dataset: prepare it again")
+    try:
+        entry.path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {entry.path!r} is not UTF-8: such a dataset cannot be packed") from None
     return entry.path
 
 
