@@ -12,10 +12,10 @@ from pathlib import Path
 
 import checkout
 
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, refusal
 from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
-from launch.observe import ending, history, leftovers, states, sweeps, tables, wording
+from launch.observe import history, leftovers, states, sweeps, tables, wording
 from launch.submit import runs
 
 EXAMPLES = """\
@@ -61,7 +61,7 @@ def main() -> int:
             ]
             skipped += [(f"{run.name}: {', '.join(of)}", why) for why, of in leftovers.doubtful(run).items()]
         except OSError as error:
-            skipped.append((run.name, ending.refusal(error)))
+            skipped.append((run.name, refusal(error)))
     if not arguments.runs:
         found += [
             ("doctor", path, "a probe that is over", leftovers.size_of(path))
@@ -86,7 +86,7 @@ def delete(found: Found) -> tuple[Found, dict[str, str]]:
                 leftovers.delete(path)
                 deleted.append((name, path, why, size))
         except OSError as error:
-            refused[name] = ending.refusal(error)
+            refused[name] = refusal(error)
     return deleted, refused
 
 

@@ -21,7 +21,7 @@ from jobs.catalog import prepare_options
 from jobs.catalog.manifest import Manifest
 from jobs.prepare import weights, workers
 from jobs.prepare.progress import say
-from jobs.run import events, exit_codes, files, notify
+from jobs.run import events, exit_codes, failure, files, notify
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, run_command
 
@@ -77,25 +77,26 @@ def prepared(args: argparse.Namespace) -> int:
     """Prepares, and records how that went. Returns the exit code."""
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, leave)
-    begun = time.monotonic()
-    record(
-        args.run, "started", hosts=[socket.gethostname()], world_size=1, pid=os.getpid(), restart=restart()
-    )
+    begun, host = time.monotonic(), socket.gethostname()
     try:
+        record(args.run, "started", hosts=[host], world_size=1, pid=os.getpid(), restart=restart())
         code = run(args, begun)
     except Preempted as preempted:
-        record(args.run, "signal", signal=preempted.signal, rank=0, host=socket.gethostname())
+        with failure.unhindered():
+            record(args.run, "signal", signal=preempted.signal, rank=0, host=host)
         say(f"{preempted.signal}: leaving; the same command goes on from here")
         return exit_codes.RESUME
     except OSError as error:
         explained = explain(error, args.data_root)
-        record(args.run, "failed", reason=str(explained or error), exit_code=2 if explained else 1)
+        with failure.unhindered():
+            record(args.run, "failed", reason=str(explained or error), exit_code=2 if explained else 1)
         if explained:
             raise explained from None
         raise
     except Exception as error:
         code = exit_codes.USER_ERROR if isinstance(error, UserError) else exit_codes.FAILED
-        record(args.run, "failed", reason=" ".join(str(error).split()) or repr(error), exit_code=code)
+        with failure.unhindered():
+            record(args.run, "failed", reason=" ".join(str(error).split()) or repr(error), exit_code=code)
         raise
     return code
 

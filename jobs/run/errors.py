@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -13,8 +14,32 @@ MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Rec
 """What reading JSON leads to that is damaged, nested without end, or of another layout than ours."""
 
 
+REFUSED = {
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
+"""Errors of a file that are no defect of ours: its owner, its file system or its disk does not let us."""
+
+
 class UserError(Exception):
     """What is wrong, where, and the fix, in one line. Commands print it without a traceback."""
+
+
+def refusal(error: OSError) -> str:
+    """What cannot be written or read, why, and, where that is the matter, whose it is."""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "a file"
+    verb = "written" if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT) else "used"
+    whose = ""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        from jobs.run import private
+
+        there = path if os.path.lexists(path) else os.path.dirname(path)
+        try:
+            owner, name = os.stat(there).st_uid, "it" if there == path else there
+            whose = f"; {name} is {private.user(owner)}'s" if owner != os.geteuid() else ""
+        except OSError:
+            pass
+    return f"{path} cannot be {verb}: {error.strerror}{whose}"
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 from collections.abc import Iterator
 
 from jobs.run import events, exit_codes
 from jobs.run.directory import Run
-from jobs.run.errors import UserError
+from jobs.run.errors import REFUSED, UserError, refusal
 from jobs.run.task import job_id
 
 
 @contextlib.contextmanager
 def reported(run: Run, stage: str, rank: int | None = None) -> Iterator[None]:
-    """Appends `failed` to the run's events if the body raises, and lets the error go on."""
+    """Appends `failed` to the run's events if the body raises, and lets the error go on; what a disk or a
+    file's owner has refused, as one line."""
     try:
         yield
+    except UserError as error:
+        tell(run, stage, str(error), exit_codes.USER_ERROR, rank)
+        raise
     except Exception as error:
-        code = exit_codes.USER_ERROR if isinstance(error, UserError) else exit_codes.FAILED
-        last = traceback.format_exception_only(error)[-1].strip()
-        tell(run, stage, str(error) if code == exit_codes.USER_ERROR else last, code, rank)
+        if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
+            told = UserError(f"{refusal(error)}: see to that, and start again")
+            tell(run, stage, str(told), exit_codes.USER_ERROR, rank)
+            raise told from None
+        tell(run, stage, traceback.format_exception_only(error)[-1].strip(), exit_codes.FAILED, rank)
         raise
 
 
 def tell(run: Run, stage: str, reason: str, code: int, rank: int | None = None) -> None:
     """Appends `failed` to the events of a run that is there."""
     if run.path.is_dir():
-        events.append(
-            run.events, "failed", stage=stage, job=job_id(), rank=rank, exit_code=code,
-            reason=" ".join(reason.split()),
-        )  # fmt: skip
+        with unhindered():
+            events.append(
+                run.events, "failed", stage=stage, job=job_id(), rank=rank, exit_code=code,
+                reason=" ".join(reason.split()),
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def unhindered() -> Iterator[None]:
+    """For what is noted of an error: a full disk, which may be the error, does not take its place."""
+    try:
+        yield
+    except OSError as error:
+        print(f"it could not be noted: {refusal(error)}", file=sys.stderr)

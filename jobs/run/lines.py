@@ -98,8 +98,10 @@ class Lines(_KeptOpen):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             with contextlib.suppress(OSError):  # a file system without locks has given none
                 fcntl.lockf(self.fd, fcntl.LOCK_UN)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                error.filename = str(self.path)
             raise
 
 

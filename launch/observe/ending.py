@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.run import private
 from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UserError, run_command
+from jobs.run.errors import REFUSED, UserError, refusal, run_command
 from launch.observe import tables
 
 UNWRITABLE = 74
@@ -19,26 +18,6 @@ UNWRITABLE = 74
 
 DONE: list[str] = []
 """What this command has done that is not to be done twice, for one who cannot read it on its output."""
-
-
-REFUSED = {
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
-    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
-}
-"""Errors of a file that are no defect of ours: its owner, its file system or its disk does not let us."""
-
-
-def refusal(error: OSError) -> str:
-    """What cannot be written or read, why, and, where that is the matter, whose it is."""
-    path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "a file"
-    verb = "written" if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT) else "used"
-    whose = ""
-    if error.errno in (errno.EACCES, errno.EPERM):
-        with contextlib.suppress(OSError):
-            there = path if os.path.lexists(path) else os.path.dirname(path)
-            owner, name = os.stat(there).st_uid, "it" if there == path else there
-            whose = f"; {name} is {private.user(owner)}'s" if owner != os.geteuid() else ""
-    return f"{path} cannot be {verb}: {error.strerror}{whose}"
 
 
 def write(file: Path, text: str, instead: str) -> None:

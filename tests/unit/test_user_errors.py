@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +15,10 @@ import torch
 from mmengine.registry import MODELS
 
 from jobs.mmseg.training import user_errors
+from jobs.run import failure
+from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError
+from tests.unit.test_checkpoints import fill
 
 SESSION: Any = SimpleNamespace(request=SimpleNamespace(config="mine.py"))
 
@@ -54,3 +60,26 @@ def test_a_fault_of_a_machine_is_none_of_the_users(fault: Any) -> None:
 def test_who_builds_something_else_in_a_training_is_not_meant() -> None:
     with pytest.raises(AssertionError), user_errors(SESSION):
         build_graph()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_full_disk_that_takes_no_word_of_it_either_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this container may not mount")
+    try:
+        run = Run(tmp_path / "run")
+        run.path.mkdir()
+        with pytest.raises(OSError, match="No space"):
+            fill(tmp_path / "filler")
+        why = r"x\.csv cannot be written: No space left on device: see to that"
+        with pytest.raises(UserError, match=why), failure.reported(run, "evaluate"):
+            write_atomically(run.path / "x.csv", bytes(9))
+        said = capsys.readouterr().err
+        assert said == f"it could not be noted: {run.events} cannot be written: No space left on device\n"
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
