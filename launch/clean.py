@@ -1,7 +1,8 @@
 """Frees disk space: old checkpoints and unfinished leftovers of runs that are not active.
 
-Only lists what it would delete, unless --yes is given. Always kept: the newest checkpoints, the best one,
-events, metrics, logs and evaluations; and everything of a run that is active or whose state is unknown.
+Only lists what it would delete, unless --yes is given. Always kept: the newest checkpoints (with older ones,
+if none of them is whole), the best one, events, metrics, logs and evaluations; and everything of a run that
+is active or whose state is unknown.
 """
 
 import argparse
@@ -57,9 +58,10 @@ def main() -> int:
         try:
             found += [
                 (run.name, path, why, leftovers.size_of(path))
-                for path, why in leftovers.removable(run, arguments.keep)
+                for path, why in leftovers.removable(run, arguments.keep, arguments.yes)
             ]
-            skipped += [(f"{run.name}: {', '.join(of)}", why) for why, of in leftovers.doubtful(run).items()]
+            left = leftovers.doubtful(run, arguments.keep * arguments.yes)
+            skipped += [(f"{run.name}: {', '.join(of)}", why) for why, of in left.items()]
         except OSError as error:
             skipped.append((run.name, refusal(error)))
     if not arguments.runs:
@@ -67,9 +69,7 @@ def main() -> int:
             ("doctor", path, "a probe that is over", leftovers.size_of(path))
             for path in leftovers.old_probes()
         ]
-    refused: dict[str, str] = {}
-    if arguments.yes:
-        found, refused = delete(found)
+    found, refused = delete(found) if arguments.yes else (found, {})
     show(found, skipped + (list(refused.items()) if arguments.json else []), arguments)
     for why in refused.values():
         print(f"error: {why}", file=sys.stderr)

@@ -23,7 +23,17 @@ from typing import Any
 import xxhash
 
 from jobs.run import files
-from jobs.run.checkpoint_files import DAMAGED, Checkpoint, beside, best, listed, read, told_best, wrong_size
+from jobs.run.checkpoint_files import (
+    DAMAGED,
+    Checkpoint,
+    beside,
+    best,
+    digest,
+    listed,
+    read,
+    told_best,
+    wrong_size,
+)
 from jobs.run.directory import newest_start, write_atomically
 from jobs.run.errors import UserError
 from jobs.run.events import now
@@ -173,15 +183,6 @@ def _set_aside(path: Path, reason: str, report: Report | None) -> str:
     if report:
         report("checkpoint_damaged", path=path.name, reason=reason)
     return aside.name
-
-
-def digest(path: Path) -> str:
-    """XXH3 of a file's content, 128 bits: against bit rot and torn writes, at memory speed."""
-    h = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            h.update(chunk)
-    return str(h.hexdigest())
 
 
 # ----------------------------------------------------------------------------------------------- writing

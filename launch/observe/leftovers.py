@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from jobs.run import checkpoint_files, files
 from jobs.run.directory import Run
@@ -56,8 +58,11 @@ def in_use(run: Run, past: History, answer: slurm_queries.Answer) -> str:
     return ""
 
 
-def doubtful(run: Run) -> dict[str, list[str]]:
-    """Checkpoints that may be worth more than they look, by why they are kept. Raises OSError."""
+def doubtful(run: Run, keep: int = 0) -> dict[str, list[str]]:
+    """Checkpoints that may be worth more than they look, by why they are kept. Raises OSError.
+
+    `keep`: of the newest so many, one at least is to be whole, which takes reading it; 0: none is read.
+    """
     if not run.checkpoints.is_dir():
         return {}
     damaged = [
@@ -72,7 +77,23 @@ def doubtful(run: Run) -> dict[str, list[str]]:
     if told and checkpoint_files.of_told_best(run.checkpoints) is None:
         listed = [one.path.name for one in checkpoint_files.listed(run.checkpoints)]
         found[f"{files.BEST} is damaged or missing, and one may be the best"] = listed
+    valid = checkpoint_files.listed(run.checkpoints)
+    if 0 < keep < len(valid):
+        spoilt = list(itertools.takewhile(lambda one: not _is_whole(one.path, one.manifest), valid[::-1]))
+        if spoilt:
+            names = [one.path.name for one in valid[-len(spoilt) - 1 :]]
+            found["the newest does not match its digest, so the newest that does is kept, too"] = names
     return found
+
+
+_whole: dict[Path, bool] = {}
+"""By checkpoints that this process has read."""
+
+
+def _is_whole(path: Path, manifest: dict[str, Any]) -> bool:
+    if path not in _whole:
+        _whole[path] = checkpoint_files.digest(path) == manifest.get("digest")
+    return _whole[path]
 
 
 def _lacks_its_note(run: Run) -> bool:
@@ -100,11 +121,12 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def removable(run: Run, keep: int) -> list[tuple[Path, str]]:
+def removable(run: Run, keep: int, sure: bool = False) -> list[tuple[Path, str]]:
     """(file, why it may go) of a run that is not on its way.
 
-    Of the checkpoints only whole ones count as newest; one without a manifest never counts at all, one with a
-    damaged manifest may be whole (`doubtful`). Raises OSError.
+    Of the checkpoints only whole ones count as newest, by their size or, to be `sure`, by what `doubtful`
+    reads; one without a manifest never counts at all, one with a damaged manifest may be whole (`doubtful`).
+    Raises OSError.
     """
     found = []
     for folder in (run.path, run.job):
@@ -115,7 +137,7 @@ def removable(run: Run, keep: int) -> list[tuple[Path, str]]:
     if not run.checkpoints.is_dir():
         return found
     valid = checkpoint_files.listed(run.checkpoints)
-    kept = {one.path.name for one in valid[-keep:]}.union(*doubtful(run).values())
+    kept = {one.path.name for one in valid[-keep:]}.union(*doubtful(run, keep * sure).values())
     kept.add(checkpoint_files.noted_name(run.checkpoints) or "")
     lacks = _lacks_its_note(run)
     if best := (checkpoint_files.of_told_best if lacks else checkpoint_files.best)(run.checkpoints):

@@ -350,6 +350,19 @@ def test_clean_keeps_what_may_be_whole_behind_a_damaged_manifest(tmp_path: Path)
     assert sorted(path.stem for path in run.checkpoints.glob("*.pth")) == ["epoch_1", "epoch_3", "epoch_4"]
 
 
+def test_clean_never_deletes_the_last_whole_one(tmp_path: Path) -> None:
+    """Whatever a crash of a node has left of newer ones, which have the right size."""
+    run = interrupted_run(tmp_path / "run")
+    for step in (1, 2, 3, 4, 5):
+        _checkpoint(run, f"epoch_{step}.pth", step)
+        if step > 3:
+            (run.checkpoints / f"epoch_{step}.pth").write_bytes(bytes(1000))
+    (run.checkpoints / "best.json").write_text(json.dumps({"path": "epoch_1.pth"}))
+    said = command(tmp_path, "clean.py", "--keep", "2", "--yes").stdout
+    assert "left alone: run: epoch_3.pth, epoch_4.pth, epoch_5.pth (the newest does not match" in said
+    assert sorted(path.stem[-1] for path in run.checkpoints.glob("*.pth")) == ["1", "3", "4", "5"]
+
+
 def test_clean_leaves_a_run_alone_of_which_nobody_knows(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     submitted(run)
