@@ -172,9 +172,12 @@ def _unused(inside: int) -> Iterator[tuple[float, int, str]]:
 
 
 def _size(folder: int) -> int:
-    """Bytes of a copy that is a folder."""
-    with open(os.open(staged.SIZE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)) as file:
-        return int(file.read())
+    """Bytes of a copy that is a folder; 0 where a crash of the node has left no number."""
+    try:
+        with open(os.open(staged.SIZE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)) as file:
+            return int(file.read())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def copy(

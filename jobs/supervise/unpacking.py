@@ -131,11 +131,11 @@ def unpack(packed: str, source: int, inside: int, folder: str, name: str, size: 
             if not os.access(image.interpreter(part), os.X_OK) and not own_python(part):
                 raise UserError(f"{packed} holds no bin/python")
             take_own_python(part, os.path.join(folder, name))
+        with open(os.path.join(part, staged.SIZE), "w") as file:
+            file.write(str(size))
         run(["sync", "--file-system", part], f"{folder} could not be written")
         if staged.name(packed, os.stat(packed), os.path.splitext(name)[1], folder) != name:
             raise UserError(f"{packed} was replaced while it was copied")
-        with open(os.path.join(part, staged.SIZE), "w") as file:
-            file.write(str(size))
         os.rename(f"{name}.part", name, src_dir_fd=inside, dst_dir_fd=inside)
         os.fsync(inside)
     except BaseException:

@@ -222,6 +222,20 @@ def test_without_room_nothing_is_written_or_evicted(
     assert inside(stage) == [small]
 
 
+@pytest.mark.parametrize("noted", ["", "\0\0\0\0", None])
+def test_an_environment_without_its_size_keeps_no_copy_from_being_made(
+    container: Path, stage: Path, noted: str | None
+) -> None:
+    """As a crash of the node may leave it."""
+    copy = Path(copier.copy(container, stage)["copy"])
+    folder = copy.with_name(f"{'0' * 32}{staged.ENVIRONMENT}")
+    folder.mkdir()
+    if noted is not None:
+        (folder / staged.SIZE).write_text(noted)
+    second = copier.copy(another(container, "second"), stage)
+    assert Path(second["copy"]).exists()
+
+
 def test_the_longest_unused_goes_first_and_none_that_is_read(
     container: Path, stage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
