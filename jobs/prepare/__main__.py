@@ -239,6 +239,8 @@ def explain(error: OSError, data_root: Path) -> UserError | None:
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(f"{where} cannot be written or read ({error.strerror}): choose another --data-root")
+    if error.errno == errno.EEXIST:
+        return UserError(f"{where} is in the way: it is no folder, or a link to none")
     if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTDIR):
         return UserError(f"{where}: {error.strerror}")
     return None

@@ -17,6 +17,7 @@ from scipy.io import savemat
 from jobs.catalog import sources
 from jobs.catalog.readiness import state
 from jobs.prepare import lock, verify
+from jobs.prepare.__main__ import explain
 from jobs.prepare.archives import DamagedArchive, Stream, walk
 from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE, make_lists
 from jobs.prepare.synthetic_scene import cls_mat
@@ -403,3 +404,22 @@ def test_checksums_are_remembered_for_a_restart_only_while_the_file_is_the_same(
     content = (archives / SBD_ARCHIVE).read_bytes()
     (archives / SBD_ARCHIVE).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     refused(archives, tmp_path, SBD_ARCHIVE, "sha256")
+
+
+def test_a_dataset_that_leads_to_a_disk_which_is_not_mounted_is_named_before_anything_is_made(
+    voc_archives: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "VOCdevkit").symlink_to("/nowhere")
+    refused(voc_archives, tmp_path, "VOCdevkit is a link to /nowhere, which is not there")
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["VOCdevkit"]
+
+
+def test_a_data_root_that_leads_nowhere_is_one_line(voc_archives: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.symlink_to("/nowhere")
+    with pytest.raises(FileExistsError) as caught:
+        prepare(root, voc_archives, processes=1)
+    explained = explain(caught.value, root)
+    assert explained is not None
+    assert str(explained) == f"{root} is in the way: it is no folder, or a link to none"

@@ -177,6 +177,10 @@ def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.
 def refuse_foreign(data_root: Path, folder: str = FOLDER) -> None:
     """Raises UserError if the place is taken by something that prepare did not make."""
     root = data_root / folder
+    if root.is_symlink() and not root.exists():
+        raise UserError(
+            f"{root} is a link to {os.readlink(root)}, which is not there: is a disk not mounted?"
+        )
     if root.exists() and manifest.read(root) is None:
         raise UserError(
             f"{root} was not made by prepare (it has no {manifest.MANIFEST}): move it away, "
