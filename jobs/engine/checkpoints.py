@@ -203,7 +203,7 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{start}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _naming(path), temporary.open("wb") as file:
             on_phase("opened")
             hashing = _Hashing(file)
             _save(content, hashing)

@@ -495,6 +495,7 @@ def test_a_full_or_read_only_disk_leaves_what_was_there(tmp_path: Path, trouble:
         with pytest.raises(OSError) as caught:
             write(tmp_path, 2)
         assert caught.value.errno == expected
+        assert "iter_2.pth" in str(caught.value)
         newest = checkpoints.newest(tmp_path)
         assert newest is not None
         assert newest.step == 1
