@@ -145,9 +145,9 @@ def create(path: Path, owner: Owner) -> bool:
     except FileExistsError:
         return False
     try:
+        os.write(fd, json.dumps(asdict(owner)).encode())
         with contextlib.suppress(OSError):
             os.fchmod(fd, 0o644)  # for colleagues to read, whatever the umask
-        os.write(fd, json.dumps(asdict(owner)).encode())
     except OSError:
         # A full disk: an empty lock would hold up everybody.
         path.unlink(missing_ok=True)
