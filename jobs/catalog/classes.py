@@ -8,18 +8,20 @@
     ignore        255 255 255  value=9
 
 A colour is needed for masks that are colour pictures; `value` where a mask's labels are not 0, 1, 2 … in the
-order of the lines. `ignore`, LabelMe's `__ignore__`, is no class: what is drawn so does not count. CVAT's
-labelmap.txt (`name:R,G,B:parts:actions`) and a table (`name,r,g,b`, with the label before it or not) read the
-same. Imports nothing heavy: the login node reads it too.
+order of the lines. `ignore`, LabelMe's `__ignore__`, is no class: what is drawn so does not count. What other
+programs leave is read as well (jobs/catalog/class_tables.py). Imports nothing heavy: the login node reads it
+too.
 """
 
 from __future__ import annotations
 
-import re
+import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jobs.catalog import class_tables
+from jobs.catalog.class_tables import IGNORES
 from jobs.run import output
 from jobs.run.errors import UserError
 
@@ -29,30 +31,8 @@ MOST = 254
 """Classes that fit into masks of 8 bits beside it, and beside one value for what is unknown."""
 MOST_VALUE = 65535
 
-IGNORES = ("ignore", "__ignore__")
-"""Names of what is no class; LabelMe's labels.txt begins with the second."""
 BACKGROUNDS = ("background", "_background_", "bg")
 """Names of the class that every pixel has which nobody has drawn over."""
-
-LINE = re.compile(
-    r"(?P<name>.*?\S)"
-    r"(?:[\s,;:]+(?:\#(?P<hex>[0-9a-fA-F]{6})|(?P<rgb>\d{1,3}[\s,;]+\d{1,3}[\s,;]+\d{1,3})))?"
-    r"(?:[\s,;]+value\s*=\s*(?P<value>\d{1,9}))?"
-)
-
-HEAD = re.compile(
-    r".+?[\s,;:]+r(ed)?[\s,;:]+g(reen)?[\s,;:]+b(lue)?|(id|index|value)[\s,;:]+(name|class|label)\w*",
-    re.IGNORECASE,
-)
-"""The first line of a table of classes and their colours, as a class_dict.csv has it: no class."""
-
-COUNTED = re.compile(r"(\d{1,9})[\s,;:.)]+((?:[^\W\d]|\").*)")
-"""A class behind its number, as in `0 background`, `1: disc`, `id,name,r,g,b`."""
-VALUE = re.compile(r"value\s*=\s*\d+$")
-QUOTED = re.compile(r'"((?:[^"]|"")+)"')
-"""A field of a CSV file."""
-NUMBER = re.compile(r'(^|[,;\t]\s*)"(\d+|#[0-9a-fA-F]{6})"(?=\s*(?:[,;\t]|$))')
-"""One that is a number or a colour: there are files with quotes around everything."""
 
 Colour = tuple[int, int, int]
 
@@ -93,11 +73,16 @@ def read(path: Path) -> Classes:
     if output.special(path):
         raise UserError(f"--classes {path} is a device or a pipe: the job reads it too, so name a file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        # "Unicode text" of Excel's has two bytes a character.
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
     except OSError as error:
         raise UserError(f"--classes {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"--classes {path} is not text (UTF-8)") from None
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"--classes {path} is not text (UTF-8): save it as that")
     return parse(text, str(path))
 
 
@@ -107,25 +92,23 @@ def parse(text: str, where: str) -> Classes:
     values: dict[int, int] = {}
     colours: dict[Colour, int] = {}
     numbers: list[int | None] = []
-    for number, line in lines_of(text):
-        found = fields_of(line)
-        at = f"{where}, line {number}"
-        name, colour, value = name_of(found), colour_of(found, at), found["value"]
+    for row in class_tables.rows(text, where):
+        at = f"{where}, line {row.line}"
         label = len(names)
-        if name.lower() in IGNORES:
+        if row.name.lower() in IGNORES:
             label = IGNORED
-        elif name in names:
-            raise UserError(f"{at}: the class {name!r} stands there twice")
-        if value is not None and int(value) > MOST_VALUE:
-            raise UserError(f"{at}: value={value}: masks have values up to {MOST_VALUE}")
-        if value is not None:
-            add(values, int(value), label, f"{at}: value={value}")
-        if colour is not None:
-            add(colours, colour, label, f"{at}: the colour {colour}")
+        elif row.name in names:
+            raise UserError(f"{at}: the class {row.name!r} stands there twice")
+        if row.value is not None and row.value > MOST_VALUE:
+            raise UserError(f"{at}: value={row.value}: masks have values up to {MOST_VALUE}")
+        if row.value is not None:
+            add(values, row.value, label, f"{at}: value={row.value}")
+        if row.colour is not None:
+            add(colours, row.colour, label, f"{at}: the colour {row.colour}")
         if label != IGNORED:
-            names.append(name)
-            given.append(colour)
-            numbers.append(int(value) if value is not None else None)
+            names.append(row.name)
+            given.append(row.colour)
+            numbers.append(row.value)
     if len(names) < 2:
         raise UserError(f"{where} has {len(names)} class(es): two are the least (one may be `background`)")
     if len(names) > MOST:
@@ -141,54 +124,9 @@ def parse(text: str, where: str) -> Classes:
     return Classes(tuple(names), palette, values, colours if None not in given else {}, numbered)
 
 
-def lines_of(text: str) -> list[tuple[int, str]]:
-    """The lines that are classes, each with its number in the file. If all begin with a number of their own,
-    it becomes their `value`, unless the numbers only count the classes from 0."""
-    lines: list[tuple[int, str]] = []
-    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
-        # CVAT's has two more fields, mostly empty.
-        line = re.sub(r"(:[^:\s]*){2}$", "", line) if line.count(":") >= 3 else line
-        line = NUMBER.sub(r"\1\2", line)
-        if line and not line.startswith("#") and (lines or not HEAD.fullmatch(line.replace('"', ""))):
-            lines.append((number, line))
-    found = [(number, COUNTED.fullmatch(line)) for number, line in lines]
-    counted = [(number, int(one[1]), one[2]) for number, one in found if one and not VALUE.search(one[2])]
-    if len(counted) < len(lines):
-        return lines
-    # With `ignore` among them its number is no class's, and those behind it are not the classes' places.
-    plain = not any(name_of(fields_of(rest)).lower() in IGNORES for *_, rest in counted)
-    if plain and [value for _, value, _ in counted] == list(range(len(counted))):
-        return [(number, rest) for number, _, rest in counted]
-    return [(number, f"{rest} value={value}") for number, value, rest in counted]
-
-
-def fields_of(line: str) -> re.Match[str]:
-    found = LINE.fullmatch(line)
-    assert found  # any text has a name
-    return found
-
-
-def name_of(found: re.Match[str]) -> str:
-    name = found["name"].rstrip(":,;")
-    quoted = QUOTED.fullmatch(name)
-    return quoted[1].replace('""', '"') if quoted else name
-
-
 def add(to: dict, key: object, label: int, what: str) -> None:
     if to.setdefault(key, label) != label or (label != IGNORED and list(to.values()).count(label) > 1):
         raise UserError(f"{what} is taken by another line")
-
-
-def colour_of(found: re.Match[str], at: str) -> Colour | None:
-    if found["hex"]:
-        red, green, blue = bytes.fromhex(found["hex"])
-        return red, green, blue
-    if not found["rgb"]:
-        return None
-    red, green, blue = map(int, re.split(r"[\s,;]+", found["rgb"]))
-    if max(red, green, blue) > 255:
-        raise UserError(f"{at}: a colour's parts are 0 to 255, not {found['rgb']}")
-    return red, green, blue
 
 
 def generated(index: int) -> Colour:

@@ -104,7 +104,26 @@ def test_classes_and_what_names_them() -> None:
         # What is no class has a number in the masks nevertheless.
         ("0 ignore\n1 sky\n2 car\n", ("sky", "car"), {0: 255, 1: 0, 2: 1}),
         ('0,sky\n1,"__ignore__"\n2,car\n', ("sky", "car"), {0: 0, 1: 255, 2: 1}),
+        # Behind the name, and in columns that a first line names.
+        ("sky,7\ntraffic light,11\n", ("sky", "traffic light"), {7: 0, 11: 1}),
+        ("name;ID;r;g;b\r\nsky;7;0;0;0\r\ncar;11;1;2;3\r\n", ("sky", "car"), {7: 0, 11: 1}),
+        ("Pixel Value, Class\n1, sky\n2, car\n", ("sky", "car"), {1: 0, 2: 1}),
+        ("class,name\n7,sky\n11,car\n", ("sky", "car"), {7: 0, 11: 1}),
+        (
+            "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1576\t11664\t1172\t1\tsky\n2\t0.1\t6\t6\t1\ta, b;c\n",
+            ("sky", "a, b;c"),
+            {1: 0, 2: 1},
+        ),
+        ("id name r g b\n7 traffic light 1 2 3\n9 lane 1 2 3 4\n", ("traffic light", "lane 1"), {7: 0, 9: 1}),
+        ("sep=;\nid;name;kind\n7;sky;up\n9;car;down\n;;\n", ("sky", "car"), {7: 0, 9: 1}),
+        (",name,r,g,b\n0,sky,0,0,0\n1,car,1,1,1\n", ("sky", "car"), {0: 0, 1: 1}),
+        ("7 -> sky\n9 -> car\n", ("sky", "car"), {7: 0, 9: 1}),
+        ("1: 2-wheeler\n2: car\n", ("2-wheeler", "car"), {1: 0, 2: 1}),
         # These belong to the names.
+        ("2-wheeler\n4-wheeler\n", ("2-wheeler", "4-wheeler"), {0: 0, 1: 1}),
+        ("2.5 t\n7.5 kg\n", ("2.5 t", "7.5 kg"), {0: 0, 1: 1}),
+        ("lane 1\nlane 2\n", ("lane 1", "lane 2"), {0: 0, 1: 1}),
+        ("lane 1 9 0 0\nlane 2 0 9 0\n", ("lane 1", "lane 2"), {0: 0, 1: 1}),
         ("sky\n2 lanes\n", ("sky", "2 lanes"), {0: 0, 1: 1}),
         ("1 0 0 0\n2 1 2 3\n", ("1", "2"), {0: 0, 1: 1}),
         ("1 sky value=3\n2 car value=4\n", ("1 sky", "2 car"), {3: 0, 4: 1}),
@@ -129,12 +148,54 @@ def test_classes_behind_numbers_and_between_quotes(
         ("3 a\n3 b\n", "line 2: value=3 is taken"),
         ("a value=70000\nb\n", "65535"),
         ("\n".join(f"c{n}" for n in range(300)), "254 are the most"),
+        # What could mean several things, or is no list of classes.
+        ("sky,7,1,2,3\ncar,9,4,5,6\n", "a first line that names the columns (`name,id,r,g,b`) would tell"),
+        ("sky,1,2,3,255\ncar,4,5,6,255\n", "can mean several things"),
+        ("sky #010203 7\ncar #010204 9\n", "can mean several things"),
+        ("5 0\n6 1\n", "can mean several things"),
+        ("0,sky,nature\n1,car,thing\n", "each line has several names"),
+        (
+            "Klasse;Rot;Blau;Gelb\nsky;0;0;0\ncar;1;1;1\n",
+            "line 1: 'Klasse;Rot;Blau;Gelb' is not as the other",
+        ),
+        ("Nr;Klasse;r;g;b\n7;sky;0;0;0\n9;car;1;1;1\n", "is `Nr` the masks' value?"),
+        ("name,id,trainId\nsky,23,10\ncar,26,13\n", "columns `id` and `trainId` are the masks' values"),
+        ("name,id\nsky,7\nplate,-1\n", "line 3: '-1' cannot be a mask's value"),
+        ("name,id,kind\nsky, blue,7,a\ncar,8,b\n", "line 2: it has 4 fields, and the first line 3"),
+        ("name\nsky\ncar\n", "line 1: 'name' reads like the first line of a table"),
+        ("train: ../train\nnc: 2\nnames: ['a', 'b']\n", "in YAML, JSON or Python"),
+        ("names:\n  0: sky\n  1: car\n", "in YAML, JSON or Python"),
+        ('[\n"sky",\n"car"\n]', "in YAML, JSON or Python"),
+        ("labels = [\n    Label('sky', 0, 255),\n]", "in YAML, JSON or Python"),
     ],
 )
 def test_classes_that_cannot_be_meant(text: str, said: str) -> None:
     with pytest.raises(UserError, match=r"c\.txt") as refused:
         classes.parse(text, "c.txt")
     assert said in str(refused.value)
+
+
+def test_colours_wherever_they_stand() -> None:
+    for text in (
+        "64 128 64\tsky\n192 0 128\ttraffic light\n",
+        "sky (64, 128, 64)\ntraffic light [192,0,128]\n",
+        'color,name\n"64,128,64",sky\n#c00080,traffic light\n',
+        "r g b name\n64 128 64 sky\n192 0 128 traffic light\n",
+    ):
+        found = classes.parse(text, "c")
+        assert found.names == ("sky", "traffic light")
+        assert found.colours == {(64, 128, 64): 0, (192, 0, 128): 1}
+
+
+def test_classes_in_the_encodings_of_excel(tmp_path: Path) -> None:
+    text = "id\tname\r\n7\tStraße\r\n9\tcar\r\n"
+    for encoding in ("utf-16", "utf-8-sig"):
+        (tmp_path / "c.txt").write_bytes(text.encode(encoding))
+        assert classes.read(tmp_path / "c.txt").values == {7: 0, 9: 1, 255: 255}
+    for encoding in ("cp1252", "utf-16-le"):
+        (tmp_path / "c.txt").write_bytes(text.encode(encoding))
+        with pytest.raises(UserError, match=r"is not text \(UTF-8\): save it as that"):
+            classes.read(tmp_path / "c.txt")
 
 
 # --- masks of every kind give the same labels ---
