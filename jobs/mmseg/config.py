@@ -74,7 +74,7 @@ def override(cfg: Config, session: Session) -> None:
     written = cfg.to_dict()
     try:
         cfg.merge_from_dict(dict(request.overrides))
-    except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, AssertionError, ValueError, AttributeError) as error:
         raise UserError(f"--set does not fit {request.config}: {one_line(error)}") from None
     modules = [path for path in run.modules() if path != run.code / request.config]
     own = bool(modules) or supported.of_others(cfg.to_dict())

@@ -42,6 +42,11 @@ def job_number(text: str) -> str | None:
     return named[-1] if named else None
 
 
+def nameless(text: str) -> str:
+    """What is said of an answer of sbatch's without a job's number."""
+    return f"sbatch's answer names no job: {' '.join(text.split())!r}"
+
+
 @dataclass(frozen=True)
 class Answer:
     ok: bool

@@ -68,7 +68,7 @@ def submit(
         if found := _in_queue(dependency, shown.get("JobName", "")):
             return found, answer.text
         if answer.ok:
-            return None, f"sbatch's answer names no job: {answer.text!r}"
+            return None, commands.nameless(answer.text)
 
 
 def _in_queue(dependency: str, name: str) -> str | None:

@@ -253,12 +253,13 @@ def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool =
     result: dict[str, Any] = {}
     for inherited in bases:
         result |= inherited
-    if clash := literals.clash(mine, result):
+    try:
+        return dict(literals.merged(mine, result))
+    except literals.Clash as clash:
         raise UserError(
             f"{path}: {clash} is a dict, and not in what it inherits from, with which it cannot be merged: "
-            f"write {clash.rpartition('.')[2]}=dict(_delete_=True, …)"
-        )
-    return dict(literals.merged(mine, result))
+            f"write {str(clash).rpartition('.')[2]}=dict(_delete_=True, …)"
+        ) from None
 
 
 DATA = (".json", ".yaml", ".yml")

@@ -13,6 +13,8 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jobs.run.errors import UserError
+
 
 class _Unknown:
     """A value that only running the config would tell."""
@@ -355,31 +357,37 @@ def _text(node: ast.JoinedStr, names: dict[str, Any]) -> Any:
     return "".join(parts)
 
 
-def clash(over: dict[Any, Any], base: dict[Any, Any]) -> str:
-    """The dotted key of a dict that mmengine cannot merge, with something else in the base; "" for none."""
-    for key, one in over.items():
-        held = base.get(key, UNKNOWN)
-        if held is UNKNOWN or not isinstance(one, dict) or one.get("_delete_"):
-            continue
-        if not isinstance(held, dict):
-            return str(key)
-        if deeper := clash(one, held):
-            return f"{key}.{deeper}"
-    return ""
+class Clash(ValueError):
+    """A dict that mmengine cannot merge with what the base has there: its dotted key."""
 
 
-def merged(over: Any, base: Any) -> Any:
-    """`over` inheriting from `base`, as mmengine merges configs: dicts key by key, but for `_delete_`."""
-    if not isinstance(over, dict) or not isinstance(base, dict) or over.get("_delete_"):
+def merged(over: Any, base: Any, lists: bool = False, key: str = "") -> Any:
+    """`over` inheriting from `base`, as mmengine merges configs: dicts key by key, but for `_delete_`; with
+    `lists`, as it merges `--set`, also the dicts in lists. Raises Clash."""
+    if not isinstance(over, dict) or base is UNKNOWN or over.get("_delete_"):
         return over
-    return base | {key: merged(one, base[key]) if key in base else one for key, one in over.items()}
+    items = dict(enumerate(base)) if lists and isinstance(base, list) else {}
+    result: Any = list(base) if items else dict(base) if isinstance(base, dict) else None
+    for name, one in over.items():
+        at = int(name) if items and str(name).isdecimal() else name
+        if result is None or (items and not (at in items and isinstance(one, dict))):
+            raise Clash(key)
+        held = items[at] if items else result.get(at, UNKNOWN)
+        result[at] = merged(one, held, lists, f"{key}.{name}".lstrip("."))
+    return result
 
 
 def overridden(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `--set` overrides (dotted keys), as far as they meet written-out dicts."""
+    """`values` with `--set` overrides (dotted keys). Raises UserError for one that does not fit them."""
     result = values
     for dotted, last in overrides.items():
         for key in reversed(dotted.split(".")):
             last = {key: last}
-        result = merged(last, result)
+        try:
+            result = merged(last, result, lists=True)
+        except Clash as clash:
+            raise UserError(
+                f"--set {dotted}: the config's {clash} is no dict, and no list of dicts with such an item: "
+                "set it as a whole"
+            ) from None
     return result

@@ -27,6 +27,7 @@ from jobs.run import files, story
 from jobs.run.directory import Run
 from jobs.run.settings import Settings
 from jobs.run.stages import Stage
+from jobs.slurm import commands
 from jobs.slurm import login as slurm
 from launch.submit import profiles, programs
 
@@ -67,8 +68,7 @@ class SlurmExecutor(submitit.SlurmExecutor):
         else:
             # A site's own sbatch may say more, before it or after.
             named = re.search(r"^Submitted batch job (\d+)", answer, re.M) or re.search(r"job (\d+)", answer)
-            lost = f"sbatch's answer names no job: {' '.join(answer.split())!r}"
-            id = named[1] if named else arrived(self.script, lost)
+            id = named[1] if named else arrived(self.script, commands.nameless(answer))
         return submitit.SlurmJob(folder=self.folder, job_id=id)
 
 

@@ -246,6 +246,32 @@ def test_bases_may_be_json_and_yaml(tmp_path: Path) -> None:
             configs.check(mine)
 
 
+def test_an_override_in_a_list_is_followed_as_mmengine_follows_it(tmp_path: Path) -> None:
+    compat.prepare()
+    from jobs.mmseg.config import read
+
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        f"{PLAIN}model = dict(decode_head=dict())\nval_dataloader = dict()\nsizes = [1, 2]\nn = 5\n"
+        "train_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=[\n"
+        "dict(data_root='data/a'), dict(data_root='data/b', kept=dict(x=1)), dict(data_root='data/c')]))\n"
+    )
+    where = "train_dataloader.dataset.datasets"
+    chain = configs.check(mine, {f"{where}.1.data_root": "data/d"})
+    assert set(configs.data_roots(chain)) == {"data/a", "data/d", "data/c"}
+    wrong = (f"{where}.3.data_root", f"{where}.x.data_root", f"{where}.0", "n.x", "sizes.1")
+    for key in (f"{where}.1.data_root", f"{where}.1.kept.y", "model.decode_head.a", *wrong):
+        cfg = read(mine)
+        try:
+            cfg.merge_from_dict({key: 7})
+        except (KeyError, TypeError, AttributeError):
+            with pytest.raises(UserError, match=f"--set {key}: the config's .* is no dict, and no list of"):
+                configs.check(mine, {key: 7})
+            assert key in wrong
+        else:
+            assert configs.check(mine, {key: 7}).values == cfg.to_dict()
+
+
 PLAIN = "default_scope = 'mmseg'\ntrain_cfg = dict(by_epoch=True)\nval_evaluator = dict(type='IoUMetric')\n"
 
 

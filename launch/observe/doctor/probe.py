@@ -85,7 +85,7 @@ def _submitted(folder: Path, token: str, resolved: profiles.Resolved, minutes: f
     answer = slurm.call("sbatch", "--parsable", str(file), changes=True)
     job = commands.job_number(answer)
     if job is None:
-        raise slurm.SlurmError(f"sbatch's answer names no job: {' '.join(answer.split())!r}")
+        raise slurm.SlurmError(commands.nameless(answer))
     (folder / "job" / "id").write_text(job)
     found = [_requeue(job)]
     deadline = began + 60 * minutes
