@@ -40,8 +40,10 @@ CODE = File(
     "snapshot of `jobs/`, `launch/` and `configs/`, your configs with all their bases (those from outside"
     " the checkout in `config_files/`, an installed package's in `package_configs/`; the "
     "program of `--worker` likewise; a `_base_` that "
-    "would not lead to its copy is named anew), modules of yours that they import, and the link `data` to"
-    " the data root; the working directory of every job, so edits after submission change nothing",
+    "would not lead to its copy is named anew), modules of yours that they import (of a package with data "
+    "in it, a folder without code that holds more than 100 files or 10 MiB, or another file above 10 MiB, a "
+    "link to that; nothing hidden, no virtual environment), and the link `data` to the data root; the "
+    "working directory of every job, so edits after submission change nothing",
     LAUNCHER,
 )
 CODE_IMAGE = File(

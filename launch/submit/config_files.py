@@ -19,6 +19,7 @@ import msgspec
 
 from jobs.catalog import installed
 from jobs.run.errors import UserError, one_line
+from launch.submit import code_files
 from launch.submit.literals import is_read_base
 from launch.submit.runs import CHECKOUT
 
@@ -276,11 +277,12 @@ def above(files: list[Path]) -> list[Path]:
     """The folders above those of config files, up to their repository's root, and the current one: where
     `PYTHONPATH=. python tools/train.py configs/mine/config.py` has a package beside configs/."""
     found = []
+    home = Path.home().resolve()
     for file in files:
         if place_in_package(file):
             continue
         for folder in file.parents:
-            if folder == Path.home() or folder == folder.parent:
+            if folder == home or folder == folder.parent:
                 break
             found.append(folder)
             if (folder / ".git").exists():
@@ -303,7 +305,7 @@ def _module(name: str, place: Path) -> Path | None:
 
 def _imported_by(module: Path) -> list[str]:
     found: list[str] = []
-    for file in sorted(module.rglob("*.py")) if module.is_dir() else [module]:
+    for file in code_files.python(module):
         try:
             found += imports(ast.parse(file.read_text(encoding="utf-8")))
         except (SyntaxError, ValueError, OSError):
@@ -315,7 +317,7 @@ def check_datasets(found: list[Path], used: set[str]) -> None:
     """Raises UserError for a dataset class, among those `used`, that names its classes as MMSegmentation
     before 1.0 did: for 1.x it has none, which would come out at the first validation."""
     for module in found:
-        for file in sorted(module.rglob("*.py")) if module.is_dir() else [module]:
+        for file in code_files.python(module):
             try:
                 tree = ast.parse(file.read_text(encoding="utf-8"))
             except (SyntaxError, ValueError, OSError):

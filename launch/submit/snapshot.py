@@ -20,12 +20,14 @@ import shutil
 from pathlib import Path
 
 from jobs.run.errors import UserError
-from launch.submit import config_files
+from launch.submit import code_files, config_files
 from launch.submit.configs import Chain
 from launch.submit.runs import CHECKOUT
 
 FOLDERS = ("jobs", "launch", "configs")
 """Of the checkout; launch/ for the report after an evaluation."""
+MOST = 1000
+"""Files that are no code, in one folder with code."""
 
 
 def take(code: Path, data_root: Path, chain: Chain | None = None) -> str:
@@ -62,23 +64,35 @@ def place(code: Path, chain: Chain) -> str:
     return place_of(chain)
 
 
-def _copy_tree(source: Path, target: Path) -> None:
+def _copy_tree(source: Path, target: Path, above: tuple[str, ...] = ()) -> None:
     """Content only, for jobs need no times and modes, and a copy of a read-only checkout stays deletable.
+    Data beside a user's code is linked: each run would copy it. `above`: what this is copied within, for
+    links that lead back.
 
     shutil.copytree takes twice as long, most of it to look for what cannot be here (FIFOs, the same file).
     """
+    above = (*above, os.path.realpath(source))
     target.mkdir()
-    with os.scandir(source) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__pycache__" or entry.name.endswith(".pyc"):
-                continue
-            if source.parts[-2:] == ("configs", "clusters") and entry.name != "example.yaml":
-                continue  # profiles are the user's, and may hold secrets; run.yaml has what the job needs
-            if entry.is_dir():
-                _copy_tree(source / entry.name, target / entry.name)
-            else:
-                with open(entry.path, "rb") as old, open(target / entry.name, "wb") as new:
-                    new.write(old.read())
+    beside = 0
+    for entry in code_files.entries(source):
+        if source.parts[-2:] == ("configs", "clusters") and entry.name != "example.yaml":
+            continue  # profiles are the user's, and may hold secrets; run.yaml has what the job needs
+        copy = target / entry.name
+        if entry.is_dir() and os.path.realpath(entry.path) in above:
+            continue
+        if code_files.is_data(entry.path) if entry.is_dir() else code_files.is_large(entry):
+            copy.symlink_to(os.path.realpath(entry.path))
+        elif entry.is_dir():
+            _copy_tree(source / entry.name, copy, above)
+        else:
+            beside += not entry.name.endswith(code_files.CODE)
+            if beside > MOST:
+                raise UserError(
+                    f"{source} has code and more than {MOST} other files, which each run would copy: move "
+                    "those into a folder of their own below it, which a run only links"
+                )
+            with open(entry.path, "rb") as old, open(copy, "wb") as new:
+                new.write(old.read())
 
 
 def _targets(files: list[Path]) -> dict[Path, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -265,6 +266,63 @@ def test_a_module_beside_the_config_comes_along(name: str, tmp_path: Path) -> No
     command = [sys.executable, "-c", f"import {name} as m; print(m.__file__, m.here)"]
     done = subprocess.run(command, cwd=tmp_path / "code", capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(tmp_path / "code"))
+
+
+def test_data_in_a_package_is_linked_and_no_environment_comes_along(tmp_path: Path) -> None:
+    """All that the code may read is there; what would take each run time and place is not copied."""
+    home, code = tmp_path / "home", tmp_path / "code"
+    package = home / "parts"
+    for folder in ("ops/csrc", "data/raw", "venv/lib", "wandb", ".git", "__pycache__", "classes"):
+        (package / folder).mkdir(parents=True)
+    for file in ("__init__.py", "ops/__init__.py", "ops/csrc/a.cu", "weights.npy", "classes/names.json"):
+        (package / file).write_text("")
+    for file in ("venv/pyvenv.cfg", "venv/lib/x.py", ".git/index", "__pycache__/a.pyc"):
+        (package / file).write_text("import torchvision_of_a_venv")
+    for number in range(101):
+        (package / "data" / "raw" / f"{number}.png").touch()
+    for large in (package / "best.pth", package / "wandb" / "log"):
+        with large.open("wb") as file_:
+            file_.truncate(11 << 20)
+    os.mkfifo(package / "pipe")
+    (package / "gone").symlink_to(tmp_path / "nowhere")
+    (package / "ops" / "again").symlink_to(package)
+    (package / "ops" / "images").symlink_to(package / "data" / "raw")
+    (home / "mine.py").write_text(SEG + "custom_imports = dict(imports=['parts'])\n")
+    chain = configs.check(home / "mine.py")
+    snapshot.take(code, tmp_path, chain)
+    taken = code / "parts"
+    copied = {
+        str(one.relative_to(taken)) for one in taken.rglob("*") if not one.is_symlink() and one.is_file()
+    }
+    assert copied == {"__init__.py", "ops/__init__.py", "ops/csrc/a.cu", "weights.npy", "classes/names.json"}
+    linked = {str(one.relative_to(taken)): one.resolve() for one in taken.rglob("*") if one.is_symlink()}
+    assert linked == {
+        name: package / to
+        for name, to in {
+            "data": "data", "best.pth": "best.pth", "wandb": "wandb", "ops/images": "data/raw",
+        }.items()
+    }  # fmt: skip
+    assert (taken / "data" / "raw" / "7.png").is_file()
+    for number in range(1001):
+        (package / f"{number}.txt").touch()
+    with pytest.raises(UserError, match=r"parts has code and more than 1000 other files, which each run"):
+        snapshot.place(tmp_path / "other", chain)
+
+
+def test_a_home_behind_a_link_ends_the_search_for_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "disk" / "home"
+    (home / "work").mkdir(parents=True)
+    for folder in (tmp_path / "disk", home):
+        (folder / "mine_net.py").write_text("")
+    (tmp_path / "me").symlink_to(home)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.chdir(home / "work")
+    mine = home / "work" / "mine.py"
+    mine.write_text(f"custom_imports = dict(imports=['mine_net'])\n{SEG}")
+    with pytest.raises(UserError, match="mine_net is neither beside the config"):
+        configs.check(mine)
 
 
 def test_a_package_beside_the_folder_of_configs_comes_along(
