@@ -103,7 +103,8 @@ def infer(run: Run, arguments: argparse.Namespace, leave: Leave) -> int:
     work = Segmenting(run, checkpoint, us.device, out, (arguments.tile, arguments.overlap), leave.asked)
     # Of the job's part, whatever the number of ranks that other jobs have.
     ours, of = part - 1 + us.rank * parts, parts * us.size
-    with progress.task(f"segmenting with {checkpoint.name}", len(range(ours, total, of))) as advance:
+    said = f"segmenting with {checkpoint.name}"
+    with output.held(out), progress.task(said, len(range(ours, total, of))) as advance:
         for path, name in itertools.islice(listing, ours, None, of):
             if not work.one(path, name):
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,7 +183,9 @@ def write_mask(path: Path, labels: RowsOf, like: Any, dtype: Any, colours: np.nd
     from rasterio import shutil
     from rasterio.windows import Window
 
-    tif = path.with_name(f".{path.stem}.tmp.tif")
+    # One of two processes that write the same mask must not take the other's.
+    own = f".{path.stem}.{secrets.token_hex(4)}.tmp"
+    tif = path.with_name(f"{own}.tif")
     file = tif
     try:
         given = place(like)
@@ -198,7 +201,7 @@ def write_mask(path: Path, labels: RowsOf, like: Any, dtype: Any, colours: np.nd
                 part = labels(top, min(top + ROWS, like.height))
                 mask.write(part, 1, window=Window(0, top, like.width, len(part)))
         if path.suffix == ".png":
-            file = path.with_name(f".{path.stem}.tmp.png")
+            file = path.with_name(f"{own}.png")
             shutil.copy(tif, file, driver="PNG", DESCRIPTION=stamp, ZLEVEL=6)
         with opened(file) as mask:
             for top in range(0, like.height, ROWS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ from jobs.infer import raster, stamp, whole
 from jobs.infer.large import Large, Left, tiling_of
 from jobs.mmseg import images, labels
 from jobs.mmseg import model as models
-from jobs.run import events, failure, windows
+from jobs.run import events, failure, output, windows
 from jobs.run.directory import Run
 from jobs.run.errors import UserError, one_line
 from jobs.run.exit_codes import FAILED, RESUME, USER_ERROR
@@ -24,6 +25,7 @@ from jobs.run.task import job_id
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a disk says that takes no result of any image."""
+UNFINISHED = re.compile(r"\..+\.((png|jpg|json)\.\d+\.tmp|[0-9a-f]{8}\.tmp\.(tif|png)(\.aux\.xml)?)")
 TOLD = 1000
 """Problems of a process that are told one by one."""
 MOST_SECONDS = 20 * 86400.0
@@ -186,8 +188,10 @@ def tell(run: Run, done: Done, code: int, out: Path) -> None:
 
 
 def sweep(out: Path) -> None:
-    """Removes what killed processes were just writing (directory.write_atomically). All ranks have ended."""
-    for folder, _, names in os.walk(out):
-        for name in names:
-            if re.fullmatch(r"\..+\.(png|jpg|json)\.[0-9]+\.tmp", name):
-                Path(folder, name).unlink(missing_ok=True)
+    """Removes what killed processes were just writing (directory.write_atomically, raster.write_mask), unless
+    another inference is writing there. All ranks have ended."""
+    with contextlib.suppress(OSError), output.held(out, alone=True):
+        for folder, _, names in os.walk(out):
+            for name in names:
+                if UNFINISHED.fullmatch(name):
+                    Path(folder, name).unlink(missing_ok=True)

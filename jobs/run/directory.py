@@ -134,7 +134,10 @@ class Run:
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run directory: it has no run.yaml") from None
         except PermissionError:
-            raise UserError(f"{self.request_file} cannot be read: it is another user's") from None
+            raise UserError(
+                f"{self.request_file} cannot be read: it is another user's, who can give its model to others "
+                f"(python launch/export.py {self.name} --out DIR), for infer.py to take"
+            ) from None
         except (yaml.YAMLError, msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
             why = one_line(error)
             if field := re.match(r"Object contains unknown field `(.*?)`", why):

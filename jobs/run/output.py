@@ -6,8 +6,10 @@ that is started again, and a second inference, write over what the first one wro
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jobs.run.errors import UserError
@@ -58,6 +60,19 @@ def claim(folder: Path, option: str, own: Path | None = None) -> None:
         (folder / MARK).touch()
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"{option} {folder} cannot be written to: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def held(folder: Path, alone: bool = False) -> Iterator[None]:
+    """A claimed folder while results are written, by any number of processes; `alone`: while there is nobody
+    else, OSError if there is, or if the file system cannot tell."""
+    file = os.open(folder / MARK, os.O_RDWR)
+    try:
+        with contextlib.nullcontext() if alone else contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(file)
 
 
 def check_apart(inputs: Iterable[Path], targets: Iterable[Path]) -> None:

@@ -18,7 +18,7 @@ from jobs.run import checkpoint_files, output, secrets
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from launch.submit import executors, job_environment, machine, profiles, ranges
-from launch.submit.runs import CHECKOUT, check_path
+from launch.submit.runs import CHECKOUT, check_path, runs_root
 
 # option -> (setting, help)
 SETTINGS = {
@@ -204,6 +204,11 @@ def checkpoint(which: str, run: Run | None = None, address: bool = True) -> str:
         if request.worker or request.dataset or not request.config:
             what = f"was trained by {request.worker[0]}" if request.worker else "is a preparation"
             raise UserError(f"{run.name} {what}: only MMSegmentation's models are evaluated and used here")
+        if not all(os.access(folder, os.W_OK) for folder in (run.path, run.job) if folder.exists()):
+            raise UserError(
+                f"{run.path} cannot be written to, where a job tells how it goes: use a copy, "
+                f"cp -r {run.path} {runs_root() / 'NAME'}"
+            )
     if which in ("best", "last"):
         if run is not None and not any(run.checkpoints.glob("*.pth.json")):
             raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -104,6 +105,25 @@ def test_a_run_whose_code_is_older_is_not_given_what_it_does_not_know(made: Site
 def test_an_image_is_not_waited_for_in_a_pipe(made: Site, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     one_line(made("infer", "mine", str(tmp_path / "x.png")), "x.png is a device or a pipe")
+
+
+def test_a_run_that_is_another_users_or_kept_from_changes_is_told_in_time(
+    made: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, photo = made.runs / "mine", str(header(tmp_path / "x.png", 5))
+    if os.geteuid() == 0:  # who may write everywhere otherwise
+        plain = tmp_path / "python"
+        plain.write_text(f'#!/bin/sh\nexec setpriv --bounding-set=-all {sys.executable} "$@"\n')
+        plain.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(plain))
+    out = str(tmp_path / "masks")
+    (run / "job").chmod(0o500)
+    for command in (["infer", "mine", photo, "--out", out], ["evaluate", "mine"], ["export", "mine"]):
+        one_line(made(*command), "mine cannot be written to", f"use a copy, cp -r {run} {made.runs}/NAME")
+    (run / "job").chmod(0o700)
+    (run / "run.yaml").chmod(0)
+    one_line(made("infer", "mine", photo), "it is another user's, who can give", "export.py mine --out DIR")
+    assert len(made.calls("sbatch")) == 1
 
 
 def test_two_of_the_same_second_share_no_folder_and_no_script(made: Site, tmp_path: Path) -> None:

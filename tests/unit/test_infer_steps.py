@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from jobs.mmseg import compat
+from jobs.run import output
 from jobs.run.errors import UserError
 
 compat.prepare()
@@ -22,7 +23,7 @@ from mmengine.registry import DATASETS, DefaultScope, init_default_scope  # noqa
 from mmseg.utils import register_all_modules  # noqa: E402
 
 from jobs.export import __main__ as export  # noqa: E402
-from jobs.infer import whole  # noqa: E402
+from jobs.infer import segmenting, whole  # noqa: E402
 from jobs.mmseg import images  # noqa: E402
 from jobs.mmseg import model as models  # noqa: E402
 
@@ -143,6 +144,20 @@ def test_whatever_is_segmented_has_an_overlay(
     with Image.open(tmp_path / "out" / "x_overlay.jpg") as shown:
         assert shown.size == (60, 40)
         assert np.asarray(shown).std() > 30
+
+
+def test_what_killed_processes_left_is_removed_by_the_last_that_writes_there(tmp_path: Path) -> None:
+    """Of two equal commands the first to end took the files that the other was just writing."""
+    output.claim(tmp_path, "--out")
+    left = {".a.png.12.tmp", ".b.part.json.12.tmp", ".c.0a1b2c3d.tmp.tif", ".c.0a1b2c3d.tmp.png.aux.xml"}
+    kept = {"a.png", ".b.part", ".c.tmp", output.MARK}
+    for name in left | kept:
+        (tmp_path / name).touch()
+    with output.held(tmp_path), output.held(tmp_path):
+        segmenting.sweep(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == left | kept
+    segmenting.sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_a_pipeline_that_reads_no_file_is_refused(tmp_path: Path) -> None:
