@@ -10,6 +10,7 @@ import argparse
 import copy
 import io
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,6 +118,17 @@ def portable(cfg: Any, meta: Any) -> Any:
     return cfg
 
 
+def no_code(folder: str, names: list[str]) -> set[str]:
+    """What of a package is none: what is hidden, caches, and the folders of data that a run only links."""
+    return {
+        name
+        for name in names
+        if name.startswith(".")
+        or name == "__pycache__"
+        or (os.path.islink(path := os.path.join(folder, name)) and os.path.isdir(path))
+    }
+
+
 def copy_modules(run: Run, folder: Path) -> list[str]:
     """Copies the user's own modules; returns their files' names below `folder`."""
     found = []
@@ -124,7 +136,7 @@ def copy_modules(run: Run, folder: Path) -> list[str]:
         if module.is_dir():
             shutil.copytree(
                 module, folder / module.name, dirs_exist_ok=True, copy_function=shutil.copyfile,
-                ignore=shutil.ignore_patterns("__pycache__", ".*"),
+                ignore=no_code,
             )  # fmt: skip
             inner = [path for path in sorted((folder / module.name).rglob("*")) if path.is_file()]
             found += [str(path.relative_to(folder)) for path in inner]

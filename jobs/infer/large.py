@@ -76,6 +76,8 @@ class Large:
     tiling: Tiling
     device: str
     asked_to_leave: Callable[[], bool]
+    look: Callable[[Path, str], None] = lambda *_: None
+    """At a tile's file, before it is read, and whose it is."""
 
     def __post_init__(self) -> None:
         self.classes = int(getattr(self.model, "out_channels", 0) or len(self.model.dataset_meta["classes"]))
@@ -93,6 +95,11 @@ class Large:
         with raster.opened(path, cache) as source:
             if source.driver == "JPEG" and source.count == 4:
                 raise UserError(f"{path} is a JPEG of four colours (CMYK): save it as RGB")
+            # What GDAL makes RGB of, OpenCV does too, and the others leave as it is.
+            steps = getattr(self.load, "transforms", [self.load])
+            other = [one for one in steps if getattr(one, "imdecode_backend", "cv2") != "cv2"]
+            if other and (colours := source.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")):
+                raise UserError(f"{path} is a TIFF in {colours}, which is not read in tiles: save it as RGB")
             with Part(name.with_name(f".{name.name}.part"), source, self.dtype, stamped) as part:
                 self.labels(source, part, path)
                 self.write(source, part, path, name, stamped)
@@ -185,6 +192,7 @@ class Reader:
         file = self.folder / f"tile.{'tif' if self.source.driver == 'GTiff' else 'png'}"
         raster.write_window(self.source, *tile, file)
         try:
+            self.large.look(file, self.source.name)
             return self.large.prepare(images.loaded(self.large.load, file))
         except UserError as error:  # nobody knows of the tile's file
             raise UserError(str(error).replace(str(file), self.source.name)) from None

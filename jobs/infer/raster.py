@@ -134,6 +134,7 @@ def write_window(source: Any, rows: Span, columns: Span, path: Path) -> None:
         as_is = source.count > 1 and "SOURCE_COLOR_SPACE" not in source.tags(ns="IMAGE_STRUCTURE")
         planes = source.interleaving.value.lower() if as_is else "pixel"
         kinds = {"driver": "GTiff", "interleave": planes, "photometric": photometric(source)}
+        kinds |= {"alpha": "PREMULTIPLIED"} if is_premultiplied(source) else {}
     else:
         kinds = {"driver": "PNG", "zlevel": 1}
     if bits := source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS"):
@@ -155,6 +156,18 @@ def photometric(source: Any) -> str:
     """What the bands of an uncompressed TIFF with the same colours are called."""
     names = {"red": "rgb", "palette": "palette"}
     return colourless(source) or names.get(source.colorinterp[0].name, "minisblack")
+
+
+def is_premultiplied(source: Any) -> bool:
+    """Whether a TIFF's colours have their opacity in them already, which GDAL does not tell: a reader would
+    put it into a tile's once more."""
+    if all(one.name != "alpha" for one in source.colorinterp):
+        return False
+    import tifffile
+
+    with tifffile.TiffFile(source.name) as file:
+        extra = file.pages.first.extrasamples
+    return bool(extra) and extra[-1] == tifffile.EXTRASAMPLE.ASSOCALPHA
 
 
 def colourless(source: Any) -> str:

@@ -71,11 +71,12 @@ class Segmenting:
         self.load, self.prepare = models.reading(cfg)
         self.turned = models.turns(cfg)
         tiling = tiling_of(cfg, *tile)
-        self.large = Large(self.model, self.load, self.prepare, tiling, device, asked_to_leave)
+        self.large = Large(self.model, self.load, self.prepare, tiling, device, asked_to_leave, self._look)
         self.whole_stamp = stamp.common(run, checkpoint, None)
         self.tiled_stamp = stamp.common(run, checkpoint, tiling)
         self.done = Done()
         self.error: Exception | None = None
+        self.misread = False
 
     def one(self, path: Path, name: Path) -> bool:
         """Segments an image; what is wrong with it is noted. False when it was asked to leave, and when there
@@ -124,9 +125,24 @@ class Segmenting:
         if tiled:
             self.large.segment(path, name, stamped)
         else:
+            self._look(path)
             found = whole.segment(self.model, self.prepare, images.loaded(self.load, path))
             whole.write(name, path, found, self.model.dataset_meta["palette"], self.turned, stamped)
         return True
+
+    def _look(self, path: Path, named: str = "") -> None:
+        """Says of the first image, or tile of the one `named`, that is given otherwise than it is stored."""
+        if self.misread or path.suffix.lower() not in raster.GEOGRAPHIC:
+            return
+        from jobs.prepare.own import reading
+
+        self.misread = not reading.is_usual(path) and reading.misread(self.load, path)
+        if self.misread:
+            print(
+                f"warning: {named or path}: the config's loading step gives other pixels than are stored "
+                "(alpha, or what its bands mean), which prepare.py --images takes: save it as RGB",
+                flush=True,
+            )
 
     def _in_tiles(self, path: Path) -> bool:
         size = images.size(path) or raster.size(path)

@@ -270,6 +270,11 @@ def test_bands_bits_and_palettes_reach_the_config_as_they_are(tmp_path: Path) ->
         eight.convert("L" if mode == "LA" else mode).convert(mode).save(tmp_path / f"mode-{mode}.tif")
     eight.convert("L").save(tmp_path / "grey.jpg")
     eight.save(tmp_path / "photo.tif", compression="jpeg")
+    four = random.integers(0, 256, (90, 120, 4)).astype(np.uint8)
+    write = pytest.importorskip("tifffile").imwrite
+    for alpha in ("assocalpha", "unassalpha"):
+        write(tmp_path / f"{alpha}.tif", four, photometric="rgb", extrasamples=[alpha])
+    write(tmp_path / "nameless.tif", four[..., :3].copy(), photometric="minisblack", planarconfig="contig")
     from mmcv.transforms import LoadImageFromFile
 
     compared = set()
@@ -299,8 +304,24 @@ def test_bands_bits_and_palettes_reach_the_config_as_they_are(tmp_path: Path) ->
         "fax",
         "planes",
         "mode-1",
+        "assocalpha",
+        "unassalpha",
+        "nameless",
     ):
         assert (stem, "color") in compared
+
+
+def test_colours_that_gdal_and_the_reader_take_for_others_are_refused(run: Run, tmp_path: Path) -> None:
+    """tifffile gives the four bands of CMYK as they are: the tiles had RGBA."""
+    tifffile = pytest.importorskip("tifffile")
+    four = np.random.default_rng(0).integers(0, 256, (200, 300, 4)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "cmyk.tif", four, photometric="separated")
+    assert not segment(run, tmp_path / "cmyk.tif", tmp_path / "out", (128, 0)).problems
+    cfg = config()
+    cfg.test_dataloader.dataset.pipeline[0].imdecode_backend = "tifffile"
+    other = make_run(tmp_path / "other", cfg)
+    (problem,) = segment(other, tmp_path / "cmyk.tif", tmp_path / "masks", (128, 0)).problems
+    assert problem.endswith("cmyk.tif is a TIFF in CMYK, which is not read in tiles: save it as RGB")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jobs.mmseg import compat
 from jobs.run import output
+from jobs.run.directory import Run
 from jobs.run.errors import UserError
 
 compat.prepare()
@@ -178,6 +179,20 @@ def test_what_an_export_cannot_be_checked_on_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (2000, 1)).save(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"b\.png cannot be checked on: "):
         export.samples(cfg, [str(tmp_path)])
+
+
+def test_an_export_takes_a_packages_files_and_not_its_folders_of_data(tmp_path: Path) -> None:
+    run, out = Run(tmp_path / "run"), tmp_path / "out"
+    (run.code / "parts").mkdir(parents=True)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "large.pth").write_bytes(b"x")
+    (run.code / "parts" / "__init__.py").touch()
+    (run.code / "parts" / "data").symlink_to(tmp_path / "images")
+    (run.code / "parts" / "large.pth").symlink_to(tmp_path / "large.pth")
+    out.mkdir()
+    assert export.copy_modules(run, out) == ["parts/__init__.py", "parts/large.pth"]
+    assert not (out / "parts" / "large.pth").is_symlink()
+    assert not (out / "parts" / "data").exists()
 
 
 def test_no_image_starts_ghostscript(tmp_path: Path) -> None:

@@ -339,6 +339,35 @@ def test_a_mask_that_loadannotations_reads_in_several_bands_is_told_by_check(
     assert found["gt_seg_map"].ndim == 3, "or there is nothing to tell"
 
 
+def test_an_image_that_the_configs_reader_does_not_give_is_told_by_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = own_images.write(tmp_path, 4)
+    for path in (folder / "images").iterdir():
+        Image.open(path).convert("RGB").save(path.with_suffix(".tif"))
+        path.unlink()
+    (folder / "config.py").write_text(
+        "data = dict(type='BaseSegDataset', data_root='.', img_suffix='.tif',\n"
+        "            data_prefix=dict(img_path='images', seg_map_path='masks'),\n"
+        "            pipeline=[dict(type='LoadImageFromFile')],\n"
+        "            metainfo=dict(classes=('background', 'disc', 'square')))\n"
+        "train_dataloader = val_dataloader = test_dataloader = dict(dataset=data)\n"
+        "model = dict(decode_head=dict(num_classes=3))\n"
+    )
+    monkeypatch.chdir(folder)
+    asked = command.parser().parse_args(["--check", "config.py", "--processes", "1"])
+    pixels = tifffile.imread("images/scene_002.tif")
+    tifffile.imwrite("images/scene_002.tif", pixels, photometric="minisblack", planarconfig="contig")
+    assert check.check_config(asked) == 4
+    assert (
+        "scene_002.tif: the config's loading step gives other pixels than are stored"
+        in capsys.readouterr().out
+    )
+    tifffile.imwrite("images/scene_003.tif", pixels, photometric="rgb", compression="lzma")
+    with pytest.raises(UserError, match=r"scene_003\.tif: the config's loading step cannot read it"):
+        check.check_config(asked)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_a_mask_that_its_own_exif_turns_is_told(tmp_path: Path, suffix: str) -> None:
     """As editors leave it of the photograph: upright for all viewers, and upside down for a training."""

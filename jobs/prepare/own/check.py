@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from jobs.catalog.classes import IGNORED, Classes, differ
-from jobs.prepare.own import findings, judge
-from jobs.prepare.own.findings import Finding, error
+from jobs.prepare.own import findings, judge, reading
+from jobs.prepare.own.findings import Finding, error, warning
 from jobs.prepare.own.judge import Pair
 from jobs.prepare.own.scan import How, scan
 from jobs.prepare.own.sources import Item
@@ -32,6 +32,8 @@ class Read(msgspec.Struct):
     table: dict[int, int]
     """A mask's value -> class."""
     ignore_exif: bool
+    load: Any
+    """The config's loading step; None for one that is not mmcv's."""
 
 
 def check_config(args: argparse.Namespace) -> int:
@@ -58,6 +60,8 @@ def check_config(args: argparse.Namespace) -> int:
                 found.append(error("several bands", item.mask, text, fix))
             counts = dict(judge.by_class(row, dataset.table))
             pairs.append((item, msgspec.structs.replace(row, values=counts, classes=True)))
+            if dataset.load and row.picture and not row.picture.plain:
+                found += of_reading(dataset.load, Path(item.image))
     found += of_model(cfg, names)
     found += judge.of_classes(pairs, Classes(names, (), {}, {}, True), {}) + judge.duplicates(pairs)
     where = "above"
@@ -152,7 +156,8 @@ def read_of(dataset: Any, leaf: dict[str, Any], split: str) -> Read:
     table = table_of(
         len(classes), dataset.label_map, dataset.reduce_zero_label, getattr(dataset, "ignore_index", IGNORED)
     )
-    return Read(split, items, classes, table, ignores_exif(leaf.get("pipeline")))
+    steps = leaf.get("pipeline")
+    return Read(split, items, classes, table, ignores_exif(steps), loading(steps))
 
 
 def table_of(count: int, label_map: dict[int, int] | None, reduce_zero: bool, ignored: int) -> dict[int, int]:
@@ -177,6 +182,29 @@ def ignores_exif(pipeline: Any) -> bool:
             colour = str(step.get("color_type", "color"))
             return "ignore_orientation" in colour or colour == "unchanged" or "imdecode_backend" in step
     return False
+
+
+def loading(pipeline: Any) -> Any:
+    """The step of a pipeline that reads an image's file, if it is mmcv's."""
+    from mmengine.registry import TRANSFORMS
+
+    for step in pipeline or []:
+        if isinstance(step, dict) and step.get("type") in ("LoadImageFromFile", "mmcv.LoadImageFromFile"):
+            return TRANSFORMS.build(dict(step))
+    return None
+
+
+def of_reading(load: Any, path: Path) -> list[Finding]:
+    """Of an image that readers may make different things of."""
+    fix = "save it as a PNG of grey or RGB, as prepare.py --images does"
+    if not path.is_file():  # in a packed dataset, whose images are converted
+        return []
+    if why := reading.unread(load, path):
+        return [error("unread", str(path), f"the config's loading step cannot read it ({why})", fix)]
+    if reading.misread(load, path):
+        text = "the config's loading step gives other pixels than are stored (alpha, or what its bands mean)"
+        return [warning("read otherwise", str(path), text, fix)]
+    return []
 
 
 def of_model(cfg: Any, classes: tuple[str, ...]) -> list[Finding]:

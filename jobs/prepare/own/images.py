@@ -260,10 +260,9 @@ def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
 def by_opencv(content: bytes, orientation: int = 1) -> NDArray[Any]:
     """RGB or grey, in the file's own depth, as stored. `orientation`: that of a TIFF, which OpenCV turns
     whatever it was asked for. Raises BadPicture."""
-    try:
+    pixels: Any = None
+    with contextlib.suppress(cv2.error):
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        pixels = None
     if pixels is None:
         raise BadPicture("is compressed in a way that is not read here: save it with deflate or without")
     pixels = turned(pixels, {6: 8, 8: 6}.get(orientation, orientation))
@@ -275,7 +274,8 @@ def is_opencvs(content: bytes, pixels: NDArray[Any]) -> bool:
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page = file.pages.first
         # The usual ones, of grey (1) and RGB (2), need not take the time of decoding them twice.
-        if not page.is_tiled and page.samplesperpixel == {1: 1, 2: 3}.get(page.photometric):
+        usual = not page.is_tiled and page.compression in (1, 5, 8, 32946)  # none, LZW, deflate; no LZMA
+        if usual and page.samplesperpixel == {1: 1, 2: 3}.get(page.photometric):
             return True
     with contextlib.suppress(BadPicture):
         return pixels.shape[2:] not in ((), (3,)) or np.array_equal(by_opencv(content), pixels)
