@@ -302,10 +302,10 @@ def keep_config_text_plain() -> None:
 
 
 def formatted(cfg: Any) -> str:
-    """The text of a config, laid out for people."""
+    """The text of a config, laid out for people, in which mmengine fills in no templates when it reads it."""
     _format_with(_yapf)
     try:
-        return str(cfg.pretty_text)
+        return str(cfg.pretty_text).replace("{{", "{\\x7b")
     finally:
         keep_config_text_plain()
 

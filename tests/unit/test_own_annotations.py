@@ -168,6 +168,7 @@ def test_labelmes_shapes(
         ("linestrip", [[1, 1], [20, 1], [20, 20]], "a linestrip covers no area"),
         ("polygon", [[200, 1], [220, 1], [220, 20]], "a polygon lies outside of the image, from 200, 1 on"),
         ("circle", [[150, 9], [170, 9]], "a circle lies outside of the image"),
+        ("polygon", [[0.1, 0.1], [0.9, 0.1], [0.9, 0.8]], "a polygon lies within one pixel: its corners"),
     ],
 )
 def test_labelmes_shapes_that_cannot_be_meant(

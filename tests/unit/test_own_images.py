@@ -513,6 +513,15 @@ def test_pipes_and_devices_are_named_and_not_waited_for(tmp_path: Path) -> None:
         make(folder, "--masks", folder / "notes")
 
 
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_link_to_nothing_is_told(tmp_path: Path, kind: str) -> None:
+    folder = own_images.write(tmp_path, 5)
+    link = folder / kind / "scene_002.png"
+    link.unlink()
+    link.symlink_to(tmp_path / "purged")
+    assert any(f"{link} is not there" in text for text in told(folder).values())
+
+
 def test_links_that_lead_around_have_an_end(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path / "a", 4)
     for name in ("one", "two", "three"):
@@ -1176,7 +1185,7 @@ def described(**changed: Any) -> config_file.Description:
     values: dict[str, Any] = {
         "name": "mine",
         "request": "",
-        "classes": ("a", "b'\"\\"),
+        "classes": ("a", "b'\"\\{{ fileBasename }}"),
         "palette": ((0, 0, 0), (1, 2, 3)),
         "bands": judge.Bands("colour", 3, "uint8"),
         "ignore_exif": False,
@@ -1203,6 +1212,8 @@ FROM_WEIGHTS = {**HEADS, "pretrained": "open-mmlab://resnet50_v1c"}
 def test_the_config_says_what_the_data_is(tmp_path: Path) -> None:
     from mmengine.config import Config
 
+    from jobs.mmseg import compat
+
     made = described(bands=judge.Bands("tiff", 5, "uint16"), mean=[1.0] * 5, std=[2.0] * 5)
     base = str(ROOT / "configs/demo.py")
     config = tmp_path / "mine.py"
@@ -1216,7 +1227,9 @@ def test_the_config_says_what_the_data_is(tmp_path: Path) -> None:
         assert (head.num_classes, head.ignore_index) == (2, 255)
         assert head.loss_decode.class_weight == [1.0, 2.0]
         assert head.loss_decode.type == "CrossEntropyLoss"
-    assert cfg.train_dataloader.dataset.metainfo.classes == ("a", "b'\"\\")
+    assert cfg.train_dataloader.dataset.metainfo.classes == ("a", "b'\"\\{{ fileBasename }}")
+    config.write_text(compat.formatted(cfg))  # as a run keeps it
+    assert Config.fromfile(str(config)).val_dataloader == cfg.val_dataloader
     assert cfg.train_dataloader.drop_last
     assert cfg.train_dataloader.dataset.pipeline[0].imdecode_backend == "tifffile"
     assert "PhotoMetricDistortion" not in text

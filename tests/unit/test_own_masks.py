@@ -339,6 +339,38 @@ def test_a_mask_that_loadannotations_reads_in_several_bands_is_told_by_check(
     assert found["gt_seg_map"].ndim == 3, "or there is nothing to tell"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "data.update(reduce_zero_label=False)",
+            r"pipeline ends at it \(AssertionError: .*reduce_zero_label",
+        ),
+        ("data.update(data_prefix=dict(img_path='images'))", r"pipeline ends at it \(KeyError: "),
+        ("train_dataloader = val_dataloader = dict(dataset=dict(typ='x'))", "reads no images: none of its"),
+    ],
+)
+def test_what_no_training_could_begin_with_is_told_by_check(
+    tmp_path: Path, text: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of none of these a word was said."""
+    folder = own_images.write(tmp_path, 4)
+    (folder / "config.py").write_text(
+        "steps = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)]\n"
+        "data = dict(type='BaseSegDataset', data_root='.', img_suffix='.png', pipeline=steps,\n"
+        "            data_prefix=dict(img_path='images', seg_map_path='masks'), reduce_zero_label=True,\n"
+        f"            metainfo=dict(classes=('disc', 'square')))\n{'' if 'loader' in text else text}\n"
+        "train_dataloader = val_dataloader = dict(dataset=data)\n"
+        f"{text if 'loader' in text else ''}\n"
+    )
+    if "reduce_zero" in text:
+        config = (folder / "config.py").read_text()
+        (folder / "config.py").write_text(config.replace("('disc'", "('background', 'disc'"))
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=said):
+        check.check_config(command.parser().parse_args(["--check", "config.py", "--processes", "1"]))
+
+
 def test_an_image_that_the_configs_reader_does_not_give_is_told_by_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Read(msgspec.Struct):
     ignore_exif: bool
     load: Any
     """The config's loading step; None for one that is not mmcv's."""
+    first: Callable[[], list[Finding]]
+    """What comes of the first image in the config's pipeline."""
 
 
 def check_config(args: argparse.Namespace) -> int:
@@ -53,6 +55,7 @@ def check_config(args: argparse.Namespace) -> int:
         classes = Classes(dataset.classes, (), dataset.table, {}, True)
         how = How(classes, "labels", dataset.ignore_exif)
         names = names or dataset.classes
+        before = len(found)
         for item, row in scan(items, how, args.processes, None):
             found += judge.of_one(item, row, how, dataset.table)
             if row.several_bands and not row.problems:  # LoadAnnotations takes them as they are
@@ -62,6 +65,10 @@ def check_config(args: argparse.Namespace) -> int:
             pairs.append((item, msgspec.structs.replace(row, values=counts, classes=True)))
             if dataset.load and row.picture and not row.picture.plain:
                 found += of_reading(dataset.load, Path(item.image))
+        if all(one.level != findings.ERROR for one in found[before:]):
+            found += dataset.first()
+    if not pairs:
+        raise UserError(f"{path} reads no images: none of its loaders has a dataset with a type")
     found += of_model(cfg, names)
     found += judge.of_classes(pairs, Classes(names, (), {}, {}, True), {}) + judge.duplicates(pairs)
     where = "above"
@@ -157,7 +164,25 @@ def read_of(dataset: Any, leaf: dict[str, Any], split: str) -> Read:
         len(classes), dataset.label_map, dataset.reduce_zero_label, getattr(dataset, "ignore_index", IGNORED)
     )
     steps = leaf.get("pipeline")
-    return Read(split, items, classes, table, ignores_exif(steps), loading(steps))
+
+    def first() -> list[Finding]:
+        return try_first(dataset, steps, items[0])
+
+    return Read(split, items, classes, table, ignores_exif(steps), loading(steps), first)
+
+
+def try_first(dataset: Any, steps: Any, item: Item) -> list[Finding]:
+    """What ends the config's pipeline at an image that nothing is wrong with, and so each training."""
+    from mmengine.dataset import Compose
+
+    if not steps or not all(Path(path).is_file() for path in (item.image, item.mask) if path):
+        return []  # a packed one: a training reads it by other means
+    try:
+        Compose(steps)(dataset.get_data_info(0))
+    except Exception as problem:
+        text = f"the config's pipeline ends at it ({type(problem).__name__}: {one_line(problem, 200)})"
+        return [error("pipeline", item.image, text, "mend the pipeline")]
+    return []
 
 
 def table_of(count: int, label_map: dict[int, int] | None, reduce_zero: bool, ignored: int) -> dict[int, int]:
@@ -208,10 +233,10 @@ def of_reading(load: Any, path: Path) -> list[Finding]:
 
 
 def of_model(cfg: Any, classes: tuple[str, ...]) -> list[Finding]:
-    heads = cfg.model.get("decode_head") or []
+    heads = (cfg.get("model") or {}).get("decode_head") or []
     found = []
     for head in heads if isinstance(heads, (list, tuple)) else [heads]:
-        number = head.get("num_classes")
+        number = head.get("num_classes") if isinstance(head, dict) else None
         if number is not None and classes and (text := differ(number, classes)):
             found.append(error("classes differ", "", text, f"num_classes={len(classes)} in every head"))
     return found

@@ -135,7 +135,8 @@ def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weig
         extra = ", drop_last=True" if split == "train" and made.images["train"] >= ENOUGH else ""
         lines += dataset_lines(made, split, extra)
     lines += ["test_dataloader = val_dataloader", ""]
-    return "\n".join(lines)
+    # Names may have what mmengine fills in templates for.
+    return "\n".join(lines).replace("{{", "{\\x7b")
 
 
 def loader(made: Description) -> str:

@@ -190,8 +190,11 @@ def draw_mask(labels: NDArray[np.uint8], label: int, coded: str, points: list[tu
 
 def refuse_outside(numbers: list[float], width: int, height: int, kind: str) -> None:
     """Raises BadMask for x, y, x, y … that are all beside the image: they are another image's, or one's of
-    another size. (A pixel beside it, rounding may have put them.)"""
+    another size. (A pixel beside it, rounding may have put them.) So it does for shares of the sides."""
     x, y = numbers[::2], numbers[1::2]
     if max(x) < -1 or max(y) < -1 or min(x) > width + 1 or min(y) > height + 1:
         text = f"a {kind} lies outside of the image, from {min(x):g}, {min(y):g} on"
         raise BadMask("bad annotation", text, REDO)
+    if min(width, height) > 2 and max(numbers) <= 1 and min(numbers) >= 0:
+        text = f"a {kind} lies within one pixel: its corners are shares of the image's sides, it seems"
+        raise BadMask("bad annotation", text, "export the annotations in pixels")

@@ -102,7 +102,7 @@ def request_of(args: argparse.Namespace) -> str:
     digest.update(msgspec.json.encode(said))
     for folder in dict.fromkeys([args.images, *args.masks]):
         for path in files_of(Path(folder)):
-            status = path.stat()
+            status = path.stat() if path.exists() else path.lstat()  # a link to nothing is told later
             stated = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(stated.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
