@@ -381,7 +381,7 @@ def test_a_job_goes_on_where_it_stopped(number: signal.Signals, run: Run, tmp_pa
         assert job.poll() is None, job.communicate()
         time.sleep(0.01)
     job.send_signal(number)
-    said, _ = job.communicate(timeout=60)
+    said, _ = job.communicate(timeout=400)
     assert job.returncode == (85 if number == signal.SIGTERM else -signal.SIGKILL), said
     first = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     assert 0 < len(first) < 60
@@ -391,13 +391,13 @@ def test_a_job_goes_on_where_it_stopped(number: signal.Signals, run: Run, tmp_pa
     (out / "deeper" / ".005.png.123.tmp").write_bytes(b"half")
 
     job = started(run, out, "--", str(inputs))
-    said, problems = job.communicate(timeout=120)
+    said, problems = job.communicate(timeout=400)
     assert job.returncode == 2, problems
     assert f"60 of 61 images segmented ({len(first)} of them before)" in said
     assert "bad.png cannot be read as an image" in problems
     assert {path: path.stat().st_mtime_ns for path in first} == first
     once = tmp_path / "once"
-    started(run, once, "--", str(inputs)).communicate(timeout=120)
+    started(run, once, "--", str(inputs)).communicate(timeout=400)
     for path in once.rglob("*.png"):
         assert (out / path.relative_to(once)).read_bytes() == path.read_bytes()
     made = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}

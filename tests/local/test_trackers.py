@@ -82,6 +82,11 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
+def without_waiting(said: str) -> list[str]:
+    """All but that a service is waited for: on a busy machine the import of its package takes that long."""
+    return [line for line in said.splitlines() if " has not answered yet" not in line]
+
+
 def state_of(run: Run, name: str) -> dict[str, Any]:
     try:
         return dict(json.loads((run.path / "track" / f"{name}.json").read_text()))
@@ -203,7 +208,7 @@ def test_what_wandb_throws_away_does_not_count_as_sent(environment: dict[str, st
     run = settled(environment)
     done = call(environment | {"WANDB_MODE": "disabled"}, "track", "mine", "--to", "wandb")
     assert done.returncode == 1
-    first, second = done.stdout.splitlines()
+    first, second = without_waiting(done.stdout)
     assert first.startswith("wandb did not take the curves: W&B is switched off (mode disabled)")
     assert second == "wandb does not have all of mine yet"
     for mode in ("dryrun", "offline"):  # two words for the same
@@ -230,7 +235,7 @@ def test_what_mlflow_says_is_shown_whole(environment: dict[str, str], tmp_path: 
     environment["MLFLOW_TRACKING_URI"] = str(tmp_path / "mlruns")
     done = call(environment, "track", "mine", "--to", "mlflow")
     assert done.returncode == 1
-    first, second = done.stdout.splitlines()
+    first, second = without_waiting(done.stdout)
     assert "MLFLOW_ALLOW_FILE_STORE=true" in first  # at its end it says what helps
     assert second == "mlflow does not have all of mine yet"  # and nothing of an empty file
 
@@ -363,7 +368,7 @@ def test_by_hand_a_service_that_never_answers_is_not_waited_for(
         "sending.SAY, sending.ANSWERS = 2.0, 8.0; sys.argv[1:] = ['mine', '--to', 'clearml']; track.main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", sooner], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", sooner], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 1, done.stderr
     first, second = done.stdout.splitlines()
