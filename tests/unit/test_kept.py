@@ -162,6 +162,6 @@ def test_an_optimizer_inside_another_goes_on_as_well() -> None:
 
 
 def test_optimizers_that_know_each_other() -> None:
-    one, other = (torch.optim.SGD([nn.Parameter(torch.ones(1))]) for _ in range(2))
+    one, other = (torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1) for _ in range(2))
     one.other, other.one = other, one  # type: ignore[attr-defined]
     assert inner(one) == [other]
