@@ -15,7 +15,7 @@ ROW := tests/slurm/test_acceptance.py::test_no_run_is_lost[preempted with grace 
 # (`make acceptance`); `make test` plays those that wait least, and two of the 2x2.
 ACCEPTANCE := (not 2x2 and not longer) or (2x2 and (dies or crashes))
 
-.PHONY: gpu gpu-on-cpu help setup setup-b slurm slurm-if-possible test-tools demo lint unit commands local fuzz zoo slurm-tests \
+.PHONY: gpu gpu-on-cpu help setup setup-b slurm slurm-if-possible test-tools demo lint unit data commands local fuzz zoo slurm-tests \
 	acceptance slurm-matrix slurm-versions set-b with trackers torch-oldest torch-matrix torch-one test bare container-test \
 	bench clean
 
@@ -51,6 +51,10 @@ lint: setup
 
 unit: setup
 	$(PYTHON_A) -m pytest tests/unit -q -n 2
+
+# The preparation's, on archives, images and masks in their real formats.
+data: setup
+	$(PYTHON_A) -m pytest tests/prepare -q -n 2
 
 # The commands as a user types them, each a process of its own, with a stand-in Slurm.
 commands: setup
@@ -110,7 +114,7 @@ with:
 
 # A torch in an environment of its own, by the Python of .venv: unit tests, exact resume, saving.
 # In `make test` only the unit tests that touch it, or its NumPy.
-USE_TORCH = $$(grep -lE "torch|numpy|jobs\.(engine|mmseg|evaluate|infer)" tests/unit/test_*.py)
+USE_TORCH = $$(grep -lE "torch|numpy|jobs\.(engine|mmseg|evaluate|infer)" tests/unit/test_*.py tests/prepare/test_*.py)
 define try-torch
 	PYTHON="$$($(call OF_PYTHON,sys._base_executable))" env/setup.sh --torch $(1) --into .venv-torch
 	.venv-torch/bin/python -m pytest $(2) -q -n 2
@@ -131,10 +135,10 @@ torch-matrix: setup slurm-if-possible
 	for torch in $(OLDEST) $(MIDDLE) $(NEWEST); do $(MAKE) torch-one TORCH=$$torch || exit; done
 
 torch-one:
-	$(call try-torch,$(TORCH),tests/unit tests/commands)
+	$(call try-torch,$(TORCH),tests/unit tests/prepare tests/commands)
 	.venv-torch/bin/python -m pytest "$(ROW)" -q
 
-test: lint unit commands local gpu-on-cpu slurm-tests set-b trackers torch-oldest
+test: lint unit data commands local gpu-on-cpu slurm-tests set-b trackers torch-oldest
 
 # Both of README's commands, as one who has just cloned types them, on machines that have nothing else.
 # BARE=--user: without root; BARE="--user --pip-conf-only": and where only pip knows the site's mirror.

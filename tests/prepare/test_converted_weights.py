@@ -15,8 +15,8 @@ from jobs.run.digests import digest
 from jobs.run.errors import UserError
 from launch.submit import configs, preparation
 from tests import zoo
-from tests.unit.test_prepare_download import PATIENCE, Server
-from tests.unit.test_prepare_download import server as server
+from tests.prepare.test_prepare_download import PATIENCE, Server
+from tests.prepare.test_prepare_download import server as server
 
 compat.prepare()
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jobs.run.errors import UserError
 from tests import own_images
-from tests.unit.test_own_images import expected, labels_of, make, told
+from tests.prepare.test_own_images import expected, labels_of, make, told
 
 
 def changed(file: Path, change: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.prepare.own import splits
 from jobs.run.errors import UserError
-from tests.unit.test_own_images import items
+from tests.prepare.test_own_images import items
 
 
 @pytest.mark.parametrize(

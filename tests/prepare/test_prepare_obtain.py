@@ -20,8 +20,8 @@ from jobs.prepare.synthetic import SBD_ARCHIVE, VOC_ARCHIVE
 from jobs.prepare.voc.pipeline import prepare
 from jobs.run.errors import UserError
 from tests.archive_edits import VOC, copy, edit
+from tests.prepare.test_prepare_download import Handler, Server
 from tests.support.datasets import contents
-from tests.unit.test_prepare_download import Handler, Server
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,8 +13,8 @@ from jobs.catalog import pretrained
 from jobs.prepare import lock, weights
 from jobs.run.errors import UserError
 from launch.submit import configs
-from tests.unit.test_prepare_download import CONTENT, PATIENCE, Server
-from tests.unit.test_prepare_download import server as server
+from tests.prepare.test_prepare_download import CONTENT, PATIENCE, Server
+from tests.prepare.test_prepare_download import server as server
 
 NAME = "resnet50_v1c-2cccc1ad.pth"
 RECIPE = configs.CHECKOUT / "configs/upernet_r50_voc-aug_512x512_epoch-200.py"

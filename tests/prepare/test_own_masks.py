@@ -18,7 +18,7 @@ from jobs.prepare import __main__ as command
 from jobs.prepare.own import check
 from jobs.run.errors import UserError
 from tests import own_images
-from tests.unit.test_own_images import expected, labels_of, make, told
+from tests.prepare.test_own_images import expected, labels_of, make, told
 
 MANY = "".join(f"class {number}\n" for number in range(200))
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -130,21 +131,21 @@ def test_lock_without_content_is_no_crash(tmp_path: Path) -> None:
 
 @strangers.needs_root
 @pytest.mark.parametrize("mode", [None, 0o600])
-def test_a_colleague_is_told_whatever_the_umask(tmp_path: Path, mode: int | None) -> None:
+def test_a_colleague_is_told_whatever_the_umask(mode: int | None) -> None:
     """`mode`: that of a lock which is closed all the same."""
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o777)
     before = os.umask(0o077)
     try:
-        with hold(tmp_path, folder="VOCdevkit"):
+        with tempfile.TemporaryDirectory() as name, hold(Path(name), folder="VOCdevkit"):
+            root = Path(name)
+            root.chmod(0o777)  # pytest's own folders let nobody else in
             if mode is not None:
-                (tmp_path / NAME).chmod(mode)
+                (root / NAME).chmod(mode)
 
             def look() -> None:
-                assert state(tmp_path).kind == "in progress"
+                assert state(root).kind == "in progress"
                 who = f"process {os.getppid()} on" if mode is None else "on an unknown host"
                 with pytest.raises(UserError, match=f"is being prepared by .*{who}"):
-                    lock.acquire(tmp_path, myself(), False, lambda _: None, lambda: False, 60)
+                    lock.acquire(root, myself(), False, lambda _: None, lambda: False, 60)
 
             assert strangers.succeeds_as_stranger(look)
     finally:
