@@ -104,12 +104,13 @@ MOST_PLACES = 3
 """That are named of where a variable of a config has gone."""
 
 
-def check(values: dict[str, Any]) -> None:
-    """Raises UserError for what could not be resumed exactly, or is not known."""
+def check(values: dict[str, Any], begun: bool = False) -> None:
+    """Raises UserError for what could not be resumed exactly, or is not known. `begun`: the run's own code,
+    which may be an earlier version's, has taken the config: what does no harm is not refused now."""
     settings(values)
     if values.get("resume"):
         raise UserError("the config sets resume: a run always resumes by itself; remove it")
-    if (runner := values.get("runner_type")) not in (None, "Runner"):
+    if (runner := values.get("runner_type")) not in (None, "Runner") and not begun:
         raise UserError(
             f"the config's runner_type {runner} would not be used: the run has its own; remove it"
         )

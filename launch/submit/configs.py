@@ -77,7 +77,7 @@ def check(
     _check_kind(config, chain)
     known = _known(chain.values)
     try:
-        supported.check(known)
+        supported.check(known, begun=code is not None)
         if here:
             supported.check_packages(known, {module.stem for module in chain.modules})
     except UserError as error:

@@ -149,6 +149,13 @@ def test_a_run_is_resumed_with_the_modules_it_has_taken_along(site: Site, tmp_pa
     one_line(site("train", "--resume", "mine"), "hooky is neither beside the config nor installed")
 
 
+def test_what_an_earlier_version_took_is_not_refused_when_the_run_goes_on(made: Site) -> None:
+    run = Run(made.runs / "mine")
+    config = run.code / run.request().config
+    config.write_text(config.read_text() + "\nrunner_type = 'MyRunner'\n")
+    assert shown(made("train", "--resume", "mine", "--dry-run"))
+
+
 def test_what_is_no_training_is_not_resumed(site: Site, tmp_path: Path) -> None:
     """Nor does cancel.py say so."""
     site.command("sbatch", "echo Submitted batch job 5")
