@@ -56,7 +56,7 @@ class Exact:
         if self.runner.resumed and self.runner.session.ranks > 2:
             rounds = [next(iterator) for _ in range(self.batches.sampler.rounds)]
             if self._iter >= max(w._accumulative_counts for w in state.wrappers(self.runner.optim_wrapper)):
-                before = self.runner.kept.state()
+                before = copy.deepcopy(self.runner.kept.state())
                 settle_buckets(self.runner.model, rounds[0])
                 self.runner.kept.restore(before)
             self.runner.resumed = None

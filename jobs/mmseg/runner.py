@@ -17,9 +17,8 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
 from jobs.engine.session import Session
-from jobs.mmseg import backbone_weights, compiling, curves, sampling, state
+from jobs.mmseg import backbone_weights, compiling, curves, kept, sampling, state
 from jobs.mmseg import loop as _loops  # noqa: F401 - registers the loops
-from jobs.mmseg.kept import Kept
 from jobs.run.checkpoint_files import Checkpoint
 
 DATASETS.register_module(module=sampling.SeededDataset, force=True)
@@ -40,8 +39,10 @@ def build(
 
 class TrainingRunner(Runner):
     survival: Any
-    kept: Kept
+    kept: kept.Kept
     """Set when the hooks have begun (survival.py)."""
+    built: set[str]
+    """Names of the model's weights when it is built: those that a resume finds."""
     resumed: dict[str, Any] | None = None
     """What `state.restore` says of the checkpoint that this start goes on from."""
 
@@ -100,6 +101,7 @@ class TrainingRunner(Runner):
 
     def _init_model_weights(self) -> None:
         """Not at all when resuming; and with proof that pretrained weights are really used."""
+        self.built = set(kept.weights(state.bare(self.model)))
         if self.resume_from is not None:
             return
         partly = (self.cfg.get("baton") or {}).get("partly_pretrained")

@@ -108,6 +108,7 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
         }
     elif schedulers is not None:
         checkpoint["param_schedulers"] = [plain(s.state_dict()) for s in schedulers]
+    kept.check_names(runner.built, checkpoint["state_dict"])
     whole = checkpoint["state_dict"].copy()
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
     kept.check_weights(whole, checkpoint["state_dict"])
@@ -117,14 +118,17 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
 
 def gather_local(runner: Any, session: Session) -> list[Tree]:
     """What differs from rank to rank, in rank order (rank 0 only): running statistics of batch norms that
-    are not synchronised, and gradients that are still being accumulated."""
+    are not synchronised, what is `kept` (rank 0's stands for itself), and gradients that are still being
+    accumulated."""
     mine = {}
     if session.ranks > 1:
         mine["statistics"] = {name: tensor.cpu() for name, tensor in statistics(runner).items()}
+        if not session.main:
+            mine["kept"] = runner.kept.changed()
     if accumulating(runner.optim_wrapper):
         named = bare(runner.model).named_parameters()
         mine["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
-    if not any(mine.values()):
+    if session.ranks == 1 and not any(mine.values()):
         return []
     return distributed.gather(session, mine) or []
 
@@ -277,7 +281,8 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
         wrapper._inner_count = count
     _restore_hooks(runner, cloned(own["hooks"]))
     _restore_local(runner, session, own["ranks"])
-    return {"validation_due": own["validation_due"], "kept": own.get("kept")}
+    its = own["ranks"][session.rank] if len(own["ranks"]) == session.ranks else {}
+    return {"validation_due": own["validation_due"], "kept": own.get("kept", {}) | its.get("kept", {})}
 
 
 def _flat(schedulers: Any) -> list[Any]:

@@ -2,7 +2,9 @@
 
 import copy
 import enum
+from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +15,19 @@ from mmengine.hooks import EMAHook, Hook, IterTimerHook
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from jobs.engine import safe_load
 from jobs.engine.snapshots import Snapshots
 from jobs.mmseg import state
-from jobs.mmseg.kept import Kept, check_weights, inner, left_out, load_optimizers, put_left_out, weights
+from jobs.mmseg.kept import (
+    Kept,
+    check_names,
+    check_weights,
+    inner,
+    left_out,
+    load_optimizers,
+    put_left_out,
+    weights,
+)
 from jobs.run.errors import UserError
 
 
@@ -66,6 +78,94 @@ def test_a_trial_step_leaves_no_trace() -> None:
     model.local_iter = 1
     kept.restore(before)
     assert model.local_iter == 0
+
+
+class Banking(nn.Module):
+    """Keeps features and past losses, not as buffers, or in one that its state_dict lacks."""
+
+    queue: torch.Tensor
+
+    def __init__(self, ranks: int = 2) -> None:
+        super().__init__()
+        self.bank, self.grown, self.last = torch.zeros(2, 3), torch.zeros(0, 3), torch.zeros(1)
+        self.losses: list[float] = []
+        self.recent: deque[float] = deque(maxlen=2)
+        self.of_class: list[list[float]] = [[], []]
+        self.counts = {"seen": 0}
+        self.confusion, self.of_ranks, self.paths = np.zeros((2, 2)), [0.0] * ranks, ["here"]
+        self.same = self.losses
+        self.register_buffer("queue", torch.zeros(2), persistent=False)
+
+    def train_a_step(self) -> None:
+        self.bank[0] += 1
+        self.grown = torch.cat([self.grown, torch.ones(1, 3)])
+        self.last = torch.ones(1, requires_grad=True) * 2
+        self.losses.append(0.5)
+        self.recent.extend([1.0, 2.0, 3.0])
+        self.of_class[1].append(3.0)
+        self.counts["seen"] += 4
+        self.confusion[1, 1] = self.of_ranks[0] = 7
+        self.paths[0] = "there"
+        self.queue += 3
+
+
+def test_banks_and_lists_of_numbers_come_back(tmp_path: Path) -> None:
+    model = Banking()
+    kept = Kept({"": model}, hooks())
+    assert kept.state()["data"] == {}
+    model.train_a_step()
+    torch.save(Snapshots().take(kept.state()), tmp_path / "kept.pth")
+    state = safe_load.load(tmp_path / "kept.pth")
+
+    fresh = Banking()
+    losses, again = fresh.losses, Kept({"": fresh}, hooks())
+    again.restore(state)
+    for name in ("bank", "grown", "queue"):
+        assert torch.equal(getattr(fresh, name), getattr(model, name)), name
+    assert (fresh.losses, fresh.counts, fresh.of_ranks) == ([0.5], {"seen": 4}, [7, 0])
+    assert fresh.losses is fresh.same is losses
+    assert (list(fresh.recent), fresh.recent.maxlen) == ([2.0, 3.0], 2)
+    assert fresh.of_class == [[], [3.0]]
+    assert np.array_equal(fresh.confusion, model.confusion)
+    assert (fresh.last.item(), fresh.paths) == (0, ["here"])
+    # What has been given back is saved again, though nothing has changed since.
+    assert again.state()["data"].keys() == state["data"].keys()
+    assert again.state()["data"][""].keys() == state["data"][""].keys()
+
+    other = Banking(ranks=1)
+    Kept({"": other}, hooks()).restore(state)
+    assert (other.of_ranks, other.losses) == ([0.0], [0.5])
+
+
+def test_what_is_another_view_of_the_weights_is_no_data() -> None:
+    class Looking(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.seen, self.read = self.weight.data, self.weight.detach().numpy()
+            self.by_name = {"weight": self.weight.data}
+
+    for buffers in (False, True):
+        runner, hook = SimpleNamespace(model=Looking()), EMAHook(update_buffers=buffers)
+        hook.before_run(runner)
+        networks = state.networks(SimpleNamespace(model=runner.model, hooks=[hook]))
+        kept = Kept(networks, hooks())
+        for network in networks.values():
+            for value in network.state_dict().values():
+                value += 1
+        assert kept.state()["data"] == {}
+
+
+def test_a_trial_step_leaves_no_trace_in_data() -> None:
+    model = Banking()
+    kept = Kept({"": model}, hooks())
+    before = copy.deepcopy(kept.state())
+    model.train_a_step()
+    kept.restore(before)
+    assert (model.losses, list(model.recent), model.of_class) == ([], [], [[], []])
+    assert not model.bank.any()
+    assert not model.queue.any()
+    assert model.grown.shape == (0, 3)
+    assert not model.confusion.any()
 
 
 class Stage(enum.IntEnum):
@@ -126,6 +226,14 @@ def test_a_hook_may_take_no_weights_out() -> None:
     check_weights({"a": 1}, {"a": 2, "b": 3})
     with pytest.raises(UserError, match=r"leaves 1 weights out of the checkpoint \(b, …\)"):
         check_weights({"a": 1, "b": 2}, {"a": 1, "c": 2})
+
+
+def test_weights_come_and_go_with_the_model_alone() -> None:
+    check_names({"a", "b"}, ["b", "a"])
+    with pytest.raises(UserError, match=r"has made 1 weights since it was built \(c, …\)"):
+        check_names({"a"}, ["a", "c"])
+    with pytest.raises(UserError, match=r"1 weights of the model are gone since it was built \(b, …\)"):
+        check_names(["a", "b"], ["a"])
 
 
 class Around(torch.optim.Optimizer):
