@@ -175,7 +175,7 @@ def test_several_optimizers_that_accumulate(data: Path, tmp_path: Path) -> None:
     """mmengine tells a single optimizer how many losses it has seen, several it does not."""
     part = {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9}}
     settings = {
-        "custom_imports__imports": ["tests.interrupting", "tests.support.two_optimizers"],
+        "custom_imports__imports": ["tests.interrupting", "tests.support.models"],
         "model__type": "TwoOptimizers",
         "param_scheduler": None,
         "optim_wrapper": {
@@ -196,11 +196,17 @@ def test_several_optimizers_that_accumulate(data: Path, tmp_path: Path) -> None:
 
 
 def test_an_average_of_the_statistics_too(data: Path, tmp_path: Path) -> None:
-    """With `update_buffers` each rank keeps an average of its own running statistics."""
+    """With `update_buffers` each rank keeps an average of its own running statistics; a model, what it
+    remembers."""
+    settings = {
+        "custom_imports__imports": ["tests.interrupting", "tests.support.models"],
+        "model__type": "Remembering",
+        "train_dataloader__num_workers": 1,
+    }
     runs = []
     for name, interruptions in (("whole", []), ("interrupted", [2, 9])):
         ema = EMA | {"update_buffers": True}
-        run = make(tmp_path / name, data, HARD, 2, ema, train_dataloader__num_workers=1)
+        run = make(tmp_path / name, data, HARD, 2, ema, **settings)
         for step in interruptions:
             assert interrupt(run, 2, "step", step, "SIGUSR2", 1) == [RESUME] * 2
         finish(run, 2)
