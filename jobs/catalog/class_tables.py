@@ -23,14 +23,17 @@ LINE = re.compile(
 )
 BEFORE = re.compile(r"(\d{1,9})(?:\s+[-=>|]+\s+|[\s,;:)=|]+|\.(?!\d)\s*)(?=\S)")
 """A number before a name, as in `0 sky`, `0: 2-wheeler`, `1) sky`; the 2 of `2-wheeler` and 2.5 are none."""
-BEHIND = re.compile(r"(?<=[^\s,;:=|])[\s,;:=|]+(\d{1,9})$")
+BEHIND = re.compile(r"(?<=[^\s,;:=|])(?:\s+[-=>|]+\s+|[\s,;:=|]+)(\d{1,9})$")
 QUOTED = re.compile(r'"((?:[^"]|"")+)"|\'([^\']+)\'')
 NUMBER = re.compile(r'(^|[,;\t]\s*)"(\d[\d\s,]*|#[0-9a-fA-F]{6})"(?=\s*(?:[,;\t]|$))')
 """One, or a colour, between quotes: there are files with quotes around everything."""
 BRACKETS = re.compile(r"(?:rgb)?[(\[]\s*(\d{1,3}[\s,]+\d{1,3}[\s,]+\d{1,3})\s*[)\]]")
 """A colour as Python and YAML write it."""
-STRUCTURED = re.compile(r"[{\[|]|<\?|-\s|[\w\s\"']+:$|.*[:=]\s*\w*[\[{(]|\w+\(|(names|nc|classes)\s*:")
-"""A line of YAML, JSON or Python: what holds a list of classes, and other things."""
+STRUCTURED = re.compile(
+    r"[{\[|]|<\?|-\s|[\w\s\"']+:$|.*[:=]\s*\w*[\[{]|(names|nc|classes)\s*:"
+    r"|(.*[:=]\s*\w*|\w+)\((\s*[\"'\[{]|[^)]*=|\s*$)"
+)
+"""A line of YAML, JSON or Python: what holds a list of classes, and other things; `tree(dead)` is a name."""
 COMMENT = re.compile(r"\s*#(?![0-9a-fA-F]{6}[\s,;])|sep=.$")
 """A line that is none, also Excel's first one; a colour before a name is no comment."""
 
@@ -191,7 +194,8 @@ def _free(lines: list[Line], where: str) -> list[Row]:
                 "write the classes one a line"
             )
     number, first = cleaned[0]
-    if len(cleaned) > 1 and KIND.get(_unquoted(first).lower().replace("_", "").replace(" ", "")):
+    called = KIND.get(_unquoted(first).lower().replace("_", "").replace(" ", ""))
+    if len(cleaned) > 1 and called == "name":  # `red` is a class
         raise UserError(
             f"{where}, line {number}: {first!r} reads like the first line of a table: delete it, or, if it "
             f"is a class, write `{first} value=0`"

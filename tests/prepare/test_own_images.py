@@ -127,6 +127,9 @@ def test_classes_and_what_names_them() -> None:
         ("sky\n2 lanes\n", ("sky", "2 lanes"), {0: 0, 1: 1}),
         ("1 0 0 0\n2 1 2 3\n", ("1", "2"), {0: 0, 1: 1}),
         ("1 sky value=3\n2 car value=4\n", ("1 sky", "2 car"), {3: 0, 4: 1}),
+        ("red\ngreen\n", ("red", "green"), {0: 0, 1: 1}),
+        ("tree(dead)\ncover: tree(living)\n", ("tree(dead)", "cover: tree(living)"), {0: 0, 1: 1}),
+        ("sky - 7\ncar -> 9\n", ("sky", "car"), {7: 0, 9: 1}),
     ],
 )
 def test_classes_behind_numbers_and_between_quotes(
@@ -167,6 +170,9 @@ def test_classes_behind_numbers_and_between_quotes(
         ("names:\n  0: sky\n  1: car\n", "in YAML, JSON or Python"),
         ('[\n"sky",\n"car"\n]', "in YAML, JSON or Python"),
         ("labels = [\n    Label('sky', 0, 255),\n]", "in YAML, JSON or Python"),
+        ("Label('sky', 0)\nLabel('car', 1)\n", "in YAML, JSON or Python"),
+        ("classes = (\n'sky',\n'car')\n", "in YAML, JSON or Python"),
+        ("dict(name=sky)\ndict(name=car)\n", "in YAML, JSON or Python"),
     ],
 )
 def test_classes_that_cannot_be_meant(text: str, said: str) -> None:
