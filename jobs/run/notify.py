@@ -98,10 +98,12 @@ def _post(url: str, subject: str, text: str, facts: dict[str, Any]) -> None:
     thread.start()
     thread.join(SECONDS)
     error = failed[0] if failed else TimeoutError()
-    if error is None:
+    code = getattr(error, "code", 0)
+    if error is None or code == 303:  # See Other: where to read what came of it
         return
-    if code := getattr(error, "code", 0):  # without the server's own words, which may hold the address
-        to = "; put the address that it leads to" if 300 <= code < 400 else ""
+    if code:  # without the server's own words, which may hold the address
+        # With 302 Google's scripts, too, say where to read what came of it.
+        to = "; if nothing has arrived, put the address that it leads to" if 300 <= code < 400 else ""
         raise RuntimeError(f"the webhook: HTTP {code} {http.client.responses.get(code, '')}{to}") from None
     raise RuntimeError(f"the webhook: {getattr(error, 'reason', '') or type(error).__name__}") from None
 
