@@ -21,6 +21,8 @@ OURS = re.compile(r"(epoch|iter)_\d+\.pth")
 LEFTOVER = re.compile(
     r"\..+\.tmp|.+\.save_tmp|.+\.damaged(\.json|-\d+|\.\d+)?|(epoch|iter)_\d+\.pth\..*tmp.*"
 )
+OLDER = "older checkpoint"
+"""Why a whole one may go."""
 TEMPORARY_SECONDS = 600.0
 """A command that is at work right now (a report, a status) has younger temporary files."""
 PROBE_SECONDS = 86400.0
@@ -61,7 +63,8 @@ def in_use(run: Run, past: History, answer: slurm_queries.Answer) -> str:
 def doubtful(run: Run, keep: int = 0) -> dict[str, list[str]]:
     """Checkpoints that may be worth more than they look, by why they are kept. Raises OSError.
 
-    `keep`: of the newest so many, one at least is to be whole, which takes reading it; 0: none is read.
+    `keep`: of the newest so many, one at least is to be whole, which takes reading it where others would go;
+    0: none is read.
     """
     if not run.checkpoints.is_dir():
         return {}
@@ -77,8 +80,8 @@ def doubtful(run: Run, keep: int = 0) -> dict[str, list[str]]:
     if told and checkpoint_files.of_told_best(run.checkpoints) is None:
         listed = [one.path.name for one in checkpoint_files.listed(run.checkpoints)]
         found[f"{files.BEST} is damaged or missing, and one may be the best"] = listed
-    valid = checkpoint_files.listed(run.checkpoints)
-    if 0 < keep < len(valid):
+    if keep and any(why == OLDER for _, why in removable(run, keep)):
+        valid = checkpoint_files.listed(run.checkpoints)
         spoilt = list(itertools.takewhile(lambda one: not _is_whole(one.path, one.manifest), valid[::-1]))
         if spoilt:
             names = [one.path.name for one in valid[-len(spoilt) - 1 :]]
@@ -150,7 +153,7 @@ def removable(run: Run, keep: int, sure: bool = False) -> list[tuple[Path, str]]
         elif OURS.fullmatch(name) and name not in kept:
             # With no whole checkpoint left, a doubtful one may be all there is of the run.
             if name in whole:
-                found.append((path, "older checkpoint"))
+                found.append((path, OLDER))
             elif valid:
                 found.append((path, "unfinished: no valid manifest"))
     return found

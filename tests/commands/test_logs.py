@@ -358,6 +358,7 @@ def test_clean_never_deletes_the_last_whole_one(tmp_path: Path) -> None:
         if step > 3:
             (run.checkpoints / f"epoch_{step}.pth").write_bytes(bytes(1000))
     (run.checkpoints / "best.json").write_text(json.dumps({"path": "epoch_1.pth"}))
+    assert leftovers.doubtful(run, 4) == {}, "none would go, so none is read"
     said = command(tmp_path, "clean.py", "--keep", "2", "--yes").stdout
     assert "left alone: run: epoch_3.pth, epoch_4.pth, epoch_5.pth (the newest does not match" in said
     assert sorted(path.stem[-1] for path in run.checkpoints.glob("*.pth")) == ["1", "3", "4", "5"]
