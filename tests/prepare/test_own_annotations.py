@@ -143,6 +143,8 @@ TURNED = [[30, 10], [50, 30], [30, 50], [10, 30]]
         # Two corners, whichever they are; a middle outside of the image.
         ("rectangle", [[50, 20], [10, 40]], [(11, 21), (49, 39)], [(11, 42)]),
         ("circle", [[-10, 30], [10, 30]], [(0, 30), (9, 30)], [(12, 30)]),
+        # What a slip of the hand leaves in the corner.
+        ("polygon", [[0, 0], [1, 0], [1, 1]], [(0, 0)], [(9, 9)]),
     ],
 )
 def test_labelmes_shapes(

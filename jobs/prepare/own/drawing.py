@@ -195,6 +195,7 @@ def refuse_outside(numbers: list[float], width: int, height: int, kind: str) -> 
     if max(x) < -1 or max(y) < -1 or min(x) > width + 1 or min(y) > height + 1:
         text = f"a {kind} lies outside of the image, from {min(x):g}, {min(y):g} on"
         raise BadMask("bad annotation", text, REDO)
-    if min(width, height) > 2 and max(numbers) <= 1 and min(numbers) >= 0:
+    shares = max(numbers) <= 1 and min(numbers) >= 0 and any(one % 1 for one in numbers)
+    if shares and min(width, height) > 2:
         text = f"a {kind} lies within one pixel: its corners are shares of the image's sides, it seems"
         raise BadMask("bad annotation", text, "export the annotations in pixels")
