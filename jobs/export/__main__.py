@@ -119,13 +119,14 @@ def portable(cfg: Any, meta: Any) -> Any:
 
 
 def no_code(folder: str, names: list[str]) -> set[str]:
-    """What of a package is none: what is hidden, caches, and the folders of data that a run only links."""
+    """What of a package is none: what is hidden, caches, and the folders of data that a run only links; what
+    it links may be gone by now."""
     return {
         name
         for name in names
         if name.startswith(".")
         or name == "__pycache__"
-        or (os.path.islink(path := os.path.join(folder, name)) and os.path.isdir(path))
+        or (os.path.islink(path := os.path.join(folder, name)) and not os.path.isfile(path))
     }
 
 

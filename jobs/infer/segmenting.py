@@ -26,6 +26,9 @@ from jobs.run.task import job_id
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a disk says that takes no result of any image."""
 UNFINISHED = re.compile(r"\..+\.((png|jpg|json)\.\d+\.tmp|[0-9a-f]{8}\.tmp\.(tif|png)(\.aux\.xml)?)")
+LOOKS = 30
+"""Images, or tiles, of which a process looks whether they are read as they are stored. It takes longer than
+reading them does."""
 TOLD = 1000
 """Problems of a process that are told one by one."""
 MOST_SECONDS = 20 * 86400.0
@@ -76,7 +79,7 @@ class Segmenting:
         self.tiled_stamp = stamp.common(run, checkpoint, tiling)
         self.done = Done()
         self.error: Exception | None = None
-        self.misread = False
+        self.looks = LOOKS
 
     def one(self, path: Path, name: Path) -> bool:
         """Segments an image; what is wrong with it is noted. False when it was asked to leave, and when there
@@ -131,13 +134,17 @@ class Segmenting:
         return True
 
     def _look(self, path: Path, named: str = "") -> None:
-        """Says of the first image, or tile of the one `named`, that is given otherwise than it is stored."""
-        if self.misread or path.suffix.lower() not in raster.GEOGRAPHIC:
+        """Says of the first image, or tile of the one `named`, that is given otherwise than it is stored, if
+        that is one of the first."""
+        if not self.looks or path.suffix.lower() not in raster.GEOGRAPHIC:
             return
         from jobs.prepare.own import reading
 
-        self.misread = not reading.is_usual(path) and reading.misread(self.load, path)
-        if self.misread:
+        if reading.is_usual(path):
+            return
+        self.looks -= 1
+        if reading.misread(self.load, path):
+            self.looks = 0
             print(
                 f"warning: {named or path}: the config's loading step gives other pixels than are stored "
                 "(alpha, or what its bands mean), which prepare.py --images takes: save it as RGB",

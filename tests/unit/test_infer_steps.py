@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -27,6 +28,7 @@ from jobs.export import __main__ as export  # noqa: E402
 from jobs.infer import segmenting, whole  # noqa: E402
 from jobs.mmseg import images  # noqa: E402
 from jobs.mmseg import model as models  # noqa: E402
+from jobs.prepare.own import reading  # noqa: E402
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
 
@@ -161,6 +163,21 @@ def test_what_killed_processes_left_is_removed_by_the_last_that_writes_there(tmp
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 
+def test_whether_images_are_read_as_they_are_stored_is_looked_at_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image of four bands took several times as long to read, though nothing was wrong with any."""
+    bands = np.ones((4, 4, 4), np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", bands, photometric="minisblack", planarconfig="contig")
+    looked = []
+    monkeypatch.setattr(reading, "misread", lambda *given: looked.append(given))
+    work = segmenting.Segmenting.__new__(segmenting.Segmenting)
+    work.load, work.looks = None, segmenting.LOOKS
+    for _ in range(segmenting.LOOKS + 9):
+        work._look(tmp_path / "x.tif")
+    assert len(looked) == segmenting.LOOKS
+
+
 def test_a_pipeline_that_reads_no_file_is_refused(tmp_path: Path) -> None:
     cfg = config(tmp_path, ".png")
     cfg.test_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline[2:3]
@@ -189,6 +206,7 @@ def test_an_export_takes_a_packages_files_and_not_its_folders_of_data(tmp_path: 
     (run.code / "parts" / "__init__.py").touch()
     (run.code / "parts" / "data").symlink_to(tmp_path / "images")
     (run.code / "parts" / "large.pth").symlink_to(tmp_path / "large.pth")
+    (run.code / "parts" / "gone").symlink_to(tmp_path / "gone")
     out.mkdir()
     assert export.copy_modules(run, out) == ["parts/__init__.py", "parts/large.pth"]
     assert not (out / "parts" / "large.pth").is_symlink()
