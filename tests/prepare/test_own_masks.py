@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -369,6 +370,34 @@ def test_what_no_training_could_begin_with_is_told_by_check(
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=said):
         check.check_config(command.parser().parse_args(["--check", "config.py", "--processes", "1"]))
+
+
+def test_a_dataset_class_may_add_to_what_its_pipeline_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a training asks it: not the pipeline alone."""
+    compat.prepare()
+    from mmseg.datasets import BaseSegDataset
+    from mmseg.registry import DATASETS
+
+    class Adding(BaseSegDataset):
+        def load_data_list(self) -> list[dict[str, Any]]:
+            return [{k: v for k, v in one.items() if k != "seg_fields"} for one in super().load_data_list()]
+
+        def prepare_data(self, idx: int) -> Any:
+            return self.pipeline(self.get_data_info(idx) | {"seg_fields": []})
+
+    DATASETS.register_module(module=Adding, force=True)
+    folder = own_images.write(tmp_path, 4)
+    (folder / "config.py").write_text(
+        "data = dict(type='Adding', data_root='.', img_suffix='.png',\n"
+        "            data_prefix=dict(img_path='images', seg_map_path='masks'),\n"
+        "            pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')],\n"
+        "            metainfo=dict(classes=('background', 'disc', 'square')))\n"
+        "train_dataloader = dict(dataset=data)\n"
+    )
+    monkeypatch.chdir(folder)
+    assert check.check_config(command.parser().parse_args(["--check", "config.py", "--processes", "1"])) == 4
 
 
 def test_an_image_that_the_configs_reader_does_not_give_is_told_by_check(

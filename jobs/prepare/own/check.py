@@ -178,7 +178,8 @@ def try_first(dataset: Any, steps: Any, item: Item) -> list[Finding]:
     if not steps or not all(Path(path).is_file() for path in (item.image, item.mask) if path):
         return []  # a packed one: a training reads it by other means
     try:
-        Compose(steps)(dataset.get_data_info(0))
+        dataset.pipeline = Compose(steps)
+        dataset[0]  # a class of the user's may add to it
     except Exception as problem:
         text = f"the config's pipeline ends at it ({type(problem).__name__}: {one_line(problem, 200)})"
         return [error("pipeline", item.image, text, "mend the pipeline")]
