@@ -82,6 +82,8 @@ class Saver:
         """What `_write` could not write, until that, or a later state, is written."""
         self.unnoted: tuple[metrics.Figure, checkpoints.Checkpoint, dict[str, float | None]] | None = None
         """The best so far, until `best.json` says so: the disk may be full."""
+        self.noting = threading.Lock()
+        """A validation finds a better one while the writing thread notes the one before."""
         self.trying = threading.Lock()
         """During a validation two threads may want to leave: each must know what came of the other's save."""
         self.patience = session.request.cluster.grace / 2
@@ -246,17 +248,19 @@ class Saver:
         new = metrics.Figure(metric, value, step, self.settings.less(metric))
         try:
             checkpoint = next((c for c in checkpoints.listed(self.directory) if c.step == step), None)
-            # Where the note of it is damaged, that is what the events say, which have this validation, too.
-            best = self.unnoted[0] if self.unnoted else checkpoints.best_figure(self.directory)
-            if checkpoint and (new.beats(best) or (best is not None and best.step == step)):
-                self.unnoted = new, checkpoint, found
+            with self.noting:
+                # Where the note is damaged, that is what the events say, which have this validation, too.
+                best = self.unnoted[0] if self.unnoted else checkpoints.best_figure(self.directory)
+                if checkpoint and (new.beats(best) or (best is not None and best.step == step)):
+                    self.unnoted = new, checkpoint, found
             self._note_best()
         except OSError as error:
             self.session.report("checkpoint_failed", step=step, reason=f"best.json: {error}")
 
     def _note_best(self) -> None:
-        if self.unnoted:
-            figure, checkpoint, found = self.unnoted
-            checkpoints.check_fence(*self.fence)
-            checkpoints.mark_best(self.directory, checkpoint, figure.metric, found)
-            self.unnoted = None
+        with self.noting:
+            if self.unnoted:
+                figure, checkpoint, found = self.unnoted
+                checkpoints.check_fence(*self.fence)
+                checkpoints.mark_best(self.directory, checkpoint, figure.metric, found)
+                self.unnoted = None

@@ -76,6 +76,37 @@ def test_both_threads_that_leave_know_what_came_of_the_save(
     assert saver.failed is None
 
 
+def test_a_better_one_is_found_while_the_one_before_is_noted(
+    saver: saving.Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save for the last time may be on its way while a validation ends."""
+    under_way, found = threading.Event(), threading.Event()
+    mark = checkpoints.mark_best
+
+    def slow(folder: Path, checkpoint: checkpoints.Checkpoint, *rest: Any) -> None:
+        if checkpoint.step == 1 and threading.current_thread() is not threading.main_thread():
+            under_way.set()
+            found.wait(0.2)
+        elif checkpoint.step == 1:
+            raise OSError("full")
+        mark(folder, checkpoint, *rest)
+
+    monkeypatch.setattr(checkpoints, "mark_best", slow)
+    write(saver.directory, 1)
+    saver.validated(1, {"mIoU": 40.0})
+    write(saver.directory, 2)
+    with ThreadPoolExecutor(1) as thread:
+        noted = thread.submit(saver._note_best)
+        assert under_way.wait(60)
+        saver.validated(2, {"mIoU": 60.0})
+        found.set()
+        noted.result(60)
+    assert saver.unnoted is None
+    best = checkpoints.best(saver.directory)
+    assert best is not None
+    assert best.step == 2
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 def test_the_best_that_a_full_disk_could_not_note_is_noted_later_and_never_pruned(
     saver: saving.Saver,
