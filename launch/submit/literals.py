@@ -366,13 +366,15 @@ def merged(over: Any, base: Any, lists: bool = False, key: str = "") -> Any:
     `lists`, as it merges `--set`, also the dicts in lists. Raises Clash."""
     if not isinstance(over, dict) or base is UNKNOWN or over.get("_delete_"):
         return over
-    items = dict(enumerate(base)) if lists and isinstance(base, list) else {}
-    result: Any = list(base) if items else dict(base) if isinstance(base, dict) else None
+    listed = lists and isinstance(base, list)
+    if not listed and not isinstance(base, dict):
+        raise Clash(key)
+    result: Any = base.copy()
     for name, one in over.items():
-        at = int(name) if items and str(name).isdecimal() else name
-        if result is None or (items and not (at in items and isinstance(one, dict))):
+        at = int(name) if listed and str(name).isdecimal() else name
+        if listed and not (at in range(len(base)) and isinstance(one, dict)):
             raise Clash(key)
-        held = items[at] if items else result.get(at, UNKNOWN)
+        held = base[at] if listed else base.get(at, UNKNOWN)
         result[at] = merged(one, held, lists, f"{key}.{name}".lstrip("."))
     return result
 

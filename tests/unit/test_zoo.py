@@ -133,6 +133,10 @@ SEGFORMER = "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py"
             "model = dict(pretrained=dict(a=1))\nmodel['backbone'] = dict(init_cfg=1)",
             "model.pretrained is a dict, and not in what it inherits from",
         ),
+        (
+            "model = dict(pretrained=dict())\nmodel['backbone'] = dict(init_cfg=1)",
+            "model.pretrained is a dict, and not in what it inherits from",
+        ),
         ("runner_type = 'MyRunner'", "runner_type MyRunner would not be used"),
         ("_base_ += ['nonsuch::x.py']", "line 1: its base is one of nonsuch's, which is not installed"),
         ("train_dataloader = dict(sampler=dict(type='ClassAwareSampler'))", "ClassAwareSampler cannot be"),
