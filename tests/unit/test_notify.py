@@ -96,7 +96,7 @@ def test_a_server_neither_leads_away_nor_tells_the_address_nor_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     answer: bytes, said: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(notify, "SECONDS", 1.0 if said == "TimeoutError" else 60.0)
+    monkeypatch.setattr(notify, "SECONDS", 0.2 if said == "TimeoutError" else 60.0)
     over = threading.Event()
 
     def serve() -> None:
