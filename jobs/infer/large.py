@@ -95,10 +95,12 @@ class Large:
         with raster.opened(path, cache) as source:
             if source.driver == "JPEG" and source.count == 4:
                 raise UserError(f"{path} is a JPEG of four colours (CMYK): save it as RGB")
-            # What GDAL makes RGB of, OpenCV does too, and the others leave as it is.
+            # What GDAL makes RGB of, OpenCV does too, and the others leave as it is, but for JPEG's YCbCr.
             steps = getattr(self.load, "transforms", [self.load])
             other = [one for one in steps if getattr(one, "imdecode_backend", "cv2") != "cv2"]
-            if other and (colours := source.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")):
+            stored = source.tags(ns="IMAGE_STRUCTURE")
+            colours = stored.get("SOURCE_COLOR_SPACE")
+            if other and colours and stored.get("COMPRESSION") != "YCbCr JPEG":
                 raise UserError(f"{path} is a TIFF in {colours}, which is not read in tiles: save it as RGB")
             with Part(name.with_name(f".{name.name}.part"), source, self.dtype, stamped) as part:
                 self.labels(source, part, path)

@@ -322,6 +322,15 @@ def test_colours_that_gdal_and_the_reader_take_for_others_are_refused(run: Run, 
     other = make_run(tmp_path / "other", cfg)
     (problem,) = segment(other, tmp_path / "cmyk.tif", tmp_path / "masks", (128, 0)).problems
     assert problem.endswith("cmyk.tif is a TIFF in CMYK, which is not read in tiles: save it as RGB")
+    # Most orthophotos are stored so, and each reader makes RGB of them.
+    cfg.test_dataloader.dataset.pipeline[0].imdecode_backend = "pillow"
+    third = make_run(tmp_path / "third", cfg)
+    with rasterio.open(
+        tmp_path / "ortho.tif", "w", driver="GTiff", width=300, height=200, count=3, dtype="uint8",
+        compress="jpeg", photometric="ycbcr",
+    ) as file:  # fmt: skip
+        file.write(four[..., :3].transpose(2, 0, 1))
+    assert not segment(third, tmp_path / "ortho.tif", tmp_path / "more", (128, 0)).problems
 
 
 @pytest.mark.parametrize(
