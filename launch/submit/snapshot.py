@@ -71,14 +71,14 @@ def _copy_tree(source: Path, target: Path, above: tuple[str, ...] = ()) -> None:
 
     shutil.copytree takes twice as long, most of it to look for what cannot be here (FIFOs, the same file).
     """
-    above = (*above, os.path.realpath(source))
+    above = (*above, str(source))
     target.mkdir()
     beside = 0
     for entry in code_files.entries(source):
         if source.parts[-2:] == ("configs", "clusters") and entry.name != "example.yaml":
             continue  # profiles are the user's, and may hold secrets; run.yaml has what the job needs
         copy = target / entry.name
-        if entry.is_dir() and os.path.realpath(entry.path) in above:
+        if entry.is_symlink() and os.path.realpath(entry.path) in map(os.path.realpath, above):
             continue
         if code_files.is_data(entry.path) if entry.is_dir() else code_files.is_large(entry):
             copy.symlink_to(os.path.realpath(entry.path))
