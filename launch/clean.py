@@ -56,11 +56,11 @@ def main() -> int:
             skipped.append((run.name, why))
             continue
         try:
+            left = leftovers.doubtful(run, arguments.keep * arguments.yes)
             found += [
                 (run.name, path, why, leftovers.size_of(path))
-                for path, why in leftovers.removable(run, arguments.keep, arguments.yes)
+                for path, why in leftovers.removable(run, arguments.keep, left)
             ]
-            left = leftovers.doubtful(run, arguments.keep * arguments.yes)
             skipped += [(f"{run.name}: {', '.join(of)}", why) for why, of in left.items()]
         except OSError as error:
             skipped.append((run.name, refusal(error)))

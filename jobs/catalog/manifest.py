@@ -92,7 +92,7 @@ def read_files(root: Path, manifest: Manifest) -> list[Entry]:
         raise UserError(f"{path} was altered: prepare again")
     entries = []
     try:
-        for line in content.decode(errors="surrogateescape").split("\n")[:-1]:  # not at a CR, as in `Icon\\r`
+        for line in content.decode(errors="surrogateescape").split("\n")[:-1]:  # not at a CR, as in `Icon\r`
             name, size, digest = line.rsplit("\t", 2)
             entries.append(Entry(name, int(size), digest))
     except ValueError:  # as it was written, for its digest is right

@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 from jobs.run import checkpoint_files, files
 from jobs.run.directory import Run
@@ -80,23 +79,16 @@ def doubtful(run: Run, keep: int = 0) -> dict[str, list[str]]:
     if told and checkpoint_files.of_told_best(run.checkpoints) is None:
         listed = [one.path.name for one in checkpoint_files.listed(run.checkpoints)]
         found[f"{files.BEST} is damaged or missing, and one may be the best"] = listed
-    if keep and any(why == OLDER for _, why in removable(run, keep)):
+    if keep and any(why == OLDER for _, why in removable(run, keep, found)):
         valid = checkpoint_files.listed(run.checkpoints)
-        spoilt = list(itertools.takewhile(lambda one: not _is_whole(one.path, one.manifest), valid[::-1]))
-        if spoilt:
+        if spoilt := list(itertools.takewhile(_is_spoilt, valid[::-1])):
             names = [one.path.name for one in valid[-len(spoilt) - 1 :]]
             found["the newest does not match its digest, so the newest that does is kept, too"] = names
     return found
 
 
-_whole: dict[Path, bool] = {}
-"""By checkpoints that this process has read."""
-
-
-def _is_whole(path: Path, manifest: dict[str, Any]) -> bool:
-    if path not in _whole:
-        _whole[path] = checkpoint_files.digest(path) == manifest.get("digest")
-    return _whole[path]
+def _is_spoilt(one: checkpoint_files.Checkpoint) -> bool:
+    return checkpoint_files.digest(one.path) != one.manifest.get("digest")
 
 
 def _lacks_its_note(run: Run) -> bool:
@@ -124,12 +116,11 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def removable(run: Run, keep: int, sure: bool = False) -> list[tuple[Path, str]]:
-    """(file, why it may go) of a run that is not on its way.
+def removable(run: Run, keep: int, doubts: dict[str, list[str]]) -> list[tuple[Path, str]]:
+    """(file, why it may go) of a run that is not on its way. `doubts`: what is `doubtful` of it.
 
-    Of the checkpoints only whole ones count as newest, by their size or, to be `sure`, by what `doubtful`
-    reads; one without a manifest never counts at all, one with a damaged manifest may be whole (`doubtful`).
-    Raises OSError.
+    Of the checkpoints only those of the right size count as newest; one without a manifest never counts at
+    all. Raises OSError.
     """
     found = []
     for folder in (run.path, run.job):
@@ -140,7 +131,7 @@ def removable(run: Run, keep: int, sure: bool = False) -> list[tuple[Path, str]]
     if not run.checkpoints.is_dir():
         return found
     valid = checkpoint_files.listed(run.checkpoints)
-    kept = {one.path.name for one in valid[-keep:]}.union(*doubtful(run, keep * sure).values())
+    kept = {one.path.name for one in valid[-keep:]}.union(*doubts.values())
     kept.add(checkpoint_files.noted_name(run.checkpoints) or "")
     lacks = _lacks_its_note(run)
     if best := (checkpoint_files.of_told_best if lacks else checkpoint_files.best)(run.checkpoints):

@@ -314,13 +314,13 @@ def test_clean_keeps_the_best_by_the_events_where_its_note_is_damaged(
         found = checkpoint_files.best(run.checkpoints)
         assert found is not None
         assert found.step == 100
-    assert [path.name for path, _ in leftovers.removable(run, 1)] == [
+    assert [path.name for path, _ in leftovers.removable(run, 1, leftovers.doubtful(run))] == [
         f"epoch_{number}.pth{ending}" for number in (2, 3) for ending in ("", ".json")
     ]
 
     # The best step has no checkpoint any more that is known to be: any may be it, but for the note.
     write(run, 591, "validated", epoch=1, step=123, seconds=1.0, metrics={"mIoU": 70.0}, **common(3))
-    assert leftovers.removable(run, 1) == []
+    assert leftovers.removable(run, 1, leftovers.doubtful(run)) == []
     said = command(tmp_path, "clean.py", "--yes").stdout
     assert (
         "left alone: run: epoch_1.pth, epoch_2.pth, epoch_3.pth, epoch_4.pth (best.json is damaged or" in said
@@ -334,7 +334,10 @@ def test_clean_keeps_no_best_of_a_program_that_has_none(tmp_path: Path) -> None:
     write(run, 590, "validated", epoch=1, step=123, seconds=1.0, metrics={"mIoU": 60.0}, **common(3))
     for step in (100, 200):
         _checkpoint(run, f"iter_{step}.pth", step)
-    assert [path.name for path, _ in leftovers.removable(run, 1)] == ["iter_100.pth", "iter_100.pth.json"]
+    assert [path.name for path, _ in leftovers.removable(run, 1, leftovers.doubtful(run))] == [
+        "iter_100.pth",
+        "iter_100.pth.json",
+    ]
     assert leftovers.doubtful(run) == {}
 
 
@@ -377,7 +380,7 @@ def test_clean_leaves_a_run_alone_of_which_nobody_knows(tmp_path: Path) -> None:
 def test_without_a_whole_checkpoint_a_doubtful_one_stays(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     _checkpoint(run, "epoch_1.pth", 1, manifest=False)
-    assert leftovers.removable(run, 1) == []
+    assert leftovers.removable(run, 1, leftovers.doubtful(run)) == []
 
 
 def with_programs(root: Path, **programs: str) -> dict[str, str]:
