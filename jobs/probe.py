@@ -179,7 +179,7 @@ def compute(me: task.Task) -> str:
 
     left = torch.arange(64.0).reshape(8, 8)
     if not torch.equal((left.to(device(me)) @ left.to(device(me))).cpu(), left @ left):
-        raise RuntimeError("the GPU and the CPU disagree about a product of small whole numbers")
+        raise RuntimeError("the GPU and the CPU disagree on a product of small whole numbers")
     return devices.name(str(device(me)))
 
 

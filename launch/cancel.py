@@ -56,7 +56,7 @@ def main() -> int:
 
 def tell(run: Run, jobs: list[str], left: list[str]) -> None:
     if not jobs:
-        print(f"{run.name}: nothing of it was queued or running")
+        print(f"{run.name}: none of its jobs was queued or running")
         print(f"how it stands: python launch/status.py {run.name}")
         return
     print(f"{run.name}: cancelled {', '.join(jobs)}")

@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
                     from jobs.run.errors import UserError
 
                     name = [taken, *action.option_strings][-1]
-                    raise UserError(f"{name} is given an empty value: is a variable not set?")
+                    raise UserError(f"{name} has an empty value: is a variable not set?")
         return found
 
 

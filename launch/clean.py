@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     arguments = parser.parse_args()
     if arguments.keep < 1:
-        raise UserError("--keep must be 1 or more: without a checkpoint a run cannot go on")
+        raise UserError("--keep must be 1 or more: without a checkpoint a run cannot resume")
     chosen = sweeps.find(arguments.runs) or runs.all_runs()
     pasts = [history.attempt(run) for run in chosen]
     answer = slurm_queries.ask(

@@ -30,7 +30,7 @@ def main() -> int:
     arguments = read_arguments()
     if not machine.has_slurm():
         if arguments.submit_probe or arguments.write_profile:
-            raise UserError("there is no Slurm here: neither a probe nor a profile can be made")
+            raise UserError("there is no Slurm here, so neither a probe nor a profile can be made")
         check_local(arguments)
         return show(local.look(), arguments.json, following="python launch/demo.py")
     if arguments.write_profile:

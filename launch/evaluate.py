@@ -62,12 +62,14 @@ def main() -> int:
     if bool(arguments.run) == bool(arguments.config):
         raise UserError("name a run to evaluate, or a config with --config: one of the two")
     if arguments.tta and arguments.batch > 1:
-        raise UserError("--batch is not for --tta, which has several passes of each image: leave out one")
+        raise UserError(
+            "--batch does not work with --tta, which passes each image several times: leave out one"
+        )
     options.check_pictures(arguments.pictures or [])
     if arguments.config:
         return evaluate_new(arguments)
     if arguments.data_root:
-        raise UserError("--data-root is for --config: a run has its data root")
+        raise UserError("--data-root is for --config: a run already has its data root")
     run = runs.find(arguments.run)
     if arguments.tta:
         programs.require(run, "jobs/evaluate/augmentation.py", "--tta")
@@ -86,7 +88,7 @@ def evaluate_new(arguments: argparse.Namespace) -> int:
     checkpoint = options.checkpoint(arguments.checkpoint)
     if not checkpoint.startswith(("/", *options.ADDRESSES)):
         raise UserError(
-            "--config needs --checkpoint with the path or the address of a file: nothing is trained"
+            "--config needs --checkpoint with the path or the URL of a file, as nothing is trained"
         )
     resolved = options.settings(arguments, options.profile(arguments), "evaluate")
     config = configs.locate(arguments.config)

@@ -68,7 +68,7 @@ def main() -> int:
 def existing(given: str) -> Path:
     path = Path(given).expanduser().absolute()
     if not path.exists() or output.special(path):
-        raise UserError(f"there is no image or folder {given!r} to check on")
+        raise UserError(f"there is no image or folder {given!r} to use for the check")
     return path
 
 

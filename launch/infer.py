@@ -49,7 +49,7 @@ def main() -> int:
         out = options.out_folder(arguments.out)
         over = [path for path in images if Path(path).resolve() == out.resolve()]
         if over:
-            raise UserError(f"--out {out} is what is to be segmented ({over[0]}): choose another folder")
+            raise UserError(f"--out {out} holds what is to be segmented ({over[0]}): choose another folder")
     with contextlib.ExitStack() as stack:
         run, resolved, checkpoint = stack.enter_context(target(arguments, folder, known))
         large_images.check_job(arguments, run, resolved, images)

@@ -85,7 +85,7 @@ def show(files: list[LogFile], lines: int, everything: bool) -> None:
         if common and file.rank is not None and file is not ranks[0]:
             text = [line for line in text if log_files.unstamped(line) not in common]
             left_out = wording.plural(len(texts[file.path]) - len(text), "line")
-            print(f"    (without {left_out} that all ranks say)")
+            print(f"    (without {left_out} that all ranks print)")
         print("\n".join(text[-lines:] if lines else text))
     left = sieve.left_out()
     if left:

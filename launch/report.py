@@ -44,14 +44,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     arguments = parser.parse_args()
     if arguments.table and arguments.json:
-        raise UserError(
-            f"--table {arguments.table} is text: --table csv is what a program reads, without --json"
-        )
+        raise UserError(f"--table {arguments.table} is text: for a program use --table csv, without --json")
     names = list(dict.fromkeys([*([arguments.run] if arguments.run else []), *arguments.compare]))
     if not names:
         parser.error("name a run, or several with --compare")
     if arguments.table and not arguments.compare:
-        raise UserError(f"--table {arguments.table} is of several runs: name them with --compare")
+        raise UserError(f"--table {arguments.table} compares several runs: name them with --compare")
     chosen = sweeps.find(names) if arguments.compare else [runs.find(names[0])]
     if arguments.out:
         arguments.out = output.check_file(arguments.out, "--out")
@@ -67,7 +65,7 @@ def main() -> int:
     else:
         html, out = report_page.page(found[0]), arguments.out or found[0].run.report
     if arguments.out and not may_replace(out):
-        raise UserError(f"--out {out} is there already, and is no report: choose another name")
+        raise UserError(f"--out {out} already exists and is not a report: choose another name")
     ending.write(out, html, ELSEWHERE)
     if arguments.json:
         print(json.dumps({"report": str(out), "bytes": len(html.encode())}))
@@ -75,7 +73,7 @@ def main() -> int:
         print(f"wrote {out} ({wording.size(len(html.encode()))}); open it in any browser")
         if not arguments.compare:
             named = shlex.quote(names[0])
-            print(f"next: python launch/report.py --compare {named} RUN shows it beside another")
+            print(f"next: python launch/report.py --compare {named} RUN compares it with another")
     return 0
 
 

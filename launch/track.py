@@ -40,9 +40,9 @@ def main() -> int:
     run = runs.find(arguments.run)
     names = [arguments.to] if arguments.to else trackers.wanted(run)
     if not names:
-        raise UserError(f"{run.name} names no service: say --to {' or '.join(trackers.SENT)}")
+        raise UserError(f"{run.name} names no service: give --to {' or '.join(trackers.SENT)}")
     if len(names) > 1 and (arguments.follow or arguments.beside is not None):
-        raise UserError(f"--follow sends to one service at a time: say --to {' or '.join(names)}")
+        raise UserError(f"--follow sends to one service at a time: give --to {' or '.join(names)}")
     states.past_of(run)
     if len(names) > 1:  # one that does not answer is given up with its process
         command = [sys.executable, __file__, str(run.path), "--to"]

@@ -99,7 +99,7 @@ def main() -> int:
     if arguments.resume:
         return resuming.resume(arguments)
     if arguments.unset:
-        raise UserError("--unset takes back overrides of a run: it needs --resume RUN")
+        raise UserError("--unset takes back overrides of a run, so it needs --resume RUN")
     spec = training.read_spec(arguments, options.profile(arguments), arguments_of_worker)
     if arguments.run:
         runs.check_name(arguments.run)
@@ -107,7 +107,7 @@ def main() -> int:
     if arguments.sweep or arguments.seeds is not None:
         return sweep.main(arguments, spec)
     if arguments.zip:
-        raise UserError("--zip is about the values of several --sweep, or --sweep and --seeds")
+        raise UserError("--zip pairs the values of several --sweep, or of --sweep and --seeds")
     if arguments.dry_run:
         return training.dry_run(arguments, spec)
     return training.submit_new(arguments, spec)

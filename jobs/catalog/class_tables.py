@@ -95,7 +95,7 @@ def colour_of(text: str, at: str) -> tuple[int, int, int] | None:
     else:
         parts = re.split(r"[\s,;]+", text.strip("()[] "))
         if len(parts) != 3 or not all(part.isdecimal() and int(part) < 256 for part in parts):
-            raise UserError(f"{at}: a colour has three parts of 0 to 255, not {text}")
+            raise UserError(f"{at}: a colour has three values from 0 to 255, not {text}")
         red, green, blue = map(int, parts)
     return red, green, blue
 
@@ -136,7 +136,7 @@ def _under(
         wanted = called or [at for at, kind in enumerate(kinds) if not kind and names[at]]
         found = [at for at in wanted if not numeric[at]]
         if len(found) != 1:
-            raise UserError(f"{where}: which column is the class's name? {TELLS}, with one `name`")
+            raise UserError(f"{where}: which column holds the class names? {TELLS}, with one `name`")
         kinds = [
             "name" if at == found[0] else "value" if kind == "name" and numeric[at] else kind
             for at, kind in enumerate(kinds)
@@ -149,7 +149,7 @@ def _under(
             raise UserError(f"{where}: is `{names[at]}` the masks' value? Then call it `id`, or leave it out")
     if len(values) > 1:
         both = " and ".join(f"`{names[at]}`" for at in values)
-        raise UserError(f"{where}: which of the columns {both} are the masks' values? Leave only that one")
+        raise UserError(f"{where}: which of the columns {both} holds the mask values? Keep only that one")
     place = kinds.index("name")
     found_rows = []
     for number, line, fields in lines:
@@ -157,12 +157,12 @@ def _under(
         cells = dict(zip(kinds, _even(line, fields, place, len(kinds), here), strict=True))
         value = cells.get("value", "")
         if value and not re.fullmatch(r"\d{1,9}(\.0+)?", value):
-            raise UserError(f"{here}: {value!r} cannot be a mask's value: those are whole numbers from 0")
+            raise UserError(f"{here}: {value!r} cannot be a mask value: those are whole numbers from 0 up")
         colour = cells.get("colour", "")
         if {"r", "g", "b"} <= cells.keys():
             colour = f"{cells['r']} {cells['g']} {cells['b']}"
         if not cells["name"]:
-            raise UserError(f"{here}: there is no name in the column `{names[place]}`")
+            raise UserError(f"{here}: there is no name in column `{names[place]}`")
         found_rows.append(
             Row(number, cells["name"], int(float(value)) if value else None, colour_of(colour, here))
         )

@@ -98,7 +98,7 @@ def parse(text: str, where: str) -> Classes:
         if row.name.lower() in IGNORES:
             label = IGNORED
         elif row.name in names:
-            raise UserError(f"{at}: the class {row.name!r} stands there twice")
+            raise UserError(f"{at}: the class {row.name!r} appears twice")
         if row.value is not None and row.value > MOST_VALUE:
             raise UserError(f"{at}: value={row.value}: masks have values up to {MOST_VALUE}")
         if row.value is not None:
@@ -110,9 +110,11 @@ def parse(text: str, where: str) -> Classes:
             given.append(row.colour)
             numbers.append(row.value)
     if len(names) < 2:
-        raise UserError(f"{where} has {len(names)} class(es): two are the least (one may be `background`)")
+        raise UserError(
+            f"{where} has {len(names)} class(es): at least two are needed (one may be `background`)"
+        )
     if len(names) > MOST:
-        raise UserError(f"{where} has {len(names)} classes: {MOST} are the most")
+        raise UserError(f"{where} has {len(names)} classes: at most {MOST} are possible")
     numbered = any(value is not None for value in numbers)
     for label, value in enumerate(numbers):
         if value is None:

@@ -60,7 +60,7 @@ def files_text(entries: Iterable[Entry]) -> bytes:
     lines = []
     for entry in sorted(entries, key=lambda entry: entry.path):
         if "\n" in entry.path:
-            raise UserError(f"the file {entry.path!r} has a line's end in its name: rename it")
+            raise UserError(f"the file {entry.path!r} has a line break in its name: rename it")
         lines.append(f"{entry.path}\t{entry.size}\t{entry.digest}\n")
     return "".join(lines).encode(errors="surrogateescape")
 

@@ -85,9 +85,11 @@ def check(args: argparse.Namespace) -> None:
     """Raises UserError, in one line, for what cannot work; paths become absolute."""
     name = args.dataset
     if not re.fullmatch(NAME, name):
-        raise UserError(f"--dataset {name}: of your own, write its name in a-z, 0-9 and _, such as mine")
+        raise UserError(
+            f"--dataset {name}: the name of your own dataset may have a-z, 0-9 and _ only, such as mine"
+        )
     if name in TAKEN:
-        raise UserError(f"--dataset {name} is one that is prepared from archives: choose another name")
+        raise UserError(f"--dataset {name} is prepared from archives: choose another name")
     for one in PATHS:
         if path := getattr(args, one):
             setattr(args, one, absolute(path))
@@ -114,16 +116,18 @@ def check_split(args: argparse.Namespace) -> None:
     if args.val_list and not args.train_list:
         raise UserError("--val-list needs --train-list: the images to train on")
     if args.train_list and (args.split or args.group_by or args.seed):
-        raise UserError("--train-list says what is trained on: leave out --split, --seed and --group-by")
+        raise UserError(
+            "--train-list says which images to train on: leave out --split, --seed and --group-by"
+        )
     if args.split and not (re.fullmatch(r"0?\.[0-9]+", args.split) and 0 < float(args.split) < 1):
-        raise UserError(f"--split {args.split}: the share to train on, between 0 and 1, such as 0.8")
+        raise UserError(f"--split {args.split}: give the share to train on, between 0 and 1, such as 0.8")
     if args.seed and not re.fullmatch(r"[0-9]{1,9}", args.seed):
         raise UserError(f"--seed {args.seed}: a whole number from 0 to 999999999")
     if args.group_by:
         try:
             re.compile(args.group_by)
         except re.error as error:
-            raise UserError(f"--group-by {args.group_by!r} is no regular expression: {error}") from None
+            raise UserError(f"--group-by {args.group_by!r} is not a regular expression: {error}") from None
 
 
 def is_there(data_root: Path, name: str) -> bool:

@@ -230,7 +230,7 @@ def check_timm(node: Any, where: str = "model") -> None:
         name = node.get("model_name")
         more = f", out_indices={node['out_indices']}" if "out_indices" in node else ""
         raise UserError(
-            f"{where}: a job downloads nothing, and TIMMBackbone would: once, where there is a network, "
+            f"{where}: jobs download nothing, but TIMMBackbone would: once, on a machine with a network, run "
             f"python -c \"import timm, torch; torch.save(timm.create_model('{name}', pretrained=True, "
             f"features_only=True{more}).state_dict(), 'data/pretrained/{name}.pth')\"; then --set "
             f"{where}.pretrained=False {where}.checkpoint_path=data/pretrained/{name}.pth"
@@ -256,7 +256,7 @@ def published(reference: str) -> tuple[str, str]:
     nor an address."""
     url = address(reference)
     if url is None:
-        raise UserError(f"--weights {reference}: give a name such as {DEFAULT}, or an address")
+        raise UserError(f"--weights {reference}: give a name such as {DEFAULT}, or a URL")
     return url, file_name(url)
 
 
@@ -273,8 +273,8 @@ def file_name(source: str) -> str:
     if "@" in parts.netloc or secrets.in_text(parts.query.replace("&", " ")):
         place = parts.netloc.rpartition("@")[2] + parts.path
         raise UserError(
-            f"the address of {place} has a password or a key in it, which others could read: get the file "
-            "yourself, and give its path"
+            f"the address of {place} contains a password or a key that others could read: fetch the file "
+            "yourself and give its path"
         )
     name = unquote(parts.path.rsplit("/", 1)[-1])
     plain = source.isprintable() and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,199}", name)

@@ -109,7 +109,7 @@ def check(values: dict[str, Any], begun: bool = False) -> None:
     which may be an earlier version's, has taken the config: what does no harm is not refused now."""
     settings(values)
     if values.get("resume"):
-        raise UserError("the config sets resume: a run always resumes by itself; remove it")
+        raise UserError("the config sets resume: runs always resume by themselves; remove it")
     if (runner := values.get("runner_type")) not in (None, "Runner") and not begun:
         raise UserError(
             f"the config's runner_type {runner} would not be used: the run has its own; remove it"
@@ -211,8 +211,8 @@ def sampler(loader: Any) -> bool:
     if kind not in SAMPLERS:
         raise UserError(
             f"train_dataloader.sampler {kind} cannot be resumed exactly: use "
-            "sampler=dict(type='DefaultSampler', shuffle=True), or InfiniteSampler by iteration; what it "
-            "weights or repeats can be put into the data set (RepeatDataset, ConcatDataset, its list)"
+            "sampler=dict(type='DefaultSampler', shuffle=True), or InfiniteSampler by iteration; weighting "
+            "and repetition can be put into the dataset (RepeatDataset, ConcatDataset, its list)"
         )
     if unknown := set(given) - {"type", "shuffle", "seed", "round_up"}:
         raise UserError(f"train_dataloader.sampler: {kind} takes no {', '.join(sorted(unknown))}: remove it")
@@ -224,7 +224,7 @@ def train_loop(loop: Any, endless: bool) -> str:
     for key in ("max_epochs", "max_iters", "val_interval"):
         value = loop.get(key)
         if value is not None and (type(value) not in (int, float) or value != value // 1 or value < 1):
-            raise UserError(f"train_cfg.{key} is {value!r}: it has to be a whole number from 1 on")
+            raise UserError(f"train_cfg.{key} is {value!r}: it must be a whole number of at least 1")
     kind = name_of(
         loop.get("type") or ("EpochBasedTrainLoop" if loop.get("by_epoch") else "IterBasedTrainLoop")
     )
@@ -289,7 +289,8 @@ def _only(hook: dict[str, Any], key: str) -> str | None:
         return None if value is None else str(value)
     if len(value) != 1:
         raise UserError(
-            f"default_hooks.checkpoint.{key} names {len(value)}: one best checkpoint is kept, name one"
+            f"default_hooks.checkpoint.{key} names {len(value)}: only one best checkpoint is kept, so name "
+            "one"
         )
     return str(value[0])
 

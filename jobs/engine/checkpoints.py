@@ -121,8 +121,8 @@ def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
     if useless:
         some = ", ".join(useless[:3]) + (", …" if len(useless) > 3 else "")
         raise UserError(
-            f"none of the checkpoints in {directory} is whole ({some}), and a run does not begin again by "
-            "itself: put a whole one there, or delete the folder to begin at step 0"
+            f"none of the checkpoints in {directory} is whole ({some}), and a run never starts over by "
+            "itself: put a whole one there, or delete the folder to start from step 0"
         )
     return None
 
@@ -165,7 +165,7 @@ def _rebuilt(path: Path) -> Checkpoint | None:
         # A damaged file may make its readers raise anything.
         return None
     record |= {"bytes": path.stat().st_size, "digest": digest(path), "time": now()}
-    print(f"{path.name} is whole, without a manifest that fits: made anew", flush=True)
+    print(f"{path.name} is whole, but its manifest is missing or does not match: written again", flush=True)
     with contextlib.suppress(OSError):  # a full disk: the next start finds out again
         write_atomically(beside(path), json.dumps(record).encode())
     return Checkpoint(path, record)

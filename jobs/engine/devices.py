@@ -57,7 +57,8 @@ def of_rank(local_rank: int, environ: Mapping[str, str]) -> str:
         index %= gpus
     if index >= gpus:
         raise UserError(
-            f"local rank {local_rank} has no GPU of its own: this machine has {gpus}; ask for one a rank"
+            f"local rank {local_rank} has no GPU of its own: this machine has {gpus}; request one GPU per "
+            "rank"
         )
     return f"{kind()}:{index}"
 

@@ -94,7 +94,9 @@ def send_objects_without_pickle() -> None:
     from torch.distributed import distributed_c10d as c10d
 
     if not {"_object_to_tensor", "_tensor_to_object", "_pickler", "_unpickler"} <= vars(c10d).keys():
-        raise RuntimeError(f"torch {torch.__version__}: how it sends objects to other ranks is not known")
+        raise RuntimeError(
+            f"torch {torch.__version__} sends objects to other ranks in a way that is not known"
+        )
 
     def to_tensor(value: Any, device: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         # A copy with memory of its own: torch enlarges it to the longest of all ranks.

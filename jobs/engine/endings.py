@@ -17,8 +17,8 @@ from jobs.run.errors import UserError
 from jobs.run.exit_codes import FAILED, SUPERSEDED, USER_ERROR
 
 ONE_GPU = UserError(
-    "ranks of one node were given the same GPU: give each its own (does a prolog or profile set CUDA_VISIBLE_"
-    "DEVICES for all tasks alike?)"
+    "several ranks of one node were given the same GPU: give each its own (does a prolog or profile set "
+    "one CUDA_VISIBLE_DEVICES for all tasks?)"
 )
 
 

@@ -31,7 +31,7 @@ class Dtype:
         try:
             self.value: np.dtype[Any] = np.dtype(code)
         except (TypeError, ValueError) as error:
-            raise pickle.UnpicklingError(f"the file has a dtype that is none: {error}") from None
+            raise pickle.UnpicklingError(f"the file has an invalid dtype: {error}") from None
 
     def __setstate__(self, state: Any) -> None:
         _expect(isinstance(state, tuple) and len(state) >= 7, "a dtype's state")

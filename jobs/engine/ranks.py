@@ -104,7 +104,9 @@ def _hear(
         while len(heard) < len(peers):
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise TimeoutError(f"waited {seconds / 3600:.0f} h for the other processes to count")
+                raise TimeoutError(
+                    f"waited {seconds / 3600:.0f} h for the other processes to finish counting"
+                )
             for key, _ in ready:
                 messages = peers[key.data].receive_bytes(one=True)
                 if messages is None:
@@ -116,4 +118,6 @@ def _hear(
 
 
 def _lost(ranks: Ranks, number: int) -> ConnectionError:
-    return ConnectionError(f"process {number} on {ranks.hosts[number]} ended before all had been added up")
+    return ConnectionError(
+        f"process {number} on {ranks.hosts[number]} ended before the counts had been added up"
+    )

@@ -61,8 +61,8 @@ def load_own(path: str | os.PathLike[str]) -> Any:
         name = re.search(r"GLOBAL ([\w.]+)|asks for ([\w.]+)", str(error))
         what = (name[1] or name[2]) if name else one_line(error, 200)
         raise UserError(
-            f"{path} cannot be loaded, for it holds more than data ({what}): train another run, whose state "
-            "holds none of it"
+            f"{path} cannot be loaded, because it holds more than data ({what}): train a new run whose "
+            "state does not hold this"
         ) from None
 
 
@@ -163,7 +163,7 @@ def _restricted(of_files: dict[str, Any]) -> Any:
             found = known.get(f"{module}.{name}")
             if found is None:
                 raise pickle.UnpicklingError(
-                    f"the file asks for {module}.{name}: it is not a plain checkpoint"
+                    f"the file asks for {module}.{name}: this is not a plain checkpoint"
                 )
             return found
 
@@ -178,7 +178,9 @@ def _restricted(of_files: dict[str, Any]) -> Any:
 def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
     """How protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError(f"the file asks for bytes in {encoding!r}: it is not a plain checkpoint")
+        raise pickle.UnpicklingError(
+            f"the file asks for bytes in {encoding!r}: this is not a plain checkpoint"
+        )
     return text.encode("latin1")
 
 

@@ -44,7 +44,7 @@ def check(tree: Any, where: str, path: Path = ()) -> None:
         place = where + "".join(f"[{key!r}]" for key in path)
         raise UserError(
             f"{place}: {kind.__module__}.{kind.__qualname__} cannot be loaded back from a checkpoint: "
-            f"give {_instead(tree)} instead, and make it anew from that when loading"
+            f"give {_instead(tree)} instead, and rebuild it from that when loading"
         )
 
 

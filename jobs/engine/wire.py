@@ -137,4 +137,4 @@ def _read_array(name: str, shape: list[int], content: bytes) -> np.ndarray[Any, 
 
 def _check_size(shape: list[int], itemsize: int, content: bytes) -> None:
     if any(length < 0 for length in shape) or math.prod(shape) * itemsize != len(content):
-        raise WireError(f"{len(content)} bytes are no array of {shape}")
+        raise WireError(f"{len(content)} bytes do not make an array of {shape}")

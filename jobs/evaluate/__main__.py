@@ -107,7 +107,7 @@ def repeat(run: Run, us: ranks.Ranks, checkpoint: str, done: dict[str, Any], whe
     that to the next, and one after a training made longer may find the best checkpoint unchanged. Every rank
     has seen the same folder, so all of them end here."""
     if us.rank == 0:
-        print(f"{checkpoint} has been evaluated already (--again does it once more): {where}")
+        print(f"{checkpoint} has already been evaluated (--again repeats it): {where}")
         if story.read(run.events).is_evaluated_in(str(where), us.job):
             results.show(done)
         else:

@@ -71,10 +71,10 @@ def augmented(pipeline: Any) -> list[dict[str, Any]]:
     annotations = [step for step in steps if models.loads_annotations(step)]
     steps = [step for step in steps if not models.loads_annotations(step)]
     if any(name_of(step.get("type")) == "TestTimeAug" for step in steps):
-        raise UserError("the config's test pipeline has a TestTimeAug already: evaluate it without --tta")
+        raise UserError("the config's test pipeline already has a TestTimeAug: evaluate it without --tta")
     sized = [number for number, step in enumerate(steps) if name_of(step.get("type")) == "Resize"]
     if len(sized) > 1:
-        raise UserError("the config's test pipeline has several Resize: give it a tta_pipeline")
+        raise UserError("the config's test pipeline has several Resize steps: give the config a tta_pipeline")
     at = sized[0] if sized else 1
     resize = steps[at] if sized else {"type": "Resize", "scale_factor": 1.0, "keep_ratio": True}
     rest = steps[at + 1 :] if sized else steps[at:]

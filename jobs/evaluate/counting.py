@@ -169,7 +169,7 @@ def test_dataset(cfg: Any) -> Any:
     except (FileNotFoundError, AssertionError) as error:
         # mmseg asserts that the lists and folders of some data sets are there.
         where = f"{description.get('data_root', '')} {description.get('ann_file', '')}".strip()
-        raise UserError(f"the dataset to evaluate on is not there: {error or where}") from None
+        raise UserError(f"the dataset to evaluate on is missing: {error or where}") from None
 
 
 def loaded(cfg: Any, dataset: Any, indices: list[sampling.Sample], spent: dict[str, float]) -> Iterator[Any]:
@@ -208,7 +208,7 @@ def truth_of(found: Any) -> np.ndarray:
     if "gt_sem_seg" not in found:
         raise UserError(
             f"{found.img_path} has no annotation in the test dataset (LoadAnnotations in its pipeline?): "
-            "infer.py segments images without"
+            "infer.py segments images that have none"
         )
     return np.asarray(found.gt_sem_seg.data.squeeze(0).numpy())
 

@@ -89,8 +89,8 @@ class Others:
                 packed = bytes(wire.pack(results))
                 if sum(map(len, found.values())) + len(packed) > MOST_BYTES:
                     raise UserError(
-                        f"its results are more than the {MOST_BYTES >> 20} MiB that one process can send to "
-                        "another: evaluate with one (--gpus 1)"
+                        f"its results exceed the {MOST_BYTES >> 20} MiB that one process can send to "
+                        "another: evaluate with one process (--gpus 1)"
                     )
                 found[number] = packed
             except UserError as error:

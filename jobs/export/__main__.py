@@ -163,7 +163,9 @@ def write_onnx(path: Path, cfg: Any, model: Any, given: Sequence[str] | None) ->
     inputs = [ready(model, sample) for sample in samples(cfg, given)]
     found = to_onnx.export(model, path, inputs)
     if (mode := (cfg.model.get("test_cfg") or {}).get("mode")) == "slide":
-        print(f"{path.name} segments an image whole; the config's test does it in tiles ({mode})", flush=True)
+        print(
+            f"{path.name} segments each image whole; the config's test mode uses tiles ({mode})", flush=True
+        )
     sizes = enumerate(inputs[0].shape)
     free_names = {axis: name for axis, name in to_onnx.AXES.items() if name in found["free"]}
     prepare = model.data_preprocessor
@@ -215,7 +217,7 @@ def samples(cfg: Any, given: Sequence[str] | None) -> list[Any]:
     except (FileNotFoundError, AssertionError) as error:
         raise UserError(
             f"--onnx is checked on images of the config's test dataset, which is not there ({error}): name "
-            "others with --check IMAGE…"
+            "other images with --check IMAGE…"
         ) from None
 
 
@@ -224,7 +226,7 @@ def sample(load: Any, prepare: Any, path: Path) -> Any:
     try:
         return prepare(image)
     except Exception as error:  # so narrow that nothing of it is left, say
-        raise UserError(f"{path} cannot be checked on: {one_line(error, 200)}") from None
+        raise UserError(f"{path} cannot be used for the check: {one_line(error, 200)}") from None
 
 
 if __name__ == "__main__":

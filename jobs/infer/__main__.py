@@ -38,7 +38,7 @@ def main() -> int:
     arguments = parse()
     run = Run(arguments.run.resolve())
     if has_done(run, job_id()):
-        print("this job has segmented its images already", flush=True)
+        print("this job has already segmented its images", flush=True)
         return 0
     with failure.reported(run, "infer", read_task().rank):
         return infer(run, arguments, leave)

@@ -87,14 +87,16 @@ class Large:
         """Writes the mask, and an overlay of the image made smaller. Raises UserError for an image that
         cannot be segmented in tiles, Left between two rows of tiles."""
         if images.is_turned(path):
-            raise UserError(f"{path} lies on its side (EXIF): one in tiles must be saved upright")
+            raise UserError(
+                f"{path} is rotated by its EXIF tag: to be segmented in tiles it must be saved upright"
+            )
         name.parent.mkdir(parents=True, exist_ok=True)
         with raster.opened(path) as source:
             rows, _ = self.tiling.axes(source.height, source.width)
             cache = raster.cache_for(source, max(stop - start for start, stop in rows.spans))
         with raster.opened(path, cache) as source:
             if source.driver == "JPEG" and source.count == 4:
-                raise UserError(f"{path} is a JPEG of four colours (CMYK): save it as RGB")
+                raise UserError(f"{path} is a CMYK JPEG: save it as RGB")
             # What GDAL makes RGB of, OpenCV does too, and the others leave as it is, but for JPEG's YCbCr.
             steps = getattr(self.load, "transforms", [self.load])
             other = [one for one in steps if getattr(one, "imdecode_backend", "cv2") != "cv2"]
@@ -210,7 +212,7 @@ class Reader:
             results = whole.results_of(self.large.model, ready)
         for result in results:
             if "seg_logits" not in result:
-                raise UserError("the model gives class numbers without scores, and so cannot do tiles")
+                raise UserError("the model gives class numbers without scores, so it cannot be used in tiles")
             yield result.seg_logits.data.float()
 
     def fitting(self) -> int:

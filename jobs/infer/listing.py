@@ -40,7 +40,7 @@ class Listing:
                 continue
             found = [text] if os.path.isfile(text) else matches(text)
             if not found:
-                raise UserError(f"no image at {text}: give files, folders with images, or globs")
+                raise UserError(f"no images at {text}: give files, folders of images, or globs")
             for path in found:
                 head, name = os.path.split(os.path.abspath(path))
                 self.files.setdefault(os.path.realpath(head), set()).add(name)
@@ -66,7 +66,7 @@ class Listing:
                     yield folder, names
             if empty:
                 why = f" ({self.passed})" if str(self.passed) else ""
-                raise UserError(f"no image at {top}{why}: give files, folders with images, or globs")
+                raise UserError(f"no images at {top}{why}: give files, folders of images, or globs")
         yield from ((folder, sorted(names)) for folder, names in sorted(rest.items()))
 
     def _walked(self, top: str) -> Iterator[tuple[str, list[str]]]:

@@ -49,7 +49,7 @@ def opened(path: Path, cache: int = 1 << 28) -> Iterator[Any]:
             source = rasterio.open(path, driver=driver_of(path))
         except RasterioError as error:
             reason = one_line(error, 200)
-            raise UserError(f"{path} cannot be read by windows as a TIFF, PNG or JPEG: {reason}") from None
+            raise UserError(f"{path} cannot be read in tiles as a TIFF, PNG or JPEG: {reason}") from None
         with source:
             yield source
 
@@ -72,7 +72,7 @@ def driver_of(path: Path) -> str:
     for magic, driver in DRIVERS.items():
         if begin.startswith(magic):
             return driver
-    raise UserError(f"{path} cannot be read by windows: it is no TIFF, PNG or JPEG")
+    raise UserError(f"{path} cannot be read in tiles: it is not a TIFF, PNG or JPEG")
 
 
 def size(path: Path) -> tuple[int, int] | None:
@@ -220,7 +220,7 @@ def write_mask(path: Path, labels: RowsOf, like: Any, dtype: Any, colours: np.nd
             for top in range(0, like.height, ROWS):
                 part = labels(top, min(top + ROWS, like.height))
                 if not np.array_equal(part, mask.read(1, window=Window(0, top, like.width, len(part)))):
-                    raise OSError(f"{path} does not read as it was written, at row {top}")
+                    raise OSError(f"{path} does not read back as it was written, at row {top}")
         with open(file, "rb") as written:
             os.fsync(written.fileno())
         os.replace(file, path)

@@ -146,8 +146,9 @@ class Segmenting:
         if reading.misread(self.load, path):
             self.looks = 0
             print(
-                f"warning: {named or path}: the config's loading step gives other pixels than are stored "
-                "(alpha, or what its bands mean), which prepare.py --images takes: save it as RGB",
+                f"warning: {named or path}: the config's loading step does not give the pixels that are "
+                "stored (because of alpha, or what its bands mean), which prepare.py --images would use: "
+                "save it as RGB",
                 flush=True,
             )
 
@@ -195,7 +196,10 @@ def tell(run: Run, done: Done, code: int, out: Path) -> None:
     total = done.segmented + done.before + done.failed
     before = f" ({done.before} of them before)" if done.before else ""
     if code == RESUME:
-        print(f"leaving; {done.segmented + done.before} images are done{before}, the same command goes on")
+        print(
+            f"leaving; {done.segmented + done.before} images are done{before}; the same command goes on "
+            "from there"
+        )
         return
     of = "" if done.full else f" of {total}"
     print(f"{total - done.failed}{of} images segmented{before}: masks and overlays in {out}", flush=True)

@@ -107,8 +107,8 @@ class _Watched:
             hint = "; ResNetV1c needs open-mmlab://resnet50_v1c; torchvision://resnet50 needs type='ResNet'"
         raise UserError(
             f"{self.source} does not fit the backbone {kind}: {len(missing)} weights would stay random "
-            f"({_some(missing)}); the file has {_some(unused) or 'nothing else'} instead{hint} "
-            "(meant to be so: --set baton.partly_pretrained=True)"
+            f"({_some(missing)}); the file has {_some(unused) or 'nothing else'} instead{hint} (if this is "
+            "intended: --set baton.partly_pretrained=True)"
         )
 
     def is_added(self, name: str) -> bool:

@@ -140,7 +140,7 @@ def refuse_labels_that_do_not_fit() -> None:
             listed = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
             raise ValueError(
                 f"label {listed} of a mask of {wide.dtype}: masks are read as 8 bits, in which labels are 0 "
-                f"to 254, and 255 is ignored; write other labels, or have a transform of yours read them"
+                "to 254, and 255 is ignored; use other labels, or read them with a transform of your own"
             )
 
     loading.LoadAnnotations._load_seg_map = load_seg_map
@@ -234,8 +234,8 @@ def download_nothing() -> None:
 
     def refuse(url: str, *_: Any, **__: Any) -> None:
         raise UserError(
-            f"a job downloads nothing, and {url} is not here: python launch/prepare.py --weights {url} "
-            "fetches it; the config may then name that address, or the file"
+            f"jobs download nothing, and {url} is not here: python launch/prepare.py --weights {url} "
+            "fetches it; the config may then name that URL, or the file"
         )
 
     torch.hub.download_url_to_file = refuse
@@ -256,7 +256,7 @@ def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
         return load(path, map_location)
     except pickle.UnpicklingError as error:
         reason = one_line(error, 200)
-        raise UserError(f"{path} is not loaded, for it holds more than weights: {reason}") from None
+        raise UserError(f"{path} is not loaded, because it holds more than weights: {reason}") from None
 
 
 def load_backbone(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
@@ -286,7 +286,7 @@ def _statistic(owner: Any, name: str) -> Any:
 
     if owner is HistoryBuffer and name in ("mean", "max", "min", "current"):
         return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError(f"the file asks for {name!r} of {owner!r}: it is not a plain checkpoint")
+    raise pickle.UnpicklingError(f"the file asks for {name!r} of {owner!r}: this is not a plain checkpoint")
 
 
 safe_load.allow(_of_mmengine)

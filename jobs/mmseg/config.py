@@ -334,7 +334,7 @@ def check_data(cfg: Config, session: Session) -> None:
             path = Path(root or "") / (listing or "")
             if (root or listing) and not packed.exists(path):
                 raise UserError(
-                    f"{name} needs {path}, which is not there (data root {session.request.data_root}): "
+                    f"{name} needs {path}, which is missing (data root {session.request.data_root}): "
                     "run python launch/prepare.py first"
                 )
 

@@ -218,15 +218,15 @@ class Reader:
         if mask.ndim != 2:
             raise DataError(
                 f"{file} is a colour image ({mask.shape[-1]} channels): a mask has one channel, whose values "
-                "are class numbers; convert the colours to them"
+                "are class numbers; convert its colours to those"
             )
         image = found.get("img")
         if image is not None and image.shape[:2] != mask.shape:
             swapped = image.shape[:2] == mask.shape[::-1]
             hint = " (does its EXIF turn the image?)" if swapped else ""
             raise DataError(
-                f"{info.get('img_path')} has {size(image)} pixels and its mask {file} {size(mask)}{hint}: "
-                "they must be of the same size"
+                f"{info.get('img_path')} has {size(image)} pixels and its mask {file} has "
+                f"{size(mask)}{hint}: their sizes must be equal"
             )
         labels = {int(label) for label in np.flatnonzero(np.bincount(mask.reshape(-1)))}
         count = self.classes
@@ -261,13 +261,13 @@ def look_at(dataset: Any, where: str, classes: int | None, ignored: int) -> None
     masks = f"all {looked} masks looked at" if looked > 1 else "its one mask"
     if seen == {ignored}:
         raise DataError(
-            f"{where}: {masks} hold nothing but {ignored}, which is ignored, in {folder_of(dataset)}: "
-            "nothing could be learned from them"
+            f"{where}: {masks} in {folder_of(dataset)} hold nothing but {ignored}, which is ignored: "
+            "nothing can be learned from them"
         )
     if classes > 1 and seen == {0, ignored} and ignored == 255:
         raise DataError(
             f"{where}: {masks} hold nothing but 0 and 255, in {folder_of(dataset)}, and 255 is ignored, so "
-            f"that class 0 would be the only one of {classes}: write class numbers, 1 instead of 255 "
+            f"class 0 would be the only one of {classes}: write class numbers, 1 instead of 255 "
             f"({ESCAPE})"
         )
 
@@ -316,7 +316,7 @@ def check_files(dataset: Any, where: str) -> None:
     of = f" of {image}" if what == "the mask" else ""
     like = len({image for *_, image in missing})
     raise DataError(
-        f"{where}: {what} {path}{of} is not there ({like} of {len(dataset)} like this)"
+        f"{where}: {what} {path}{of} is not there ({like} of {len(dataset)} are like this)"
         f"{other_suffix(Path(path), listed)}"
     )
 
@@ -375,8 +375,8 @@ def check_batches(runner: Any) -> None:
         for rank in range(sampler.ranks):
             if any(len(part) == 1 for part, _ in deal(batch, rank, sampler.ranks, sampler.rounds)):
                 raise DataError(
-                    f"a batch of one sample, in which {name} has one value for each channel that batch "
-                    f"norm cannot learn from: {plan.samples} images in batches of {plan.batch}"
+                    f"a batch of one sample gives {name} one value per channel, which batch norm cannot "
+                    f"learn from: {plan.samples} images in batches of {plan.batch}"
                     f"{f' on {sampler.ranks} ranks' if sampler.ranks > 1 else ''} give one; use "
                     f"{'fewer GPUs, ' if sampler.ranks > 1 else ''}another train_dataloader.batch_size, or "
                     "train_dataloader.drop_last=True"

@@ -62,9 +62,9 @@ class Pixels:
         with staging.closing(staging.open_folder(stage)) as inside:
             kind = file_systems.kind(inside)
             if kind in file_systems.IN_MEMORY:
-                raise UserError(f"{stage} is memory ({kind}), which they would take from the job")
+                raise UserError(f"{stage} is in memory ({kind}), which they would take away from the job")
             if kind in file_systems.OVER_A_NETWORK:
-                raise UserError(f"{stage} is no disk of the node's own ({kind})")
+                raise UserError(f"{stage} is not a local disk of the node ({kind})")
             self._fd = _open(inside, self.path.name, len(self.numbers) * SLOT.size)
         self._over = mmap.mmap(-1, 1)
         """Whether one of this process and of those it has forked could not go on; no other one tries."""
@@ -137,7 +137,7 @@ class Pixels:
 
     def _give_up(self, why: str) -> None:
         self._over[0] = 1
-        say(f"{self.path}: {why}; on by decoding each image")
+        say(f"{self.path}: {why}; each image is decoded instead")
 
 
 def name(container: containers.Container) -> str:
@@ -160,7 +160,7 @@ def _open(inside: int, name: str, size: int) -> int:
                 fcntl.flock(fd, fcntl.LOCK_SH)
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
-                    raise UserError(f"{name} there is not a file of this user's own")
+                    raise UserError(f"{name} there is not this user's own file")
                 if status.st_nlink:
                     if status.st_size < size:
                         os.ftruncate(fd, size)
@@ -254,10 +254,10 @@ def decode_once(loaders: Sequence[Any], cores: int) -> int:
         swapped += count
         kept = [_pixels_of(container) for container in packed.containers_of(loader.dataset)] if count else []
         if any(kept) and loader.get("num_workers", 0) > cores:
-            say(f"{cores} loader workers, not {loader.num_workers}: one a CPU")
+            say(f"{cores} loader workers, not {loader.num_workers}: one per CPU")
             loader.num_workers = cores
     if not swapped:
-        say("nothing here is loaded from a packed dataset")
+        say("nothing is loaded from a packed dataset here")
     return swapped
 
 
@@ -268,7 +268,7 @@ def _pixels_of(container: containers.Container) -> Pixels | None:
             if (stage := staged.place()) is None:
                 raise UserError("there is no `stage`")
             _kept[container.path] = pixels = Pixels(container, stage)
-            say(f"what is decoded of {container.path} is kept in {pixels.path}")
+            say(f"images decoded from {container.path} are kept in {pixels.path}")
         except (UserError, OSError) as error:
             say(f"{error}; each image is decoded every time")
     return _kept[container.path]

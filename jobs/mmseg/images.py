@@ -54,7 +54,7 @@ def find(asked: Sequence[str]) -> list[Path]:
             matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
             matches = [match for match in matches if match.is_file()]
         if not matches:
-            raise UserError(f"no image at {text}: give files, folders with images, or globs")
+            raise UserError(f"no images at {text}: give files, folders of images, or globs")
         found.update(dict.fromkeys(match.resolve() for match in matches))
     return list(found)
 
@@ -95,7 +95,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     with unbounded(path) as file:
         if file.width * file.height > MOST_PIXELS:
             raise UserError(
-                f"{path} has {file.width:,} × {file.height:,} pixels, {MOST_PIXELS:,} are the most: "
+                f"{path} has {file.width:,} × {file.height:,} pixels, at most {MOST_PIXELS:,} are read: "
                 "cut it into tiles, or make it smaller"
             )
         yield file

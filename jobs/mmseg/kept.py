@@ -63,8 +63,9 @@ def check_weights(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Raises UserError if a hook took weights out of a checkpoint, or named them otherwise."""
     if gone := [name for name in before if name not in after]:
         raise UserError(
-            f"a hook's before_save_checkpoint leaves {len(gone)} weights out of the checkpoint ({gone[0]}, "
-            "…), from which the run resumes: remove the hook, and do that to the finished run's checkpoint"
+            f"a hook's before_save_checkpoint leaves {len(gone)} weights out of the checkpoint that the "
+            f"run resumes from ({gone[0]}, …): remove the hook, and strip the finished run's checkpoint "
+            "instead"
         )
 
 
@@ -72,13 +73,13 @@ def check_names(built: Collection[str], now: Collection[str]) -> None:
     """Raises UserError if a model has other weights than when it was built, as a resume builds it."""
     if other := [name for name in now if name not in built]:
         raise UserError(
-            f"the model has made {len(other)} weights since it was built ({other[0]}, …), which a resume "
-            "would have no place for: make them in its __init__"
+            f"the model has made {len(other)} weights since it was built ({other[0]}, …), which could not "
+            "be restored on resume: create them in its __init__"
         )
     if other := [name for name in built if name not in now]:
         raise UserError(
-            f"{len(other)} weights of the model are gone since it was built ({other[0]}, …), without which "
-            "no run resumes: let them be, unused"
+            f"{len(other)} weights of the model have disappeared since it was built ({other[0]}, …), and a "
+            "run cannot resume without them: leave them in place, unused"
         )
 
 

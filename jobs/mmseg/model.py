@@ -19,7 +19,10 @@ def chosen_checkpoint(run: Run, which: str) -> Path:
     if which in ("best", "last"):
         found = checkpoint_files.meant(run.checkpoints, which)
         if found is None:
-            raise UserError(f"run {run.name} has no checkpoint yet: train it first (status.py {run.name})")
+            raise UserError(
+                f"run {run.name} has no checkpoint yet: train it first (status.py {run.name} "
+                "shows how far it is)"
+            )
         return found.path
     for path in (Path(which), run.checkpoints / which):
         if path.is_file():
@@ -45,7 +48,9 @@ def config(run: Run) -> Any:
     for what in ("dataloader", "evaluator"):
         cfg[f"test_{what}"] = cfg.get(f"test_{what}") or cfg.get(f"val_{what}")
     if not cfg.test_dataloader:
-        raise UserError(f"{run.config} has neither test_dataloader nor val_dataloader: nothing to test on")
+        raise UserError(
+            f"{run.config} has neither test_dataloader nor val_dataloader: there is nothing to test on"
+        )
     return cfg
 
 
@@ -102,11 +107,11 @@ def weights_of(checkpoint: Path) -> dict[str, Any]:
     except Exception as error:
         # Whatever a damaged file makes the reader stumble over; it runs no code from it.
         known = isinstance(error, OSError) or checkpoint_files.is_saved(checkpoint)
-        why = one_line(error, 200) if known else "it is no checkpoint, as torch.save writes them"
+        why = one_line(error, 200) if known else "this is not a checkpoint as torch.save writes it"
         raise UserError(f"{checkpoint} cannot be loaded: {why}") from None
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
-        raise UserError(f"{checkpoint} is no checkpoint of a model: it has no weights by name")
+        raise UserError(f"{checkpoint} is not a model checkpoint: it has no named weights")
     # As a model that was saved inside its wrapper for several GPUs has them.
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
@@ -177,5 +182,5 @@ def reading(cfg: Any) -> tuple[Any, Any]:
     steps = test_pipeline(cfg)
     steps = [step for step in steps if not loads_annotations(step)]
     if not steps or name_of(steps[0]["type"]) == "LoadImageFromNDArray":
-        raise UserError("the config's test pipeline does not begin with reading an image from its file")
+        raise UserError("the config's test pipeline does not begin by reading an image from a file")
     return Compose(steps[:1]), Compose(steps[1:])

@@ -117,7 +117,7 @@ def rounds_for(batch: int, ranks: int, most: int) -> int:
     `most` samples at a time. Raises UserError if there are more ranks than samples."""
     if batch < ranks:
         raise UserError(
-            f"a global batch of {batch} cannot be spread over {ranks} ranks: use at most {batch} GPUs"
+            f"a global batch of {batch} cannot be split over {ranks} ranks: use at most {batch} GPUs"
         )
     return -(-batch // (ranks * most))
 
@@ -179,8 +179,8 @@ class ExactSampler:
         self.plan = Plan(len(dataset), batch, seed, shuffle, endless, drop_last)
         if not self.plan.iterations:
             raise UserError(
-                f"{len(dataset)} images make no batch of {batch}, and train_dataloader.drop_last leaves out "
-                "what does not fill one: use a smaller train_dataloader.batch_size, or drop_last=False"
+                f"{len(dataset)} images do not fill a batch of {batch}, and train_dataloader.drop_last "
+                "leaves out incomplete batches: use a smaller train_dataloader.batch_size, or drop_last=False"
             )
         self.rank, self.ranks, self.rounds = rank, ranks, rounds
 

@@ -251,7 +251,7 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
     missing, unknown = put(bare(runner.model), checkpoint["state_dict"])
     if missing or unknown:
-        raise RuntimeError(f"the model has changed: {path} lacks {missing[:3]}, and has {unknown[:3]}")
+        raise RuntimeError(f"the model has changed: {path} lacks {missing[:3]} and has {unknown[:3]} instead")
     own = checkpoint["baton"]
     kept.put_left_out(networks(runner), own.get("left_out", {}))
     loop = runner.train_loop

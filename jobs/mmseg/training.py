@@ -136,7 +136,9 @@ def say_resumed(session: Session, checkpoint: checkpoints.Checkpoint, prepared: 
     )
     if changed:
         batch = checkpoint.manifest["global_batch"]
-        print(f"{session.ranks} ranks instead of {before}: global batch {batch} kept, {rounds} rounds a step")
+        print(
+            f"{session.ranks} ranks instead of {before}: global batch {batch} kept, {rounds} rounds per step"
+        )
 
 
 @contextlib.contextmanager

@@ -231,16 +231,17 @@ def restart() -> int | None:
 def explain(error: OSError, data_root: Path) -> UserError | None:
     """The one line for what a file system can refuse; None for what is our defect."""
     if error.errno == errno.ENOENT and not os.path.exists(data_root):
-        return UserError(f"{data_root} is not there any more: somebody has removed it")
+        return UserError(f"{data_root} no longer exists: somebody has removed it")
     where = error.filename or "the data root"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(
-            f"no space left at {where} (bytes, inodes or quota): make room and start again, it goes on there"
+            f"no space left at {where} (bytes, inodes or quota): make room and start again; it goes on "
+            "from there"
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return UserError(f"{where} cannot be written or read ({error.strerror}): choose another --data-root")
     if error.errno == errno.EEXIST:
-        return UserError(f"{where} is in the way: it is no folder, or a link to none")
+        return UserError(f"{where} is in the way: it is not a folder, or it links to nothing")
     if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTDIR):
         return UserError(f"{where}: {error.strerror}")
     return None

@@ -156,7 +156,7 @@ def whole(stream: Stream, size: int, most: int, what: str) -> bytes:
     """The next `size` bytes. Raises DamagedArchive if they are not there, or if they are more than `most`."""
     if size > most:
         raise DamagedArchive(
-            f"{stream.path} is damaged: {what} claims {size:,} bytes, {most:,} are the most: "
+            f"{stream.path} is damaged: {what} claims {size:,} bytes, but at most {most:,} are allowed: "
             "download it again"
         )
     content = stream.read(size)

@@ -187,10 +187,10 @@ def find_archives(order: Order, work: Path) -> list[tuple[str, Source | None, Pa
     if missing:
         raise UserError(
             f"{folder} lacks {' and '.join(missing)}: download {'it' if len(missing) == 1 else 'them'} "
-            f"by hand (there is no known address without a login) and give its folder with --archives"
+            "by hand (it is not available without a login) and give the folder with --archives"
         )
     if order.archives is None and not order.recipe.archives:
-        raise UserError(f"{order.name} needs --archives DIR: the folder with its archives")
+        raise UserError(f"{order.name} needs --archives DIR, the folder with its archives")
     return result
 
 
@@ -304,8 +304,8 @@ def convert(converter: Path, order: Order, archives: dict[str, Path], staging: P
             process.wait()
             if limit_is_too_short(began, time.time(), job):
                 raise UserError(
-                    f"{converter.name} cannot be interrupted, and this job's time limit is too short for it: "
-                    "give it more (--time)"
+                    f"{converter.name} cannot be interrupted, and this job's time limit is too short for "
+                    "it: give it more time (--time)"
                 ) from None
             raise
         stderr.seek(0)
@@ -314,7 +314,7 @@ def convert(converter: Path, order: Order, archives: dict[str, Path], staging: P
         last = said[-1] if said else f"it ended with code {code}"
         raise UserError(
             f"{converter.name} failed: {last[:300]} "
-            f"(are the archives in {order.archives or order.data_root} whole?)"
+            f"(are the archives in {order.archives or order.data_root} complete?)"
         )
     shutil.rmtree(scratch)
 
@@ -334,8 +334,8 @@ def count(recipe: Recipe, staging: Path, partial: bool) -> dict[str, int]:
     for pattern, expected in recipe.counts.items():
         if counts[pattern] != expected and not (partial and counts[pattern]):
             raise UserError(
-                f"{recipe.folder}/{pattern}: {counts[pattern]:,} files, the release has {expected:,}: "
-                "an archive is not whole (--partial takes what there is)"
+                f"{recipe.folder}/{pattern}: {counts[pattern]:,} files, but the release has {expected:,}: "
+                "an archive is incomplete (--partial accepts what there is)"
             )
     for images, masks in recipe.pairs:
         for split in sorted(path for path in staging.glob(masks) if path.is_dir()):

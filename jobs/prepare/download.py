@@ -129,8 +129,8 @@ def ask_length(url: str, patience: Patience) -> int:
 
 def no_mirror(source: Source, reasons: list[str]) -> UserError:
     return UserError(
-        f"{source.name} could not be downloaded ({'; '.join(reasons)}): "
-        "download it elsewhere and give its folder with --archives"
+        f"{source.name} could not be downloaded ({'; '.join(reasons)}): download it on another machine and "
+        "give its folder with --archives"
     )
 
 

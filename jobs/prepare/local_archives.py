@@ -125,11 +125,17 @@ def check_archive(
             if looks_like_html(file.read(512)):
                 raise DamagedArchive(f"{path} is an HTML page, not the archive: download it again")
         if not checksum:
-            say(f"WARNING: {path.name} is used without a checksum, as asked: damage in it can go unnoticed")
+            say(
+                f"WARNING: {path.name} is used without a checksum, as requested: damage in it may go "
+                "unnoticed"
+            )
             return Checked(status.st_size, "", "", False)
         algorithm, expected = listed(source, path, given)
     elif not checksum:
-        say(f"{path.name} has the release's size, so it is checked although --no-checksum was given")
+        say(
+            f"{path.name} has the same size as the release, so it is checked even though --no-checksum was "
+            "given"
+        )
     key = f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {algorithm}"
     # A start that picks up an interrupted one does not read gigabytes for what is known.
     stamp = work / f"{source.name}.{STAMP}"
@@ -183,6 +189,6 @@ def listed_digest(path: Path) -> tuple[str, str] | None:
             value, _, file = line.partition(" ")
             if file.strip().removeprefix("*").removeprefix("./") == path.name:
                 if len(value) != hashlib.new(algorithm).digest_size * 2:
-                    raise UserError(f"{path.parent / name}: {value!r} is no {algorithm} digest")
+                    raise UserError(f"{path.parent / name}: {value!r} is not a {algorithm} digest")
                 return algorithm, value.lower()
     return None

@@ -123,7 +123,7 @@ def acquire(
                 continue
         if held is None:
             if path.is_symlink():
-                raise UserError(f"{path} is a link to what is not there, and no lock: remove it")
+                raise UserError(f"{path} is a dangling link instead of a lock: remove it")
             continue
         if (held[0].token, held[1]) != seen:
             seen, since = (held[0].token, held[1]), time.monotonic()
@@ -166,7 +166,7 @@ def guard(data_root: Path) -> Iterator[None]:
     try:
         fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
-        raise UserError(f"{data_root} is not there any more: somebody has removed it") from None
+        raise UserError(f"{data_root} no longer exists: somebody has removed it") from None
     began, announced = time.monotonic(), False
     try:
         while not _try_guard(fd):

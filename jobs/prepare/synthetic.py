@@ -81,7 +81,7 @@ def main() -> None:
     for name in (VOC_ARCHIVE, SBD_ARCHIVE):
         # Ours are listed in the SHA256SUMS beside them.
         if (args.out / name).exists() and listed_digest(args.out / name) is None:
-            raise UserError(f"{args.out / name} is there already: choose another folder for the stand-ins")
+            raise UserError(f"{args.out / name} already exists: choose another folder for the stand-ins")
     lists = read_lists(args.lists) if args.lists else make_lists(args.train, args.val)
     write_archives(
         args.out,

@@ -172,7 +172,7 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
         try:
             content = container.read(entry.path) if container else path.read_bytes()
             if content_digest(content) != entry.digest:
-                problems.append(finding(path, "was altered or damaged: it is not what was prepared"))
+                problems.append(finding(path, "was altered or damaged since it was prepared"))
             elif entry.path.endswith(".jpg"):
                 sizes[entry.path] = jpeg_size(content)
             elif entry.path.endswith(".png") and not voc:

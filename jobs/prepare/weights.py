@@ -149,7 +149,7 @@ def transfer(name: str, urls: tuple[str, ...], part: Path, patience: Patience | 
         else:
             return
     raise UserError(
-        f"{name} could not be downloaded ({'; '.join(reasons)}): get it elsewhere and place it as "
+        f"{name} could not be downloaded ({'; '.join(reasons)}): fetch it on another machine and place it as "
         f"{part.parent / name}, or prepare with --no-weights"
     )
 
@@ -171,7 +171,7 @@ def difference(file: Path, name: str, url: str) -> str:
     wrong = f"its sha256 is {found}, not {promised}{'' if len(promised) == 64 else '…'}"
     if name in DIGESTS or url.startswith(PUBLISHERS):
         return wrong
-    say(f"WARNING: {name}: {wrong} as its name says; it has arrived whole, so it is kept")
+    say(f"WARNING: {name}: {wrong} as its name says; it arrived complete, so it is kept")
     return ""
 
 
@@ -225,6 +225,6 @@ def check_content(file: Path) -> None:
         reason = one_line(error, 200)
         aside = set_aside(file, reason)
         raise UserError(
-            f"{aside} holds more than weights, or is damaged ({reason}): no training loads it; "
-            "get the file elsewhere"
+            f"{aside} holds more than weights, or is damaged ({reason}): no training loads it; fetch the "
+            "file from elsewhere"
         ) from None

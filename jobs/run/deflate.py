@@ -46,7 +46,7 @@ def inflate(packed: bytes | memoryview) -> bytes:
     stream = inflater.decompressobj()
     content = stream.decompress(packed, MOST_INFLATED)
     if not stream.eof:
-        raise InflateError(f"it ends too early, or would become more than {MOST_INFLATED:,} bytes")
+        raise InflateError(f"it ends too early, or would expand to more than {MOST_INFLATED:,} bytes")
     return cast(bytes, content)
 
 

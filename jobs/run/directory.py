@@ -86,7 +86,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         try:
             return self.set | {key: ast.literal_eval(text) for key, text in self.tuples.items()}
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise UserError("run.yaml is damaged: `tuples` holds what is no plain Python value") from None
+            raise UserError("run.yaml is damaged: `tuples` does not hold plain Python values") from None
 
 
 NOT_THE_USERS = ("jobs", "launch", "configs", "data", "config_files", "package_configs")
@@ -135,15 +135,15 @@ class Run:
             raise UserError(f"{self.path} is not a run directory: it has no run.yaml") from None
         except PermissionError:
             raise UserError(
-                f"{self.request_file} cannot be read: it is another user's, who can give its model to others "
-                f"(python launch/export.py {self.name} --out DIR), for infer.py to take"
+                f"{self.request_file} cannot be read: it belongs to another user, who can share its model "
+                f"(python launch/export.py {self.name} --out DIR) for infer.py to use"
             ) from None
         except (yaml.YAMLError, msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
             why = one_line(error)
             if field := re.match(r"Object contains unknown field `(.*?)`", why):
                 raise UserError(
-                    f"{self.request_file} has a field {field[1]!r} that this version does not know: a newer "
-                    "version wrote it; use that one"
+                    f"{self.request_file} has a field {field[1]!r} that this version does not know: it was "
+                    "written by a newer version; use that one"
                 ) from None
             raise UserError(f"{self.request_file} is damaged: {why}") from None
 

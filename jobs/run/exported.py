@@ -43,9 +43,9 @@ def read(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{folder / RECORD} cannot be read: {one_line(error)}") from None
     digests = record.get("sha256") if isinstance(record, dict) else None
     if not isinstance(digests, dict) or not {WEIGHTS, CONFIG} <= digests.keys():
-        raise UserError(f"{folder / RECORD} is damaged: it does not name the files of an export")
+        raise UserError(f"{folder / RECORD} is damaged: it does not list the files of an export")
     if record.get("format") != FORMAT:
-        raise UserError(f"{folder} was exported by a later version of Baton: export it again with this one")
+        raise UserError(f"{folder} was exported by a newer version of Baton: export it again with this one")
     for name, listed in digests.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():

@@ -24,7 +24,7 @@ def reported(run: Run, stage: str, rank: int | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
-            told = UserError(f"{refusal(error)}: see to that, and start again")
+            told = UserError(f"{refusal(error)}: fix that, and start again")
             tell(run, stage, str(told), exit_codes.USER_ERROR, rank)
             raise told from None
         tell(run, stage, traceback.format_exception_only(error)[-1].strip(), exit_codes.FAILED, rank)

@@ -55,7 +55,7 @@ def check(python: Path) -> None:
     image, environment = beside(python), python.parent.parent
     pack = f"env/pack.sh {'--squashfs ' if image.endswith(SQUASHED) else ''}{environment}"
     if not os.path.isfile(image):
-        raise UserError(f"environment: image: there is no {image}: {pack} makes it")
+        raise UserError(f"environment: image: {image} does not exist: {pack} makes it")
     packed = os.stat(image).st_mtime
     changed = [
         path for path in environment.glob("lib/python*/site-packages") if path.stat().st_mtime > packed

@@ -47,8 +47,8 @@ def check(folder: Path, option: str, own: Path | None = None) -> None:
         raise UserError(f"{option} {folder}: {error.strerror}; name a folder that is new or empty") from None
     if names and MARK not in names:
         raise UserError(
-            f"{option} {folder} has other files in it, and results could overwrite them: "
-            "name a folder that is new or empty"
+            f"{option} {folder} contains other files, which results could overwrite: name a folder that is "
+            "new or empty"
         )
 
 

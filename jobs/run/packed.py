@@ -149,12 +149,15 @@ class Container:
         """Back to the shared file, for good. Raises UserError if that is another one now."""
         assert self._stage is not None
         print(
-            f"baton: the copy of {self.path} in {self._stage} is damaged: on from the shared file", flush=True
+            f"baton: the copy of {self.path} in {self._stage} is damaged: going on with the shared file",
+            flush=True,
         )
         shared = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         if staged.name(self.path, os.fstat(shared)) != staged.name(self.path, self.status):
             os.close(shared)
-            raise UserError(f"{self.path} was replaced while a training reads it: start it again")
+            raise UserError(
+                f"{self.path} was replaced while a training was reading it: start the training again"
+            )
         self._exchange(shared)
         self.local = False
         staged.discard(self._stage, self.path, self.status)

@@ -68,7 +68,7 @@ def open_own(path: Path) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno in _NOT_SUCH and os.path.lexists(path):
-            raise UserError(f"{path} is not a file of this user's own ({_whose(path)}): remove it") from None
+            raise UserError(f"{path} is not this user's own file ({_whose(path)}): remove it") from None
         raise
     return _checked(fd, path, "file")
 
@@ -115,7 +115,7 @@ def open_folder(path: str | Path, make: bool = True) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in _NOT_SUCH:
-            raise UserError(f"{path} is not a folder of this user's own ({_whose(path)})") from None
+            raise UserError(f"{path} is not this user's own folder ({_whose(path)})") from None
         raise
     return _checked(fd, path, "folder")
 
@@ -135,11 +135,11 @@ def _check(fd: int, path: str | Path, kind: str) -> None:
     status = os.fstat(fd)
     right = stat.S_ISREG(status.st_mode) if kind == "file" else stat.S_ISDIR(status.st_mode)
     if not right or status.st_uid != os.geteuid() or (kind == "file" and status.st_nlink > 1):
-        raise UserError(f"{path} is not a {kind} of this user's own ({_whose(path)}): remove it")
+        raise UserError(f"{path} is not this user's own {kind} ({_whose(path)}): remove it")
     if stat.S_IMODE(status.st_mode) & 0o077:
         os.fchmod(fd, 0o600 if kind == "file" else 0o700)
         if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
-            raise UserError(f"{path}: this file system lets others in whatever its mode; take another one")
+            raise UserError(f"{path}: this file system ignores modes and lets others in; use another one")
 
 
 def _whose(path: str | Path) -> str:

@@ -44,7 +44,7 @@ def read(path: str | os.PathLike[str], what: str) -> str:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UserError(f"{what}: {file} cannot be read: {reason}") from None
     if stat.S_IMODE(mode) & 0o077:
-        raise UserError(f"{what}: others may read {file}: chmod 600 {file}")
+        raise UserError(f"{what}: others can read {file}: chmod 600 {file}")
     if not content or any(ord(character) < 32 or ord(character) == 127 for character in content):
-        raise UserError(f"{what}: {file} must hold one line, and nothing but the secret")
+        raise UserError(f"{what}: {file} must hold one line with nothing but the secret")
     return content

@@ -94,7 +94,7 @@ def expanded(setting: str, environ: Mapping[str, str]) -> str:
             raise UserError(f"stage: {setting}: {name} is not set on {os.uname().nodename}")
         path += text + (environ[name] if name else "")
     if not os.path.isabs(path):
-        raise UserError(f"stage: {setting}: {path} is no absolute path")
+        raise UserError(f"stage: {setting}: {path} is not an absolute path")
     return path
 
 

@@ -85,7 +85,7 @@ def tasks_on_node(per_node: str, node: int) -> int:
     for part in per_node.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
         if not match:
-            raise ValueError(f"not a count of tasks per node: {per_node!r}")
+            raise ValueError(f"not a number of tasks per node: {per_node!r}")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts[node]
 

@@ -51,7 +51,7 @@ def _hand_over(stage: str, run: Run, job: str, code: int, arguments: list[str]) 
         return 0
     new, text = successor.submit(run, f"afterany:{job}", arguments=arguments, stage=stage)
     if new is None:
-        print(f"error: no other job could be submitted in the place of this one: {text}", file=sys.stderr)
+        print(f"error: no other job could be submitted in place of this one: {text}", file=sys.stderr)
         return 1
     successor.move_dependents(job, lambda text: successor.rename(text, job, new), but=new)
     if run.events.exists():

@@ -58,14 +58,14 @@ def require() -> None:
     """Raises SlurmError where a job that is submitted could not run: this Slurm is not whole, or too old."""
     if shutil.which("srun") is None:
         raise SlurmError(
-            "sbatch is on PATH, srun is not: a job could not start its tasks. Put the folder of Slurm's "
-            "programs on PATH (module load slurm, say), or use --cluster local"
+            "sbatch is on PATH but srun is not, so a job could not start its tasks: put the folder of "
+            "Slurm's programs on PATH (such as by module load slurm), or use --cluster local"
         )
     version = re.search(r"^slurm\S* (\d+)\.(\d+)", call("srun", "--version"), re.MULTILINE)
     if version and (int(version[1]), int(version[2])) < OLDEST:
         raise SlurmError(
-            f"{version[0]} is too old: jobs here need Slurm {OLDEST[0]}.{OLDEST[1]} or later; "
-            "ask for an update, or use --cluster local"
+            f"{version[0]} is too old: Baton needs Slurm {OLDEST[0]}.{OLDEST[1]} or later; ask for an "
+            "update, or use --cluster local"
         )
 
 

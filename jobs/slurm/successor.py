@@ -220,7 +220,7 @@ def presubmit(run: Run, if_ending: bool = False) -> str:
     try:
         write_atomically(run.job / files.PRESUBMITTED(JOB=job), successor.encode())
     except OSError as error:  # then nobody will withdraw it but Slurm, when this job succeeds
-        print(f"baton: that job {successor} is the successor could not be noted: {error}", flush=True)
+        print(f"baton: could not record that job {successor} is the successor: {error}", flush=True)
     move_dependents(job, lambda text: either(text, job, successor), but=successor)
     return f"submitted job {successor} in advance; it goes on if this one is killed"
 

@@ -70,7 +70,7 @@ def verify(copy: Path, container: Path) -> None:
         shared = packed.Container(container)
         shared.close()
         if made.files != shared.files:
-            raise UserError(f"the copy of {container} is not like it")
+            raise UserError(f"the copy of {container} differs from it")
         for name, place in made.files.items():
             if zlib.crc32(made.read(name)) != place.crc:
                 raise _damaged(container, name)
@@ -85,8 +85,8 @@ def verify(copy: Path, container: Path) -> None:
 
 def _damaged(container: Path, name: str) -> UserError:
     return UserError(
-        f"in the copy of {container} {name} is not what was prepared: if `prepare.py --verify deep` finds "
-        "nothing, this node's disk is bad"
+        f"in the copy of {container} {name} differs from what was prepared: if `prepare.py --verify deep` "
+        "finds nothing, this node's disk is faulty"
     )
 
 

@@ -48,7 +48,7 @@ class Connection:
     def send_bytes(self, content: bytes, seconds: float) -> bool:
         """As `send`. Raises ValueError for more than 64 MiB."""
         if len(content) > LONGEST:
-            raise ValueError(f"a message of {len(content)} bytes; {LONGEST} are the most")
+            raise ValueError(f"a message of {len(content)} bytes; at most {LONGEST} are allowed")
         head = struct.pack(">I", len(content))
         mac = mac_of(self._keys[0], struct.pack(">Q", self._sent), head, content)
         self._sent += 1

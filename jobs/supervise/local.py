@@ -296,7 +296,7 @@ def _nvidia_smi(query: str) -> list[tuple[str, ...]]:
     except FileNotFoundError:
         return []
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        print(f"baton: nvidia-smi fails, so no GPUs are chosen: {error}", file=sys.stderr, flush=True)
+        print(f"baton: nvidia-smi fails, so no GPUs can be chosen: {error}", file=sys.stderr, flush=True)
         return []
     return [tuple(part.strip() for part in line.split(",")) for line in done.stdout.splitlines() if line]
 
@@ -318,7 +318,7 @@ def _lock(stack: ExitStack, run: Run) -> None:
     fd = private.open_own(path)
     stack.callback(os.close, fd)
     if not private.try_lock(fd, run.name):
-        raise UserError(f"{run.name} is running on this machine already: {private.holder(path)}")
+        raise UserError(f"{run.name} is already running on this machine: {private.holder(path)}")
 
 
 def _last_line(path: Path) -> str | None:

@@ -70,7 +70,7 @@ def _copy(packed: str, source: int, inside: int, stage: str) -> int:
             while chunk := os.read(fd, staging.CHUNK):
                 made.update(chunk)
             if made.digest() != was.digest():
-                raise UserError(f"the copy of {packed} is not like it: this node's disk is bad")
+                raise UserError(f"the copy of {packed} differs from it: this node's disk is faulty")
 
         staging.make_room(inside, status.st_size, stage)
         staging.copy(source, inside, name, packed, verify, was.update)

@@ -221,7 +221,7 @@ def _gather(task: Task, path: Path, deadline: float, seconds: float, start: int,
     for rank, connection in peers.items():
         if not connection.send(welcome):
             meeting.close()
-            raise RendezvousError(f"rank {rank} on {hosts[rank]} was lost as soon as all had met")
+            raise RendezvousError(f"rank {rank} on {hosts[rank]} was lost as soon as all ranks had met")
     return meeting
 
 
@@ -359,7 +359,7 @@ def _wait_for_all(connection: Connection, task: Task, deadline: float) -> Meetin
         messages = connection.receive(one=True)
         if messages is None:
             raise RendezvousError(
-                f"rank {task.rank} on {task.host} lost rank 0 ({theirs}) before all had met"
+                f"rank {task.rank} on {task.host} lost rank 0 ({theirs}) before all ranks had met"
             )
         if messages:
             welcome = messages[0]

@@ -148,7 +148,7 @@ def make_room(inside: int, size: int, stage: str | Path) -> None:
     if missing > sum(size for _, size, _ in unused):
         free = max(0, size - missing)
         raise UserError(
-            f"{stage} on {os.uname().nodename} has room for {free / 1e9:,.1f} GB, and {size / 1e9:,.1f} GB "
+            f"{stage} on {os.uname().nodename} has room for {free / 1e9:,.1f} GB, but {size / 1e9:,.1f} GB "
             "are needed"
         )
     for _, freed, name in unused:

@@ -72,7 +72,10 @@ class Beside:
             self.pids -= processes.reap().keys()
             time.sleep(0.02)
         if self.pids and code == exit_codes.FINISHED:
-            print("baton: a service has not taken all curves; the evaluation sends what it lacks", flush=True)
+            print(
+                "baton: a service has not accepted all curves; the evaluation sends what is missing",
+                flush=True,
+            )
 
 
 def command(run: Run, name: str, *rest: str) -> list[str]:
@@ -95,4 +98,4 @@ def once(run: Run, seconds: float = SECONDS_ONCE) -> None:
             process.kill()
             process.wait()
             by_hand = f"python launch/track.py {run.name} --to {name}"
-            print(f"{name} does not answer; {by_hand} sends what it lacks", file=sys.stderr, flush=True)
+            print(f"{name} does not answer; {by_hand} sends what is missing", file=sys.stderr, flush=True)

@@ -38,11 +38,11 @@ def places(setting: str, python: str, code: str, training: bool) -> tuple[str, s
         stage = staged.expanded(setting, os.environ)
         own = place(python, stage, staged.ENVIRONMENT)
     except (UserError, OSError) as error:
-        print(f"environment: {error}; on from {sys.executable}", file=sys.stderr, flush=True)
+        print(f"environment: {error}; going on with {sys.executable}", file=sys.stderr, flush=True)
     try:
         here = place(code, stage, staged.CODE) if own and os.path.exists(code) else ""
     except (UserError, OSError) as error:
-        print(f"code: {error}; on from {os.getcwd()}", file=sys.stderr, flush=True)
+        print(f"code: {error}; going on with {os.getcwd()}", file=sys.stderr, flush=True)
     if training:
         # What has come, and comes from here on, waits until the supervisor's handlers stand
         # (processes.wake_on_signals): it alone knows how a start leaves.
@@ -100,7 +100,7 @@ def _mounted(packed: str, source: int, inside: int, folder: str, stage: str, pos
         _unpacked(packed, source, inside, folder, stage, possible[-1])
     except UserError as error:
         raise UserError(f"{trouble}, and {error}") from None
-    print(f"environment: {trouble}: unpacked instead", file=sys.stderr, flush=True)
+    print(f"environment: {trouble}: it is unpacked instead", file=sys.stderr, flush=True)
     return possible[-1]
 
 
@@ -171,7 +171,11 @@ def take_own_python(part: str, folder: str) -> None:
     except UserError as error:
         moved, why = False, str(error)
     if not moved:
-        print(f"environment: on with the Python that it was made from ({why})", file=sys.stderr, flush=True)
+        print(
+            f"environment: going on with the Python that it was made from ({why})",
+            file=sys.stderr,
+            flush=True,
+        )
         return
     with open(config, encoding="utf-8") as file:
         lines = file.read().splitlines()

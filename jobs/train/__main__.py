@@ -71,7 +71,7 @@ def main() -> int:
     writer.common["start"] = meeting.start
     if meeting.stop == FINISHED:
         if task.rank == 0:
-            print(f"baton: {FINISHED}: nothing is left to do", flush=True)
+            print(f"baton: {FINISHED}: there is nothing left to do", flush=True)
         return exit_codes.FINISHED
     if meeting.stop is not None:
         if task.rank == 0:

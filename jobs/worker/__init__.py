@@ -58,7 +58,7 @@ class Worker:
         self.preemption.listen()
         if "BATON_RUN" not in os.environ:
             print(
-                f"error: no run to work for (BATON_RUN is not set): "
+                "error: there is no run to work on (BATON_RUN is not set): "
                 f"python launch/train.py --worker {sys.argv[0]} starts one",
                 file=sys.stderr,
             )
@@ -188,7 +188,7 @@ class Worker:
         """
         metric = metric or next(iter(scalars), "")
         if metric not in scalars:
-            raise ValueError(f"validated: the metric {metric!r} is none of {', '.join(scalars)}")
+            raise ValueError(f"validated: the metric {metric!r} is not one of {', '.join(scalars)}")
         self.log(step, epoch=epoch, kind="val", **scalars)
         self.report(
             "validated", step=int(step), epoch=int(epoch), seconds=round(float(seconds), 3),

@@ -40,7 +40,8 @@ def wait(
         return _follow(run, _Own(run, jobs), process, as_json)
     except KeyboardInterrupt:
         print(
-            f"\nThe run goes on without this command. How it stands: python launch/status.py {run.name}; "
+            "\nThe run goes on without this command. To see how it is doing: python launch/status.py "
+            f"{run.name}; "
             f"to end it: python launch/cancel.py {run.name}",
             file=sys.stderr,
         )

@@ -136,7 +136,7 @@ def _header(batch: Batch) -> str:
         lines.append(f"#   {key}: ({source})" if setting in UNTOLD else f"#   {key}: {value!r} ({source})")
     if bad := next((line for line in lines if profiles.has_control(line)), None):
         # Behind a line break the rest of a path or a name would be a command.
-        raise UserError(f"a line break or control character cannot stand in a batch script: {bad!r}")
+        raise UserError(f"a batch script cannot contain a line break or control character: {bad!r}")
     if batch.run is None:
         lines += ["#", *(f"# {line}" for line in USAGE[batch.resolved.stage].splitlines())]
     return "\n".join(lines) + "\n"

@@ -34,8 +34,8 @@ def cancel(run: Run, lost: bool = False) -> list[str]:
     far = _far_away(run, past)
     if far and not lost:
         raise UserError(
-            f"{run.name} was started on {', '.join(far.values())}: type this there; "
-            "if that machine is gone for good, add --lost"
+            f"{run.name} was started on {', '.join(far.values())}: run this command there; if that machine "
+            "is gone for good, add --lost"
         )
     chains = _local_chains(run, past)
     alive = _in_the_queue(run, past)
@@ -63,14 +63,15 @@ def _in_the_queue(run: Run, past: History) -> list[str]:
     for problem in answer.problems:
         if problem.startswith("squeue"):
             raise UserError(
-                f"cannot see whether the jobs of {run.name} live: {problem}; try again where Slurm is"
+                f"cannot tell whether the jobs of {run.name} are alive: {problem}; try again where Slurm "
+                "works"
             )
     answer, strangers = _own(run, past, ids, answer)
     for stranger in strangers:
         what = f"{stranger.user or 'somebody'}'s {stranger.name or stranger.command}"
         print(
-            f"{run.name}: job {stranger.id} is another's by now ({what}): "
-            f"it is left alone (scancel {stranger.id} ends it all the same)",
+            f"{run.name}: job {stranger.id} now belongs to something else ({what}), so it is left alone "
+            f"(scancel {stranger.id} would end it)",
             file=sys.stderr,
         )
     return sorted(id for id in ids if answer.job(id).alive)

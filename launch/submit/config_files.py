@@ -188,7 +188,8 @@ def _from_module(statement: ast.stmt, path: Path) -> Base:
     """`from .base import *` means the file beside this one, `from mmseg.configs.x import *` a package's."""
     if not isinstance(statement, ast.ImportFrom) or not statement.module:
         raise UserError(
-            f"{path}, line {statement.lineno}: `with read_base():` takes `from … import …` of a file only"
+            f"{path}, line {statement.lineno}: `with read_base():` may only contain `from … import …` of a "
+            "file"
         )
     parts = statement.module.split(".")
     if statement.level:
@@ -240,8 +241,8 @@ def check_calls(tree: ast.Module, path: Path) -> None:
                 called = called.value
             if isinstance(called, ast.Name) and called.id in lazy:
                 raise UserError(
-                    f"{path}, line {part.lineno}: a config cannot call {ast.unparse(part.func)}, which it "
-                    "imports: only the standard library can be called; write dict(type=…)"
+                    f"{path}, line {part.lineno}: a config cannot call the imported "
+                    f"{ast.unparse(part.func)}: only the standard library can be called; write dict(type=…)"
                 )
         rest += [
             one for one in ast.iter_child_nodes(part) if not isinstance(one, (ast.FunctionDef, ast.Lambda))

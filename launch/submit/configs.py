@@ -122,8 +122,8 @@ def _check_parts(config: Path, chain: Chain, evaluated: bool) -> None:
     model = chain.values["model"]
     if evaluated and isinstance(model, dict) and supported.name_of(model.get("type")) == "DepthEstimator":
         raise UserError(
-            f"{config} cannot be evaluated: its model estimates depth, and what is evaluated here are "
-            "classes; train with --no-evaluation"
+            f"{config} cannot be evaluated: its model estimates depth, and only classes can be evaluated "
+            "here; train with --no-evaluation"
         )
 
 
@@ -149,8 +149,8 @@ def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
                 if not (clip := pretrained.meant_clip(chain.values.get("model"))):
                     raise
                 raise UserError(
-                    f"pretrained weights are missing: SAN begins with CLIP's, and {reference} is what "
-                    f"mmseg's other configs call a ViT of ImageNet's: --set model.pretrained={clip}"
+                    "pretrained weights are missing: SAN starts from CLIP's, but in mmseg's other configs "
+                    f"{reference} means a ViT trained on ImageNet: --set model.pretrained={clip}"
                 ) from None
 
 
@@ -235,7 +235,7 @@ def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool =
         if base.path is None:
             if here:
                 raise UserError(
-                    f"{path}, line {base.line}: its base is one of {base.package}'s, which is not installed "
+                    f"{path}, line {base.line}: its base comes from {base.package}, which is not installed "
                     "in this environment"
                 )
             chain.complete = False
@@ -257,8 +257,8 @@ def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool =
         return dict(literals.merged(mine, result))
     except literals.Clash as clash:
         raise UserError(
-            f"{path}: {clash} is a dict, and not in what it inherits from, with which it cannot be merged: "
-            f"write {str(clash).rpartition('.')[2]}=dict(_delete_=True, …)"
+            f"{path}: {clash} is a dict here but not in its base, so the two cannot be merged: write "
+            f"{str(clash).rpartition('.')[2]}=dict(_delete_=True, …)"
         ) from None
 
 

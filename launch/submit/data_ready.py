@@ -85,8 +85,8 @@ def check_relative(chain: configs.Chain) -> None:
         whole = Path(root).expanduser().absolute()
         path = shlex.quote(os.path.normpath(whole)) if whole.exists() else "/ITS/WHOLE/PATH"
         raise UserError(
-            f"the config reads {root}, and a job runs in a directory of its own: put it below data/, or give "
-            f"its whole path: --set {' '.join(f'{key}={path}' for key in keys)}"
+            f"the config reads {root}, but a job runs in its own directory: put it below data/, or give "
+            f"its absolute path: --set {' '.join(f'{key}={path}' for key in keys)}"
         )
 
 
@@ -185,7 +185,7 @@ def _not_there(data_root: Path, path: str, dataset: str, reason: str) -> None:
     place = data_root / path
     if place.exists() and dataset != "voc":
         if dataset:
-            print(f"{place} was not made by launch/prepare.py: it is taken unverified", file=sys.stderr)
+            print(f"{place} was not made by launch/prepare.py: it is used unverified", file=sys.stderr)
         return
     if not dataset:
         raise UserError(f"the config reads data/{path}, and there is no {place}: put it there")

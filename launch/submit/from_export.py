@@ -30,11 +30,9 @@ def folder(given: str) -> Path | None:
 def new_run(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[Run, Resolved, str]]:
     """(run, settings of its inference, checkpoint); the run is deleted again if the body raises."""
     if arguments.checkpoint != "best":
-        raise UserError(f"{folder} holds one model: --checkpoint is for a run")
+        raise UserError(f"{folder} holds a single model: --checkpoint is for a run")
     if arguments.dry_run:
-        raise UserError(
-            "--dry-run needs a run, and for an exported model one is only made when it is submitted"
-        )
+        raise UserError("--dry-run needs a run, and for an exported model a run is only made on submission")
     resolved = options.settings(arguments, options.profile(arguments), "infer")
     config = folder / exported.CONFIG
     runs.check_path(config, "the exported folder")

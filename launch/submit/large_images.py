@@ -39,7 +39,7 @@ def check(arguments: argparse.Namespace) -> None:
         windows.share_of(arguments.part)
         if not arguments.out:
             raise UserError(
-                "--part needs --out: the jobs that share the images share the folder of the masks"
+                "--part needs --out: jobs that share the images must also share the folder of the masks"
             )
 
 
@@ -53,7 +53,7 @@ def check_job(arguments: argparse.Namespace, run: Run, resolved: Resolved, image
     for path in map(Path, images) if why else ():
         if path.is_file() and pixels(path) > windows.MOST_PIXELS:
             raise UserError(
-                f"{path} has {pixels(path):,} pixels, {windows.MOST_PIXELS:,} are read whole: {why}"
+                f"{path} has {pixels(path):,} pixels; at most {windows.MOST_PIXELS:,} are read whole: {why}"
             )
 
 

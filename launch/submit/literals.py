@@ -389,7 +389,7 @@ def overridden(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
             result = merged(last, result, lists=True)
         except Clash as clash:
             raise UserError(
-                f"--set {dotted}: the config's {clash} is no dict, and no list of dicts with such an item: "
-                "set it as a whole"
+                f"--set {dotted}: the config's {clash} is not a dict, nor a list of dicts with such an "
+                "item: set it as a whole"
             ) from None
     return result

@@ -26,15 +26,15 @@ def of_resumed(run: Run, old: Request, given: dict[str, Any], taken_back: list[s
     """All overrides of a resumed run: its own but for those `taken_back`, and those `given` now. Raises
     UserError as `overrides`, and for one taken back that is none or that a checkpoint was trained with."""
     if given and old.worker:
-        raise UserError("--set overrides a config, and this run trains a program of its own")
+        raise UserError("--set overrides a config, but this run trains its own program")
     own = old.overrides
     for key in taken_back:
         if key not in old.overrides:
             there = f"they are {', '.join(sorted(old.overrides))}" if old.overrides else "it has none"
-            raise UserError(f"--unset {key}: that is no override of {run.name}: {there}")
+            raise UserError(f"--unset {key}: that is not an override of {run.name}: {there}")
         if not begins_anew(run):
             raise UserError(
-                f"--unset {key}: {run.name} has trained with it: train.py without it makes another run"
+                f"--unset {key}: {run.name} has trained with it: start a new run without it (train.py)"
             )
         own.pop(key, None)  # named twice, it is gone by now
     return own | overrides(run, given)
@@ -60,8 +60,8 @@ def overrides(run: Run, given: dict[str, Any]) -> dict[str, Any]:
     for key in () if begins_anew(run) else given:
         if key.split(".")[0] not in MAY_CHANGE:
             raise UserError(
-                f"--resume goes on with the same training: --set {key} would make another; it takes "
-                f"{', '.join(f'{name}.…' for name in MAY_CHANGE)}"
+                f"--resume continues the same training: --set {key} would make it a different one; allowed "
+                f"are {', '.join(f'{name}.…' for name in MAY_CHANGE)}"
             )
     result = dict(given)
     values = resolved(run)
@@ -74,7 +74,7 @@ def overrides(run: Run, given: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"--set train_cfg.{length} must be a whole number, not {new!r}")
         done = newest.get("epoch" if length == "max_epochs" else "step", 0)
         if new <= done:
-            raise UserError(f"{run.name} has done {done} of train_cfg.{length} already: {new} is no more")
+            raise UserError(f"{run.name} has already done {done} of train_cfg.{length}: {new} is not more")
         if isinstance(old, int):
             result = stretched(values.get("param_scheduler"), length, old, new, newest) | result
     return result

@@ -206,7 +206,7 @@ def checkpoint(which: str, run: Run | None = None, address: bool = True) -> str:
             raise UserError(f"{run.name} {what}: only MMSegmentation's models are evaluated and used here")
         if not all(os.access(folder, os.W_OK) for folder in (run.path, run.job) if folder.exists()):
             raise UserError(
-                f"{run.path} cannot be written to, where a job tells how it goes: use a copy, "
+                f"{run.path} cannot be written to, and a job records its progress there: use a copy, "
                 f"cp -r {run.path} {runs_root() / 'NAME'}"
             )
     if which in ("best", "last"):
@@ -218,10 +218,10 @@ def checkpoint(which: str, run: Run | None = None, address: bool = True) -> str:
     if which.startswith(ADDRESSES):
         if not address:
             raise UserError(
-                f"--checkpoint {which}: only evaluate.py takes an address: fetch the file and give its path"
+                f"--checkpoint {which}: only evaluate.py accepts a URL: fetch the file and give its path"
             )
         if not re.fullmatch(r"https?://[^/\s]+/\S*\.pth", which):
-            raise UserError(f"--checkpoint {which!r}: the address of a checkpoint ends in .pth")
+            raise UserError(f"--checkpoint {which!r}: the URL of a checkpoint ends in .pth")
         pretrained.file_name(which)
         return which
     file = Path(which).expanduser().absolute()
@@ -232,7 +232,7 @@ def checkpoint(which: str, run: Run | None = None, address: bool = True) -> str:
                 return str(file)
         except OSError as error:
             raise UserError(f"--checkpoint {file} cannot be read: {error.strerror}") from None
-        raise UserError(f"--checkpoint {file}: it is no checkpoint, as torch.save writes them")
+        raise UserError(f"--checkpoint {file}: this is not a checkpoint as torch.save writes it")
     own = [name for name in (which, f"{which}.pth") if re.fullmatch(r"(epoch|iter)_[0-9]+\.pth", name)]
     if run is not None:
         own = [name for name in own if (run.checkpoints / name).is_file()]
@@ -249,7 +249,7 @@ def check_pictures(asked: list[str]) -> None:
     together = len(asked) > 1 and "all" in asked
     if wrong or together:
         given = wrong[0] if wrong else " ".join(asked)
-        raise UserError(f"--pictures {given}: write all, a number (0: none), or the ids of images")
+        raise UserError(f"--pictures {given}: give all, a number (0 for none), or image ids")
 
 
 def out_folder(given: str, own: Path | None = None) -> Path:
@@ -292,8 +292,8 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
             raise UserError(f"--set {pair!r}: write KEY=VALUE, such as train_dataloader.batch_size=4")
         if secrets.looks_secret(key.rpartition(".")[2]):
             raise UserError(
-                f"--set {key}: a secret does not belong on a command line, which others see and the report "
-                "shows: give it as a variable of the job (secrets: in the profile)"
+                f"--set {key}: a secret does not belong on a command line, which others can see and the "
+                "report shows: give it as an environment variable of the job (`secrets` in the profile)"
             )
         values[key] = literal(weights_found(key, value))
         if isinstance(values[key], str) and value.lstrip().startswith(("[", "(", "{")):

@@ -32,23 +32,23 @@ def check_options(arguments: argparse.Namespace, own: list[str]) -> None:
     """Raises UserError for options that do not go together, and for a secret among the program's."""
     if not arguments.worker:
         if own and arguments.resume:
-            raise UserError(f"--resume goes on with a run as it is: it takes no `-- {own[0]} …`")
+            raise UserError(f"--resume continues a run as it is: it takes no `-- {own[0]} …`")
         if own:
             raise UserError(f"`-- {own[0]} …`: only a --worker takes arguments of its own after --")
         return
     for name in NOT_FOR_IT:
         if (value := getattr(arguments, name)) or type(value) is int:
             raise UserError(
-                f"--worker trains without an MMSegmentation config, so it takes no --{name}: "
-                "what it is to do stands in its own arguments, after --"
+                f"--worker trains without an MMSegmentation config, so it takes no --{name}: give the "
+                "program its own arguments after --"
             )
     for argument, following in itertools.pairwise([*own, ""]):
         name, equals, value = argument.partition("=")
         no_secret = re.fullmatch(r"[0-9.eE+-]*|-.*", value if equals else following)  # --max-token 77
         if name.startswith("-") and secrets.looks_secret(name) and not no_secret:
             raise UserError(
-                f"{name}: a secret does not belong on a command line, which others see and the report "
-                "shows: give it as a variable of the job (secrets: in the profile)"
+                f"{name}: a secret does not belong on a command line, which others can see and the report "
+                "shows: give it as an environment variable of the job (`secrets` in the profile)"
             )
 
 

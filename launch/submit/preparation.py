@@ -78,8 +78,8 @@ def name_of(arguments: argparse.Namespace, data_root: Path, dataset: str) -> str
         return dataset
     root = data_root / datasets.folder_of(dataset)
     raise UserError(
-        f"--dataset {dataset}: {root} is there; --verify looks at it, --pack and --unpack turn it, "
-        "and to make it again give all the options that made it"
+        f"--dataset {dataset}: {root} exists; --verify checks it, --pack and --unpack convert it, and to "
+        "make it again give all the options that made it"
     )
 
 
@@ -132,7 +132,7 @@ def fit_to_config(arguments: argparse.Namespace) -> None:
         fit_weights(arguments, chain, name)
         beside = f" (its weights: --weights {' '.join(arguments.weights)})" if arguments.weights else ""
         raise UserError(
-            f"{name} reads {read}: what can be prepared is one of the datasets that --dataset names{beside}"
+            f"{name} reads {read}: only the datasets that --dataset lists can be prepared{beside}"
         )
     (arguments.dataset,) = found
     fit_weights(arguments, chain, name)
@@ -147,15 +147,15 @@ def fit_weights(arguments: argparse.Namespace, chain: configs.Chain, name: str) 
     for reference in configs.weights(chain):
         if clip:
             print(
-                f"{name} names {reference} for CLIP's weights: those are fetched; train it with "
-                f"--set model.pretrained={clip}",
+                f"{name} names {reference} for CLIP's weights: fetching those; train with --set "
+                f"model.pretrained={clip}",
                 file=sys.stderr,
             )
             arguments.weights.append(clip)
         elif pretrained.address(reference):
             arguments.weights.append(reference)
         else:
-            print(f"{name} begins with {reference}, which has no address: place it by hand", file=sys.stderr)
+            print(f"{name} starts from {reference}, which has no URL: place it by hand", file=sys.stderr)
     arguments.no_weights = not arguments.weights
 
 
@@ -166,4 +166,6 @@ def check_fitting(arguments: argparse.Namespace, data_root: Path, dataset: str) 
         raise UserError(f"--unpack: {root} has no {MANIFEST}: there is no prepared dataset to unpack")
     if dataset == "voc" and (arguments.partial or arguments.converter_args is not None):
         option = "--partial" if arguments.partial else "--converter-args"
-        raise UserError(f"{option} is for other datasets; VOC 2012 + SBD is made whole or not at all")
+        raise UserError(
+            f"{option} is for other datasets; VOC 2012 + SBD is prepared completely or not at all"
+        )

@@ -164,7 +164,7 @@ def load(name: str, executor_without: str = "local") -> Profile:
 def parse(raw: Any, source: str, name: str) -> Profile:
     """A profile from the mapping that its YAML file holds (all scalars as strings)."""
     if not isinstance(raw, dict):
-        raise UserError(f"{source} is not a cluster profile: it holds a {type(raw).__name__}, not keys")
+        raise UserError(f"{source} is not a cluster profile: it holds a {type(raw).__name__} instead of keys")
     top = {key: value for key, value in raw.items() if key not in STAGES and key != "executor"}
     _check_keys(top, source, "", extra=("executor", *STAGES))
     stages: dict[str, dict[str, Any]] = {}
@@ -246,7 +246,7 @@ def _check_keys(section: dict[str, Any], source: str, where: str, extra: tuple[s
 
 def _check_mapping(value: Any, key: str, source: str) -> None:
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-        raise UserError(f"{source}: `{key}` must hold pairs of a name and a value")
+        raise UserError(f"{source}: `{key}` must hold names with values")
 
 
 def _convert(values: dict[str, Any], source: str) -> Settings:
@@ -280,9 +280,9 @@ def _check_end(settings: Settings, sources: dict[str, str]) -> None:
     limit = 60 * (successor.minutes(settings.time or "") or 0)  # 0 is none to Slurm, too
     if 0 < limit <= settings.signal_delay:
         raise UserError(
-            f"{sources['time']}: `time` {settings.time} is no longer than `signal_delay`, the "
-            f"{settings.signal_delay} s before its end at which a job saves and leaves: it would come to "
-            "nothing; a longer time, or a shorter signal_delay"
+            f"{sources['time']}: `time` {settings.time} is not longer than `signal_delay` (the "
+            f"{settings.signal_delay} s before its end at which a job saves and leaves), so the job would "
+            "do nothing: give a longer time, or a shorter signal_delay"
         )
 
 

@@ -43,7 +43,7 @@ def check_there(run: Run) -> None:
     jobs = run.code / "jobs"
     if not jobs.is_dir():
         raise UserError(
-            f"{jobs} is gone, and jobs of {run.name} run that code: put it back, or make a new run"
+            f"{jobs} is gone, but the jobs of {run.name} run that code: put it back, or make a new run"
         )
 
 
@@ -52,7 +52,7 @@ def require(run: Run, part: str, what: str) -> None:
     check_there(run)
     if not (run.code / part).exists():
         raise UserError(
-            f"{run.name} goes on with the code that it was made with, which knows no {what} yet "
+            f"{run.name} continues with the code that it was made with, which does not know {what} yet "
             f"({run.code / part} is missing)"
         )
 

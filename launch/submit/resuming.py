@@ -103,7 +103,9 @@ def show(arguments: argparse.Namespace, run: Run, scripts: tuple[script.Batch, s
     if arguments.set or arguments.unset:
         # The jobs read it in run.yaml, where only a submission writes it.
         said = "--set" if arguments.set else "--unset"
-        print(f"nothing submitted, and {said} stands in no script: submit without --dry-run", file=sys.stderr)
+        print(
+            f"nothing submitted, and {said} appears in no script: submit without --dry-run", file=sys.stderr
+        )
 
 
 def check_unchanged(arguments: argparse.Namespace) -> None:
@@ -116,7 +118,7 @@ def check_unchanged(arguments: argparse.Namespace) -> None:
     given = [name for name, value in values.items() if value or type(value) is int]
     if given:
         option = given[0].replace("_", "-")
-        raise UserError(f"--resume goes on with a run as it is: it takes no --{option}")
+        raise UserError(f"--resume continues a run as it is: it takes no --{option}")
 
 
 def check_trains(run: Run, old: Request) -> None:
@@ -124,7 +126,7 @@ def check_trains(run: Run, old: Request) -> None:
     by = Path(old.command[0]).name if old.command else ""
     if by in ("prepare.py", "evaluate.py", "infer.py") or not (old.config or old.worker):
         raise UserError(
-            f"--resume {run.name}: that is no training, {by or 'prepare.py'} made it; "
+            f"--resume {run.name}: that is not a training ({by or 'prepare.py'} made it); "
             "python launch/train.py --config CONFIG begins one"
         )
 
@@ -150,5 +152,6 @@ def check_resumable(run: Run, trains_on: bool) -> None:
     job = past.newest.get("train", "")
     if liveness.is_alive(run, job):
         raise UserError(
-            f"{run.name} is on its way as job {job}: python launch/cancel.py {run.name} ends that"
+            f"{run.name} is already queued or running as job {job}: python launch/cancel.py {run.name} "
+            "ends it"
         )

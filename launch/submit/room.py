@@ -35,6 +35,7 @@ def warn_of_files(root: Path, dataset: str, pack: bool, unpack: bool) -> None:
     elif not pack:
         way += "; packed (--pack) it is few files only when it has been made elsewhere"
     print(
-        f"warning: {root} will be about {most:,} files, and {place} takes {left:,} more of yours: {way}",
+        f"warning: {root} will be about {most:,} files, but {place} has room for only {left:,} "
+        f"more of yours: {way}",
         file=sys.stderr,
     )

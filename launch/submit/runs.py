@@ -75,7 +75,7 @@ def find(name: str) -> Run:
     if elements := sweeps.members(name):
         of = f"{len(elements)} runs, {elements[0].name} … {elements[-1].name}"
         raise UserError(
-            f"{name} is a sweep of {of}: name one of them (the whole sweep is for status.py, cancel.py, "
+            f"{name} is a sweep of {of}: name one of them (whole sweeps are for status.py, cancel.py, "
             "clean.py and report.py --compare)"
         )
     names = [run.name for run in all_runs() if NAME.fullmatch(run.name)]
@@ -101,9 +101,11 @@ def check_path(path: Path, what: str) -> None:
     """
     text = str(path)
     if "\\" in text or any(ord(character) < 32 or ord(character) == 127 for character in text):
-        raise UserError(f"{what} {text!r} has a backslash or a control character: Slurm cannot carry it")
+        raise UserError(f"{what} {text!r} has a backslash or a control character: Slurm cannot pass it on")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{what} {text!r} has bytes that are not UTF-8, which no text can name: rename it")
+        raise UserError(
+            f"{what} {text!r} has bytes that are not UTF-8, which no text file can hold: rename it"
+        )
 
 
 def check_root(root: Path) -> None:
@@ -150,7 +152,7 @@ def dated_folder(parent: Path, kept: bool) -> Iterator[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise UserError(f"{parent} is no folder, nor a link to one: remove it, or give --out") from None
+        raise UserError(f"{parent} is neither a folder nor a link to one: remove it, or give --out") from None
     for number in itertools.count(1):
         path = parent / (stem if number == 1 else f"{stem}-{number}")
         with suppress(FileExistsError):
@@ -188,7 +190,7 @@ def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) ->
         unfinished = Run(tempfile.mkdtemp(prefix=f".{name},", dir=root))
     except OSError as error:
         raise UserError(
-            f"cannot make {run.path}: {error.strerror}; set BATON_RUNS to a place you own"
+            f"cannot make {run.path}: {error.strerror}; set BATON_RUNS to a folder of your own"
         ) from None
     try:
         unfinished.path.chmod(0o777 & ~_umask())

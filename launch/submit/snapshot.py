@@ -89,7 +89,7 @@ def _copy_tree(source: Path, target: Path, above: tuple[str, ...] = ()) -> None:
             if beside > MOST:
                 raise UserError(
                     f"{source} has code and more than {MOST} other files, which each run would copy: move "
-                    "those into a folder of their own below it, which a run only links"
+                    "those into a subfolder without code, which a run only links"
                 )
             with open(entry.path, "rb") as old, open(copy, "wb") as new:
                 new.write(old.read())
@@ -106,7 +106,7 @@ def _targets(files: list[Path]) -> dict[Path, Path]:
         targets = {file: Path("config_files") / file.relative_to(top) for file in own}
     for file, target in targets.items():
         if target.parts[0] == "data":
-            raise UserError(f"{file}: a config cannot lie in data/, which stands for the data root in a run")
+            raise UserError(f"{file}: a config cannot be in data/, which stands for the data root in a run")
     return targets | {file: Path("package_configs") / place for file, place in packaged.items()}
 
 
@@ -125,7 +125,10 @@ def _rebased(source: Path, targets: dict[Path, Path], bases: dict[str, Path]) ->
     if not moved:
         return content
     if source.suffix != ".py":
-        raise UserError(f"{source}: a snapshot has to name its bases anew, which only one in Python allows")
+        raise UserError(
+            f"{source}: the snapshot must rewrite the paths of its bases, which is only "
+            "possible in a Python config"
+        )
     try:
         tree = ast.parse(content, str(source))
     except SyntaxError:

@@ -121,8 +121,8 @@ def arrived(script: Path, problem: str) -> str:
         if found:
             return max(found, key=int)
     raise slurm.SlurmError(
-        f"whether {script} was submitted is not known ({problem}), so its run is kept; `squeue --me` tells; "
-        f"if it is not there: sbatch {shlex.quote(str(script))}",
+        f"whether {script} was submitted is not known ({problem}), so its run is kept; `squeue --me` shows "
+        f"whether it is there; if not: sbatch {shlex.quote(str(script))}",
         unanswered=True,
     )
 
@@ -168,7 +168,9 @@ def withdrawn_on_error(job: str) -> Iterator[None]:
         except slurm.SlurmError as left:
             raise slurm.SlurmError(f"{error or 'interrupted'}; and {left}", unanswered=True) from None
         if isinstance(error, slurm.SlurmError):
-            raise slurm.SlurmError(f"{error}; job {job}, before it, is withdrawn", error.unanswered) from None
+            raise slurm.SlurmError(
+                f"{error}; job {job}, submitted before it, is cancelled", error.unanswered
+            ) from None
         raise
 
 

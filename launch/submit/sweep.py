@@ -121,5 +121,5 @@ def _tell(
     for run, (ids, process) in zip(made, submitted, strict=True):
         codes.append(waiting.wait(run, ids, process, arguments.json))
     if any(codes):
-        print(f"{sum(map(bool, codes))} of {len(codes)} runs did not end well", file=sys.stderr)
+        print(f"{sum(map(bool, codes))} of {len(codes)} runs did not finish successfully", file=sys.stderr)
     return max(codes)

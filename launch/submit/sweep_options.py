@@ -50,20 +50,20 @@ def elements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     keys = [key for key, _ in axes]
     if arguments.seed is not None and SEED in keys:
         option = "--seeds" if arguments.seeds is not None else f"--sweep {SEED}"
-        raise UserError(f"{option} and --seed: say which seeds once")
+        raise UserError(f"{option} and --seed: give the seeds only once")
     for number, key in enumerate(keys):
         if key in keys[:number] or key in {pair.partition("=")[0] for pair in arguments.set}:
-            raise UserError(f"--sweep {key}: its values are given twice (--sweep, --seeds, --set)")
+            raise UserError(f"--sweep {key}: its values are given more than once (--sweep, --seeds, --set)")
         for value in axes[number][1] if key == SEED else []:
             check_seed(value, "--sweep")
     if arguments.zip and len({len(values) for _, values in axes}) > 1:
         counts = ", ".join(f"{len(values)} of {key}" for key, values in axes)
-        raise UserError(f"--zip takes as many values of each: there are {counts}")
+        raise UserError(f"--zip needs the same number of values for each: there are {counts}")
     # The last axis, the seeds', changes fastest.
     columns = [values for _, values in axes]
     count = len(columns[0]) if arguments.zip else math.prod(map(len, columns))
     if count > MOST:
-        raise UserError(f"--sweep: {count} runs are more than {MOST}: divide it")
+        raise UserError(f"--sweep: {count} runs are more than {MOST}: divide the sweep")
     combined = zip(*columns, strict=True) if arguments.zip else itertools.product(*columns)
     found = [dict(zip(keys, values, strict=True)) for values in combined]
     seen = set()
@@ -105,8 +105,8 @@ def seeds(text: str) -> list[int]:
         first, last = int(one[1]), int(one[2] or one[1])
         check_seed(last, "--seeds")
         if len(found) + last - first >= MOST:
-            raise UserError(f"--seeds {text!r}: a sweep has {MOST} runs at most: divide it")
+            raise UserError(f"--seeds {text!r}: a sweep has {MOST} runs at most: divide the sweep")
         found += range(first, last + 1)
     if len(set(found)) < len(found):
-        raise UserError(f"--seeds {text!r}: a seed is there twice")
+        raise UserError(f"--seeds {text!r}: a seed appears twice")
     return found

@@ -47,7 +47,7 @@ def read_spec(
     seed = arguments.seed or 0
     overrides = options.overrides(arguments.set)
     if arguments.seed is not None and sweep_options.SEED in overrides:
-        raise UserError(f"--seed and --set {sweep_options.SEED}: say which seed once")
+        raise UserError(f"--seed and --set {sweep_options.SEED}: give the seed only once")
     train = options.settings(arguments, profile, "train")
     own_worker.check_stage(arguments, train.settings, bool(arguments.worker))
     if arguments.worker:

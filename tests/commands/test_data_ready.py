@@ -83,10 +83,10 @@ def test_a_relative_data_root_means_nothing_in_a_job(tmp_path: Path, monkeypatch
         data_ready.check_relative(chain(tmp_path, text.replace("ROOT", "./datasets/")))
     keys = "train_dataloader.dataset.dataset.data_root", "val_dataloader.dataset.data_root"
     whole = " ".join(f"{key}={tmp_path}/datasets" for key in keys)
-    assert str(error.value).endswith(f"its whole path: --set {whole}")
+    assert str(error.value).endswith(f"its absolute path: --set {whole}")
     other = "train_dataloader = dict()\nval_dataloader = dict(dataset=dict(data_root='ROOT'))"
     for root in ("../data/mine", "~/mine"):
-        with pytest.raises(UserError, match=f"the config reads {root}, and a job runs in a directory of its"):
+        with pytest.raises(UserError, match=f"the config reads {root}, but a job runs in its own directory"):
             data_ready.check_relative(chain(tmp_path, other.replace("ROOT", root)))
     for root in ("data/mine", "./data", "/scratch/mine", "", "configs/lists"):
         data_ready.check_relative(chain(tmp_path, other.replace("ROOT", root)))
@@ -259,7 +259,7 @@ def test_who_only_waits_makes_nothing(data: Path) -> None:
     wait = [sys.executable, "-m", "jobs.prepare", "--data-root", str(data), "--dataset", "ade20k"]
     gone = subprocess.run([*wait, "--wait-only"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert gone.returncode == 2
-    assert "has ended without it: python launch/prepare.py" in gone.stderr
+    assert "has ended without finishing: python launch/prepare.py" in gone.stderr
     assert list(data.iterdir()) == []
 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as preparer:
@@ -285,4 +285,4 @@ def test_who_only_waits_makes_nothing(data: Path) -> None:
         assert waiting.wait(30) == 0
         _, said = second.communicate(timeout=30)
         assert second.returncode == 2
-        assert "cityscapes that was waited for has ended without it" in said
+        assert "cityscapes that was waited for has ended without finishing" in said

@@ -114,7 +114,7 @@ def test_a_third_executor_submits_is_seen_and_cancelled(checkout: Path) -> None:
     assert state in ("queued", "pending", "running", "starting")
     again = call(checkout, "train", "--resume", "first")
     assert again.returncode == 2
-    assert f"first is on its way as job {job}" in again.stderr
+    assert f"first is already queued or running as job {job}" in again.stderr
     ended = call(checkout, "cancel", "first", "--json")
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["jobs"] == [job]

@@ -47,5 +47,5 @@ def test_a_preparation_says_when_the_quota_does_not_take_its_files(site: Site, t
     plain, packed = site("prepare", *place, "--json"), site("prepare", *place, "--pack", "--json")
     assert (plain.returncode, packed.returncode) == (0, 0), plain.stderr + packed.stderr
     assert "will be about 25,533 files" in plain.stderr
-    assert "takes 1,000 more of yours: --pack makes it at most 10" in plain.stderr
+    assert "has room for only 1,000 more of yours: --pack makes it at most 10" in plain.stderr
     assert "files" not in packed.stderr

@@ -251,7 +251,7 @@ def test_findings_are_shown_where_no_partition_takes_a_job(tmp_path: Path) -> No
     probe = doctor("--submit-probe")
     assert probe.returncode == 2
     assert "with a GPU: Invalid account" in probe.stdout
-    assert "no partition takes a job of yours" in probe.stderr
+    assert "no partition accepts your jobs" in probe.stderr
     assert "a small job with a GPU would start at once" in doctor("--account", "good").stdout
 
 
@@ -266,7 +266,7 @@ def test_without_slurm_nothing_of_it_is_asked_or_advised(tmp_path: Path) -> None
     for options in ((), ("--cluster", "local")):
         done = doctor(*options)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith("nothing stands in the way; next: python launch/demo.py\n")
+        assert done.stdout.endswith("nothing prevents a run; next: python launch/demo.py\n")
     for asked, said in (
         ("--cluster=nope", "there is no cluster profile 'nope'"),
         ("--cluster=slurm", "--cluster slurm is a profile for Slurm, and there is no Slurm here"),

@@ -61,7 +61,7 @@ def test_a_dry_run_leaves_nothing(made: Site, tmp_path: Path) -> None:
     assert (done.returncode, "--out" in done.stdout) == (0, True), done.stderr
     assert not (made.runs / "mine" / "infer").exists()
     (made.runs / "mine" / "infer").symlink_to(tmp_path / "purged")
-    one_line(made("infer", "mine", str(tmp_path / "x.png"), "--dry-run"), "mine/infer is no folder")
+    one_line(made("infer", "mine", str(tmp_path / "x.png"), "--dry-run"), "mine/infer is neither a folder")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_without_the_library_nothing_large_is_submitted(made: Site, tmp_path: Pa
 def test_a_run_whose_code_is_older_is_not_given_what_it_does_not_know(made: Site, tmp_path: Path) -> None:
     (made.runs / "mine" / "code" / "jobs" / "infer" / "large.py").unlink()
     photo = str(header(tmp_path / "x.png", 5))
-    one_line(made("infer", "mine", photo, "--gpus", "2"), "goes on with the code that it was made with")
+    one_line(made("infer", "mine", photo, "--gpus", "2"), "continues with the code that it was made with")
     assert made("infer", "mine", photo).returncode == 0
 
 
@@ -122,7 +122,9 @@ def test_a_run_that_is_another_users_or_kept_from_changes_is_told_in_time(
         one_line(made(*command), "mine cannot be written to", f"use a copy, cp -r {run} {made.runs}/NAME")
     (run / "job").chmod(0o700)
     (run / "run.yaml").chmod(0)
-    one_line(made("infer", "mine", photo), "it is another user's, who can give", "export.py mine --out DIR")
+    one_line(
+        made("infer", "mine", photo), "it belongs to another user, who can share", "export.py mine --out DIR"
+    )
     assert len(made.calls("sbatch")) == 1
 
 

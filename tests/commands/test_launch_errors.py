@@ -80,7 +80,7 @@ CASES = {
     "no number of epochs": (
         "train",
         [*LOCAL, *TINY, "--set", "train_cfg.max_epochs=abc"],
-        "train_cfg.max_epochs is 'abc': it has to be a whole number from 1 on",
+        "train_cfg.max_epochs is 'abc': it must be a whole number of at least 1",
     ),
     "a sweep that lacks a bracket": (
         "train",
@@ -101,7 +101,7 @@ CASES = {
     "a file that is no checkpoint": (
         "evaluate",
         [*LOCAL, *TINY, "--checkpoint", "/etc/passwd"],
-        "--checkpoint /etc/passwd: it is no checkpoint",
+        "--checkpoint /etc/passwd: this is not a checkpoint",
     ),
     "a bad sweep": ("train", [*LOCAL, *TINY, "--sweep", "lr="], "write KEY=A,B,C"),
     "unknown profile": ("train", ["--cluster", "locl", *TINY], "did you mean 'local'?"),
@@ -112,12 +112,16 @@ CASES = {
         "must not set 'output'",
     ),
     "unknown run": ("evaluate", [*LOCAL, "nobody"], "there is no run 'nobody'"),
-    "several passes of several": ("evaluate", [*LOCAL, "x", "--tta", "--batch", "2"], "--batch is not for"),
+    "several passes of several": (
+        "evaluate",
+        [*LOCAL, "x", "--tta", "--batch", "2"],
+        "--batch does not work with",
+    ),
     **{
         f"pictures {' '.join(given)}": (
             "evaluate",
             ["x", "--pictures", *given],
-            "write all, a number (0: none)",
+            "give all, a number (0 for none)",
         )
         for given in (["-1"], ["None"], ["all", "3"], ["2007_000033", "-3"])
     },
@@ -130,7 +134,7 @@ CASES = {
         f"an empty {name}": (
             script,
             [*LOCAL, *words],
-            f"{name} is given an empty value: is a variable not set?",
+            f"{name} has an empty value: is a variable not set?",
         )
         for script, name, words in (
             ("train", "--resume", ["--resume", ""]),
@@ -154,7 +158,7 @@ CASES = {
     "two seeds": (
         "train",
         [*LOCAL, *TINY, "--seed", "3", "--set", "randomness.seed=5"],
-        "--seed and --set randomness.seed: say which seed once",
+        "--seed and --set randomness.seed: give the seed only once",
     ),
     "a bad checkpoint": ("train", [*LOCAL, *TINY, "--checkpoint", "bset"], "did you mean 'best'?"),
     "a line break in a run's path": ("infer", [*LOCAL, "/x\nrm/y", "x.jpg"], "there is no run"),
@@ -226,7 +230,7 @@ CASES = {
     "weights behind a password": (
         "prepare",
         [*LOCAL, "--weights", "https://me:s3cr3t@h/a.pth"],
-        "the address of h/a.pth has a password or a key in it",
+        "the address of h/a.pth contains a password or a key",
     ),
     "a checkpoint behind a key": (
         "evaluate",
@@ -236,7 +240,7 @@ CASES = {
             "--checkpoint",
             "https://h/a.pth?access_token=s3cr3t.pth",
         ],
-        "the address of h/a.pth has a password or a key in it",
+        "the address of h/a.pth contains a password or a key",
     ),
     "a secret on the command line": (
         "train",

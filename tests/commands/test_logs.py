@@ -457,6 +457,6 @@ def test_cancelling_what_is_over_says_what_next(tmp_path: Path) -> None:
     interrupted_run(tmp_path / "run")
     shown = command(tmp_path, "cancel.py", "run").stdout
     assert shown.splitlines() == [
-        "run: nothing of it was queued or running",
+        "run: none of its jobs was queued or running",
         "how it stands: python launch/status.py run",
     ]

@@ -44,7 +44,7 @@ def launch(runs: Path, script: str, *arguments: object) -> subprocess.CompletedP
         (["--worker", "examples/plain_pytorch.py", "--", "--api-key=x"], "--api-key: a secret does not"),
         (["--worker", "examples/plain_pytorch.py", "--", "--hf-token", "abc"], "--hf-token: a secret"),
         (["--config", "configs/demo.py", "--", "--steps", "5"], "only a --worker takes arguments"),
-        (["--resume", "mine", "--", "--steps", "5"], "--resume goes on with a run as it is"),
+        (["--resume", "mine", "--", "--steps", "5"], "--resume continues a run as it is"),
     ],
 )
 def test_a_mistake_is_one_line_and_makes_no_run(tmp_path: Path, arguments: list[str], message: str) -> None:

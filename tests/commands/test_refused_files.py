@@ -103,7 +103,9 @@ def test_a_run_whose_request_is_another_users_alone(refusing: Site, tmp_path: Pa
     done = refusing("report", "mine", "--out", str(tmp_path / "page.html"), **patched)
     assert done.returncode == 0, done.stderr
     assert "run.yaml cannot be read" in (tmp_path / "page.html").read_text()
-    one_line(refusing("evaluate", "mine", **patched), "mine/run.yaml cannot be read: it is another user's")
+    one_line(
+        refusing("evaluate", "mine", **patched), "mine/run.yaml cannot be read: it belongs to another user"
+    )
 
 
 def test_one_run_that_refuses_does_not_keep_clean_from_the_others(refusing: Site, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_what_is_no_training_is_not_resumed(site: Site, tmp_path: Path) -> None:
     for done, by in ((evaluated, "evaluate.py"), (prepared, "prepare.py")):
         name = json.loads(done.stdout)["run"]
         before = site.contents()
-        one_line(site("train", "--resume", name), f"--resume {name}: that is no training, {by} made it")
+        one_line(site("train", "--resume", name), f"--resume {name}: that is not a training ({by} made it)")
         assert site.contents() == before
     name = json.loads(prepared.stdout)["run"]
     for command in (["evaluate", name], ["infer", name, str(photo)], ["export", name]):
@@ -185,13 +185,13 @@ def test_before_its_first_checkpoint_a_run_takes_another_batch_size(made: Site) 
     batch = run / "job" / "global-batch"
     batch.write_text("8\n")
     change = ("train", "--resume", "mine", "--set", "train_dataloader.batch_size=2")
-    one_line(made(*change), "--set train_dataloader.batch_size would make another")
+    one_line(made(*change), "--set train_dataloader.batch_size would make it a different one")
     (run / "checkpoints" / "epoch_1.pth.json").unlink()  # which a start writes last
-    one_line(made(*change), "--set train_dataloader.batch_size would make another")
+    one_line(made(*change), "--set train_dataloader.batch_size would make it a different one")
     (run / "checkpoints" / "epoch_1.pth").unlink()
     one_line(made(*change[:-1], "train_dataloder.batch_size=2"), "did you mean train_dataloader?")
     shown_only = made(*change, "--dry-run")
-    assert (shown_only.returncode, "--set stands in no script" in shown_only.stderr) == (0, True)
+    assert (shown_only.returncode, "--set appears in no script" in shown_only.stderr) == (0, True)
     assert batch.exists()
     assert "batch_size" not in (run / "run.yaml").read_text()
     done = made(*change)
@@ -216,8 +216,8 @@ def test_before_its_first_checkpoint_an_override_is_taken_back(made: Site) -> No
     batch.write_text("4\n")
     change = ("train", "--resume", "mine", "--unset")
     there = "model.backbone.dpeth, model.backbone.strides, train_dataloader.batch_size"
-    one_line(made(*change, "model.backbone.depht"), f"that is no override of mine: they are {there}")
-    one_line(made("train", "--unset", "model.backbone.dpeth"), "it needs --resume RUN")
+    one_line(made(*change, "model.backbone.depht"), f"that is not an override of mine: they are {there}")
+    one_line(made("train", "--unset", "model.backbone.dpeth"), "so it needs --resume RUN")
     taken = [*(pair.partition("=")[0] for pair in mistaken), "model.backbone.dpeth"]
     done = made(*change, *taken, "--set", "model.backbone.depth=101", "--dry-run")
     assert (done.returncode, "dpeth" in (run / "run.yaml").read_text()) == (0, True), done.stderr
@@ -240,7 +240,7 @@ def test_a_checkpoint_is_looked_for_before_anything_is_submitted(made: Site) -> 
         one_line(made(*command, "--checkpoint", "epoch_1"), "did you mean 'epoch_1.pth'?")
         if command[0] != "evaluate":  # whose job fetches one
             away = made(*command, "--checkpoint", "https://example.org/x.pth")
-            one_line(away, "only evaluate.py takes an address")
+            one_line(away, "only evaluate.py accepts a URL")
         lines = shown(made(*command, "--checkpoint", "epoch_1.pth", "--dry-run"))
         assert any("--checkpoint epoch_1.pth" in line for line in lines)
     assert len(made.calls("sbatch")) == 1

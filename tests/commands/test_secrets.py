@@ -88,7 +88,7 @@ def test_a_file_that_others_may_read_is_refused_at_submission(profile: Path, voc
         token.chmod(0o600)
 
     for change, said in (
-        (lambda: token.chmod(0o640), f"others may read {token}: chmod 600"),
+        (lambda: token.chmod(0o640), f"others can read {token}: chmod 600"),
         (hold_two_lines, "must hold one line"),
         (lambda: token.unlink(), "cannot be read: No such file"),
     ):
@@ -203,7 +203,7 @@ def test_what_looks_like_a_secret() -> None:
 
 
 def test_a_private_file_is_private_from_its_first_byte(tmp_path: Path) -> None:
-    """Also where a killed writer has left a temporary file that others may read."""
+    """Also where a killed writer has left a temporary file that others can read."""
     left = tmp_path / f".x.{os.getpid()}.tmp"
     left.write_text("left")
     left.chmod(0o666)

@@ -60,7 +60,9 @@ def test_a_run_whose_job_may_still_come_is_kept(answer: str, queue: str, site: S
 
 def test_a_training_whose_evaluation_is_refused_is_withdrawn(site: Site) -> None:
     site.command("sbatch", f'case "$*" in *evaluate*) {REFUSED};; esac\necho Submitted batch job 5')
-    one_line(site.train(), "sbatch refused evaluate.sbatch: ", "nowhere; job 5, before it, is withdrawn")
+    one_line(
+        site.train(), "sbatch refused evaluate.sbatch: ", "nowhere; job 5, submitted before it, is cancelled"
+    )
     assert site.calls("scancel") == ["scancel 5"]
     assert list(site.runs.iterdir()) == []
     # It cannot be withdrawn: its run must stay, and the user is told what to type.
@@ -150,7 +152,7 @@ def test_a_slurm_that_could_not_run_a_job_is_refused_in_one_line(lacks: str, sit
     site.command("sbatch", "echo Submitted batch job 5")
     if lacks == "srun":
         (site.bin / "srun").unlink(missing_ok=True)
-        one_line(site.train(), "sbatch is on PATH, srun is not", "--cluster local")
+        one_line(site.train(), "sbatch is on PATH but srun is not", "--cluster local")
     else:
         site.command("srun", "echo slurm-wlm 19.05.8")
         one_line(site.train(), "slurm-wlm 19.05 is too old", "20.11")

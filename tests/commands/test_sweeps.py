@@ -79,7 +79,7 @@ def test_the_evaluation_is_shown_of_a_training_that_has_begun(axes: list[str], t
 
 def test_options_of_a_sweep_without_one(tmp_path: Path) -> None:
     said = call(tmp_path, *TRAIN, "--zip", "--no-submit", code=2)
-    assert said.startswith("error: --zip is about the values of several --sweep")
+    assert said.startswith("error: --zip pairs the values of several --sweep")
     assert "it takes no --seeds" in call(tmp_path, *TRAIN, "--resume", "x", "--seeds", "1", code=2)
 
 
@@ -187,7 +187,7 @@ def test_a_run_of_a_newer_version_is_left_out_of_a_comparison(tmp_path: Path) ->
     assert [row["runs"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["2"]
     assert done.stderr == (
         f"note: g-2 is left out: {third.request_file} has a field 'horizon' that this version does not know: "
-        "a newer version wrote it; use that one\n"
+        "it was written by a newer version; use that one\n"
     )
     second.request_file.write_text("name: [\n")
     told = call(runs, "report", "--compare", "g-0", "g-1", "g-2", code=2)
@@ -251,6 +251,6 @@ def test_one_that_cannot_be_cancelled_keeps_no_other_going(site: Site) -> None:
     done = site("cancel", "a", "b")
     assert done.returncode == 2
     assert done.stderr.startswith("error: a is unreadable")
-    assert done.stdout.startswith("b: nothing of it was queued")
+    assert done.stdout.startswith("b: none of its jobs was queued")
     done = site("cancel", "a", "--json")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

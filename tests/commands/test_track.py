@@ -93,7 +93,7 @@ def test_a_run_that_names_no_service(tmp_path: Path) -> None:
     made_run(tmp_path / "mine")
     done = call("track", "mine", BATON_RUNS=str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr == "error: mine names no service: say --to wandb or mlflow or clearml\n"
+    assert done.stderr == "error: mine names no service: give --to wandb or mlflow or clearml\n"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="it is about what comes after")
@@ -102,4 +102,4 @@ def test_a_directory_that_takes_no_notes(tmp_path: Path) -> None:
     (run.path / "track").touch()
     done = call("track", "mine", "--to", "mlflow", BATON_RUNS=str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr == f"error: {run.path}/track: what is sent cannot be noted there: File exists\n"
+    assert done.stderr == f"error: {run.path}/track: cannot record there what is sent: File exists\n"

@@ -299,7 +299,7 @@ def test_what_was_spoilt_is_found_and_decoded(
         assert said == ""
         assert path.stat().st_size > len(content)
     else:
-        assert said.count("is the node's disk bad?; on by decoding each image") == 1
+        assert said.count("is the node's disk bad?; each image is decoded instead") == 1
         assert not path.exists()
     assert_same(samples(one), expected)
 
@@ -324,7 +324,7 @@ def test_a_disk_that_fills_up_is_said_once_and_the_rest_is_decoded(
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     said = capfd.readouterr().out
-    assert said.count("on by decoding each image") == 1, said
+    assert said.count("each image is decoded instead") == 1, said
     decoded._kept.clear()
     assert_same(samples(dataset(both[1])), expected)
 
@@ -339,7 +339,7 @@ def test_a_fifth_of_the_disk_is_left_to_others(
     one = dataset(both[1])
     for _ in range(2):
         assert_same(samples(one), expected)
-    assert capsys.readouterr().out.count("there is no more room; on by decoding each image") == 1
+    assert capsys.readouterr().out.count("there is no more room; each image is decoded instead") == 1
     assert kept(stage).stat().st_size == slots(both[1] / FOLDER)
 
 
@@ -377,10 +377,10 @@ def test_where_none_can_be_kept_it_is_said_and_harms_nothing(
         if not os.path.isdir("/dev/shm") or file_systems.kind(Path("/dev/shm")) not in file_systems.IN_MEMORY:
             pytest.skip("no /dev/shm")
         monkeypatch.setenv(staged.VARIABLE, "/dev/shm")
-        words = "is memory (tmpfs)"
+        words = "is in memory (tmpfs)"
     elif how == "network":
         monkeypatch.setattr(file_systems, "kind", lambda _: "nfs4")
-        words = "is no disk of the node's own (nfs4)"
+        words = "is not a local disk of the node (nfs4)"
     else:
         monkeypatch.setenv(staged.VARIABLE, "" if how == "none" else str(tmp_path / "no/where"))
     one = dataset(both[1])
@@ -496,7 +496,7 @@ def test_a_config_asks_for_it(
             assert first["type"] == ("LoadImageFromFileOnce" if swapped else "LoadImageFromFile")
             assert loader.num_workers == (1 if swapped else resolved.train_dataloader.num_workers)
         said = capsys.readouterr().out
-        assert ("nothing here is loaded from a packed dataset" in said) == (asked and not swapped)
+        assert ("nothing is loaded from a packed dataset here" in said) == (asked and not swapped)
 
 
 @pytest.mark.slow

@@ -203,7 +203,7 @@ def test_an_evaluation_has_a_folder_of_its_own_with_augmentation(random_run: Run
     for arguments in ((), ("--tta",), ("--tta",)):
         (done,) = evaluate(run, "--pictures", "0", *arguments)
         assert done.returncode == 0, done.stderr
-    assert "has been evaluated already" in done.stdout
+    assert "has already been evaluated" in done.stdout
     plain, augmented = sorted(run.eval.iterdir())
     assert augmented.name == f"{plain.name}-tta"
 
@@ -297,7 +297,7 @@ def test_a_result_that_is_there_is_not_made_again(random_run: Run) -> None:
     random_run.events.write_bytes(b"".join(lines[:-1]))
     (second,) = evaluate(random_run)
     assert second.returncode == 0
-    assert "evaluated already" in second.stdout
+    assert "has already been evaluated" in second.stdout
     assert (folder / "metrics.json").stat().st_mtime_ns == written
     evaluate(random_run)
     told = [e for e in events.read(random_run.events) if e.get("path") == str(folder)]

@@ -135,7 +135,7 @@ def test_modules_of_the_users_go_along(run: Run, image: Path, tmp_path: Path) ->
     [
         (("--check", "x.png"), "--check is for --onnx"),
         (("--checkpoint", "gone.pth"), "gone.pth"),
-        (("--out", "FULL"), "has other files in it"),
+        (("--out", "FULL"), "contains other files"),
     ],
 )
 def test_a_mistake_is_one_line_and_no_job(
@@ -161,7 +161,7 @@ def test_an_older_runs_code_is_said_to_know_no_export(run: Run) -> None:
     for script, more in (("export", ()), ("evaluate", ("--tta",))):
         done = call(run.path.parent, script, "first", "--checkpoint", weights, *more)
         assert done.returncode == 2
-        assert "goes on with the code that it was made with, which knows no" in done.stderr
+        assert "continues with the code that it was made with, which does not know" in done.stderr
 
 
 @pytest.mark.skipif(not NO_ONNX, reason="the packages are there")
@@ -271,7 +271,7 @@ def test_the_record_says_what_a_later_version_wrote(tmp_path: Path) -> None:
     (tmp_path / "config.py").write_bytes(b"c")
     digests = {name: digest(tmp_path / name, "sha256") for name in ("weights.pth", "config.py")}
     for record, message in (
-        ({"format": 2, "sha256": digests}, "by a later version"),
+        ({"format": 2, "sha256": digests}, "by a newer version"),
         ({"format": 1}, "is damaged"),
         ({"format": 1, "sha256": digests | {"../x": "0"}}, "is missing"),
     ):

@@ -97,7 +97,7 @@ def test_where_it_cannot_it_says_so_and_runs_from_the_shared_one(
     assert out == f"{environment} from here an argument\n"
     (line,) = err.splitlines()
     assert line.startswith("environment: ")
-    assert line.endswith(f"; on from {image.interpreter(environment)}")
+    assert line.endswith(f"; going on with {image.interpreter(environment)}")
     if trouble in ("damaged", "empty"):
         assert copies(tmp_path) == []
 
@@ -280,7 +280,7 @@ def test_damaged_code_is_run_from_the_run(run: Run, environment: Path, tmp_path:
     assert out == f"{run.code} {run.code}/mine.py"
     (line,) = err.splitlines()
     assert line.startswith(f"code: {packed} could not be unpacked on ")
-    assert line.endswith(f"; on from {run.code}")
+    assert line.endswith(f"; going on with {run.code}")
     assert [path.suffix for path in copies(tmp_path / "local")] == [staged.ENVIRONMENT]
 
 

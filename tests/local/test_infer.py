@@ -75,7 +75,7 @@ def test_files_folders_and_globs_of_every_kind(random_run: Run, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--", "/nowhere/*.jpg"), "no image at /nowhere/*.jpg"),
+        (("--", "/nowhere/*.jpg"), "no images at /nowhere/*.jpg"),
         (("--checkpoint", "none.pth", "--", __file__), "there is no checkpoint none.pth"),
         (("--checkpoint", "best", "--", __file__), "has no checkpoint yet"),
     ],

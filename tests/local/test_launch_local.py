@@ -135,7 +135,7 @@ def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
 
     busy = launch(environment, "train", "--resume", "kept")
     assert busy.returncode == 2
-    assert "is on its way as job local-" in busy.stderr
+    assert "is already queued or running as job local-" in busy.stderr
     wait_for(lambda: {"finished", "stopped"} & set(names(run)), "the training ends")
     assert "finished" in names(run)
     lines = imported.read_text().splitlines()

@@ -83,7 +83,7 @@ def test_through_failures_and_a_preemption_to_one_evaluation(tmp_path: Path) -> 
     job = f"local-{chain.pid}"
     assert logs == {f"{job}-{name}_log.out" for name in ("prepare_0", "train_0", "train_1", "evaluate_0")}
     assert not processes_of(run)
-    # Once more: nothing is left to do.
+    # Once more: there is nothing left to do.
     assert start_chain(run).wait(timeout=60) == 0
     assert len(of(run, "evaluated")) == 1
 
@@ -165,7 +165,7 @@ def test_one_chain_at_a_time(tmp_path: Path) -> None:
     first = start_chain(run)
     wait_until(lambda: of(run, "started"))
     assert start_chain(run).wait(timeout=60) == 2
-    assert "is running on this machine already" in (run.job / "chain.out").read_text()
+    assert "is already running on this machine" in (run.job / "chain.out").read_text()
     first.kill()
     first.wait()
 

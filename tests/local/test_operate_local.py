@@ -56,7 +56,7 @@ def test_a_run_is_cancelled_resumed_evaluated_and_reported(tmp_path: Path, voc_s
     cancelled = status()
     assert cancelled["state"] == "cancelled"
     assert not named("finished"), "it was too quick to be cancelled"
-    assert "nothing of it was queued or running" in call(runs, "cancel", "mine")
+    assert "none of its jobs was queued or running" in call(runs, "cancel", "mine")
 
     call(runs, "train", "--resume", "mine", "--cluster", "local", "--wait")
     assert not (run / "job/cancelled").exists()

@@ -100,7 +100,7 @@ def test_a_packed_dataset_is_handled_by_its_name_and_checked(tmp_path: Path) -> 
 
     alone = launch(tmp_path, "prepare", *by_name)
     assert alone.returncode == 2
-    assert "data/mine is there; --verify looks at it" in alone.stderr
+    assert "data/mine exists; --verify checks it" in alone.stderr
 
     again = prepare(tmp_path, given, "--crop", "32")
     assert again.returncode == 0, again.stdout + again.stderr

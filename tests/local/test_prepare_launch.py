@@ -122,6 +122,6 @@ def test_a_training_waits_for_a_preparation_and_makes_nothing_itself(
     assert cancelled.returncode == 0, cancelled.stderr
     out, error = training.communicate(timeout=90)
     assert training.returncode == 2, out + error
-    assert "that was waited for has ended without it: python launch/prepare.py" in out
+    assert "that was waited for has ended without finishing: python launch/prepare.py" in out
     assert not (data / "VOCdevkit").exists()
     assert "started" not in [event["event"] for event in events.iterate(run / "events.jsonl")]

@@ -104,7 +104,7 @@ def test_ade20k(ade: Path, tmp_path: Path) -> None:
     assert "sha1" in ended.stderr  # not the release, and it does not claim to be another archive
     ended = prepare("ade20k", root, ade, "--no-checksum")
     assert ended.returncode == 2
-    assert "6 files, the release has 20,210" in ended.stderr
+    assert "6 files, but the release has 20,210" in ended.stderr
     assert not (root / "ade").exists()
     ended = prepare("ade20k", root, ade, "--no-checksum", "--partial")
     assert ended.returncode == 0, ended.stderr

@@ -79,7 +79,7 @@ def test_a_run_without_a_whole_checkpoint_does_not_begin_again(data: Path, tmp_p
         os.truncate(path, path.stat().st_size // 2)
     for _ in range(2):
         assert tiny.start(run) == [USER_ERROR]
-    assert "delete the folder to begin at step 0" in tiny.log_of(run, 3)
+    assert "delete the folder to start from step 0" in tiny.log_of(run, 3)
     assert len(of(run, "first_step")) == 1
 
 

@@ -238,7 +238,7 @@ def test_where_it_cannot_be_mounted_it_is_unpacked(trouble: str, environment: Pa
         assert str(second) in line
         if shared:
             assert out == f"{environment} from here an argument\n"
-            assert line.endswith(f"; on from {image.interpreter(environment)}")
+            assert line.endswith(f"; going on with {image.interpreter(environment)}")
             assert not [path for path in copies(stage) if path.suffix != staged.SQUASHED]
             return
         (copy,) = (path for path in copies(stage) if path.suffix == staged.ENVIRONMENT)
@@ -269,7 +269,7 @@ def test_a_copy_that_is_not_like_its_image_is_refused(
     with (
         open(f"{environment}.sqfs", "rb") as file,
         staging.closing(staging.open_folder(tmp_path)) as inside,
-        pytest.raises(UserError, match="is not like it: this node's disk is bad"),
+        pytest.raises(UserError, match="differs from it: this node's disk is faulty"),
     ):
         mounting._copy(file.name, file.fileno(), inside, str(tmp_path))
     assert copies(tmp_path) == []

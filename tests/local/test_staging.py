@@ -199,7 +199,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_without_room_is_said_and_nothing_is_written(packed_data: Path, small_disk: Path) -> None:
     container = packed_data / FOLDER / packed.NAME
-    with pytest.raises(UserError, match=r"has room for 0\.0 GB, and 0\.0 GB are needed"):
+    with pytest.raises(UserError, match=r"has room for 0\.0 GB, but 0\.0 GB are needed"):
         copier.copy(container, small_disk)
     assert copies(small_disk) == []
 

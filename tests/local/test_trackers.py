@@ -209,7 +209,7 @@ def test_what_wandb_throws_away_does_not_count_as_sent(environment: dict[str, st
     done = call(environment | {"WANDB_MODE": "disabled"}, "track", "mine", "--to", "wandb")
     assert done.returncode == 1
     first, second = without_waiting(done.stdout)
-    assert first.startswith("wandb did not take the curves: W&B is switched off (mode disabled)")
+    assert first.startswith("wandb did not accept the curves: W&B is switched off (mode disabled)")
     assert second == "wandb does not have all of mine yet"
     for mode in ("dryrun", "offline"):  # two words for the same
         done = call(environment | {"WANDB_MODE": mode}, "track", "mine", "--to", "wandb")
@@ -388,7 +388,7 @@ def test_services_that_stall(environment: dict[str, str], voc_small: Path, stall
     assert expected(run).keys() == set(range(1, 19))
     assert not [event for event in events.iterate(run.events) if event["event"] in ("hang", "stopped")]
     words = "".join(path.read_text() for path in run.job.glob("*train_0_log.out"))
-    assert "a service has not taken all curves; the evaluation sends what it lacks" in words
+    assert "a service has not accepted all curves; the evaluation sends what is missing" in words
     assert not any(state_of(run, name).get("evaluation") for name in ("wandb", "mlflow", "clearml"))
 
 
@@ -399,7 +399,7 @@ def test_a_service_that_is_down(environment: dict[str, str], voc_small: Path) ->
         environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{free.getsockname()[1]}"
         run = trained(environment, voc_small, "--track", "mlflow")
     words = "".join(path.read_text() for path in run.job.glob("*_log.out"))
-    assert "mlflow did not take the curves" in words
+    assert "mlflow did not accept the curves" in words
 
 
 def rows(run: Run, start: int, begin: int, end: int) -> None:

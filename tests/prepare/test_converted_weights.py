@@ -189,13 +189,13 @@ def test_weights_are_named_where_the_dataset_cannot_be_prepared(config: str, bes
     )
     with pytest.raises(UserError) as error:
         preparation.fit_to_config(arguments)
-    assert str(error.value).endswith(f"is one of the datasets that --dataset names{beside}")
+    assert str(error.value).endswith(f"only the datasets that --dataset lists can be prepared{beside}")
 
 
 def test_san_is_told_which_weights_are_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chain = configs.check(configs.locate("mmseg::san/san-vit-l14_voc12aug-640x640.py"))
     right = "https://download.openmmlab.com/mmsegmentation/v0.5/san/clip_vit-large-patch14-336_3rdparty-0b5df9cb.pth"
-    with pytest.raises(UserError, match=f"SAN begins with CLIP's.*--set model.pretrained={right}$"):
+    with pytest.raises(UserError, match=f"SAN starts from CLIP's.*--set model.pretrained={right}$"):
         configs.check_weights(chain, tmp_path, set())
     arguments = argparse.Namespace()
     preparation.fit_weights(arguments, chain, "san")

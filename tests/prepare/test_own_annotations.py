@@ -255,7 +255,7 @@ def test_masks_in_a_folder_of_the_images(tmp_path: Path) -> None:
     (folder / "data").rename(tmp_path / "before")
     for image in (folder / "images").glob("*.png"):
         image.unlink()
-    with pytest.raises(UserError, match="all that lie there are in the folder of --masks"):
+    with pytest.raises(UserError, match="all images there are in the folder of --masks"):
         make(folder, "--masks", folder / "images/masks")
 
 

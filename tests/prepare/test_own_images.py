@@ -143,14 +143,14 @@ def test_classes_behind_numbers_and_between_quotes(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("one\n", "two are the least"),
-        ("a\na\n", "line 2: the class 'a' stands there twice"),
+        ("one\n", "at least two are needed"),
+        ("a\na\n", "line 2: the class 'a' appears twice"),
         ("a 1 2 3\nb 1 2 3\n", "line 2: the colour (1, 2, 3) is taken"),
         ("a value=1\nb\n", "'b' without `value`, so 1, is taken"),
         ("a 1 2 300\nb\n", "0 to 255"),
         ("3 a\n3 b\n", "line 2: value=3 is taken"),
         ("a value=70000\nb\n", "65535"),
-        ("\n".join(f"c{n}" for n in range(300)), "254 are the most"),
+        ("\n".join(f"c{n}" for n in range(300)), "at most 254 are possible"),
         # What could mean several things, or is no list of classes.
         ("sky,7,1,2,3\ncar,9,4,5,6\n", "a first line that names the columns (`name,id,r,g,b`) would tell"),
         ("sky,1,2,3,255\ncar,4,5,6,255\n", "can mean several things"),
@@ -162,8 +162,8 @@ def test_classes_behind_numbers_and_between_quotes(
             "line 1: 'Klasse;Rot;Blau;Gelb' is not as the other",
         ),
         ("Nr;Klasse;r;g;b\n7;sky;0;0;0\n9;car;1;1;1\n", "is `Nr` the masks' value?"),
-        ("name,id,trainId\nsky,23,10\ncar,26,13\n", "columns `id` and `trainId` are the masks' values"),
-        ("name,id\nsky,7\nplate,-1\n", "line 3: '-1' cannot be a mask's value"),
+        ("name,id,trainId\nsky,23,10\ncar,26,13\n", "columns `id` and `trainId` holds the mask values"),
+        ("name,id\nsky,7\nplate,-1\n", "line 3: '-1' cannot be a mask value"),
         ("name,id,kind\nsky, blue,7,a\ncar,8,b\n", "line 2: it has 4 fields, and the first line 3"),
         ("name\nsky\ncar\n", "line 1: 'name' reads like the first line of a table"),
         ("train: ../train\nnc: 2\nnames: ['a', 'b']\n", "in YAML, JSON or Python"),
@@ -373,8 +373,8 @@ def test_labelme_polygons_masks_and_strangers(tmp_path: Path) -> None:
         ([], "no polygon"),
         ([[0, 0, 1e9, 0, 3, 3]], "far outside"),
         ({"size": [10, 10], "counts": [100]}, "RLE is for [10, 10]"),
-        ({"size": [64, 96], "counts": [5, 5]}, "not as many pixels"),
-        ({"size": [64, 96], "counts": "zzzzzzzzzzzzzzz"}, "not as many"),
+        ({"size": [64, 96], "counts": [5, 5]}, "does not have as many pixels"),
+        ({"size": [64, 96], "counts": "zzzzzzzzzzzzzzz"}, "does not have as many"),
         ("oops", "scene_000.png: annotation 0: a polygon of 1"),
     ],
 )
@@ -635,7 +635,7 @@ def test_label_studios_pngs_need_to_be_told_what_image_a_task_is(tmp_path: Path)
 def test_coco_that_is_none(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 4, masks="coco")
     (folder / "masks/instances.json").write_text('{"images": [{"id": 1}], "annotations": []}')
-    with pytest.raises(UserError, match="is no COCO JSON of segmentations"):
+    with pytest.raises(UserError, match="is not a COCO JSON of segmentations"):
         make(folder)
 
 
@@ -893,7 +893,7 @@ def test_folders_that_may_be_the_split_are_not_mixed(tops: list[str], said: str)
 @pytest.mark.parametrize("seed", [0, 3])
 def test_a_seed_is_not_taken_where_folders_are_the_split(seed: int) -> None:
     names = ["Train/1.png", "val/2.png"]
-    with pytest.raises(UserError, match="--seed: nothing is drawn, for the folders Train/ and val/"):
+    with pytest.raises(UserError, match="--seed: nothing is drawn, because the folders Train/ and val/"):
         splits.split(items(names), None, seed, "", ("", ""))
     assert len(splits.split(items(names), None, None, "", ("", ""))[0]) == 2
     assert len(splits.split(items(names), 0.8, seed, "", ("", ""))[0]) == 2, "drawn if told so"
@@ -1349,7 +1349,7 @@ def test_models_that_do_not_take_every_size_learn_and_are_evaluated(
 
 def test_a_crop_that_the_bases_model_cannot_take_is_told() -> None:
     net = HEADS | {"backbone": {"type": "UNet", "downsamples": (True, True, True)}}
-    with pytest.raises(UserError, match="--crop 100: the model of --base takes multiples of 8 alone"):
+    with pytest.raises(UserError, match="--crop 100: the model of --base takes only multiples of 8"):
         config_file.crop_of(described(), "100", net)
     assert config_file.crop_of(described(), "104", net) == 104
 
@@ -1379,7 +1379,7 @@ def test_a_head_that_cannot_be_fitted_is_told() -> None:
     model = {"decode_head": {"type": "VPDDepthHead"}}
     with pytest.raises(UserError, match=r"its decode_head \(VPDDepthHead\) has no num_classes"):
         config_file.text_of(described(), "b.py", model, 96, False)
-    with pytest.raises(UserError, match=r"knows the classes by their names \(text_encoder"):
+    with pytest.raises(UserError, match=r"knows the classes by name \(text_encoder"):
         config_file.text_of(described(), "b.py", HEADS | {"text_encoder": {"type": "x"}}, 96, False)
     losses = {"decode_head": {"num_classes": 3, "loss_decode": [{}, {}]}}
     with pytest.raises(UserError, match="has several losses: give them by hand"):
@@ -1483,7 +1483,7 @@ def test_options_that_do_not_fit(tmp_path: Path, words: list[str], said: str) ->
         (["--dataset", "Mine!"], "a-z"),
         (["--images", "/nowhere"], "no such folder"),
         (["--split", "1.5"], "between 0 and 1"),
-        (["--group-by", "("], "no regular expression"),
+        (["--group-by", "("], "not a regular expression"),
         (["--val-list", "x"], "--train-list"),
         (["--train-list", "{f}/x", "--seed", "1"], "leave out --split, --seed and --group-by"),
         (["--crop", "7"], "from 32 to 8192"),
@@ -1500,9 +1500,7 @@ def test_mistakes_in_options_are_one_line(tmp_path: Path, more: list[str], said:
 
 def test_a_suffix_of_masks_that_are_no_pictures_is_refused(tmp_path: Path) -> None:
     folder = own_images.write(tmp_path, 2, masks="labelme")
-    with pytest.raises(
-        UserError, match="--mask-suffix is for masks that are pictures, and these are labelme"
-    ):
+    with pytest.raises(UserError, match="--mask-suffix is for masks that are images, and these are labelme"):
         make(folder, "--mask-suffix", "_mask.png")
 
 

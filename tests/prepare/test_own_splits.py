@@ -40,5 +40,5 @@ def test_a_name_in_a_list_is_that_of_one_image(tmp_path: Path) -> None:
     drawn, found = splits.split(given, None, None, "", (str(file), ""))
     assert [one.name for one in drawn if one.split == "train"] == ["b/2.png", "b/3.png"]
     assert [(one.kind, one.text) for one in found] == [
-        ("not there", "it lists '1', which no image is called, or several are")
+        ("not there", "it lists '1', which matches no image, or several")
     ]

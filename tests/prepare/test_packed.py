@@ -236,7 +236,7 @@ def test_a_folder_that_would_hinder_it_is_named_before_anything_is_done(
     before = files(data / FOLDER)
 
     def refused() -> None:
-        with pytest.raises(UserError, match="theirs is a folder that you may not empty"):
+        with pytest.raises(UserError, match="theirs is a folder that you may not change"):
             convert.pack(data, FOLDER)
 
     assert succeeds_as_stranger(refused)
@@ -409,9 +409,7 @@ def test_deep_finds_a_changed_byte_and_quick_a_missing_container(packed_data: Pa
     name = next(name for name in container.files if name.endswith(".jpg"))
     flip(root / packed.NAME, container.files[name].offset + 30 + len(name) + 100)
     assert verify.quick(root) == []
-    assert verify.deep(root) == [
-        f"{root / packed.NAME / name} was altered or damaged: it is not what was prepared"
-    ]
+    assert verify.deep(root) == [f"{root / packed.NAME / name} was altered or damaged since it was prepared"]
     with pytest.raises(UserError, match=r"was altered or damaged"):
         convert.unpack(packed_data, FOLDER)
     (root / packed.NAME).unlink()
@@ -473,7 +471,7 @@ def test_an_archive_may_hold_files_of_any_name(tmp_path: Path, name: bytes) -> N
     root.mkdir()
     (root / os.fsdecode(name)).write_bytes(b"content")
     if b"\n" in name:
-        with pytest.raises(UserError, match="a line's end in its name"):
+        with pytest.raises(UserError, match="a line break in its name"):
             put_manifest(root, "ade", entries_of(root))
         return
     put_manifest(root, "ade", entries_of(root))
@@ -517,7 +515,7 @@ def test_a_folder_is_found_without_a_list_of_all(packed_data: Path) -> None:
 
 
 def test_what_is_not_there_is_not_packed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no prepared dataset to pack"):
+    with pytest.raises(UserError, match="is not a prepared dataset that could be packed"):
         convert.pack(tmp_path, FOLDER)
 
 

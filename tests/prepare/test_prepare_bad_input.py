@@ -411,7 +411,7 @@ def test_a_dataset_that_leads_to_a_disk_which_is_not_mounted_is_named_before_any
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "VOCdevkit").symlink_to("/nowhere")
-    refused(voc_archives, tmp_path, "VOCdevkit is a link to /nowhere, which is not there")
+    refused(voc_archives, tmp_path, "VOCdevkit is a link to /nowhere, which does not exist")
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["VOCdevkit"]
 
 
@@ -422,4 +422,4 @@ def test_a_data_root_that_leads_nowhere_is_one_line(voc_archives: Path, tmp_path
         prepare(root, voc_archives, processes=1)
     explained = explain(caught.value, root)
     assert explained is not None
-    assert str(explained) == f"{root} is in the way: it is no folder, or a link to none"
+    assert str(explained) == f"{root} is in the way: it is not a folder, or it links to nothing"

@@ -154,7 +154,7 @@ def test_a_colleague_is_told_whatever_the_umask(mode: int | None) -> None:
 
 def test_what_is_no_lock_or_no_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / NAME).symlink_to("/nowhere")
-    with pytest.raises(UserError, match="a link to what is not there"), hold(tmp_path):
+    with pytest.raises(UserError, match="a dangling link"), hold(tmp_path):
         pass
     root = tmp_path / "data"
     root.mkdir()

@@ -80,7 +80,7 @@ def test_without_a_program_the_file_system_has_the_word(
             False,
             False,
             25_000,
-            "will be about 25,533 files, .* takes 25,000 more of yours: --pack makes",
+            "will be about 25,533 files, .* has room for only 25,000 more of yours: --pack makes",
         ),
         ("voc", False, False, 25_533, ""),
         ("voc", True, False, 5, "about 10 files"),

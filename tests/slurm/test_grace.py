@@ -176,7 +176,7 @@ def test_a_real_training_is_preempted_and_evaluated_once(launch: Launcher) -> No
     assert ("preempted: Slurm requeues" if marks(launch.slurm) else "baton: requeued") in logs
     launch("report", "one")
     assert "preempted (SIGUSR2)" in (run / "report.html").read_text()
-    assert "nothing of it was queued or running" in launch("cancel", "one")[0]
+    assert "none of its jobs was queued or running" in launch("cancel", "one")[0]
 
 
 # Every interpreter of the job reads this first: it holds a preparation until it is asked to leave.

@@ -83,7 +83,7 @@ def test_one_output_is_not_put_through_a_sigmoid_twice() -> None:
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([{"type": "TestTimeAug", "transforms": []}], "has a TestTimeAug already"),
+        ([{"type": "TestTimeAug", "transforms": []}], "already has a TestTimeAug"),
         ([{"type": "Resize", "scale": 8}, {"type": "Resize", "scale": 4}], "several Resize"),
     ],
 )

@@ -89,7 +89,7 @@ WRONG: dict[str, tuple[Change, int, str]] = {
     ),
     "size": (
         lambda m, n: m[:, :50] if n == 1 else m, 3,
-        r"img/1\.png has 64 × 48 pixels and its mask \S*1\.png 50 × 48",
+        r"img/1\.png has 64 × 48 pixels and its mask \S*1\.png has 50 × 48",
     ),
     "turned": (lambda m, n: np.rot90(m) if n == 1 else m, 3, r"does its EXIF turn the image"),
     "ignored": (lambda m, _: np.full_like(m, 255), 3, r"nothing but 255, which is ignored"),
@@ -186,7 +186,7 @@ def test_a_list_with_a_byte_order_mark_or_an_empty_line_is_told(tmp_path: Path) 
     for content, message in (
         (b"\xef\xbb\xbf0\n1\n", r"train_dataloader: \S*names\.txt begins with a byte order mark"),
         (b"0\n\n1\n", r"line 2 of \S*names\.txt is empty"),
-        (b"0\n9\n8\n", r"the image \S*/img/9\.png is not there \(2 of 3 like this\)"),
+        (b"0\n9\n8\n", r"the image \S*/img/9\.png is not there \(2 of 3 are like this\)"),
     ):
         (tmp_path / "names.txt").write_bytes(content)
         assert re.search(message, looked(description))
@@ -241,7 +241,7 @@ def plan(samples: int, batch: int, ranks: int = 1, drop_last: bool = False) -> A
 def test_a_single_sample_is_too_few_behind_a_pooling(loop: Any, wrong: bool) -> None:
     runner = SimpleNamespace(model=torch.nn.ModuleDict({"decode_head": head("PSPHead")}), train_loop=loop)
     if wrong:
-        with pytest.raises(data.DataError, match=r"batch of one sample, in which decode_head.psp_modules.0"):
+        with pytest.raises(data.DataError, match=r"batch of one sample gives decode_head.psp_modules.0"):
             data.check_batches(runner)
     else:
         data.check_batches(runner)
@@ -251,7 +251,7 @@ def test_a_single_sample_is_too_few_behind_a_pooling(loop: Any, wrong: bool) -> 
 
 
 def test_dropping_the_only_batch_is_said() -> None:
-    with pytest.raises(UserError, match="2 images make no batch of 4"):
+    with pytest.raises(UserError, match="2 images do not fill a batch of 4"):
         plan(2, 4, drop_last=True)
 
 

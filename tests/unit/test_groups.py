@@ -257,7 +257,7 @@ def test_without_counts_the_seeds_tell_or_it_is_said_that_nothing_does(tmp_path:
         gathered(*grid(tmp_path / "one", {0.1: 0.6, 0.2: 0.8}, 1, counts=False))
     )
     assert told == []
-    assert "there are no counts per image of the same images" in missing[0]
+    assert "there are no per-image counts for the same images" in missing[0]
     not_evaluated = [evaluated(tmp_path / "x", 0.1, 0, 0.8), made_run(tmp_path / "y")]
     assert "not both are evaluated" in groups.differences(gathered(*not_evaluated))[1][0]
 

@@ -64,7 +64,7 @@ def test_a_stranger_is_neither_shown_nor_waited_for_nor_cancelled(
     command, name, user = STRANGERS.get(kind, other)
     site.says("squeue", row(command, name, user))
     assert cancelling.cancel(run) == []
-    assert "job 12 is another's by now" in capsys.readouterr().err
+    assert "job 12 now belongs to something else" in capsys.readouterr().err
     assert not site.calls("scancel")
     assert not (run.job / "cancelled").exists()
     assert not liveness.is_alive(run, "12")

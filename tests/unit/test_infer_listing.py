@@ -45,7 +45,7 @@ def test_a_file_beside_those_of_its_folder_is_told_apart_from_them(tmp_path: Pat
 def test_results_within_the_folder_are_no_images(tmp_path: Path) -> None:
     touch(tmp_path / "x.png", tmp_path / "masks" / "x.png", tmp_path / "masks" / "deep" / "x.png")
     assert names(Listing([str(tmp_path)], tmp_path / "masks")) == ["x"]
-    with pytest.raises(UserError, match="no image at"):
+    with pytest.raises(UserError, match="no images at"):
         Listing([str(tmp_path / "masks")], tmp_path / "masks").counted()
 
 
@@ -57,7 +57,7 @@ def test_earlier_results_are_no_images_unless_they_are_asked_for(tmp_path: Path)
     assert str(listing.passed) == f"left out: 2 × folder of results ({tmp_path}/masks, …)"
     assert [path.name for path in images.find([str(tmp_path)])] == ["x.png"]
     assert names(Listing([str(tmp_path / "masks")], tmp_path / "masks" / "new")) == ["x"]
-    with pytest.raises(UserError, match=r"no image at .*/a \(left out: 1 × folder of results"):
+    with pytest.raises(UserError, match=r"no images at .*/a \(left out: 1 × folder of results"):
         Listing([str(tmp_path / "a")]).counted()
 
 
@@ -79,7 +79,7 @@ def test_links_are_followed_once_and_those_to_nothing_are_said(tmp_path: Path) -
 
 @pytest.mark.parametrize("what", ["", "/none*", "/x.png"])
 def test_what_matches_nothing_is_said(what: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no image at"):
+    with pytest.raises(UserError, match="no images at"):
         Listing([f"{tmp_path}{what}"]).counted()
 
 
@@ -105,7 +105,7 @@ def test_a_part_is_one_of_several(text: str) -> None:
 
 def test_a_pipe_is_no_image_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
-    with pytest.raises(UserError, match="no image at"):
+    with pytest.raises(UserError, match="no images at"):
         Listing([str(tmp_path / "x.png")])
-    with pytest.raises(UserError, match="no image at"):
+    with pytest.raises(UserError, match="no images at"):
         images.find([str(tmp_path / "x.png")])

@@ -181,7 +181,7 @@ def test_whether_images_are_read_as_they_are_stored_is_looked_at_for_a_while(
 def test_a_pipeline_that_reads_no_file_is_refused(tmp_path: Path) -> None:
     cfg = config(tmp_path, ".png")
     cfg.test_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline[2:3]
-    with pytest.raises(UserError, match="does not begin with reading an image"):
+    with pytest.raises(UserError, match="does not begin by reading an image"):
         models.reading(cfg)
 
 
@@ -194,7 +194,7 @@ def test_what_an_export_cannot_be_checked_on_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b\.png cannot be read as an image: it is empty$"):
         export.samples(cfg, [str(tmp_path)])
     Image.new("RGB", (2000, 1)).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match=r"b\.png cannot be checked on: "):
+    with pytest.raises(UserError, match=r"b\.png cannot be used for the check: "):
         export.samples(cfg, [str(tmp_path)])
 
 

@@ -101,7 +101,7 @@ def test_a_job_downloads_nothing(evil: Path, monkeypatch: pytest.MonkeyPatch) ->
         lambda: load_url("http://127.0.0.1:9/evil.pth"),
         lambda: torch.hub.load("someone/something:main", "model", trust_repo=True, skip_validation=True),
     ):
-        with pytest.raises(UserError, match=r"downloads nothing.*prepare\.py --weights http"):
+        with pytest.raises(UserError, match=r"jobs download nothing.*prepare\.py --weights http"):
             load()
     # What is in torch's cache already is read like any other file.
     cached = Path(torch.hub.get_dir()) / "checkpoints" / "evil-00000000.pth"

@@ -97,8 +97,8 @@ def test_moved_milestones_are_those_of_the_longer_training() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model.decode_head.num_classes": 3}, "would make another"),
-        ({"train_cfg.max_epochs": 4}, "has done 4 of train_cfg.max_epochs already"),
+        ({"model.decode_head.num_classes": 3}, "would make it a different one"),
+        ({"train_cfg.max_epochs": 4}, "has already done 4 of train_cfg.max_epochs"),
         ({"train_cfg.max_epochs": "many"}, "must be a whole number"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_run_with_nothing_to_go_on_from_takes_any_override(run: Run) -> None:
     first = {"stage": "train", "job": "1", "start": 1}
     events.append(run.events, "started", hosts=["n1"], world_size=1, **first)
     events.append(run.events, "validated", step=9, epoch=1, seconds=1.0, metrics={"mIoU": 1.0}, **first)
-    with pytest.raises(UserError, match="would make another"):
+    with pytest.raises(UserError, match="would make it a different one"):
         longer.overrides(run, given)
 
 

@@ -241,5 +241,5 @@ def test_a_worker_says_what_it_goes_by() -> None:
     assert [fields["metric"] for _, fields in told] == ["accuracy", "val_loss"]
     assert [fields["less"] for _, fields in told] == [None, True]
     assert json.loads(lines[0])["kind"] == "val"
-    with pytest.raises(ValueError, match="'recall' is none of accuracy"):
+    with pytest.raises(ValueError, match="'recall' is not one of accuracy"):
         worker.validated(30, metric="recall", accuracy=0.5)

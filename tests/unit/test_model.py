@@ -35,9 +35,9 @@ def cfg() -> Any:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([1, 2], "is no checkpoint of a model"),
-        ({"state_dict": [1]}, "is no checkpoint of a model"),
-        ({1: torch.zeros(1)}, "is no checkpoint of a model"),
+        ([1, 2], "is not a model checkpoint"),
+        ({"state_dict": [1]}, "is not a model checkpoint"),
+        ({1: torch.zeros(1)}, "is not a model checkpoint"),
         ({"backbone.x": torch.zeros(1)}, "weights are missing and 1 unknown"),
         ({"state_dict": {"decode_head.conv_seg.bias": torch.zeros(7)}}, "size mismatch for decode_head.conv"),
     ],
@@ -54,9 +54,9 @@ def test_a_file_with_something_else_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "it is no checkpoint"),
-        (b"no checkpoint", "it is no checkpoint"),
-        (b"root:x:0:0:root:/root:/bin/bash\n", "it is no checkpoint"),
+        (b"", "this is not a checkpoint"),
+        (b"no checkpoint", "this is not a checkpoint"),
+        (b"root:x:0:0:root:/root:/bin/bash\n", "this is not a checkpoint"),
         (pickle.dumps({"a": 1})[:-3], ""),
         (b"PK\x03\x04" + bytes(99), ""),
     ],
@@ -100,7 +100,7 @@ def test_the_test_datasets_own_pipeline_is_used(cfg: Any, tmp_path: Path) -> Non
     packed = prepare(loaded(read, tmp_path / "x.png"))
     assert packed["inputs"].shape == (3, 30, 40)
     inner.pipeline = [{"type": "LoadImageFromNDArray"}, *inner.pipeline[1:]]
-    with pytest.raises(UserError, match="does not begin with reading an image"):
+    with pytest.raises(UserError, match="does not begin by reading an image"):
         model.reading(changed)
 
 

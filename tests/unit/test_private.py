@@ -62,7 +62,7 @@ def test_a_name_that_somebody_else_has_taken_is_left_alone(
 
     assert succeeds_as_stranger(take)
     assert private.folder("gpus") == tmp_path / "home/.cache/baton/gpus"
-    assert "is not a folder of this user's own" in (said := capsys.readouterr().err)
+    assert "is not this user's own folder" in (said := capsys.readouterr().err)
     assert f"a {kind}, of {private.user(UID)}" in said
     assert list(precious.iterdir()) == []
     assert kind != "folder" or list(taken.iterdir()) == []
@@ -90,7 +90,7 @@ def test_a_lock_that_somebody_else_has_put_there_is_refused(
 ) -> None:
     path = shared / "own.lock"
     assert succeeds_as_stranger(lambda: plant(path))
-    with pytest.raises(UserError, match=f"own.lock is not a file of this user's own.*{private.user(UID)}"):
+    with pytest.raises(UserError, match=f"own.lock is not this user's own file.*{private.user(UID)}"):
         private.open_own(path)
 
 

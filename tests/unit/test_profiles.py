@@ -91,8 +91,8 @@ def test_the_section_of_the_evaluation_wins_over_what_the_training_was_told() ->
         ("environment: tar", "at `environment`; it may be image"),
         ("notify: {on: [ended]}", "at `notify.on[0]`; it may be finished, failed, stopped, evaluated"),
         ("time: soon", "`time` is not a time that Slurm reads"),
-        ("time: '2'", "`time` 2 is no longer than `signal_delay`, the 120 s before"),
-        ("train: {time: 0:05:00, signal_delay: 300}", "`time` 0:05:00 is no longer than `signal_delay`"),
+        ("time: '2'", "`time` 2 is not longer than `signal_delay` (the 120 s before"),
+        ("train: {time: 0:05:00, signal_delay: 300}", "`time` 0:05:00 is not longer than `signal_delay`"),
         ("memory: lots", "`memory` is not an amount of memory"),
         ("sbatch: {--nice: 1}", "write sbatch's long option without its dashes"),
         ("sbatch: {output: x}", "must not set 'output'"),
@@ -109,7 +109,7 @@ def test_the_section_of_the_evaluation_wins_over_what_the_training_was_told() ->
             'setup: ["false\\ntrue"]',
             "`setup` holds a line break or control character: 'false\\ntrue'; give each",
         ),
-        ("sbatch: [nice]", "`sbatch` must hold pairs"),
+        ("sbatch: [nice]", "`sbatch` must hold names"),
         ('partition: "a\\nb"', "`partition` holds a line break"),
         ("env: {A-B: 1}", "`env` has a name that no shell takes: 'A-B'"),
         (
@@ -118,7 +118,7 @@ def test_the_section_of_the_evaluation_wins_over_what_the_training_was_told() ->
         ),
         ("container: {kind: pyxis, image: x, mount: y}", "unknown key 'mount' in `container`"),
         ("executor: pbs", "`executor` is slurm or local, not 'pbs'"),
-        ("- a", "it holds a list, not keys"),
+        ("- a", "it holds a list instead of keys"),
         ("train: fast", "`train` must hold keys of its own"),
     ],
 )

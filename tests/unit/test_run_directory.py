@@ -35,7 +35,7 @@ def test_a_request_comes_back_as_written(tmp_path: Path) -> None:
         ("name: [", "damaged"),
         (
             "name: n\nconfig: c\ndata_root: d\ncreated: t\nnods: 2\n",
-            "field 'nods' that this version does not know: a newer version wrote it",
+            "field 'nods' that this version does not know: it was written by a newer version",
         ),
     ],
 )

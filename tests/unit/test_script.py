@@ -193,7 +193,7 @@ def test_a_path_that_no_directive_can_carry_is_refused(place: str, stage: str) -
 def test_a_profile_whose_file_name_would_be_a_command_is_refused() -> None:
     profile = profiles.parse({"partition": "gpu"}, "a\ntouch PWN\n.yaml", "a")
     one = script.Batch(resolved=profiles.resolve(profile, "train", {}), name="x", run=Path("/r/x"))
-    with pytest.raises(UserError, match="cannot stand in a batch script"):
+    with pytest.raises(UserError, match="a batch script cannot contain a line break"):
         script.text(one)
 
 
@@ -246,7 +246,7 @@ def test_tasks_run_from_the_image_where_their_code_can(tmp_path: Path) -> None:
 
 
 def test_a_local_run_takes_no_image() -> None:
-    with pytest.raises(UserError, match=r"site\.yaml.*: `environment` is for Slurm jobs; a local run takes"):
+    with pytest.raises(UserError, match=r"site\.yaml.*: `environment` is for Slurm jobs; a local run uses"):
         local.check(resolved("{environment: image, stage: /local}"))
 
 

@@ -99,7 +99,9 @@ def test_what_is_no_path_is_refused_before_anything_is_submitted(setting: str) -
         staged.check(setting)
 
 
-@pytest.mark.parametrize(("environ", "why"), [({}, "TMPDIR is not set"), ({"TMPDIR": "here"}, "no absolute")])
+@pytest.mark.parametrize(
+    ("environ", "why"), [({}, "TMPDIR is not set"), ({"TMPDIR": "here"}, "not an absolute")]
+)
 def test_a_path_that_a_node_does_not_have_is_named(environ: dict[str, str], why: str) -> None:
     with pytest.raises(UserError, match=why):
         staged.expand("$TMPDIR", environ)
@@ -160,7 +162,7 @@ def test_a_copy_that_goes_bad_is_left_for_the_shared_file(
             file.write(b"\xff\x00\xff")
     assert contents(reader) == contents(Container(container))
     assert not reader.local
-    assert "is damaged: on from the shared file" in capsys.readouterr().out
+    assert "is damaged: going on with the shared file" in capsys.readouterr().out
     assert inside(stage) == []
 
 
@@ -180,7 +182,7 @@ def test_a_damaged_shared_file_is_copied_by_nobody(container: Path, stage: Path)
     with container.open("r+b") as file:
         file.seek(first.offset + 90)
         file.write(b"\xff\x00\xff")
-    with pytest.raises(UserError, match="is not what was prepared"):
+    with pytest.raises(UserError, match="differs from what was prepared"):
         copier.copy(container, stage)
     assert inside(stage) == []
 
@@ -217,7 +219,7 @@ def test_without_room_nothing_is_written_or_evicted(
     size = container.stat().st_size
     second = another(container, "second")
     room_for(monkeypatch, 0.9 * size)
-    with pytest.raises(UserError, match=r"has room for .* GB, and .* GB are needed"):
+    with pytest.raises(UserError, match=r"has room for .* GB, but .* GB are needed"):
         copier.copy(second, stage)
     assert inside(stage) == [small]
 
@@ -292,7 +294,7 @@ def test_a_strangers_folder_is_neither_filled_nor_read(
         place.symlink_to(tmp_path / "elsewhere")
     forged = place / staged.name(container, container.stat())
     forged.write_bytes(b"x" * container.stat().st_size)
-    with pytest.raises(UserError, match="is not a folder of this user's own"):
+    with pytest.raises(UserError, match="is not this user's own folder"):
         copier.copy(container, stage)
     reader = Container(container, stage)
     assert contents(reader) == contents(Container(container))

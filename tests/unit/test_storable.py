@@ -97,7 +97,9 @@ def test_a_key_counts_too() -> None:
 def test_a_checkpoint_that_holds_more_than_data_is_told_in_one_line(tmp_path: Path) -> None:
     for number, value in enumerate((collections.deque([1]), Path("x"), Kind.ONE, torch.nn.Linear(1, 1))):
         torch.save({"state": value}, path := tmp_path / f"iter_{number}.pth")
-        with pytest.raises(UserError, match=rf"iter_{number}\.pth cannot be loaded, for it .*\(") as caught:
+        with pytest.raises(
+            UserError, match=rf"iter_{number}\.pth cannot be loaded, because it .*\("
+        ) as caught:
             safe_load.load_own(path)
         assert len(str(caught.value)) - len(str(path)) < 400
         assert "\n" not in str(caught.value)

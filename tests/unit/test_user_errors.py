@@ -76,7 +76,7 @@ def test_a_full_disk_that_takes_no_word_of_it_either_is_one_line(
         run.path.mkdir()
         with pytest.raises(OSError, match="No space"):
             fill(tmp_path / "filler")
-        why = r"x\.csv cannot be written: No space left on device: see to that"
+        why = r"x\.csv cannot be written: No space left on device: fix that"
         with pytest.raises(UserError, match=why), failure.reported(run, "evaluate"):
             write_atomically(run.path / "x.csv", bytes(9))
         said = capsys.readouterr().err

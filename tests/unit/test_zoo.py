@@ -131,14 +131,14 @@ SEGFORMER = "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py"
         ("custom_imports = dict(imports=['mmseg.models.mine'])", "which the installed mmseg does not have"),
         (
             "model = dict(pretrained=dict(a=1))\nmodel['backbone'] = dict(init_cfg=1)",
-            "model.pretrained is a dict, and not in what it inherits from",
+            "model.pretrained is a dict here but not in its base",
         ),
         (
             "model = dict(pretrained=dict())\nmodel['backbone'] = dict(init_cfg=1)",
-            "model.pretrained is a dict, and not in what it inherits from",
+            "model.pretrained is a dict here but not in its base",
         ),
         ("runner_type = 'MyRunner'", "runner_type MyRunner would not be used"),
-        ("_base_ += ['nonsuch::x.py']", "line 1: its base is one of nonsuch's, which is not installed"),
+        ("_base_ += ['nonsuch::x.py']", "line 1: its base comes from nonsuch, which is not installed"),
         ("train_dataloader = dict(sampler=dict(type='ClassAwareSampler'))", "ClassAwareSampler cannot be"),
         ("train_dataloader = dict(batch_sampler=dict(type='X'))", "batch_sampler cannot be resumed"),
         ("train_cfg = dict(type='MyLoop')", "train_cfg.type MyLoop cannot be resumed exactly"),
@@ -147,7 +147,7 @@ SEGFORMER = "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py"
         ("baton = dict(save_second=1)", "unknown setting baton.save_second: did you mean save_seconds?"),
         ("baton = dict(save_seconds=-1)", "baton.save_seconds is a number of seconds, 0 or more, not -1"),
         ("baton = dict(deterministic='no')", "baton.deterministic is True or False, not 'no'"),
-        ("resume = True", "a run always resumes by itself"),
+        ("resume = True", "runs always resume by themselves"),
         ("model = dict(type='DepthEstimator')", "its model estimates depth"),
         (
             "model = dict(type='MultimodalEncoderDecoder', pretrained=None)",
@@ -222,7 +222,9 @@ def test_a_config_that_calls_what_it_imports_is_refused(call: str, tmp_path: Pat
     assert configs.check(mine).segments
     mine.write_text(f"{text}x = {call}\n")
     name = call.strip("[").partition("(")[0]
-    with pytest.raises(UserError, match=rf"mine\.py, line 14: a config cannot call {re.escape(name)}, which"):
+    with pytest.raises(
+        UserError, match=rf"mine\.py, line 14: a config cannot call the imported {re.escape(name)}:"
+    ):
         configs.check(mine)
     # With `_base_` first, mmengine runs it as it stands.
     mine.write_text(f"_base_ = '{SEGFORMER}'\n{text}x = {call}\n")
@@ -269,7 +271,7 @@ def test_an_override_in_a_list_is_followed_as_mmengine_follows_it(tmp_path: Path
         try:
             cfg.merge_from_dict({key: 7})
         except (KeyError, TypeError, AttributeError):
-            with pytest.raises(UserError, match=f"--set {key}: the config's .* is no dict, and no list of"):
+            with pytest.raises(UserError, match=f"--set {key}: the config's .* is not a dict, nor a list of"):
                 configs.check(mine, {key: 7})
             assert key in wrong
         else:

@@ -68,7 +68,7 @@ def check_config(args: argparse.Namespace) -> int:
         if all(one.level != findings.ERROR for one in found[before:]):
             found += dataset.first()
     if not pairs:
-        raise UserError(f"{path} reads no images: none of its loaders has a dataset with a type")
+        raise UserError(f"{path} reads no images: none of its dataloaders has a dataset with a type")
     found += of_model(cfg, names)
     found += judge.of_classes(pairs, Classes(names, (), {}, {}, True), {}) + judge.duplicates(pairs)
     where = "above"

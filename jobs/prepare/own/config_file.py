@@ -72,7 +72,7 @@ def crop_of(made: Description, asked: str, model: dict[str, Any]) -> int:
     if asked and int(asked) < least:
         raise UserError(f"--crop {asked}: the model of --base needs {least} at least")
     if asked and int(asked) % divisor_of(model):
-        raise UserError(f"--crop {asked}: the model of --base takes multiples of {divisor_of(model)} alone")
+        raise UserError(f"--crop {asked}: the model of --base takes only multiples of {divisor_of(model)}")
     return int(asked) if asked else max(least, min(MOST_CROP, side_of(made)))
 
 
@@ -84,8 +84,8 @@ def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weig
     """The config's text. `model`: the base's. Raises UserError for a model that cannot be fitted."""
     if model.get("text_encoder"):
         raise UserError(
-            "--base: its model knows the classes by their names (text_encoder, as SAN has it), which is not "
-            "fitted here: choose another base"
+            "--base: its model knows the classes by name (text_encoder, as in SAN), which cannot be "
+            "adapted: choose another base"
         )
     backbone = model.get("backbone") or {}
     begins_with_weights = bool(model.get("pretrained") or backbone.get("init_cfg"))
@@ -249,8 +249,8 @@ def changes(name: str, head: dict[str, Any], made: Description, weighted: bool) 
         return {"kernel_update_head": refining, "kernel_generate_head": drawing}
     if "num_classes" not in head:
         raise UserError(
-            f"--base: its {name} ({head.get('type')}) has no num_classes, so that it cannot be fitted to "
-            "your classes: choose another base"
+            f"--base: its {name} ({head.get('type')}) has no num_classes, so it cannot be adapted to your "
+            "classes: choose another base"
         )
     changed: dict[str, Any] = {"num_classes": len(made.classes), "ignore_index": IGNORED}
     for key, loss in head.items():
@@ -312,7 +312,7 @@ def place(target: Path, name: str, text: str) -> bool:
         if there == head + content:
             return True
         if mark is None or digest(there[mark.end() :]) != mark[1]:
-            say(f"{target} was written or changed by hand, and is left as it is")
+            say(f"{target} was written or changed by hand, so it is left as it is")
             return False
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, (head + content).encode())

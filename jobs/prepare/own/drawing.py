@@ -49,7 +49,7 @@ def draw_picture(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -
     if there.shape != labels.shape:
         name, (height, width) = Path(given["file"]).name, there.shape
         text = f"{name} is {width}×{height}, its image {labels.shape[1]}×{labels.shape[0]}"
-        raise BadMask("sizes differ", text, "export the annotations anew, for these very images")
+        raise BadMask("sizes differ", text, "export the annotations again, for exactly these images")
     labels[there] = label
 
 
@@ -63,12 +63,12 @@ def draw_coco(labels: NDArray[np.uint8], label: int, segmentation: Any) -> None:
         if list(size or []) != [height, width]:
             raise BadMask(
                 "bad annotation",
-                f"its RLE is for {size} (height, width), the image has {[height, width]}",
+                f"its RLE is for {size} (height, width), but the image has {[height, width]}",
                 REDO,
             )
         runs_of = run_lengths(segmentation)
         if sum(runs_of) != height * width or min(runs_of) < 0:
-            raise BadMask("bad annotation", "its RLE has not as many pixels as the image", REDO)
+            raise BadMask("bad annotation", "its RLE does not have as many pixels as the image", REDO)
         runs = [coco.frPyObjects({"size": [height, width], "counts": runs_of}, height, width)]
     else:
         polygons = list(segmentation or [])
@@ -80,7 +80,7 @@ def draw_coco(labels: NDArray[np.uint8], label: int, segmentation: Any) -> None:
                     "bad annotation", f"a polygon of {len(ring)} numbers", "it needs x, y of 3 points"
                 )
             if max(abs(float(one)) for one in ring) > 4 * max(height, width):
-                raise BadMask("bad annotation", "a polygon lies far outside of the image", REDO)
+                raise BadMask("bad annotation", "a polygon lies far outside the image", REDO)
         # Of a thing in parts, as one that a tile has cut, some may lie outside.
         refuse_outside([float(one) for ring in polygons for one in ring], width, height, "polygon")
         runs = coco.frPyObjects(polygons, height, width)
@@ -133,7 +133,7 @@ def unpacked(text: str) -> list[int]:
     return found
 
 
-REDO = "export the annotations anew, for these very images"
+REDO = "export the annotations again, for exactly these images"
 
 
 CORNERS = {"rectangle": (2, 4), "circle": (2,), "oriented_rectangle": (4,), "rotation": (4,)}

@@ -65,7 +65,7 @@ def of_files(item: Item, row: Row, how: How, table: dict[int, int]) -> list[Find
     elif picture and picture.orientation != 1 and not how.ignore_exif and picture.width == picture.height:
         text = "is square and EXIF turns it: whether its mask is turned too cannot be seen"
         found.append(
-            warning("EXIF turned", item.image, text, "look at it in the contact sheet; --ignore-exif")
+            warning("EXIF turned", item.image, text, "look at it in the contact sheet, or use --ignore-exif")
         )
     if picture and picture.alpha:
         found.append(
@@ -86,7 +86,7 @@ def of_files(item: Item, row: Row, how: How, table: dict[int, int]) -> list[Find
         found.append(warning("nothing labelled", item.mask, text, "label it, or move it away with its image"))
     elif background is not None and 0 < drawn < NEARLY_EMPTY * total:
         text = f"only {drawn:,} of {total:,} pixels are more than background"
-        found.append(warning("nearly empty", item.mask, text, "see whether it is a slip of the hand"))
+        found.append(warning("nearly empty", item.mask, text, "check whether it is a labelling slip"))
     elif background is not None and not drawn:
         found.append(
             warning("empty", item.mask, "all of it is background", "fine if nothing is on the image")
@@ -201,7 +201,7 @@ def of_classes(pairs: Sequence[Pair], classes: Classes, table: dict[int, int]) -
         found.append(error("one class only", "", text, fix))
     if pixels["train"] and not learnt:
         text = f"no pixel of the training's masks counts: all are ignored ({IGNORED})"
-        found.append(error("nothing to train on", "", text, "see what the masks have, and the classes file"))
+        found.append(error("nothing to train on", "", text, "compare the masks with the classes file"))
     for label, name in enumerate(classes.names):
         there = [split for split in SPLITS if pixels[split].get(label)]
         if not there:
@@ -279,7 +279,7 @@ def bands_of(pairs: Sequence[Pair]) -> tuple[Bands, list[Finding]]:
         if (one.bands, one.dtype) not in fitting:
             text = f"has {describe(one.bands, one.dtype)}; most have {describe(bands, dtype)}"
             found.append(
-                error("bands differ", item.image, text, "convert it, or train on each kind by itself")
+                error("bands differ", item.image, text, "convert it, or train on each kind separately")
             )
     if together:
         grey = fitting == {(1, "uint8")}
@@ -308,7 +308,12 @@ def duplicates(pairs: Sequence[Pair]) -> list[Finding]:
         same = (row.image_digest, row.image_bytes) == (twin_row.image_digest, twin_row.image_bytes)
         text = f"is {'the same file as' if same else 'nearly the same as'} {twin.image}, which is trained on"
         found.append(
-            warning("in both splits", item.image, text, "keep what belongs together in one split: --group-by")
+            warning(
+                "in both splits",
+                item.image,
+                text,
+                "keep images that belong together in one split: --group-by",
+            )
         )
     return found
 

@@ -53,7 +53,8 @@ def shapes(
     }
     if not image_of:
         raise UserError(
-            f"{next(iter(pictures.values())).parent}: masks of Label Studio's name a task, not an image: put "
+            f"{next(iter(pictures.values())).parent}: masks from Label Studio are named after a task, not "
+            "an image: put "
             "the project's JSON export (Export, JSON) beside them, and the images that it names into --images"
         )
     tags = sorted({"tag", *(one for _, content in listed for one in tags_of(content))}, key=len)[::-1]
@@ -116,7 +117,7 @@ def tasks(file: Path, content: Any, images: dict[str, Path]) -> Iterator[tuple[i
                     break
     except MALFORMED as problem:
         raise UserError(
-            f"{file} is no JSON export of Label Studio's ({type(problem).__name__}: {problem})"
+            f"{file} is not a JSON export from Label Studio ({type(problem).__name__}: {problem})"
         ) from None
 
 

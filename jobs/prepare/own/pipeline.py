@@ -58,8 +58,8 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
     for given in (Path(args.images), *(Path(path) for path in args.masks)):
         if given.resolve() in (data_root.resolve(), *data_root.resolve().parents):
             raise UserError(
-                f"--data-root {data_root} lies in {given}: the next start would take what is made there for "
-                "images and masks of yours, so choose another"
+                f"--data-root {data_root} lies in {given}: the next start would mistake what is made there "
+                "for your images and masks, so choose another"
             )
     known = classes.read(Path(args.classes))
     request = request_of(args)
@@ -118,7 +118,8 @@ def refuse_other(root: Path, request: str) -> None:
     """Raises UserError if what is there was made of other files or by other options."""
     if description(root).request != request:
         raise UserError(
-            f"{root} was made of other files, classes or options: move it away, or give this one another name"
+            f"{root} was made from other files, classes or options: move it away, or give this one another "
+            "name"
         )
 
 
@@ -130,10 +131,10 @@ def description(root: Path) -> Description:
             content = packed.opened(root / packed.NAME).read(own_options.DESCRIPTION)
         return msgspec.json.decode(content, type=Description)
     except (FileNotFoundError, KeyError):
-        raise UserError(f"{root} was not made of images of your own: choose another --dataset name") from None
+        raise UserError(f"{root} was not made from your own images: choose another --dataset name") from None
     except (msgspec.MsgspecError, *MALFORMED, OSError) as error:
         raise UserError(
-            f"{root / own_options.DESCRIPTION} cannot be read ({error}): prepare it anew"
+            f"{root / own_options.DESCRIPTION} cannot be read ({error}): prepare it again"
         ) from None
 
 

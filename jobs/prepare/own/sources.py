@@ -58,7 +58,9 @@ def images_in(folder: Path) -> dict[str, Path]:
         what = (
             ", ".join(f"{count:,} × {suffix}" for suffix, count in there.most_common(5)) or "no files at all"
         )
-        raise UserError(f"--images {folder}: no images there ({what}); taken are {' '.join(SUFFIXES)}")
+        raise UserError(
+            f"--images {folder}: no images there ({what}); accepted suffixes are {' '.join(SUFFIXES)}"
+        )
     bad = [f"'{visible(name)}' {what}" for name in found if (what := unlistable(name))]
     if bad:
         more = f" (and {len(bad) - 1:,} more such names)" if len(bad) > 1 else ""
@@ -74,10 +76,10 @@ def collect(
     if images in given[0].parents and given[0].is_dir():  # masks in a folder of the images' are no images
         files = {name: path for name, path in files.items() if given[0] not in path.parents}
         if not files:
-            raise UserError(f"--images {images}: all that lie there are in the folder of --masks")
+            raise UserError(f"--images {images}: all images there are in the folder of --masks")
     kind = kind_of(given, files, suffix) if kind == "auto" else kind
     if suffix and kind != "picture":
-        raise UserError(f"--mask-suffix is for masks that are pictures, and these are {kind}: leave it out")
+        raise UserError(f"--mask-suffix is for masks that are images, and these are {kind}: leave it out")
     if kind == "coco":
         items, found = from_coco(files, given, classes)
     elif kind == "labelme":
@@ -140,7 +142,7 @@ def twins(items: list[Item]) -> list[Finding]:
 def from_pictures(files: dict[str, Path], given: list[Path], suffix: str) -> tuple[list[Item], list[Finding]]:
     folder = given[0]
     if not folder.is_dir():
-        raise UserError(f"--masks {folder}: masks that are pictures lie in a folder")
+        raise UserError(f"--masks {folder}: masks that are images are given as a folder")
     pictures = files_below(folder, (*masks.SUFFIXES, *masks.BLURRED))
     there = {name: path for name, path in pictures.items() if path.suffix.lower() in masks.SUFFIXES}
     paths = set(pictures.values())
@@ -169,7 +171,8 @@ def from_pictures(files: dict[str, Path], given: list[Path], suffix: str) -> tup
         wanted += "" if suffix else f" (or {' '.join(masks.SUFFIXES[1:])})"
         example = next(iter(there or pictures), "no picture at all")
         raise UserError(
-            f"--masks {folder}: no image has a mask of its name there: {first} needs {wanted}, and there is "
+            f"--masks {folder}: no image has a mask of the same name there: {first} needs {wanted}, and "
+            "there is "
             f"{example} (--mask-suffix says what follows the image's name in a mask's)"
         )
     images = {str(path) for path in files.values()}
@@ -278,7 +281,7 @@ def from_coco(
             read_coco(path, content, files, (by_path, by_name), items, classes, found)
         except MALFORMED as problem:
             raise UserError(
-                f"{path} is no COCO JSON of segmentations ({type(problem).__name__}: {problem}): it needs "
+                f"{path} is not a COCO JSON of segmentations ({type(problem).__name__}: {problem}): it needs "
                 "images (id, file_name, width, height), categories (id, name) and annotations (image_id, "
                 "category_id, segmentation)"
             ) from None
@@ -339,7 +342,7 @@ def read_coco(
             wrong = f"its category_id {category!r} is no category's id"
         if wrong:
             text = f"{f'{item_of.name}: ' if item_of else ''}annotation {called}: {wrong}"
-            found.append(error("bad annotation", str(path), text, "remove it, or export all of them anew"))
+            found.append(error("bad annotation", str(path), text, "remove it, or export them all again"))
             continue
         label = label_of(names[category], classes, str(path), unknown, found)
         if label is not None and item_of is not None:
@@ -364,7 +367,7 @@ def named_by_id(path: Path, content: dict[str, Any], kind: str, key: str) -> dic
         if named.setdefault(one["id"], name) != name:
             raise UserError(
                 f"{path}: two of its {kind} have the id {visible(repr(one['id']))}, "
-                f"{visible(named[one['id']])} and {visible(name)}: give each an id of its own, or each file "
-                "that it was made of to --masks"
+                f"{visible(named[one['id']])} and {visible(name)}: give each an id of its own, or give "
+                "each file that it was made from to --masks"
             )
     return named

@@ -28,7 +28,8 @@ def split(
         if folders := folders_of(named):
             if seed is not None:
                 raise UserError(
-                    f"--seed: nothing is drawn, for the folders {'/ and '.join(folders)}/ below --images are "
+                    f"--seed: nothing is drawn, because the folders {'/ and '.join(folders)}/ below "
+                    "--images are "
                     "the split: leave it out, or draw from all of them with --split 0.8"
                 )
             return by_folders(items, folders)
@@ -131,7 +132,7 @@ def grouped(items: list[Item], group_by: str) -> tuple[dict[str, list[Item]], li
                     error(
                         "in no group",
                         item.image,
-                        f"--group-by {group_by!r} finds nothing in its name",
+                        f"--group-by {group_by!r} does not match its name",
                         "change it",
                     )
                 )
@@ -163,7 +164,7 @@ def by_lists(items: list[Item], lists: tuple[str, str]) -> tuple[list[Item], lis
                     error(
                         "not there",
                         file,
-                        f"it lists {name!r}, which no image is called, or several are",
+                        f"it lists {name!r}, which matches no image, or several",
                         "remove it, or write its path below --images",
                     )
                 )

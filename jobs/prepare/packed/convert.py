@@ -65,7 +65,10 @@ def _turn(data_root: Path, folder: str, wait: bool, to_packed: bool) -> Manifest
 def _there(root: Path) -> Manifest:
     found = manifest.read(root)
     if found is None:
-        raise UserError(f"{root} has no {manifest.MANIFEST}: there is no prepared dataset to pack or unpack")
+        raise UserError(
+            f"{root} has no {manifest.MANIFEST}, so it is not a prepared dataset that could be "
+            "packed or unpacked"
+        )
     return found
 
 
@@ -120,8 +123,8 @@ def _inside(entry: Entry) -> str:
 def _checked(path: Path, content: bytes, entry: Entry) -> bytes:
     if content_digest(content) != entry.digest:
         raise UserError(
-            f"{path} was altered or damaged: it is not what was prepared; move the dataset away, and "
-            "prepare it again"
+            f"{path} was altered or damaged since it was prepared: move the dataset away, and prepare it "
+            "again"
         )
     return content
 

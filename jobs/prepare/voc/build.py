@@ -77,7 +77,7 @@ def build(
     if missing:
         raise UserError(
             f"{sbd_tgz}: {len(missing):,} of {len(splits.aug):,} masks are missing, the first is "
-            f"{SBD_ROOT}cls/{missing[0]}.mat: it is not the whole release"
+            f"{SBD_ROOT}cls/{missing[0]}.mat: the release is incomplete"
         )
     ids = sorted({*splits.trainaug, *splits.val})
     copier.want([image_of(name) for name in ids])
@@ -177,7 +177,7 @@ def find(index: dict[str, Member], name: str, voc_tar: Path) -> Member:
     try:
         member = index[name]
     except KeyError:
-        raise UserError(f"{voc_tar}: {VOC_ROOT}{name} is missing: it is not the whole release") from None
+        raise UserError(f"{voc_tar}: {VOC_ROOT}{name} is missing: the release is incomplete") from None
     if not member.regular:
         raise DamagedArchive(f"{voc_tar}: {member.name} is not a plain file")
     if member.size > MOST_CONTENT:
@@ -228,7 +228,7 @@ def convert_sbd(
         submit()
     for name in ("train", "val"):
         if name not in lists:
-            raise UserError(f"{sbd_tgz}: {SBD_ROOT}{name}.txt is missing: it is not the whole release")
+            raise UserError(f"{sbd_tgz}: {SBD_ROOT}{name}.txt is missing: the release is incomplete")
     return (lists["train"], lists["val"]), converted
 
 

@@ -100,7 +100,7 @@ def present(data_root: Path, folder: str = FOLDER) -> Manifest | None:
     problems = verify.quick(root)
     if not problems:
         return found
-    say(f"{root} is damaged and will be made anew: {problems[0]}")
+    say(f"{root} is damaged and will be prepared again: {problems[0]}")
     return None
 
 
@@ -164,7 +164,7 @@ def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.
         if not lives:
             dataset = dataset_of(folder)
             raise UserError(
-                f"the preparation of {data_root / folder} that was waited for has ended without it: "
+                f"the preparation of {data_root / folder} that was waited for has ended without finishing: "
                 f"python launch/prepare.py --data-root {data_root} --dataset {dataset} makes it"
             )
         if not announced:
@@ -179,7 +179,7 @@ def refuse_foreign(data_root: Path, folder: str = FOLDER) -> None:
     root = data_root / folder
     if root.is_symlink() and not root.exists():
         raise UserError(
-            f"{root} is a link to {os.readlink(root)}, which is not there: is a disk not mounted?"
+            f"{root} is a link to {os.readlink(root)}, which does not exist: is a disk not mounted?"
         )
     if root.exists() and manifest.read(root) is None:
         raise UserError(
@@ -273,6 +273,6 @@ def put_back(data_root: Path) -> None:
         return
     for old in sorted(aside.iterdir()):
         if not os.path.lexists(data_root / old.name):
-            say(f"{data_root / old.name} is put back: the start that was about to replace it was killed")
+            say(f"{data_root / old.name} is put back: the process that was about to replace it was killed")
             os.rename(old, data_root / old.name)
     shutil.rmtree(aside)  # what is there has all that was to be kept

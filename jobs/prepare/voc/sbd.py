@@ -43,7 +43,7 @@ def mask_of(mat: bytes) -> Mask:
         raise BadMask("has an empty mask")
     highest = int(mask.max())
     if highest > CLASSES:
-        raise BadMask(f"has label {highest}; labels go to {CLASSES}")
+        raise BadMask(f"has label {highest}; labels go up to {CLASSES}")
     return mask
 
 
@@ -161,6 +161,6 @@ def by_scipy(mat: bytes) -> Mask:
     if mask.dtype != np.uint8:
         # Other types are taken only if every value is a label as it stands: 271 must not become 15.
         if mask.dtype.kind not in "iuf" or not np.isin(mask, np.arange(CLASSES + 1)).all():
-            raise BadMask(f"has a mask of type {mask.dtype} with values that are no labels")
+            raise BadMask(f"has a mask of type {mask.dtype} with values that are not labels")
         mask = mask.astype(np.uint8)
     return mask

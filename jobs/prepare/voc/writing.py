@@ -114,8 +114,8 @@ def refuse_immovable(root: Path) -> None:
         closed = not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
         if closed or (foreign and status.st_mode & stat.S_ISVTX):
             raise UserError(
-                f"{folder} is a folder that you may not empty, so the dataset in {root} cannot be replaced: "
-                "have it opened to you (chmod), or moved elsewhere"
+                f"{folder} is a folder that you may not change, so the dataset in {root} cannot be "
+                "replaced: ask its owner to allow it (chmod), or to move it elsewhere"
             )
 
 
@@ -139,7 +139,7 @@ def keep_strangers(root: Path, staging: Path) -> None:
     for path in strangers(root, own):
         target = staging / path
         if os.path.lexists(target):
-            raise UserError(f"{root / path} was put there by hand, and the dataset has a file of that name: "
+            raise UserError(f"{root / path} was put there by hand, but the dataset has a file of that name: "
                             "move it away, and start again")  # fmt: skip
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -148,4 +148,4 @@ def keep_strangers(root: Path, staging: Path) -> None:
             shutil.copy2(root / path, target, follow_symlinks=False)
         kept += 1
     if kept:
-        say(f"{kept:,} files in {root} are not of the dataset: they stay there as they are")
+        say(f"{kept:,} files in {root} do not belong to the dataset: they stay as they are")

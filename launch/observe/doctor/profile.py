@@ -44,7 +44,7 @@ def choose(facts: Facts, asked: str | None) -> Partition:
     usable = [one for one in facts.partitions if one.up and not one.refused]
     if not usable:
         why = "; ".join(f"{one.name}: {one.refused or 'down'}" for one in facts.partitions)
-        raise UserError(f"no partition takes a job of yours ({why}): ask for access, or try again later")
+        raise UserError(f"no partition accepts your jobs ({why}): ask for access, or try again later")
     return min(usable, key=lambda one: (one.gpus == 0, not one.default, one.start or 0.0))
 
 
@@ -54,9 +54,9 @@ def check_name(name: str, force: bool) -> None:
     path = profiles.CLUSTERS / f"{name}.yaml"
     output.check_file(path, "--write-profile")
     if name in ("local", "slurm"):
-        raise UserError(f"--write-profile {name}: that name is built in; choose another")
+        raise UserError(f"--write-profile {name}: that is a built-in name; choose another")
     if path.exists() and not force:
-        raise UserError(f"{path} is there already; --force overwrites it")
+        raise UserError(f"{path} already exists; --force overwrites it")
 
 
 def write(name: str, text: str) -> Path:

@@ -34,7 +34,7 @@ def show(
     if written:
         print(f"wrote {written}; next: python launch/train.py --cluster {name} --dry-run")
     elif worst:
-        print(f"{worst} of {len(found)} findings stand in the way of a run; each says how to fix it")
+        print(f"{worst} of {len(found)} findings prevent a run; each says how to fix it")
     else:
-        print(f"nothing stands in the way; next: {following}")
+        print(f"nothing prevents a run; next: {following}")
     return 0

@@ -214,7 +214,7 @@ def difference(first: Group, second: Group, metric: str) -> Difference:
     seeds = [list(map(_seed, side)) for side in pairs]
     seeded = set(seeds[0]) == set(seeds[1]) and len(set(seeds[0])) > 1
     if not over_images and not seeded:
-        raise ValueError("there are no counts per image of the same images, and no two seeds that both have")
+        raise ValueError("there are no per-image counts for the same images, and no two seeds that both have")
     random = np.random.default_rng(0)
     if over_images:
         sides = [_figures(side, metric) for side in _drawn(counts, random)]

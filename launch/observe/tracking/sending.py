@@ -93,10 +93,10 @@ def send(run: Run, name: str, ending: Callable[[float], bool], once: bool = Fals
         folder.mkdir(exist_ok=True)
         log = (folder / f"{name}.log").open("ab")
     except OSError as error:
-        raise UserError(f"{folder}: what is sent cannot be noted there: {error.strerror}") from None
+        raise UserError(f"{folder}: cannot record there what is sent: {error.strerror}") from None
     with apart(log) as output, turn(folder / f"{name}.lock", ending) as mine:
         if not mine:
-            print(f"another process sends {run.name} to {name}", file=output, flush=True)
+            print(f"another process is sending {run.name} to {name}", file=output, flush=True)
             return 1
         return Sender(run, name, folder, output, once).until(ending)
 
@@ -145,7 +145,7 @@ class Sender:
         except Exception as error:  # its package's, of whatever kind
             reason = one_line(error, 1500)  # MLflow says what it needs in 700
             if reason != self.failed:
-                print(f"{self.name} did not take the curves: {reason}", file=self.output, flush=True)
+                print(f"{self.name} did not accept the curves: {reason}", file=self.output, flush=True)
             self.failed, self.service = reason, None
             return False
         if self.failed:

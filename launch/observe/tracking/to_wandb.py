@@ -45,7 +45,9 @@ class Service:
         fixed = {"mode": mode, "resume": "allow", "dir": str(folder), "settings": settings}
         self.run = wandb.init(**(default | given | fixed))
         if self.run.disabled:  # it takes whatever it is given, and keeps nothing
-            raise ValueError(f"W&B is switched off (mode {mode}): WANDB_MODE=offline would keep them here")
+            raise ValueError(
+                f"W&B is switched off (mode {mode}): WANDB_MODE=offline would keep the curves here"
+            )
         state.id, state.folder = self.run.id, str(Path(self.run.dir).parent)
         if offline:
             # `wandb sync` takes the summary of the last folder for the run's: each needs all of it.

@@ -38,19 +38,19 @@ def check(resolved: Resolved) -> None:
     settings = resolved.settings
     if resolved.nodes[0] > 1:
         raise UserError(
-            f"--nodes {settings.nodes} needs Slurm, and this run is local: use --nodes 1, or --cluster NAME"
+            f"--nodes {settings.nodes} needs Slurm, but this run is local: use --nodes 1, or --cluster NAME"
         )
     given = [key.partition(".") for key, source in resolved.sources.items() if source == "command line"]
     if typed := [key for key, dot, _ in given if key in SLURMS or (dot and key == "sbatch")]:
         options = " and ".join(dict.fromkeys(f"--{key.replace('_', '-')}" for key in typed))
         raise UserError(
-            f"{options}: only Slurm knows that, and this run is local: leave it out, or --cluster NAME "
-            "(without that, Slurm is taken where sbatch is on PATH and knows a cluster)"
+            f"{options}: only Slurm knows that, but this run is local: leave it out, or give --cluster "
+            "NAME (by default, Slurm is used where sbatch is on PATH and knows a cluster)"
         )
     for key in ("setup", "container", "environment"):
         if getattr(settings, key):
             raise UserError(
-                f"{resolved.sources[key]}: `{key}` is for Slurm jobs; a local run takes this environment"
+                f"{resolved.sources[key]}: `{key}` is for Slurm jobs; a local run uses this environment"
             )
     gpus = machine.local_gpus()
     if settings.gres != "none" and 0 < gpus < settings.gpus:
