@@ -87,7 +87,7 @@ zoo: setup
 
 slurm-tests: setup test-tools slurm-if-possible
 	$(PYTHON_A) -m pytest tests/slurm -q -m "not slow" -n 3 --dist worksteal
-	$(PYTHON_A) -m pytest tests/slurm -q -m slow -k "$(ACCEPTANCE)"
+	$(PYTHON_A) -m pytest tests/slurm -q -m slow -k "$(ACCEPTANCE)" -n 2 --dist loadfile
 
 acceptance: setup slurm
 	$(PYTHON_A) -m pytest tests/slurm/test_acceptance.py -v
@@ -138,7 +138,9 @@ torch-one:
 	$(call try-torch,$(TORCH),tests/unit tests/prepare tests/commands)
 	.venv-torch/bin/python -m pytest "$(ROW)" -q
 
-test: lint unit data commands local gpu-on-cpu slurm-tests set-b trackers torch-oldest
+# The last two at once: one waits for services that do not answer, the other installs and computes.
+test: lint unit data commands local gpu-on-cpu slurm-tests set-b
+	@$(MAKE) --no-print-directory -j 2 --output-sync trackers torch-oldest
 
 # Both of README's commands, as one who has just cloned types them, on machines that have nothing else.
 # BARE=--user: without root; BARE="--user --pip-conf-only": and where only pip knows the site's mirror.
