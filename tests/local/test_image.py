@@ -170,7 +170,7 @@ def test_an_image_that_is_older_than_its_environment_is_refused(tmp_path: Path) 
     path = tmp_path / "own"
     venv.create(path, symlinks=True)
     python = Path(image.interpreter(path))
-    with pytest.raises(UserError, match=r"there is no .*own\.tar: env/pack\.sh .*own makes it"):
+    with pytest.raises(UserError, match=r"own\.tar does not exist: env/pack\.sh .*own makes it"):
         image.check(python)
     made = pack(path)
     image.check(python)

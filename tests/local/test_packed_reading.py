@@ -218,5 +218,5 @@ def test_a_data_root_that_is_only_in_the_container_counts_as_there(
     cfg = Config({"train_dataloader": {"dataset": {"data_root": str(root / "deep")}}})
     config.check_data(cfg, here)
     cfg.train_dataloader.dataset.data_root = str(root / "other")
-    with pytest.raises(UserError, match="not there"):
+    with pytest.raises(UserError, match="is missing"):
         config.check_data(cfg, here)

@@ -120,4 +120,4 @@ def test_more_ranks_than_the_model_can_be_trained_on_are_refused(data: Path, tmp
     assert USER_ERROR in tiny.start(run, 4)
     log = (run.job / "2_0_log.out").read_text()
     assert "Traceback" not in log
-    assert re.search(r"^error: a batch of one sample, .* on 4 ranks give one; use fewer GPUs", log, re.M)
+    assert re.search(r"^error: a batch of one sample gives .* on 4 ranks give one; use fewer GPUs", log, re.M)
