@@ -242,6 +242,11 @@ def explain(error: OSError, data_root: Path) -> UserError | None:
         return UserError(f"{where} cannot be written or read ({error.strerror}): choose another --data-root")
     if error.errno == errno.EEXIST:
         return UserError(f"{where} is in the way: it is not a folder, or it links to nothing")
+    if error.errno == errno.EXDEV:
+        return UserError(
+            f"{where} cannot be moved to {error.filename2}: they are on two file systems, or in "
+            "two layers of a container's: choose another --data-root"
+        )
     if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTDIR):
         return UserError(f"{where}: {error.strerror}")
     return None

@@ -103,7 +103,7 @@ def prepare_other(order: Order) -> prepare.Result:
             assert found is not None
             return prepare.Result(found, time.monotonic() - begun, True)
         prepare.refuse_foreign(order.data_root, folder)
-        work.mkdir(exist_ok=True)
+        prepare.work_folder(work)
         for left in work.glob("start-*"):
             remove(left)
         # A folder of this start's own: what a killed start's converter may still write goes nowhere.

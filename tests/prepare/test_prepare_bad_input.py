@@ -423,3 +423,16 @@ def test_a_data_root_that_leads_nowhere_is_one_line(voc_archives: Path, tmp_path
     explained = explain(caught.value, root)
     assert explained is not None
     assert str(explained) == f"{root} is in the way: it is not a folder, or it links to nothing"
+
+
+def test_a_work_folder_that_leads_elsewhere_is_named_before_anything_is_made(
+    voc_archives: Path, tmp_path: Path
+) -> None:
+    """Nothing could be moved into place from another file system; and a link is not removed as a folder."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    data.mkdir()
+    elsewhere.mkdir()
+    (data / ".prepare").symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"data/\.prepare is a link, .* remove it"):
+        prepare(data, voc_archives)
+    assert not list(elsewhere.iterdir())

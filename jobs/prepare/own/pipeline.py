@@ -175,7 +175,7 @@ def work_of(args: argparse.Namespace) -> Path:
 
 
 def make(args: argparse.Namespace, known: Classes, request: str, lock: Lock) -> Manifest:
-    work = work_of(args)
+    work = prepare.work_folder(work_of(args))
     staging = work / args.dataset
     staging.mkdir(parents=True, exist_ok=True)
     pairs, how, table, bands, found = checked = check_all(args, known, work)

@@ -14,7 +14,7 @@ from jobs.prepare.lock import hold
 from jobs.prepare.packed.writer import Writer, beside
 from jobs.prepare.progress import say, task
 from jobs.prepare.voc.build import check_space, put
-from jobs.prepare.voc.pipeline import publish, put_back, say_waiting, tidy
+from jobs.prepare.voc.pipeline import publish, put_back, say_waiting, tidy, work_folder
 from jobs.prepare.voc.writing import refuse_immovable
 from jobs.run import packed
 from jobs.run.deflate import content_digest
@@ -45,8 +45,7 @@ def _turn(data_root: Path, folder: str, wait: bool, to_packed: bool) -> Manifest
         assert lock is not None  # nothing is `done` by others
         put_back(data_root)
         work = data_root / WORK
-        if work.exists():
-            shutil.rmtree(work)
+        shutil.rmtree(work_folder(work))
         found = _there(root)  # while waiting, another process may have done it
         if found.packed == to_packed:
             return found

@@ -188,6 +188,19 @@ def refuse_foreign(data_root: Path, folder: str = FOLDER) -> None:
         )
 
 
+def work_folder(work: Path) -> Path:
+    """Makes the folder in which a dataset is made. Raises UserError for one from which it could not be moved
+    into its place by a rename: that is found out before the work, not after it."""
+    work.mkdir(exist_ok=True)
+    if work.is_symlink() or work.stat().st_dev != work.parent.stat().st_dev:
+        what = "a link" if work.is_symlink() else "on another file system"
+        raise UserError(
+            f"{work} is {what}, and what is made there is moved to {work.parent} by one rename: remove it, "
+            "or choose a --data-root with more room"
+        )
+    return work
+
+
 def make(
     data_root: Path,
     archives: Path | None,
@@ -196,8 +209,7 @@ def make(
     lock: Lock,
     pack: bool = False,
 ) -> Manifest:
-    work = data_root / WORK
-    work.mkdir(exist_ok=True)
+    work = work_folder(data_root / WORK)
     both = (sources.VOC, sources.SBD)
     paths = obtain(data_root, both, work) if archives is None else find_local(archives, both)
     staging = work / FOLDER
