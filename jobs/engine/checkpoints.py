@@ -22,7 +22,7 @@ from typing import Any
 
 import xxhash
 
-from jobs.run import files
+from jobs.run import file_systems, files
 from jobs.run.checkpoint_files import (
     DAMAGED,
     Checkpoint,
@@ -137,7 +137,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -223,12 +223,13 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
     # A process that stood still anywhere here may wake up long after a later start has taken over.
     check_fence(job, start)
     try:
-        _sync_directory(path.parent)
-        write_atomically(manifest_file, json.dumps(record).encode())
-        _sync_directory(path.parent)
-        on_phase("manifest")
-        if digest(path) != hashing.digest:
-            raise OSError(f"{path.name} read back differs from what was written")
+        with _naming(path):
+            _sync_directory(path.parent)
+            write_atomically(manifest_file, json.dumps(record).encode())
+            _sync_directory(path.parent)
+            on_phase("manifest")
+            if digest(path) != hashing.digest:
+                raise OSError(f"{path.name} read back differs from what was written")
     except OSError:
         check_fence(job, start)
         # Half a checkpoint is of no use, and takes the room of the next.
@@ -278,7 +279,7 @@ class _Hashing:
 def _sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        file_systems.sync_names(fd)
     finally:
         os.close(fd)
 

@@ -80,6 +80,8 @@ class Saver:
         """Step and epoch that a resume would begin with now."""
         self.failed: tuple[Any, ...] | None = None
         """What `_write` could not write, until that, or a later state, is written."""
+        self.trouble = ""
+        """Why it could not."""
         self.unnoted: tuple[metrics.Figure, checkpoints.Checkpoint, dict[str, float | None]] | None = None
         """The best so far, until `best.json` says so: the disk may be full."""
         self.noting = threading.Lock()
@@ -178,7 +180,8 @@ class Saver:
             self.fenced_off, self.failed = error, None
             return None
         except OSError as error:
-            session.report("checkpoint_failed", step=manifest["step"], reason=str(error))
+            self.trouble = str(error)
+            session.report("checkpoint_failed", step=manifest["step"], reason=self.trouble)
             self.failed = (name, copy, manifest, began, stall)
             self.next = time.monotonic() + RETRY
             return None
@@ -231,7 +234,7 @@ class Saver:
     def check_finished(self) -> None:
         """Raises OSError if the state that was saved last, or which one is the best, is not on disk."""
         if self.failed:
-            raise OSError(f"the final state could not be saved as {self.failed[0]}")
+            raise OSError(f"the final state could not be saved as {self.failed[0]}: {self.trouble}")
         self._note_best()
 
     def check_fence(self) -> None:

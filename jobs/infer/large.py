@@ -273,10 +273,8 @@ class Part:
         """Raises UserError if another process is at this image."""
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            try:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another job is segmenting into {self.path}") from None
+            if not private.lock_alone(self.file):
+                raise UserError(f"another job is segmenting into {self.path}")
             self._take_up()
         except BaseException:
             os.close(self.file)

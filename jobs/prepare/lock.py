@@ -11,8 +11,6 @@ that), `Lock.check` before publishing still tells an owner that it was supersede
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import sys
@@ -169,7 +167,7 @@ def guard(data_root: Path) -> Iterator[None]:
         raise UserError(f"{data_root} no longer exists: somebody has removed it") from None
     began, announced = time.monotonic(), False
     try:
-        while not _try_guard(fd):
+        while not private.lock_alone(fd):
             waited = time.monotonic() - began
             if waited > TELL_SECONDS and not announced and data_root not in _passed_over:
                 announced = True
@@ -190,18 +188,6 @@ def guard(data_root: Path) -> Iterator[None]:
 
 
 _passed_over: set[Path] = set()
-
-
-def _try_guard(fd: int) -> bool:
-    """False while somebody else holds it; True too where the file system has no such locks."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL):
-            raise
-    return True
 
 
 def _holders(fd: int) -> str:

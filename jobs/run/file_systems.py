@@ -5,6 +5,7 @@ Imports little, as jobs/run/image.py.
 
 from __future__ import annotations
 
+import errno
 import os
 
 TYPE_CHECKING = False
@@ -50,6 +51,16 @@ def room(path: Path | int) -> int:
     status = os.statvfs(path)
     free = status.f_bavail * status.f_frsize
     return min(free, memory() // 2) if kind(path) in IN_MEMORY else free
+
+
+def sync_names(folder: int) -> None:
+    """Brings the names in an open folder to the disk, where the file system can be asked for that: some over
+    a network and some of FUSE cannot, and have them there at once, or not at all. Raises OSError."""
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def memory() -> int:

@@ -18,6 +18,8 @@ TYPE_CHECKING = False  # which mypy takes for typing's, whose import is not for 
 if TYPE_CHECKING:
     from pathlib import Path
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
+"""What a file system says that has no locks, as Lustre that is mounted without `flock`."""
 _NOT_SUCH = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENXIO)
 
 
@@ -73,11 +75,21 @@ def open_own(path: Path) -> int:
     return _checked(fd, path, "file")
 
 
-def try_lock(fd: int, what: str) -> bool:
-    """Whether the lock on a file could be had; the file then says who has it, until the descriptor closes."""
+def lock_alone(fd: int) -> bool:
+    """False while somebody else holds a lock on what is open; True too where the file system has no locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
+
+
+def try_lock(fd: int, what: str) -> bool:
+    """`lock_alone`; the file then says who has it, until the descriptor closes."""
+    if not lock_alone(fd):
         return False
     import contextlib
 

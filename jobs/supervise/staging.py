@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 
-from jobs.run import private, staged
+from jobs.run import file_systems, private, staged
 from jobs.run.errors import UserError
 
 TYPE_CHECKING = False
@@ -76,12 +76,18 @@ def open_folder(stage: str | Path) -> int:
 
 
 def open_lock(inside: int, name: str = "lock") -> int:
-    """Waits for a lock of the folder; it ends with the descriptor, and so with the process."""
+    """Waits for a lock of the folder; it ends with the descriptor, and so with the process. Raises UserError
+    where the file system has no locks: nobody could tell which copies are in use."""
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-    except BaseException:
+    except BaseException as error:
         os.close(fd)
+        if isinstance(error, OSError) and error.errno in private.NO_LOCKS:
+            there = os.path.dirname(os.readlink(f"/proc/self/fd/{inside}"))
+            raise UserError(
+                f"{there} on {os.uname().nodename} has no file locks: name a folder on the node's own disk"
+            ) from None
         raise
     return fd
 
@@ -136,8 +142,6 @@ def _unread(fd: int) -> bool:
 def make_room(inside: int, size: int, stage: str | Path) -> None:
     """Evicts copies that nobody reads: the old ones, and of the others, the longest unused first, as many as
     `size` bytes need. Raises UserError, having evicted only old ones, if that would not do."""
-    from jobs.run import file_systems
-
     unused = sorted(_unused(inside))
     for used, _, name in unused:
         if time.time() - used > OLD_SECONDS:
@@ -210,7 +214,7 @@ def copy(
             if not os.fstat(fd).st_nlink:
                 os.link(f"/proc/self/fd/{fd}", part, dst_dir_fd=inside, follow_symlinks=True)
             os.rename(part, name, src_dir_fd=inside, dst_dir_fd=inside)
-        os.fsync(inside)
+        file_systems.sync_names(inside)
     except BaseException:
         if part in os.listdir(inside):
             os.unlink(part, dir_fd=inside)

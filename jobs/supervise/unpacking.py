@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from jobs.run import exit_codes, image, staged
+from jobs.run import exit_codes, file_systems, image, staged
 from jobs.run.errors import UserError
 from jobs.supervise import staging
 from jobs.supervise.image import hold, hold_one, names
@@ -137,7 +137,7 @@ def unpack(packed: str, source: int, inside: int, folder: str, name: str, size: 
         if staged.name(packed, os.stat(packed), os.path.splitext(name)[1], folder) != name:
             raise UserError(f"{packed} was replaced while it was copied")
         os.rename(f"{name}.part", name, src_dir_fd=inside, dst_dir_fd=inside)
-        os.fsync(inside)
+        file_systems.sync_names(inside)
     except BaseException:
         staging.remove(inside, f"{name}.part")
         raise

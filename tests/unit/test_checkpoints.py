@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -721,3 +722,30 @@ def test_an_environment_that_cannot_load_what_it_saves_is_refused(monkeypatch: p
     monkeypatch.setattr(torch, "from_numpy", from_numpy)
     with pytest.raises(UserError, match=r"could not resume a run: .*Numpy is not available"):
         safe_load.prove()
+
+
+def test_a_file_system_that_brings_no_names_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of FUSE, and over a network, refuse fsync of a folder."""
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    written = write(tmp_path, 3)
+    assert checkpoints.newest(tmp_path) == written
+
+
+def test_an_error_of_the_disk_names_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"quota exceeded: '.*iter_3\.pth'"):
+        write(tmp_path, 3)
+    assert names(tmp_path) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -130,6 +131,22 @@ def test_a_reader_of_a_data_root_cannot_hold_a_preparation_up(
 def is_free(root: Path) -> bool:
     fd = os.open(root, os.O_RDONLY)
     try:
-        return lock._try_guard(fd)
+        return private.lock_alone(fd)
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("says", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: int
+) -> None:
+    """Lustre says ENOSYS, unless it is mounted with `flock`."""
+
+    def none(*_: int) -> None:
+        raise OSError(says, os.strerror(says))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    fd = private.open_own(tmp_path / "local.lock")
+    assert private.try_lock(fd, "a run")
+    os.close(fd)
+    assert private.holder(tmp_path / "local.lock").startswith("a run (process ")

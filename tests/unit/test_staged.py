@@ -351,3 +351,12 @@ def test_a_mounted_environment_is_one_only_while_it_is_mounted(tmp_path: Path) -
     (folder / staged.MOUNTED / "bin").mkdir()
     assert image.hold(inside, folder.name)
     os.close(inside)
+
+
+def test_a_disk_without_locks_is_said(container: Path, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(UserError, match=f"{stage} on .* has no file locks"):
+        copier.copy(container, stage)
