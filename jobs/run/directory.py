@@ -204,8 +204,11 @@ def write_atomically(path: Path, content: bytes, durable: bool = True, private: 
 
 
 def newest_start(job: Path) -> int:
-    """The highest N of the marks `start-N` in a run's job directory; 0 if there is none."""
-    marks = (
-        re.fullmatch(files.START(N="([0-9]{1,9})"), entry.name) for entry in job.glob(files.START(N="*"))
-    )
+    """The highest N of the marks `start-N` in a run's job directory; 0 if there is none. Raises OSError where
+    that cannot be read, which glob would take for an empty folder: nobody is to overlook a later start."""
+    try:
+        names = os.listdir(job)
+    except FileNotFoundError:
+        return 0
+    marks = (re.fullmatch(files.START(N="([0-9]{1,9})"), name) for name in names)
     return max((int(mark[1]) for mark in marks if mark), default=0)

@@ -322,6 +322,10 @@ def _lock(stack: ExitStack, run: Run) -> None:
 
 
 def _last_line(path: Path) -> str | None:
-    """The last line of a log that says something, which is where Python puts an error."""
-    lines = path.read_bytes()[-65536:].decode(errors="replace").splitlines()
+    """The last line of a log that says something, which is where Python puts an error; None if there is none,
+    or the log cannot be read."""
+    try:
+        lines = path.read_bytes()[-65536:].decode(errors="replace").splitlines()
+    except OSError:
+        return None
     return next((line.strip() for line in reversed(lines) if line.strip()), None)

@@ -67,9 +67,11 @@ def _said(log: Path, begin: int, what: re.Pattern[str], most: int | None = None)
 
 
 def size_of(path: Path) -> int:
+    """0 where it is not there, or cannot be read now: what is told of an end does not depend on a file
+    server."""
     try:
         return path.stat().st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
@@ -99,6 +101,6 @@ def log_of(run: Run, task: Task) -> str | None:
     """This rank's log below the run directory, as srun (%j_%t_log.out) and the local chain name it."""
     raw = os.environ.get("SLURM_JOB_ID", "")
     for name in (f"{task.job}_{task.rank}", f"{raw}_{task.rank}", f"{task.job}-train_{task.rank}"):
-        if (path := run.job / files.LOG(JOB=name)).exists():
+        if os.path.exists(path := run.job / files.LOG(JOB=name)):
             return str(Path(files.JOB()) / path.name)
     return None

@@ -426,3 +426,14 @@ def test_who_wants_to_know_is_told(run: Run, slurm: FakeSlurm, tmp_path: Path, t
     after_srun(run, told.code)
     sent = (tmp_path / "mail").read_text().split() if (tmp_path / "mail").exists() else []
     assert sent == ([f"{run.name}:", told.news] if told.news else [])
+
+
+@pytest.mark.parametrize("code", [RESUME, FAILED])
+def test_a_folder_that_cannot_be_read_does_not_keep_a_job_from_coming_back(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(afterwards, "UNREADABLE_SECONDS", 0.0)
+    monkeypatch.setattr(afterwards, "UNWRITABLE_SECONDS", 0.0)
+    outcome = after_srun(Run("/" + "x" * 300), code)
+    assert (outcome.code, outcome.message) == (code, "requeued")
+    assert len(slurm.calls("scontrol requeue 1")) == 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.run.directory import Request, Run, write_atomically
+from jobs.run.directory import Request, Run, newest_start, write_atomically
 from jobs.run.errors import UserError
 from jobs.run.settings import Settings
 
@@ -95,3 +95,11 @@ def test_the_settings_of_another_version(tmp_path: Path) -> None:
     written = yaml.safe_load(run.request_file.read_text())["cluster"]
     assert "infer" not in written  # an older launcher asks for {} where there is nothing
     assert written["sources"] == {"gpus": "mine.yaml"}
+
+
+def test_starts_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path) -> None:
+    """glob does, in Python 3.13 whatever the error: a start that is over would write beside the newest."""
+    assert newest_start(tmp_path / "none") == 0
+    (tmp_path / "job").touch()
+    with pytest.raises(NotADirectoryError):
+        newest_start(tmp_path / "job")

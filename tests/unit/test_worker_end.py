@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.run import task
+from jobs.run.directory import Run
 from jobs.supervise import worker_end
 
 
@@ -28,3 +30,9 @@ def test_a_users_mistake_is_the_last_line_that_speaks_of_an_error(tmp_path: Path
     assert worker_end.users_mistake(log, len(before)) == "a.py: unknown word"
     log.write_text(f"{before}usage: a.py\na.py: error: no such thing\nbye\n")
     assert worker_end.users_mistake(log, len(before)) == "a.py: error: no such thing"
+
+
+def test_a_folder_that_cannot_be_read_does_not_keep_an_end_from_being_told() -> None:
+    run = Run("/" + "x" * 300)  # for which the system has an error of its own
+    assert worker_end.log_of(run, task.read({})) is None
+    assert worker_end.size_of(run.events) == 0
