@@ -18,13 +18,13 @@ import numpy as np
 
 from jobs.catalog import listing
 from jobs.catalog.classes import differ
-from jobs.run.errors import UserError
+from jobs.run.errors import UNREACHABLE, UserError
 
 SECONDS = 3.0
 """How long `look` reads files of one dataset, at most; of a large one it sees a part, spread over all."""
 STOCK = ("mmseg", "mmcv", "jobs")
 """Packages whose transforms do not give labels another meaning."""
-TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+TRANSIENT = (*UNREACHABLE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 """Errors of a machine: the file may be read at the next start."""
 ESCAPE = "--set baton.check_data=False takes the data as it is"
 

@@ -23,7 +23,7 @@ from jobs.prepare import weights, workers
 from jobs.prepare.progress import say
 from jobs.run import events, exit_codes, failure, files, notify
 from jobs.run.directory import Run
-from jobs.run.errors import UserError, run_command
+from jobs.run.errors import UNREACHABLE, UserError, run_command
 
 SHOWN = 20
 """Problems that --verify prints; the rest is counted."""
@@ -247,7 +247,7 @@ def explain(error: OSError, data_root: Path) -> UserError | None:
             f"{where} cannot be moved to {error.filename2}: they are on two file systems, or in "
             "two layers of a container's: choose another --data-root"
         )
-    if error.errno in (errno.EIO, errno.ESTALE, errno.ENOTDIR):
+    if error.errno in (*UNREACHABLE, errno.ENOTDIR):
         return UserError(f"{where}: {error.strerror}")
     return None
 

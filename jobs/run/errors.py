@@ -13,10 +13,17 @@ if TYPE_CHECKING:
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading JSON leads to that is damaged, nested without end, or of another layout than ours."""
 
-
+UNREACHABLE = (
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EHOSTDOWN),
+    *(errno.ESHUTDOWN, errno.ENOTCONN),  # Lustre that has been evicted; FUSE whose process has ended
+)
+"""Errors of a file whose disk or server is broken or does not answer: it may by the next start, or to another
+node."""
 REFUSED = {
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
-    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *UNREACHABLE,
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EUCLEAN),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV),
+    *(errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK),
 }
 """Errors of a file that are no defect of ours: its owner, its file system or its disk does not let us."""
 
@@ -28,7 +35,7 @@ class UserError(Exception):
 def refusal(error: OSError) -> str:
     """What cannot be written or read, why, and, where that is the matter, whose it is."""
     path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "a file"
-    verb = "written" if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT) else "used"
+    verb = "written" if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "used"
     whose = ""
     if error.errno in (errno.EACCES, errno.EPERM):
         from jobs.run import private

@@ -14,10 +14,11 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
+from jobs.mmseg import data
 from jobs.mmseg.training import user_errors
 from jobs.run import failure
 from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UserError
+from jobs.run.errors import UNREACHABLE, UserError
 from tests.unit.test_checkpoints import fill
 
 SESSION: Any = SimpleNamespace(request=SimpleNamespace(config="mine.py"))
@@ -83,3 +84,13 @@ def test_a_full_disk_that_takes_no_word_of_it_either_is_one_line(
         assert said == f"it could not be noted: {run.events} cannot be written: No space left on device\n"
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("number", [*UNREACHABLE, errno.EUCLEAN, errno.EXDEV, errno.ENOSYS])
+def test_a_disk_or_server_that_is_broken_is_told_in_one_line(number: int, tmp_path: Path) -> None:
+    """FUSE whose process has ended, say, or Lustre that has been evicted."""
+    error = OSError(number, os.strerror(number), "/runs/a/x.csv")
+    why = rf"/runs/a/x\.csv cannot be used: {os.strerror(number)}"
+    with pytest.raises(UserError, match=why), failure.reported(Run(tmp_path / "none"), "evaluate"):
+        raise error
+    assert data.transient(error) == (number in UNREACHABLE)
