@@ -34,13 +34,18 @@ def source(path: Path | int) -> str:
 
 
 def _mounted(path: Path | int) -> tuple[str, str]:
-    """proc(5), mountinfo: MAJOR:MINOR is the third field, type and source follow a lone dash."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+    """By the mount's number, the first field of a line of mountinfo, in which type and source follow a
+    lone dash (proc(5)). By st_dev nothing is found on btrfs, whose files have numbers of their own."""
+    fd = path if isinstance(path, int) else os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        told = dict(line.split(":", 1) for line in _lines(f"/proc/self/fdinfo/{fd}") if ":" in line)
+    finally:
+        if fd != path:
+            os.close(fd)
     found = ("", "")
     for line in _lines("/proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
-        if after and before.split()[2] == wanted:
+        if after and before.split()[0] == told.get("mnt_id", "").strip():
             found = (after.split()[0], after.split()[1])
     return found
 

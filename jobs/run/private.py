@@ -149,7 +149,10 @@ def _check(fd: int, path: str | Path, kind: str) -> None:
     if not right or status.st_uid != os.geteuid() or (kind == "file" and status.st_nlink > 1):
         raise UserError(f"{path} is not this user's own {kind} ({_whose(path)}): remove it")
     if stat.S_IMODE(status.st_mode) & 0o077:
-        os.fchmod(fd, 0o600 if kind == "file" else 0o700)
+        import contextlib
+
+        with contextlib.suppress(PermissionError):  # of an owner: it has no modes
+            os.fchmod(fd, 0o600 if kind == "file" else 0o700)
         if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
             raise UserError(f"{path}: this file system ignores modes and lets others in; use another one")
 

@@ -193,7 +193,8 @@ def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) ->
             f"cannot make {run.path}: {error.strerror}; set BATON_RUNS to a folder of your own"
         ) from None
     try:
-        unfinished.path.chmod(0o777 & ~_umask())
+        with suppress(PermissionError):  # a file system without modes
+            unfinished.path.chmod(0o777 & ~_umask())
         unfinished.job.mkdir()
         fill(unfinished)
         os.rename(unfinished.path, run.path)

@@ -14,6 +14,7 @@ else of a config is changed.
 from __future__ import annotations
 
 import ast
+import errno
 import itertools
 import os
 import shutil
@@ -38,7 +39,15 @@ def take(code: Path, data_root: Path, chain: Chain | None = None) -> str:
     code.mkdir()
     for folder in FOLDERS:
         _copy_tree(CHECKOUT / folder, code / folder)
-    (code / "data").symlink_to(data_root)
+    try:
+        (code / "data").symlink_to(data_root)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise UserError(
+            f"{code.parent.parent} is on a file system without symbolic links, and a run needs one: "
+            "set BATON_RUNS to a folder elsewhere"
+        ) from None
     return place(code, chain) if chain else ""
 
 

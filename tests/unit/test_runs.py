@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm.login import SlurmError
-from launch.submit import runs
+from launch.submit import runs, snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +126,20 @@ def test_a_name_that_nobody_asked_for_may_be_taken_meanwhile() -> None:
     assert runs.named(None, lambda: runs.free_name("demo"), make) == "demo-2"
     with pytest.raises(runs.Taken, match="'demo-1' is taken"):
         runs.named("demo-1", lambda: runs.free_name("demo"), make)
+
+
+def test_a_file_system_without_modes_and_links_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """exFAT, say, or a share of Windows."""
+
+    def refuse(path: str, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    def take(run: Run) -> None:
+        snapshot.take(run.code, root)
+
+    for name in ("chmod", "symlink"):
+        monkeypatch.setattr(os, name, refuse)
+    why = f"^{root} is on a file system without symbolic links, .*: set BATON_RUNS"
+    with pytest.raises(UserError, match=why), runs.new_run("a", take):
+        pass
+    assert not list(root.iterdir())

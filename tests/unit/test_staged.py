@@ -360,3 +360,12 @@ def test_a_disk_without_locks_is_said(container: Path, stage: Path, monkeypatch:
     monkeypatch.setattr(fcntl, "flock", none)
     with pytest.raises(UserError, match=f"{stage} on .* has no file locks"):
         copier.copy(container, stage)
+
+
+def test_the_file_system_of_a_file_is_known_by_its_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On btrfs, stat gives files numbers of a device that no mount has."""
+    monkeypatch.setattr(os, "stat", None)
+    assert file_systems.kind(Path("/proc/self/status")) == "proc"
+    fd = os.open("/proc", os.O_RDONLY)
+    assert (file_systems.kind(fd), file_systems.source(fd)) == ("proc", "proc")
+    os.close(fd)
