@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import struct
@@ -290,6 +292,33 @@ def test_a_dataset_that_had_stepped_aside_when_the_start_was_killed_is_put_back(
     convert.unpack(data, FOLDER)
     assert files(root) == before
     assert not (data / ".prepare.old").exists()
+
+
+def test_a_disk_that_fails_between_the_two_renames_leaves_the_dataset_in_its_place(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, rename = data / FOLDER, os.rename
+
+    def fails(source: Path, target: Path) -> None:
+        if target == root and source.parent.name == convert.WORK:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails)
+    before = files(root)
+    with pytest.raises(OSError, match="Input/output error"):
+        convert.pack(data, FOLDER)
+    assert files(root) == before
+
+
+def test_packing_needs_locks_and_says_where(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(fd: int, _: int) -> None:
+        if "/pack/" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(UserError, match=r"/pack is on a file system without file locks.*: set TMPDIR"):
+        convert.pack(data, FOLDER)
 
 
 def test_a_preparation_that_is_killed_as_the_damaged_dataset_steps_aside_loses_no_file_in_it(

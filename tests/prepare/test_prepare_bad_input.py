@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -322,6 +323,15 @@ def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "write", lambda fd, content: write(fd, bytes(content)[:5]))
     put(tmp_path, "x", bytes(range(23)))
     assert (tmp_path / "x").read_bytes() == bytes(range(23))
+
+
+def test_a_write_that_is_refused_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match=f"quota exceeded: '{tmp_path}/x'"):
+        put(tmp_path, "x", b"x")
 
 
 def test_torn_files_of_an_earlier_start_are_written_anew(archives: Path, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def _turn(data_root: Path, folder: str, wait: bool, to_packed: bool) -> Manifest
         assert lock is not None  # nothing is `done` by others
         put_back(data_root)
         work = data_root / WORK
-        shutil.rmtree(work_folder(work))
+        if os.path.lexists(work):
+            shutil.rmtree(work_folder(work))
         found = _there(root)  # while waiting, another process may have done it
         if found.packed == to_packed:
             return found

@@ -20,6 +20,7 @@ from jobs.catalog import own_images
 from jobs.catalog.manifest import Entry
 from jobs.run import packed, private
 from jobs.run.deflate import content_digest
+from jobs.run.errors import UserError
 
 BESIDE = 7
 """Lists (.txt) that also lie beside the container, so that whoever opens them by path finds them: with the
@@ -69,7 +70,7 @@ class Writer:
         file, lock = _open(self.path, self.lock)
         digest = content_digest(content)
         header = _info(path, len(content), digest).FileHeader()
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        self._take(lock)
         try:
             begin = at = os.fstat(file).st_size
             view = memoryview(header + content)
@@ -81,6 +82,17 @@ class Writer:
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)
         return Placed(path, len(content), digest, begin)
+
+    def _take(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in private.NO_LOCKS:
+                raise
+            raise UserError(
+                f"{self.lock.parent} is on a file system without file locks, which packing needs: set TMPDIR "
+                "to a folder on this machine's own disk"
+            ) from None
 
     def content(self, entry: Placed) -> bytes:
         """What was put there."""

@@ -272,7 +272,12 @@ def publish(staging: Path, target: Path) -> None:
     keep_strangers(target, staging)
     aside.parent.mkdir(exist_ok=True)
     os.rename(target, aside)
-    os.rename(staging, target)
+    try:
+        os.rename(staging, target)
+    except OSError:
+        with contextlib.suppress(OSError):  # else the next start puts it back
+            os.rename(aside, target)
+        raise
     os.rename(aside, staging)
     aside.parent.rmdir()
 

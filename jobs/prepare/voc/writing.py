@@ -36,6 +36,8 @@ def put(into: Path | Writer, path: str, content: bytes) -> Entry:
         view = memoryview(content)
         while view:  # a nearly full disk takes a part and says so only the next time
             view = view[os.write(fd, view) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, target) from None
     finally:
         os.close(fd)
     return Entry(path, len(content), content_digest(content))
