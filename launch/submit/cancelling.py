@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 
 from jobs.run import events, files
 from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, refusal
 from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, local_jobs, states
@@ -43,16 +44,21 @@ def cancel(run: Run, lost: bool = False) -> list[str]:
     if not alive and not chains and not others and not far:
         return []
     by = machine.user()
-    _mark(run, by)
+    try:
+        _mark(run, by)
+    except OSError as error:  # a full disk: all the more reason to end what fills it
+        print(f"{run.name}: {refusal(error)}; its jobs are told to end all the same", file=sys.stderr)
     try:
         for executor, jobs in (("local", list(chains)), ("slurm", alive), *others.items()):
             if jobs:
                 executors.named(executor).end(run, jobs)
     except UserError:
-        (run.job / files.CANCELLED()).unlink(missing_ok=True)  # it goes on
+        with contextlib.suppress(OSError):
+            (run.job / files.CANCELLED()).unlink(missing_ok=True)  # it goes on
         raise
     # Also of a run that was cancelled before: what lived now was submitted since.
-    events.append(run.events, "cancelled", by=by)
+    with contextlib.suppress(OSError):  # the mark says so, too, and so do the jobs
+        events.append(run.events, "cancelled", by=by)
     return list(dict.fromkeys([*alive, *chains, *(job for jobs in others.values() for job in jobs), *far]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from jobs.run.directory import Run, write_atomically
 from tests.unit.fake_slurm import Site, one_line
-from tests.unit.made_runs import with_everything
+from tests.unit.made_runs import made_run, with_everything, write
+from tests.unit.test_identity import row
 
 REFUSES = """
 import os
@@ -113,3 +115,19 @@ def test_one_run_that_refuses_does_not_keep_clean_from_the_others(refusing: Site
     done = refusing("clean", "mine", "other", "--yes", **patched)
     assert done.returncode == 2, done.stdout
     assert [line.split()[1].rsplit("/", 3)[1] for line in done.stderr.splitlines()] == ["mine", "other"]
+
+
+def test_a_run_on_a_full_disk_can_be_cancelled(refusing: Site, tmp_path: Path) -> None:
+    run = made_run(refusing.runs / "full")
+    write(run, 0, "submitted", stage="train", job="12", executor="slurm", nodes=1, ranks=1)
+    queued = row(f"{run.path}/job/train.sbatch", run.name, number="12")
+    refusing.command("squeue", f"echo {shlex.quote(queued)}")
+    refusing.command("scancel", "")
+    patched = {"PYTHONPATH": str(tmp_path / "patched"), "REFUSED": str(errno.EDQUOT)}
+    done = refusing("cancel", "full", "--now", **patched)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "full: cancelled 12")
+    why = (
+        f"full: {run.job}/cancelled cannot be written: Disk quota exceeded; its jobs are told to end all the"
+    )
+    assert done.stderr == f"{why} same\n"
+    assert refusing.calls("scancel")
