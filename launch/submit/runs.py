@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from jobs.run import files
+from jobs.run import files, private
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.slurm.login import SlurmError
@@ -213,6 +214,9 @@ def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) ->
         raise
 
 
+SUBMITTING = "another command, which submits a job of it"
+
+
 @contextmanager
 def turn(run: Run) -> Iterator[None]:
     """One command after the other submits jobs of a run: each writes the same scripts, which Slurm reads when
@@ -222,9 +226,13 @@ def turn(run: Run) -> Iterator[None]:
         with suppress(OSError):
             run.job.mkdir(exist_ok=True)  # of a run that has lost it
             # For this user alone: whoever may open a file may lock it, and keep all others waiting.
-            file = os.open(run.job / files.TURN(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            path = run.job / files.TURN()
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, file)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not private.try_lock(file, SUBMITTING):
+                print(f"{run.name}: waiting for {private.holder(path)}", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+                private.try_lock(file, SUBMITTING)
         yield
 
 

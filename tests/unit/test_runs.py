@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,24 @@ def test_a_file_system_without_modes_and_links_is_named(root: Path, monkeypatch:
     with pytest.raises(UserError, match=why), runs.new_run("a", take):
         pass
     assert not list(root.iterdir())
+
+
+def test_who_submits_a_job_of_the_run_meanwhile_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have been stopped in its terminal."""
+    run, over = Run(tmp_path / "a"), threading.Event()
+    run.path.mkdir()
+
+    def other() -> None:
+        with runs.turn(run):
+            over.set()
+            while not capsys.readouterr().err.startswith(f"a: waiting for {runs.SUBMITTING} (process "):
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=other, daemon=True)
+    thread.start()
+    over.wait()
+    with runs.turn(run):
+        thread.join(5)
+    assert not thread.is_alive()
