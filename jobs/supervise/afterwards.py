@@ -114,6 +114,10 @@ def _after_srun(run: Run, code: int) -> Outcome:
 
 def _after_failure(run: Run, job: str, code: int) -> Outcome:
     past = _read_with_retries(run.events)
+    if past is not None and past.ends_finished and past.finished_by == job:
+        # The final state is on disk: what failed was the way out, of a library, say.
+        done = _finish(run, job)
+        return dataclasses.replace(done, message=f"{done.message} (after that a rank failed: {code})")
     counted = past is not None and _record_failure(run, job, code, past)
     if counted:
         past = story.attempt(run.events)

@@ -83,6 +83,7 @@ class Worker:
         self._first: tuple[int, float] | None = None
         self._shown = -math.inf
         self._scalars: dict[str, float | None] = {}
+        self._finished = False
         self._heart = Heartbeat()
         # The supervisor has kept what came before this.
         self.beat("start", 0)
@@ -93,7 +94,8 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        done = self._finished and isinstance(error, SystemExit) and not error.code
+        if error is not None and not done:
             endings.end(error, self.run, self.start, self.rank, self.preemption)
 
     # ------------------------------------------------------------------------------------------- beginning
@@ -294,6 +296,7 @@ class Worker:
         self._barrier()
         self.report("finished", step=step, epoch=epoch)
         closing()
+        self._finished = True
         self.beat("end", step)
         if self.session.control is not None:
             from jobs.engine import distributed

@@ -72,6 +72,22 @@ def test_srun_is_not_believed_that_the_training_is_finished(run: Run, slurm: Fak
     assert slurm.calls("scancel") == ["scancel 9"]
 
 
+@pytest.mark.parametrize("code", [FAILED, USER_ERROR, 139])
+def test_a_failure_on_the_way_out_of_a_finished_training_is_no_failure_of_it(run: Run, code: int) -> None:
+    start(run, 1)
+    say(run, "finished", start=1, step=5, epoch=1)
+    say(run, "failed", start=1, reason="rank 0: at exit", exit_code=code, rank=0, host="n1")
+    outcome = after_srun(run, code)
+    assert (outcome.code, outcome.notice) == (0, "finished")
+    assert "stopped" not in names(run)
+
+
+def test_a_finished_training_that_another_job_is_to_extend_is_not_done(run: Run) -> None:
+    start(run, 1)
+    events.append(run.events, "finished", stage="train", job="local-0", start=1, step=5, epoch=1)
+    assert after_srun(run, FAILED).code == AGAIN_HERE
+
+
 def test_saved_and_left(run: Run) -> None:
     start(run, 1)
     assert after_srun(run, RESUME).code == RESUME

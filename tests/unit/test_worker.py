@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ def made(path: Path, rank: int = 0) -> Worker:
     worker.run, worker.start, worker.rank, worker.ranks, worker.main = run, 1, rank, 1, rank == 0
     worker.session = Session(run, request, rank=rank, ranks=1, local_rank=0, local_ranks=1, start=1, job="1")
     worker.on_disk, worker.steps, worker._first, worker._shown = (0, 0), None, None, -math.inf
-    worker._scalars, worker._heart = {}, Heartbeat()
+    worker._scalars, worker._heart, worker._finished = {}, Heartbeat(), False
     assert isinstance(worker, Worker)
     return worker
 
@@ -51,6 +52,16 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     np.random.set_state(found["numpy"])
     random.setstate(found["python"])
     assert repr(np.random.get_state()) == repr(state["numpy"])
+
+
+def test_the_end_of_the_program_may_be_an_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sys.exit(0)` in the block, behind the last call, is no error of a rank."""
+    monkeypatch.setattr("jobs.worker.closing", lambda: None)  # for all that this process does afterwards
+    worker = made(tmp_path)
+    worker.finish(7)
+    with pytest.raises(SystemExit), worker:
+        sys.exit(0)
+    assert not list(worker.run.job.glob("error-*"))
 
 
 def test_a_state_that_could_not_be_loaded_is_refused(tmp_path: Path) -> None:
