@@ -8,22 +8,29 @@ import fcntl
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from jobs.run.directory import write_atomically
 
+_HALF = re.compile("[\ud800-\udfff]")
 TURN_SECONDS = 5.0
 """Who may write the file may hold its lock; nobody's lines wait longer for that."""
 
 
 def line_of(record: dict[str, Any]) -> str:
-    """A record as JSON that every reader takes: JSON knows no NaN and no infinity, which become null."""
+    """A record as JSON that every reader takes: JSON knows no NaN and no infinity, which become null, and no
+    half of a character (Python's for a byte of a file's name that is no text), which becomes an escape."""
     try:
-        return json.dumps(record, separators=(",", ":"), default=str, allow_nan=False)
+        line = json.dumps(record, separators=(",", ":"), default=str, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(record), separators=(",", ":"), default=str, allow_nan=False)
+        line = json.dumps(_finite(record), separators=(",", ":"), default=str, allow_nan=False)
+    if "\\ud" in line:
+        text = json.dumps(json.loads(line), separators=(",", ":"), ensure_ascii=False)
+        line = _HALF.sub(lambda half: "\\" + ascii(half[0])[1:-1], text)
+    return line
 
 
 def _finite(value: Any) -> Any:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from jobs.run.lines import Board, Lines
+from jobs.run.lines import Board, Lines, line_of
 
 
 def test_a_board_is_put_in_place_once_and_then_written_over(tmp_path: Path) -> None:
@@ -48,6 +50,12 @@ def test_lines_are_appended_without_opening_the_file_again(
     monkeypatch.setattr(os, "open", None)
     lines.append("2")
     assert path.read_text() == "whole\ntor\n1\n2\n"
+
+
+def test_half_a_character_hides_no_line_from_its_readers() -> None:
+    """Python's for a byte of a file's name that is no text; most readers of JSON refuse it."""
+    line = line_of({"whole": "\U0001f600 \\ud", "half": "caf\udce9.jpg", "nan": math.nan})
+    assert msgspec.json.decode(line) == {"whole": "\U0001f600 \\ud", "half": "caf\\udce9.jpg", "nan": None}
 
 
 def test_after_an_error_the_file_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
