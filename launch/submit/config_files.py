@@ -314,6 +314,16 @@ def _imported_by(module: Path) -> list[str]:
     return found
 
 
+def parsed(file: Path) -> ast.Module:
+    """Raises UserError for a file that is not Python."""
+    try:
+        return ast.parse(file.read_bytes(), str(file))
+    except SyntaxError as error:
+        raise UserError(f"{file}, line {error.lineno}: not Python: {error.msg}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} cannot be read as a program: {error}") from None
+
+
 def check_datasets(found: list[Path], used: set[str]) -> None:
     """Raises UserError for a dataset class, among those `used`, that names its classes as MMSegmentation
     before 1.0 did: for 1.x it has none, which would come out at the first validation."""

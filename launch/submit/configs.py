@@ -195,6 +195,10 @@ def _modules(config: Path, chain: Chain, here: bool, code: Path | None) -> list[
     found = config_files.modules([*names, *chain.imports], places, outer)
     parts = [chain.values.get(key) for key in ("train_dataloader", "val_dataloader")]
     config_files.check_datasets(found, _without_classes(parts))
+    for name in names if here else []:
+        for module in found:
+            if (file := module.parent.joinpath(*name.split(".")).with_suffix(".py")).is_file():
+                config_files.parsed(file)
     own = {module.stem for module in found}
     for name in names if here and not given.get("allow_failed_imports") else []:
         top = name.split(".")[0]

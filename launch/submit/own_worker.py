@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import difflib
 import itertools
 import re
@@ -71,11 +70,6 @@ def read(worker: str) -> Chain:
         hint = f": did you mean {given.parent / near[0]}?" if near else ""
         raise UserError(f"there is no program {worker!r} for --worker{hint}")
     file = file.resolve()
-    try:
-        imports = config_files.imports(ast.parse(file.read_bytes(), str(file)))
-    except SyntaxError as error:
-        raise UserError(f"{file}, line {error.lineno}: not Python: {error.msg}") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file} cannot be read as a program: {error}") from None
+    imports = config_files.imports(config_files.parsed(file))
     names = [name for name in imports if name.split(".")[0] not in snapshot.FOLDERS]  # which are there
     return Chain(files=[file], modules=config_files.modules(names, [file.parent, CHECKOUT]))

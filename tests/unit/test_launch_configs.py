@@ -144,6 +144,15 @@ def test_a_variable_is_taken_where_an_override_names_code_of_the_users(tmp_path:
     configs.check(tmp_path / "mine.py", given, asked=[("--set", "crop_size")])
 
 
+def test_a_module_of_the_users_that_is_not_python_waits_in_no_queue(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    for name, file in (("mine_too", "mine_too.py"), ("parts.net", "parts/net.py")):
+        (tmp_path / file).write_text("x = 1\ndef f(:\n")
+        (tmp_path / "mine.py").write_text(SEG + f"custom_imports = dict(imports=['{name}'])\n")
+        with pytest.raises(UserError, match=f"{file}, line 2: not Python"):
+            configs.check(tmp_path / "mine.py")
+
+
 def test_nothing_of_a_config_is_run(tmp_path: Path) -> None:
     file = tmp_path / "side_effect.py"
     file.write_text(SEG + f"open({str(tmp_path / 'touched')!r}, 'w')\n")
