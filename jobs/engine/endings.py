@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import threading
 import traceback
@@ -13,8 +12,9 @@ from jobs.engine.checkpoints import FencedOff
 from jobs.engine.preemption import Preemption, leave
 from jobs.run import files
 from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, described
 from jobs.run.exit_codes import FAILED, SUPERSEDED, USER_ERROR
+from jobs.run.lines import line_of
 
 ONE_GPU = UserError(
     "several ranks of one node were given the same GPU: give each its own (does a prolog or profile set "
@@ -24,7 +24,7 @@ ONE_GPU = UserError(
 
 def end(error: BaseException, run: Run, start: int, rank: int, preemption: Preemption) -> NoReturn:
     """Ends this process on `error`, at once: other ranks may be waiting for it, so destructors could hang."""
-    if "Duplicate GPU detected" in str(error):  # NCCL's words, in the first collective
+    if "Duplicate GPU detected" in described(error):  # NCCL's words, in the first collective
         error = ONE_GPU
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -42,7 +42,7 @@ def end(error: BaseException, run: Run, start: int, rank: int, preemption: Preem
     # KeyboardInterrupt and other SystemExit, too: whatever ends a rank, the others' user wants to read it.
     text = "".join(traceback.format_exception(error))
     print(text, file=sys.stderr, flush=True)
-    record(run, start, rank, traceback.format_exception_only(error)[-1].strip(), text)
+    record(run, start, rank, described(error), text)
     leave(FAILED)
 
 
@@ -50,4 +50,4 @@ def record(run: Run, start: int, rank: int, error: str, text: str) -> None:
     """Leaves the error where the supervisor finds it: `job/error-START-RANK.json`."""
     content = {"error": error, "traceback": text}
     with contextlib.suppress(OSError):  # it is on stderr as well
-        write_atomically(run.job / files.ERROR(START=start, RANK=rank), json.dumps(content).encode())
+        write_atomically(run.job / files.ERROR(START=start, RANK=rank), line_of(content).encode())

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.catalog.supported import name_of
 from jobs.engine import ranks, wire
-from jobs.run.errors import UserError, one_line
+from jobs.run.errors import UserError, in_a_line
 
 MOST_BYTES = 60 << 20
 """Of one process's results of all metrics; a message holds 64 MiB."""
@@ -32,7 +32,7 @@ class Others:
                 self.metrics[number] = _built(description)
                 self.metrics[number].dataset_meta = meta
                 self.found[number] = []
-            except Exception as error:  # anybody's code
+            except (Exception, SystemExit) as error:  # anybody's code
                 self._fail(number, error)
 
     def __bool__(self) -> bool:
@@ -44,7 +44,7 @@ class Others:
             before = len(metric.results)
             try:
                 metric.process(batch, [result.to_dict() for result in results])
-            except Exception as error:  # anybody's code; it is named with the results
+            except (Exception, SystemExit) as error:  # anybody's code; it is named with the results
                 self._fail(number, error)
             else:
                 self.found[number].append((index, metric.results[before:]))
@@ -73,7 +73,7 @@ class Others:
             metric.results = [result for _, results in images for result in results]
             try:
                 computed = metric.evaluate(size)
-            except Exception as error:  # anybody's code; it is named with the results
+            except (Exception, SystemExit) as error:  # anybody's code; it is named with the results
                 self._fail(number, error)
                 continue
             for name, value in computed.items():
@@ -97,8 +97,8 @@ class Others:
                 self._fail(number, error)
         return bytes(wire.pack((self.failed, found)))
 
-    def _fail(self, number: int, error: Exception) -> None:
-        self.failed.setdefault(number, one_line(error, 200))
+    def _fail(self, number: int, error: BaseException) -> None:
+        self.failed.setdefault(number, in_a_line(error, 200))
         self.metrics.pop(number, None)
         self.found.pop(number, None)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from jobs.catalog import listing
 from jobs.catalog.classes import differ
-from jobs.run.errors import UNREACHABLE, UserError
+from jobs.run.errors import UNREACHABLE, UserError, in_a_line
 
 SECONDS = 3.0
 """How long `look` reads files of one dataset, at most; of a large one it sees a part, spread over all."""
@@ -54,7 +54,7 @@ def sample(dataset: Any, index: int) -> Any:
         return dataset[index]
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = f"{named(info_of(dataset, index))} cannot be loaded: {in_a_line(error)}"
         raise (LoadingError if transient(error) else DataError)(text) from error
 
@@ -79,10 +79,6 @@ def named(info: dict[str, Any]) -> str:
     if not image:
         return "a sample of the dataset"
     return f"{image} (with the mask {mask})" if mask else str(image)
-
-
-def in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
 
 
 def blame(runner: Any, batches: Iterable[Any]) -> DataError | None:

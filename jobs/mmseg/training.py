@@ -19,7 +19,7 @@ from jobs.engine.session import Session, from_environment
 from jobs.mmseg import compat
 from jobs.run import files
 from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UserError, one_line
+from jobs.run.errors import UserError, described, one_line
 from jobs.run.exit_codes import FINISHED, USER_ERROR
 from jobs.run.streams import TolerantStream
 from jobs.supervise.heartbeat import Heartbeat
@@ -40,6 +40,8 @@ def main(preemption: Preemption) -> int:
         train(session, preemption)
     except BaseException as error:
         start, rank = (session.start, session.rank) if session else (1, 0)
+        if isinstance(error, SystemExit) and error.code == USER_ERROR:  # some hook's, perhaps without a word
+            print(described(error), file=sys.stderr, flush=True)
         endings.end(error, run, start, rank, preemption)
     return FINISHED
 

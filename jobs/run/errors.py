@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+MOST = 4000
+"""Characters of an error's words that are told."""
 
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading JSON leads to that is damaged, nested without end, or of another layout than ours."""
@@ -52,7 +56,73 @@ def refusal(error: OSError) -> str:
 def one_line(error: BaseException, most: int | None = None) -> str:
     """Its message in one line of at most so many characters; if it says nothing, what kind of error it is
     and where it was raised."""
-    return " ".join(str(error).split())[:most] or f"{type(error).__name__}{_place(error)}"[:most]
+    return " ".join(_words(error).split())[:most] or f"{type(error).__name__}{_place(error)}"[:most]
+
+
+def described(error: BaseException, most: int = MOST) -> str:
+    """What kind of error it is, what it says, in its first line where in the user's own code it was raised,
+    and what it followed from if it names that. Raises nothing, whatever the error is."""
+    kind = type(error)
+    module = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+    words = limited(_words(error), most)
+    first, newline, more = f"{module}{kind.__qualname__}: {words}".rstrip().partition("\n")
+    first, end = (first[:-1], ":" if newline else "") if first.endswith(":") else (first, "")
+    if "Traceback (most" not in more:  # which says so itself: torch's, of a loader's process
+        first += users_place(error)
+    after = f" (from {described(cause, most)})" if (cause := _root(error)) is not None else ""
+    return f"{first}{end}{newline}{more}{after}"
+
+
+def _root(error: BaseException) -> BaseException | None:
+    """What an error was raised from in the first place, if from any."""
+    seen = [error]
+    while (cause := seen[-1].__cause__) is not None and not any(cause is one for one in seen):
+        seen.append(cause)
+    return seen[-1] if len(seen) > 1 and cause is None else None
+
+
+def in_a_line(error: BaseException, most: int = 300) -> str:
+    """The same in one line, its message of at most so many characters."""
+    return " ".join(described(error, most).split())
+
+
+def limited(text: str, most: int = MOST) -> str:
+    """A text that is told in events and messages, without its middle where it has no end."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
+
+
+def users_place(error: BaseException) -> str:
+    """` (FILE.py:LINE)`, the innermost of the user's own code that an error came through; "" if it is none
+    of theirs, and of one that says it itself."""
+    step, found = error.__traceback__, ""
+    while step is not None and not isinstance(error, SyntaxError):
+        file = step.tb_frame.f_code.co_filename
+        if _is_users(file):
+            found = f" ({os.path.basename(file)}:{step.tb_lineno})"
+        step = step.tb_next
+    return found
+
+
+def without_places(text: str) -> str:
+    """An error's words alone: the name of a file of the user's (cuda_ops.py) says nothing of what it is."""
+    return re.sub(r" \([^()/]+\.py:\d+\)", "", text)
+
+
+def _is_users(file: str) -> bool:
+    """Whether that is neither Python's, nor of a package that was installed, nor ours."""
+    installed = {"site-packages", "dist-packages"} & set(file.split(os.sep))
+    return not installed and not file.startswith(("<", *_NOT_THE_USERS))
+
+
+_NOT_THE_USERS = (os.path.dirname(os.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+"""The folders of Python's library, and of the jobs."""
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a class of somebody's own
+        return ""
 
 
 def _place(error: BaseException) -> str:

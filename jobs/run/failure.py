@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import traceback
 from collections.abc import Iterator
 
 from jobs.run import events, exit_codes
 from jobs.run.directory import Run
-from jobs.run.errors import REFUSED, UserError, refusal
+from jobs.run.errors import REFUSED, UserError, described, in_a_line, refusal
 from jobs.run.task import job_id
 
 
@@ -22,12 +21,16 @@ def reported(run: Run, stage: str, rank: int | None = None) -> Iterator[None]:
     except UserError as error:
         tell(run, stage, str(error), exit_codes.USER_ERROR, rank)
         raise
+    except SystemExit as end:  # of the user's own code: it would count as done, or say nothing
+        told = UserError(in_a_line(end))
+        tell(run, stage, str(told), exit_codes.USER_ERROR, rank)
+        raise told from end
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
             told = UserError(f"{refusal(error)}: fix that, and start again")
             tell(run, stage, str(told), exit_codes.USER_ERROR, rank)
             raise told from None
-        tell(run, stage, traceback.format_exception_only(error)[-1].strip(), exit_codes.FAILED, rank)
+        tell(run, stage, described(error), exit_codes.FAILED, rank)
         raise
 
 

@@ -210,7 +210,7 @@ class Failed(_Event):
     reason: Annotated[str, "in one line"]
     rank: Annotated[int | None, "of the failure"] = None
     host: Annotated[str | None, "its host"] = None
-    error: Annotated[str | None, "the exception's last line"] = None
+    error: Annotated[str | None, "the exception, and where in the user's code it was raised"] = None
     exit_code: Annotated[int | None, "of the process; above 128 it is a signal's"] = None
     log: Annotated[str | None, "the log below the run directory"] = None
     step: Annotated[int | None, "steps finished by then"] = None

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.run import exit_codes
+from jobs.run.errors import without_places
 from jobs.run.past import Attempt, History
 
 STARTS = 3
@@ -103,7 +104,7 @@ def _same(one: Attempt, other: Attempt) -> bool:
 
 
 def is_hardware(error: str) -> bool:
-    return bool(HARDWARE.search(error)) and not DATA.search(error)
+    return bool(HARDWARE.search(without_places(error))) and not DATA.search(error)
 
 
 def _normal(error: str | None) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.run import exit_codes
+from jobs.run.errors import without_places
 from jobs.supervise import budget
 
 # The error of a rank whose peer has died. If the peer's own comes within SETTLE_SECONDS, that is the cause.
@@ -247,4 +248,4 @@ def _echo(end: dict[str, Any]) -> int:
         return 0
     if end.get("signal"):
         return 1 if end["signal"] == "SIGABRT" else 0
-    return 2 if LOST_PEER.search(error) else 0
+    return 2 if LOST_PEER.search(without_places(error)) else 0

@@ -20,7 +20,7 @@ from typing import Any
 
 from jobs.run import events, exit_codes, files
 from jobs.run.directory import Run, newest_start
-from jobs.run.errors import MALFORMED
+from jobs.run.errors import MALFORMED, limited
 from jobs.run.task import Task
 from jobs.supervise import heartbeat, processes, reserve, tracking, worker_end
 from jobs.supervise.coordinate import DUMP_SECONDS, SILENT_SECONDS, Coordinator, Rank
@@ -316,15 +316,18 @@ class _Supervisor:
         code, by_signal, message = worker_end.describe(status)
         if code == exit_codes.FINISHED and self.phase != "end":
             code, message = exit_codes.FAILED, "ended with exit code 0 before the training was finished"
+        newest = newest_start(self.run.job) if code == exit_codes.SUPERSEDED else 0
+        if code == exit_codes.SUPERSEDED and newest <= self.meeting.start:
+            code, message = exit_codes.FAILED, f"ended with exit code {code}, but no later start is under way"
         end: dict[str, Any] = {"code": code, "signal": by_signal, "step": self.step}
         if code == exit_codes.SUPERSEDED:
-            return end | {"by": newest_start(self.run.job)}
+            return end | {"by": newest}
         if code in (exit_codes.FINISHED, exit_codes.RESUME):
             return end
         recorded = self.run.job / files.ERROR(START=self.meeting.start, RANK=self.task.rank)
         log = worker_end.log_of(self.run, self.task)
         try:
-            error = message if by_signal else str(json.loads(recorded.read_bytes())["error"])
+            error = message if by_signal else limited(str(json.loads(recorded.read_bytes())["error"]))
         except FileNotFoundError:
             error = message
             if code == exit_codes.USER_ERROR and log:

@@ -101,7 +101,9 @@ def test_its_error_is_the_runs_and_its_users_mistake_is_not_tried_again(tmp_path
     assert len(launch.events("mistake", "started")) == 1
 
     launch("train", "--worker", program, *options, "--run", "defect", "--", "defect", code=1)
-    assert {one["error"] for one in launch.events("defect", "failed")} == {"ValueError: a bad batch"}
+    assert {one["error"] for one in launch.events("defect", "failed")} == {
+        "ValueError: a bad batch (wrong.py:6)"
+    }
     assert len(launch.events("defect", "started")) > 1
     assert launch.events("defect", "stopped")
 

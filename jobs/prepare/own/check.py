@@ -17,7 +17,7 @@ from jobs.prepare.own.scan import How, scan
 from jobs.prepare.own.sources import Item
 from jobs.prepare.progress import say
 from jobs.run.directory import write_atomically
-from jobs.run.errors import UserError, one_line
+from jobs.run.errors import UserError, in_a_line, one_line, users_place
 
 LOADERS = {"train": ("train_dataloader",), "val": ("val_dataloader", "test_dataloader")}
 FINDINGS = "findings.tsv"
@@ -108,9 +108,9 @@ def datasets(cfg: Any, path: Path) -> Iterator[Read]:
                 packed.read_packed(description)
                 try:
                     yield read_of(DATASETS.build(description), leaf, split)
-                except Exception as problem:  # a class of the user's may raise anything
+                except (Exception, SystemExit) as problem:  # a class of the user's may raise anything
                     lacking = missing(leaf)
-                    text = f"{lacking} is not there" if lacking else one_line(problem)
+                    text = f"{lacking} is not there" if lacking else one_line(problem) + users_place(problem)
                     raise UserError(
                         f"{path}: {loader}: its dataset {leaf.get('type')} cannot be read: {text}"
                     ) from None
@@ -180,8 +180,8 @@ def try_first(dataset: Any, steps: Any, item: Item) -> list[Finding]:
     try:
         dataset.pipeline = Compose(steps)
         dataset[0]  # a class of the user's may add to it
-    except Exception as problem:
-        text = f"the config's pipeline ends at it ({type(problem).__name__}: {one_line(problem, 200)})"
+    except (Exception, SystemExit) as problem:
+        text = f"the config's pipeline ends at it ({in_a_line(problem, 200)})"
         return [error("pipeline", item.image, text, "mend the pipeline")]
     return []
 

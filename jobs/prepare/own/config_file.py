@@ -15,7 +15,7 @@ from jobs.catalog.classes import IGNORED, Colour
 from jobs.prepare.own.judge import Bands
 from jobs.prepare.progress import say
 from jobs.run.directory import write_atomically
-from jobs.run.errors import UserError
+from jobs.run.errors import UserError, in_a_line
 
 MOST_CROP = 512
 MOST_SIDE = 1024
@@ -342,8 +342,8 @@ def model_of(base: Path) -> dict[str, Any]:
 
     try:
         model = Config.fromfile(str(base), import_custom_modules=False).to_dict().get("model") or {}
-    except Exception as error:  # a config is a program of the user's
-        raise UserError(f"--base {base} cannot be read: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:  # a config is a program of the user's
+        raise UserError(f"--base {base} cannot be read: {in_a_line(error)}") from None
     if not model.get("decode_head"):
         raise UserError(f"--base {base}: its model has no decode_head")
     return dict(model)
