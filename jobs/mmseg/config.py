@@ -26,13 +26,14 @@ from jobs.catalog.supported import name_of, settings
 from jobs.engine import distributed, kernels
 from jobs.engine.saving import Settings
 from jobs.engine.session import Session
-from jobs.mmseg import compat, curves, decoded, deterministic, packed, sampling
+from jobs.mmseg import compat, curves, data, decoded, deterministic, packed, sampling
 from jobs.mmseg.evaluator import use_fast_metric
 from jobs.mmseg.losses import weigh_ignored_pixels
 from jobs.mmseg.transforms import use_fast_transforms
 from jobs.run import files, trackers
 from jobs.run.directory import check_seed, write_atomically
-from jobs.run.errors import UserError, one_line
+from jobs.run.errors import UserError, in_a_line, one_line, users_place
+from jobs.supervise import budget
 
 NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
 
@@ -106,7 +107,7 @@ def read(path: Path) -> Config:
         content = cfg.to_dict()
     except (ConfigParsingError, FileNotFoundError, ModuleNotFoundError, OSError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # A config is a program of the user's: it may raise anything.
         raise UserError(f"{path} cannot be read: {_what_raised(error)}") from None
     # Configs in pure Python have None there; names such as mmseg's "IoUMetric" are always understood here.
@@ -114,7 +115,7 @@ def read(path: Path) -> Config:
     return Config(_without_marks(content, content["default_scope"]))
 
 
-def _what_raised(error: Exception) -> str:
+def _what_raised(error: BaseException) -> str:
     """The error in one line, with that of the config in pure Python, or of its base, which raised it."""
     lines = [one for one in traceback.extract_tb(error.__traceback__) if one.name == "<module>" and one.line]
     said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
@@ -151,8 +152,13 @@ def import_modules(cfg: Config, config: str) -> None:
                 print(f"custom_imports: {name} cannot be imported and is left out: {error}", flush=True)
                 continue
             top = name.partition(".")[0]
-            reason = f"{top} is not installed" if not installed.is_installed(top) else str(error)
+            missing = not installed.is_installed(top)
+            reason = f"{top} is not installed" if missing else f"{error}{users_place(error)}"
             raise UserError(f"{config}: custom_imports names {name}: {reason}") from None
+        except (Exception, SystemExit) as error:  # a program of the user's, too
+            if data.transient(error) or budget.is_hardware(why := in_a_line(error)):
+                raise
+            raise UserError(f"{config}: custom_imports names {name}, whose import raises {why}") from error
     # Of a package that cannot be imported mmengine says no more than that it does not know the type.
     for package in sorted({kind.partition(".")[0] for kind in supported.types(cfg.to_dict())}):
         if package in supported.WITH:

@@ -151,7 +151,12 @@ def everything(here: Session) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("model = dict(", "cannot be read"), ("x = 1 / 0", "cannot be read"), ("x = 1", "no model")],
+    [
+        ("model = dict(", "cannot be read"),
+        ("x = 1 / 0", "cannot be read"),
+        ("import sys\nsys.exit(0)", r"cannot be read: .*SystemExit: 0"),
+        ("x = 1", "no model"),
+    ],
 )
 def test_files_that_are_no_training_config(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
@@ -295,6 +300,41 @@ def test_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:
     ):
         config.resolve(session(tmp_path, custom_imports=imports))
     config.resolve(session(tmp_path, custom_imports=imports | {"allow_failed_imports": True}))
+
+
+BY_ITSELF = "import sys\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("raise KeyError('size')", r"KeyError: 'size' \({}\.py:2\)$"),
+        ("sys.exit()", r"SystemExit \({}\.py:2\)$"),
+        ("sys.exit('needs --lr')", r"SystemExit: needs --lr \({}\.py:2\)$"),
+        ("x = (", r"SyntaxError: .*\({}\.py, line 2\)$"),
+        ("from json import net", r"cannot import name 'net' from 'json' .*\({}\.py:2\)$"),
+    ],
+)
+def test_what_the_import_of_a_module_of_the_users_raises_is_said_with_its_line(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"net_{abs(hash(line))}"
+    (tmp_path / f"{name}.py").write_text(BY_ITSELF + line)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=f"custom_imports names {name}.*{said.format(name)}"):
+        config.resolve(session(tmp_path, custom_imports={"imports": [name]}))
+
+
+@pytest.mark.parametrize(
+    "line", ["raise RuntimeError('No CUDA GPUs are available')", "raise OSError(116, 'Stale file handle')"]
+)
+def test_a_fault_of_the_machine_while_a_module_is_imported_may_have_gone_by_the_next_start(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net_of_a_node.py").write_text(line)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises((RuntimeError, OSError)):
+        config.resolve(session(tmp_path, custom_imports={"imports": ["net_of_a_node"]}))
 
 
 def test_kernels_are_kept_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
