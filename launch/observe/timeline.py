@@ -174,10 +174,13 @@ def next_command(run: Run, one: states.Status) -> str:
     if one.state in ("failed", "stopped"):
         of = "" if stage == "train" else f" --job {stage}"
         whole = f"{look}{of}, fix it, then {again[stage]}"
+        # What it trains with are copies: to edit the originals would change nothing.
+        how = []
         if stage == "train" and _is_mmseg(run) and longer.begins_anew(run):
-            # Its config is a copy: to edit the original would change nothing.
-            return f"{whole} (the config by --set KEY=VALUE or --unset KEY; an edited file is another run's)"
-        return whole
+            how.append("the config by --set KEY=VALUE or --unset KEY; an edited file is another run's")
+        if stage == "train" and _has_own_code(run):
+            how.append(f"your code in the run's copy of it, {run.code}")
+        return f"{whole} ({'; '.join(how)})" if how else whole
     if one.state == "cancelled":
         return again[stage]
     if one.state == "stuck" and (release := re.search(r"scontrol release \S+", one.words)):
@@ -202,6 +205,13 @@ def _is_mmseg(run: Run) -> bool:
         return not run.request().worker
     except UserError:
         return True
+
+
+def _has_own_code(run: Run) -> bool:
+    try:
+        return bool(run.request().worker or run.modules())
+    except (UserError, OSError):
+        return False
 
 
 def _typed(run: Run) -> str:

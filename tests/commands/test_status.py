@@ -297,6 +297,9 @@ def test_what_would_not_put_it_right_is_not_advised(tmp_path: Path) -> None:
     run.checkpoints.mkdir()
     (run.checkpoints / "epoch_1.pth.json").touch()
     assert advice().endswith("train.py --resume run")
+    run.code.mkdir(exist_ok=True)
+    (run.code / "my_hooks.py").touch()
+    assert advice().endswith(f"train.py --resume run (your code in the run's copy of it, {run.code})")
 
 
 def test_a_local_run_that_was_killed_is_running_nowhere(
