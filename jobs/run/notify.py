@@ -25,6 +25,7 @@ from typing import Any
 
 from jobs.run import files, secrets
 from jobs.run.directory import Run
+from jobs.run.errors import UserError, in_a_line, one_line
 from jobs.run.task import job_id
 
 SECONDS = 15.0
@@ -62,9 +63,10 @@ def failures_of(run: Run | None, stage: str) -> Iterator[None]:
     """Tells of an error that ends a job of the run, here its `stage`. Of its tasks the first does."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if run is not None and _first(run, stage):
-            about(run, "failed", f"{stage}: {' '.join(str(error).split()) or repr(error)}")
+            words = one_line(error) if isinstance(error, UserError) else in_a_line(error)
+            about(run, "failed", f"{stage}: {words}")
         raise
 
 

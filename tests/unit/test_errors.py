@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.run import errors, events, exit_codes, failure
+from jobs.run import errors, events, exit_codes, failure, notify
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.supervise import budget
@@ -21,8 +21,9 @@ class Mute(Exception):
 
 
 def noted() -> Exception:
-    error = ValueError("the cause")
-    error.__notes__ = ["a library's note"]  # type: ignore[attr-defined]
+    error: Any = ValueError("the cause")
+    error.__notes__ = ["a library's note"]
+    assert isinstance(error, Exception)
     return error
 
 
@@ -84,10 +85,17 @@ def test_a_file_of_the_users_says_nothing_of_what_the_error_is() -> None:
 
 
 @pytest.mark.parametrize("code", [None, 0, 2, "words"])
-def test_code_of_the_users_that_exits_ends_a_job_with_words(code: Any, tmp_path: Path) -> None:
+def test_code_of_the_users_that_exits_ends_a_job_with_words(
+    code: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(tmp_path)
     place = r"^SystemExit.* \(test_errors\.py:\d+\)$"
     with pytest.raises(UserError, match=place), failure.reported(run, "evaluate", 0):
         sys.exit(code)
     (failed,) = events.read(run.events)
     assert (failed["event"], failed["exit_code"]) == ("failed", exit_codes.USER_ERROR)
+    told: list[str] = []
+    monkeypatch.setattr(notify, "about", lambda *given: told.append(given[2]))
+    with pytest.raises(SystemExit), notify.failures_of(run, "evaluate"):
+        sys.exit(code)
+    assert told[0].startswith("evaluate: SystemExit")

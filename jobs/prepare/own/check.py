@@ -17,7 +17,7 @@ from jobs.prepare.own.scan import How, scan
 from jobs.prepare.own.sources import Item
 from jobs.prepare.progress import say
 from jobs.run.directory import write_atomically
-from jobs.run.errors import UserError, in_a_line, one_line, users_place
+from jobs.run.errors import UserError, in_a_line
 
 LOADERS = {"train": ("train_dataloader",), "val": ("val_dataloader", "test_dataloader")}
 FINDINGS = "findings.tsv"
@@ -110,7 +110,7 @@ def datasets(cfg: Any, path: Path) -> Iterator[Read]:
                     yield read_of(DATASETS.build(description), leaf, split)
                 except (Exception, SystemExit) as problem:  # a class of the user's may raise anything
                     lacking = missing(leaf)
-                    text = f"{lacking} is not there" if lacking else one_line(problem) + users_place(problem)
+                    text = f"{lacking} is not there" if lacking else in_a_line(problem)
                     raise UserError(
                         f"{path}: {loader}: its dataset {leaf.get('type')} cannot be read: {text}"
                     ) from None
