@@ -37,6 +37,7 @@ def main(preemption: Preemption) -> int:
         session = from_environment(run)
         stacks = (run.job / files.STACKS(START=session.start, RANK=session.rank)).open("a")
         faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+        faulthandler.enable(2)  # where it was when native code ends it
         train(session, preemption)
     except BaseException as error:
         start, rank = (session.start, session.rank) if session else (1, 0)

@@ -97,7 +97,7 @@ def users_place(error: BaseException) -> str:
     step, found = error.__traceback__, ""
     while step is not None and not isinstance(error, SyntaxError):
         file = step.tb_frame.f_code.co_filename
-        if _is_users(file):
+        if is_users(file):
             found = f" ({os.path.basename(file)}:{step.tb_lineno})"
         step = step.tb_next
     return found
@@ -108,7 +108,7 @@ def without_places(text: str) -> str:
     return re.sub(r" \([^()/]+\.py:\d+\)", "", text)
 
 
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
     """Whether that is neither Python's, nor of a package that was installed, nor ours."""
     installed = {"site-packages", "dist-packages"} & set(file.split(os.sep))
     return not installed and not file.startswith(("<", *_NOT_THE_USERS))

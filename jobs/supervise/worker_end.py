@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jobs.run import files
 from jobs.run.directory import Run
+from jobs.run.errors import is_users
 from jobs.run.task import Task
 from jobs.supervise import budget, processes
 
@@ -29,6 +30,10 @@ DEATHS = {
 }
 
 
+FRAME = re.compile(r'  File "(.+)", line (\d+) in ')
+"""Of a stack that faulthandler has written."""
+
+
 def describe(status: int) -> tuple[int, str | None, str]:
     """A wait status as (exit code as a shell gives it, signal name, plain words)."""
     code = os.waitstatus_to_exitcode(status)
@@ -42,10 +47,25 @@ def explained(error: str, log: Path, begin: int) -> str:
     """`error`, and, where a kernel has refused its input, what it wrote of that to `log` behind byte `begin`:
     what torch says afterwards may be no more than that cuBLAS or a whole process has failed (HIP aborts it).
     """
-    if budget.DATA.search(error) or not (DEATHS[signal.SIGABRT] in error or budget.is_hardware(error)):
+    if budget.DATA.search(error):
         return error
-    said = _said(log, begin, budget.DATA)
-    return f"{said} ({error})" if said else error
+    machine = DEATHS[signal.SIGABRT] in error or budget.is_hardware(error)
+    if machine and (said := _said(log, begin, budget.DATA)):
+        return f"{said} ({error})"
+    return error + _place(log, begin) if error in DEATHS.values() else error
+
+
+def _place(log: Path, begin: int) -> str:
+    """Where a rank was when native code ended it, from what Python's faulthandler wrote: the innermost line
+    of the user's own code, as of any other error; "" if there is none."""
+    lines = _lines(log, begin)
+    dumped = [number for number, line in enumerate(lines) if line.startswith("Fatal Python error: ")]
+    current = False
+    for line in lines[dumped[-1] :] if dumped else []:
+        current = line.startswith("Current thread") or (current and line.startswith("  "))
+        if current and (frame := FRAME.match(line)) and is_users(frame[1]):
+            return f" ({os.path.basename(frame[1])}:{frame[2]})"
+    return ""
 
 
 def users_mistake(log: Path, begin: int) -> str:
@@ -56,14 +76,18 @@ def users_mistake(log: Path, begin: int) -> str:
 
 def _said(log: Path, begin: int, what: re.Pattern[str], most: int | None = None) -> str:
     """The last line in which that is found, of the `most` last that are not blank; "" if there is none."""
+    last = [line.strip() for line in reversed(_lines(log, begin)) if line.strip()][:most]
+    return next((line[:300] for line in last if what.search(line)), "")
+
+
+def _lines(log: Path, begin: int) -> list[str]:
+    """The last ones of a log, behind byte `begin`."""
     try:
         with log.open("rb") as file:
             file.seek(max(begin, size_of(log) - LAST_WORDS))
-            lines = file.read(LAST_WORDS).decode(errors="replace").splitlines()
+            return file.read(LAST_WORDS).decode(errors="replace").splitlines()
     except OSError:
-        return ""
-    last = [line.strip() for line in reversed(lines) if line.strip()][:most]
-    return next((line[:300] for line in last if what.search(line)), "")
+        return []
 
 
 def size_of(path: Path) -> int:

@@ -68,6 +68,7 @@ class Worker:
         self.start, self.rank = int(os.environ["BATON_START"]), int(os.environ["RANK"])
         self.stacks = (self.run.job / files.STACKS(START=self.start, RANK=self.rank)).open("a")
         faulthandler.register(signal.SIGUSR1, self.stacks, all_threads=True)
+        faulthandler.enable(2)  # where it was when native code ends it
         try:
             self.session: Session = from_environment(self.run)
         except UserError as error:

@@ -40,7 +40,7 @@ def test_all_ranks_finish(tmp_path: Path) -> None:
         ("exit 87", FAILED, "exit code 87, but no later start is under way"),
         ("exit 3", 3, "exit code 3"),
         ("kill", 137, "SIGKILL, probably for want of memory"),
-        ("segv", 139, "segmentation fault"),
+        ("segv", 139, "segmentation fault (SIGSEGV) in native code (stand_in_worker.py:"),
         ("abort", 134, "Device-side assertion `t >= 0 && t < n_classes' failed. (was aborted (SIGABRT)"),
         ("cublas", FAILED, "Assertion `t < n_classes` failed. (RuntimeError: CUDA error: CUBLAS_STATUS_"),
         ("babble", 3, "exit code 3"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,30 @@ def test_a_folder_that_cannot_be_read_does_not_keep_an_end_from_being_told() -> 
     run = Run("/" + "x" * 300)  # for which the system has an error of its own
     assert worker_end.log_of(run, task.read({})) is None
     assert worker_end.size_of(run.events) == 0
+
+
+DUMP = """Fatal Python error: Segmentation fault
+
+Thread 0x1 (most recent call first):
+  File "/home/me/elsewhere.py", line 1 in run
+
+Current thread 0x2 (most recent call first):
+  File "/env/lib/python3.11/site-packages/torch/nn/functional.py", line 7 in conv2d
+{}  File "/env/lib/python3.11/site-packages/mmengine/runner/loops.py", line 3 in run
+
+Extension modules: numpy (total: 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("frame", "place"), [('  File "/r/code/net.py", line 5 in f\n', " (net.py:5)"), ("", "")]
+)
+def test_a_crash_of_native_code_is_told_with_the_line_of_the_users_that_called_it(
+    frame: str, place: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    before = DUMP.format('  File "/r/code/of_an_earlier_start.py", line 2 in g\n')
+    log.write_text(before + "step 7\n" + DUMP.format(frame))
+    died = worker_end.DEATHS[signal.SIGSEGV]
+    assert worker_end.explained(died, log, len(before)) == died + place
+    assert worker_end.explained("ValueError: x", log, 0) == "ValueError: x"
