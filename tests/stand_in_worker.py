@@ -171,6 +171,9 @@ def train(worker: Worker, plan: dict[str, Any]) -> None:
         if step % plan["save_every"] == 0:
             save(worker, step, "interval")
     worker.finish(step)
+    for fault in faults:
+        if fault["step"] == plan["steps"]:  # on the way out
+            misbehave(worker, fault["do"])
 
 
 if __name__ == "__main__":

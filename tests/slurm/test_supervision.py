@@ -329,6 +329,19 @@ def test_a_hopeless_training_ends_and_its_evaluation_is_withdrawn(cluster: Slurm
     assert len(of(run, "started")) == 2
 
 
+@pytest.mark.parametrize("do", ["exit 2", "segv"])
+def test_a_finished_training_is_evaluated_whatever_becomes_of_a_rank_on_the_way_out(
+    cluster: Slurm, tmp_path: Path, do: str
+) -> None:
+    run = make(tmp_path / "run", steps=20, faults=[{"start": 1, "rank": 0, "step": 20, "do": do}])
+    job = submit(cluster, run)
+    after = follow(cluster, run, job)
+    assert cluster.wait_ended(job) == "COMPLETED"
+    assert len(of(run, "failed")) == 1
+    assert "after that a rank failed" in (run.job / f"{job}_log.out").read_text()
+    assert cluster.wait_ended(after) == "COMPLETED"
+
+
 def test_a_killed_supervisor_leaves_nothing_behind(cluster: Slurm, tmp_path: Path) -> None:
     run = make(tmp_path / "run", *TWO_NODES, "--requeue", steps=60)
     job = submit(cluster, run)
