@@ -15,6 +15,7 @@ from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError, described
 from jobs.run.exit_codes import FAILED, SUPERSEDED, USER_ERROR
 from jobs.run.lines import line_of
+from jobs.supervise import heartbeat
 
 ONE_GPU = UserError(
     "several ranks of one node were given the same GPU: give each its own (does a prolog or profile set "
@@ -24,6 +25,7 @@ ONE_GPU = UserError(
 
 def end(error: BaseException, run: Run, start: int, rank: int, preemption: Preemption) -> NoReturn:
     """Ends this process on `error`, at once: other ranks may be waiting for it, so destructors could hang."""
+    heartbeat.tell_held()
     if "Duplicate GPU detected" in described(error):  # NCCL's words, in the first collective
         error = ONE_GPU
     if isinstance(error, UserError):

@@ -16,6 +16,8 @@ INTERVAL = 0.5
 """Seconds between two beats of the same phase, at least."""
 _told: int | None = None
 """The descriptor of this process's Heartbeat, which forked loaders have, too."""
+_held: Beat | None = None
+"""This process's last beat, if it came too soon after the one before to be told."""
 
 
 class Beat(NamedTuple):
@@ -59,13 +61,21 @@ class Heartbeat:
         """`phase`: start, train, validate, save or end."""
         if self.fd is None:
             return
+        global _held
         now = time.monotonic()
-        if phase == self.phase and now - self.time < INTERVAL:
-            return
-        self.phase, self.time = phase, now
+        _held = Beat(phase, step, now)
+        if phase != self.phase or now - self.time >= INTERVAL:
+            self.phase, self.time = phase, now
+            tell_held()
+
+
+def tell_held() -> None:
+    """Tells the last beat, if it was not told yet: at which step an error came is known to the step."""
+    global _held
+    if _told is not None and _held is not None:
         # By the clock of the whole machine: whoever was stopped meanwhile can tell when it was written.
-        line = json.dumps({"phase": phase, "step": step, "at": round(now, 3)}) + "\n"
-        _write(self.fd, line)
+        _write(_told, json.dumps(_held._asdict() | {"at": round(_held.at, 3)}) + "\n")
+    _held = None
 
 
 def tell_reads(container: Path) -> None:
