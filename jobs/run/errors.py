@@ -61,7 +61,10 @@ def one_line(error: BaseException, most: int | None = None) -> str:
 
 def described(error: BaseException, most: int = MOST) -> str:
     """What kind of error it is, what it says, in its first line where in the user's own code it was raised,
-    and what it followed from if it names that. Raises nothing, whatever the error is."""
+    and what it followed from if it names that; of a UserError its words, which say so. Raises nothing,
+    whatever the error is."""
+    if isinstance(error, UserError):
+        return str(error)
     kind = type(error)
     module = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
     words = limited(_words(error), most)

@@ -25,7 +25,7 @@ from typing import Any
 
 from jobs.run import files, secrets
 from jobs.run.directory import Run
-from jobs.run.errors import UserError, in_a_line, one_line
+from jobs.run.errors import in_a_line
 from jobs.run.task import job_id
 
 SECONDS = 15.0
@@ -65,8 +65,7 @@ def failures_of(run: Run | None, stage: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         if run is not None and _first(run, stage):
-            words = one_line(error) if isinstance(error, UserError) else in_a_line(error)
-            about(run, "failed", f"{stage}: {words}")
+            about(run, "failed", f"{stage}: {in_a_line(error)}")
         raise
 
 

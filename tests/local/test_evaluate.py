@@ -87,7 +87,9 @@ def test_two_processes_count_as_one(random_run: Run, tmp_path: Path) -> None:
         assert len(list((out / "pictures").iterdir())) == 6
         width, height = Image.open(next((out / "pictures").iterdir())).size
         assert (width, height) == (3 * 80 + 2 * 4, 60)
-        assert "not computed: Broken: nothing to divide by" in done[0].stdout
+        assert (
+            "not computed: Broken: ZeroDivisionError: nothing to divide by (own_metrics.py:" in done[0].stdout
+        )
     one = figures(tmp_path / "1")
     assert one == figures(tmp_path / "2")
     assert sum(c["pixels"] for c in one["classes"]) == 6 * 60 * 80
