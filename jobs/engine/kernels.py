@@ -7,6 +7,8 @@ the kernels and the choices lie in its cache, so each rank has one of its own.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import sys
 import tempfile
@@ -39,7 +41,8 @@ def _folder(wanted: Path) -> Path:
         private.own(wanted)
         fd = private.open_own(wanted / "lock")
         try:
-            private.try_lock(fd, "kernels")
+            with contextlib.suppress(BlockingIOError):  # another rank's
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finally:
             os.close(fd)
     except (OSError, UserError) as error:
