@@ -72,8 +72,9 @@ def described(error: BaseException, most: int = MOST) -> str:
     first, end = (first[:-1], ":" if newline else "") if first.endswith(":") else (first, "")
     if "Traceback (most" not in more:  # which says so itself: torch's, of a loader's process
         first += users_place(error)
-    after = f" (from {described(cause, most)})" if (cause := _root(error)) is not None else ""
-    return f"{first}{end}{newline}{more}{after}"
+    said = f"{first}{end}{newline}{more}"
+    from_what = described(cause, most) if (cause := _root(error)) is not None else ""
+    return said if from_what in said else f"{said} (from {from_what})"
 
 
 def _root(error: BaseException) -> BaseException | None:
@@ -112,11 +113,14 @@ def without_places(text: str) -> str:
 
 
 def is_users(file: str) -> bool:
-    """Whether that is neither Python's, nor of a package that was installed, nor ours."""
+    """Whether that is none of Python's, of an installed package, of torch's compiler, or of ours."""
     installed = {"site-packages", "dist-packages"} & set(file.split(os.sep))
-    return not installed and not file.startswith(("<", *_NOT_THE_USERS))
+    made = installed or _KERNEL.fullmatch(os.path.basename(file))
+    return not made and not file.startswith(("<", *_NOT_THE_USERS))
 
 
+_KERNEL = re.compile(r"c[a-z2-7]{51}\.py")
+"""A file that torch.compile has written, wherever its cache is: SHA-256 in base 32."""
 _NOT_THE_USERS = (os.path.dirname(os.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 """The folders of Python's library, and of the jobs."""
 

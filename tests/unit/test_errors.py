@@ -73,6 +73,17 @@ def test_what_an_error_followed_from_is_told() -> None:
     assert errors.described(first) == "ValueError: 1"
 
 
+def test_what_an_error_says_already_is_not_told_twice() -> None:
+    from_it = raised(OSError(5, "no answer", "/a"), OSError(5, "no answer"))
+    assert errors.described(from_it).count("no answer") == 1
+
+
+def test_a_file_of_torchs_compiler_is_none_of_the_users() -> None:
+    made = "/r/job/compiled/0/4u/c4u7ho6btm2ls3o6mlymro2sdyu7omvxllpd7arfagqqie4c6aer.py"
+    assert not errors.is_users(made)
+    assert errors.is_users("/r/code/c4u7ho.py")
+
+
 def test_an_endless_message_is_cut() -> None:
     said = errors.described(raised(ValueError("x" * 100_000 + "END")))
     assert len(said) < errors.MOST + 100
