@@ -61,9 +61,14 @@ def sample(dataset: Any, index: int) -> Any:
 
 def transient(error: BaseException) -> bool:
     """Whether the machine is to blame for an error, or for one that it followed from."""
-    here = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TRANSIENT)
-    before = error.__cause__ or error.__context__
-    return here or (before is not None and transient(before))
+    one: BaseException | None = error
+    seen: set[int] = set()  # `raise error from error` is one that followed from itself
+    while one is not None and id(one) not in seen:
+        if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno in TRANSIENT):
+            return True
+        seen.add(id(one))
+        one = one.__cause__ or one.__context__
+    return False
 
 
 def info_of(dataset: Any, index: int) -> dict[str, Any]:

@@ -94,3 +94,9 @@ def test_a_disk_or_server_that_is_broken_is_told_in_one_line(number: int, tmp_pa
     with pytest.raises(UserError, match=why), failure.reported(Run(tmp_path / "none"), "evaluate"):
         raise error
     assert data.transient(error) == (number in UNREACHABLE)
+
+
+def test_an_error_that_followed_from_itself_has_an_end() -> None:
+    error = ValueError("x")
+    error.__cause__ = error  # by `raise error from error`
+    assert not data.transient(error)
