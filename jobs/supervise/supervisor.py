@@ -316,9 +316,15 @@ class _Supervisor:
         code, by_signal, message = worker_end.describe(status)
         if code == exit_codes.FINISHED and self.phase != "end":
             code, message = exit_codes.FAILED, "ended with exit code 0 before the training was finished"
-        newest = newest_start(self.run.job) if code == exit_codes.SUPERSEDED else 0
+        newest = 0
+        if code == exit_codes.SUPERSEDED:
+            with contextlib.suppress(OSError):  # a file server that does not answer: as if there were none
+                newest = newest_start(self.run.job)
         if code == exit_codes.SUPERSEDED and newest <= self.meeting.start:
-            code, message = exit_codes.FAILED, f"ended with exit code {code}, but no later start is under way"
+            code, message = (
+                exit_codes.FAILED,
+                f"ended with exit code {code}, but no later start is to be seen",
+            )
         end: dict[str, Any] = {"code": code, "signal": by_signal, "step": self.step}
         if code == exit_codes.SUPERSEDED:
             return end | {"by": newest}

@@ -37,7 +37,7 @@ def test_all_ranks_finish(tmp_path: Path) -> None:
     [
         ("raise", FAILED, "ValueError: a bad batch in rank 2 (stand_in_worker.py:"),
         ("exit 0", FAILED, "exit code 0 before the training was finished"),
-        ("exit 87", FAILED, "exit code 87, but no later start is under way"),
+        ("exit 87", FAILED, "exit code 87, but no later start is to be seen"),
         ("exit 3", 3, "exit code 3"),
         ("kill", 137, "SIGKILL, probably for want of memory"),
         ("segv", 139, "segmentation fault (SIGSEGV) in native code (stand_in_worker.py:"),

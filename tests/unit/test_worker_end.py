@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from jobs.run import task
+from jobs.run import exit_codes, task
 from jobs.run.directory import Run
-from jobs.supervise import worker_end
+from jobs.supervise import supervisor, worker_end
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,15 @@ def test_a_folder_that_cannot_be_read_does_not_keep_an_end_from_being_told() -> 
     run = Run("/" + "x" * 300)  # for which the system has an error of its own
     assert worker_end.log_of(run, task.read({})) is None
     assert worker_end.size_of(run.events) == 0
+
+
+def test_nor_does_it_keep_the_supervisor_from_telling_it() -> None:
+    lost = SimpleNamespace(
+        run=Run("/" + "x" * 300), task=task.read({}), meeting=SimpleNamespace(start=1), phase="train", step=4
+    )
+    end = supervisor._Supervisor.describe_end(cast(Any, lost), exit_codes.SUPERSEDED << 8)
+    assert end["code"] == exit_codes.FAILED
+    assert "no later start is to be seen" in end["error"]
 
 
 DUMP = """Fatal Python error: Segmentation fault
