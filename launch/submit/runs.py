@@ -230,7 +230,8 @@ def turn(run: Run) -> Iterator[None]:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, file)
             if not private.try_lock(file, SUBMITTING):
-                print(f"{run.name}: waiting for {private.holder(path)}", file=sys.stderr, flush=True)
+                with suppress(OSError):  # of a terminal that is gone: it waits all the same
+                    print(f"{run.name}: waiting for {private.holder(path)}", file=sys.stderr, flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
                 private.try_lock(file, SUBMITTING)
         yield

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -166,3 +168,27 @@ def test_who_submits_a_job_of_the_run_meanwhile_is_named(
     with runs.turn(run):
         thread.join(5)
     assert not thread.is_alive()
+
+
+def test_a_command_whose_terminal_is_gone_waits_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, its_turn = Run(tmp_path / "a"), threading.Event()
+    run.path.mkdir()
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def other() -> None:
+        with runs.turn(run):
+            its_turn.set()
+
+    thread = threading.Thread(target=other, daemon=True)
+    with os.fdopen(writer, "w") as gone, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", gone)
+        with runs.turn(run):
+            thread.start()
+            assert not its_turn.wait(0.1)
+        assert its_turn.wait(5)
+        thread.join(5)
+        with contextlib.suppress(BrokenPipeError):
+            gone.close()
