@@ -197,7 +197,7 @@ def tell(run: Run, done: Done, code: int, out: Path) -> None:
     before = f" ({done.before} of them before)" if done.before else ""
     if code == RESUME:
         print(
-            f"leaving; {done.segmented + done.before} images are done{before}; the same command goes on "
+            f"leaving; {done.segmented + done.before} image(s) done{before}; the same command goes on "
             "from there"
         )
         return

@@ -179,7 +179,7 @@ class ExactSampler:
         self.plan = Plan(len(dataset), batch, seed, shuffle, endless, drop_last)
         if not self.plan.iterations:
             raise UserError(
-                f"{len(dataset)} images do not fill a batch of {batch}, and train_dataloader.drop_last "
+                f"{len(dataset)} image(s) do not fill a batch of {batch}, and train_dataloader.drop_last "
                 "leaves out incomplete batches: use a smaller train_dataloader.batch_size, or drop_last=False"
             )
         self.rank, self.ranks, self.rounds = rank, ranks, rounds

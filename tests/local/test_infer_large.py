@@ -395,7 +395,7 @@ def test_a_job_goes_on_where_it_stopped(number: signal.Signals, run: Run, tmp_pa
     first = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     assert 0 < len(first) < 60
     if number == signal.SIGTERM:
-        assert f"{len(first)} images are done; the same command goes on from there" in said
+        assert f"{len(first)} image(s) done; the same command goes on from there" in said
         assert [event["signal"] for event in events.read(run.events) if event["event"] == "signal"]
     (out / "deeper" / ".005.png.123.tmp").write_bytes(b"half")
 

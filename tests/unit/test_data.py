@@ -251,7 +251,7 @@ def test_a_single_sample_is_too_few_behind_a_pooling(loop: Any, wrong: bool) -> 
 
 
 def test_dropping_the_only_batch_is_said() -> None:
-    with pytest.raises(UserError, match="2 images do not fill a batch of 4"):
+    with pytest.raises(UserError, match=r"2 image\(s\) do not fill a batch of 4"):
         plan(2, 4, drop_last=True)
 
 

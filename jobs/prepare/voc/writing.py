@@ -150,4 +150,4 @@ def keep_strangers(root: Path, staging: Path) -> None:
             shutil.copy2(root / path, target, follow_symlinks=False)
         kept += 1
     if kept:
-        say(f"{kept:,} files in {root} do not belong to the dataset: they stay as they are")
+        say(f"{root} has {kept:,} file(s) that do not belong to the dataset: they stay as they are")

@@ -34,7 +34,8 @@ def show(
     if written:
         print(f"wrote {written}; next: python launch/train.py --cluster {name} --dry-run")
     elif worst:
-        print(f"{worst} of {len(found)} findings prevent a run; each says how to fix it")
+        prevent = "prevents" if worst == 1 else "prevent"
+        print(f"{worst} of {len(found)} findings {prevent} a run; each says how to fix it")
     else:
         print(f"nothing prevents a run; next: {following}")
     return 0
