@@ -85,6 +85,7 @@ class Worker:
         self._shown = -math.inf
         self._scalars: dict[str, float | None] = {}
         self._finished = False
+        self._trouble = ""
         self._heart = Heartbeat()
         # The supervisor has kept what came before this.
         self.beat("start", 0)
@@ -255,7 +256,8 @@ class Worker:
             )  # fmt: skip
             checkpoints.prune(self.run.checkpoints, -1, *fence)
         except OSError as error:
-            self.report("checkpoint_failed", step=step, reason=str(error))
+            self._trouble = str(error)
+            self.report("checkpoint_failed", step=step, reason=self._trouble)
             return self.on_disk == (step, epoch)
         return True
 
@@ -293,7 +295,7 @@ class Worker:
         Raises OSError if the state could not be saved.
         """
         if state is not None and not self.save(step, state, epoch=epoch, why="end"):
-            raise OSError(f"the final state, of step {step}, could not be saved")
+            raise OSError(f"the final state, of step {step}, could not be saved: {self._trouble}")
         self._barrier()
         self.report("finished", step=step, epoch=epoch)
         closing()

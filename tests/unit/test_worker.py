@@ -64,6 +64,13 @@ def test_the_end_of_the_program_may_be_an_exit(tmp_path: Path, monkeypatch: pyte
     assert not list(worker.run.job.glob("error-*"))
 
 
+def test_why_the_final_state_is_not_on_disk_is_told(tmp_path: Path) -> None:
+    worker = made(tmp_path)
+    worker.run.checkpoints.write_text("in the way")
+    with pytest.raises(OSError, match=f"could not be saved: .*{worker.run.checkpoints}"):
+        worker.finish(7, lambda: {"step": 7})
+
+
 def test_a_state_that_could_not_be_loaded_is_refused(tmp_path: Path) -> None:
     worker = made(tmp_path)
     kept: dict[str, Any] = {"step": 7}
