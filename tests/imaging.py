@@ -22,7 +22,7 @@ NOT_MOUNTED = f"no {', '.join(MISSING)} here (sh env/test-tools.sh)" if MISSING 
 """Why no squashfs can be made or mounted here; "" if one can."""
 STARTED = re.compile(r"^environment: (\S+) on (\S+), ", re.MULTILINE)
 """What a task says that runs from an image: from where, on which node."""
-FELL_BACK = re.compile("going on with|unpacked instead")
+FELL_BACK = re.compile("; going on with|unpacked instead")
 """In what a task says that could not run from an image, or not from a mounted one."""
 SAY = "import sys, extra; print(sys.prefix, extra.VALUE, *sys.argv[1:])"
 
