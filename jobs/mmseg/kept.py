@@ -1,30 +1,28 @@
-"""What a training changes in the user's models and hooks beside weights: numbers, and what is frozen.
+"""What a training changes in the user's models and hooks beside weights: what they keep, and what is frozen.
 
 A model that counts its steps in an attribute (a warm-up of pseudo labels, a loss whose weight changes) or
-keeps past losses or a bank of features there, or a hook that thaws the backbone at one epoch, would train
-otherwise after a resume. Their numbers, tensors and lists of numbers and the frozen parameters are saved with
-the weights, and given back; so are weights that a model leaves out of its `state_dict`, as those do that
-train a few of their own beside a large frozen network, and the state of an optimizer inside another.
+keeps past losses, prototypes or a bank of features there, or a hook that thaws the backbone at one epoch,
+would train otherwise after a resume. Such values (values.py), wherever they are reached (reach.py), and the
+frozen parameters are saved with the weights, and given back; what changes and cannot be saved is said. So
+are weights that a model leaves out of its `state_dict`, as those do that train a few of their own beside a
+large frozen network, networks that it hides, and the state of an optimizer inside another.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
-from jobs.engine import storable
-from jobs.run.errors import UserError
+from jobs.mmseg import values
+from jobs.mmseg.attributes import KINDS, Attributes
+from jobs.mmseg.reach import Reached, data_owners, is_known, remembers
+from jobs.mmseg.values import memory
+from jobs.run.errors import UserError, one_line
 
-STOCK = ("mmengine", "mmseg", "jobs")
-"""Packages whose hooks are known."""
-
-OF_MODULES = frozenset(vars(torch.nn.Module()))
-"""Attributes in which a module keeps its parts."""
+CPU = torch.device("cpu")
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -83,6 +81,21 @@ def check_names(built: Collection[str], now: Collection[str]) -> None:
         )
 
 
+def groups(optim_wrappers: list[Any]) -> list[list[int]]:
+    """How many parameters the groups of each optimizer have."""
+    return [[len(group["params"]) for group in one.optimizer.param_groups] for one in optim_wrappers]
+
+
+def check_groups(built: list[list[int]], now: list[list[int]]) -> None:
+    """Raises UserError if an optimizer has other parameters than when it was built, as a resume builds it."""
+    if built != now:
+        raise UserError(
+            f"an optimizer has groups of {now} parameters, and had {built} when it was built "
+            "(add_param_group?), which could not be restored on resume: give it all parameters from the "
+            "beginning, and freeze those that are to be trained later (requires_grad)"
+        )
+
+
 def inner(optimizer: Any) -> list[Any]:
     """The optimizers that one is made around, as SAM and Lookahead are: its state lacks theirs."""
     found = [optimizer]
@@ -110,172 +123,156 @@ def _groups(optimizer: Any) -> list[int]:
     return [id(group) for group in optimizer.param_groups]
 
 
-def _owners(networks: dict[str, Any], hooks: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    for prefix, network in networks.items():
-        for name, module in network.named_modules():
-            yield f"{prefix}{name}", module
-    for key, hook in hooks:
-        stock = type(hook).__module__.partition(".")[0] in STOCK
-        if not stock and not (hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict")):
-            yield f"hook {key}", hook
+class Kept(Attributes):
+    """What is in the attributes of all modules, of the user's hooks, optimizers and other objects; what has a
+    state there; networks that are hidden there; and the parameters that train.
 
-
-def _is_number(value: Any) -> bool:
-    # A switch such as `done` may stand for something that this process has still to do. What is more than a
-    # number (an IntEnum) could not be loaded back, one that is too large not be told to another rank.
-    if type(value) is int:
-        return value.bit_length() < 64
-    return type(value) is float or (isinstance(value, np.number) and storable.is_usual(value))
-
-
-def _numbers(owner: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(owner).items() if _is_number(value)}
-
-
-def _data(owner: Any) -> dict[str, Any]:
-    """The tensors, arrays, lists, deques and dicts of numbers among an owner's attributes."""
-    found = {n: v for n, v in vars(owner).items() if n not in OF_MODULES and _is_data(v)}
-    for name in owner._non_persistent_buffers_set if isinstance(owner, torch.nn.Module) else ():
-        if _is_data(buffer := owner._buffers.get(name)):
-            found[name] = buffer
-    return found
-
-
-def _is_data(value: Any) -> bool:
-    if type(value) is torch.Tensor:
-        # What has a gradient belongs to a step that is over.
-        real = not (value.requires_grad or value.is_inference() or value.device.type == "meta")
-        return real and storable.is_usual(value)
-    if type(value) is np.ndarray:
-        return value.dtype.kind in "iuf"
-    return type(value) in (list, deque, dict) and _of_numbers(value)
-
-
-def _of_numbers(value: Any) -> bool:
-    # Tensors among them may well be the weights themselves (AveragedModel.avg_parameters).
-    if type(value) is dict:
-        return all((type(k) is str or _is_number(k)) and _of_numbers(v) for k, v in value.items())
-    if type(value) in (list, tuple, deque):
-        return all(map(_of_numbers, value))
-    return _is_number(value)
-
-
-def _memory(value: torch.Tensor) -> int:
-    return value.untyped_storage().data_ptr() if value.layout is torch.strided else 0
-
-
-class _First:
-    """What data was when this start of the training began."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = copy.deepcopy(value)
-        self.size = [*value.shape] if isinstance(value, (torch.Tensor, np.ndarray)) else [len(value)]
-
-    def is_like(self, other: Any) -> bool:
-        return type(other) is type(self.value)
-
-    def differs(self, now: Any) -> bool:
-        try:
-            if isinstance(now, torch.Tensor):
-                return not torch.equal(now, self.value.to(now.device))
-            return not np.all(now == self.value)
-        except (RuntimeError, ValueError):  # of another type or shape
-            return True
-
-
-def _plain(value: Any) -> Any:
-    """Data as a checkpoint can hold it."""
-    if type(value) is dict:
-        return {key: _plain(one) for key, one in value.items()}
-    if type(value) in (list, tuple, deque):
-        return (tuple if type(value) is tuple else list)(map(_plain, value))
-    return value
-
-
-def _put(owner: Any, name: str, old: Any, value: Any) -> None:
-    """Gives an owner its data back, in place where that goes: others may know the same object."""
-    value = copy.deepcopy(value)  # and nothing of the checkpoint's memory map
-    if isinstance(old, dict):
-        old.clear()
-        old.update(value)
-    elif isinstance(old, (list, deque)):
-        old.clear()
-        old.extend(value)
-    elif old.shape == value.shape and old.dtype == value.dtype and isinstance(old, np.ndarray):
-        old[...] = value
-    elif old.shape == value.shape and old.dtype == value.dtype and old.is_contiguous():
-        old.copy_(value)
-    else:
-        value = value if isinstance(old, np.ndarray) else value.to(old.device)
-        (vars(owner) if name in vars(owner) else owner._buffers)[name] = value
-
-
-class Kept:
-    """The numbers and data in the attributes of all modules and of the user's hooks, and the parameters that
-    train.
-
-    `networks`: by what the names of their modules begin with; `hooks`: by their keys.
+    `networks`: by what the names of their modules begin with; `hooks` and `optimizers`: by their keys;
+    `known`: what is saved as it is.
     """
 
-    def __init__(self, networks: dict[str, Any], hooks: Iterator[tuple[str, Any]]) -> None:
+    def __init__(
+        self,
+        networks: dict[str, Any],
+        hooks: Iterable[tuple[str, Any]],
+        optimizers: Collection[tuple[str, Any]] = (),
+        known: Iterable[Any] = (),
+        dataset: Any = None,
+    ) -> None:
         self.model = networks[""]
-        self.owners = dict(_owners(networks, hooks))
-        self.at_first = {key: _numbers(owner) for key, owner in self.owners.items()}
-        weights = {_memory(value) for network in networks.values() for _, value in _all(network)} - {0}
-
-        def alone(value: Any) -> bool:
-            """Whether it is no other view of the weights."""
-            if isinstance(value, torch.Tensor):
-                return _memory(value) not in weights
-            return not isinstance(value, np.ndarray) or value.flags.owndata
-
-        self.data = {
-            key: {name: _First(value) for name, value in _data(owner).items() if alone(value)}
-            for key, owner in self.owners.items()
+        own = [(key, one) for key, one in optimizers if not is_known(one)]
+        own += [(f"hook {key}", one) for key, one in hooks if not (is_known(one) or remembers(one))]
+        reached = Reached(networks, own, known)
+        self.things = reached.things
+        weights = {memory(value) for network in networks.values() for _, value in _all(network)} - {0}
+        self.hidden = {
+            way: {name: value for name, value in _all(network) if memory(value) not in weights}
+            for way, network in reached.hidden.items()
         }
+        self.networks = [*networks.values(), *reached.hidden.values()]
+        self.weights = weights | {memory(v) for found in self.hidden.values() for v in found.values()} - {0}
+        # A network that a hook keeps is as any.
+        modules = {key for key, one in reached.owners.items() if isinstance(one, torch.nn.Module)}
+        shy = {key for key in reached.owners if key.startswith(("hook ", "class "))} - modules
+        super().__init__(reached.owners, self.weights, shy)
+        self.wiring = self._wiring()
+        self.heavy = bool(self.hidden or self.things)
+        self.dataset = Attributes(data_owners(dataset))
+        optim_wrappers = [one for _, one in optimizers if hasattr(one, "_accumulative_counts")]
+        self.accumulating = {one: one._accumulative_counts for one in optim_wrappers}
+        self.handed: dict[str, Any] | None = None
+        """What the data set's attributes were when the workers that load now got it."""
+
+    def count_from(self, built: Kept, initialised: dict[str, Any]) -> None:
+        """Takes for what was at first what was `built`, where the weights' initialisation has changed it, or
+        whatever has made tensors of it: a resume begins without."""
+        now = built.changed()
+        for kind in KINDS:
+            for key, found in now[kind].items():
+                for name, value in found.items():
+                    mine = self.first.get(key, {})
+                    if name in mine and (name in initialised[kind].get(key, ()) or values.has_tensors(value)):
+                        del mine[name]
+                        if name in built.first[key]:
+                            mine[name] = built.first[key][name]
 
     def state(self) -> dict[str, Any]:
         """What has `changed`, and which parameters are frozen."""
         frozen = [name for name, value in self.model.named_parameters() if not value.requires_grad]
-        return self.changed() | {"frozen": frozen}
+        modules = ((key, one) for key, one in self.owners.items() if isinstance(one, torch.nn.Module))
+        resting = [key for key, one in modules if not one.training]
+        return self.changed() | {"frozen": frozen, "resting": resting}
 
-    def changed(self) -> dict[str, Any]:
-        """What has changed since this object was made."""
-        changed, data = {}, {}
-        for key, owner in self.owners.items():
-            first, now = self.at_first[key], _numbers(owner)
-            # Without those that this process has set for the first time: what they go with is not known.
-            if new := {n: v for n, v in now.items() if n in first and not _same(v, first[n])}:
-                changed[key] = new
-            began = self.data[key]
-            if kept := {
-                name: {"began": began[name].size, "now": _plain(value)}
-                for name, value in (_data(owner) if began else {}).items()
-                if name in began and began[name].is_like(value) and began[name].differs(value)
-            }:
-                data[key] = kept
-        return {"numbers": changed, "data": data}
+    def changed(self, elsewhere: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What has changed since this object was made, and all that has a state of its own; of the latter
+        only what rank 0, whose `marks` are `elsewhere`, has otherwise."""
+        found = self.of_owners(rewired=self._wiring() != self.wiring)
+        dataset = self.dataset.of_owners()
+        self.lost |= self.dataset.lost
+        handed = None if values.same(self.handed, dataset) else self.handed
+        for one, count in self.accumulating.items():
+            if one._accumulative_counts != count:
+                self.lost["optim_wrapper._accumulative_counts"] = "int"
+        return found | self._heavy(elsewhere) | {"dataset": dataset, "handed": handed}
+
+    def _heavy(self, elsewhere: dict[str, Any] | None) -> dict[str, Any]:
+        found: dict[str, Any] = {"things": {}, "hidden": self.hidden}
+        for way, thing in self.things.items():
+            try:
+                found["things"][way] = values.state_of(thing)
+            except Exception:  # whatever somebody's state_dict raises
+                self.lost[way] = type(thing).__name__
+        if elsewhere is None:
+            return found
+        return {
+            kind: {way: one for way, one in of.items() if values.mark(one) != elsewhere[kind].get(way)}
+            for kind, of in found.items()
+        }
+
+    def marks(self) -> dict[str, Any]:
+        return {k: {way: values.mark(one) for way, one in of.items()} for k, of in self._heavy(None).items()}
+
+    def _wiring(self) -> list[Any]:
+        """Which modules the networks have, and how many hooks torch calls for each."""
+        modules = [one for network in self.networks for one in network.modules()]
+        return [(id(one), len(one._forward_hooks), len(one._forward_pre_hooks)) for one in modules]
 
     def restore(self, state: dict[str, Any]) -> None:
-        for key, owner in self.owners.items():
-            now, saved = _numbers(owner), state["numbers"].get(key, {})
-            for name, first in self.at_first[key].items():
-                if name in now and not _same(now[name], value := saved.get(name, first)):
-                    vars(owner)[name] = value  # as it was read: a property of that name may have no setter
-            here, data = _data(owner), state.get("data", {}).get(key, {})
-            for name, first in self.data[key].items():
-                if not first.is_like(here.get(name)):
-                    continue
-                # One that began with another size is another: of so many ranks, say.
-                if name in data and data[name]["began"] == first.size:
-                    _put(owner, name, here[name], data[name]["now"])
-                elif first.differs(here[name]):
-                    _put(owner, name, here[name], first.value)
+        """Gives back what was saved, and makes the rest what it was at first. A checkpoint of an earlier
+        version has less of it."""
+        home = next((value.device for value in self.model.parameters()), torch.device("cpu"))
+        self.give_owners(state, home)
+        for way, thing in self.things.items():
+            if way in state.get("things", {}):
+                try:
+                    values.give_state(thing, state["things"][way])
+                except Exception as error:  # whatever somebody's load_state_dict raises
+                    print(f"{way} does not take its state back: {one_line(error)}", flush=True)
+        with torch.no_grad():
+            for way, weights in self.hidden.items():
+                saved = state.get("hidden", {}).get(way, {})
+                for name, value in weights.items():
+                    if name in saved and saved[name].shape == value.shape:
+                        value.copy_(saved[name])
         frozen = set(state["frozen"])
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad != (name not in frozen):
                 parameter.requires_grad_(name not in frozen)
 
+    def restore_modes(self, state: dict[str, Any]) -> None:
+        """In the midst of an epoch: which modules were not training (`eval`)."""
+        for key, one in self.owners.items():
+            if isinstance(one, torch.nn.Module) and "resting" in state:
+                one.training = key not in state["resting"]
 
-def _same(a: Any, b: Any) -> bool:
-    return bool(a == b) or (a != a and b != b)
+    def restore_dataset(self, state: dict[str, Any]) -> None:
+        """Gives back what hooks had changed in the data set and its transforms."""
+        self.dataset.give_owners(state.get("dataset", {}), CPU)
+        self.handed = state.get("handed")
+
+    def hand_out(self, loader: Any, first: bool) -> Iterator[Any]:
+        """Begins to load, `first` in this start. Workers get the data set as it is now; those of a resumed
+        start, in the midst of an epoch, what they had, whatever hooks have changed since."""
+        if not loader.num_workers or (self.handed is not None and not first and loader.persistent_workers):
+            return iter(loader)
+        now = copy.deepcopy(self.dataset.of_owners())
+        if first and self.handed is not None:
+            self.dataset.give_owners(self.handed, CPU)
+        else:
+            self.handed = now
+        iterator = iter(loader)
+        self.dataset.give_owners(now, CPU)
+        return iterator
+
+    def workers_end(self, loader: Any) -> None:
+        """At the end of an epoch: the next begins with the data set as it is then."""
+        if not loader.persistent_workers:
+            self.handed = None
+
+
+def of_rank(own: dict[str, Any], its: dict[str, Any]) -> dict[str, Any]:
+    """What a rank is given: rank 0's, with what it had otherwise."""
+    if not own:
+        return {}  # an earlier version's
+    heavy = {kind: own.get(kind, {}) | its.get(kind, {}) for kind in ("things", "hidden")}
+    return own | its | heavy

@@ -27,6 +27,8 @@ class Exact:
     by_epoch: bool
     _iter: int
     _epoch: int
+    started = False
+    """Whether this process has loaded anything."""
     before: Sequence[Any] = ()
     """The rounds of the step before."""
 
@@ -52,17 +54,25 @@ class Exact:
         self.batches.first, self.batches.stop = self._iter, stop
         if self._iter >= stop:
             return
-        iterator = iter(self.dataloader)
-        if self.runner.resumed and self.runner.session.ranks > 2:
-            rounds = [next(iterator) for _ in range(self.batches.sampler.rounds)]
+        iterator = self.runner.kept.hand_out(self.dataloader, first=not self.started)
+        self.started = True
+        resumed, self.runner.resumed = self.runner.resumed, None  # with all that it holds
+        if resumed and self.runner.session.ranks > 2:
+            rounds = self.drawn(iterator)
             if self._iter >= max(w._accumulative_counts for w in state.wrappers(self.runner.optim_wrapper)):
                 before = copy.deepcopy(self.runner.kept.state())
                 settle_buckets(self.runner.model, rounds[0])
                 self.runner.kept.restore(before)
-            self.runner.resumed = None
             yield rounds
         for _ in range(self._iter, stop):
-            yield [next(iterator) for _ in range(self.batches.sampler.rounds)]
+            yield self.drawn(iterator)
+
+    def drawn(self, iterator: Iterator[Any]) -> list[Any]:
+        def draw() -> list[Any]:
+            return [next(iterator) for _ in range(self.batches.sampler.rounds)]
+
+        # What transforms note for a sample they may note in this process.
+        return draw() if self.dataloader.num_workers else self.runner.kept.dataset.without_trace(draw)
 
     def step(self, index: int, rounds: list[Any]) -> None:
         """One iteration; then, if the ranks have agreed to, saves and leaves."""
@@ -226,12 +236,15 @@ class ExactEpochLoop(Exact, EpochBasedTrainLoop):
         self.seed_hooks(self._epoch, 0)
         runner.call_hook("before_train_epoch")
         runner.model.train()
+        if self.position and not self.started and runner.resumed:
+            runner.kept.restore_modes(runner.resumed["kept"])
         stop = (self._epoch + 1) * self.plan.iterations
         for rounds in self.loaded(stop):
             self.step(self._iter % self.plan.iterations, rounds)
             if self._iter < stop:
                 runner.survival.between_steps()
         runner.call_hook("after_train_epoch")
+        runner.kept.workers_end(self.dataloader)
         self._epoch += 1
 
 

@@ -17,7 +17,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
 from jobs.engine.session import Session
-from jobs.mmseg import backbone_weights, compiling, curves, kept, sampling, state
+from jobs.mmseg import backbone_weights, compiling, curves, kept, sampling, schedules, state
 from jobs.mmseg import loop as _loops  # noqa: F401 - registers the loops
 from jobs.run.checkpoint_files import Checkpoint
 
@@ -38,11 +38,23 @@ def build(
 
 
 class TrainingRunner(Runner):
+    own_attributes: set[str]
+    """Without what hooks add."""
     survival: Any
-    kept: kept.Kept
-    """Set when the hooks have begun (survival.py)."""
     built: set[str]
     """Names of the model's weights when it is built: those that a resume finds."""
+    groups: list[list[int]]
+    """So are the optimizers' groups,"""
+    schedules: list[dict[str, Any]]
+    """and the schedulers."""
+    as_built: kept.Kept
+    """What the model keeps when it is built."""
+    initialised: tuple[kept.Kept, dict[str, Any]] | None = None
+    """That, and what the initialisation of the weights has changed of it."""
+    kept: kept.Kept
+    """Set when the hooks have begun (survival.py)."""
+    heavy: bool
+    """Whether rank 0 keeps networks, or what has a state, in attributes."""
     resumed: dict[str, Any] | None = None
     """What `state.restore` says of the checkpoint that this start goes on from."""
 
@@ -53,6 +65,7 @@ class TrainingRunner(Runner):
         self.resume_from = resume_from.path if resume_from else None
         self.resumed_at = resume_from.step if resume_from else None
         super().__init__(*args, **kwargs)
+        self.own_attributes = {*vars(self), *TrainingRunner.__annotations__}
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         """mmengine's own takes a second (it starts nvcc and gcc), and fails where torchvision does not fit
@@ -102,8 +115,11 @@ class TrainingRunner(Runner):
     def _init_model_weights(self) -> None:
         """Not at all when resuming; and with proof that pretrained weights are really used."""
         self.built = set(kept.weights(state.bare(self.model)))
+        self.groups = kept.groups(state.wrappers(self.optim_wrapper))
+        self.schedules = schedules.states(self.param_schedulers)
         if self.resume_from is not None:
             return
+        self.as_built = kept.Kept(state.networks(self), ())
         partly = (self.cfg.get("baton") or {}).get("partly_pretrained")
         sampling.seed_everything(sampling.mix(self.seed, 0))
         with ExitStack() as stack:
@@ -121,6 +137,8 @@ class TrainingRunner(Runner):
     def load_or_resume(self) -> None:
         if self.resume_from is None:
             super().load_or_resume()
+            self.initialised = self.as_built, self.as_built.changed()
+            del self.as_built
             return
         self.resumed = state.restore(self, self.session, str(self.resume_from))
         self._has_loaded = True

@@ -8,7 +8,6 @@ values: such a file is read without running any code of it.
 from __future__ import annotations
 
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -24,23 +23,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from jobs.engine import distributed, safe_load, storable
 from jobs.engine.session import Session
 from jobs.engine.snapshots import Snapshots, plain
-from jobs.mmseg import kept
+from jobs.mmseg import kept, schedules
 from jobs.mmseg.model import put
+from jobs.mmseg.reach import remembers
+from jobs.mmseg.schedules import changed, replay
 from jobs.run.errors import UserError
 
 Tree = Any
-
-EVOLVING = {
-    "last_step",
-    "_global_step",
-    "_last_value",
-    "base_values",
-    "best",
-    "num_bad_epochs",
-    "cooldown_counter",
-}
-"""What of a scheduler's state comes from training. The rest comes from the config, which may have been
-extended since: mmengine would restore the old `end`, and the learning rate would stay at its minimum."""
 
 HOOK_STATE = {"EarlyStoppingHook": ("wait_count", "best_score")}
 """State that mmengine's own hooks forget. Any hook with state_dict and load_state_dict keeps its own."""
@@ -59,6 +48,21 @@ def networks(runner: Any) -> dict[str, Any]:
     return found
 
 
+def kept_by(runner: Any) -> kept.Kept:
+    """What the model, and the user's hooks and optimizers, keep beside the weights, as it is now."""
+    optimizers = [
+        part
+        for one in wrappers(runner.optim_wrapper)
+        for part in (one, one.optimizer, *kept.inner(one.optimizer))
+    ]
+    named = [(f"{type(one).__name__}/{number}", one) for number, one in enumerate(optimizers)]
+    known = [runner, runner.model, runner.message_hub, runner.train_loop, runner.train_dataloader]
+    known += [runner.optim_wrapper, runner.visualizer, *schedules.flat(runner.param_schedulers)]
+    known += [*optimizers, *runner.hooks]
+    owners = [*named_hooks(runner), ("Runner", runner)]
+    return kept.Kept(networks(runner), owners, named, known, runner.train_dataloader.dataset.dataset)
+
+
 # ---------------------------------------------------------------------------------------------- collecting
 
 
@@ -67,6 +71,7 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
 
     The tensors are the live ones: `snapshot` them before the next step.
     """
+    kept.check_groups(runner.groups, kept.groups(wrappers(runner.optim_wrapper)))
     locals_ = gather_local(runner, session)
     if not session.main:
         return None
@@ -91,6 +96,7 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
             "ranks": locals_,
             "hooks": hook_state(runner),
             "updates": updates(runner),
+            "evolved": schedules.evolved(runner.param_schedulers, runner.schedules),
             "kept": runner.kept.state(),
             # The model's own are in `state_dict`.
             "left_out": {key: kept.left_out(one) for key, one in networks(runner).items() if key},
@@ -113,6 +119,7 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
     kept.check_weights(whole, checkpoint["state_dict"])
     checkpoint["meta"] = plain(checkpoint["meta"])  # to be read, by people
+    runner.kept.say_lost()
     return checkpoint
 
 
@@ -123,8 +130,14 @@ def gather_local(runner: Any, session: Session) -> list[Tree]:
     mine = {}
     if session.ranks > 1:
         mine["statistics"] = {name: tensor.cpu() for name, tensor in statistics(runner).items()}
+        # Where each rank has a network of its own, or an optimizer, it is sent only if it differs.
+        marks = (
+            distributed.everywhere(session, runner.kept.marks() if session.main else None)
+            if runner.heavy
+            else {}
+        )
         if not session.main:
-            mine["kept"] = runner.kept.changed()
+            mine["kept"] = runner.kept.changed(marks)
     if accumulating(runner.optim_wrapper):
         named = bare(runner.model).named_parameters()
         mine["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
@@ -207,7 +220,7 @@ def hook_state(runner: Any) -> Tree:
     found: Tree = {}
     for key, hook in named_hooks(runner):
         kept = HOOK_STATE.get(type(hook).__name__)
-        if hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict"):
+        if remembers(hook):
             found[key] = hook.state_dict()
             storable.check(found[key], f"{type(hook).__name__}.state_dict()")
         elif kept:
@@ -264,76 +277,29 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
         runner.message_hub.log_scalars[key] = HistoryBuffer(values.tolist(), counts.tolist())
         runner.message_hub._resumed_keys[key] = True
     saved = checkpoint.get("param_schedulers")
-    replayed = changed(runner.param_schedulers, saved) and replay(runner)
+    evolved = own.get("evolved", ())
+    replayed = changed(runner.param_schedulers, saved, evolved) and replay(runner)
     values = [[dict(group) for group in w.param_groups] for w in wrappers(runner.optim_wrapper)]
     # Checkpoints of earlier versions have no `inner`, `updates`, `kept` and `left_out`.
     inner = cloned(own.get("inner", []))
     optimizers = wrappers(runner.optim_wrapper)
     kept.load_optimizers(runner.optim_wrapper, optimizers, cloned(checkpoint["optimizer"]), inner)
     if replayed:
-        names = {"lr", *(one.param_name for one in _flat(runner.param_schedulers))}
+        names = {"lr", *(one.param_name for one in schedules.flat(runner.param_schedulers))}
         for wrapper, groups in zip(wrappers(runner.optim_wrapper), values, strict=True):
             for group, new in zip(wrapper.param_groups, groups, strict=True):
                 group.update({name: new[name] for name in names if name in new})
     else:
-        _restore_schedulers(runner.param_schedulers, saved)
+        schedules.restore(runner.param_schedulers, saved, evolved)
     for wrapper, count in zip(wrappers(runner.optim_wrapper), own.get("updates", ()), strict=False):
         wrapper._inner_count = count
     _restore_hooks(runner, cloned(own["hooks"]))
     _restore_local(runner, session, own["ranks"])
     its = own["ranks"][session.rank] if len(own["ranks"]) == session.ranks else {}
-    return {"validation_due": own["validation_due"], "kept": own.get("kept", {}) | its.get("kept", {})}
-
-
-def _flat(schedulers: Any) -> list[Any]:
-    groups = schedulers.values() if isinstance(schedulers, dict) else [schedulers or []]
-    return [one for group in groups for one in group]
-
-
-def changed(schedulers: Any, saved: Any) -> bool:
-    """Whether the config now says something else of its schedulers than when their state was saved: the
-    training has been made longer, say."""
-    before = _flat(saved)
-    return len(before) == len(_flat(schedulers)) and any(
-        plain(value) != old[key]
-        for one, old in zip(_flat(schedulers), before, strict=True)
-        for key, value in one.state_dict().items()
-        if key not in EVOLVING and key in old and isinstance(value, (int, float, str, tuple, list, dict))
-    )
-
-
-def replay(runner: Any) -> bool:
-    """Brings fresh schedulers to where the training is, as if they had been like this from its beginning.
-
-    What they compute follows from the value before: a decay that had come to its end would stay there. False,
-    and nothing done, for those that go by the validations.
-    """
-    schedulers, loop = _flat(runner.param_schedulers), runner.train_loop
-    if any(getattr(one, "need_val_args", False) for one in schedulers):
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that no optimizer has stepped in between
-        for done in range(1, loop.iter + 1):
-            ends = loop.by_epoch and done % loop.plan.iterations == 0
-            for one in schedulers:
-                if not one.by_epoch:
-                    one.step()
-            for one in schedulers if ends else []:
-                if one.by_epoch:
-                    one.step()
-    return True
-
-
-def _restore_schedulers(schedulers: Any, saved: Any) -> None:
-    if schedulers is None or saved is None:
-        return
-    if isinstance(schedulers, dict):
-        for key, group in schedulers.items():
-            _restore_schedulers(group, saved.get(key))
-        return
-    for scheduler, state in zip(schedulers, saved, strict=False):
-        fresh = scheduler.state_dict()
-        scheduler.load_state_dict({k: v for k, v in state.items() if k in EVOLVING or k not in fresh})
+    return {
+        "validation_due": own["validation_due"],
+        "kept": kept.of_rank(own.get("kept", {}), its.get("kept", {})),
+    }
 
 
 def _restore_hooks(runner: Any, saved: Tree) -> None:

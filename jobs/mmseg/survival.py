@@ -9,7 +9,6 @@ from typing import Any
 
 from jobs.engine import delivery, distributed, preemption
 from jobs.mmseg import state
-from jobs.mmseg.kept import Kept
 from jobs.mmseg.sampling import VALIDATION, mix, seed_everything
 from jobs.run.exit_codes import SUPERSEDED
 
@@ -45,9 +44,14 @@ class Survival:
                 preemption.outlive(loop.dataloader)
                 delivery.through_buffers(loop.dataloader)
         # After `before_train`, in which hooks set what every start begins with.
-        self.runner.kept = Kept(state.networks(self.runner), state.named_hooks(self.runner))
+        self.runner.kept = state.kept_by(self.runner)
+        if self.runner.initialised:
+            self.runner.kept.count_from(*self.runner.initialised)
+            self.runner.initialised = None
+        self.runner.heavy = distributed.everywhere(self.session, self.runner.kept.heavy)
         if saved := (self.runner.resumed or {}).get("kept"):
             self.runner.kept.restore(saved)
+            self.runner.kept.restore_dataset(saved)
         if self.session.main:
             state.check_hooks(self.runner)
         self.saver.on_disk = (self.runner.train_loop.iter, self.runner.train_loop.epoch)

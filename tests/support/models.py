@@ -3,8 +3,11 @@ OptimWrapperDict; that remembers its losses."""
 
 from __future__ import annotations
 
+import copy
+import random
 from typing import Any
 
+import torch
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmseg.models import EncoderDecoder
@@ -42,14 +45,29 @@ class TwoOptimizers(EncoderDecoder):
 
 @MODELS.register_module(force=True)
 class Remembering(EncoderDecoder):
-    """Its loss depends on the losses before, which each rank keeps of its own."""
+    """Its loss depends on the losses before, which each rank keeps of its own; on a prototype of each class
+    that it has seen; on a teacher that is to be no part of the model; and on chance, by a generator of its
+    own."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.past: list[float] = []
+        self.mean: torch.Tensor | None = None
+        self.prototypes: dict[int, torch.Tensor] = {}
+        self.teacher = [copy.deepcopy(self.backbone)]
+        self.chance = random.Random(0)
 
     def loss(self, inputs: Any, data_samples: Any) -> Any:
         found = super().loss(inputs, data_samples)
-        found["decode.loss_ce"] = found["decode.loss_ce"] * (1 + sum(self.past) / 100)
+        with torch.no_grad():
+            pairs = zip(self.teacher[0].parameters(), self.backbone.parameters(), strict=True)
+            for of_teacher, of_student in pairs:
+                of_teacher.data.lerp_(of_student, 0.1)
+            features = self.teacher[0](inputs)[-1].mean((0, 2, 3))
+        self.mean = features if self.mean is None else self.mean.lerp(features, 0.1)
+        for label in torch.cat([one.gt_sem_seg.data.unique() for one in data_samples]).tolist():
+            self.prototypes[label] = self.prototypes.get(label, self.mean).lerp(features, 0.1)
+        drawn = torch.stack([self.mean, *self.prototypes.values()]).mean().item() * self.chance.random()
+        found["decode.loss_ce"] = found["decode.loss_ce"] * (1 + sum(self.past) / 100 + drawn)
         self.past.append(found["decode.loss_ce"].item())
         return found

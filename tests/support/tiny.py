@@ -295,7 +295,8 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         same = a.dtype == b.dtype and a.shape == b.shape
         # As bytes, so that NaN equals itself and -0 does not equal 0.
-        same = same and a.numpy().tobytes() == b.numpy().tobytes()
+        x, y = (one.contiguous().reshape(-1).view(torch.uint8) for one in (a, b))
+        same = same and torch.equal(x, y)
         return [] if same else [where]
     if isinstance(a, dict) and isinstance(b, dict):
         found = [f"{where}.{key}: only in one" for key in a.keys() ^ b.keys()]

@@ -65,7 +65,7 @@ def test_numbers_and_what_is_frozen_come_back() -> None:
 
     fresh, other, timer = Warming(), Counting(), IterTimerHook()
     Kept({"": fresh}, hooks(other, timer)).restore(state)
-    assert (fresh.local_iter, fresh.alpha, fresh.ready, other.best, other.seen) == (7, 0.5, False, 0.25, 0)
+    assert (fresh.local_iter, fresh.alpha, fresh.ready, other.best, other.seen) == (7, 0.5, True, 0.25, 0)
     assert fresh.frozen.weight.requires_grad
     assert not fresh.frozen.bias.requires_grad
     assert timer.start_iter == 0
@@ -127,7 +127,7 @@ def test_banks_and_lists_of_numbers_come_back(tmp_path: Path) -> None:
     assert (list(fresh.recent), fresh.recent.maxlen) == ([2.0, 3.0], 2)
     assert fresh.of_class == [[], [3.0]]
     assert np.array_equal(fresh.confusion, model.confusion)
-    assert (fresh.last.item(), fresh.paths) == (0, ["here"])
+    assert (fresh.last.item(), fresh.paths) == (0, ["there"])
     # What has been given back is saved again, though nothing has changed since.
     assert again.state()["data"].keys() == state["data"].keys()
     assert again.state()["data"][""].keys() == state["data"][""].keys()

@@ -1,0 +1,168 @@
+"""What a training can be found to keep beside its weights: who has attributes, and what has a state.
+
+From the modules, the user's hooks and optimizers along their attributes: objects of the user's own classes,
+networks that no module is registered for (a teacher in a list, which is to be no part of the model), and
+whatever has a state of its own (a second optimizer, a generator).
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+
+from jobs.mmseg import values
+
+STOCK = ("mmengine", "mmseg", "jobs", "torch")
+"""Packages whose hooks and optimizers are known."""
+
+OF_MODULES = {*vars(torch.nn.Module()), "_is_init"}
+"""Attributes in which a module keeps its parts, and mmengine that it has initialised them."""
+
+OF_DATASETS = {"data_list", "data_bytes", "data_address", "_metainfo", "metainfo", "generators"}
+INNER = ("pipeline", "dataset", "datasets")
+"""What a dataset has of transforms, and of datasets inside it."""
+
+OF_OPTIMIZERS = frozenset((*vars(torch.optim.SGD([torch.ones(1)])), "_global_step", "step"))
+OF_WRAPPERS = {
+    *("optimizer", "clip_func", "clip_grad_kwargs", "message_hub", "base_param_settings"),
+    *("_inner_count", "_accumulative_counts", "_max_counts", "_remainder_counts"),
+}
+
+MOST = 1000
+"""Parts of a container that are looked at; what has more is data."""
+
+
+def package(value: Any) -> str:
+    return type(value).__module__.partition(".")[0]
+
+
+def is_known(value: Any) -> bool:
+    """Whether it is none of the user's, and nobody adds anything to it."""
+    return package(value) in STOCK and not hasattr(value, "own_attributes")
+
+
+def remembers(hook: Any) -> bool:
+    """Whether a hook says itself what is to be saved."""
+    return hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict")
+
+
+def attributes(owner: Any) -> dict[str, Any]:
+    """What an owner keeps, without what its kind has anyway; with buffers that are in no state_dict."""
+    if isinstance(owner, torch.nn.Module):
+        found = {name: one for name, one in vars(owner).items() if name not in OF_MODULES}
+        for name in owner._non_persistent_buffers_set:
+            found[name] = owner._buffers.get(name)
+        return found
+    known: Iterable[str] = getattr(owner, "own_attributes", ())
+    if isinstance(owner, type):
+        return {n: one for n, one in vars(owner).items() if not (n.startswith("__") or _is_code(one))}
+    if isinstance(owner, torch.optim.Optimizer):
+        known = OF_OPTIMIZERS
+    elif hasattr(owner, "optim_context"):
+        known = OF_WRAPPERS
+    elif is_dataset(owner):
+        known = (*OF_DATASETS, *INNER)
+    return {name: one for name, one in vars(owner).items() if name not in known}
+
+
+def _is_code(value: Any) -> bool:
+    return callable(value) or hasattr(type(value), "__get__") or type(value).__name__ == "_abc_data"
+
+
+def is_dataset(value: Any) -> bool:
+    return isinstance(value, torch.utils.data.Dataset) or hasattr(value, "full_init")
+
+
+def data_owners(dataset: Any) -> dict[str, Any]:
+    """A data set, with those inside it, and the transforms of all, by the ways to them."""
+    found: dict[str, Any] = {}
+    left, seen = [("dataset", dataset)], set()
+    for way, one in left:  # which grows
+        if id(one) in seen or isinstance(one, (type, types.FunctionType, torch.nn.Module)):
+            continue
+        seen.add(id(one))
+        if isinstance(one, (list, tuple)):
+            left += [(f"{way}[{n}]", part) for n, part in enumerate(one)] if len(one) <= MOST else []
+        elif hasattr(one, "__dict__") and (is_dataset(one) or callable(one) or way == "dataset"):
+            found[way] = one
+            names = [n for n in INNER if n in vars(one)] if is_dataset(one) else [*vars(one)]
+            left += [(f"{way}.{name}", vars(one)[name]) for name in names]
+    return found
+
+
+class Reached:
+    """`owners`: whose attributes are looked at; `things`: what has a state; `hidden`: networks that are not
+    registered. All by the way to them."""
+
+    def __init__(self, networks: dict[str, Any], others: Iterable[tuple[str, Any]], known: Iterable[Any]):
+        self.owners: dict[str, Any] = {}
+        self.things: dict[str, Any] = {}
+        self.hidden: dict[str, torch.nn.Module] = {}
+        self.seen: set[int] = {id(one) for one in known}
+        for prefix, network in networks.items():
+            for name, module in network.named_modules():
+                self.owners[f"{prefix}{name}"] = module
+        self.owners |= dict(others)
+        self.seen |= {id(one) for one in self.owners.values()}
+        self.users = {package(one) for one in self.owners.values()} - {*STOCK, "mmcv", "builtins"}
+        left = list(self.owners)
+        for key in left:  # which grows
+            left += self._classes(self.owners[key])
+            for name, value in attributes(self.owners[key]).items():
+                left += self._visit(f"{key}.{name}", value)
+
+    def _classes(self, owner: Any) -> list[str]:
+        """The user's classes that have attributes of an owner."""
+        found = [] if isinstance(owner, type) else [*type(owner).__mro__]
+        new = {
+            f"class {one.__module__}.{one.__qualname__}": one
+            for one in found
+            if id(one) not in self.seen and one.__module__.partition(".")[0] in self.users
+        }
+        self.seen |= {id(one) for one in new.values()}
+        self.owners |= new
+        return [*new]
+
+    def _visit(self, way: str, value: Any) -> list[str]:
+        """Returns the ways to the owners that were found."""
+        kind = type(value)
+        if values.is_switch(value) or values.is_number(value) or isinstance(value, torch.Tensor):
+            return []
+        if id(value) in self.seen:
+            return []
+        if kind in (list, tuple, values.deque, *values.MAPPINGS.values()):
+            self.seen.add(id(value))
+            inside = values.parts(value) if len(value) <= MOST else ()
+            return [one for place, part in list(inside) for one in self._visit(f"{way}[{place!r}]", part)]
+        if isinstance(value, (type, types.ModuleType, types.FunctionType)):
+            return []
+        self.seen.add(id(value))
+        if isinstance(value, torch.nn.Module):
+            return self._network(way, value)
+        if values.has_state(value):
+            self.things[way] = value
+            return []
+        if (package(value) in self.users or kind is types.SimpleNamespace) and _is_plain(value):
+            self.owners[way] = value
+            return [way]
+        return []
+
+    def _network(self, way: str, network: torch.nn.Module) -> list[str]:
+        if is_model_wrapper(network) and id(network.module) in self.seen:
+            return []
+        self.hidden[way] = network
+        found = {f"{way}/{name}": one for name, one in network.named_modules() if id(one) not in self.seen}
+        found[f"{way}/"] = network
+        self.owners |= found
+        self.seen |= {id(one) for one in found.values()}
+        return list(found)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether what it keeps is in its attributes, and no data set."""
+    of_data = (torch.utils.data.Sampler, torch.utils.data.DataLoader)
+    return hasattr(value, "__dict__") and not isinstance(value, of_data) and not is_dataset(value)
