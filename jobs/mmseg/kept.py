@@ -245,10 +245,12 @@ class Kept(Attributes):
             if isinstance(one, torch.nn.Module) and "resting" in state:
                 one.training = key not in state["resting"]
 
-    def restore_dataset(self, state: dict[str, Any]) -> None:
-        """Gives back what hooks had changed in the data set and its transforms."""
+    def restore_dataset(self, state: dict[str, Any], anew: bool) -> None:
+        """Gives back what hooks had changed in the data set and its transforms. `anew`: workers begin with an
+        epoch, and see what hooks change before it."""
         self.dataset.give_owners(state.get("dataset", {}), CPU)
-        self.handed = state.get("handed")
+        same_as_now = None if anew else copy.deepcopy(self.dataset.of_owners())
+        self.handed = state.get("handed") or same_as_now
 
     def hand_out(self, loader: Any, first: bool) -> Iterator[Any]:
         """Begins to load, `first` in this start. Workers get the data set as it is now; those of a resumed

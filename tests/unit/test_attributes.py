@@ -329,37 +329,52 @@ def test_what_hooks_change_in_a_data_set_comes_back() -> None:
     kept = of_dataset(data)
     kept.dataset.without_trace(lambda: data.pipeline[0](3))
     data.pipeline[0].scale, data.weights[1] = (96, 96), 5
-    of_dataset(fresh).restore_dataset(kept.state())
+    of_dataset(fresh).restore_dataset(kept.state(), anew=True)
     assert (fresh.pipeline[0].scale, fresh.weights.tolist()) == ((96, 96), [1, 5])
     assert fresh.pipeline[0].note == 0
 
 
-def test_workers_of_a_resumed_start_get_what_those_before_had() -> None:
+class Loader:
+    num_workers = 1
+
+    def __init__(self, data: Data, persistent: bool) -> None:
+        self.data, self.persistent_workers = data, persistent
+        self.seen: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        self.seen.append(self.data[0][0])
+        return iter(())
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_workers_of_a_resumed_start_get_what_those_before_had(persistent: bool, at: str) -> None:
     """Workers that live on do not see what hooks change in the data set; those of the next epoch do."""
     data, fresh = Data(), Data()
     kept, again = of_dataset(data), of_dataset(fresh)
-    loader = SimpleNamespace(num_workers=1, persistent_workers=False, __iter__=None)
-    seen: list[Any] = []
-
-    class Loader:
-        num_workers, persistent_workers = 1, False
-
-        def __init__(self, data: Data) -> None:
-            self.data = data
-
-        def __iter__(self) -> Iterator[Any]:
-            seen.append(self.data[0])
-            return iter(())
-
-    kept.hand_out(Loader(data), first=True)
-    data.pipeline[0].scale = (96, 96)
-    again.restore_dataset(copy.deepcopy(kept.state()))
-    assert fresh.pipeline[0].scale == (96, 96)
-    again.hand_out(Loader(fresh), first=True)
+    kept.hand_out(Loader(data, persistent), first=True)
+    if at == "after":
+        data.pipeline[0].scale = (96, 96)
+    again.restore_dataset(copy.deepcopy(kept.state()), anew=False)
+    assert fresh.pipeline[0].scale == data.pipeline[0].scale
+    fresh.pipeline[0].scale = (96, 96)
+    loader = Loader(fresh, persistent)
+    again.hand_out(loader, first=True)
     assert fresh.pipeline[0].scale == (96, 96)
     again.workers_end(loader)
-    again.hand_out(Loader(fresh), first=False)
-    assert [scale for scale, _ in seen] == [(64, 64), (64, 64), (96, 96)]
+    again.hand_out(loader, first=False)
+    # (Of workers that live on, torch resets what they have.)
+    assert loader.seen == [(64, 64), (96, 96)]
+
+
+def test_workers_of_a_resumed_epoch_see_what_hooks_do_before_it() -> None:
+    data, fresh = Data(), Data()
+    again = of_dataset(fresh)
+    again.restore_dataset(of_dataset(data).state(), anew=True)
+    fresh.pipeline[0].scale = (96, 96)
+    loader = Loader(fresh, persistent=False)
+    again.hand_out(loader, first=True)
+    assert loader.seen == [(96, 96)]
 
 
 def test_an_optimizer_keeps_the_parameters_that_it_was_built_with() -> None:
