@@ -26,7 +26,7 @@ OF_DATASETS = {"data_list", "data_bytes", "data_address", "_metainfo", "metainfo
 INNER = ("pipeline", "dataset", "datasets")
 """What a dataset has of transforms, and of datasets inside it."""
 
-OF_OPTIMIZERS = frozenset((*vars(torch.optim.SGD([torch.ones(1)])), "_global_step", "step"))
+OF_OPTIMIZERS = frozenset((*vars(torch.optim.SGD([torch.ones(1)], lr=0.1)), "_global_step", "step"))
 OF_WRAPPERS = {
     *("optimizer", "clip_func", "clip_grad_kwargs", "message_hub", "base_param_settings"),
     *("_inner_count", "_accumulative_counts", "_max_counts", "_remainder_counts"),
