@@ -191,8 +191,10 @@ def test_resumed_by_several_commands_at_once_a_run_has_one_job(launch: Launcher)
     assert sorted(code for _, code in ended) == [0, 2, 2], ended
     (job,) = launch.slurm.run("squeue", "-h", "-n", "one", "-o", "%i").split()
     for said in (error for error, code in ended if code == 2):
+        waited, why = said.splitlines()[:-1], said.splitlines()[-1]
         assert (
-            said
-            == f"error: one is already queued or running as job {job}: python launch/cancel.py one ends it\n"
+            why
+            == f"error: one is already queued or running as job {job}: python launch/cancel.py one ends it"
         )
+        assert all(line.startswith("one: waiting for another command") for line in waited)
     launch("cancel", "one")
