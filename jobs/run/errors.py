@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 
 TYPE_CHECKING = False
@@ -109,18 +108,23 @@ def users_place(error: BaseException) -> str:
 
 def without_places(text: str) -> str:
     """An error's words alone: the name of a file of the user's (cuda_ops.py) says nothing of what it is."""
+    import re  # which every start would import otherwise
+
     return re.sub(r" \([^()/]+\.py:\d+\)", "", text)
 
 
 def is_users(file: str) -> bool:
     """Whether that is none of Python's, of an installed package, of torch's compiler, or of ours."""
     installed = {"site-packages", "dist-packages"} & set(file.split(os.sep))
-    made = installed or _KERNEL.fullmatch(os.path.basename(file))
-    return not made and not file.startswith(("<", *_NOT_THE_USERS))
+    return not (installed or _is_kernel(os.path.basename(file)) or file.startswith(("<", *_NOT_THE_USERS)))
 
 
-_KERNEL = re.compile(r"c[a-z2-7]{51}\.py")
-"""A file that torch.compile has written, wherever its cache is: SHA-256 in base 32."""
+def _is_kernel(name: str) -> bool:
+    """A file that torch.compile has written, wherever its cache is: c, and SHA-256 in base 32."""
+    hashed = name.removeprefix("c").removesuffix(".py")
+    return len(hashed) == 51 == len(name) - 4 and set(hashed) <= set("abcdefghijklmnopqrstuvwxyz234567")
+
+
 _NOT_THE_USERS = (os.path.dirname(os.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 """The folders of Python's library, and of the jobs."""
 
