@@ -26,7 +26,6 @@ from jobs.engine.snapshots import Snapshots, plain
 from jobs.mmseg import kept, schedules
 from jobs.mmseg.model import put
 from jobs.mmseg.reach import remembers
-from jobs.mmseg.schedules import changed, replay
 from jobs.run.errors import UserError
 
 Tree = Any
@@ -278,7 +277,7 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
         runner.message_hub._resumed_keys[key] = True
     saved = checkpoint.get("param_schedulers")
     evolved = own.get("evolved", ())
-    replayed = changed(runner.param_schedulers, saved, evolved) and replay(runner)
+    replayed = schedules.changed(runner.param_schedulers, saved, evolved) and schedules.replay(runner)
     values = [[dict(group) for group in w.param_groups] for w in wrappers(runner.optim_wrapper)]
     # Checkpoints of earlier versions have no `inner`, `updates`, `kept` and `left_out`.
     inner = cloned(own.get("inner", []))

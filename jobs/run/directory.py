@@ -212,3 +212,12 @@ def newest_start(job: Path) -> int:
         return 0
     marks = (re.fullmatch(files.START(N="([0-9]{1,9})"), name) for name in names)
     return max((int(mark[1]) for mark in marks if mark), default=0)
+
+
+def newest_start_seen(job: Path) -> int:
+    """`newest_start`; 0 also where that cannot be read: a file server that does not answer keeps no job from
+    coming back, and no end from being told."""
+    try:
+        return newest_start(job)
+    except OSError:
+        return 0

@@ -48,3 +48,11 @@ def read(path: str | os.PathLike[str], what: str) -> str:
     if not content or any(ord(character) < 32 or ord(character) == 127 for character in content):
         raise UserError(f"{what}: {file} must hold one line with nothing but the secret")
     return content
+
+
+def typed(option: str) -> UserError:
+    """Of a secret that was typed on a command line."""
+    return UserError(
+        f"{option}: a secret does not belong on a command line, which others can see and the report shows: "
+        "give it as an environment variable of the job (`secrets` in the profile)"
+    )

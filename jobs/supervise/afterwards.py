@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run import events, exit_codes, files, notify, story
-from jobs.run.directory import Run, newest_start, write_atomically
+from jobs.run.directory import Run, newest_start_seen, write_atomically
 from jobs.run.errors import MALFORMED, run_command
 from jobs.run.past import History
 from jobs.run.streams import TolerantStream
@@ -162,7 +162,7 @@ def _finish(run: Run, job: str) -> Outcome:
 
 def _found_finished(run: Run) -> bool:
     """Whether it was an earlier start that finished the training, and told so."""
-    newest = _newest_start(run)
+    newest = newest_start_seen(run.job)
     finishes = [one for one in _past(run).finishes if one.stage == "train"]
     return bool(finishes) and (finishes[-1].start or newest) < newest
 
@@ -192,7 +192,7 @@ def _later_start(run: Run, job: str) -> dict[str, Any] | None:
     """Who holds the run's newest start (`claim_start` in __main__.py), if that came after this job's own."""
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     newer = None
-    for number in range(_newest_start(run), 0, -1):
+    for number in range(newest_start_seen(run.job), 0, -1):
         try:
             owner = json.loads((run.job / files.START(N=number)).read_bytes())
             if owner["job"] == job and (owner["restart"] <= restart or not os.environ.get("SLURM_JOB_ID")):
@@ -283,14 +283,6 @@ def cancelled_by(run: Run) -> str | None:
     if os.path.exists(run.job / files.CANCELLED()):  # False where it cannot be read: the job comes back
         return "the user"
     return _past(run).cancelled_by
-
-
-def _newest_start(run: Run) -> int:
-    """0 also where that cannot be read: a file server that does not answer keeps no job from coming back."""
-    try:
-        return newest_start(run.job)
-    except OSError:
-        return 0
 
 
 def _past(run: Run) -> History:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run import events, exit_codes, files
-from jobs.run.directory import Run, newest_start
+from jobs.run.directory import Run, newest_start_seen
 from jobs.run.errors import MALFORMED, limited
 from jobs.run.task import Task
 from jobs.supervise import heartbeat, processes, reserve, tracking, worker_end
@@ -316,10 +316,7 @@ class _Supervisor:
         code, by_signal, message = worker_end.describe(status)
         if code == exit_codes.FINISHED and self.phase != "end":
             code, message = exit_codes.FAILED, "ended with exit code 0 before the training was finished"
-        newest = 0
-        if code == exit_codes.SUPERSEDED:
-            with contextlib.suppress(OSError):  # a file server that does not answer: as if there were none
-                newest = newest_start(self.run.job)
+        newest = newest_start_seen(self.run.job) if code == exit_codes.SUPERSEDED else 0
         if code == exit_codes.SUPERSEDED and newest <= self.meeting.start:
             code, message = (
                 exit_codes.FAILED,

@@ -291,10 +291,7 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
         if not equals or not all(part for part in key.split(".")):
             raise UserError(f"--set {pair!r}: write KEY=VALUE, such as train_dataloader.batch_size=4")
         if secrets.looks_secret(key.rpartition(".")[2]):
-            raise UserError(
-                f"--set {key}: a secret does not belong on a command line, which others can see and the "
-                "report shows: give it as an environment variable of the job (`secrets` in the profile)"
-            )
+            raise secrets.typed(f"--set {key}")
         values[key] = literal(weights_found(key, value))
         if isinstance(values[key], str) and value.lstrip().startswith(("[", "(", "{")):
             try:

@@ -45,10 +45,7 @@ def check_options(arguments: argparse.Namespace, own: list[str]) -> None:
         name, equals, value = argument.partition("=")
         no_secret = re.fullmatch(r"[0-9.eE+-]*|-.*", value if equals else following)  # --max-token 77
         if name.startswith("-") and secrets.looks_secret(name) and not no_secret:
-            raise UserError(
-                f"{name}: a secret does not belong on a command line, which others can see and the report "
-                "shows: give it as an environment variable of the job (`secrets` in the profile)"
-            )
+            raise secrets.typed(name)
 
 
 def check_stage(arguments: argparse.Namespace, train: Settings, by_worker: bool) -> None:

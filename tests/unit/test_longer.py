@@ -21,7 +21,7 @@ compat.prepare()
 from mmengine.optim import OptimWrapper  # noqa: E402
 from mmengine.optim.scheduler import LinearLR, MultiStepLR, PolyLR  # noqa: E402
 
-from jobs.mmseg import state  # noqa: E402
+from jobs.mmseg import schedules, state  # noqa: E402
 
 CONFIG = """
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4)
@@ -87,10 +87,10 @@ def test_moved_milestones_are_those_of_the_longer_training() -> None:
     short, straight, on = with_steps([1, 2]), with_steps([2, 4]), with_steps([2, 4])
     assert trained(short, 10) == pytest.approx(0.001)
     saved = state.plain([one.state_dict() for one in short.param_schedulers])
-    assert state.changed(on.param_schedulers, saved)
-    assert not state.changed(with_steps([1, 2]).param_schedulers, saved)
+    assert schedules.changed(on.param_schedulers, saved)
+    assert not schedules.changed(with_steps([1, 2]).param_schedulers, saved)
     on.train_loop.iter = 10
-    assert state.replay(on)
+    assert schedules.replay(on)
     assert on.optim_wrapper.param_groups[0]["lr"] == trained(straight, 10) == pytest.approx(0.01)
 
 
@@ -142,10 +142,10 @@ def test_the_rate_is_what_it_would_have_been_in_the_longer_training() -> None:
     short, straight, on = training(2), training(4), training(4)
     assert trained(short, 10) == pytest.approx(1e-4)
     saved = [one.state_dict() for one in short.param_schedulers]
-    assert state.changed(on.param_schedulers, saved)
-    assert not state.changed(training(2).param_schedulers, saved)
+    assert schedules.changed(on.param_schedulers, saved)
+    assert not schedules.changed(training(2).param_schedulers, saved)
     on.train_loop.iter = 10
-    assert state.replay(on)
+    assert schedules.replay(on)
     assert on.optim_wrapper.param_groups[0]["lr"] == trained(straight, 10) > 0.01
 
 
