@@ -35,10 +35,10 @@ def main() -> int:
     arguments = parser.parse_args()
     found, code = sweeps.find(arguments.runs), 0
     ended: list[tuple[Run, list[str]]] = []
-    for run in found:  # all are told before one is waited for
+    for run in found:  # signal all of them before waiting for any
         try:
             ended.append((run, cancelling.cancel(run, lost=arguments.lost)))
-        except UserError as error:  # one that cannot be cancelled keeps no other going
+        except UserError as error:  # the others are still cancelled
             print(f"error: {error}", file=sys.stderr)
             code = 2
     told = []

@@ -1,7 +1,7 @@
-"""Each command's first import. After it the checkout is importable, by a Python that has what commands need.
+"""Every command's first import: makes the checkout importable, by a Python that has what commands need.
 
-`python launch/NAME.py` looks for modules in this folder first, which is how this one is found. Readable for
-the python3 of any login node (3.6 and later).
+`python launch/NAME.py` looks for modules in this folder first, which is how this one is found. Its syntax
+must stay valid for the python3 of any login node (3.6 and later).
 """
 
 import argparse
@@ -16,28 +16,28 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from jobs.run import environment
 
-# Nowhere is this folder's `logs` or `report` what another module looks for.
+# Otherwise `import logs` or `import report` anywhere would find the files of this folder.
 sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(__file__)]
-# Ctrl-C while modules are read, long on a slow file system, is no traceback; only in a process that is a
-# command.
+# No traceback for Ctrl-C during the imports, which take long on a slow file system; only where this process
+# is a command.
 INTERRUPTIBLE = signal.getsignal(signal.SIGINT) is signal.default_int_handler
 COMMAND = os.path.realpath(os.path.dirname(sys.argv[0])) == os.path.realpath(os.path.dirname(__file__))
 if INTERRUPTIBLE and COMMAND:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 environment.enter()
-# Looking for garbage, while modules are read and once more at the end, would be a fifth of a command's time.
+# Garbage collection during the imports and at exit would take a fifth of a command's time.
 gc.disable()
 atexit.register(gc.freeze)
 
 
 MAY_BE_EMPTY = {"X", "ARGS", "SUFFIX"}
-"""What these options take, as --help has it, may be nothing: a setting of the profile's is taken back so."""
+"""Metavars of options that may be empty: an empty value overrides a setting of the profile."""
 
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, *arguments, **more):  # type: ignore[no-untyped-def]
-        """Refuses an empty value, as "$RUN" is where no RUN is set: without it a command does something else,
-        such as a new training instead of --resume."""
+        """Refuses an empty value, such as "$RUN" with RUN unset: taken as no value, it would make the command
+        do something else, such as start a new training instead of --resume."""
         found = super().parse_args(*arguments, **more)
         for action in self._actions:
             given = getattr(found, action.dest, None)
@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(description: "str | None", examples: str) -> argparse.ArgumentParser:
-    """A command's, before its options are added."""
+    """The argument parser of a command, before its options are added."""
     return _Parser(
         description=description,
         epilog="examples:\n" + examples,
@@ -61,7 +61,7 @@ def parser(description: "str | None", examples: str) -> argparse.ArgumentParser:
 
 
 def run(main: "Callable[[], int | None]") -> None:
-    """Runs a command's `main`, whose output is safe for a terminal, and ends as `run_command` does."""
+    """Runs a command's `main`, with output made safe for a terminal, and exits as `run_command` does."""
     from launch.observe import ending
 
     if INTERRUPTIBLE:

@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def delete(found: Found) -> tuple[Found, dict[str, str]]:
-    """What could be deleted; and why not of each run that does not let us, whose rest is not tried."""
+    """Deletes; returns what was deleted, and run -> why it refused (the rest of that run is skipped)."""
     deleted: Found = []
     refused: dict[str, str] = {}
     for name, path, why, size in found:

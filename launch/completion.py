@@ -17,7 +17,7 @@ COMMANDS = (
     *("status", "logs", "cancel", "report", "clean", "doctor", "track"),
 )
 
-# `python launch/X.py` is completed as an argument of python: only where the script is one of ours, and with
+# `python launch/X.py` is completed as an argument of python: only if the script is one of ours, and with
 # bash's own file completion for everything else.
 SCRIPT = """\
 # Completion of Baton's commands. zsh runs bash's completions after this line:
@@ -92,7 +92,7 @@ def script() -> str:
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser that a command's `main` makes, caught at the moment when it would parse."""
+    """The parser that a command's `main` builds, caught when it is about to parse."""
     module = importlib.import_module(f"launch.{command}")
     before = argparse.ArgumentParser.parse_args
 

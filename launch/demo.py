@@ -74,7 +74,7 @@ def local(script: str, data_root: Path) -> list[str]:
 
 
 def step(title: str, command: list[str]) -> None:
-    """Runs one command of ours and ends the demo with its exit code if it fails."""
+    """Runs one of our commands; if it fails, ends the demo with its exit code."""
     if title:
         print(f"\n== {title}", flush=True)
     print(f"$ python {shlex.join(command)}", flush=True)

@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def check_local(arguments: argparse.Namespace) -> None:
-    """Raises UserError for what is asked about Slurm where there is none."""
+    """Raises UserError for options about Slurm where there is none."""
     if profiles.load(arguments.cluster).executor == "slurm":
         raise UserError(f"--cluster {arguments.cluster} is a profile for Slurm, and there is no Slurm here")
     for name in ("partition", "account", "qos"):
@@ -103,7 +103,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def findings_of(facts: Facts, measured: Measured | None, arguments: argparse.Namespace) -> list[Finding]:
-    """All that is found, of the partitions that are to be shown. Raises UserError for an unknown one."""
+    """All findings for the partitions to be shown. Raises UserError for an unknown partition."""
     if arguments.partition:
         profile.choose(facts, arguments.partition)
     shown = [arguments.partition] if arguments.partition else None

@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def evaluate_new(arguments: argparse.Namespace) -> int:
-    """Evaluates a checkpoint from elsewhere in a run of its own, which nothing is trained in."""
+    """Evaluates a checkpoint from elsewhere, in a new run without a training."""
     checkpoint = options.checkpoint(arguments.checkpoint)
     if not checkpoint.startswith(("/", *options.ADDRESSES)):
         raise UserError(

@@ -69,7 +69,7 @@ def main() -> int:
 def target(
     arguments: argparse.Namespace, folder: Path | None, run: Run | None
 ) -> Iterator[tuple[Run, profiles.Resolved, str]]:
-    """The run, the job's settings and the checkpoint; of an exported model in a run that is made for it."""
+    """The run, the job's settings and the checkpoint; for an exported model, a new run is made."""
     if run is None:
         assert folder is not None
         with from_export.new_run(arguments, folder) as made:
@@ -80,13 +80,13 @@ def target(
 
 
 def place(given: str) -> str:
-    """What an IMAGE argument names, absolute. Raises UserError if that is nothing."""
+    """What an IMAGE argument names, as an absolute path. Raises UserError if there is no such thing."""
     path = Path(given).expanduser().absolute()
     if output.special(path):
         raise UserError(f"{path} is a device or a pipe: give image files, folders or patterns")
     if path.exists():
         return str(path)
-    # A pattern that the shell did not expand. The job does: a batch script has no room for 100,000 names.
+    # A pattern that the shell did not expand. The job expands it: a batch script cannot hold 100,000 names.
     pattern = os.path.join(glob.escape(str(Path.cwd())), Path(given).expanduser())
     if next(glob.iglob(pattern, recursive=True), None) is None:
         raise UserError(f"there is no image, folder or match for {given!r}")

@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def check_rank(run: Run, past: History, stage: str, rank: int) -> None:
-    """Raises UserError for a rank that no job of the run has had; of one that has none yet, nobody knows."""
+    """Raises UserError for a rank that no job of the run has had; any rank passes before the first start."""
     known = {file.rank for file in log_files.find(run, past, stage) if file.rank is not None}
     if stage in ("", "train"):
         known |= {number for one in past.incarnations for number in range(one.world_size)}
@@ -72,7 +72,7 @@ def check_rank(run: Run, past: History, stage: str, rank: int) -> None:
 
 
 def show(files: list[LogFile], lines: int, everything: bool) -> None:
-    """The last `lines` lines of each file. What all ranks say is shown once, under the first of them."""
+    """Prints the last `lines` lines of each file. What all ranks say is shown once, under the first rank."""
     sieve = log_files.Sieve()
     texts = {file.path: log_files.tail(file.path, 0) for file in files}
     if not everything:

@@ -42,7 +42,7 @@ def read_arguments() -> argparse.Namespace:
         "--for-config", metavar="CONFIG", help="the dataset and the weights that this config needs"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
-    # The script of a dry run makes its run directory by these.
+    # With these the script of a dry run makes its run directory.
     parser.add_argument("--no-submit", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     prepare_options.add(parser)

@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def comparable(found: list[report_data.Data]) -> list[report_data.Data]:
-    """Those of which is known what they were asked for. Raises UserError for fewer than two."""
+    """The runs whose request could be read. Raises UserError if there are fewer than two."""
     for data in found:
         if data.request is None:
             print(f"note: {data.run.name} is left out: {data.problems[-1]}", file=sys.stderr)
@@ -103,7 +103,7 @@ def print_table(found: list[report_data.Data], form: str, out: Path | None) -> i
 
 
 def may_replace(file: Path) -> bool:
-    """Whether nothing but a report of ours is lost if a report is written there."""
+    """Whether a report may be written there: nothing but an earlier report of ours would be lost."""
     try:
         with file.open("rb") as content:
             head = content.read(4096)

@@ -26,7 +26,7 @@ EXAMPLES = """\
 
 
 AROUND = 7
-"""Lines of a screen that the table's rows are not: counts, head, what is left out, and what to type next."""
+"""Lines of the screen besides the table's rows: counts, header, what is left out, and what to type next."""
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="a line for each run of a sweep, too")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     arguments = parser.parse_args()
-    gc.disable()  # thousands of events, and the process ends when they are shown
+    gc.disable()  # thousands of events are read, and the process ends once they are shown
     if arguments.watch is not None:
         return watch(arguments)
     show(arguments, overview.Slurm())
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def show(arguments: argparse.Namespace, slurm: overview.Slurm, height: int | None = None) -> None:
-    """`height`: lines that there is room for, of a screen that is drawn again and again."""
+    """Prints it once. `height`: lines that fit on the screen, with --watch."""
     now = time.time()
     elements = sweeps.members(arguments.run) if arguments.run else []
     if arguments.run and not elements:
@@ -79,7 +79,7 @@ def show(arguments: argparse.Namespace, slurm: overview.Slurm, height: int | Non
 
 
 def watch(arguments: argparse.Namespace) -> int:
-    """Shows it again and again; on a terminal in place, elsewhere only when something changed."""
+    """Refreshes the display; in place on a terminal, elsewhere only when something changed."""
     import contextlib
     import io
 

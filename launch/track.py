@@ -34,7 +34,7 @@ def main() -> int:
         "--to", choices=trackers.SENT, metavar="SERVICE", help=f"one of {', '.join(trackers.SENT)}"
     )
     parser.add_argument("--follow", action="store_true", help="keep sending until the run has ended")
-    # For the process beside a training: goes on until this descriptor is at its end.
+    # For the process beside a training: it runs until this file descriptor reaches its end.
     parser.add_argument("--beside", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     run = runs.find(arguments.run)
@@ -44,7 +44,7 @@ def main() -> int:
     if len(names) > 1 and (arguments.follow or arguments.beside is not None):
         raise UserError(f"--follow sends to one service at a time: give --to {' or '.join(names)}")
     states.past_of(run)
-    if len(names) > 1:  # one that does not answer is given up with its process
+    if len(names) > 1:  # a service that does not answer is given up together with its process
         command = [sys.executable, __file__, str(run.path), "--to"]
         return max(subprocess.call([*command, name]) for name in names)
     once = arguments.beside is None and not arguments.follow

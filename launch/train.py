@@ -83,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="print the batch script (of the training, or of its evaluation), submit nothing",
     )
     parser.add_argument("--no-submit", action="store_true", help="create the run directory, submit nothing")
-    # With --no-submit: of a sweep only this run, for the script of a dry run.
+    # With --no-submit: makes only this run of a sweep, for the script of a dry run.
     parser.add_argument("--element", type=ranges.whole("--element", 0, 10**6), help=argparse.SUPPRESS)
     options.add_common(parser)
     options.add_training(parser)
@@ -91,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    gc.disable()  # the modules that are read from here on make no garbage either
+    gc.disable()  # the imports from here on make no garbage either
     given, arguments_of_worker = own_worker.split(sys.argv[1:])
     arguments = make_parser().parse_args(given)
     own_worker.check_options(arguments, arguments_of_worker)

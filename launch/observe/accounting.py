@@ -1,4 +1,4 @@
-"""What Slurm's accounting says of the endings of a run's starts."""
+"""How a run's starts ended, according to Slurm's accounting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from jobs.run.past import History
 from jobs.slurm.queries import Job
 
-# What Slurm's accounting calls an ending, in our words.
+# Slurm's job states, as the endings that we use.
 _ACCOUNTED = {
     "PREEMPTED": ("preempted", "preempted"),
     "NODE_FAIL": ("killed", "the node failed"),
@@ -22,7 +22,7 @@ def _start(row: Job) -> float:
 
 
 def add(history: History, slurm: dict[str, list[Job]]) -> None:
-    """Says more about endings that the events leave open, from accounting's rows of each incarnation."""
+    """Fills in endings that the events leave open, from accounting's rows for each start of a job."""
     rows_of: dict[str, deque[Job]] = {}
     for one in history.incarnations:
         if one.job not in rows_of:

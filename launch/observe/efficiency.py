@@ -1,8 +1,8 @@
 """What interruptions cost: ETTR, where a run's time went, and the checkpoint interval that would be best.
 
 ETTR (effective training time ratio, arXiv 2410.21680): productive time over the time from submission to the
-end, the queue included. Productive is what the finished weights hold: training and validation whose
-steps were kept. Start-up, saving, redone steps, standing still and waiting are what it cost.
+end, the queue included. Training and validation are productive if their steps went into the final weights;
+start-up, saving, repeated steps, suspension and waiting are not.
 
 Report, status and the simulator (benchmarks/simulate.py) share this file. Times are in seconds.
 """
@@ -28,7 +28,7 @@ class Shares(msgspec.Struct, kw_only=True):
     saving: float = 0.0
     lost: float = 0.0
     suspended: float = 0.0
-    """On its nodes, but stopped (`scontrol suspend`, SIGSTOP)."""
+    """On its nodes, but suspended (`scontrol suspend`, SIGSTOP)."""
 
     @property
     def productive(self) -> float:
@@ -36,12 +36,12 @@ class Shares(msgspec.Struct, kw_only=True):
 
     @property
     def ettr(self) -> float | None:
-        """Productive time over all time; None before there was any."""
+        """Productive time over all time; None before there is any."""
         return min(1.0, self.productive / self.wall) if self.wall > 0 and self.productive > 0 else None
 
     @property
     def running_ratio(self) -> float | None:
-        """Productive time over the time on the nodes: what is left out is the queue."""
+        """Productive time over the time on the nodes, which excludes the queue; None before there is any."""
         on_nodes = self.wall - self.queue
         return min(1.0, self.productive / on_nodes) if on_nodes > 0 and self.productive > 0 else None
 
@@ -50,10 +50,10 @@ NAMES = ("training", "validation", "saving", "startup", "lost", "suspended", "qu
 
 
 class Costs(msgspec.Struct, kw_only=True):
-    """What was measured of a run, as `best_interval` and the simulator take it."""
+    """Costs measured in a run, as `best_interval` and the simulator take them; None if not measured."""
 
     save_stall: float | None = None
-    """Median seconds that a save held the training up."""
+    """Median seconds for which a save stalled the training."""
     save_seconds: float | None = None
     """Median seconds until a save was on disk."""
     startup: float | None = None
@@ -65,11 +65,11 @@ class Costs(msgspec.Struct, kw_only=True):
     interval: float | None = None
     """Median seconds of training between checkpoints."""
     step: float | None = None
-    """Median seconds a step over the starts."""
+    """Seconds per step: the median over the starts."""
 
 
 def shares(history: History, now: float) -> Shares:
-    """Where the time of a run went, until its end, or until `now` while it goes on."""
+    """Where the time of a run went, until its end, or until `now` if it has not ended."""
     total = Shares()
     if not history.incarnations:
         return total
@@ -85,7 +85,7 @@ def shares(history: History, now: float) -> Shares:
 
 
 def kept_steps(history: History) -> list[float]:
-    """For each start, the step up to which its work was kept: the earliest that a later one went on from."""
+    """For each start, the step up to which its work was kept: the earliest from which a later one resumed."""
     kept = [math.inf] * len(history.incarnations)
     least = math.inf
     for index in range(len(kept) - 1, -1, -1):
@@ -97,7 +97,7 @@ def kept_steps(history: History) -> list[float]:
 
 
 def lost_steps(history: History) -> int:
-    """Finished steps that had to be done again."""
+    """The number of finished steps that had to be repeated."""
     pairs = zip(history.incarnations, kept_steps(history), strict=True)
     return sum(
         max(0, one.step - max(int(kept), one.resumed_step or 0))
@@ -123,7 +123,7 @@ def _add(total: Shares, one: Incarnation, kept: float, end: float) -> None:
     validation = sum(seconds for step, seconds in one.validations if step <= kept)
     saving = sum(stall for step, stall, _ in one.saves if step <= kept)
     useful = until - first - one.suspended(first, until)
-    # The spans come from other clocks and roundings than the moments; together they cannot exceed them.
+    # Their clocks and rounding differ from those of the time stamps, whose span their sum must not exceed.
     scale = min(1.0, useful / (validation + saving)) if validation + saving > 0 else 1.0
     total.validation += validation * scale
     total.saving += saving * scale
@@ -132,7 +132,7 @@ def _add(total: Shares, one: Incarnation, kept: float, end: float) -> None:
 
 
 def costs(history: History, now: float) -> Costs:
-    """The measured costs of a run; None where nothing was measured yet."""
+    """The costs measured in a run until `now`."""
     runs = history.incarnations
     saves = [save for one in runs for save in one.saves]
     found = Costs()
@@ -171,35 +171,35 @@ def costs(history: History, now: float) -> Costs:
 
 
 def _lasted(one: Incarnation, now: float) -> float:
-    """Seconds for which a start was on its nodes and could run."""
+    """Seconds for which a start was on its nodes and not suspended."""
     end = now if one.ended is None else one.ended
     return end - one.began - one.suspended(one.began, end)
 
 
 def young(save: float, mtbi: float) -> float:
-    """Young's best interval between saves, √(2·C·M) (hal-02514107, eq. 1)."""
+    """Young's optimal interval between saves, √(2·C·M) (hal-02514107, eq. 1)."""
     return math.sqrt(2 * save * mtbi)
 
 
 def expected_ettr(interval: float, save: float, restart: float, mtbi: float, queue: float = 0.0) -> float:
     """Expected ETTR with exponentially distributed interruptions that come unannounced.
 
-    After each the job waits `queue` (nothing can interrupt that), then needs `restart` (that can be), then
-    redoes what was not saved. A segment of `interval` productive seconds and a save of `save` then takes
+    After each, the job waits for `queue` D (which cannot be interrupted), needs `restart` R (which can), and
+    repeats what was not saved. A segment of `interval` τ productive seconds and a save of `save` C then takes
     e^(λR)·(1/λ + D)·(e^(λ(τ+C)) − 1) (hal-02514107, prop. 1), with λ = 1/mtbi.
     """
     rate = 1 / mtbi
     exponent = rate * (restart + interval + save)
-    if exponent > 600:  # e^600: it never gets through, and would overflow
+    if exponent > 600:  # it would hardly ever finish a segment, and the result would overflow
         return 0.0
     segment = math.exp(rate * restart) * (mtbi + queue) * math.expm1(rate * (interval + save))
     return interval / segment
 
 
 def best_interval(save: float, mtbi: float, restart: float = 0.0, queue: float = 0.0) -> float:
-    """The interval with the highest `expected_ettr`, by golden section around Young's.
+    """The interval with the highest `expected_ettr`, by golden-section search around Young's.
 
-    `restart` and `queue` hardly move it; they are taken so that the estimate shown beside it is its own.
+    `restart` and `queue` hardly change it, but keep it consistent with the estimate shown beside it.
     """
     if save <= 0:
         return 0.0
@@ -227,10 +227,10 @@ def median(values: list[float]) -> float:
 def eta(
     history: History, now: float, step: int, max_steps: int, seconds_per_step: float | None
 ) -> float | None:
-    """Seconds until the last step if it goes on as so far, interruptions included; None if nothing is known.
+    """Seconds until the last step at the pace so far, interruptions included; None if that is unknown.
 
-    Before the first interruption that is the pace of the steps; after it, the kept steps over all the time
-    since the first start, except that for which it was stopped.
+    Before the first interruption, the pace is that of the steps; after it, that of the kept steps over all
+    the time since the first start, without the time for which the run was stopped.
     """
     left = max_steps - step
     if left <= 0:

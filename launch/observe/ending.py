@@ -1,4 +1,4 @@
-"""How a command begins and ends, whatever its standard output is: a terminal, a pipe, a full disk, closed."""
+"""How a command starts and exits, whatever its standard output is: terminal, pipe, full disk, closed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jobs.run.errors import REFUSED, UserError, refusal, run_command
 from launch.observe import tables
 
 UNWRITABLE = 74
-"""Exit code of a command that did what it should and could not print it (sysexits.h: EX_IOERR)."""
+"""Exit code of a command that succeeded but could not print its output (sysexits.h: EX_IOERR)."""
 
 DONE: list[str] = []
-"""What this command has done that is not to be done twice, for one who cannot read it on its output."""
+"""What this command has done that must not be done twice, to be told even if its output cannot be written."""
 
 
 def write(file: Path, text: str, instead: str) -> None:
-    """Writes a file that the user reads. Where that is refused, UserError ends with what to do `instead`."""
+    """Writes a file for the user. If that fails, raises UserError, which ends with what to do `instead`."""
     try:
         write_atomically(file, text.encode())
     except OSError as error:
@@ -29,13 +29,13 @@ def write(file: Path, text: str, instead: str) -> None:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """As `run_command`, with output that is safe for a terminal."""
+    """Like `run_command`, with output that is safe for a terminal."""
     tables.guard()
     run_command(lambda: _ended(main))
 
 
 def submitted(run: Run, jobs: dict[str, str]) -> None:
-    """Notes that these jobs (stage -> id) of a run are submitted."""
+    """Notes that these jobs (stage -> id) of a run have been submitted."""
     DONE.append(f"{run.name} is submitted all the same: {', '.join(f'{one} {jobs[one]}' for one in jobs)}")
 
 
@@ -45,7 +45,7 @@ def _ended(main: Callable[[], int | None]) -> int | None:
             code = main()
         except SystemExit as end:  # argparse's, after --help
             code = end.code  # type: ignore[assignment]
-        sys.stdout.flush()  # here, where an error can be told
+        sys.stdout.flush()  # here, where an error can be reported
         return code
     except tables.Unwritable as error:
         done = "".join(f"; {text}" for text in DONE)
@@ -59,11 +59,11 @@ def _ended(main: Callable[[], int | None]) -> int | None:
         raise
     finally:
         with contextlib.suppress(tables.Unwritable, BrokenPipeError):
-            sys.stdout.flush()  # Python would end with another code if it failed there
+            sys.stdout.flush()  # if this failed at exit, Python would use another exit code
 
 
 def _is_nowhere() -> bool:
-    """Whether the folder that this process works in was removed."""
+    """Whether the working directory of this process has been removed."""
     try:
         os.getcwd()
     except FileNotFoundError:

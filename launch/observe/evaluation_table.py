@@ -1,4 +1,4 @@
-"""An evaluation's figures as a launcher shows them: the table by class, the means, other metrics' values."""
+"""An evaluation's figures as the commands show them: the table by class, the means, other metrics."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from launch.observe import tables
 
 
 def summary(event: dict[str, Any]) -> str:
-    """The text for an `evaluated` event: the table of its folder's per_class.csv (none where that cannot be
-    read from here), the means, the folder. A figure that is not defined is –."""
+    """The text for an `evaluated` event: the table from its folder's per_class.csv (if it can be read from
+    here), the means, the folder. An undefined figure is shown as –."""
     metrics = event["metrics"]
     asked = [key for key in FIGURES if key in metrics]
     others = [key for key in metrics if key not in FIGURES]
@@ -28,7 +28,7 @@ def summary(event: dict[str, Any]) -> str:
 
 
 def by_class(folder: Path, asked: Sequence[str]) -> str:
-    """The figures of each class of which the means are `asked`, in percent; "" without a table."""
+    """For each class the figures whose means are `asked`, in percent; "" without a table."""
     try:
         text = (folder / files.EVAL_CLASSES).read_text(encoding="utf-8")
     except OSError:

@@ -1,5 +1,5 @@
-"""Which of its evaluations a run goes by: the newest of its best checkpoint, without augmentation. Another
-one's figures are told with what they are of."""
+"""Which of its evaluations counts for a run: the newest of its best checkpoint, without augmentation. Figures
+of another one are shown together with what was evaluated."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jobs.run.checkpoint_files import Checkpoint
 
 
 def chosen(folders: Sequence[Path], checkpoints: Path) -> tuple[int, str]:
-    """The number of the evaluation that a run goes by, of those with their results in `folders`, oldest first
-    (at least one); and what it is of, if that is not the best checkpoint as it is: `epoch_50`, `tta`."""
+    """The index in `folders` (of evaluation results, oldest first, not empty) of the evaluation that counts
+    for a run; and what was evaluated, if not the best checkpoint without augmentation: `epoch_50`, `tta`."""
     best = meant(checkpoints, "best")
     about = [_about(folder) for folder in folders]
     owners = [_owner(name, digest, best) for name, digest, _ in about]
@@ -25,15 +25,15 @@ def chosen(folders: Sequence[Path], checkpoints: Path) -> tuple[int, str]:
 
 
 def meant(checkpoints: Path, which: str) -> Checkpoint | None:
-    """What an evaluation of `which` would be of. A best checkpoint whose file was deleted is the best one
-    yet: it may have been evaluated before."""
+    """The checkpoint that `which` means. A best checkpoint remains the best even if its file has been
+    deleted: it may have been evaluated before."""
     noted = checkpoint_files.noted_best(checkpoints) if which == "best" else None
     return noted or checkpoint_files.meant(checkpoints, which)
 
 
 def whose(folder: Path, meant: Checkpoint | None) -> str:
-    """The name of the checkpoint that was evaluated there, where that is not the one that is `meant`; ""
-    where it is, and of a run that has none (None)."""
+    """The name of the checkpoint that was evaluated there, if it is not the one `meant`; "" if it is, or if a
+    run has none (None)."""
     name, digest, _ = _about(folder)
     return _owner(name, digest, meant)
 
@@ -45,12 +45,12 @@ def _owner(name: str, digest: str, meant: Checkpoint | None) -> str:
 
 
 def _about(folder: Path) -> tuple[str, str, bool]:
-    """Of an evaluation: the checkpoint's name, its digest's beginning, and whether images were augmented."""
+    """An evaluation's checkpoint name, the start of its digest, and whether images were augmented."""
     named = re.fullmatch("(.+)-([0-9a-f]{8})(-tta)?", folder.name)  # jobs/evaluate/results.py
     if named:
         return named[1], named[2], bool(named[3])
     told: dict[str, Any] = {}
-    with contextlib.suppress(OSError):  # --out, which may have any name, and lie on a disk that is gone
+    with contextlib.suppress(OSError):  # --out may have any name, and be on a disk that is gone
         told = records.read_json(folder / files.EVAL_METRICS)
     name = Path(str(told.get("checkpoint", "?"))).stem
     return name, str(told.get("digest", ""))[:8], bool(told.get("augmented"))

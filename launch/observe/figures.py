@@ -1,4 +1,4 @@
-"""The figure that a run goes by, in tables of runs that may go by different ones."""
+"""A run's main figure, in tables of runs whose main metrics may differ."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from launch.observe.states import Status
 
 
 def shared(figures: Iterable[Figure | None]) -> str | None:
-    """The metric of all of them, the usual one of none; None if they are of several."""
+    """The metric that all of them share (the default one if there are none); None if they differ."""
     names = {one.metric for one in figures if one is not None} or {USUAL}
     return names.pop() if len(names) == 1 else None
 
 
 def heads(found: Iterable[Status]) -> tuple[str, str]:
-    """What the columns of the best validations and of the evaluations are called, safe for a terminal."""
+    """The heads of the columns for the best validations and the evaluations, safe for a terminal."""
     found = list(found)
     best, told = shared(one.best for one in found), [one.evaluated for one in found if one.evaluated]
     evaluated = shared(told) if told else best
@@ -30,14 +30,14 @@ def heads(found: Iterable[Status]) -> tuple[str, str]:
 
 
 def cell(one: Figure | None, head: str) -> str:
-    """The value, with its name where the column's head does not say it."""
+    """The value, with the metric's name if the column's head does not say it."""
     if one is None:
         return ""
     return str(one) if head.removeprefix("best ") == one.metric else f"{one.metric} {one}"
 
 
 def best_of(figures: Iterable[Figure | None]) -> Figure | None:
-    """The best of them; None if they are of several metrics."""
+    """The best of them; None if there are none or their metrics differ."""
     known = [one for one in figures if one is not None]
     if not known or shared(known) is None:
         return None
@@ -45,7 +45,7 @@ def best_of(figures: Iterable[Figure | None]) -> Figure | None:
 
 
 def as_json(one: Status) -> dict[str, Any]:
-    """A run for --json: `best` and `evaluated` name their metrics; the usual ones have keys of their own."""
+    """A run for --json: `best` and `evaluated` name their metrics; the default ones also have own keys."""
     usual = {f"best_{USUAL}": one.best, USUAL: one.evaluated}
     values = {key: it.value if it is not None and it.metric == USUAL else None for key, it in usual.items()}
     found: dict[str, Any] = msgspec.to_builtins(one)

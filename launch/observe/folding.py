@@ -1,4 +1,4 @@
-"""The table of all runs, shorter: a sweep's elements as one line, and no more lines than a screen has."""
+"""The table of all runs, shortened: one line for a sweep, and no more lines than fit on the screen."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from launch.observe import figures, wording
 from launch.observe.overview import cells, of_total
 from launch.observe.states import Status
 
-# Of a line that stands for several: the first of these that one of them is in colours it; in this order they
-# are counted, too.
+# A line that stands for several runs is coloured for the first of these states that one of them has; the
+# counts are in this order, too.
 URGENT = ("failed", "stuck", "stopped", "unreadable", "unknown")
 MOVING = ("running", "starting", "evaluating", "requeueing", "suspended", "queued", "waiting")
 DONE = ("finished", "prepared", "cancelled")
@@ -25,7 +25,7 @@ class Line(msgspec.Struct):
 
 
 def lines(found: Sequence[Status], heads: tuple[str, str], fold: bool = True) -> list[Line]:
-    """The lines of the table, in the order of `found`: a sweep stands where its first run does. `heads`:
+    """The lines of the table, in the order of `found`; a sweep takes the place of its first run. `heads`:
     figures.heads of all."""
     sweeps = Counter(one.sweep for one in found if one.sweep and fold)
     shown: list[Line] = []
@@ -40,12 +40,12 @@ def lines(found: Sequence[Status], heads: tuple[str, str], fold: bool = True) ->
 
 
 def folded(name: str, elements: Sequence[Status], heads: tuple[str, str]) -> Line:
-    """One line for a sweep. Its figures are those of its best runs; steps and interruptions are sums."""
+    """One line for a sweep: the best figures of its runs, and the sums of their steps and interruptions."""
     states = Counter(one.state for one in elements)
     known = [state for state in ORDER if states[state]] + sorted(states.keys() - set(ORDER))
     done = sum(one.step or 0 for one in elements)
     totals = [one.max_steps for one in elements if one.max_steps]
-    # Those that have not begun will have as many as the others.
+    # Runs that have not started will have as many as the others.
     total = sum(totals) + (len(elements) - len(totals)) * max(totals) if totals else None
     best = figures.best_of(one.best for one in elements)
     evaluated = figures.best_of(one.evaluated for one in elements)
@@ -71,9 +71,10 @@ def folded(name: str, elements: Sequence[Status], heads: tuple[str, str]) -> Lin
 
 
 def fitting(table: Sequence[Line], height: int) -> tuple[list[Line], str]:
-    """The lines that fit into `height`, in their order, and what the others are, in words ("" if all fit).
-    What needs somebody comes first, then what moves, then what is newest; what moves gets half of the room if
-    it needs it, so that many old failures do not hide it."""
+    """The lines that fit into `height`, in their order, and a summary of the others ("" if all fit).
+
+    Runs that need attention come first, then active ones, then the newest. Active ones get half of the room
+    if they need it, so that many old failures do not hide them."""
     if len(table) <= height:
         return list(table), ""
     rank = dict.fromkeys(URGENT, 0) | dict.fromkeys(MOVING, 1)
@@ -90,7 +91,7 @@ def fitting(table: Sequence[Line], height: int) -> tuple[list[Line], str]:
 
 
 def summary(found: Sequence[Status]) -> str:
-    """How many runs there are in each state, in a line."""
+    """The number of runs in each state, in one line."""
     states = Counter(one.state for one in found)
     known = [state for state in ORDER if states[state]] + sorted(states.keys() - set(ORDER))
     return f"{wording.plural(len(found), 'run')}: " + ", ".join(f"{states[state]} {state}" for state in known)

@@ -1,4 +1,4 @@
-"""A run's logs as they grow, across requeues, ranks and jobs, to the end of the run."""
+"""Follows a run's logs across requeues, ranks and jobs, to the end of the run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from launch.observe import history, log_files, states
 from launch.observe.log_files import Growing, LogFile
 
 LOOK = 0.3
-"""Seconds between two looks at the files."""
+"""Seconds between reads of the log files."""
 ASK = 15.0
-"""Seconds between two questions to Slurm."""
+"""Seconds between queries to Slurm."""
 
 
 def follow(run: Run, arguments: argparse.Namespace, shown: list[str]) -> int:
-    """Prints what there is, then what comes, until the run (or the job asked for) has ended.
+    """Prints the logs so far and then as they grow, until the run (or the job asked for) has ended.
 
-    `shown`: the first error, where it was shown already. Returns 0 if it ended well, else 1.
+    `shown`: the first error, if it has been shown already. Returns 0 if the run ended well, else 1.
     """
     seen: dict[Path, Growing] = {}
     sieve = log_files.Sieve()
@@ -33,11 +33,11 @@ def follow(run: Run, arguments: argparse.Namespace, shown: list[str]) -> int:
     while True:
         past = history.read(run)
         open_jobs = states.jobs_to_ask(past)
-        if time.monotonic() - asked > ASK or not open_jobs:  # then nobody need be asked
+        if time.monotonic() - asked > ASK or not open_jobs:  # without open jobs, nothing is queried
             answer = slurm_queries.ask(open_jobs)
             asked = time.monotonic()
             state = states.judge(run, past, answer, history.progress(run), time.time())
-        # Judged before the last look, so that the last lines are not missed.
+        # Decided before the last read, so that the last lines are not missed.
         ended = state is not None and not state.lives and state.code != "stuck"
         trained = arguments.job == "train" and past.finished is not None
         ended = ended or trained
@@ -97,7 +97,7 @@ WORDS = {
 
 
 def _line_of(line: str) -> str:
-    """An event that changes how the run stands, as a line between those of the logs."""
+    """The line, between those of the logs, for an event that changes the run's state; else ""."""
     try:
         event: Any = json.loads(line)
         if event["event"] == "failed":

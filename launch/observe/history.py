@@ -1,4 +1,4 @@
-"""A run's history for people: what its events say, and what progress.json and Slurm's accounting add."""
+"""A run's history, for display: what its events say, and what progress.json and Slurm's accounting add."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launch.observe import accounting
 
 
 def read(run: Run, slurm: dict[str, list[Job]] | None = None) -> History:
-    """The history of a run. `slurm`: what accounting remembers of each job's incarnations, to say more."""
+    """The history of a run. `slurm`: accounting's rows for each start of a job, to fill in its endings."""
     history = story.read(run.events)
     add_progress(history, progress(run))
     training = [job.id for job in history.jobs.values() if job.stage == "train"]
@@ -27,16 +27,16 @@ def read(run: Run, slurm: dict[str, list[Job]] | None = None) -> History:
 
 
 def attempt(run: Run) -> History | Exception:
-    """As `read`, or why that is impossible: one run that cannot be read must not hide the others."""
+    """As `read`, but returns the exception: one run that cannot be read must not hide the others."""
     try:
-        os.scandir(run.path).close()  # of a folder that is closed to us nothing else would be known
+        os.scandir(run.path).close()  # raises if the folder is not readable for us
         return read(run)
     except Exception as error:
         return error
 
 
 def reserve(run: Run, job: str) -> str | None:
-    """The job that was submitted in advance, to go on if `job` is killed; None if none waits."""
+    """The job submitted in advance to continue if `job` is killed; None if there is none."""
     try:
         return content(run.job / files.PRESUBMITTED(JOB=job)).decode().strip() or None
     except (OSError, ValueError):
@@ -44,9 +44,9 @@ def reserve(run: Run, job: str) -> str | None:
 
 
 def progress(run: Run) -> dict[str, Any]:
-    """`progress.json`, with `time` as seconds since the epoch; {} if there is none yet.
+    """`progress.json`, with `time` as seconds since the epoch, and `diverged`.
 
-    Where a field holds no finite number although it should, it is None.
+    A field that is missing, or not a number although it should be, is None.
     """
     found = read_json(run.path / files.PROGRESS())
     try:
@@ -55,8 +55,8 @@ def progress(run: Run) -> dict[str, Any]:
         found["time"] = None
     for key in ("start", "step", "epoch", "max_steps", "max_epochs"):
         found[key] = found.get(key) if isinstance(found.get(key), int) else None
-    # The loss of a step that was done is a number, unless it is none (NaN, infinite; or null, as those are
-    # written where JSON must have no NaN).
+    # The loss of a finished step is finite unless the training diverged (NaN, infinite, or null: strict JSON
+    # has neither).
     found["diverged"] = (
         number(found.get("seconds_per_step")) is not None and number(found.get("loss")) is None
     )
@@ -69,7 +69,7 @@ def progress(run: Run) -> dict[str, Any]:
 
 
 def add_progress(history: History, progress: dict[str, Any]) -> None:
-    """Adds what the newest `progress.json` knows beyond the events: how far a start got, and when."""
+    """Adds what the newest `progress.json` has beyond the events: how far a start got, and when."""
     for one in reversed(history.incarnations):
         if one.start == progress.get("start") and isinstance(progress.get("time"), float):
             time = progress["time"]
@@ -85,8 +85,8 @@ def add_progress(history: History, progress: dict[str, Any]) -> None:
 
 
 def furthest(past: History, progress: dict[str, Any]) -> tuple[int | None, int | None]:
-    """(step, epoch) that the run is at: what the newest start says; before it says anything, what is saved,
-    for it goes on from there."""
+    """(step, epoch) that the run is at, from its newest start; before that reports anything, from the newest
+    checkpoint, from which it resumes."""
     if not past.incarnations:
         return progress.get("step"), progress.get("epoch")
     last = past.incarnations[-1]
@@ -104,12 +104,12 @@ def furthest(past: History, progress: dict[str, Any]) -> tuple[int | None, int |
 
 
 def still_suspended(one: Incarnation, now: float) -> None:
-    """Adds the suspension that lasts: its event comes when it is over."""
+    """Adds a suspension that has not ended: its event is written only at its end."""
     since = max([one.last_seen, *(to for _, to in one.suspensions)])
     if now > since:
         one.suspensions.append((since, now))
 
 
 def gone_silently(one: Incarnation) -> None:
-    """Ends a start that lives no more: its event will never come."""
+    """Ends a start that is no longer alive: its own event will never come."""
     one.ended, one.ending, one.why = one.last_seen, "killed", "ended without saying why"

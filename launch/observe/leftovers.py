@@ -1,4 +1,4 @@
-"""What of a run takes room for nothing, such as old checkpoints, and why a run must be left alone."""
+"""What takes up space in a run needlessly, such as old checkpoints, and why a run must be left alone."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ LEFTOVER = re.compile(
     r"\..+\.tmp|.+\.save_tmp|.+\.damaged(\.json|-\d+|\.\d+)?|(epoch|iter)_\d+\.pth\..*tmp.*"
 )
 OLDER = "older checkpoint"
-"""Why a whole one may go."""
+"""Why an intact checkpoint may be deleted."""
 TEMPORARY_SECONDS = 600.0
-"""A command that is at work right now (a report, a status) has younger temporary files."""
+"""Minimum age of an unfinished file: a command at work right now (a report) has younger ones."""
 PROBE_SECONDS = 86400.0
-"""A probe waits for its nodes for less."""
+"""Minimum age of a probe's folder: no probe waits so long for its nodes."""
 
 
 def open_jobs(past: History) -> list[str]:
-    """Slurm's jobs that may be alive: all but those that said themselves that they are done. One of a
-    cancelled run may still be writing its last checkpoint, so that word is no proof."""
+    """Slurm jobs that may be alive: all but those that reported themselves that they had finished.
+    `cancelled` does not count: the job may still be writing its last checkpoint."""
     jobs = [job.id for job in past.jobs.values() if job.state != "finished"]
     done = {job.id for job in past.jobs.values() if job.state == "finished"}
     return [id for id in dict.fromkeys([*jobs, *(one.job for one in past.incarnations)]) if id not in done]
 
 
 def in_use(run: Run, past: History, answer: slurm_queries.Answer) -> str:
-    """Why nothing of the run may be touched now; "" if it may."""
+    """Why nothing in the run may be touched now; "" if it may."""
     answer = identity.mine(run, past, answer)
     state = states.judge(run, past, answer, history.progress(run), time.time())
     if state.lives or state.code == "stuck":
@@ -60,10 +60,10 @@ def in_use(run: Run, past: History, answer: slurm_queries.Answer) -> str:
 
 
 def doubtful(run: Run, keep: int = 0) -> dict[str, list[str]]:
-    """Checkpoints that may be worth more than they look, by why they are kept. Raises OSError.
+    """Reason -> checkpoints kept for it, because they may be worth more than they seem. Raises OSError.
 
-    `keep`: of the newest so many, one at least is to be whole, which takes reading it where others would go;
-    0: none is read.
+    `keep`: if others would be deleted, at least one of that many newest ones has to be intact, which is
+    checked by reading it; 0: none is read.
     """
     if not run.checkpoints.is_dir():
         return {}
@@ -92,13 +92,13 @@ def _is_spoilt(one: checkpoint_files.Checkpoint) -> bool:
 
 
 def _lacks_its_note(run: Run) -> bool:
-    """Whether the note of the best checkpoint is damaged, gone or not written yet. A run without a config
-    never has one."""
+    """Whether the file that names the best checkpoint is damaged, gone or not written yet. A run without a
+    config never has one."""
     return run.config.exists() and not checkpoint_files.noted_name(run.checkpoints)
 
 
 def old_probes() -> list[Path]:
-    """doctor's probe folders; not those of which a job may still write."""
+    """doctor's probe folders, except those into which a job may still write."""
     found = [path for path in probe_job.probes_root().glob("probe-*") if path.is_dir()]
     return [path for path in found if time.time() - path.stat().st_mtime > PROBE_SECONDS]
 
@@ -117,10 +117,9 @@ def delete(path: Path) -> None:
 
 
 def removable(run: Run, keep: int, doubts: dict[str, list[str]]) -> list[tuple[Path, str]]:
-    """(file, why it may go) of a run that is not on its way. `doubts`: what is `doubtful` of it.
+    """(file, why it may be deleted) for a run that is not active. `doubts`: from `doubtful`. Raises OSError.
 
-    Of the checkpoints only those of the right size count as newest; one without a manifest never counts at
-    all. Raises OSError.
+    Only checkpoints of the right size count among the newest; those without a manifest never do.
     """
     found = []
     for folder in (run.path, run.job):
@@ -142,7 +141,7 @@ def removable(run: Run, keep: int, doubts: dict[str, list[str]]) -> list[tuple[P
         if LEFTOVER.fullmatch(path.name):
             found.append((path, "unfinished or damaged"))
         elif OURS.fullmatch(name) and name not in kept:
-            # With no whole checkpoint left, a doubtful one may be all there is of the run.
+            # With no intact checkpoint left, a doubtful one may be all that the run has.
             if name in whole:
                 found.append((path, OLDER))
             elif valid:

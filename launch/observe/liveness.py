@@ -7,7 +7,7 @@ from launch.submit import executors
 
 
 def is_alive(run: Run, job: str) -> bool:
-    """True if `job` (an id as in events) may still run. Slurm's silence counts as alive, as does a
-    local job on a machine that cannot be looked at from here."""
+    """Whether `job` (an id as in events) may still run. It counts as alive if Slurm does not answer, or if it
+    is a local job on a machine that cannot be checked from here."""
     executor = executors.of_job(job)
     return executor is not None and executor.is_alive(run, job)

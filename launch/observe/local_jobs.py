@@ -1,4 +1,4 @@
-"""Jobs that this machine runs, by their processes: a chain of a run's stages lives, or does not."""
+"""Jobs on this machine, judged by their processes: whether a chain of a run's stages is alive."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from launch.submit import executors
 
 
 def local_chain(run: Run) -> int | None:
-    """The pid of the run's local chain, if that lives; a process with a reused pid is not taken for it."""
+    """The pid of the run's local chain, if that is alive; not of another process that reuses the pid."""
     return _living(run.job / files.CHAIN())
 
 
 def local_chains(run: Run) -> dict[str, int]:
-    """Every local chain of the run that lives, its own and those of evaluations and inferences by hand:
+    """Every live local chain of the run, its own and those of evaluations and inferences by hand:
     job id -> pid."""
     found = {path.stem: _living(path) for path in sorted(run.job.glob(files.OTHER_CHAIN(LOCALJOB="local-*")))}
     chain = records.read_json(run.job / files.CHAIN())
@@ -25,7 +25,7 @@ def local_chains(run: Run) -> dict[str, int]:
 
 
 def local_job(run: Run, job: str) -> bool:
-    """Whether a job that is not Slurm's lives; a local one (`local-PID`) also if it is just being started."""
+    """Whether a job outside Slurm is alive; a local one (`local-PID`) even if it is only just starting."""
     if not job.startswith("local-"):
         executor = executors.of_job(job)
         return executor is not None and executor.is_alive(run, job)
@@ -33,7 +33,7 @@ def local_job(run: Run, job: str) -> bool:
 
 
 def _living(file: Path) -> int | None:
-    """The pid of the process that a chain's file names, if that process lives; not another with its pid."""
+    """The pid in a chain's file, if that process is alive; None if not, or if another reuses the pid."""
     chain = records.read_json(file)
     if place.elsewhere(chain):
         return None
@@ -41,14 +41,14 @@ def _living(file: Path) -> int | None:
         stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
-    # After the command's name, which may hold anything: the state is field 3, the start time field 22.
+    # proc(5): after the command's name, which may contain anything; field 3 is the state, 22 the start time.
     fields = stat.rpartition(")")[2].split()
     alive = fields[0] not in "ZX" and str(fields[19]) == str(chain.get("start_time"))
     return int(chain["pid"]) if alive else None
 
 
 def elsewhere(run: Run, job: str) -> str:
-    """The host where a local job that is not seen here may live; "" if it would be seen."""
+    """The host where a local job that is not visible here may be alive; "" if it would be visible."""
     for file in (run.job / files.OTHER_CHAIN(LOCALJOB=job), run.job / files.CHAIN()):
         record = records.read_json(file)
         if record and str(record.get("job") or job) == job:
@@ -65,7 +65,7 @@ def is_stopped(pid: int | None) -> bool:
 
 
 def _is_starting(run: Run, job: str) -> bool:
-    """Whether submitit's controller of a local job is there: the chain itself may not have begun yet."""
+    """Whether submitit's controller of a local job exists: the chain itself may not have started yet."""
     try:
         command = Path(f"/proc/{job.removeprefix('local-')}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):

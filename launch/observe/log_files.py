@@ -1,4 +1,4 @@
-"""Which files hold a run's logs, whose each is, and reading them while they grow."""
+"""A run's log files: finding them, whose each is, and reading them while they grow."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class LogFile(msgspec.Struct, frozen=True):
     path: Path
     job: str
     stage: str
-    """prepare, train, evaluate, infer, export; "" if no event names the job."""
+    """prepare, train, evaluate, infer or export; "" if no event names the job."""
     rank: int | None
-    """None: the batch script's own words."""
+    """None for the batch script's own output."""
 
     @property
     def label(self) -> str:
@@ -36,7 +36,7 @@ class LogFile(msgspec.Struct, frozen=True):
 def find(run: Run, past: History, stage: str = "", rank: int | None = None) -> list[LogFile]:
     """The run's log files in the order of its jobs, the batch script's before its ranks'.
 
-    `stage` and `rank` choose; a rank chosen leaves the batch scripts out.
+    `stage` and `rank` filter them; with a rank, the batch scripts' are left out.
     """
     stages = {job.id: job.stage for job in past.jobs.values()}
     stages |= {one.job: "train" for one in past.incarnations}
@@ -49,7 +49,7 @@ def find(run: Run, past: History, stage: str = "", rank: int | None = None) -> l
     for name in names:
         file = _of(run.job / name, stages)
         if file and not file.path.is_file():
-            continue  # a pipe, say, which would be waited for
+            continue  # such as a pipe, on which reading would block
         if file and (not stage or file.stage == stage) and (rank is None or file.rank == rank):
             found.append(file)
     last = len(order)
@@ -58,9 +58,9 @@ def find(run: Run, past: History, stage: str = "", rank: int | None = None) -> l
 
 
 def _of(path: Path, stages: dict[str, str]) -> LogFile | None:
-    """Whose log a file is, by its name: JOB_log.out, JOB_RANK_log.out or local-PID-STAGE_RANK_log.out.
+    """Whose log a file is, from its name: JOB_log.out, JOB_RANK_log.out or local-PID-STAGE_RANK_log.out.
 
-    12_3_log.out is rank 3 of job 12, or the batch script of the array's element 12_3: the run's jobs decide.
+    12_3_log.out is rank 3 of job 12, or the batch script of array element 12_3, depending on the run's jobs.
     """
     if local := _LOCAL.fullmatch(path.name):
         return LogFile(path, local[1], local[2], int(local[3]))
@@ -68,7 +68,7 @@ def _of(path: Path, stages: dict[str, str]) -> LogFile | None:
         if path.name in (files.LOG(JOB=job), f"{job}_log.err"):
             return LogFile(path, job, stages[job], None)
         if path.name == files.RANK_LOG(JOB=job.removeprefix("local-"), RANK=0) and job.startswith("local-"):
-            return LogFile(path, job, stages[job], None)  # submitit's own: what the chain itself said
+            return LogFile(path, job, stages[job], None)  # submitit's: the output of the chain itself
         rest = path.name.removeprefix(job)
         if rest != path.name and (rank := _RANK.fullmatch(rest)):
             return LogFile(path, job, stages[job], int(rank[1]))
@@ -79,7 +79,7 @@ def _of(path: Path, stages: dict[str, str]) -> LogFile | None:
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last `lines` lines of a file, of a long one without reading all of it; [] if it is gone."""
+    """The last `lines` lines of a file, without reading all of a long one; [] if it is gone."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -94,14 +94,14 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 class Growing:
-    """Reads the whole lines that were added to a file since the last time."""
+    """Reads the complete lines added to a file since the last read."""
 
     def __init__(self, path: Path, skip: bool = False) -> None:
         self.path = path
         self.position = path.stat().st_size if skip else 0
 
     def lines(self, last: bool = False) -> list[str]:
-        """New lines; with `last` also one that has no end yet. A file that shrank is read from its start."""
+        """New lines; with `last` also an incomplete one. A file that has shrunk is read from its start."""
         try:
             with self.path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -120,29 +120,28 @@ class Growing:
 # How Python writes a warning: FILE:LINE: CATEGORY: TEXT, then the indented line of the source.
 _WARNING = re.compile(r"(?P<file>\S*\.py):\d+: (?P<category>\w*Warning): (?P<text>.*)")
 _DEPRECATED = re.compile(r"deprecat|will be (removed|changed)|in a future (release|version)", re.IGNORECASE)
-# What differs between ranks in the same line of a log.
+# The time at the start of a log's line, which differs between ranks.
 _STAMP = re.compile(r"^\[?\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d\S*\s*")
 
 
 class Sieve:
-    """Leaves out of logs what a reader does not need twice, or at all, and counts it: deprecation warnings
-    of libraries, which only their developers can act on, and warnings that another rank has shown already.
-    The files keep everything."""
+    """Leaves out of displayed logs, and counts, what nobody needs twice or at all: deprecation warnings of
+    libraries, which only their developers can act on, and warnings that another rank has already shown."""
 
     def __init__(self) -> None:
         self.shown: dict[str, Path] = {}
         """Warning -> the file that showed it."""
         self.deprecations = self.repeated = 0
         self._inside: set[Path] = set()
-        """Files whose last line was a warning left out: an indented one after it belongs to it."""
+        """Files whose last line was a warning that was left out: an indented line after it belongs to it."""
 
     def take(self, file: Path, lines: Sequence[str]) -> list[str]:
-        """Those of `file`'s next lines that are to be shown."""
+        """Those of the next `lines` of `file` that are to be shown."""
         return [line for line in lines if self._keeps(file, line)]
 
     def _keeps(self, file: Path, line: str) -> bool:
         if file in self._inside and line.startswith("  ") and line.strip():
-            self._inside.discard(file)  # the one line of source
+            self._inside.discard(file)  # the warning's line of source
             return False
         self._inside.discard(file)
         warning = _WARNING.search(line)
@@ -158,7 +157,7 @@ class Sieve:
         return False
 
     def left_out(self) -> str:
-        """What was left out, in words; "" if nothing."""
+        """A summary of what was left out; "" if nothing was."""
         parts = [
             wording.plural(self.deprecations, "deprecation warning") + " of libraries"
             if self.deprecations
@@ -178,20 +177,20 @@ def _is_deprecation(warning: re.Match[str]) -> bool:
 
 
 def in_all(texts: Sequence[Sequence[str]]) -> set[str]:
-    """The lines that stand in each of several texts, whenever they were written."""
+    """The lines that all of several texts have, apart from their time stamps; empty for fewer than two."""
     if len(texts) < 2:
         return set()
     return set.intersection(*({unstamped(line) for line in text} for text in texts)) - {""}
 
 
 def unstamped(line: str) -> str:
-    """A line of a log without the time it begins with."""
+    """A line of a log without its time stamp."""
     return _STAMP.sub("", line).strip()
 
 
 def first_error(run: Run, past: History, stage: str = "") -> list[str]:
-    """The first error of the newest failure (of a job of `stage`, where one is asked for), with its traceback
-    if a rank left one; [] without a failure."""
+    """The first error of the newest failure (of a job of `stage`, if given), with its traceback if a rank
+    left one; [] without a failure."""
     failed = past.failed
     if failed is None or stage not in ("", failed.stage):
         return []

@@ -1,4 +1,4 @@
-"""How all runs stand, with at most two questions to Slurm, and a row of the table for each."""
+"""The states of all runs, with at most two queries to Slurm, and the table's row for each."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from launch.submit import runs
 
 
 def columns(best: str, evaluated: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The table's columns, and which of them a narrow terminal does without, the least needed first
-    (`status.py RUN` and --json have it all). `best`, `evaluated`: figures.heads of its runs."""
+    """The table's columns, and those that are dropped on a narrow terminal, least important first (`status.py
+    RUN` and --json have them all). `best`, `evaluated`: figures.heads of its runs."""
     best, evaluated = f">{best}", f">{evaluated}"
     shown = ("run", "state", ">epoch", ">step", ">s/it", best, evaluated)
     spare = ("job", ">step", evaluated, ">efficiency", ">s/it", ">interrupted", best, ">left", ">epoch")
@@ -24,19 +24,19 @@ def columns(best: str, evaluated: str) -> tuple[tuple[str, ...], tuple[str, ...]
 
 
 ASK = 10.0
-"""Seconds between two questions to Slurm of --watch, however often it looks at the runs."""
+"""Minimum seconds between queries to Slurm with --watch, however often it refreshes."""
 
 
 class Slurm(NamedTuple):
-    """How Slurm is asked."""
+    """The functions that query Slurm."""
 
     ask: Callable[[Iterable[str]], Answer] = slurm_queries.ask
     incarnations: Callable[[Iterable[str]], dict[str, list[Job]]] = slurm_queries.incarnations
 
 
 def asked_now_and_then() -> Slurm:
-    """For one who looks again and again: Slurm is asked every ASK seconds at most (of jobs that are new, at
-    once), and whether a job has ended is not asked twice."""
+    """For repeated use: queries Slurm every ASK seconds at most (about new jobs, at once), and not again
+    about jobs that have ended."""
     ended: dict[str, Job] = {}
     asked_of: set[str] = set()
     answer, asked = Answer(), -ASK
@@ -66,7 +66,7 @@ def asked_now_and_then() -> Slurm:
 
 
 def all_statuses(now: float, slurm: Slurm, chosen: Sequence[Run] = ()) -> tuple[list[states.Status], Answer]:
-    """Every run and preparation, newest first, and what Slurm said (at most two calls). `chosen`: only these,
+    """Every run and preparation, newest first, and Slurm's answer (at most two calls). `chosen`: only these,
     in their order."""
     everything = list(chosen) or [*runs.all_runs(runs.prepare_root()), *runs.all_runs()]
     pasts = [history.attempt(run) for run in everything]
@@ -78,7 +78,7 @@ def all_statuses(now: float, slurm: Slurm, chosen: Sequence[Run] = ()) -> tuple[
 
 
 def _status(run: Run, past: History | Exception, answer: Answer, now: float) -> tuple[float, states.Status]:
-    """(when it was submitted, how it stands)."""
+    """(time of submission, status); 0.0 for a run that cannot be read."""
     if isinstance(past, Exception):
         return 0.0, states.unreadable(run, past)
     try:
@@ -88,7 +88,7 @@ def _status(run: Run, past: History | Exception, answer: Answer, now: float) -> 
 
 
 def cells(one: states.Status, best: str, evaluated: str) -> list[str]:
-    """A row of the table, with these columns."""
+    """The cells of a row of the table, for these heads."""
     return [
         one.name,
         one.words,

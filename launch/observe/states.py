@@ -1,6 +1,6 @@
-"""Where a run stands, in plain words: from its events, from Slurm, from the local chain's process.
+"""The state of a run in plain words: from its events, from Slurm, from the local chain's process.
 
-What nobody can tell is `unknown`, never a success.
+What cannot be determined is `unknown`, never a success.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from launch.observe import efficiency, evaluations, history, local_jobs, sweeps,
 from launch.submit import identity
 
 SILENT = 600.0
-"""Seconds without progress after which a running training is said to be silent."""
+"""Seconds without progress after which a running training is called silent."""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ class State(msgspec.Struct, frozen=True):
 
     @property
     def lives(self) -> bool:
-        """Something of it is queued or running, as far as is known."""
+        """Whether one of its jobs is queued or running, as far as is known."""
         return self.code in {
             "queued",
             "waiting",
@@ -49,7 +49,7 @@ class State(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, kw_only=True):
-    """One run, as the table and `--json` show it."""
+    """A run as shown in the table and by `--json`."""
 
     name: str
     state: str
@@ -58,7 +58,7 @@ class Status(msgspec.Struct, kw_only=True):
     """Whose state it is: prepare, train, evaluate or infer."""
     job: str = ""
     sweep: str = ""
-    """The name of the sweep that it is an element of."""
+    """The name of its sweep, if any."""
     epoch: int | None = None
     max_epochs: int | None = None
     step: int | None = None
@@ -66,9 +66,9 @@ class Status(msgspec.Struct, kw_only=True):
     seconds_per_step: float | None = None
     loss: float | None = None
     best: Figure | None = None
-    """The best validation's."""
+    """The figure of the best validation."""
     evaluated: Figure | None = None
-    """That of the evaluation that the run goes by (evaluations.py)."""
+    """The figure of the evaluation that counts for the run (evaluations.py)."""
     preemptions: int = 0
     interruptions: int = 0
     starts: int = 0
@@ -77,11 +77,11 @@ class Status(msgspec.Struct, kw_only=True):
     """ETTR, queue included."""
     eta_seconds: float | None = None
     updated: float | None = None
-    """The newest word of it, seconds since the epoch."""
+    """Time of the last sign of life, in seconds since the epoch."""
 
 
 def jobs_to_ask(past: History) -> list[str]:
-    """The Slurm jobs whose state the events leave open: the newest of each stage."""
+    """The Slurm jobs whose state the events leave open: the newest of each stage, and a reserve."""
     over = ("finished", "failed", "superseded", "stopped", "cancelled")
     open_jobs = [job for job in past.jobs.values() if job.state not in over and is_slurm(job.id)]
     if past.finished is not None or past.stopped:
@@ -96,7 +96,7 @@ def jobs_to_ask(past: History) -> list[str]:
 
 
 def status(run: Run, past: History, answer: Answer, now: float) -> Status:
-    """Everything the table shows of a run; `past` has progress.json in it already."""
+    """Everything that the table shows of a run; `past` already includes progress.json."""
     progress = history.progress(run)
     state = judge(run, past, answer, progress, now)
     if state.code == "suspended" and past.incarnations:
@@ -154,7 +154,7 @@ def past_of(run: Run) -> History:
 
 
 def unreadable(run: Run, error: Exception) -> Status:
-    """A run of which nothing can be read: another user's, or a damaged one."""
+    """The status of a run that cannot be read: another user's, or a damaged one."""
     why = (
         error.strerror
         if isinstance(error, OSError) and error.strerror
@@ -165,7 +165,7 @@ def unreadable(run: Run, error: Exception) -> Status:
 
 
 def judge(run: Run, past: History, answer: Answer, progress: dict[str, Any], now: float) -> State:
-    """Where a run stands, in one line of words."""
+    """The state of a run, with a description in one line."""
     state = _judge(run, past, identity.mine(run, past, answer), progress, now)
     return msgspec.structs.replace(state, words=wording.gist(state.words))
 
@@ -220,7 +220,7 @@ def _out_of_sight(host: str, stage: str = "train") -> State:
 
 
 def _main_stage(past: History) -> str:
-    """What the run is there for: a training, or else what it did last."""
+    """The purpose of the run: a training, or else the stage submitted last."""
     stages = [job.stage for job in past.jobs.values()]
     return "train" if past.incarnations or "train" in stages or not stages else stages[-1]
 
@@ -267,8 +267,8 @@ def _pending(past: History, job: StageJob, seen: Job, now: float) -> State:
 
 
 def _behind(seen: Job) -> str:
-    """Only a job that Slurm holds for its resources comes next; one held for its priority waits for jobs
-    that the counting within its partition does not see. Who waits for anything else stands in no line."""
+    """A pending job's place in the queue: next with reason Resources; with reason Priority behind jobs that
+    are not counted, since they are in other partitions; none with any other reason."""
     if stuck := _stuck(seen):
         return stuck
     if why := pending.waits(seen.reason):
@@ -281,7 +281,7 @@ def _behind(seen: Job) -> str:
 
 
 def _stuck(seen: Job) -> str:
-    """Why a job will not start unless somebody does something; "" if it may."""
+    """Why a job will not start without intervention; "" if it may start."""
     if seen.reason == "JobHeldAdmin":
         return f"held by an administrator, who alone can release job {seen.id}"
     if pending.is_held(seen.reason) or seen.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"):
@@ -305,7 +305,7 @@ def _error(past: History) -> str:
 
 
 def _after_training(run: Run, past: History, answer: Answer) -> State:
-    """The training is finished: what became of its newest evaluation, and of an inference under way."""
+    """The state after a finished training: its newest evaluation, and an inference under way."""
     job = past.newest_job("evaluate")
     evaluated = "finished, evaluated" if past.evaluations else "finished"
     if past.not_finite is not None:
@@ -344,7 +344,7 @@ def _after_training(run: Run, past: History, answer: Answer) -> State:
 def _evaluation_failed(
     run: Run, past: History, answer: Answer, job: StageJob, why: str, otherwise: str
 ) -> State:
-    """Of a run that has the evaluation which it goes by, another one that failed is not the state."""
+    """The state after a failed evaluation: not `failed` if the run already has the evaluation that counts."""
     if not past.evaluations or _gone_by(run, past)[1]:
         return State("failed", why, "evaluate")
     found = State("finished", f"{otherwise}; a later evaluation failed", _main_stage(past))
@@ -352,7 +352,7 @@ def _evaluation_failed(
 
 
 def _beside(run: Run, past: History, answer: Answer, state: State, since: float) -> State:
-    """`state`, and what was submitted by hand after it and is on its way: an evaluation, an inference."""
+    """`state`, or with an evaluation or inference that was submitted by hand since then and is active."""
     doing = {"evaluate": "being evaluated", "infer": "segmenting images"}
     for job in reversed(list(past.jobs.values())):
         if job.stage not in doing or job.submitted < since or job.state not in ("submitted", "started"):
@@ -368,7 +368,7 @@ def _beside(run: Run, past: History, answer: Answer, state: State, since: float)
 
 
 def _other_stage(run: Run, past: History, answer: Answer) -> State:
-    """A run without a training: a preparation, an evaluation of its own, or one never submitted."""
+    """The state of a run without a training: a preparation, an evaluation, or one never submitted."""
     job = next(reversed(list(past.jobs.values())), None)
     if job is None:
         return State("finished", "prepared", "prepare") if past.prepared else State("queued", "not submitted")

@@ -1,4 +1,4 @@
-"""Which runs are a sweep's elements."""
+"""Finds the runs of a sweep."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from launch.submit import runs
 
 
 def of(run: Run) -> str:
-    """The name of the sweep that a run is an element of; "" if of none."""
+    """The name of the sweep that a run belongs to; "" if there is none."""
     if not (stem := stem_of(run.name)):
         return ""
     try:
         text = run.request_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-    # Not parsed as YAML: hundreds are read at a time.
+    # Not parsed as YAML, because hundreds are read at a time.
     if re.search(rf"^sweep: ['\"]?{re.escape(stem)}['\"]?$", text, re.MULTILINE):
         return stem
-    # Of an earlier version's only the submission tells.
+    # For a run of an earlier version, only the event of its submission tells.
     return stem if story.read(run.events).element else ""
 
 
 def stem_of(name: str) -> str:
-    """The name that an element of that name would have its sweep's from; "" if it is none."""
+    """The name of the sweep that a run of this name could belong to; "" if it cannot be one's element."""
     found = re.fullmatch(r"(.+)-[0-9]+", name)
     return found[1] if found else ""
 
 
 def members(sweep: str) -> list[Run]:
-    """The runs of a sweep, in the order of its elements; [] if there is none, or a run, of that name."""
+    """The runs of a sweep, in the order of its elements; [] if there is none, or a run of that name."""
     if runs.is_taken(sweep):
         return []
     named = [run for run in runs.all_runs() if stem_of(run.name) == sweep]
@@ -41,7 +41,7 @@ def members(sweep: str) -> list[Run]:
 
 
 def find(names: Iterable[str]) -> list[Run]:
-    """The runs of these names; a sweep's name is all of its runs. Raises UserError as `runs.find`."""
+    """The runs of these names; a sweep's name means all of its runs. Raises UserError as `runs.find` does."""
     found: dict[str, Run] = {}
     for name in names:
         for run in members(name) or [runs.find(name)]:

@@ -28,23 +28,23 @@ COLOURS = {
     "unreadable": BOLD_RED,
     "unknown": MAGENTA,
 }
-"""State -> the parameters of the terminal's colour sequence."""
+"""State -> the parameter of the terminal's colour sequence (SGR)."""
 
 GAP = "  "
 NARROWEST = 24
-"""Characters that the second column, the one with words, is never made narrower than."""
+"""Minimum width of the second column, the one with prose, in characters."""
 
 
 class Unwritable(Exception):
-    """Why standard output takes nothing (a full disk, a terminal that is gone)."""
+    """Standard output cannot be written (a full disk, a terminal that is gone); the message says why."""
 
 
 class Guarded:
-    """Standard output or error for text of any origin (events, host names, errors, names of files): nothing
-    in it is obeyed by a terminal. What shall be obeyed goes through `control`.
+    """Standard output or error for text of any origin (events, host names, errors, file names): escapes
+    whatever a terminal would obey. Control sequences meant for it go through `control`.
 
-    Where it takes nothing, standard output raises Unwritable, or BrokenPipeError if its reader has gone;
-    standard error, which no command is about, goes nowhere then."""
+    If it cannot be written, standard output raises Unwritable, or BrokenPipeError if its reader has gone;
+    standard error is then discarded, since no command depends on it."""
 
     def __init__(self, stream: TextIO, needed: bool) -> None:
         self.unguarded = stream
@@ -55,7 +55,7 @@ class Guarded:
         return len(text)
 
     def put(self, text: str) -> None:
-        """Writes it as it is."""
+        """Writes the text unchanged."""
         try:
             self.unguarded.write(text)
         except OSError as error:
@@ -68,7 +68,7 @@ class Guarded:
             self._lost(error)
 
     def _lost(self, error: OSError) -> None:
-        # What is still buffered goes nowhere too: Python would try it again when it ends, and fail.
+        # Discard what is still buffered, too: Python would try to write it again at exit, and fail.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.unguarded.fileno())
         os.close(nowhere)
@@ -82,14 +82,14 @@ class Guarded:
 
 
 def guard() -> None:
-    """From here on whatever this command prints is safe for a terminal."""
+    """Makes whatever this command prints from here on safe for a terminal."""
     for name in ("stdout", "stderr"):
         if not isinstance(stream := getattr(sys, name), Guarded):
             setattr(sys, name, Guarded(stream, needed=name == "stdout"))
 
 
 def control(text: str) -> None:
-    """Prints sequences that the terminal shall obey; all else in `text` must be safe."""
+    """Prints control sequences for the terminal; everything else in `text` must be safe."""
     getattr(sys.stdout, "put", sys.stdout.write)(text)
     sys.stdout.flush()
 
@@ -103,9 +103,8 @@ def show(
 ) -> None:
     """Prints a table. `states` colours each row's second column; columns that begin with > are numbers.
 
-    On a terminal empty columns are left out, then those in `spare` (the first is the first to go) until the
-    rest fits, and the second column is broken into lines, or with `one_line` cut. Anywhere its cells are cut
-    to wording.WIDEST.
+    On a terminal, empty columns are left out, then those in `spare` in their order until the rest fits, and
+    the second column is wrapped or, with `one_line`, cut. Its cells are always cut to wording.WIDEST.
     """
     rows = [[wording.safe(" ".join(cell.split())) for cell in row] for row in rows]
     rows = [[row[0], wording.cut(row[1]), *row[2:]] for row in rows]
@@ -130,7 +129,7 @@ def terminal(
     widths = [max(known, len(_head(columns[at]))) for at, known in enumerate(widths)]
 
     def room() -> int:
-        """What is left for the second column."""
+        """The width left for the second column."""
         return width - sum(widths[at] for at in kept if at != 1) - len(GAP) * (len(kept) - 1)
 
     for name in spare:
@@ -157,7 +156,7 @@ def terminal(
 
 
 def plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same as text: columns padded with spaces, no line longer than it must be."""
+    """The table as plain text: columns padded with spaces, without trailing ones."""
     lines = [[_head(column) for column in columns], *rows]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     return "\n".join(GAP.join(map(_fit, line, columns, widths)).rstrip() for line in lines)

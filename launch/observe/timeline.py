@@ -83,7 +83,7 @@ def print_one(run: Run, now: float, as_json: bool, slurm: Slurm) -> None:
 
 
 def _whole_reason(past: History, one: states.Status) -> list[str]:
-    """What the state's one line leaves out of an error's text."""
+    """The lines of an error's text, if the state's one line leaves some out."""
     if one.state not in ("failed", "stopped"):
         return []
     jobs = [job.why for job in past.jobs.values() if job.stage == one.stage]
@@ -116,7 +116,7 @@ def _job(run: Run, past: History, job: StageJob, answer: Answer) -> dict[str, An
         why = f" ({seen.reason})" if seen.pending and seen.reason else ""
         text = f"{job.state}; Slurm: {seen.state}{why}"
     elif code and not local_jobs.local_job(run, job.id) and not local_jobs.elsewhere(run, job.id):
-        # Only a training tells that it has begun; the evaluation behind it begins when it is finished.
+        # Only a training reports its start; the evaluation that depends on it starts when it has finished.
         begun, train = job.stage != "train" or job.started is not None, past.newest_job("train")
         if job.stage != "train" and train is not None and train.id == job.id:
             begun = train.state == "finished"
@@ -152,12 +152,12 @@ def _time_spent(past: History, shares: efficiency.Shares) -> None:
     )
 
 
-# How an interruption is called where they are counted.
+# What interruptions are called where they are counted.
 ENDINGS = {"timeout": "at the time limit", "hang": "hanging"}
 
 
 def next_command(run: Run, one: states.Status) -> str:
-    """What to type next, as the state and whose it is suggest."""
+    """What to type next, given the state and the stage that it is about."""
     name, stage = run.name, one.stage
     look = f"python launch/logs.py {name}"
     again = {
@@ -174,7 +174,7 @@ def next_command(run: Run, one: states.Status) -> str:
     if one.state in ("failed", "stopped"):
         of = "" if stage == "train" else f" --job {stage}"
         whole = f"{look}{of}, fix it, then {again[stage]}"
-        # What it trains with are copies: to edit the originals would change nothing.
+        # The run trains with copies: editing the originals would change nothing.
         how = []
         if stage == "train" and _is_mmseg(run) and longer.begins_anew(run):
             how.append("the config by --set KEY=VALUE or --unset KEY; an edited file is another run's")
@@ -193,7 +193,7 @@ def next_command(run: Run, one: states.Status) -> str:
 
 
 def _submission(run: Run) -> str:
-    """The command that submits a run which was only made."""
+    """The command that submits a run that has only been made."""
     try:
         return executors.named(run.request().executor).by_hand([run])
     except UserError:
@@ -215,7 +215,7 @@ def _has_own_code(run: Run) -> bool:
 
 
 def _typed(run: Run) -> str:
-    """The command line that made a run, to be typed once more."""
+    """The command line that made a run, to be typed again."""
     try:
         command = run.request().command
     except UserError:
@@ -224,7 +224,7 @@ def _typed(run: Run) -> str:
 
 
 def _data_root(run: Run) -> str:
-    """The option that a training on a prepared data root needs; "" for the default one."""
+    """The --data-root option for a training on the data root just prepared; "" for the default one."""
     try:
         root = run.request().data_root
     except UserError:

@@ -1,6 +1,6 @@
-"""`--wait`: follows a run to its end and returns the exit code of the outcome.
+"""`--wait`: follows a run to its end and returns the exit code for the outcome.
 
-It only reads the run directory and asks Slurm, so Ctrl-C ends the waiting and nothing else.
+It only reads the run directory and queries Slurm, so Ctrl-C ends nothing but the waiting.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from launch.observe import evaluation_table as figures
 from launch.observe import history, tables, wording
 
 ASK_SECONDS = 10.0
-"""How often Slurm is asked; events are read more often, they cost nothing."""
+"""Seconds between queries to Slurm; events are read more often, because that costs nothing."""
 
 
 def wait(
     run: Run, jobs: dict[str, str], process: subprocess.Popen[bytes] | None = None, as_json: bool = False
 ) -> int:
     """Waits until the last of `jobs` (stage -> job id, as submitted) has ended; prints events as they come,
-    on stderr after an answer in JSON (`as_json`), which a program reads.
+    on standard error with `as_json`, since standard output then holds JSON for a program.
 
-    Returns 0 if it ended well, 1 if not, 2 for a mistake of the user's. A job that has left without a word is
-    a failure. What other jobs of the run write (an evaluation or inference by hand, an earlier one) is not
-    taken for its end.
+    Returns 0 if it ended well, 1 if not, 2 for a mistake of the user's. A job that has left the queue without
+    an event has failed. Events of the run's other jobs (an evaluation or inference by hand, an earlier job)
+    do not count as its end.
     """
     try:
         return _follow(run, _Own(run, jobs), process, as_json)
@@ -49,7 +49,7 @@ def wait(
 
 
 class _Own:
-    """The jobs that are waited for: those submitted, and the successors that went on in their place."""
+    """The jobs that are waited for: those submitted, and the successors that replaced them."""
 
     def __init__(self, run: Run, jobs: dict[str, str]) -> None:
         self.run = run
@@ -59,9 +59,9 @@ class _Own:
         self.submitted = False
 
     def takes(self, event: dict[str, Any]) -> bool:
-        """Whether an event is about these jobs, since they were submitted; notes a successor."""
+        """Whether an event is about these jobs and after their submission; notes a successor."""
         job = event.get("job")
-        if job is None:  # of the whole run, such as `cancelled`
+        if job is None:  # about the whole run, such as `cancelled`
             return self.submitted
         if job not in self.ids and self.submitted and "train" in self.current:
             self._in_advance(self.current["train"])
@@ -73,7 +73,7 @@ class _Own:
         return True
 
     def last(self) -> str:
-        """The id of the job that ends it all."""
+        """The id of the job that will end last."""
         job = self.current[self.last_stage]
         return self._in_advance(job) if self.last_stage == "train" else job
 
@@ -82,7 +82,7 @@ class _Own:
         self.current[stage] = successor
 
     def _in_advance(self, job: str) -> str:
-        """Who goes on with `job` if that is killed: a file says so, for as long as it waits."""
+        """The job that continues `job` if that is killed, as a file says while it waits; else `job`."""
         while (following := history.reserve(self.run, job)) is not None:
             self.ids.add(following)
             job = following
@@ -95,7 +95,7 @@ def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None, as_jso
     line.active = line.active and not as_json
     to = sys.stderr if as_json else sys.stdout
     while True:
-        # Whether it lives is asked before its last words are read, so that none is missed.
+        # Check whether it is alive before reading its last events, so that none is missed.
         last = own.last()
         gone = process is not None and process.poll() is not None
         if process is None and time.monotonic() - asked > ASK_SECONDS:
@@ -112,27 +112,27 @@ def _follow(run: Run, own: _Own, process: subprocess.Popen[bytes] | None, as_jso
                 mistake = event.get("exit_code") == USER_ERROR
             if code is not None:
                 if process is not None:
-                    process.wait()  # the report, say, is written after the last event
+                    process.wait()  # the report, for example, is written after the last event
                 return code
             line.stage, line.job = event.get("stage", line.stage), event.get("job", line.job)
         seen = len(records)
-        if gone and own.last() == last:  # else it had a successor to name
+        if gone and own.last() == last:  # else it has named a successor
             line.clear()
             return _after_it_has_gone(run, own, process)
         line.show()
-        time.sleep(0.3)  # the pace of the display
+        time.sleep(0.3)  # the refresh interval of the display
 
 
 def _outcome(event: dict[str, Any], last_stage: str, mistake: bool) -> int | None:
-    """The exit code if this event is the end of all there is to wait for, else None; `mistake`: the last
-    start of the training has failed by a mistake of the user's."""
+    """The exit code if this event ends the waiting, else None. `mistake`: the last start of the training
+    failed because of a mistake of the user's."""
     name, stage = event["event"], event.get("stage")
     if name in ("stopped", "cancelled"):
         return USER_ERROR if mistake and name == "stopped" else 1
     if name == "failed" and stage not in ("train", None):
         # A failed start of a training may be followed by another; `stopped` ends that.
         return USER_ERROR if event.get("exit_code") == USER_ERROR else 1
-    # An inference says in its exit code whether each image could be read, so its end is waited for.
+    # An inference's exit code says whether every image could be read, so its process or job is waited for.
     ends = {"train": {"finished"}, "evaluate": {"evaluated"}, "prepare": {"prepared", "verified"}}
     if name in ends.get(last_stage, ()) and (stage == last_stage or stage is None):
         return 0
@@ -157,9 +157,9 @@ def _short(value: Any) -> str:
 
 
 def _left_the_queue(job: str) -> bool:
-    """Whether the last job of all has gone. A dependent one stays as long as it can still run.
+    """Whether the last job has left the queue. A dependent one stays in it as long as it can still run.
 
-    squeue alone decides: a job that it does not name any more has gone, whether or not sacct can tell how.
+    squeue alone decides: a job that it no longer lists has gone, whether or not sacct can tell how it ended.
     """
     answer = slurm_queries.ask([job], patience=60)
     if any(problem.startswith("squeue") for problem in answer.problems):
@@ -168,7 +168,7 @@ def _left_the_queue(job: str) -> bool:
 
 
 def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | None) -> int:
-    """The exit code of a run that has ended without an event that says how. UNKNOWN is no success."""
+    """The exit code for a run that ended without an event that says how. UNKNOWN is not a success."""
     last = own.last()
     alone = own.last_stage in ("infer", "export")
     finished = alone and bool(story.read(run.events).finishes_of(own.last_stage, last))
@@ -178,7 +178,7 @@ def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | N
         finished = finished and answer.job(last).state == "COMPLETED"
         states = ", ".join(f"{stage} job {id} {answer.job(id).state}" for stage, id in own.current.items())
         how = f"the run has left the queue unfinished: {states}"
-        code = 2 if _exit_code(answer.job(last)) == "2" else 1  # an image that is none, a wrong option
+        code = 2 if _exit_code(answer.job(last)) == "2" else 1  # such as a wrong option
     if finished:
         return 0
     print(f"error: {how}; python launch/logs.py {run.name} shows why", file=sys.stderr)
@@ -186,7 +186,7 @@ def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | N
 
 
 def _exit_code(job: slurm_queries.Job) -> str:
-    """The exit code of a failed job, "" where nothing tells it; squeue, which shows the job yet, does not."""
+    """The exit code of a failed job; "" if unknown, as while squeue still lists the job."""
     if job.exit_code or job.state != "FAILED":
         return job.exit_code.partition(":")[0]
     try:
@@ -202,12 +202,12 @@ def _slurm(own: _Own) -> slurm_queries.Answer:
 
 
 class _ProgressLine:
-    """The last line of a terminal, rewritten in place; nothing where there is no terminal."""
+    """A progress line at the bottom of the terminal, rewritten in place; nothing without a terminal."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.stage = self.job = ""
-        """Whose event came last."""
+        """The stage and job of the last event."""
         self.shown = ""
         self.active = sys.stdout.isatty()
 
@@ -229,7 +229,7 @@ class _ProgressLine:
             return ""
 
     def _last_words(self) -> str:
-        """What the first rank of any other job wrote last: its log has a line every few seconds."""
+        """The last log line of rank 0 of any other job than a training: it has one every few seconds."""
         names = (
             files.RANK_LOG(JOB=self.job, RANK=0),
             files.LOCAL_LOG(LOCALJOB=self.job, STAGE=self.stage, RANK=0),

@@ -1,4 +1,4 @@
-"""Numbers and times as people read them."""
+"""Numbers, times and text formatted for people."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import re
 import time
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# What a terminal obeys instead of showing it: control characters but for tab and newline, marks that turn the
-# direction of the text round, separators that end a line; and halves of a character, which cannot be printed.
+# What a terminal obeys instead of showing it: control characters except tab and newline, marks that change
+# the direction of text, line separators; and lone surrogates, which cannot be printed.
 _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 WIDEST = 100
-"""Characters of a cell of words in a table, at most."""
+"""The most characters of a prose cell in a table."""
 
 
 def safe(text: str) -> str:
-    """`text` as it may be printed wherever it comes from: what a terminal would obey is shown as an escape,
-    such as \\x1b; colours are left out. Tabs and newlines stay."""
+    """`text` of any origin, made safe to print: what a terminal would obey is shown as an escape, such as
+    \\x1b; colours are removed; tabs and newlines stay."""
     if text.isascii() and text.isprintable():
         return text
     return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], _COLOUR.sub("", text))
 
 
 def gist(text: str) -> str:
-    """The line that matters of a text of several: that of the exception, else the first; with the next where
-    it ends with a colon."""
+    """The line that matters in a text: that of the exception, else the first; with the next line if it ends
+    with a colon."""
     before, traceback, after = text.partition("Traceback (most recent call last):")
     if traceback:
         ends = [line for line in after.splitlines() if line.strip() and not line.startswith(" ")]
@@ -35,7 +35,7 @@ def gist(text: str) -> str:
 
 
 def cut(text: str, most: int = WIDEST) -> str:
-    """`text` in at most so many characters: its middle is left out, for a file's name often comes last."""
+    """`text` in at most so many characters, without its middle: a file name often comes last."""
     if len(text) <= most:
         return text
     end = most // 2
@@ -43,8 +43,8 @@ def cut(text: str, most: int = WIDEST) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A span: 34 ms, 3.1 s, 42 s, 12 min, 3 h 05 min, 2 d 4 h; "" for None. None is below zero, as between
-    the clocks of two machines, or of one that was put right."""
+    """A duration: 34 ms, 3.1 s, 42 s, 12 min, 3 h 05 min, 2 d 4 h; "" for None. Negative ones, as from clocks
+    that differ or were adjusted, count as 0."""
     if seconds is None:
         return ""
     seconds = max(0.0, seconds)
@@ -64,12 +64,12 @@ def span(seconds: float | None) -> str:
 
 
 def moment(seconds: float | None) -> str:
-    """A moment in local time, to the second; "" for None."""
+    """A time stamp in local time, to the second; "" for None."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds is not None else ""
 
 
 def clock(seconds: float | None, now: float) -> str:
-    """A moment near `now`, as short as is clear: 14:05, tomorrow's as Tue 14:05, later with the date."""
+    """A time near `now`: 14:05 if within 20 hours, Tue 14:05 within 6 days, otherwise with the date."""
     if seconds is None:
         return ""
     local = time.localtime(seconds)

@@ -1,7 +1,7 @@
-"""The batch script of a job, as text: what a launcher submits, `--dry-run` prints and `jobs/*.sbatch` hold.
+"""The text of a job's batch script: what a launcher submits, `--dry-run` prints and `jobs/*.sbatch` contain.
 
-One text for all of them, so that plain `sbatch` does what the launcher does. Everything that comes from a
-user is quoted with shlex; the only lines a shell is meant to run as written are the profile's `setup` lines.
+All of them share it, so that plain `sbatch` does what the launcher does. Everything that comes from a user is
+quoted with shlex; the shell runs only the profile's `setup` lines as they are written.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ class Batch(msgspec.Struct, kw_only=True):
     run: Path | None = None
     """The run directory; None in a tracked script, which takes it as its first argument."""
     made: bool = True
-    """The run directory exists; if not, the script makes it by `make`."""
+    """Whether the run directory exists; if not, the script makes it with `make`."""
     make: list[str] = []
     """A launcher's name (train, prepare) and the arguments with which it makes the run directory."""
     arguments: list[str] = []
     """Further arguments of the job's command, after RUN."""
     mounts: list[Path] = []
-    """Folders that these arguments name, which a container gets to see."""
+    """Folders that these arguments name, to be mounted in a container."""
     elements: int = 0
-    """Size of the job array (a sweep), 0 for a plain job; `run` then ends where the element's number goes."""
+    """Size of the job array (a sweep), where `run` ends before the element's number; 0 for a plain job."""
     checkout: Path | None = None
 
 
 def text(batch: Batch) -> str:
-    """The whole script. Raises UserError for what no directive or comment can carry."""
+    """The whole script. Raises UserError for a value that cannot stand in a directive or comment."""
     parts = [_header(batch), _where(batch), _setup(batch), _command(batch)]
     return "\n".join(["#!/bin/bash", *(part for part in parts if part)])
 
 
 def tracked(stage: str) -> str:
-    """The text of `jobs/STAGE.sbatch`: a job without a launcher, with the default settings."""
+    """The text of `jobs/STAGE.sbatch`, for a job without a launcher, with the default settings."""
     profile = profiles.load("slurm")
     resolved = profiles.resolve(profile, stage, {})
     resolved.sources.clear()  # nothing but defaults, which a user edits above
@@ -57,7 +57,7 @@ def tracked(stage: str) -> str:
 
 
 def directives(batch: Batch) -> dict[str, str | None]:
-    """sbatch options of a job, in the order of the header; None for one that takes no value."""
+    """The sbatch options of a job, in the order of the header; None for an option without a value."""
     settings = batch.resolved.settings
     low, high = batch.resolved.nodes
     options: dict[str, str | None] = {
@@ -70,8 +70,8 @@ def directives(batch: Batch) -> dict[str, str | None]:
     if low == high:
         options |= {"ntasks-per-node": str(settings.gpus), "cpus-per-task": str(settings.cpus_per_gpu)}
     else:
-        # Slurm counts tasks when a job begins and wants as many when it is requeued: with fewer nodes it
-        # would never begin again. So the tasks are told to srun alone.
+        # Slurm counts tasks when a job starts and requires as many when it is requeued: with fewer nodes it
+        # would never start again. So only srun is given the number of tasks.
         options["mincpus"] = str(settings.gpus * settings.cpus_per_gpu)
     if batch.resolved.stage in LEAVING and settings.signal_delay:
         options["signal"] = f"USR2@{settings.signal_delay}"
@@ -95,7 +95,7 @@ def directives(batch: Batch) -> dict[str, str | None]:
 
 
 def _output(batch: Batch) -> str:
-    """Where the batch shell's own words go, as a Slurm pattern (in which % is written %%).
+    """Where the batch shell's own output goes, as a Slurm filename pattern (in which % is written %%).
 
     Raises UserError for a run at a path that no pattern can carry.
     """
@@ -111,8 +111,8 @@ def _output(batch: Batch) -> str:
 
 
 def make_log_folder(batch: Batch) -> None:
-    """Makes the folder of the batch shell's log where the run is still to come: Slurm makes none, and ends a
-    job without one before its first line."""
+    """Makes the folder of the batch shell's log if the run does not exist yet: Slurm does not make it, and a
+    job without it ends before its first line."""
     if batch.run is not None and not batch.made:
         batch.run.parent.parent.mkdir(parents=True, exist_ok=True)
 
@@ -131,11 +131,11 @@ def _header(batch: Batch) -> str:
         lines.append("# Where these come from:")
     for key, source in sorted(sources.items()):
         setting, _, name = key.partition(".")
-        # Of what may hold a secret (jobs/run/secrets.py) only where it comes from.
+        # Of a setting that may hold a secret (jobs/run/secrets.py), only the source is shown.
         value = values[setting][name] if name else values[setting]
         lines.append(f"#   {key}: ({source})" if setting in UNTOLD else f"#   {key}: {value!r} ({source})")
     if bad := next((line for line in lines if profiles.has_control(line)), None):
-        # Behind a line break the rest of a path or a name would be a command.
+        # After a line break, the rest of a path or name would be a command.
         raise UserError(f"a batch script cannot contain a line break or control character: {bad!r}")
     if batch.run is None:
         lines += ["#", *(f"# {line}" for line in USAGE[batch.resolved.stage].splitlines())]
@@ -143,11 +143,11 @@ def _header(batch: Batch) -> str:
 
 
 UNTOLD = {"env", "secrets", "notify", "setup", "container", "srun"}
-"""Settings whose values stand in no comment."""
+"""Settings whose values appear in no comment."""
 
 
 def _directive(value: str) -> str:
-    """Quoted as sbatch reads its directives: like a shell, but a quote ends with the next of its kind."""
+    """Quoted as sbatch reads its directives: like a shell, but a quote ends at the next one of its kind."""
     return shlex.quote(value)
 
 
@@ -169,7 +169,7 @@ Behind its training: sbatch --dependency=afterok:JOB --kill-on-invalid-dep=yes j
 
 
 def _where(batch: Batch) -> str:
-    """Which run, which interpreters; and, under plain sbatch, the run directory if it is not there yet."""
+    """Sets the run and the interpreters; under plain sbatch also makes the run directory if it is missing."""
     stage, settings = batch.resolved.stage, batch.resolved.settings
     lines = [
         "# The shell outlives the signals that a preemption sends to all of the job. A handler that does",
@@ -212,7 +212,7 @@ def _where(batch: Batch) -> str:
 
 
 def _names(batch: Batch) -> list[str]:
-    """The run and the interpreters."""
+    """The assignments of the run and the interpreters."""
     element = '"$SLURM_ARRAY_TASK_ID"' if batch.elements else ""
     python, host = _quote(batch.resolved.settings.python or sys.executable), _quote(sys.executable)
     return [f"run={_quote(batch.run)}{element}", f"python={python} host_python={host}"]
@@ -229,8 +229,8 @@ def _logs(batch: Batch) -> list[str]:
 
 
 def _make(batch: Batch) -> str:
-    """The command by which a batch script makes its run directory, in the same place whatever its shell's
-    BATON_RUNS is."""
+    """The command with which a batch script makes its run directory, in the same place whatever BATON_RUNS is
+    in its shell."""
     if not batch.make:
         return ""
     launcher, *arguments = batch.make
@@ -267,7 +267,7 @@ def _setup(batch: Batch) -> str:
     return "\n".join(lines) + "\n"
 
 
-# srun takes the CPUs of a task from the job only when told (Slurm 22.05 and later).
+# Since Slurm 22.05, srun takes the CPUs per task from the job only when told to.
 SRUN = (
     'srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --open-mode=append \\\n    '
     '--output="${logs}_%t_log.out" --error="${logs}_%t_log.out"'
@@ -307,7 +307,7 @@ def _command(batch: Batch) -> str:
     target = "" if stage == "prepare" else ' "$run"'
     command = f"{python} -u -m jobs.{stage}{target} {given}".rstrip()
     after = programs.module(code, programs.AFTER_OTHERS)
-    if after != programs.AFTER_OTHERS:  # which knew no requeue of a job that was done
+    if after != programs.AFTER_OTHERS:  # which could not requeue a job that had completed
         return OTHER.format(cd=cd, srun=start, command=command, codes="85", again=f"{after} requeue")
     again = f'{after} {stage} "$run" "$code"'
     if batch.run is None:
@@ -348,7 +348,7 @@ done
 
 
 def _container(container: Container, folders: list[Path]) -> tuple[list[str], list[str]]:
-    """(flags of srun, what goes before the interpreter). The run directory, the data root and `folders` are
+    """(srun's flags, what goes before the interpreter). The run directory, the data root and `folders` are
     mounted."""
     own = ['"$run"', '"$(readlink -f "$run/code/data")"', *map(_quote, folders)]
     if container.kind == "pyxis":

@@ -1,4 +1,4 @@
-"""Ends all jobs of a run, also those that come into being while it does."""
+"""Ends all jobs of a run, including those that are submitted or requeued meanwhile."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from launch.observe import history, local_jobs, states
 from launch.submit import executors, identity, machine
 
 PATIENCE = 180.0
-"""Seconds to wait for the jobs to be gone: KillWait, plus a requeue that was on its way."""
+"""Seconds to wait for the jobs to be gone: Slurm's KillWait, plus a requeue that was on its way."""
 
 STARTING = 30.0
-"""Seconds that a local chain may take from its submission until it names its process."""
+"""Seconds that a local chain may take from its submission until it has recorded its process id."""
 
 
 def cancel(run: Run, lost: bool = False) -> list[str]:
-    """Cancels a run, and returns the jobs that were told to end; `wait` is for what comes back.
+    """Cancels a run, and returns the jobs that were told to end; `wait` handles those that come back.
 
-    The mark comes first: a job that is leaving at this moment sees it and submits no successor.
+    The mark is written first: a job that is exiting at this moment sees it and submits no successor.
 
     `lost`: local jobs on other machines, which cannot be ended from here, count as ended.
 
-    Raises UserError if Slurm cannot be asked, or if it refuses, or for a local job on another machine.
+    Raises UserError if Slurm cannot be asked or refuses, and for a local job on another machine.
     """
     past = states.past_of(run)
     far = _far_away(run, past)
@@ -46,7 +46,7 @@ def cancel(run: Run, lost: bool = False) -> list[str]:
     by = machine.user()
     try:
         _mark(run, by)
-    except OSError as error:  # a full disk: all the more reason to end what fills it
+    except OSError as error:  # the disk may be full: all the more reason to end what fills it
         print(f"{run.name}: {refusal(error)}; its jobs are told to end all the same", file=sys.stderr)
     try:
         for executor, jobs in (("local", list(chains)), ("slurm", alive), *others.items()):
@@ -54,16 +54,16 @@ def cancel(run: Run, lost: bool = False) -> list[str]:
                 executors.named(executor).end(run, jobs)
     except UserError:
         with contextlib.suppress(OSError):
-            (run.job / files.CANCELLED()).unlink(missing_ok=True)  # it goes on
+            (run.job / files.CANCELLED()).unlink(missing_ok=True)  # the run goes on
         raise
-    # Also of a run that was cancelled before: what lived now was submitted since.
-    with contextlib.suppress(OSError):  # the mark says so, too, and so do the jobs
+    # Also if the run was cancelled before: what was alive now has been submitted since.
+    with contextlib.suppress(OSError):  # the mark and the jobs say so, too
         events.append(run.events, "cancelled", by=by)
     return list(dict.fromkeys([*alive, *chains, *(job for jobs in others.values() for job in jobs), *far]))
 
 
 def _in_the_queue(run: Run, past: History) -> list[str]:
-    """Slurm's jobs of the run that live. Raises UserError if the queue cannot be seen."""
+    """The run's Slurm jobs that are alive. Raises UserError if the queue cannot be seen."""
     ids = _slurm_ids(run, past)
     answer = slurm_queries.ask(ids, patience=60)
     for problem in answer.problems:
@@ -84,7 +84,7 @@ def _in_the_queue(run: Run, past: History) -> list[str]:
 
 
 def _mark(run: Run, by: str) -> None:
-    """A job that is leaving at this moment sees the mark, and submits no successor."""
+    """Marks the run as cancelled: a job that is exiting at this moment sees it and submits no successor."""
     mark = json.dumps({"time": events.now(), "by": by}).encode()
     try:
         run.job.mkdir(exist_ok=True)
@@ -94,10 +94,10 @@ def _mark(run: Run, by: str) -> None:
 
 
 def wait(run: Run, ended: list[str]) -> list[str]:
-    """Waits until all jobs of a cancelled run are gone, for PATIENCE: they are read from its events anew
-    (there may be a successor since) and cancelled again (a requeue may have brought one back).
+    """Waits, PATIENCE at most, until all jobs of a cancelled run are gone. Reads its events again each time
+    (there may be a successor by now) and cancels pending jobs again (one may have been requeued).
 
-    Adds what it cancels to `ended`; returns what is left."""
+    Adds the jobs found alive to `ended`; returns what is left."""
     give_up = time.monotonic() + PATIENCE
     pause = 0.2
     while True:
@@ -111,7 +111,7 @@ def wait(run: Run, ended: list[str]) -> list[str]:
         left += [job for jobs in _of_other_executors(run, past).values() for job in jobs]
         if not left or time.monotonic() > give_up:
             return left
-        # A job that is running yet has its signal; one that came back by a requeue has not.
+        # A job that is still running has had its signal; one that was requeued meanwhile has not.
         waiting = [id for id in again if answer.job(id).pending]
         if waiting:
             executors.named("slurm").end(run, waiting)
@@ -122,7 +122,7 @@ def wait(run: Run, ended: list[str]) -> list[str]:
 def _own(
     run: Run, past: History, ids: set[str], answer: slurm_queries.Answer
 ) -> tuple[slurm_queries.Answer, list[slurm_queries.Job]]:
-    """What of an answer is about this run's jobs, and the jobs that live and only have such a number."""
+    """(the answer without jobs that are not this run's, those of them that are alive): ids are reused."""
     noted = {job.id: job for job in past.jobs.values()}
     strange = {id for id in ids if identity.is_stranger(run, past, answer.job(id), noted.get(id))}
     living = [answer.job(id) for id in sorted(strange) if answer.job(id).alive]
@@ -130,7 +130,7 @@ def _own(
 
 
 def _of_other_executors(run: Run, past: History) -> dict[str, list[str]]:
-    """The jobs that live of an executor which is neither Slurm nor this machine, by the executor."""
+    """The jobs alive in executors other than Slurm and this machine, by executor."""
     found: dict[str, list[str]] = {}
     for job in past.jobs.values():
         other = job.executor in executors.names() and job.executor not in ("slurm", "local")
@@ -140,27 +140,27 @@ def _of_other_executors(run: Run, past: History) -> dict[str, list[str]]:
 
 
 def _far_away(run: Run, past: History) -> dict[str, str]:
-    """Local jobs that may live on another machine: job -> its host."""
+    """Local jobs that may be alive on another machine: job -> its host."""
     jobs = [job.id for job in past.jobs.values() if job.state in ("submitted", "started", "requeued")]
     hosts = {job: local_jobs.elsewhere(run, job) for job in jobs}
     return {job: host for job, host in hosts.items() if host}
 
 
 def _slurm_ids(run: Run, past: History) -> set[str]:
-    """Every Slurm job of the run that may live, also successors submitted in advance."""
+    """Every Slurm job of the run that may be alive, including successors submitted in advance."""
     over = {job.id for job in past.jobs.values() if job.state == "finished"}
     ids = {job.id for job in past.jobs.values()} | {one.job for one in past.incarnations}
     ids = {id for id in ids - over if slurm_queries.is_slurm(id)}
     for path in run.job.glob(files.PRESUBMITTED(JOB="*")):
         try:
             ids.add(path.read_text().strip())
-        except FileNotFoundError:  # its job has just given it up
+        except FileNotFoundError:  # its job has just removed it
             continue
     return {id for id in ids if slurm_queries.is_slurm(id)}
 
 
 def _local_chains(run: Run, past: History) -> dict[str, int]:
-    """The local chains to end, job -> pid; one that was submitted this moment is waited for."""
+    """The local chains to end, job -> pid; waits for one that is only just starting."""
     give_up = time.monotonic() + STARTING
     while True:
         chains = local_jobs.local_chains(run)
@@ -169,4 +169,4 @@ def _local_chains(run: Run, past: History) -> dict[str, int]:
             return chains
         if time.monotonic() > give_up:
             return chains
-        time.sleep(0.1)  # until it has said which process it is
+        time.sleep(0.1)  # until it has recorded its process id

@@ -1,4 +1,4 @@
-"""What of a folder of the user's is code, and what is data that lies beside it."""
+"""Tells the code in a user's folder from data that lies beside it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 CODE = (".py", ".pyi", ".pyx", ".so", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp")
 ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
-"""What lies in a folder that is an environment of Python's."""
+"""Names in a folder that mark it as a Python environment."""
 FEW = 100
 SMALL = 10 << 20
-"""Files, and bytes of them together, up to which a folder without code is no data; bytes of one such file."""
+"""A folder without code is data if it has more files than FEW or bytes than SMALL; a file, by bytes alone."""
 
 
 def entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
-    """The folders and files of a folder; none that is hidden, no caches, no environments of Python's, and
-    nothing that is neither (a FIFO, a link to nothing)."""
+    """The folders and files in a folder, except hidden ones, caches, Python environments, and anything that
+    is neither (a FIFO, a broken link)."""
     with os.scandir(folder) as found:
         for entry in found:
             if entry.name.startswith(".") or entry.name == "__pycache__" or entry.name.endswith(".pyc"):
@@ -29,7 +29,7 @@ def entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
 
 
 def is_data(folder: str) -> bool:
-    """Whether there is no code in a folder and those below it, but more than a few small files."""
+    """Whether a folder and those below it hold no code, but more than a few small files."""
     count = size = 0
     rest = [folder]
     while rest:
@@ -45,7 +45,7 @@ def is_data(folder: str) -> bool:
 
 
 def is_large(file: os.DirEntry[str]) -> bool:
-    """Whether a file is data by itself, as a checkpoint is."""
+    """Whether a file alone counts as data, such as a checkpoint."""
     return not file.name.endswith(CODE) and file.stat().st_size > SMALL
 
 

@@ -1,5 +1,5 @@
 """A run's `code/` as one file beside it, for `environment: image`: each node unpacks it on its own disk
-(jobs/supervise/unpacking.py). Compressed, so that what reads it checks it (RFC 1952: a CRC-32 at the end)."""
+(jobs/supervise/unpacking.py). As gzip, so that reading it also checks it (RFC 1952: a CRC-32 at the end)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.run.directory import Run, write_atomically
 
 
 def write(run: Run) -> None:
-    """Packs the code as it is now, unless that is what has been packed: whoever runs from it goes on."""
+    """Packs the code as it is now, unless the file holds just that: jobs may be running from it."""
     content = gzip.compress(_packed(run), compresslevel=3, mtime=0)
     target = run.path / files.CODE_IMAGE()
     if not target.is_file() or target.read_bytes() != content:
@@ -26,19 +26,19 @@ def write(run: Run) -> None:
 
 
 def compile_start(code: Path) -> None:
-    """Keeps what a start from images imports from the code itself compiled, for this Python: that is a third
-    of the time that it takes longer than one without. Where it cannot be kept, each start compiles it."""
+    """Compiles, for this Python, what a start from images imports from the code itself: a third of the time
+    that such a start takes longer than another. What cannot be written, each start compiles anew."""
     for name in image.IMPORTED:
         path = code.joinpath(*name.split("."))
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        with contextlib.suppress(OSError):  # also of a run of another version, which has not each
+        with contextlib.suppress(OSError):  # a run of another version may lack some of them
             made = py_compile.compile(str(file), quiet=2)
             if made and not _is_whole(Path(made)):
                 os.unlink(made)
 
 
 def _is_whole(compiled: Path) -> bool:
-    """Whether all of it could be written; what is cut off would end each start."""
+    """Whether it was written in full; a truncated file would make every start fail."""
     try:
         marshal.loads(compiled.read_bytes()[16:])
     except (EOFError, ValueError, TypeError):
@@ -47,7 +47,7 @@ def _is_whole(compiled: Path) -> bool:
 
 
 def _packed(run: Run) -> bytes:
-    """The same bytes for the same files."""
+    """A tar archive of the code; equal files yield equal bytes."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for top, folders, names in os.walk(run.code):

@@ -1,4 +1,4 @@
-"""Which files a config consists of: the config itself, by whichever name, its bases, and the user's modules.
+"""The files that a config consists of: the config itself, however it is named, its bases, the user's modules.
 
 Only names and syntax trees are looked at; nothing is imported or run.
 """
@@ -28,17 +28,17 @@ class Base(msgspec.Struct, kw_only=True):
     """A file that a config inherits from."""
 
     path: Path | None
-    """None: it lies in a package that this interpreter does not have."""
+    """None if it lies in a package that this interpreter does not have."""
     written: str = ""
-    """As `_base_` names it; "" for one of `with read_base():`."""
+    """The name as written in `_base_`; "" if it is imported in `with read_base():`."""
     package: str = ""
-    """The installed package that it is addressed through, if it is."""
+    """The package through which it is named, if any."""
     line: int = 0
 
 
 def locate(config: str) -> Path:
-    """The file a user means by --config: as given, relative to the checkout, or `PACKAGE::PATH` for one of an
-    installed package. Raises UserError, with a near name where there is one."""
+    """The file that --config means: as given, relative to the checkout, or `PACKAGE::PATH` for a config of an
+    installed package. Raises UserError, with a similar name if there is one."""
     if "::" in config:
         package, _, inside = config.partition("::")
         found = of_package(package, inside)
@@ -52,7 +52,7 @@ def locate(config: str) -> Path:
     near = difflib.get_close_matches(given.name, [path.name for path in given.parent.glob("*.py")], 1)
     if near:
         raise UserError(f"there is no config {config!r}: did you mean {given.parent / near[0]}?")
-    # One of the zoo's by its bare name.
+    # A bare file name of the model zoo.
     zoo = _near("mmseg", given.stem)
     if zoo.endswith(f"/{given.stem}.py"):
         raise UserError(f"there is no config {config!r}: did you mean {zoo}?")
@@ -99,7 +99,7 @@ def has_module(name: str) -> bool:
 
 
 def _near(package: str, name: str) -> str:
-    """The package's config that is nearest to a mistyped name, with or without its folder; "" for none."""
+    """The package's config closest to a mistyped name, with or without its folder; "" if there is none."""
     folder = configs_of(package)
     if folder is None:
         return ""
@@ -144,7 +144,7 @@ def filled_in(text: str, path: Path) -> str:
 
 
 def of_data(text: str, path: Path) -> ast.Module:
-    """A config in JSON or YAML as the assignments that it stands for. Raises ValueError if it cannot be
+    """A JSON or YAML config as the Python assignments that it stands for. Raises ValueError if it cannot be
     read."""
     import yaml  # which reads JSON, too
 
@@ -158,7 +158,7 @@ def of_data(text: str, path: Path) -> ast.Module:
 
 
 def bases(tree: ast.Module, path: Path) -> Iterator[Base]:
-    """What a config inherits from, in order. Raises UserError for what no reader could find."""
+    """What a config inherits from, in order. Raises UserError for a base that cannot be determined."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "_base_" for t in node.targets):
             try:
@@ -204,7 +204,7 @@ def _from_module(statement: ast.stmt, path: Path) -> Base:
 
 
 def imports(tree: ast.Module) -> list[str]:
-    """The modules that a config or module imports by their whole name, `read_base` apart."""
+    """The modules that a config or module imports by absolute name, except within `read_base()`."""
     within = {id(one) for node in tree.body if isinstance(node, ast.With) for one in node.body}
     found = []
     for node in ast.walk(tree):
@@ -216,8 +216,8 @@ def imports(tree: ast.Module) -> list[str]:
 
 
 def check_calls(tree: ast.Module, path: Path) -> None:
-    """Raises UserError where a config in pure Python calls what it imports: mmengine only notes the name, and
-    calls nothing but the standard library's. One that begins with `_base_` is run as it stands."""
+    """Raises UserError if a pure Python config calls something it imports: mmengine imports nothing but the
+    standard library and only notes the name. A config that sets `_base_` first is executed as it is."""
     lazy: set[str] = set()
     for node in tree.body:
         if not lazy and isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_base_":
@@ -228,7 +228,7 @@ def check_calls(tree: ast.Module, path: Path) -> None:
             module = "." * node.level + (node.module or "")
             names = {alias.asname or alias.name: module for alias in node.names}
         else:
-            # A name may be given to something else.
+            # The name may be assigned to something else.
             lazy -= {getattr(one, "id", "") for one in getattr(node, "targets", [])}
             continue
         lazy |= {name for name, module in names.items() if not _is_imported(module)}
@@ -254,9 +254,9 @@ def _is_imported(module: str) -> bool:
 
 
 def modules(names: list[str], places: list[Path], outer: Sequence[Path] = ()) -> list[Path]:
-    """Those of the named modules that lie in one of `places`, and what they import from there in turn: their
-    file, or their top-level package's folder. What is neither there nor installed may lie in an `outer`
-    place."""
+    """The named modules that lie in one of `places`, and those they import from there in turn: each as its
+    file, or its top-level package's folder. A module whose package is not installed may also lie in an
+    `outer` place."""
     found: list[Path] = []
     prerequisites = [(name, places) for name in names]
     while prerequisites:
@@ -275,8 +275,8 @@ def modules(names: list[str], places: list[Path], outer: Sequence[Path] = ()) ->
 
 
 def above(files: list[Path]) -> list[Path]:
-    """The folders above those of config files, up to their repository's root, and the current one: where
-    `PYTHONPATH=. python tools/train.py configs/mine/config.py` has a package beside configs/."""
+    """The folders above config files, up to the root of their repository, and the current one: there lies the
+    package beside configs/ of `PYTHONPATH=. python tools/train.py configs/mine/config.py`."""
     found = []
     home = Path.home().resolve()
     for file in files:
@@ -296,7 +296,7 @@ def _module(name: str, place: Path) -> Path | None:
     inner = place.joinpath(*parts)
     top = place / parts[0]
     if len(parts) > 1:
-        # The last part may be a name in the module.
+        # The last part may be a name within the module.
         there = inner.with_suffix(".py").is_file() or inner.is_dir() or (top / "__init__.py").is_file()
         return top if there and top.is_dir() else None
     if inner.with_suffix(".py").is_file():
@@ -310,12 +310,12 @@ def _imported_by(module: Path) -> list[str]:
         try:
             found += imports(ast.parse(file.read_text(encoding="utf-8")))
         except (SyntaxError, ValueError, OSError):
-            continue  # the job's import of it will say so
+            continue  # importing it in the job will say so
     return found
 
 
 def parsed(file: Path) -> ast.Module:
-    """Raises UserError for a file that is not Python."""
+    """The file's syntax tree. Raises UserError if it is not Python or cannot be read."""
     try:
         return ast.parse(file.read_bytes(), str(file))
     except SyntaxError as error:
@@ -326,7 +326,7 @@ def parsed(file: Path) -> ast.Module:
 
 def check_datasets(found: list[Path], used: set[str]) -> None:
     """Raises UserError for a dataset class, among those `used`, that names its classes as MMSegmentation
-    before 1.0 did: for 1.x it has none, which would come out at the first validation."""
+    before 1.0 did: in 1.x it would have none, which only the first validation would show."""
     for module in found:
         for file in code_files.python(module):
             try:

@@ -1,4 +1,4 @@
-"""MMSegmentation configs seen from the login node: what one says with all its bases, and whether it can run.
+"""MMSegmentation configs seen from the login node: their values with all bases, and whether they can run.
 
 Only the syntax trees are read; nothing is imported or run, so a wrong config is found in milliseconds.
 """
@@ -26,23 +26,23 @@ class Chain(msgspec.Struct, kw_only=True):
     """A config and everything it inherits from."""
 
     files: list[Path]
-    """The config first, then those of its bases that a run takes along."""
+    """The config, then those of its bases that go into the run's snapshot."""
     bases: dict[Path, dict[str, Path]] = {}
-    """For each of `files` what its `_base_` names, as written there, and the file meant."""
+    """For each of `files`: the names in its `_base_`, as written -> the files meant."""
     modules: list[Path] = []
     """The user's own Python that `custom_imports` names or that a config imports: files and package folders,
     found beside one of the configs or in the checkout."""
     values: dict[str, Any] = {}
-    """Top-level names that any of them sets, and the values where they are written out
-    (launch/submit/literals.py); the nearest to the config wins, and `--set` over all."""
+    """Top-level names that any of them sets, with their values where they are written out
+    (launch/submit/literals.py); the file nearest to the config wins, and `--set` over all."""
     scope: str = ""
-    """`default_scope`, the nearest one to the config wins."""
+    """`default_scope`; the file nearest to the config wins."""
     segments: bool = False
-    """Some `model` has a decode_head."""
+    """Whether a `model` has a decode_head."""
     complete: bool = True
     """False if a base lies in a package that this interpreter does not have."""
     imports: list[str] = []
-    """What the files import, but for their bases."""
+    """The modules that the files import, except their bases."""
 
 
 def check(
@@ -54,8 +54,8 @@ def check(
     code: Path | None = None,
 ) -> Chain:
     """Reads the config's chain; `overrides` are those of `--set`. `here`: the jobs run in this environment,
-    so that a package which is missing in it is a mistake. `asked`: overrides that are new, as (option, key),
-    each of which has to change something. `code`: the run's, if the config is the copy that a run has.
+    so a package missing from it is an error. `asked`: the new overrides as (option, key), each of which must
+    change something. `code`: the run's code directory, if the config is the copy in a run.
 
     Raises UserError unless it is an MMSegmentation config that can be read, trained exactly and, if it is to
     be `evaluated`, tested.
@@ -87,8 +87,8 @@ def check(
 
 
 def _brings_code(chain: Chain) -> bool:
-    """Whether code of the user's comes along with the config, or what it computes may name some: the job,
-    which knows then, asks the same."""
+    """Whether the config brings code of the user's, or may do so in values that it computes: the job, which
+    knows these, checks again."""
     parts = {key: chain.values.get(key) for key in ("custom_imports", "custom_hooks")}
     return bool(chain.modules) or _computes(parts) or supported.of_others(_known(chain.values))
 
@@ -113,7 +113,7 @@ def _check_parts(config: Path, chain: Chain, evaluated: bool) -> None:
         missed = " and ".join(sorted(missing, reverse=True))
         raise UserError(f"{config} cannot be trained: neither it nor its bases set {missed}")
     for what in ("dataloader", "evaluator"):
-        # jobs/mmseg/model.py takes the validation's where there is none for the test.
+        # jobs/mmseg/model.py falls back on the validation's where there is none for the test.
         if evaluated and not {f"test_{what}", f"val_{what}"} & names:
             raise UserError(
                 f"{config} cannot be evaluated: neither it nor its bases set test_{what} or val_{what}; "
@@ -135,9 +135,9 @@ def _known(node: Any) -> Any:
 
 
 def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
-    """Raises UserError if a file of pretrained weights that the config names is not in its place; those that
-    a preparation on its way will fetch are `coming` (as configs refer to them). Also where the model would
-    fetch some itself, when it is built."""
+    """Raises UserError if a file of pretrained weights that the config names is missing, except those that a
+    running preparation will fetch (`coming`, as configs refer to them); and if the model would download
+    weights itself when it is built."""
     if not chain.complete:
         return
     pretrained.check_timm(chain.values.get("model"))
@@ -155,19 +155,19 @@ def check_weights(chain: Chain, data_root: Path, coming: set[str]) -> None:
 
 
 def weights(chain: Chain) -> list[str]:
-    """Every reference to pretrained weights, as the config names it; computed ones are not among them."""
+    """Every reference to pretrained weights, as written in the config; without those that it computes."""
     return list(_weights(chain))
 
 
 def _weights(chain: Chain) -> dict[str, str]:
-    """Each of `weights`, and the override that does without it."""
+    """Each of `weights` -> the override that does without it."""
     found = pretrained.references(pretrained.parts(chain.values))
     return {str(holder[key]): without for holder, key, without in found}
 
 
 def data_roots(chain: Chain) -> dict[str, list[str]]:
-    """Every `data_root` of the training's and the validation's datasets, as the config writes it, and the
-    dotted keys where it does; those that it computes are not among them."""
+    """Every `data_root` of the training and validation datasets, as written in the config -> the dotted keys
+    where it is; without those that it computes."""
     found: dict[str, list[str]] = {}
 
     def look(node: Any, above: str) -> None:
@@ -184,12 +184,12 @@ def data_roots(chain: Chain) -> dict[str, list[str]]:
 
 
 def _modules(config: Path, chain: Chain, here: bool, code: Path | None) -> list[Path]:
-    """The user's modules that the configs need. Raises UserError for one of `custom_imports` that is neither
-    among them nor installed."""
+    """The user's modules that the configs need. Raises UserError if one of `custom_imports` is neither among
+    them nor installed."""
     given = _known(chain.values.get("custom_imports"))
     given = given if isinstance(given, dict) else {}
     names = supported.imported(given)
-    # A run has its modules in one place (launch/submit/snapshot.py), wherever its configs lie below it.
+    # A run has its modules in one place (launch/submit/snapshot.py), wherever below it its configs lie.
     places = [code] if code else [*dict.fromkeys(file.parent for file in chain.files), CHECKOUT]
     outer = [] if code else config_files.above(chain.files)
     found = config_files.modules([*names, *chain.imports], places, outer)
@@ -216,7 +216,7 @@ def _modules(config: Path, chain: Chain, here: bool, code: Path | None) -> list[
 
 
 def _without_classes(node: Any) -> set[str]:
-    """The types of a config's parts that are given no `metainfo`."""
+    """The types of a config's parts that have no `metainfo`."""
     inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
     found = set().union(*map(_without_classes, inner))
     if isinstance(node, dict) and isinstance(node.get("type"), str) and "metainfo" not in node:
@@ -225,7 +225,7 @@ def _without_classes(node: Any) -> set[str]:
 
 
 def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool = True) -> dict[str, Any]:
-    """Adds a config and its bases to the chain; returns their values, merged. `taken`: into the snapshot."""
+    """Adds a config and its bases to the chain; returns the merged values. `taken`: into the snapshot."""
     if path in above:
         raise UserError(f"{path} inherits from itself, through {above[-1]}")
     tree = _parsed(path, above)
@@ -244,7 +244,7 @@ def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool =
                 )
             chain.complete = False
             continue
-        # Dicts of another package's config are marked with its scope, so it is read where it is installed.
+        # Another package's config is read where it is installed: mmengine marks its dicts with its scope.
         along = taken and base.package in ("", "mmseg") and (bool(base.written) or not base.package)
         inherited = _read(base.path, chain, [*above, path], here, along)
         (bases if base.written else modules).append(inherited)
@@ -267,7 +267,7 @@ def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool =
 
 
 DATA = (".json", ".yaml", ".yml")
-"""What mmengine reads beside Python, as bases."""
+"""Base config formats that mmengine reads besides Python."""
 
 
 def _parsed(path: Path, above: list[Path]) -> ast.Module:

@@ -29,12 +29,12 @@ PACKAGES = (
 
 
 class TrainingSpec(msgspec.Struct, kw_only=True):
-    """What a training command asks for, checked; still without a name on disk."""
+    """What a training command asks for, checked; nothing of it is on disk yet."""
 
     train: profiles.Resolved
     evaluate: profiles.Resolved
     infer: profiles.Resolved
-    """Only remembered, for launch/infer.py."""
+    """Only recorded, for a later launch/infer.py."""
     config: Path
     chain: Chain
     data_root: Path
@@ -42,7 +42,7 @@ class TrainingSpec(msgspec.Struct, kw_only=True):
     checkpoint: str = "best"
     overrides: dict[str, Any] = {}
     worker: list[str] | None = None
-    """The arguments of the program that `config` then is: a training that is not MMSegmentation's."""
+    """For a training without MMSegmentation: the arguments of the program, which `config` then is."""
     sweep: str = ""
 
 
@@ -69,7 +69,7 @@ def request(spec: TrainingSpec, name: str, config: str, versions: dict[str, str]
 
 
 def data_prerequisites(spec: TrainingSpec) -> data_ready.Prerequisites:
-    """The preparations that this training has to wait for. Raises UserError if there is none and no data."""
+    """The preparations that this training waits for. Raises UserError if there is neither data nor one."""
     prerequisites = data_ready.wait_for(spec.data_root, spec.train.executor, spec.chain)
     coming = prerequisites.jobs or prerequisites.stages
     stage = spec.train.settings.stage
@@ -83,8 +83,8 @@ def data_prerequisites(spec: TrainingSpec) -> data_ready.Prerequisites:
 
 
 def cluster(resolved: profiles.Resolved, *others: profiles.Resolved) -> RunSettings:
-    """The profile as it was resolved, for run.yaml: the settings of the command's own job, those of the run's
-    other jobs by their stage. `options.profile_of` reads it back."""
+    """The resolved profile, for run.yaml: the settings of the command's own job, and those of the run's other
+    jobs by stage. `options.profile_of` reads it back."""
     behind: dict[str, Any] = {
         other.stage: JobSettings(**msgspec.structs.asdict(other.settings), sources=other.sources)
         for other in others
@@ -94,7 +94,7 @@ def cluster(resolved: profiles.Resolved, *others: profiles.Resolved) -> RunSetti
 
 
 def versions() -> dict[str, str]:
-    """What the run is made of: Python, the packages of this environment, the checkout's commit."""
+    """The versions of Python and of this environment's packages, and the checkout's commit."""
     found = {"python": platform.python_version()}
     installed = environment.installed()
     found |= {package: installed[package] for package in PACKAGES if package in installed}
@@ -104,8 +104,7 @@ def versions() -> dict[str, str]:
 
 
 def _git_state() -> str:
-    """The checkout's commit and whether files of it were changed since; "" where there is no git, or no
-    repository."""
+    """The checkout's commit and whether files have changed since; "" without git or a repository."""
     command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(
@@ -125,7 +124,7 @@ def fill(run: Run, name: str, spec: TrainingSpec, versions: dict[str, str]) -> N
 
 @contextmanager
 def untrained(spec: TrainingSpec, stem: str) -> Iterator[Run]:
-    """Makes a run that nothing is trained in, for an evaluation or an inference; see runs.new_run."""
+    """Makes a run without a training, for an evaluation or an inference; see runs.new_run."""
     runs.check_root(runs.runs_root())
     with ExitStack() as stack:
 
@@ -136,11 +135,11 @@ def untrained(spec: TrainingSpec, stem: str) -> Iterator[Run]:
 
 
 def write_scripts(run: Run, *batches: script.Batch) -> None:
-    """Writes `job/STAGE.sbatch`, and the environment that it reads, for each batch; where one of
-    them runs from images, that of the code, too."""
+    """Writes `job/STAGE.sbatch`, and the environment that it reads, for each batch; if one of them runs from
+    images, also the image of the code."""
     if any(batch.resolved.settings.environment for batch in batches):
         code_image.write(run)
-    run.job.mkdir(exist_ok=True)  # of a run that has lost it
+    run.job.mkdir(exist_ok=True)  # it may have been deleted
     for batch in batches:
         file = run.job / files.SCRIPT(STAGE=batch.resolved.stage)
         content = script.text(batch).encode()
@@ -154,7 +153,7 @@ def summary(run: Run, jobs: dict[str, str]) -> dict[str, Any]:
 
 
 def as_json(*batches: script.Batch) -> str:
-    """What --dry-run shows of a run's batches, for a program: the script of each stage, or its command."""
+    """What --dry-run --json prints: the script of each stage, or its command."""
     found = {"run": str(batches[0].run)}
     for batch in batches:
         executor = executors.named(batch.resolved.executor)
@@ -165,8 +164,8 @@ def as_json(*batches: script.Batch) -> str:
 
 @contextmanager
 def restored_on_error(*files: Path) -> Iterator[None]:
-    """Gives the files back their content (or absence) if the body raises, so that a refused submission
-    changes nothing. Not after a submission that may have arrived: its job reads the new ones."""
+    """Restores the files (or their absence) if the body raises, so that a refused submission changes nothing.
+    Not after a submission that may have arrived: its job reads the new ones."""
     before = {file: file.read_bytes() if file.exists() else None for file in files}
     try:
         yield

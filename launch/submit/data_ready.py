@@ -1,8 +1,8 @@
-"""Are the datasets there before anything trains on them, and if not, is a preparation on its way?
+"""Are the datasets ready before anything trains on them, and if not, is a preparation on its way?
 
-Which datasets: those whose data roots the config (or `--set`) names below `data/`. One that is not written
-out in the config is looked for by the job alone (jobs/mmseg/config.py, check_data). The pretrained weights
-that a preparation brings along are missed here too.
+The datasets are those whose data roots the config (or `--set`) names below `data/`. A data root that the
+config computes is checked by the job alone (jobs/mmseg/config.py, check_data). Missing pretrained weights,
+which a preparation may fetch, are reported here, too.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Prerequisites:
     jobs: list[str] = field(default_factory=list)
     """Slurm's job ids."""
     stages: list[list[str]] = field(default_factory=list)
-    """Arguments of jobs.prepare that wait for them in a local chain."""
+    """Arguments with which jobs.prepare waits for them in a local chain."""
     weights: set[str] = field(default_factory=set)
     """Pretrained weights that they will fetch, as configs refer to them."""
 
     @property
     def dependency(self) -> str:
-        """As `--dependency=afterok:…` takes it; "" for nothing."""
+        """The job ids as in `--dependency=afterok:…`; "" if there are none."""
         return ":".join(self.jobs)
 
 
 def wait_for(data_root: Path, executor: str, chain: configs.Chain) -> Prerequisites:
-    """What must end before all that the config reads is ready; nothing, mostly.
+    """The preparations that must end before everything the config reads is ready; usually none.
 
     Raises UserError, with the fix, if a dataset or a file of pretrained weights is neither there nor on its
     way.
@@ -76,8 +76,8 @@ def check(data_root: Path, chain: configs.Chain) -> None:
 
 
 def check_relative(chain: configs.Chain) -> None:
-    """Raises UserError for a data root that is relative, and neither below data/ nor taken along: it would
-    mean the directory that training was once started in."""
+    """Raises UserError for a relative data root that is neither below data/ nor part of the snapshot: it
+    would be relative to the directory in which training was once started."""
     along = {"data", ".", *snapshot.FOLDERS, *(module.name for module in chain.modules)}
     for root, keys in configs.data_roots(chain).items():
         if posixpath.isabs(root) or posixpath.normpath(root).split("/")[0] in along:
@@ -91,8 +91,8 @@ def check_relative(chain: configs.Chain) -> None:
 
 
 def _check_images(data_root: Path, chain: configs.Chain) -> None:
-    """Raises UserError for a BaseSegDataset, such as most have that is one's own, which would find no image:
-    other classes have suffixes and lists of their own, which the job will look at."""
+    """Raises UserError for a BaseSegDataset (as most users' own datasets are) that would find no image; other
+    classes have suffixes and lists of their own, which the job checks."""
     for key in ("train_dataloader", "val_dataloader"):
         loader = chain.values.get(key)
         one = loader.get("dataset") if isinstance(loader, dict) else None
@@ -120,13 +120,13 @@ def _below(data_root: Path, dataset: dict[str, Any], place: Any) -> Path | None:
 
 
 def paths(chain: configs.Chain) -> list[str]:
-    """The config's data roots, as paths below the data root, sorted."""
+    """The config's data roots below `data/`, as sorted paths relative to it."""
     normal = (posixpath.normpath(root) for root in configs.data_roots(chain))
     return sorted(path.removeprefix("data/") for path in normal if path.startswith("data/"))
 
 
 def to_pack(data_root: Path, chain: configs.Chain) -> str:
-    """How to pack a dataset of the config's, if none of its data roots lies in a packed one; else ""."""
+    """How to pack one of the config's datasets, if none of its data roots is in a packed one; else ""."""
     found = paths(chain)
     if any(packed.locate(data_root / path) for path in found):
         return ""
@@ -137,17 +137,17 @@ def to_pack(data_root: Path, chain: configs.Chain) -> str:
 
 
 def recipe_of(path: str) -> str:
-    """The dataset, as `prepare.py --dataset` names it, that is prepared to this path below a data root; ""
-    for one of the user's own."""
+    """The dataset, as named for `prepare.py --dataset`, that is prepared to this path below a data root; ""
+    for a user's own."""
     folder = path.split("/")[0]
     dataset = dataset_of(folder)
-    # VOC 2010 and its like lie there too, and are not what is prepared.
+    # The same folder may hold VOC 2010 and the like, which are not prepared.
     ours = path.startswith(f"{VOC_FOLDER}/VOC2012") if folder == VOC_FOLDER else dataset in RECIPES
     return dataset if ours else ""
 
 
 def _look(data_root: Path, path: str, executor: str, whole: bool, prerequisites: Prerequisites) -> None:
-    """Adds what is to be waited for. Not `whole`: weights are missing; they come behind the dataset."""
+    """Adds what is to be waited for. Not `whole`: weights are missing, and are fetched after the dataset."""
     folder = path.split("/")[0]
     dataset = dataset_of(folder)
     ours = bool(recipe_of(path))
@@ -165,7 +165,7 @@ def _look(data_root: Path, path: str, executor: str, whole: bool, prerequisites:
         job = found.owner.job or f"process {found.owner.pid} on {found.owner.host}"
     if job:
         asked = run.request().weights if run else None
-        if asked is None:  # not told: what a preparation fetches by itself
+        if asked is None:  # not given: what a preparation fetches by default
             asked = [pretrained.DEFAULT] if dataset == "voc" else []
         prerequisites.weights |= set(asked)
     if not job:
@@ -181,7 +181,7 @@ def _look(data_root: Path, path: str, executor: str, whole: bool, prerequisites:
 
 
 def _not_there(data_root: Path, path: str, dataset: str, reason: str) -> None:
-    """Lets the user's own data pass. Raises UserError for what is missing; `dataset`: prepare makes it."""
+    """Raises UserError, unless the user's own data is there; `dataset`: what prepare.py could make."""
     place = data_root / path
     if place.exists() and dataset != "voc":
         if dataset:
@@ -202,7 +202,7 @@ def _command(data_root: Path, dataset: str) -> str:
 
 
 def preparing(data_root: Path, folder: str) -> Run | None:
-    """The run of prepare.py that is queued or running for this folder of a data root, if there is one."""
+    """The run of prepare.py that is queued or running for this folder of a data root, if any."""
     from launch.observe import liveness
 
     found = []
@@ -212,7 +212,7 @@ def preparing(data_root: Path, folder: str) -> Run | None:
     for _, run in sorted(found, key=lambda one: one[0], reverse=True):
         try:
             request, past = run.request(), story.read(run.events)
-        except (OSError, UserError):  # another user's, of which the data root's lock tells, or damaged
+        except (OSError, UserError):  # damaged, or another user's, whom the data root's lock names
             continue
         if request.verify or folder_of(request.dataset) != folder or past.preparation_has_ended:
             continue

@@ -1,4 +1,4 @@
-"""A run for a model from an exported folder (jobs/run/exported.py): nothing is trained in it."""
+"""A run for a model from an exported folder (jobs/run/exported.py), without a training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launch.submit.profiles import Resolved
 
 
 def folder(given: str) -> Path | None:
-    """The exported folder that a command's RUN names; None for a run's name or path, which goes first.
+    """The exported folder that a command's RUN names; None for a run's name or path, which takes precedence.
 
     Raises UserError for a folder that is damaged.
     """

@@ -1,8 +1,8 @@
-"""Is a job that has the number of one of ours ours? Numbers begin anew, and another cluster has its own.
+"""Does a job that has the id of one of ours belong to us? Ids are reused, and another cluster has its own.
 
-An old run's job 12 must not be taken for today's job 12 of somebody else, or of another run: neither shown
-as that run's, nor waited for, nor cancelled. Compared are the cluster, when it was submitted, its batch
-script, whose job it is, and its name.
+Today's job 12 of somebody else, or of another run, must not be taken for an old run's job 12: it is neither
+shown as that run's, nor waited for, nor cancelled. The cluster, the time of submission, the batch script,
+the user and the job's name are compared.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _TRACKED = re.compile(r"/jobs/(?:train|evaluate|infer|export|prepare)\.sbatch(?:
 
 
 def mine(run: Run, past: History, answer: Answer) -> Answer:
-    """`answer` without those jobs that only have the number of one of this run's: of those Slurm says
-    nothing then (UNKNOWN)."""
+    """`answer` without the jobs that only share an id with one of this run's: these then count as unknown to
+    Slurm (UNKNOWN)."""
     submitted = {job.id: job for job in past.jobs.values()}
     ids = {*submitted, *(one.job for one in past.incarnations), *filter(None, [past.reserve])}
     return without(answer, {id for id in ids if is_stranger(run, past, answer.job(id), submitted.get(id))})
@@ -42,7 +42,7 @@ def without(answer: Answer, strangers: set[str]) -> Answer:
 
 def is_stranger(run: Run, past: History, seen: Job, noted: StageJob | None = None) -> bool:
     """Whether Slurm's job `seen` is certainly not the one that the run's events mean; `noted` is what they
-    say of it. What Slurm does not tell is not held against it."""
+    say of it. What Slurm does not report is no evidence."""
     if noted is not None and noted.cluster and (here := machine.cluster_name()) and here != noted.cluster:
         return True
     if not (seen.name or seen.command):
@@ -56,8 +56,8 @@ def is_stranger(run: Run, past: History, seen: Job, noted: StageJob | None = Non
         return True
     if not seen.name or seen.name in names(run):
         return False
-    # Of a job that has left the queue accounting knows no script, and it may have been renamed: another is
-    # one that was submitted after all that this run has said.
+    # Accounting has no script for a job that has left the queue, and it may have been renamed: it is another
+    # one only if it was submitted after the run's last event.
     return bool(seen.command) or (seen.submit is not None and seen.submit > past.last + SLACK)
 
 
@@ -69,7 +69,7 @@ def owner_of(run: Run) -> str:
 
 
 def is_own_script(run: Run, command: str) -> bool | None:
-    """Whether a job's batch script is this run's, or another's; None where the script does not tell."""
+    """Whether a job's batch script is this run's (else another's); None if the script does not tell."""
     if tracked := _TRACKED.search(command):
         words = (tracked[1] or "").split()
         return (run.name in {word.rpartition("/")[2] for word in words}) if words else None
@@ -83,12 +83,12 @@ def is_own_script(run: Run, command: str) -> bool | None:
             return True
     except OSError:  # gone, or moved
         return None
-    # One script for all runs of a sweep.
+    # All runs of a sweep share one script.
     return None if _stem(folder.parent.name) == _stem(run.name) else False
 
 
 def names(run: Run) -> set[str]:
-    """The names that the launchers give to the run's jobs, and those of jobs/*.sbatch."""
+    """The names of the run's jobs: those that the launchers give, and those of jobs/*.sbatch."""
     stages = ("train", "evaluate", "infer", "export", "prepare")
     of_run = {
         f"{name}{end}"
@@ -99,5 +99,5 @@ def names(run: Run) -> set[str]:
 
 
 def _stem(name: str) -> str:
-    """The name of a sweep's job array, of one of its runs."""
+    """The name of a sweep's job array, from the name of one of its runs."""
     return re.sub(r"-[0-9]+$", "", name)

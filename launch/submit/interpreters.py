@@ -1,4 +1,4 @@
-"""Refuses, before anything is submitted, what the interpreter of its tasks could not train and resume."""
+"""Refuses, before anything is submitted, an interpreter that could not train and resume."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ SECONDS = 60.0
 
 
 def check(*jobs: Resolved) -> None:
-    """Raises UserError if the interpreter of one of the jobs lacks something, or has what does not fit.
+    """Raises UserError if the interpreter of one of the jobs lacks a package or has an incompatible one.
 
-    Nothing is said of one inside a container, or that this machine does not have or cannot run: the nodes
-    may, and a training looks for itself when it starts. What a job's set-up lines may bring is not missed.
+    An interpreter inside a container, or one that this machine does not have or cannot run, is not checked:
+    the nodes may have it, and a training checks again at its start. Packages that a job's set-up lines may
+    bring are not missed.
     """
     for python, job in {job.settings.python or sys.executable: job for job in jobs}.items():
         if job.settings.container is not None:
@@ -48,7 +49,7 @@ def is_this(job: Resolved) -> bool:
 
 
 def _asked(python: str, job: Resolved) -> list[str]:
-    """What another interpreter says of itself; [] if it says nothing."""
+    """The problems that another interpreter reports of itself; [] if it reports none."""
     program = shutil.which(os.path.expanduser(python))
     if program is None:
         return []

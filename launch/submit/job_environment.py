@@ -1,6 +1,6 @@
-"""The environment that a profile gives a job, in a file beside the batch script that its owner alone reads.
+"""The environment variables that a profile sets for a job, in a file beside its script, private to its owner.
 
-So no script, no comment, no dry run and no copy that Slurm keeps has a value in it.
+So the values appear in no script, comment or dry run, nor in the copy of the script that Slurm keeps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def check(settings: Settings) -> None:
 
 
 def local(settings: Settings) -> dict[str, str]:
-    """The variables, for a job on this machine. Raises UserError as `check`."""
+    """The variables, for a job on this machine. Raises UserError as `check` does."""
     found = {name: secrets.read(file, f"secrets.{name}") for name, file in settings.secrets.items()}
     return settings.env | found
 
@@ -32,7 +32,7 @@ def place(run: Run, stage: str) -> Path:
 
 
 def write(run: Run, resolved: Resolved) -> None:
-    """Writes `job/STAGE.env`, which the batch script reads; removes it where there is nothing to set."""
+    """Writes `job/STAGE.env`, which the batch script reads; removes it if there is nothing to set."""
     file = place(run, resolved.stage)
     settings = resolved.settings
     if not (settings.env or settings.secrets):

@@ -1,4 +1,4 @@
-"""Options of an inference on large images, and on more images than one process is for."""
+"""Options for inference on large images, and on more images than one process can handle."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def check_job(arguments: argparse.Namespace, run: Run, resolved: Resolved, images: list[str]) -> None:
-    """Raises UserError where the run's code is too old, or where what reads by windows is not installed."""
+    """Raises UserError if the run's code is too old, or if the library for windowed reading is missing."""
     if as_given(arguments) or resolved.settings.gpus > 1 or resolved.nodes[1] > 1:
         programs.require(run, "jobs/infer/large.py", "--tile, --part and several ranks")
     why = windows.lacking() if interpreters.is_this(resolved) else ""
@@ -58,7 +58,7 @@ def check_job(arguments: argparse.Namespace, run: Run, resolved: Resolved, image
 
 
 def pixels(path: Path) -> int:
-    """By the header; 0 of a file that is no image for Pillow: the job will say."""
+    """Width × height, from the header; 0 if Pillow cannot read it, which the job will report."""
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # nothing is decoded
@@ -70,6 +70,6 @@ def pixels(path: Path) -> int:
 
 
 def as_given(arguments: argparse.Namespace) -> list[str]:
-    """These options as the job takes them."""
+    """These options as arguments of the job."""
     found = {name: getattr(arguments, name) for name in ("tile", "overlap", "part")}
     return [f"--{name}={value}" for name, value in found.items() if value is not None]

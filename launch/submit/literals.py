@@ -1,8 +1,8 @@
-"""What a config's syntax tree says without running it: plain values where they are written out, `UNKNOWN`
-where they are computed in a way that is not followed here, and how a config's values go over its base's.
+"""What a config's syntax tree says without being run: plain values where they are written out, `UNKNOWN`
+where they are computed in a way that is not followed here; and how configs are merged with their bases.
 
-Followed are what configs are made of: dicts, lists, arithmetic, names, `_base_.x`, an item's assignment, a
-dict's `update`, a list's `append`, a list comprehension over something known. Nothing is ever called.
+It follows what configs are made of: dicts, lists, arithmetic, names, `_base_.x`, item assignments, a dict's
+`update`, a list's `append`, comprehensions over something known. Nothing of the config's is ever called.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jobs.run.errors import UserError
 
 
 class _Unknown:
-    """A value that only running the config would tell."""
+    """A value that is known only once the config runs."""
 
     def __repr__(self) -> str:
         return "UNKNOWN"
@@ -30,7 +30,7 @@ UNKNOWN = _Unknown()
 
 
 class Imported(str):
-    """A module, or something in one, that the config imports: its dotted path, as mmengine writes it out."""
+    """A module, or something in it, that the config imports: its dotted path, as mmengine dumps it."""
 
 
 BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -43,7 +43,7 @@ BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 PLAIN: dict[str, Callable[[Any], Any]] = {"int": int, "float": float, "len": len, "sum": sum}
 MOST = 1000
-"""Items of a list that arithmetic or a comprehension makes."""
+"""The most items that a list made by arithmetic or a comprehension may have."""
 
 
 def values(
@@ -51,8 +51,8 @@ def values(
 ) -> dict[str, Any]:
     """The top-level names that a config sets, each with its value: dicts, lists, constants, or UNKNOWN.
 
-    `bases`: values of those that `_base_` names. `imported`: of those that `with read_base():` imports from,
-    in order; what it imports is set in this config.
+    `bases`: the values of the configs in `_base_`. `imported`: of those that `with read_base():` imports
+    from, in order; the imported names are set in this config.
     """
     found: dict[str, Any] = {}
     if bases:
@@ -72,7 +72,7 @@ def values(
 
 
 def _settled(node: Any, key: Any = "") -> Any:
-    """What is imported is a name only where a `type` is meant; elsewhere its value is wanted, and UNKNOWN."""
+    """An import stands for its name only as a `type`; elsewhere its value counts, which is UNKNOWN."""
     if isinstance(node, dict):
         return {inner: _settled(one, inner) for inner, one in node.items()}
     if isinstance(node, list):
@@ -95,7 +95,7 @@ def _take(statement: ast.stmt, parent: dict[str, Any], found: dict[str, Any]) ->
 
 
 def _follow(node: ast.stmt, found: dict[str, Any]) -> None:
-    """One statement at the top of a config."""
+    """Follows one top-level statement of a config."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             name = alias.asname or alias.name.partition(".")[0]
@@ -122,13 +122,13 @@ def _follow(node: ast.stmt, found: dict[str, Any]) -> None:
 
 
 def _loaded(target: ast.expr) -> ast.expr:
-    """An assignment's target, as an expression."""
+    """An assignment's target, as an expression to be read."""
     return ast.parse(ast.unparse(target), mode="eval").body
 
 
 def _assign(target: ast.expr, result: Any, found: dict[str, Any]) -> None:
     if isinstance(target, ast.Name):
-        # What it names is read already, and `_base_.x` means what was found there.
+        # The bases have been read already, and `_base_.x` means their values.
         if target.id != "_base_":
             found[target.id] = result
     elif isinstance(target, (ast.Tuple, ast.List)):
@@ -155,7 +155,7 @@ def _delete(target: ast.expr, found: dict[str, Any]) -> None:
 
 
 def _item(target: ast.expr, found: dict[str, Any]) -> tuple[Any, Any]:
-    """The dict or list that `target` is an item of, and which (UNKNOWN, UNKNOWN if that cannot be said)."""
+    """The dict or list that `target` is an item of, and its key; (UNKNOWN, UNKNOWN) if not known."""
     if isinstance(target, (ast.Attribute, ast.Subscript)):
         holder = value(target.value, found)
         key = target.attr if isinstance(target, ast.Attribute) else value(target.slice, found)
@@ -165,7 +165,7 @@ def _item(target: ast.expr, found: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _called(call: ast.expr, found: dict[str, Any]) -> None:
-    """A call that stands by itself: `model.update(…)`, `hooks.append(…)`; any other may change its object."""
+    """Follows a call as a statement: `model.update(…)`, `hooks.append(…)`; others may change their object."""
     if not isinstance(call, ast.Call):
         return
     if isinstance(call.func, ast.Attribute):
@@ -190,7 +190,7 @@ def _called(call: ast.expr, found: dict[str, Any]) -> None:
 
 
 def _blur(node: ast.stmt, found: dict[str, Any], names: bool = True) -> None:
-    """Whatever a loop, a condition or a function may set (`names`: also plain names) becomes UNKNOWN."""
+    """Makes UNKNOWN whatever a loop, condition or function may set (`names`: also plain names)."""
     for inner in ast.walk(node):
         if isinstance(inner, (ast.Assign, ast.AugAssign, ast.Delete, ast.For)):
             several = isinstance(inner, (ast.Assign, ast.Delete))
@@ -204,7 +204,7 @@ def _blur(node: ast.stmt, found: dict[str, Any], names: bool = True) -> None:
 
 
 def _forget(node: ast.expr, found: dict[str, Any]) -> None:
-    """The name that `node` is a part of is UNKNOWN from here on."""
+    """Makes UNKNOWN the name that `node` is a part of."""
     while isinstance(node, (ast.Attribute, ast.Subscript)):
         node = node.value
     name = getattr(node, "id", "")
@@ -213,7 +213,7 @@ def _forget(node: ast.expr, found: dict[str, Any]) -> None:
 
 
 def value(node: ast.expr, names: dict[str, Any]) -> Any:
-    """The value of an expression; `names` are those that the file has set before."""
+    """The value of an expression; `names`: what the file has set before it."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
@@ -278,7 +278,7 @@ def _keywords(call: ast.Call, names: dict[str, Any]) -> Any:
 
 
 def _copied(call: ast.Call, names: dict[str, Any]) -> Any:
-    """What is not a function of the config's own: `dict(…)`, `list(…)`, `deepcopy(x)`, `x.copy()`, `sum`."""
+    """The value of a known call, such as `dict(…)`, `list(…)`, `deepcopy(x)`, `x.copy()`; else UNKNOWN."""
     name = getattr(call.func, "id", "") or getattr(call.func, "attr", "")
     given = [value(one, names) for one in call.args]
     if name == "dict" and isinstance(call.func, ast.Name):
@@ -318,7 +318,7 @@ def _computed(operation: ast.operator, left: Any, right: Any) -> Any:
 
 
 def _comprehension(node: ast.ListComp | ast.DictComp, names: dict[str, Any]) -> Any:
-    """The names that a comprehension sees, for each of its items."""
+    """The names in scope for each item of a comprehension; UNKNOWN if they cannot be determined."""
     found = [names]
     for generator in node.generators:
         if generator.ifs:
@@ -345,7 +345,7 @@ def _dict_comprehension(node: ast.DictComp, names: dict[str, Any]) -> Any:
 
 
 def _text(node: ast.JoinedStr, names: dict[str, Any]) -> Any:
-    """A formatted string, of plain parts only."""
+    """The value of an f-string with plain parts; else UNKNOWN."""
     parts = []
     for part in node.values:
         if isinstance(part, ast.FormattedValue) and (part.format_spec or part.conversion != -1):
@@ -358,11 +358,11 @@ def _text(node: ast.JoinedStr, names: dict[str, Any]) -> Any:
 
 
 class Clash(ValueError):
-    """A dict that mmengine cannot merge with what the base has there: its dotted key."""
+    """mmengine cannot merge a dict with what the base has in its place. The message is its dotted key."""
 
 
 def merged(over: Any, base: Any, lists: bool = False, key: str = "") -> Any:
-    """`over` inheriting from `base`, as mmengine merges configs: dicts key by key, but for `_delete_`; with
+    """`over` merged into `base`, as mmengine merges configs: dicts key by key, except with `_delete_`; with
     `lists`, as it merges `--set`, also the dicts in lists. Raises Clash."""
     if not isinstance(over, dict) or base is UNKNOWN or over.get("_delete_"):
         return over
@@ -380,7 +380,7 @@ def merged(over: Any, base: Any, lists: bool = False, key: str = "") -> Any:
 
 
 def overridden(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `--set` overrides (dotted keys). Raises UserError for one that does not fit them."""
+    """`values` with the `--set` overrides (dotted keys). Raises UserError for one that does not fit."""
     result = values
     for dotted, last in overrides.items():
         for key in reversed(dotted.split(".")):

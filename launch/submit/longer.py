@@ -1,7 +1,7 @@
-"""`train.py --resume RUN --set train_cfg.max_epochs=300`: a run trains on for longer than it was made for.
+"""`train.py --resume RUN --set train_cfg.max_epochs=300`: trains a run for longer than it was made for.
 
-One that has nothing to go on from yet takes any `--set`, and `--unset`: so is a mistake in its config put
-right.
+A run with nothing to resume from yet takes any `--set` and `--unset`: this is how a mistake in its config is
+corrected.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jobs.run.errors import MALFORMED, UserError
 from launch.submit import literals
 
 MAY_CHANGE = ("train_cfg", "param_scheduler", "default_hooks", "baton")
-"""Parts of a config without which a checkpoint still fits."""
+"""Parts of a config that may change without making a checkpoint unusable."""
 LENGTHS = ("max_epochs", "max_iters")
 
 
 def of_resumed(run: Run, old: Request, given: dict[str, Any], taken_back: list[str]) -> dict[str, Any]:
-    """All overrides of a resumed run: its own but for those `taken_back`, and those `given` now. Raises
-    UserError as `overrides`, and for one taken back that is none or that a checkpoint was trained with."""
+    """All overrides of a resumed run: its own without those `taken_back`, and those `given` now. Raises
+    UserError as `overrides` does, and for one taken back that does not exist or has been trained with."""
     if given and old.worker:
         raise UserError("--set overrides a config, but this run trains its own program")
     own = old.overrides
@@ -36,13 +36,13 @@ def of_resumed(run: Run, old: Request, given: dict[str, Any], taken_back: list[s
             raise UserError(
                 f"--unset {key}: {run.name} has trained with it: start a new run without it (train.py)"
             )
-        own.pop(key, None)  # named twice, it is gone by now
+        own.pop(key, None)  # it may be named twice
     return own | overrides(run, given)
 
 
 def begins_anew(run: Run) -> bool:
-    """Whether nothing is there yet that another config would not fit: no checkpoint, no validation."""
-    # A start that was killed before it wrote the manifest has left a file that the next one may resume from.
+    """Whether the run has nothing yet that another config would not fit: no checkpoint, no validation."""
+    # A start that was killed before it wrote the manifest leaves a file from which the next one may resume.
     found = (path for name in ("*.pth", "*.pth.json", "*.damaged") for path in run.checkpoints.glob(name))
     return not any(found) and story.read(run.events).best is None
 
@@ -54,9 +54,9 @@ def trains_on(old: Request, merged: dict[str, Any]) -> bool:
 
 
 def overrides(run: Run, given: dict[str, Any]) -> dict[str, Any]:
-    """What `--set` of a resumed run amounts to: with the ends of the schedules that ended with the training,
-    which now end with it again. Raises UserError for what would make it another training, or a shorter one
-    than it has done already."""
+    """The overrides for `--set` of a resumed run, including new ends for learning rate schedules that ended
+    with the training, so that they do so again. Raises UserError for what would make it another training, or
+    one shorter than what it has already done."""
     for key in () if begins_anew(run) else given:
         if key.split(".")[0] not in MAY_CHANGE:
             raise UserError(
@@ -81,8 +81,8 @@ def overrides(run: Run, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def stretched(schedulers: Any, length: str, old: int, new: int, newest: dict[str, Any]) -> dict[str, Any]:
-    """Overrides that let every scheduler which ends with a training of `old` epochs or iterations end with
-    one of `new`, and whatever has steps on the way have them at the same shares of it."""
+    """Overrides that make every scheduler that ends with a training of `old` epochs or iterations (`length`)
+    end with one of `new`, with its milestones at the same fractions of the training."""
     found: dict[str, Any] = {}
     single = isinstance(schedulers, dict)
     for number, one in enumerate([schedulers] if single else schedulers or []):
@@ -94,7 +94,7 @@ def stretched(schedulers: Any, length: str, old: int, new: int, newest: dict[str
             epochs = newest.get("epoch", 0)
             unit = newest["step"] // epochs if epochs and newest["step"] % epochs == 0 else 0
         elif length == "max_iters" and one.get("by_epoch", True):
-            unit = 0  # its epochs are another measure
+            unit = 0  # it counts epochs, the training iterations
         begin = one.get("begin", 0)
         if unit and one.get("end") == old * unit:
             found[f"{where}.end"] = new * unit
@@ -109,8 +109,8 @@ def stretched(schedulers: Any, length: str, old: int, new: int, newest: dict[str
 
 
 def in_proportion(scheduler: dict[str, Any], begin: int, factor: float) -> Iterator[tuple[str, Any]]:
-    """(name, value) of what a scheduler has at shares of the training: its steps come at the same shares of
-    one that is `factor` times as long. They are counted from `begin`, which stays."""
+    """(name, value) of a scheduler's milestones, periods and step size, moved to the same fractions of a
+    training `factor` times as long. Milestones and periods count from `begin`, which stays."""
     for name in ("milestones", "periods"):
         values = scheduler.get(name)
         if isinstance(values, (list, tuple)) and values and all(type(one) is int for one in values):
@@ -132,7 +132,7 @@ def resolved(run: Run) -> dict[str, Any]:
 
 
 def newest_checkpoint(run: Run) -> dict[str, Any]:
-    """The manifest of the checkpoint with the most steps; {} without one."""
+    """`step` and `epoch` of the checkpoint with the most steps; {} without one."""
     newest: dict[str, Any] = {}
     for path in run.checkpoints.glob("*.pth.json"):
         try:

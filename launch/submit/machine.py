@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, and whether Slurm can be reached from here. No driver library is loaded."""
+"""What this machine has: its GPUs, and whether Slurm can be reached from it. No driver library is loaded."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ SLURM_CONFIGS = (
 
 
 def user() -> str:
-    """The name of the user at work; their number where this machine knows no name for it."""
+    """The user's login name; the user id if this machine has no name for it."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # OSError: Python 3.13
+    except (KeyError, OSError):  # OSError: since Python 3.13
         return str(os.getuid())
 
 
 def local_gpus(dev: Path = Path("/dev"), amd: Path = Path("/sys/class/kfd/kfd/topology/nodes")) -> int:
-    """GPUs that a process started here would see: NVIDIA's device files, AMD's nodes of the kernel's driver
-    (those with a `gpu_id` are no CPUs), within CUDA_VISIBLE_DEVICES and AMD's variables like it."""
+    """The number of GPUs that a process started here would see: NVIDIA's device files, or the nodes of AMD's
+    kernel driver that have a `gpu_id` (CPUs have 0), within CUDA_VISIBLE_DEVICES and AMD's counterparts."""
     present = sum(1 for entry in os.listdir(dev) if re.fullmatch(r"nvidia\d+", entry))
     for node in amd.glob("*/gpu_id"):
-        with contextlib.suppress(OSError):  # of a GPU that is another container's
+        with contextlib.suppress(OSError):  # the GPU may belong to another container
             present += node.read_text().strip() not in ("", "0")
     allowed = cuda.visible_count(os.environ)
     return present if allowed is None else min(present, allowed)
@@ -42,8 +42,8 @@ def local_gpus(dev: Path = Path("/dev"), amd: Path = Path("/sys/class/kfd/kfd/to
 
 @functools.cache
 def cluster_name() -> str:
-    """The name of the cluster that Slurm's commands speak to here; "" where no file tells it. Read from
-    slurm.conf, for asking the controller takes as long as a submission."""
+    """The name of the cluster that Slurm's commands here use; "" if no file tells it. Read from slurm.conf:
+    asking the controller takes as long as a submission."""
     if chosen := commands.chosen_cluster():
         return "" if "," in chosen else chosen
     for path in filter(None, (os.environ.get("SLURM_CONF"), *SLURM_CONFIGS)):
@@ -57,10 +57,10 @@ def cluster_name() -> str:
 
 
 def has_slurm() -> bool:
-    """True where `sbatch` is on PATH and knows a cluster.
+    """Whether `sbatch` is on PATH and has a cluster.
 
-    Debian's slurm-client without a cluster counts as no Slurm. A "configless" site has no file to look at;
-    there Slurm itself is asked, which needs no controller to answer.
+    Debian's slurm-client without a cluster counts as no Slurm. A "configless" site has no slurm.conf; there
+    Slurm itself is asked, which needs no controller.
     """
     if shutil.which("sbatch") is None:
         return False

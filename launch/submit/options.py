@@ -1,4 +1,4 @@
-"""Options that all submitters share, and what they amount to: the profile, the settings of each job."""
+"""Options that all submitting commands share, and what they result in: the profile, each job's settings."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ SETTINGS = {
     "--gpu-type": ("gpu_type", "type of GPU, as in --gpus-per-node=TYPE:N"),
     "--signal-delay": ("signal_delay", "seconds before the time limit at which the job saves and leaves"),
 }
-# Those of a training alone.
+# For a training only.
 OF_TRAINING = {
     "--stage": ("stage", "copy a packed dataset to this folder of each node, as $TMPDIR, and read it there"),
 }
-# What a dependent job of the same command takes over too; a time limit or a size is one job's own.
+# These also apply to a dependent job of the same command; a time limit or a size belongs to one job.
 COMMON = ("partition", "account", "qos", "reservation", "constraint", "gres", "gpu_type", "exclude", "sbatch")
 
 
 def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
-    """Adds the options of every submitter."""
+    """Adds the options of every submitting command."""
     to.add_argument(
         "--cluster", default="", metavar="NAME", help="profile configs/clusters/NAME.yaml, `slurm` or `local`"
     )
@@ -71,13 +71,13 @@ def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
 
 
 def add_training(to: argparse.ArgumentParser) -> None:
-    """Adds those of a training alone."""
+    """Adds the options that only a training has."""
     for option, (setting, help) in OF_TRAINING.items():
         to.add_argument(option, dest=f"job_{setting}", metavar="FOLDER", help=help)
 
 
 def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the command line sets."""
+    """The settings given on the command line."""
     values: dict[str, Any] = {}
     for setting, _ in (SETTINGS | OF_TRAINING).values():
         if (value := getattr(arguments, f"job_{setting}", None)) is not None:
@@ -97,17 +97,17 @@ def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def profile(arguments: argparse.Namespace) -> profiles.Profile:
-    """The profile asked for; without one Slurm where it can be reached, else this machine."""
+    """The profile asked for; by default Slurm if it can be reached, else this machine."""
     if arguments.cluster:
         return profiles.load(arguments.cluster)
     return profiles.load("", "slurm" if machine.has_slurm() else "local")
 
 
 def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.Profile:
-    """The profile for a further job of a run: the one asked for, else what the run was submitted with.
+    """The profile for a further job of a run: the one asked for, else the one it was submitted with.
 
-    The run remembers the settings of its training, its evaluation and inferences. A run of Slurm's that is
-    looked at where there is no Slurm counts as local.
+    The run records the settings of its training, evaluation and inference. Where there is no Slurm, a run of
+    Slurm's counts as local.
     """
     request = run.request()
     if not remembers(arguments, request):
@@ -120,7 +120,7 @@ def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.
         setting, _, name = key.partition(".")
         if setting not in kept:  # another version's
             continue
-        # What came from the section of this job alone still wins over what the command says of another.
+        # What came from this job's own section still wins over what the command says of another job.
         layer = section if source.endswith(f"({stage})") else top
         if name:
             layer.setdefault(setting, {})[name] = kept[setting][name]
@@ -136,7 +136,7 @@ def profile_of(arguments: argparse.Namespace, run: Run, stage: str) -> profiles.
 
 
 def remembers(arguments: argparse.Namespace, request: Request) -> bool:
-    """Whether `profile_of` goes by the run's own settings."""
+    """Whether `profile_of` uses the settings recorded in the run."""
     return not arguments.cluster and executors.named(_executor(request)).is_here()
 
 
@@ -149,7 +149,7 @@ def settings(
 ) -> profiles.Resolved:
     """The settings of the command's own job (`first`), or of one that depends on it.
 
-    Raises UserError for what this machine cannot give to a local job.
+    Raises UserError for what a local job cannot have on this machine.
     """
     given = chosen(arguments)
     if first:
@@ -169,7 +169,7 @@ def settings(
 
 
 def command_line(arguments: argparse.Namespace) -> list[str]:
-    """The options of `add_common` that say what the job is like, as they would be typed again elsewhere."""
+    """The options of `add_common` that describe the job, as they would be typed again elsewhere."""
     cluster = arguments.cluster or "slurm"
     if cluster.endswith((".yaml", ".yml")):
         cluster = str(Path(cluster).expanduser().absolute())
@@ -189,15 +189,15 @@ ADDRESSES = ("http://", "https://")
 
 
 WHICH = "best (default), last, a path, or a name such as epoch_50.pth"
-"""What --checkpoint takes of a run."""
+"""What --checkpoint accepts for a run."""
 
 
 def checkpoint(which: str, run: Run | None = None, address: bool = True) -> str:
-    """What --checkpoint means: best, last, the absolute path of a file, or an address, as it is.
+    """What --checkpoint means: best, last, the absolute path of a file, or a URL, unchanged.
 
-    A bare name is looked for among the checkpoints of `run` too; of a run that is still to be trained
-    (None), the name of a checkpoint that it will write will do. Raises UserError for anything else, for an
-    address where only an evaluation fetches one, and for a run that has no model of MMSegmentation's.
+    A bare name is also looked for among the checkpoints of `run`; for a run that is still to be trained
+    (None), the name of a checkpoint that it will write is accepted. Raises UserError for anything else, for a
+    URL unless `address` allows one, and for a run without an MMSegmentation model or that is not writable.
     """
     if run is not None:
         request = run.request()
@@ -244,7 +244,7 @@ def checkpoint(which: str, run: Run | None = None, address: bool = True) -> str:
 
 
 def check_pictures(asked: list[str]) -> None:
-    """Raises UserError for what no dataset has an image of. Which ids there are only the job finds out."""
+    """Raises UserError for what can be no image id, and for `all` beside others. The job checks the ids."""
     wrong = [one for one in asked if re.fullmatch(r"none|[-+][0-9].*", one, re.IGNORECASE)]
     together = len(asked) > 1 and "all" in asked
     if wrong or together:
@@ -253,7 +253,7 @@ def check_pictures(asked: list[str]) -> None:
 
 
 def out_folder(given: str, own: Path | None = None) -> Path:
-    """Where --out is. Raises UserError for a folder with other files in it; `own`: see output.check."""
+    """--out as an absolute path. Raises UserError if the folder has other files; `own`: see output.check."""
     out = Path(given).expanduser().absolute()
     output.check(out, "--out", own)
     check_path(out, "--out")
@@ -261,7 +261,7 @@ def out_folder(given: str, own: Path | None = None) -> Path:
 
 
 def data_root(arguments: argparse.Namespace) -> Path:
-    """The data root as an absolute path; default: data/ of the checkout."""
+    """The data root as an absolute path; by default data/ in the checkout."""
     path = Path(arguments.data_root).expanduser().absolute() if arguments.data_root else CHECKOUT / "data"
     path = Path(os.path.normpath(path))
     check_path(path, "--data-root")
@@ -269,22 +269,22 @@ def data_root(arguments: argparse.Namespace) -> Path:
 
 
 WEIGHTS = ("load_from", "pretrained", "checkpoint", "checkpoint_path")
-"""Last parts of the keys that name a file of weights."""
+"""Last parts of config keys whose value is a file of weights."""
 
 
 def weights_found(key: str, value: str) -> str:
-    """The value of an override as a job understands it, which runs elsewhere: a file of weights, given by its
-    path from here, by its absolute one. `data/…` means the data root."""
+    """The value of an override as the job, which runs in another directory, understands it: a relative path
+    of a file of weights is made absolute. `data/…` means the data root."""
     path = Path(value)
     relative = not path.is_absolute() and path.parts[:1] != ("data",)
-    # Any text: os.path takes what cannot be a name for no file.
+    # os.path, not Path: it answers False to a text that cannot be a file name.
     if key.rpartition(".")[2] in WEIGHTS and relative and os.path.isfile(value):
         return str(path.absolute())
     return value
 
 
 def overrides(pairs: list[str]) -> dict[str, Any]:
-    """`--set` pairs as dotted key -> value; a value is Python's where it reads as such, else a string."""
+    """`--set` pairs as dotted key -> value: a Python literal where it reads as one, else a string."""
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -303,8 +303,8 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
 
 
 def parts(text: str) -> list[str]:
-    """What commas divide, outside of brackets and quotes. Raises ValueError where one of these has no other
-    half: as a mere text it would be taken for what nobody meant."""
+    """Splits at commas outside of brackets and quotes. Raises ValueError if one of these is unbalanced: taken
+    as plain text, it would mean what nobody intended."""
     found, closing, quote, escaped = [""], "", "", False
     for character in text:
         if quote:
@@ -336,5 +336,5 @@ def literal(text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-    # As mmengine's own `--cfg-options` has it: a,b is a list, (a,b) is a tuple.
+    # As in mmengine's own `--cfg-options`: a,b is a list, (a,b) is a tuple.
     return list(value) if isinstance(value, tuple) and not text.lstrip().startswith("(") else value

@@ -20,7 +20,7 @@ NOT_FOR_IT = ("config", "set", "sweep", "seeds", "zip", "checkpoint", "element")
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """A command line as (what is train.py's, what follows after `--` and is the program's)."""
+    """Splits a command line at `--` into (train.py's arguments, the program's)."""
     if "--" not in argv:
         return argv, []
     place = argv.index("--")
@@ -28,7 +28,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def check_options(arguments: argparse.Namespace, own: list[str]) -> None:
-    """Raises UserError for options that do not go together, and for a secret among the program's."""
+    """Raises UserError for options that exclude each other, and for a secret in the program's arguments."""
     if not arguments.worker:
         if own and arguments.resume:
             raise UserError(f"--resume continues a run as it is: it takes no `-- {own[0]} …`")
@@ -49,8 +49,8 @@ def check_options(arguments: argparse.Namespace, own: list[str]) -> None:
 
 
 def check_stage(arguments: argparse.Namespace, train: Settings, by_worker: bool) -> None:
-    """Raises UserError for a `--stage` that would do nothing: only MMSegmentation's loaders read from it.
-    (The profile's is for every training, and the environment's image lies there, too.)"""
+    """Raises UserError for a `--stage` without effect: only MMSegmentation's loaders read from there.
+    (A profile's `stage` is for every training, and is also where the environment's image goes.)"""
     if by_worker and arguments.job_stage and not train.environment:
         raise UserError(
             "--stage copies a dataset for MMSegmentation's loaders: a --worker reads data/ itself"
@@ -58,8 +58,8 @@ def check_stage(arguments: argparse.Namespace, train: Settings, by_worker: bool)
 
 
 def read(worker: str) -> Chain:
-    """The program and the modules beside it that it imports, for the snapshot. Raises UserError if it is not
-    there or no Python."""
+    """The program and the modules that it imports from beside it or the checkout, for the snapshot. Raises
+    UserError if it does not exist or is not Python."""
     given = Path(worker).expanduser()
     file = next((path for path in (given.absolute(), CHECKOUT / given) if path.is_file()), None)
     if file is None:

@@ -1,4 +1,4 @@
-"""What the options of launch/prepare.py ask for, checked before anything is made: the job's own options."""
+"""From the options of launch/prepare.py to those of its job, checked before anything is made."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ ALONE = (
      ("verify", "unpack", "for_config", "no_checksum", "partial", "converter_args")),
     ("no_weights", "fetches none", ("weights",)),
 )  # fmt: skip
-"""(an option, why it takes no others, which those are): the job would not look at them."""
+"""(an option, why it excludes others, which those are): the job would ignore them."""
 
 
 @dataclass
 class Preparation:
     dataset: str
     argv: list[str]
-    """The job's options, but for --check and --run."""
+    """The job's options, except --check and --run."""
     mounts: list[Path] = field(default_factory=list)
-    """What a container has to see besides the run and the data root."""
+    """Folders to mount in a container besides the run and the data root."""
     checked: configs.Chain | None = None
-    """What --check looks at: the job reads the run's copy of it."""
+    """The config to --check: the job reads the copy in the run."""
 
 
 def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
-    """Raises UserError for whatever the job could only refuse."""
+    """What the options ask for. Raises UserError for whatever the job could only refuse."""
     check_together(arguments)
     mounts, of_own_images = [], []
     if arguments.archives:
@@ -70,7 +70,7 @@ def read(arguments: argparse.Namespace, data_root: Path) -> Preparation:
 
 
 def name_of(arguments: argparse.Namespace, data_root: Path, dataset: str) -> str:
-    """The dataset's name as it is kept. Raises UserError for one that is neither known nor there."""
+    """The dataset's name as it is stored. Raises UserError for one that is neither known nor there."""
     converts = arguments.converter_args is not None
     if converts or not own_images.is_there(data_root, dataset):
         return datasets.check_name(dataset, bool(arguments.verify) or converts)
@@ -84,7 +84,7 @@ def name_of(arguments: argparse.Namespace, data_root: Path, dataset: str) -> str
 
 
 def check_together(arguments: argparse.Namespace) -> None:
-    """Raises UserError for an option that the job would not look at beside another one."""
+    """Raises UserError for an option that the job would ignore because of another one."""
 
     def given(name: str) -> bool:
         return getattr(arguments, name) not in (None, False)
@@ -96,8 +96,8 @@ def check_together(arguments: argparse.Namespace) -> None:
 
 
 def fit_own(arguments: argparse.Namespace) -> list[str]:
-    """Checks the options of a dataset of the user's own, sets --weights to those of the config's base, and
-    returns the options for the job. Raises UserError."""
+    """Checks the options for a dataset of the user's own images, sets --weights to those of its base config,
+    and returns the job's options. Raises UserError."""
     own_images.check(arguments)
     base = arguments.base or own_images.DEFAULT_BASE
     located = configs.locate(base)
@@ -113,15 +113,15 @@ def fit_own(arguments: argparse.Namespace) -> list[str]:
 
 
 def check_of(arguments: argparse.Namespace) -> configs.Chain:
-    """What --check looks at. Raises UserError for a config that is none."""
+    """The config to --check; no weights are fetched for it. Raises UserError if it is not a valid config."""
     arguments.no_weights = True
     return configs.check(configs.locate(arguments.check), evaluated=False, here=False)
 
 
 def fit_to_config(arguments: argparse.Namespace) -> None:
-    """Sets --dataset and --weights to what a config needs, and says what of it cannot be fetched.
+    """Sets --dataset and --weights to what a config needs, and prints what of that cannot be fetched.
 
-    Raises UserError unless it reads one dataset, and one that is prepared here.
+    Raises UserError unless it reads exactly one dataset, which prepare.py can make.
     """
     name = arguments.for_config
     chain = configs.check(configs.locate(name), evaluated=False, here=False)
@@ -139,8 +139,8 @@ def fit_to_config(arguments: argparse.Namespace) -> None:
 
 
 def fit_weights(arguments: argparse.Namespace, chain: configs.Chain, name: str) -> None:
-    """Sets --weights to those that a config begins with, and says which of them cannot be fetched. Raises
-    UserError if its model would fetch some itself."""
+    """Sets --weights to the pretrained weights of a config, and prints which of them cannot be fetched.
+    Raises UserError if its model would download some itself."""
     arguments.weights = []
     pretrained.check_timm(chain.values.get("model"))
     clip = pretrained.meant_clip(chain.values.get("model"))

@@ -28,7 +28,7 @@ STAGES = ("prepare", "train", "evaluate", "infer", "export")
 
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    # Reading two archives is work of one thread and some I/O.
+    # Reading two archives takes one thread and some I/O.
     "prepare": {"gres": "none", "gpus": 1, "cpus_per_gpu": 4},
     "train": {},
     "evaluate": {},
@@ -36,7 +36,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "export": {},
 }
 
-# Of these, only the job's own section counts: a CPU job asks for no GPU because trainings do, and an
+# For these, only the job's own section counts: a CPU job does not ask for GPUs because trainings do, and an
 # inference is one process.
 NOT_FROM_TOP = {
     "prepare": {"gres", "gpu_type", "gpus", "cpus_per_gpu", "nodes", "container"},
@@ -45,8 +45,8 @@ NOT_FROM_TOP = {
     "export": {"gpus", "nodes"},
 }
 
-# Set by the launcher or fatal to what it promises, and where what it is for belongs instead. sbatch takes any
-# unique beginning of an option's name, so a beginning of one of these is refused too.
+# Options that the launcher sets itself or that break what it promises -> what to use instead. sbatch accepts
+# any unique prefix of an option's name, so prefixes of these are refused, too.
 OWN_OPTIONS = {
     "account": "`account`",
     "array": "--sweep",
@@ -89,7 +89,7 @@ OWN_OPTIONS = {
     "wait": "--wait",
     "wrap": "`setup`",
 }
-# ASCII: \d alone takes the digits of all scripts, which Slurm does not read.
+# ASCII: \d alone matches the digits of all scripts, which Slurm does not read.
 _TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}|UNLIMITED|INFINITE", re.ASCII)
 _MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE | re.ASCII)
 _NODES = re.compile(r"([1-9]\d{0,5})(?:-([1-9]\d{0,5}))?", re.ASCII)
@@ -97,9 +97,9 @@ _NODES = re.compile(r"([1-9]\d{0,5})(?:-([1-9]\d{0,5}))?", re.ASCII)
 MOST = {"gpus": 1024, "cpus_per_gpu": 4096, "hang_minutes": 525_600}
 
 SCRIPT_VARIABLES = {"run", "python", "host_python", "checkout", "name", "job", "logs", "code", "next"}
-"""What a batch script (launch/submit/batch_script.py) keeps in its own shell."""
+"""Shell variables of a batch script (launch/submit/batch_script.py)."""
 _NOT_FOR_ENV = re.compile(
-    # bash's own, of which it lets none be set, or does not work with another.
+    # bash's own, which are read-only or which it does not work without.
     "BASHOPTS|BASH_VERSINFO|EUID|PPID|SHELLOPTS|UID|IFS"
     # What tells a job who it is.
     "|BATON_.*|SLURM_(JOB|ARRAY|STEP|PROCID|LOCALID|NODEID|NTASKS|NPROCS|NNODES|TASKS|RESTART|CPUS_PER).*"
@@ -107,7 +107,7 @@ _NOT_FOR_ENV = re.compile(
 
 
 class Resolved(msgspec.Struct, kw_only=True):
-    """One job's settings, and where each that was set comes from."""
+    """One job's settings, and the source of each that was set."""
 
     profile: str
     executor: str
@@ -125,7 +125,7 @@ class Resolved(msgspec.Struct, kw_only=True):
 
 
 class Profile(msgspec.Struct, kw_only=True):
-    """A profile as read: layers of raw values, not yet put together for a job."""
+    """A profile as read: layers of raw values, not yet merged for a job."""
 
     name: str
     executor: str
@@ -135,7 +135,7 @@ class Profile(msgspec.Struct, kw_only=True):
 
 
 def load(name: str, executor_without: str = "local") -> Profile:
-    """The profile NAME (or a path to a .yaml file); "" is the built-in one for `executor_without`.
+    """The profile NAME (or a path to a .yaml file); "" means the built-in one for `executor_without`.
 
     Raises UserError for an unknown name, an unreadable file and every unknown key, with a suggestion.
     """
@@ -148,9 +148,9 @@ def load(name: str, executor_without: str = "local") -> Profile:
     try:
         if output.special(file):
             raise ValueError("it is a device or a pipe")
-        # Every scalar as it was typed: YAML 1.1 would read 24:00:00 as 86400 and `no` as false.
+        # Every scalar as typed: YAML 1.1 would read 24:00:00 as 86400 and `no` as false.
         raw = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)
-        msgspec.json.encode(raw)  # not with a lone surrogate: no script could hold that
+        msgspec.json.encode(raw)  # raises for a lone surrogate, which no script could hold
     except FileNotFoundError:
         known = sorted({path.stem for path in CLUSTERS.glob("*.yaml")} | {"local", "slurm"})
         raise UserError(
@@ -162,7 +162,7 @@ def load(name: str, executor_without: str = "local") -> Profile:
 
 
 def parse(raw: Any, source: str, name: str) -> Profile:
-    """A profile from the mapping that its YAML file holds (all scalars as strings)."""
+    """A profile from the mapping in its YAML file (all scalars as strings). Raises UserError."""
     if not isinstance(raw, dict):
         raise UserError(f"{source} is not a cluster profile: it holds a {type(raw).__name__} instead of keys")
     top = {key: value for key, value in raw.items() if key not in STAGES and key != "executor"}
@@ -181,7 +181,7 @@ def parse(raw: Any, source: str, name: str) -> Profile:
         top={key: value for key, value in top.items() if value != ""},
         stages=stages,
     )
-    for stage in STAGES:  # a wrong value is found now, not by the evaluation's submission
+    for stage in STAGES:  # finds a wrong value now, not when the evaluation is submitted
         resolve(profile, stage, {})
     return profile
 
@@ -189,10 +189,10 @@ def parse(raw: Any, source: str, name: str) -> Profile:
 def resolve(
     profile: Profile, stage: str, chosen: dict[str, Any], common: dict[str, Any] | None = None
 ) -> Resolved:
-    """The settings of one job. `chosen` comes from the command line.
+    """The settings of one job. `chosen` comes from the command line. Raises UserError for a wrong value.
 
-    `common` too, but for another job of the same command (the evaluation behind a training): the profile's
-    section for this job wins over it.
+    `common` does too, but was meant for another job of the same command (the training before an evaluation):
+    the profile's section for this job wins over it.
     """
     own = NOT_FROM_TOP.get(stage, set())
     layers = [
@@ -261,7 +261,7 @@ def _convert(values: dict[str, Any], source: str) -> Settings:
 
 
 def _choices(key: str) -> list[str]:
-    """The words that a setting may be; container.kind is one within another."""
+    """The words that a setting may be; `key` may be nested, as container.kind is."""
     named: Any = Settings
     for name in key.split("."):
         struct = next(part for part in _parts(named) if hasattr(part, "__struct_fields__"))
@@ -270,14 +270,14 @@ def _choices(key: str) -> list[str]:
 
 
 def _parts(of: Any) -> list[Any]:
-    """What a type is made of, at any depth: classes, and the words of its literals."""
+    """The parts of a type at any depth: classes, and the words of its literals."""
     inner = get_args(of)
     return [part for one in inner for part in _parts(one)] if inner else [of]
 
 
 def _check_end(settings: Settings, sources: dict[str, str]) -> None:
-    """Raises UserError for a job that would be told to leave as soon as it runs, time and again."""
-    limit = 60 * (successor.minutes(settings.time or "") or 0)  # 0 is none to Slurm, too
+    """Raises UserError for a job that would be told to exit as soon as it runs, at every start."""
+    limit = 60 * (successor.minutes(settings.time or "") or 0)  # 0 means no limit to Slurm, too
     if 0 < limit <= settings.signal_delay:
         raise UserError(
             f"{sources['time']}: `time` {settings.time} is not longer than `signal_delay` (the "
@@ -288,7 +288,7 @@ def _check_end(settings: Settings, sources: dict[str, str]) -> None:
 
 def _check_values(settings: Settings, sources: dict[str, str]) -> None:
     def wrong(key: str, why: str) -> UserError:
-        """`key` is a setting, or a name in one of its mappings as env.NAME."""
+        """`key`: a setting, or a name in a mapping, such as env.NAME."""
         own = [source for name, source in sources.items() if name.startswith(f"{key}.")]
         source = sources.get(key) or (own[-1] if own else "default")
         return UserError(f"{source}: `{key.partition('.')[0]}` {why}")
@@ -335,11 +335,11 @@ def _check_values(settings: Settings, sources: dict[str, str]) -> None:
             raise wrong(f"sbatch.{key}", f"must not set {key!r}: use {instead}")
     for field in settings.__struct_fields__:
         value = getattr(settings, field)
-        if field == "setup":  # a shell's own lines may have tabs
+        if field == "setup":  # shell lines may have tabs
             value = [line.replace("\t", " ") for line in value]
         if (bad := _with_control(value)) is None:
             continue
-        # Of several commands in one item only the last one's failure would count.
+        # If an item held several commands, only a failure of the last would count.
         one_each = "; give each line an item of its own" if field == "setup" else ""
         raise wrong(field, f"holds a line break or control character: {bad!r}{one_each}")
 
@@ -355,7 +355,7 @@ def _check_stage(settings: Settings, wrong: Callable[[str, str], UserError]) -> 
 
 
 def _own_option(key: str, settings: Settings) -> str | None:
-    """What to use instead of sbatch's option `key`, if the launcher sets that one itself."""
+    """What to use instead of sbatch's option `key`; None if it may be used."""
     if key == "gres" and settings.gres == "gres":
         return "`gpus` and `gpu_type`, or `gres: gpus-per-node` to have --gres for something else"
     if key in OWN_OPTIONS:
@@ -376,7 +376,7 @@ def _with_control(value: Any) -> str | None:
 
 
 def has_control(text: str) -> bool:
-    """Whether it holds a line break or another control character, which no line of a script survives."""
+    """Whether it has a line break or another control character, which would break a line of a script."""
     return any(ord(character) < 32 or ord(character) == 127 for character in text)
 
 

@@ -1,7 +1,7 @@
-"""How a run's own code calls the programs that its jobs start.
+"""The names, in a run's own code, of the programs that its jobs start.
 
-A run that is submitted again goes on with the code that it was made with (RUN/code), which may be older than
-this checkout.
+A run that is submitted again uses the code that it was made with (RUN/code), which may be older than this
+checkout.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ AFTER_TRAINING = "jobs.supervise.afterwards"
 AFTER_OTHERS = "jobs.slurm.afterwards"
 
 BEFORE = {CHAIN: "jobs.local", AFTER_TRAINING: "jobs.train.afterwards", AFTER_OTHERS: "jobs.slurm"}
-"""What these were called until November 2026."""
+"""Their names until November 2026."""
 
 
 def module(code: Path | None, name: str) -> str:
-    """The module that is `name` today, as the snapshot `code` calls it; None: as today."""
+    """The name that today's module `name` has in the snapshot `code`; None means today's code."""
     before = BEFORE[name]
     old = code is not None and has(code, before)
     return before if old else name
@@ -34,12 +34,12 @@ def has(code: Path, name: str) -> bool:
 
 
 def knows(code: Path | None, name: str) -> bool:
-    """Whether a run has the module `name`. One that is still being made is given today's code."""
+    """Whether a run's code has the module `name`; one that is still to be made gets today's code."""
     return code is None or not code.is_dir() or has(code, name)
 
 
 def check_there(run: Run) -> None:
-    """Raises UserError for a run whose own code is gone."""
+    """Raises UserError if the run's own code is gone."""
     jobs = run.code / "jobs"
     if not jobs.is_dir():
         raise UserError(
@@ -48,7 +48,7 @@ def check_there(run: Run) -> None:
 
 
 def require(run: Run, part: str, what: str) -> None:
-    """Raises UserError for a run whose own code is too old for `what`: it has no `part` (a path below it)."""
+    """Raises UserError if the run's own code is too old for `what`: it lacks `part`, a path in it."""
     check_there(run)
     if not (run.code / part).exists():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Types for argparse: numbers in a range. Each raises UserError, in one line, for anything else."""
+"""argparse types for numbers in a range. Each raises a one-line UserError for anything else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jobs.run.errors import UserError
 
 
 def whole(option: str, low: int, high: int) -> Callable[[str], int]:
-    """A whole number in this range, in plain digits."""
+    """A whole number from `low` to `high`, in plain digits."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"-?[0-9]{1,18}", text) or not low <= int(text) <= high:
@@ -20,7 +20,7 @@ def whole(option: str, low: int, high: int) -> Callable[[str], int]:
 
 
 def number(option: str, low: float, high: float) -> Callable[[str], float]:
-    """A number in this range, which `nan` and `inf` are in none of."""
+    """A number from `low` to `high`; never `nan` or `inf`."""
 
     def read(text: str) -> float:
         try:

@@ -1,4 +1,4 @@
-"""`train.py --resume RUN`: an existing run is submitted again, in its directory, with its code and config."""
+"""`train.py --resume RUN`: submits an existing run again, in its directory, with its code and config."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from launch.submit import (
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Submits an existing run again: same directory, same code and config, other resources if asked, and a
-    longer training, or one put right before its first checkpoint (--set, --unset)."""
+    """Submits an existing run again: same directory, code and config; if asked, with other resources, as a
+    longer training, or with a config corrected before its first checkpoint (--set, --unset)."""
     check_unchanged(arguments)
     run = runs.find(arguments.resume)
     with runs.turn(run):
@@ -91,7 +91,7 @@ def _resume(arguments: argparse.Namespace, run: Run) -> executors.Submitted | No
         creation.write_scripts(run, *scripts)
         mark.unlink(missing_ok=True)
         if any(key.partition(".")[0] == "train_dataloader" for key in (*given, *arguments.unset)):
-            batch.unlink(missing_ok=True)  # what a start that came to nothing began with
+            batch.unlink(missing_ok=True)  # left by a start that came to nothing
         return training.submit([run], scripts, prerequisites, not arguments.no_evaluation)[0]
 
 
@@ -101,7 +101,7 @@ def show(arguments: argparse.Namespace, run: Run, scripts: tuple[script.Batch, s
     for one in scripts:
         job_environment.write(run, one.resolved)
     if arguments.set or arguments.unset:
-        # The jobs read it in run.yaml, where only a submission writes it.
+        # The jobs read it from run.yaml, which only a submission writes.
         said = "--set" if arguments.set else "--unset"
         print(
             f"nothing submitted, and {said} appears in no script: submit without --dry-run", file=sys.stderr
@@ -109,7 +109,7 @@ def show(arguments: argparse.Namespace, run: Run, scripts: tuple[script.Batch, s
 
 
 def check_unchanged(arguments: argparse.Namespace) -> None:
-    """Raises UserError for an option that would make a resumed run another one."""
+    """Raises UserError for an option that would make a resumed run a different one."""
     fixed = (
         *("run", "sweep", "seeds", "zip", "config", "worker"),
         *("seed", "data_root", "checkpoint", "no_submit"),
@@ -122,7 +122,7 @@ def check_unchanged(arguments: argparse.Namespace) -> None:
 
 
 def check_trains(run: Run, old: Request) -> None:
-    """Raises UserError for a run that is not one of train.py's."""
+    """Raises UserError for a run that train.py did not make."""
     by = Path(old.command[0]).name if old.command else ""
     if by in ("prepare.py", "evaluate.py", "infer.py") or not (old.config or old.worker):
         raise UserError(
@@ -132,7 +132,7 @@ def check_trains(run: Run, old: Request) -> None:
 
 
 def keep_size(arguments: argparse.Namespace, old: Request) -> None:
-    """Another profile does not change the size of a run that is resumed."""
+    """Keeps the size of a resumed run when another profile is used."""
     if not options.remembers(arguments, old):
         if arguments.nodes is None:
             arguments.nodes = old.cluster.nodes if old.cluster.profile else str(old.nodes)
@@ -141,8 +141,8 @@ def keep_size(arguments: argparse.Namespace, old: Request) -> None:
 
 
 def check_resumable(run: Run, trains_on: bool) -> None:
-    """Raises UserError if the run's training is finished (unless it `trains_on` for longer), or if a job of
-    it lives."""
+    """Raises UserError if the run's training is finished (unless it `trains_on` for longer), or if one of its
+    jobs is alive."""
     past = story.read(run.events)
     if past.was_finished() and not trains_on:
         command = "report" if run.request().worker else "evaluate"

@@ -1,4 +1,4 @@
-"""Whether what a preparation writes fits the user's quota of files, told before anything is queued."""
+"""Checks, before anything is queued, that what a preparation writes fits the user's file quota."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from jobs.run.errors import UserError
 
 
 def warn_of_files(root: Path, dataset: str, pack: bool, unpack: bool) -> None:
-    """Says so, with what to do, where the dataset at `root` will be more files than its place takes. Nothing
-    where they are there already, or where nobody tells a limit."""
+    """Warns, with what to do, if the dataset at `root` will have more files than its file system allows; not
+    if they are there already, or if no limit is known."""
     try:
         there = manifest.read(root)
     except UserError:  # damaged: the job prepares it again
         there = None
     if there is not None and not unpack:
         return
-    # Converters write files first, whatever is made of them then.
+    # Converters write plain files first, even if these are packed afterwards.
     as_one = pack and dataset.lower() in VOC
     most = there.files if there else PACKED_FILES if as_one else files_of(dataset)
     place = next(path for path in (root, *root.parents) if path.exists())

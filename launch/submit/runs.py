@@ -26,20 +26,20 @@ T = TypeVar("T")
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-# Names go into paths, Slurm's job names and --output patterns, and commands that people copy.
+# Names become part of paths, Slurm's job names and --output patterns, and commands that people copy.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,99}")
 RESERVED = {"prepare", "slurm"}
 
 
 def runs_root() -> Path:
-    """The directory of all runs: $BATON_RUNS, or logs/runs in the checkout."""
+    """The directory of all runs: $BATON_RUNS, by default logs/runs in the checkout."""
     if chosen := os.environ.get("BATON_RUNS"):
         return Path(chosen).expanduser().absolute()
     return CHECKOUT / "logs" / "runs"
 
 
 def prepare_root() -> Path:
-    """The directory of the runs of prepare.py: logs/prepare, or $BATON_RUNS/prepare."""
+    """The directory of prepare.py's runs: $BATON_RUNS/prepare, by default logs/prepare in the checkout."""
     return runs_root() / "prepare" if os.environ.get("BATON_RUNS") else CHECKOUT / "logs" / "prepare"
 
 
@@ -54,7 +54,7 @@ def all_runs(root: Path | None = None) -> list[Run]:
 
 
 def _may_be_run(path: Path) -> bool:
-    """Whether a folder holds a run; also of one that cannot be looked into, which its reader will notice."""
+    """Whether a folder holds a run; True also if it cannot be looked into, which its reader will notice."""
     try:
         return stat.S_ISREG((path / files.REQUEST()).stat().st_mode)
     except PermissionError:
@@ -64,7 +64,7 @@ def _may_be_run(path: Path) -> bool:
 
 
 def find(name: str) -> Run:
-    """The run of that name, or at that path. Raises UserError with a sweep's runs, or the closest names."""
+    """The run of that name or path. Raises UserError, naming a sweep's runs or the closest names."""
     for path in (runs_root() / name, prepare_root() / name, Path(name).expanduser().absolute()):
         try:
             if (path / files.REQUEST()).is_file():
@@ -86,7 +86,7 @@ def find(name: str) -> Run:
 
 
 def check_name(name: str) -> None:
-    """Raises UserError for a name that a path, a job name or a shell could misread."""
+    """Raises UserError for a name that could go wrong in a path, as a job name or in a shell."""
     if not NAME.fullmatch(name) or name in RESERVED:
         raise UserError(
             f"--run {name!r} cannot be a run's name: use letters, digits and . _ + = @ - "
@@ -97,7 +97,7 @@ def check_name(name: str) -> None:
 def check_path(path: Path, what: str) -> None:
     """Raises UserError for a path that Slurm cannot carry in an --output pattern or a directive.
 
-    Spaces, quotes, `;`, `$` and `%` are quoted where they go; a line break would end a directive and a
+    Spaces, quotes, `;`, `$` and `%` are quoted where they are used; a line break would end a directive, and a
     backslash switches off Slurm's own patterns.
     """
     text = str(path)
@@ -121,7 +121,7 @@ def is_taken(name: str, root: Path | None = None) -> bool:
 
 
 def free_name(stem: str, root: Path | None = None) -> str:
-    """`stem-N` with the first free N; `stem` is a config's file name, made fit for a name."""
+    """`stem-N` with the first free N; `stem`, such as a config's file name, is made valid as a run name."""
     stem = re.sub(r"[^A-Za-z0-9._+=@-]+", "-", stem).lstrip("._+=@-")[:80] or "run"
     root = root or runs_root()
     number = 1
@@ -131,12 +131,12 @@ def free_name(stem: str, root: Path | None = None) -> str:
 
 
 class Taken(UserError):
-    """A run has the name."""
+    """The name of a run is taken."""
 
 
 def named(given: str | None, free: Callable[[], str], work: Callable[[str], T]) -> T:
-    """What `work` makes of the name given; or of a free one, and of another if a launcher beside this one has
-    taken that meanwhile: nobody asked for it."""
+    """`work(given)`; without a given name, `work` of a free one, and of another if a concurrent launcher
+    takes that first."""
     while True:
         try:
             return work(given or free())
@@ -147,8 +147,8 @@ def named(given: str | None, free: Callable[[], str], work: Callable[[str], T]) 
 
 @contextmanager
 def dated_folder(parent: Path, kept: bool) -> Iterator[Path]:
-    """A new folder, by date, which no command beside this one gets; gone again if it is not to be `kept`, or
-    the body raises."""
+    """A new folder named by date, which no concurrent command gets; removed afterwards unless it is to be
+    `kept` and the body succeeds."""
     stem = time.strftime("%Y%m%d-%H%M%S")
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def dated_folder(parent: Path, kept: bool) -> Iterator[Path]:
     finally:
         if not done:
             path.rmdir()
-            with suppress(OSError):  # it has others
+            with suppress(OSError):  # it has other folders
                 parent.rmdir()
 
 
@@ -174,12 +174,12 @@ def dated_folder(parent: Path, kept: bool) -> Iterator[Path]:
 def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) -> Iterator[Run]:
     """Makes the directory of a new run, and deletes it if the body (which submits it) raises.
 
-    `fill` writes its content, into a directory beside it (a Run of another name, with an empty `job/`) that
-    then gets the run's name: whoever sees the run sees all of it, and a launcher that is killed, as in a job
-    that makes its own run, leaves the name free. Only after a submission of which nobody knows whether it
-    arrived (SlurmError.unanswered) is the run kept: a job may need it.
+    `fill` writes its content into a temporary directory beside it (a Run of another name, with an empty
+    `job/`), which is then renamed: nobody sees an incomplete run, and a launcher that is killed, as in a job
+    that makes its own run, leaves the name free. The run is kept only if it is not known whether its
+    submission arrived (SlurmError.unanswered): a job may need it.
 
-    Raises Taken if the name is taken, also by a launcher that took it this moment.
+    Raises Taken if the name is taken, even by a launcher that took it at this moment.
     """
     root = root or runs_root()
     run = Run(root / name)
@@ -187,7 +187,7 @@ def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) ->
         raise _taken(run)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # No name of a run has a comma. A leading dot: no command takes it for a run.
+        # No run's name has a comma. With the leading dot, no command takes it for a run.
         unfinished = Run(tempfile.mkdtemp(prefix=f".{name},", dir=root))
     except OSError as error:
         raise UserError(
@@ -204,7 +204,7 @@ def new_run(name: str, fill: Callable[[Run], None], root: Path | None = None) ->
         if isinstance(error, OSError) and is_taken(name, root):
             raise _taken(run) from None
         raise
-    for left in root.glob(f".{name},*"):  # of launchers that were killed, or come too late
+    for left in root.glob(f".{name},*"):  # of launchers that were killed, or came too late
         shutil.rmtree(left, ignore_errors=True)
     try:
         yield run
@@ -219,18 +219,18 @@ SUBMITTING = "another command, which submits a job of it"
 
 @contextmanager
 def turn(run: Run) -> Iterator[None]:
-    """One command after the other submits jobs of a run: each writes the same scripts, which Slurm reads when
-    they are submitted, and looks first whether a job lives."""
+    """Lets only one command at a time submit jobs of a run: each writes the same scripts, which Slurm reads
+    at submission, and first checks whether a job is alive."""
     with ExitStack() as stack:
-        # Another user's run or a full disk, which what follows says; or a file system without locks.
+        # Another user's run or a full disk, which the body will report; or a file system without locks.
         with suppress(OSError):
-            run.job.mkdir(exist_ok=True)  # of a run that has lost it
-            # For this user alone: whoever may open a file may lock it, and keep all others waiting.
+            run.job.mkdir(exist_ok=True)  # it may have been deleted
+            # Private: whoever can open a file can lock it, and keep all others waiting.
             path = run.job / files.TURN()
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, file)
             if not private.try_lock(file, SUBMITTING):
-                with suppress(OSError):  # of a terminal that is gone: it waits all the same
+                with suppress(OSError):  # the terminal may be gone: it waits all the same
                     print(f"{run.name}: waiting for {private.holder(path)}", file=sys.stderr, flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
                 private.try_lock(file, SUBMITTING)

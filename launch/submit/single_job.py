@@ -1,4 +1,4 @@
-"""Submission of a job that stands alone: a preparation, an evaluation by hand, an inference."""
+"""Submission of a single job: a preparation, an evaluation by hand, an inference, an export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def batch(
     make: list[str] | None = None,
     mounts: list[Path] | None = None,
 ) -> script.Batch:
-    """`make`: the script makes the run directory itself; `mounts`: for a container. See script.Batch."""
+    """The job's batch script. `make`: it makes the run directory itself; `mounts`: for a container."""
     return script.Batch(
         resolved=resolved,
         name=name,
@@ -57,8 +57,8 @@ def show(batch: script.Batch, as_json: bool) -> int:
 
 
 def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
-    """Submits the job; returns its id and, if it is a local one, its process. If Slurm refuses it, the
-    run's script is what it was."""
+    """Submits the job; returns its id and, if it is local, its process. If Slurm refuses it, the run's
+    previous script is restored."""
     resolved = batch.resolved
     programs.check_there(run)
     if resolved.stage != "prepare":
@@ -74,7 +74,7 @@ def submit(run: Run, batch: script.Batch) -> tuple[str, Any]:
 
 
 def tell(arguments: argparse.Namespace, run: Run, stage: str, job: str, process: Any) -> int:
-    """Prints where the job lies and how to watch it; with --wait follows it to its end."""
+    """Prints where the job's files are and how to watch it; with --wait follows it to its end."""
     if arguments.json:
         print(json.dumps(requests.summary(run, {stage: job})), flush=True)
     else:

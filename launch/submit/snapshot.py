@@ -2,13 +2,13 @@
 
 code/jobs/  launch/  configs/    as in the checkout at that moment
 code/data                    link to the data root
-code/MODULE                  the user's modules that the configs (or the `--worker`) import
+code/MODULE                  the user's modules that the configs (or the `--worker` program) import
 code/…                       configs, or the `--worker`, from elsewhere in the checkout, at the same place
 code/config_files/…          those from outside the checkout, in the same layout
 code/package_configs/…       configs of an installed package (`mmseg::…`, or by their path)
 
-Where a `_base_` would not lead to its copy (an absolute path, `mmseg::…`), the copy names it anew; nothing
-else of a config is changed.
+Where a `_base_` would not lead to its copy (an absolute path, `mmseg::…`), it is rewritten in the copy;
+nothing else in a config is changed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from launch.submit.configs import Chain
 from launch.submit.runs import CHECKOUT
 
 FOLDERS = ("jobs", "launch", "configs")
-"""Of the checkout; launch/ for the report after an evaluation."""
+"""Folders of the checkout that are copied; launch/ for the report after an evaluation."""
 MOST = 1000
-"""Files that are no code, in one folder with code."""
+"""The most files other than code that a folder with code may have."""
 
 
 def take(code: Path, data_root: Path, chain: Chain | None = None) -> str:
@@ -74,11 +74,11 @@ def place(code: Path, chain: Chain) -> str:
 
 
 def _copy_tree(source: Path, target: Path, above: tuple[str, ...] = ()) -> None:
-    """Content only, for jobs need no times and modes, and a copy of a read-only checkout stays deletable.
-    Data beside a user's code is linked: each run would copy it. `above`: what this is copied within, for
-    links that lead back.
+    """Copies content only: jobs need no times and modes, and a copy of a read-only checkout stays deletable.
+    Data beside a user's code is linked, not copied for each run. `above`: the folders that this one is copied
+    within, to skip links that lead back.
 
-    shutil.copytree takes twice as long, most of it to look for what cannot be here (FIFOs, the same file).
+    shutil.copytree takes twice as long, mostly to check for what cannot be here (FIFOs, the same file).
     """
     above = (*above, str(source))
     target.mkdir()
@@ -105,7 +105,7 @@ def _copy_tree(source: Path, target: Path, above: tuple[str, ...] = ()) -> None:
 
 
 def _targets(files: list[Path]) -> dict[Path, Path]:
-    """Where each file of a chain goes below code/; the user's own keep their places to each other."""
+    """Where each file of a chain goes below code/; the user's own keep their relative places."""
     packaged = {file: place for file in files if (place := config_files.place_in_package(file))}
     own = [file for file in files if file not in packaged]
     if all(file.is_relative_to(CHECKOUT) for file in own):
@@ -120,9 +120,9 @@ def _targets(files: list[Path]) -> dict[Path, Path]:
 
 
 def _rebased(source: Path, targets: dict[Path, Path], bases: dict[str, Path]) -> bytes:
-    """The content of a config's copy, in which every `_base_` leads to the copy of what it means.
+    """The content of a config's copy, in which every `_base_` leads to the copy of that base.
 
-    Raises UserError for a file in which the names of its bases cannot be told from its templates.
+    Raises UserError if the names of its bases cannot be rewritten because of the file's templates.
     """
     content = source.read_bytes()
     here = targets[source].parent

@@ -1,8 +1,8 @@
-"""Submission through submitit's executors, which run our own command instead of a pickled function.
+"""Submission through submitit's executors, which run our own commands instead of a pickled function.
 
 Slurm: the batch script (launch/submit/batch_script.py) is submitted as it is, so that plain `sbatch` of the
-same file does the same; submitit gives the job object and the file layout. Local: one task of submitit's
-LocalExecutor runs the chain of stages (jobs/supervise/local.py) in a session of its own, so that launcher and
+same file does the same; submitit provides the job object and the file layout. Local: one task of submitit's
+LocalExecutor runs the chain of stages (jobs/supervise/local.py) in its own session, so that launcher and
 terminal may end.
 """
 
@@ -34,14 +34,14 @@ from launch.submit import profiles, programs
 LATE_SECONDS = 2.0
 """How long a job is looked for in the queue when sbatch's answer got lost."""
 GPUS = "; --gres says how GPUs are asked for (none: not at all), launch/doctor.py what this cluster has"
-YEARS = 60 * 24 * 365 * 10  # minutes; submitit's local executor wants a time limit
+YEARS = 60 * 24 * 365 * 10  # minutes; submitit's local executor requires a time limit
 
 
 class SlurmExecutor(submitit.SlurmExecutor):
-    """Submits a batch script that is there already, under its own name in the run's `job/`."""
+    """Submits an existing batch script, under its own name in the run's `job/`."""
 
     def __init__(self, script: Path, options: tuple[str, ...] = ()) -> None:
-        """Raises SlurmError where Slurm could not run the job."""
+        """Raises SlurmError if Slurm could not run the job."""
         slurm.require()
         super().__init__(script.parent)
         self.script = script
@@ -50,8 +50,8 @@ class SlurmExecutor(submitit.SlurmExecutor):
     def submit_script(self) -> submitit.SlurmJob[Any]:
         """Calls sbatch once: submitit's own `submit` would write another script, around a pickled function.
 
-        Raises SlurmError with Slurm's own message; unless the error is `unanswered`, nothing was submitted
-        then."""
+        Raises SlurmError with Slurm's own message; then nothing was submitted, unless the error is
+        `unanswered`."""
         hidden = overridden(self.script.read_text(encoding="utf-8"))
         command = ("sbatch", *self.options, "--", str(self.script))
         try:
@@ -66,28 +66,28 @@ class SlurmExecutor(submitit.SlurmExecutor):
             withdraw(*_queued(self.script))
             raise
         else:
-            # A site's own sbatch may say more, before it or after.
+            # A site's own sbatch may print more, before or after it.
             named = re.search(r"^Submitted batch job (\d+)", answer, re.M) or re.search(r"job (\d+)", answer)
             id = named[1] if named else arrived(self.script, commands.nameless(answer))
         return submitit.SlurmJob(folder=self.folder, job_id=id)
 
 
 def submit_script(script: Path, *, after: str = "", how: str = "afterok") -> str:
-    """Submits a batch script, behind job `after` if given, and returns the job id.
+    """Submits a batch script, dependent on job `after` if given, and returns the job id. Raises SlurmError.
 
-    A job whose dependency can never be satisfied is cancelled by Slurm instead of waiting for ever.
+    Slurm cancels the job if its dependency can never be satisfied, instead of letting it wait for ever.
     """
     options = (f"--dependency={how}:{after}", "--kill-on-invalid-dep=yes") if after else ()
     return SlurmExecutor(script, options).submit_script().job_id
 
 
 def overridden(script: str) -> set[str]:
-    """Variables by which sbatch would take an option from the environment that the script sets itself.
+    """The environment variables with which sbatch would override options that the script sets.
 
-    sbatch reads the command line, then SBATCH_…, then the script; the settings of the launcher's command line
-    and of the profile stand in the script, and win over what a shell's start-up file may hold.
+    sbatch prefers the command line to SBATCH_… variables, and these to the script. But the script has the
+    launcher's settings, which must win over what a shell's start-up file may export.
     """
-    # Named otherwise than their option, or contradicting it.
+    # Variables whose name differs from that of the option, or which contradict it.
     more = {
         "array": ("SBATCH_ARRAY_INX",),
         "time": ("SBATCH_TIMELIMIT",),
@@ -97,14 +97,14 @@ def overridden(script: str) -> set[str]:
         "cpus-per-task": ("SBATCH_CPUS_PER_GPU",),
     }
     written = set(re.findall(r"^#SBATCH --([a-z-]+)", script, re.MULTILINE))
-    # Of what a user may leave to Slurm, the environment's word counts until a setting says otherwise.
+    # For options that may be left to Slurm, the environment counts unless the script sets them.
     options = written | (profiles.OWN_OPTIONS.keys() - Settings.__struct_fields__ - {"mem"})
     plain = {f"SBATCH_{option.upper().replace('-', '_')}" for option in options}
     return plain | {name for option in options for name in more.get(option, ())}
 
 
 def arrived(script: Path, problem: str) -> str:
-    """The id of the job that was submitted though sbatch's answer got lost.
+    """The id of a job whose submission succeeded although sbatch's answer got lost.
 
     Raises SlurmError (`unanswered`) if it is not in the queue, or the queue cannot be seen: the job may still
     come, so its run directory must stay.
@@ -114,7 +114,7 @@ def arrived(script: Path, problem: str) -> str:
         while not (found := _queued(script)):
             if time.monotonic() > deadline:
                 break
-            time.sleep(0.3)  # nothing but squeue tells when it comes
+            time.sleep(0.3)  # only squeue tells when it arrives
     except slurm.SlurmError as error:
         problem += f"; squeue: {error}"
     else:
@@ -128,9 +128,9 @@ def arrived(script: Path, problem: str) -> str:
 
 
 def _queued(script: Path) -> list[str]:
-    """Ids of the jobs in the queue that were made from this very script and that no event names yet.
+    """Ids of the jobs in the queue that were submitted from this script and are not in the run's events yet.
 
-    By the script's path: names repeat, in another checkout and among the jobs of another run.
+    Found by the script's path: names repeat, in another checkout and among the jobs of another run.
     """
     known = story.read(Run(script.parent.parent).events).job_numbers()
     known |= {
@@ -142,9 +142,9 @@ def _queued(script: Path) -> list[str]:
 
 
 def withdraw(*jobs: str) -> None:
-    """Cancels jobs that were submitted a moment ago, since what should have followed was not.
+    """Cancels jobs that were only just submitted, because what should have followed could not be.
 
-    Raises SlurmError (`unanswered`, for their run directory must stay) if Slurm does not do it.
+    Raises SlurmError (`unanswered`, because their run directory must stay) if Slurm fails to.
     """
     try:
         if jobs:
@@ -159,7 +159,7 @@ def withdraw(*jobs: str) -> None:
 
 @contextmanager
 def withdrawn_on_error(job: str) -> Iterator[None]:
-    """Cancels `job` if the body raises; an error of Slurm's then says so, and both if that fails too."""
+    """Cancels `job` if the body raises. A SlurmError then says so, or what else failed if that fails, too."""
     try:
         yield
     except BaseException as error:
@@ -175,11 +175,11 @@ def withdrawn_on_error(job: str) -> Iterator[None]:
 
 
 class LocalExecutor(submitit.LocalExecutor):
-    """submitit's, but the controller gets its own session, environment, working directory and log, for which
-    submitit has no option: how it starts `submitit.local._local` stands in its `start_controller`."""
+    """submitit's, but its controller gets its own session, environment, working directory and log, for which
+    submitit has no option. See submitit's `start_controller` for how it starts `submitit.local._local`."""
 
     process: subprocess.Popen[bytes]
-    """The controller, once it was submitted."""
+    """The controller, once a job has been submitted."""
 
     def __init__(self, folder: Path, directory: Path, environment: dict[str, str]) -> None:
         super().__init__(folder)
@@ -217,12 +217,12 @@ class LocalExecutor(submitit.LocalExecutor):
 def submit_chain(
     run: Path, stages: list[Stage], environment: dict[str, str]
 ) -> tuple[str, subprocess.Popen[bytes]]:
-    """Starts the stages one after the other on this machine.
+    """Starts a chain that runs the stages one after the other on this machine.
 
-    Returns the job id that events carry, and the controller's process.
+    Returns the job id used in events, and the controller's process.
     """
     executor = LocalExecutor(run / files.JOB(), run / files.CODE(), environment)
-    # By value: the run's code, which is all that the job imports, may be older than this checkout.
+    # By value: the job imports only the run's code, which may be older than this checkout.
     cloudpickle.register_pickle_by_value(programs)
     job = executor.submit(
         programs.run_chain,
@@ -234,7 +234,7 @@ def submit_chain(
 
 
 def shown(stages: list[Stage]) -> str:
-    """The stages as the commands they are, for --dry-run."""
+    """The stages as commands, for --dry-run."""
     return "\n".join(
         f"# {stage.name}, {stage.tasks} task(s)\n{shlex.join(stage.command)}" for stage in stages
     )

@@ -1,7 +1,7 @@
 """`train.py --sweep KEY=A,B,C --seeds 0,1,2`: one run for each combination, as one job array, each with its
-own evaluation. Of several axes every combination, or with `--zip` the first values together, then the second.
+own evaluation. With `--zip`, the first values of all axes go together, then the second ones, and so on.
 
-The runs are NAME-0, NAME-1, …, so that an element's number finds its run directory. Element i of the
+The runs are NAME-0, NAME-1, …, so that an element's number leads to its run directory. Element i of the
 evaluation's array waits for element i of the training's (aftercorr).
 """
 
@@ -24,7 +24,7 @@ from launch.submit import creation, data_ready, executors, runs, sweep_options, 
 
 
 def of_element(spec: creation.TrainingSpec, name: str, element: dict[str, Any]) -> creation.TrainingSpec:
-    """What one run of the sweep `name` is made from. Its seed is an override, too: a config may have one."""
+    """The spec of one run of the sweep `name`. The seed is an override, too: the config may set one."""
     seed = element.get(sweep_options.SEED, spec.seed)
     overrides = {**spec.overrides, **element}
     return msgspec.structs.replace(spec, overrides=overrides, seed=seed, sweep=name)
@@ -116,7 +116,7 @@ def _tell(
         return 0
     from launch.observe import waiting
 
-    gc.enable()  # which launch/train.py has switched off
+    gc.enable()  # which launch/train.py has disabled
     codes = []
     for run, (ids, process) in zip(made, submitted, strict=True):
         codes.append(waiting.wait(run, ids, process, arguments.json))

@@ -1,4 +1,4 @@
-"""`--sweep KEY=A,B,C`, `--seeds` and `--zip`: what sets the runs of a sweep apart."""
+"""`--sweep KEY=A,B,C`, `--seeds` and `--zip`: what distinguishes the runs of a sweep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch.submit import options
 
 SEED = "randomness.seed"
 MOST = 1000
-"""Runs of a sweep; by default Slurm takes no larger array (MaxArraySize)."""
+"""The most runs of a sweep: Slurm's default limit for a job array (MaxArraySize)."""
 
 
 def add(to: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def command_line(arguments: argparse.Namespace) -> list[str]:
 
 
 def elements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What sets each run apart: overrides, dotted key -> value; a seed as SEED. Raises UserError."""
+    """The overrides of each run, dotted key -> value; a seed as SEED. Raises UserError."""
     axes = [parse(text) for text in arguments.sweep or []]
     if arguments.seeds is not None:
         axes.append((SEED, seeds(arguments.seeds)))
@@ -59,7 +59,7 @@ def elements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if arguments.zip and len({len(values) for _, values in axes}) > 1:
         counts = ", ".join(f"{len(values)} of {key}" for key, values in axes)
         raise UserError(f"--zip needs the same number of values for each: there are {counts}")
-    # The last axis, the seeds', changes fastest.
+    # The last axis, the seeds, changes fastest.
     columns = [values for _, values in axes]
     count = len(columns[0]) if arguments.zip else math.prod(map(len, columns))
     if count > MOST:
@@ -77,12 +77,12 @@ def elements(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _meant(value: Any) -> str:
-    """What is equal for values that mean the same: 0.01 and 0.010, 1 and 1.0, but not 1 and True."""
+    """Equal for values that mean the same: 0.01 and 0.010, 1 and 1.0, but not 1 and True."""
     return repr(int(value) if type(value) is float and value.is_integer() else value)
 
 
 def parse(text: str) -> tuple[str, list[Any]]:
-    """KEY=A,B,C as (key, values). Commas within brackets or quotes belong to a value."""
+    """Parses KEY=A,B,C into (key, values); commas in brackets or quotes do not split. Raises UserError."""
     key, equals, values = text.partition("=")
     if not equals or not all(key.split(".")) or not values:
         raise UserError(f"--sweep {text!r}: write KEY=A,B,C, such as optim_wrapper.optimizer.lr=0.01,0.02")

@@ -1,4 +1,4 @@
-"""`--track` and the profile's `track`: can the services that it names be told from the jobs?"""
+"""`--track` and the profile's `track`: checks that the jobs can send to the services named."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def add_option(to: argparse.ArgumentParser) -> None:
 
 
 def check(train: Resolved, of_worker: list[str] | None = None) -> None:
-    """Raises UserError for a service whose package the job lacks, or whose server nobody has named.
+    """Raises UserError for a service whose package the job lacks or whose server is not configured.
 
-    `of_worker`: the values of --track where a --worker trains. (The profile's are for every training.)"""
+    `of_worker`: the values of --track, if a --worker trains. (The profile's are for every training.)"""
     if any("tensorboard" in given.split(",") for given in of_worker or []):
         raise UserError(
             "--track tensorboard: a --worker has no TensorBoard files unless it writes them itself (into "

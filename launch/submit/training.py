@@ -1,4 +1,4 @@
-"""From the options of launch/train.py to a training in the queue, with its evaluation behind it."""
+"""From the options of launch/train.py to a queued training, and the evaluation that depends on it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ DEFAULT_CONFIG = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 
 
 def check_evaluated(arguments: argparse.Namespace, by_worker: bool) -> None:
-    """Notes that nothing is evaluated after a program of the user's own. Raises UserError if the script of an
-    evaluation is asked for that there is not."""
+    """Sets --no-evaluation for a program of the user's own. Raises UserError if the script of an evaluation
+    is asked for although there is none."""
     arguments.no_evaluation |= by_worker
     if arguments.no_evaluation and arguments.dry_run == "evaluate":
         raise UserError("--dry-run=evaluate: nothing is evaluated after a --worker, or with --no-evaluation")
@@ -43,7 +43,7 @@ def check_evaluated(arguments: argparse.Namespace, by_worker: bool) -> None:
 def read_spec(
     arguments: argparse.Namespace, profile: Profile, arguments_of_worker: list[str]
 ) -> creation.TrainingSpec:
-    """Checks everything that can be checked before anything is made. Raises UserError."""
+    """The training asked for, with everything checked that can be before it is made. Raises UserError."""
     seed = arguments.seed or 0
     overrides = options.overrides(arguments.set)
     if arguments.seed is not None and sweep_options.SEED in overrides:
@@ -62,7 +62,7 @@ def read_spec(
     randomness = chain.values.get("randomness")
     if isinstance(randomness, dict) and randomness.get("seed") is not None:
         check_seed(randomness["seed"], str(config))
-        if arguments.seed is not None:  # 0, too, goes before the config's
+        if arguments.seed is not None:  # even 0 takes precedence over the config's
             overrides[sweep_options.SEED] = arguments.seed
     spec = creation.TrainingSpec(
         train=train,
@@ -144,8 +144,8 @@ def submit(
     prerequisites: data_ready.Prerequisites,
     evaluate: bool,
 ) -> list[executors.Submitted]:
-    """Submits the training of each run, and its evaluation unless it is not wanted. Raises UserError with the
-    executor's message; then nothing is in the queue."""
+    """Submits the training of each run and, if `evaluate`, its evaluation. Raises UserError with the
+    executor's message, and then nothing is queued."""
     executor = executors.named(both[0].resolved.executor)
     submitted = executor.submit(made, both if evaluate else both[:1], prerequisites)
     for run, (ids, _) in zip(made, submitted, strict=True):
@@ -154,9 +154,9 @@ def submit(
 
 
 def dry_run(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
-    """Prints what would be submitted. The script makes the run directory itself, for plain sbatch."""
+    """Prints what would be submitted. The script makes the run directory itself, so plain sbatch works."""
     name = arguments.run or runs.free_name(spec.config.stem)
-    # By the time that its evaluation is asked for, the training may have made the run.
+    # By the time the script of its evaluation is asked for, the training may have made the run.
     if runs.is_taken(name) and arguments.dry_run != "evaluate":
         raise UserError(f"the run name {name!r} is taken ({runs.runs_root() / name}): choose another")
     path = runs.runs_root() / name
@@ -175,7 +175,7 @@ def dry_run(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:
 
 
 def show(arguments: argparse.Namespace, train: script.Batch, evaluate: script.Batch, name: str) -> None:
-    """Prints the script that --dry-run asks for, and what it is to be done with."""
+    """Prints the script that --dry-run asks for, and how to use it."""
     show_script(arguments, train, evaluate)
     script.make_log_folder(train)
     how = "aftercorr" if train.elements else "afterok"
@@ -194,7 +194,7 @@ def show_script(arguments: argparse.Namespace, train: script.Batch, evaluate: sc
 
 
 def make_command(arguments: argparse.Namespace, spec: creation.TrainingSpec, name: str) -> list[str]:
-    """This launcher and the options with which the batch script of a dry run makes its run directory."""
+    """The launcher's name and options with which the batch script of a dry run makes its run directory."""
     argv = [
         "train",
         "--no-submit",
@@ -214,7 +214,7 @@ def make_command(arguments: argparse.Namespace, spec: creation.TrainingSpec, nam
 
 
 def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process: Any) -> int:
-    """Prints where the run lies and what comes next; with --wait follows it to its end."""
+    """Prints where the run is and what to do next; with --wait follows it to its end."""
     if arguments.json:
         print(json.dumps(creation.summary(run, jobs)), flush=True)
     else:

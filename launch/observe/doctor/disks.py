@@ -11,17 +11,17 @@ from launch.observe import wording
 from launch.observe.doctor.findings import Finding
 
 OPENED = 21_164
-"""Files that an epoch of the recipe opens: an image and a mask each of 10,582."""
+"""Files that an epoch of the recipe opens: an image and a mask for each of 10,582."""
 PACKED_BYTES = 3e9
-"""Of the recipe's packed dataset, at most."""
+"""Upper bound of the size of the recipe's packed dataset."""
 LONG = 10.0
-"""Seconds an epoch may take to open its files."""
+"""Acceptable seconds per epoch for opening its files."""
 SLOW = 0.5
-"""A shared file system below this share of the node's own disk in speed is one to stage from."""
+"""Staging pays off if the shared file system is slower than this fraction of the node's own disk."""
 
 
 def meaning(host: str, seen: dict[str, Any]) -> list[Finding]:
-    """Findings of the answer's `files` (jobs/probe.py, measured_files)."""
+    """Findings from the `files` in a probe's answer (jobs/probe.py, measured_files)."""
     seconds = OPENED / seen["opens"]
     return [_shared(host, seen, seconds), *_quota(seen["left"]), _own(host, seen, seconds)]
 
@@ -40,7 +40,7 @@ def _shared(host: str, seen: dict[str, Any], seconds: float) -> Finding:
 
 
 def _quota(left: list[int | None]) -> list[Finding]:
-    """Nothing where nobody tells a limit."""
+    """What is left of the quotas; nothing where no limit is known."""
     size, files = left
     parts = [
         f"{wording.size(size)}" if size is not None else "",
@@ -72,7 +72,7 @@ def _own(host: str, seen: dict[str, Any], seconds: float) -> Finding:
             topic, "note", f"{host} has none with room: {seen_there or 'nothing found'}",
             "trainings read the shared file", "`stage` in the profile, if there is one elsewhere",
         )  # fmt: skip
-    # A disk before memory, which is the job's.
+    # Prefer a disk to memory, which the job needs.
     path = min(good, key=lambda path: good[path]["kind"] in IN_MEMORY)
     one = good[path]
     found = f"{host} has {path} with room for {wording.size(one['room'])}{_speed(one)} ({one['kind']})"

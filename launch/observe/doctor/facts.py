@@ -1,4 +1,4 @@
-"""What a Slurm cluster says of itself: configuration, partitions, nodes, accounting. Changes nothing."""
+"""What a Slurm cluster reports: configuration, partitions, nodes, accounting. Changes nothing."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class Partition(msgspec.Struct, kw_only=True):
     up: bool = True
     preempt_mode: str = ""
     grace: int = 0
-    """Seconds between the warning and the kill at a preemption."""
+    """GraceTime: seconds between the signal and the kill at a preemption."""
     max_time: int | None = None
     """Seconds; None: no limit."""
     default_time: int | None = None
     tier: int = 0
     nodes: int = 0
     cpus: int = 0
-    """Of its smallest node."""
+    """CPUs of its smallest node."""
     memory: int = 0
     """MB of its smallest node."""
     gpus: int = 0
-    """Of a node with GPUs; 0: none has any."""
+    """GPUs per node, on nodes that have any; 0 if none has."""
     gpu_types: list[str] = []
     preemptible: bool = False
-    """Something may take its nodes away from a running job."""
+    """Whether a running job may be preempted there."""
     start: float | None = None
-    """Seconds until a small job (with a GPU, where there are any) would start, as Slurm estimates it."""
+    """Slurm's estimate of the seconds until a small job would start, with a GPU if there are any."""
     refused: str = ""
     """Why Slurm would not take such a job of ours there."""
 
@@ -51,14 +51,14 @@ class Facts(msgspec.Struct, kw_only=True):
     accounting: bool = False
     accounting_error: str = ""
     accounts: list[str] = []
-    """Accounts that the user may charge, the default one first."""
+    """Accounts that the user may charge, the default first."""
     qos_preempt: list[str] = []
-    """Quality-of-service levels that may preempt others."""
+    """QOS that may preempt others."""
     problems: list[str] = []
 
     @property
     def user_signal(self) -> bool:
-        """A preempted job gets its own signal too (the key was renamed in 23.02)."""
+        """Whether a preempted job also gets its --signal (the key was renamed in Slurm 23.02)."""
         old, new = self.config.get("SlurmctldParameters", ""), self.config.get("PreemptParameters", "")
         return "preempt_send_user_signal" in old or "send_user_signal" in new
 
@@ -78,7 +78,7 @@ class Facts(msgspec.Struct, kw_only=True):
 def gather(charge: dict[str, str] | None = None, patience: float = 20.0) -> Facts:
     """Asks scontrol, sinfo, sacct, sacctmgr and `sbatch --test-only`, which submits nothing.
 
-    `charge`: sbatch options (account, qos) for that.
+    `charge`: sbatch options (account, qos) for the latter.
 
     Raises SlurmError if the controller does not answer at all.
     """
@@ -99,20 +99,20 @@ def gather(charge: dict[str, str] | None = None, patience: float = 20.0) -> Fact
 
 
 def gres_style(facts: Facts) -> Style:
-    """How GPUs are asked for: --gpus-per-node needs select/cons_tres, anything older takes --gres."""
+    """How GPUs are requested: --gpus-per-node needs select/cons_tres, older plugins take --gres."""
     if not any(one.gpus for one in facts.partitions):
         return "none"
     return "gpus-per-node" if "cons_tres" in facts.config.get("SelectType", "") else "gres"
 
 
 def one_gpu(facts: Facts, where: Partition) -> dict[str, str]:
-    """The sbatch option that asks for one GPU a node there; none where there is none."""
+    """The sbatch option that requests one GPU per node there; {} where there are none."""
     style = gres_style(facts) if where.gpus else "none"
     return {"none": {}, "gres": {"gres": "gpu:1"}, "gpus-per-node": {"gpus-per-node": "1"}}[style]
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """`scontrol show config`: key -> value."""
+    """Parses `scontrol show config`: key -> value."""
     return {
         key.strip(): value.strip()
         for key, equals, value in (line.partition("=") for line in text.splitlines())
@@ -121,7 +121,7 @@ def parse_config(text: str) -> dict[str, str]:
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """`scontrol --oneliner show partition`."""
+    """Parses `scontrol --oneliner show partition`."""
     found = []
     for line in text.splitlines():
         fields = dict(re.findall(r"(\w+)=(\S*)", line))
@@ -144,7 +144,7 @@ def parse_partitions(text: str) -> list[Partition]:
 
 
 def seconds(text: str) -> int | None:
-    """A time of Slurm's, as D-HH:MM:SS; None for UNLIMITED, NONE and nothing."""
+    """Seconds of a Slurm time [D-][HH:]MM:SS; None for anything else, such as UNLIMITED, NONE or ""."""
     found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if not found:
         return None
@@ -153,7 +153,7 @@ def seconds(text: str) -> int | None:
 
 
 def add_nodes(partitions: list[Partition], text: str) -> None:
-    """Adds what `sinfo` says of each partition's nodes: CPUs, memory, GPUs and their types."""
+    """Adds what `sinfo` reports for each partition's nodes: CPUs, memory, GPUs and their types."""
     by_name = {one.name: one for one in partitions}
     for line in text.splitlines():
         fields = line.split("|")
@@ -170,7 +170,7 @@ def add_nodes(partitions: list[Partition], text: str) -> None:
 
 
 def _mark_preemptible(facts: Facts) -> None:
-    """By partition: one of a higher tier can take its nodes. By QOS: any partition's jobs may be taken."""
+    """By partition: if one of a higher tier can take its nodes. By QOS: jobs of any partition."""
     kind = facts.config.get("PreemptType", "")
     cluster_mode = facts.config.get("PreemptMode", "OFF")
     highest = max((one.tier for one in facts.partitions), default=0)
@@ -214,7 +214,7 @@ def _ask_accounting(facts: Facts, patience: float) -> None:
 
 
 def _test_start(facts: Facts, one: Partition, charge: dict[str, str], patience: float) -> None:
-    """When a job of one small task would start. `--test-only` answers on standard error."""
+    """Notes when a job of one small task would start. `--test-only` answers on standard error."""
     options = {"partition": one.name, "time": "10", "ntasks": "1", "output": "/dev/null"}
     options |= one_gpu(facts, one) | {key: value for key, value in charge.items() if value}
     command = ["sbatch", "--test-only", *(f"--{key}={value}" for key, value in options.items())]

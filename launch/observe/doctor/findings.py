@@ -14,9 +14,9 @@ from launch.observe.efficiency import Costs
 Level = Literal["good", "note", "warning", "bad"]
 
 PARTITION = "partition "
-"""How the topic of a finding about a partition begins; its name follows."""
+"""Prefix of the topic of a finding about a partition, before its name."""
 DEFAULT_SAVE = 30.0
-"""Seconds a save is taken to need before any run was measured: some GB to a shared file system."""
+"""Seconds assumed for a save before a run has measured it: some GB to a shared file system."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -28,12 +28,12 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """The costs of a run that has saved."""
+    """The measured costs of a run that has saved."""
 
     costs: Costs
     run: str
     bytes: int = 0
-    """Of its newest checkpoint."""
+    """Size of its newest checkpoint."""
 
     @property
     def words(self) -> str:
@@ -42,13 +42,13 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 MOST_NAMES = 6
-"""Partitions that are named where many are alike."""
+"""The most partitions named in one finding."""
 MOST_KINDS = 3
-"""Differing texts that are shown of findings that mean the same."""
+"""The most differing texts shown for findings that mean the same."""
 
 
 def grouped(found: list[Finding]) -> list[Finding]:
-    """The same with findings about partitions that mean the same put together, where the first of them is."""
+    """The findings, with those about partitions that mean the same merged into the first of them."""
     alike: dict[tuple[str, ...], list[Finding]] = {}
     for one in found:
         alone = () if one.topic.startswith(PARTITION) else (one.topic, one.found)
@@ -71,7 +71,7 @@ def _together(group: list[Finding]) -> Finding:
 
 
 def named(names: list[str]) -> str:
-    """The names, only the first of many."""
+    """The names in a list; only the first of many, with a count of the rest."""
     if len(names) <= MOST_NAMES:
         return ", ".join(names)
     return f"{', '.join(names[: MOST_NAMES - 1])} and {len(names) - MOST_NAMES + 1} more"
@@ -80,8 +80,8 @@ def named(names: list[str]) -> str:
 def all_findings(
     facts: Facts, measured: Measured | None, partitions: list[str] | None = None
 ) -> list[Finding]:
-    """All that is found without submitting anything. `measured`: what saves cost, if any run has measured it;
-    `partitions`: only of these."""
+    """All findings that need no job. `measured`: the cost of saves, if a run has measured it; `partitions`:
+    only these."""
     if partitions is not None:
         chosen = [one for one in facts.partitions if one.name in partitions]
         facts = msgspec.structs.replace(facts, partitions=chosen)
@@ -217,7 +217,7 @@ def partition(facts: Facts, one: Partition, measured: Measured | None) -> list[F
 
 
 def _taken(facts: Facts, one: Partition, measured: Measured | None, topic: str) -> Finding:
-    """What a preemption in this partition means: its mode, and whether the time suffices to save."""
+    """What a preemption in this partition means: its mode, and whether its grace time suffices for a save."""
     if one.preempt_mode.startswith("SUSPEND") or "GANG" in one.preempt_mode:
         return Finding(
             topic, "warning", f"preempted jobs are suspended ({one.preempt_mode})",
@@ -302,7 +302,7 @@ def gpus(facts: Facts) -> Finding:
 
 
 def cpus(facts: Facts) -> list[Finding]:
-    """Partitions whose nodes have fewer CPUs than ranks on all their GPUs ask for."""
+    """Partitions whose nodes have fewer CPUs than ranks on all of their GPUs would request."""
     wanted = Settings().cpus_per_gpu
     alike: dict[tuple[str, int], list[str]] = {}
     for one in facts.partitions:
@@ -319,7 +319,7 @@ def cpus(facts: Facts) -> list[Finding]:
 
 
 def memory(facts: Facts) -> Finding | None:
-    """What a job gets that does not say how much memory it needs."""
+    """How much memory a job gets that does not request any."""
     given = facts.number("DefMemPerCPU", 0)
     if not given or given >= 4000:
         return None

@@ -1,4 +1,4 @@
-"""What there is to say where there is no Slurm."""
+"""The findings where there is no Slurm."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """doctor's probe: a small job that tries on the nodes what a run will need there.
 
-Its batch script is rendered as a run's is (launch/submit/batch_script.py), from the same profile: set-up
-lines, interpreter, environment, container, account. What works for it works for a run.
+Its batch script is made like that of a run (launch/submit/batch_script.py), from the same profile: set-up
+lines, interpreter, environment, container, account. What works for the probe works for a run.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ BLOCK = 64 << 20
 
 
 def probes_root() -> Path:
-    """Where the probes' folders lie."""
+    """The folder of the probes' folders."""
     return runs_root().parent / "doctor"
 
 
 def tried(
     facts: Facts, where: Partition, profile: profiles.Profile, chosen: dict[str, Any], minutes: float
 ) -> list[Finding]:
-    """As `run`; that Slurm refuses the probe is a finding, too."""
+    """As `run`, but a probe refused by Slurm is a finding, too."""
     try:
         return run(facts, where, profile, chosen, minutes)
     except slurm.SlurmError as error:
@@ -56,10 +56,10 @@ def tried(
 def run(
     facts: Facts, where: Partition, profile: profiles.Profile, chosen: dict[str, Any], minutes: float
 ) -> list[Finding]:
-    """Submits the probe to a partition, waits for its answers, and says what they mean.
+    """Submits the probe to a partition, waits for its answers, and returns what they mean.
 
-    `chosen` are settings that win over the profile's. The job is cancelled if it has not ended within
-    `minutes`. Raises SlurmError if Slurm refuses it.
+    `chosen`: settings that take precedence over the profile's. The job is cancelled if it has not ended
+    within `minutes`. Raises SlurmError if Slurm refuses it.
     """
     folder = probes_root() / f"probe-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     (folder / "job").mkdir(parents=True)
@@ -68,7 +68,7 @@ def run(
     (folder / "token").write_text(token)
     resolved = settings(facts, where, profile, chosen)
     (folder / "stage").write_text(resolved.settings.stage)
-    block = folder / "block"  # that no node has in its memory
+    block = folder / "block"  # new, so that no node has it in its page cache
     try:
         with contextlib.suppress(OSError):  # without room for it, it is shorter
             block.write_bytes(os.urandom(BLOCK))
@@ -124,9 +124,9 @@ def _submitted(folder: Path, token: str, resolved: profiles.Resolved, minutes: f
 def settings(
     facts: Facts, where: Partition, profile: profiles.Profile, chosen: dict[str, Any]
 ) -> profiles.Resolved:
-    """The probe's job: two ranks, on two nodes where there are two, each with a GPU where there are any.
+    """The settings of the probe's job: two ranks, on two nodes if there are two, with one GPU each if any.
 
-    On a single node with a single GPU it is one rank: two would share it, which no training does.
+    On a single node with a single GPU there is one rank: two would share it, which no training does.
     """
     nodes = min(2, max(1, where.nodes))
     style = profile.stages.get("train", {}).get("gres") or profile.top.get("gres")
@@ -151,7 +151,7 @@ TRIED = {
 def meaning(
     answers: list[dict[str, Any]], token: str, tasks: int, wants: int, folder: Path, log: str
 ) -> list[Finding]:
-    """What the answers of the probe's tasks mean for a run. `wants`: GPUs that each task asked for."""
+    """What the answers of the probe's tasks mean for a run. `wants`: GPUs requested per task."""
     if not answers:
         return [
             Finding("nodes", "bad", f"no answer from the nodes: {log or 'the log is empty'}",
@@ -196,7 +196,7 @@ def meaning(
 
 
 def _gpus(answers: list[dict[str, Any]]) -> list[Finding]:
-    """Where GPUs were asked for: whether they came, and whether this torch can use them."""
+    """If GPUs were requested: whether they were allocated, and whether this torch can use them."""
     topic = "GPUs on the nodes"
     for one in answers:
         seen = one.get("gpus")
@@ -238,7 +238,7 @@ def _requeue(job: str) -> Finding:
 
 
 def _last_words(folder: Path) -> str:
-    """The last line that the job said, its ranks before its batch shell."""
+    """The last line of the job's logs; those of its ranks come before that of its batch shell."""
     logs = sorted((folder / "job").glob("*_log.out"), key=lambda path: (-len(path.name), path.name))
     for path in logs:
         if lines := path.read_text(errors="replace").strip().splitlines():

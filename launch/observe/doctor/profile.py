@@ -20,7 +20,7 @@ RUNS_LOOKED_AT = 30
 
 
 def measured_save() -> Measured | None:
-    """The slowest save that the newest runs measured; None if none has saved yet."""
+    """The slowest save measured by the newest runs; None if none has saved yet."""
     newest = sorted(runs.all_runs(), key=lambda run: run.path.stat().st_mtime, reverse=True)[:RUNS_LOOKED_AT]
     pasts = [(run, past) for run in newest if isinstance(past := history.attempt(run), History)]
     found = [(run, past, efficiency.costs(past, time.time())) for run, past in pasts]
@@ -33,7 +33,8 @@ def measured_save() -> Measured | None:
 
 
 def choose(facts: Facts, asked: str | None) -> Partition:
-    """The partition for probe and profile: the one asked for, or one with GPUs, the default first."""
+    """The partition for probe and profile: the one asked for, else preferably one with GPUs, then the
+    default. Raises UserError for an unknown one, or if none accepts the user's jobs."""
     if asked:
         found = facts.partition(asked)
         if found:
@@ -49,7 +50,7 @@ def choose(facts: Facts, asked: str | None) -> Partition:
 
 
 def check_name(name: str, force: bool) -> None:
-    """Raises UserError if a profile cannot get that name."""
+    """Raises UserError if a profile cannot have that name."""
     runs.check_name(name)
     path = profiles.CLUSTERS / f"{name}.yaml"
     output.check_file(path, "--write-profile")

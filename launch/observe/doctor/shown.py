@@ -17,7 +17,7 @@ PROBE = "python launch/doctor.py --submit-probe --write-profile mine"
 def show(
     found: list[Finding], as_json: bool, written: str = "", name: str = "", following: str = PROBE
 ) -> int:
-    """`following`: the command that comes next where nothing stands in the way."""
+    """Prints them; returns the exit code. `following`: the command that comes next if nothing is wrong."""
     if as_json:
         print(json.dumps({"findings": msgspec.to_builtins(found), "profile": written or None}))
         return 0

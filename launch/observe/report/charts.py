@@ -1,7 +1,7 @@
 """Charts as inline SVG: no library, no script, colours from the page's CSS so that light and dark both work.
 
-Every chart is one <svg> element as text, in a <div> that scrolls. What a user wrote (names, hosts, reasons)
-is escaped here.
+Every chart is the text of one <svg> element, in a <div> that scrolls. Text from elsewhere (names, hosts,
+reasons) is escaped here.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import msgspec
 WIDTH, HEIGHT = 860, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 38
 CHARACTER, LONGEST = 7, 28
-"""Pixels that a character of a label takes at most on average, and the most characters of a label."""
+"""Upper bound of a label character's average width in pixels, and the most characters of a label."""
 MOST_POINTS = 600
-"""Points drawn of a line; more would be closer together than a pixel."""
+"""The most points drawn per line; more would be closer together than a pixel."""
 
 
 class Series(msgspec.Struct, frozen=True):
     name: str
     points: Sequence[tuple[float, float]]
-    """(x, y), x rising."""
+    """(x, y), with x increasing."""
     dots: bool = False
 
 
@@ -33,11 +33,11 @@ class Mark(msgspec.Struct, frozen=True):
     x: float
     text: str
     series: int | None = None
-    """The curve it belongs to, where several share the chart: it takes that one's colour."""
+    """Index of the curve it belongs to, whose colour it takes, if several share the chart."""
 
 
 class Bar(msgspec.Struct, frozen=True):
-    """A stretch of a timeline's row."""
+    """A bar in a row of a timeline."""
 
     row: str
     begin: float
@@ -50,7 +50,7 @@ class Bar(msgspec.Struct, frozen=True):
 def lines(
     title: str, series: Sequence[Series], x_name: str, marks: Sequence[Mark] = (), logarithmic: bool = False
 ) -> str:
-    """A line chart; points that are not finite are left out. "" if no point is left."""
+    """A line chart of the finite points (of the positive ones, if `logarithmic`); "" if there are none."""
     series = [msgspec.structs.replace(one, points=_finite(one.points, logarithmic)) for one in series]
     series = [one for one in series if one.points]
     if not series:
@@ -105,7 +105,7 @@ def legend(names: Sequence[str]) -> str:
 
 
 def timeline(title: str, bars: Sequence[Bar], begin: float, end: float, unit: float, unit_name: str) -> str:
-    """Bars on rows over time; `begin` and `end` in the bars' seconds; the axis counts units from begin."""
+    """Bars on rows over time; bars, `begin` and `end` in seconds; the axis counts units from `begin`."""
     rows = list(dict.fromkeys(bar.row for bar in bars))
     if not rows or end <= begin:
         return ""
@@ -135,7 +135,7 @@ def timeline(title: str, bars: Sequence[Bar], begin: float, end: float, unit: fl
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Host names as short as they stay clear: without a domain that all share, then their last characters."""
+    """Host names, as short as is clear: without a domain that all share, then only their last characters."""
     heads = [name.partition(".")[0] for name in names]
     if len({name.partition(".")[2] for name in names}) == 1 and len(set(heads)) == len(names):
         names = heads
@@ -143,12 +143,12 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _tail(name: str) -> str:
-    """The end of a long name: what tells node0001 from node0002 comes last."""
+    """The end of a long name, where node0001 and node0002 differ."""
     return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
 
 
 def shares(title: str, parts: Sequence[tuple[str, str, float, str]]) -> str:
-    """One bar split into (name, CSS class, amount, words), largest sum of amounts being the whole."""
+    """One bar, split into parts (name, CSS class, amount, tooltip) in proportion to their amounts."""
     whole = sum(amount for _, _, amount, _ in parts)
     if whole <= 0:
         return ""
@@ -165,11 +165,11 @@ def shares(title: str, parts: Sequence[tuple[str, str, float, str]]) -> str:
 
 
 def heatmap(title: str, names: Sequence[str], matrix: Sequence[Sequence[float]]) -> str:
-    """A confusion matrix: each row (true class) in shares of its sum."""
+    """A confusion matrix, with each row (true class) divided by its sum."""
     cell = 30 if len(names) <= 24 else 14
     labels = [_tail(name) for name in names]
     longest = CHARACTER * max(map(len, labels))
-    # A label above leans 60° to the right, so the last one reaches beyond the last column.
+    # Labels on top lean 60° to the right, so the last one reaches beyond the last column.
     left, top, right = 14 + longest, 14 + round(0.87 * longest), 10 + round(0.5 * longest)
     size = cell * len(names)
     parts = [_open(title, left + size + right, top + size + 10, "heatmap")]
@@ -205,7 +205,7 @@ def heatmap(title: str, names: Sequence[str], matrix: Sequence[Sequence[float]])
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most about MOST_POINTS of the points; of each stretch the lowest and the highest stay."""
+    """At most about MOST_POINTS of the points: the lowest and the highest of each stretch."""
     if len(points) <= MOST_POINTS:
         return list(points)
     stretch = math.ceil(len(points) / (MOST_POINTS / 2))
@@ -218,7 +218,7 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that enclose low to high, about so many."""
+    """About so many evenly spaced round numbers, which enclose low to high."""
     if high <= low:
         spread = abs(low) or 1.0
         low, high = low - spread / 2, low + spread / 2
@@ -258,7 +258,7 @@ def _x_axis(low, high, place, height: float, name: str) -> list[str]:  # type: i
 
 
 def _open(title: str, width: float, height: float, kind: str = "chart") -> str:
-    """The beginning of a chart. Where the page is narrower than is legible, a chart scrolls."""
+    """The start of a chart's HTML. A chart scrolls where the page is too narrow for it to be legible."""
     size = f' style="max-width:{width:.0f}px;min-width:min(480px,{width:.0f}px)"' if kind == "heatmap" else ""
     return (
         f'<div class="wide"><svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '

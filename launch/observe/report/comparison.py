@@ -15,7 +15,7 @@ from launch.observe.report.data import Data
 
 
 def comparison(all_data: Sequence[Data]) -> str:
-    """Several runs side by side: figures, curves, differences of their requests."""
+    """The HTML page for several runs: figures, curves, differences between their requests."""
     rows = []
     best, told = figures.heads([data.status for data in all_data])
     for data in all_data:
@@ -61,7 +61,7 @@ def comparison(all_data: Sequence[Data]) -> str:
 
 
 def _groups(all_data: Sequence[Data]) -> str:
-    """What differs but the seed, each group's mean, and how sure the differences are."""
+    """The groups, by what differs besides the seed: each one's mean, and how certain the differences are."""
     found = groups.grouped(all_data)
     if len(found) == len(all_data) == 1 or not any(group.estimates for group in found):
         return ""
@@ -96,7 +96,7 @@ def _class_comparison(all_data: Sequence[Data]) -> str:
 
 
 def _differences(all_data: Sequence[Data]) -> str:
-    """What the runs' requests differ in."""
+    """The table of what differs between the runs' requests."""
     requests = [
         report_data.flat(report_data.public(data.request)) if data.request else {} for data in all_data
     ]

@@ -27,7 +27,7 @@ from launch.submit.batch_script import UNTOLD
 HIDDEN = "…"
 MOST_PICTURES = 20
 MOST_PICTURE_BYTES = 6_000_000
-"""Of all pictures of a page together, so that it can still go by e-mail."""
+"""For all pictures of a page together, so that it can still be sent by e-mail."""
 
 
 class Evaluation(msgspec.Struct):
@@ -40,22 +40,22 @@ class Evaluation(msgspec.Struct):
     """(image id, data: URL)."""
     left_out: int = 0
     of: str = ""
-    """What was evaluated, where that is not the run's best checkpoint as it is: `epoch_50`, `tta`."""
+    """What was evaluated, if not the run's best checkpoint without augmentation: `epoch_50`, `tta`."""
 
 
 Ends = tuple[float, float] | None
-"""Of an interval."""
+"""The ends of an interval."""
 
 
 class ClassTold(msgspec.Struct):
-    """What is gone by of a class in metrics.json."""
+    """What is used of a class in metrics.json."""
 
     name: str
     intervals: dict[str, Ends] | None = None
 
 
 class Told(msgspec.Struct):
-    """What is gone by in metrics.json, beside figures, of which each is looked at when it is shown."""
+    """What is used of metrics.json, besides figures, each of which is checked when it is shown."""
 
     classes: list[ClassTold] | None = None
     intervals: dict[str, Ends] | None = None
@@ -69,7 +69,7 @@ class Data(msgspec.Struct):
     past: History
     status: states.Status
     train: list[dict[str, Any]]
-    """Rows of metrics.jsonl by step; what a later start did again counts once, as done then."""
+    """Rows of metrics.jsonl by step; of steps that a later start repeated, only the later rows."""
     val: list[dict[str, Any]]
     shares: Shares
     costs: Costs
@@ -108,7 +108,7 @@ def gather(run: Run) -> Data:
 
 
 def flat(node: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested dicts as dotted keys; without what may be a secret, or what only running a config would tell."""
+    """Nested dicts as dotted keys; without possible secrets and values known only once a config runs."""
     found: dict[str, Any] = {}
     for key, value in node.items():
         name = f"{above}.{key}" if above else str(key)
@@ -122,7 +122,7 @@ def flat(node: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def public(request: Request) -> dict[str, Any]:
-    """The request as a report may show it, which goes by e-mail: without anything that may be a secret."""
+    """The request as a report, which is sent by e-mail, may show it: without possible secrets."""
 
     def without(settings: dict[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in settings.items() if key not in (*UNTOLD, "sources")}
@@ -135,14 +135,14 @@ def public(request: Request) -> dict[str, Any]:
 
 
 def repeat_command(request: Request) -> list[str]:
-    """The command that makes the same run under a name that is free; [] if none was recorded.
+    """The command that makes the same run under a free name; [] if none was recorded.
 
-    `--run` is left out: its name is taken. Of a sweep it makes the one element.
+    `--run` is left out because its name is taken. For a run of a sweep, it makes only that run.
     """
     given, kept = list(request.command), ["python"]
     while given:
         argument = given.pop(0)
-        if argument == "--":  # what follows is a --worker's own
+        if argument == "--":  # the rest are a --worker's own arguments
             return [*kept, argument, *given]
         option, equals, value = argument.partition("=")
         if option in ("--run", "--sweep", "--seeds"):
@@ -151,7 +151,7 @@ def repeat_command(request: Request) -> list[str]:
             if option != "--run" and key in request.set:
                 kept += ["--set", f"{key}={request.set[key]}"]
         elif option not in ("--wait", "--json", "--no-submit", "--zip"):
-            # A secret that an earlier version took, as --set KEY=VALUE or --set=KEY=VALUE.
+            # A secret that an earlier version accepted, as --set KEY=VALUE or --set=KEY=VALUE.
             name, equals, _ = argument.removeprefix("--set=").partition("=")
             kept.append(
                 argument.partition(f"{name}=")[0] + f"{name}={HIDDEN}"
@@ -162,7 +162,7 @@ def repeat_command(request: Request) -> list[str]:
 
 
 def kept_rows(rows: list[dict[str, Any]], past: History) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training, validation) rows by step. A start that went on from step s voids older rows beyond s."""
+    """(training, validation) rows by step. A start that resumed from step s voids older rows beyond s."""
     resumed = {one.start: one.resumed_step for one in past.incarnations}
     kept: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "val": {}}
     newest = 0
@@ -185,8 +185,8 @@ def kept_rows(rows: list[dict[str, Any]], past: History) -> tuple[list[dict[str,
 
 
 def evaluation_of(run: Run) -> Evaluation | None:
-    """The evaluation that the run goes by, or None. metrics.json is written last: where it is, the rest is
-    whole."""
+    """The evaluation that counts for the run, or None. metrics.json is written last: if it exists, the rest
+    is complete."""
     done = sorted((path.stat().st_mtime, path.parent) for path in run.eval.glob("*/metrics.json"))
     if not done:
         return None
@@ -209,7 +209,7 @@ def evaluation_of(run: Run) -> Evaluation | None:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """What metrics.json says; {} where it is damaged, or somebody has made something else of it."""
+    """The content of metrics.json; {} if it is damaged or has been changed into something else."""
     found = records.read_json(path)
     try:
         msgspec.convert(found, Told)
@@ -219,8 +219,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 
 def read_confusion(path: Path) -> tuple[list[str], list[list[float]]]:
-    """Class names and the matrix (row: truth, column: prediction); empty if there is no such file, or a
-    spreadsheet has made something else of it."""
+    """Class names and the matrix (row: truth, column: prediction); both empty if there is no such file, or if
+    a spreadsheet has mangled it."""
     try:
         with path.open(newline="") as file:
             header, *rows = list(csv.reader(file))
@@ -233,8 +233,8 @@ def read_confusion(path: Path) -> tuple[list[str], list[list[float]]]:
 
 
 def read_pictures(where: Path) -> tuple[list[tuple[str, str]], int]:
-    """The first pictures of an evaluation's folder (the worst images, where it says which) as data URLs, and
-    how many were left out for size or number."""
+    """The first pictures in an evaluation's folder (those of the worst images, if known) as data URLs, and
+    how many were left out because of their size or number."""
     found, total = [], 0
     folder = where / files.EVAL_PICTURES
     paths = _listed(where / files.EVAL_WORST, folder) or {
@@ -243,7 +243,7 @@ def read_pictures(where: Path) -> tuple[list[tuple[str, str]], int]:
     for path, caption in list(paths.items())[:MOST_PICTURES]:
         try:
             content = path.read_bytes()
-        except (OSError, ValueError):  # a damaged table may name anything
+        except (OSError, ValueError):  # a damaged table may name any file
             continue
         total += len(content)
         if total > MOST_PICTURE_BYTES:
@@ -253,7 +253,7 @@ def read_pictures(where: Path) -> tuple[list[tuple[str, str]], int]:
 
 
 def _listed(table: Path, folder: Path) -> dict[Path, str]:
-    """Path -> caption of the pictures in per_image.csv, the worst image first; {} of an older one."""
+    """Path -> caption of the pictures in per_image.csv, worst image first; {} for an older file."""
     try:
         found = {}
         for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):

@@ -1,9 +1,9 @@
-"""Runs in groups, by what differs but the seed: each group's mean ± standard deviation, and how sure the
-difference between two groups is.
+"""Groups of runs that differ in more than the seed: each group's mean ± standard deviation, and how certain
+the difference between two groups is.
 
-The difference is estimated by a paired bootstrap: images are drawn with replacement, the same for all runs,
-from what each evaluation counted per image (per_image.npz); where the groups' runs have the same seeds, so
-are the seeds (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
+The difference is estimated with a paired bootstrap: images are drawn with replacement, the same for all runs,
+from the evaluations' per-image counts (per_image.npz); if the groups' runs have the same seeds, these are
+drawn, too (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from launch.observe.report import data as report_data
 from launch.observe.report.data import Data
 
 METRICS = EVALUATED[:3]
-"""Of the evaluation, in percent, beside the one that the runs go by."""
+"""The evaluation's figures, in percent, shown besides the main metric."""
 VALIDATION = "best "
-"""What the name of a metric has before it where it is meant of the validations."""
+"""Prefix of a metric's name that means its value in the validations."""
 SEEDS = ("seed", "set.randomness.seed")
 RESAMPLES = counted.RESAMPLES
 FROM_COUNTS = (USUAL, "mAcc", "aAcc", "fwIoU", "mDice", "mPrecision", "mRecall")
-"""What follows from pixels counted per image alone: not from how a config weights an F-score."""
+"""Metrics that follow from per-image pixel counts alone; an F-score also depends on the config's beta."""
 
 
 class Estimate(msgspec.Struct):
-    """The mean of some runs' figure."""
+    """The mean of a figure over runs."""
 
     mean: float
     deviation: float | None
-    """Sample standard deviation (n − 1); None of one value."""
+    """Sample standard deviation (n − 1); None for a single value."""
     count: int
-    """Values: runs of one seed are one."""
+    """Number of values; runs with the same seed count as one."""
     metric: str = USUAL
 
     def __str__(self) -> str:
@@ -50,13 +50,13 @@ class Estimate(msgspec.Struct):
 
 class Group(msgspec.Struct):
     name: str
-    """What sets it apart, such as "lr=0.02"."""
+    """What distinguishes it, such as "lr=0.02"."""
     runs: list[Data]
     estimates: dict[str, Estimate]
 
 
 class Difference(msgspec.Struct):
-    """By how much the first group's figure is above the second's (of percentages, in points)."""
+    """How much the first group's figure exceeds the second's (in points for percentages)."""
 
     first: str
     second: str
@@ -64,13 +64,13 @@ class Difference(msgspec.Struct):
     low: float
     high: float
     p: float
-    """Two-sided: how often a difference as clear would come about by chance."""
+    """Two-sided p-value: how often chance alone would produce a difference this clear."""
     over: str
-    """What was drawn: "images and seeds" and so on."""
+    """What was resampled, such as "images and seeds"."""
 
 
 def grouped(all_data: Sequence[Data]) -> list[Group]:
-    """The groups, the best first, by what all of them go by."""
+    """The groups, best first by the metric that they are compared by."""
     flats = [_asked(data) for data in all_data]
     keys = list(dict.fromkeys(key for one in flats for key in one if key not in SEEDS))
     differing = [key for key in keys if len({repr(one.get(key)) for one in flats}) > 1]
@@ -89,15 +89,15 @@ def _best(all_data: Iterable[Data]) -> list[Figure]:
 
 
 def compared(all_data: Sequence[Data]) -> str:
-    """The metric that runs are compared by: the one that all of them go by, the usual one if they differ or
-    not all were evaluated by it."""
+    """The metric that runs are compared by: their common main metric, or the default one if they differ or if
+    not all evaluations have it."""
     metric = figures.shared(_best(all_data)) or USUAL
     told = [data.evaluation.metrics for data in all_data if data.evaluation]
     return metric if all(metric in one for one in told) else USUAL
 
 
 def _names(all_data: Sequence[Data]) -> list[str]:
-    """What is told of each group: figures of the evaluations, and of the validations."""
+    """The metrics shown for each group: of the evaluations, then of the validations."""
     validated = dict.fromkeys(one.metric for one in _best(all_data)) or {USUAL: None}
     evaluated = dict.fromkeys((compared(all_data), *METRICS))
     return [*evaluated, *(VALIDATION + metric for metric in validated)]
@@ -109,7 +109,7 @@ def _rank(group: Group, metric: str, less: bool) -> float:
 
 
 def _asked(data: Data) -> dict[str, Any]:
-    """What of a request makes another training: dotted key -> value."""
+    """What groups a run: the parts of its request and evaluation that matter, dotted key -> value."""
     if data.request is None:
         return {"run": data.run.name}
     shown = report_data.public(data.request)
@@ -120,7 +120,7 @@ def _asked(data: Data) -> dict[str, Any]:
 
 
 def _other_checkpoint(data: Data, which: str) -> str:
-    """The checkpoint that was evaluated, where that is not the one that the run was to be evaluated by."""
+    """The checkpoint that was evaluated, if it is not the one that should have been (`which`); else ""."""
     if data.evaluation is None:
         return ""
     meant = evaluations.meant(data.run.checkpoints, which)
@@ -139,8 +139,8 @@ def _name(asked: dict[str, Any], differing: Sequence[str]) -> str:
 
 
 def _estimates(runs: Sequence[Data], names: Iterable[str]) -> dict[str, Estimate]:
-    """Over the seeds: runs of the same settings and the same seed are one training done again, which tells
-    nothing of how another would vary."""
+    """Estimates over the seeds: runs with the same settings and seed are the same training repeated, which
+    says nothing about its variance."""
     found = {}
     for name in names:
         of_seeds = [
@@ -160,7 +160,7 @@ def _by_seed(runs: Sequence[Data]) -> dict[int, list[Data]]:
 
 
 def repeated(groups: Sequence[Group]) -> list[str]:
-    """A note for each seed that several runs of a group have."""
+    """A note for each seed that several runs of a group share."""
     return [
         f"{group.name}: {', '.join(data.run.name for data in them)} have the same settings and the same "
         f"seed, {seed}: they count as one run, with the mean of their figures"
@@ -190,7 +190,7 @@ def estimate(values: Sequence[float], metric: str = USUAL) -> Estimate:
 
 
 def differences(groups: Sequence[Group]) -> tuple[list[Difference], list[str]]:
-    """The best group against each other one; and why one of these could not be told."""
+    """The best group against each of the others, and notes on those that could not be compared."""
     found, missing = [], []
     metric = compared([data for group in groups for data in group.runs])
     for other in groups[1:]:
@@ -202,7 +202,7 @@ def differences(groups: Sequence[Group]) -> tuple[list[Difference], list[str]]:
 
 
 def difference(first: Group, second: Group, metric: str) -> Difference:
-    """Raises ValueError, with the reason, where there is nothing to draw from."""
+    """The difference of a metric. Raises ValueError, with the reason, if there is nothing to resample."""
     import numpy as np
 
     pairs = _pairs(first, second, metric)
@@ -237,7 +237,8 @@ def difference(first: Group, second: Group, metric: str) -> Difference:
 
 
 def _pairs(first: Group, second: Group, metric: str) -> list[list[Data]]:
-    """The evaluated runs of both; only those of seeds that both have, if two or more are."""
+    """The evaluated runs of both; only those with common seeds, if there are at least two such seeds.
+    Raises ValueError if not both are evaluated."""
     sides = [[data for data in group.runs if figure(data, metric) is not None] for group in (first, second)]
     if not all(sides):
         raise ValueError("not both are evaluated")
@@ -246,7 +247,7 @@ def _pairs(first: Group, second: Group, metric: str) -> list[list[Data]]:
 
 
 def _of_seeds(rows: Any, seeds: Sequence[int]) -> Any:
-    """A row for each seed, in their order, of a row for each run: the mean of those that have it."""
+    """From a row per run to a row per seed, in ascending order: the mean over the runs that have it."""
     import numpy as np
 
     of = np.array(seeds)
@@ -254,7 +255,7 @@ def _of_seeds(rows: Any, seeds: Sequence[int]) -> Any:
 
 
 def _seed(data: Data) -> int:
-    """As the training takes it (jobs/mmseg/config.py); where the config has one, all of its group have it."""
+    """The seed as the training takes it (jobs/mmseg/config.py); one in the config is shared by its group."""
     if data.request is None:
         return 0
     own = data.request.set.get("randomness.seed")
@@ -262,21 +263,21 @@ def _seed(data: Data) -> int:
 
 
 def _counts(data: Data) -> Any:
-    """What an evaluation counted per image (jobs/evaluate/per_image.py), or None."""
+    """An evaluation's counts per image (jobs/evaluate/per_image.py), or None."""
     if data.evaluation is None:
         return None
     return counted.read(data.run.eval / data.evaluation.name / files.EVAL_IMAGES)
 
 
 def _drawn(counts: list[list[Any]], random: Any) -> list[list[Any]]:
-    """Each run's counts summed up over the drawn images, (RESAMPLES + 1) × classes; row 0 over all images."""
+    """Each run's counts summed over the drawn images, (RESAMPLES + 1) × classes; row 0 is over all images."""
     kept = [one[key] for side in counts for one in side for key in counted.KINDS]
     sums = iter(counted.resampled(kept, random))
     return [[{key: next(sums) for key in counted.KINDS} for _ in side] for side in counts]
 
 
 def _figures(side: list[Any], metric: str = USUAL) -> Any:
-    """The figure in percent of each run (rows) on each draw (columns), over the classes that are there."""
+    """The figure, in percent, of each run (rows) in each draw (columns), over the classes that occur."""
     import numpy as np
 
     counts = [[one[key] for key in counted.KINDS] for one in side]
@@ -289,7 +290,7 @@ def _figures(side: list[Any], metric: str = USUAL) -> Any:
 
 
 def rows(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """(columns, a row for each group); a column that begins with > holds numbers."""
+    """(columns, a row for each group); a column whose name begins with > holds numbers."""
     names = _names([data for group in groups for data in group.runs])
     names = [name for name in names if any(name in group.estimates for group in groups)]
     table = [
@@ -300,13 +301,13 @@ def rows(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 
 
 def _count(group: Group) -> str:
-    """How many runs, and how many of them are independent where that are fewer."""
+    """The number of runs, with the number of seeds if that is smaller."""
     runs, seeds = len(group.runs), len(_by_seed(group.runs))
     return str(runs) if seeds == runs else f"{runs} ({wording.plural(seeds, 'seed')})"
 
 
 def _plain(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """`rows` for text, and by how much each group differs from the best one where that is known."""
+    """`rows` as text, with each group's difference from the best one where that is known."""
     columns, table = rows(groups)
     against = _against_best(groups)
     if against:
@@ -318,18 +319,18 @@ def _plain(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
 
 
 def told(one: Difference) -> list[str]:
-    """By how much, the interval, and p."""
+    """The cells of a difference: its mean, the interval, and p."""
     return [signed(one.mean), f"{signed(one.low)} … {signed(one.high)}", f"{one.p:.3f}"]
 
 
 def signed(value: float) -> str:
-    """A difference; without a sign where it is none."""
+    """A difference with its sign; no sign if it rounds to zero."""
     text = f"{value:+.2f}"
     return text if text.strip("+-0.") else "0.00"
 
 
 def _against_best(groups: Sequence[Group]) -> dict[str, Difference]:
-    """A group's name -> what its figure has above the best group's."""
+    """A group's name -> its difference from the best group."""
     return {
         one.second: Difference(one.second, one.first, -one.mean, -one.high, -one.low, one.p, one.over)
         for one in differences(groups)[0]
@@ -343,7 +344,7 @@ def as_markdown(groups: Sequence[Group]) -> str:
 
 
 def as_latex(groups: Sequence[Group]) -> str:
-    """A tabular for LaTeX with booktabs."""
+    """A LaTeX tabular that uses booktabs."""
     columns, table = _plain(groups)
     body = [" & ".join(map(_latex, line)) + r" \\" for line in [columns, *table]]
     head = rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}"
@@ -365,7 +366,7 @@ def _latex(text: str) -> str:
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """Mean, standard deviation and number in columns of their own, and the difference from the best group."""
+    """CSV: mean, standard deviation and count in separate columns, and the difference from the best group."""
     import csv
     import io
 

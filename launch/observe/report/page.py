@@ -1,6 +1,6 @@
-"""The report as one HTML file that needs nothing else: no script, no font, no request, by e-mail or offline.
+"""The report as one self-contained HTML file: no script, font or request, so it works by e-mail and offline.
 
-A Content-Security-Policy in the page holds a browser to that, whatever a name or an error text contains.
+A Content-Security-Policy in the page makes the browser enforce that, whatever a name or an error contains.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def document(title: str, body: str) -> str:
         f'<link rel="icon" href="data:,"><style>{STYLE.read_text()}</style></head>\n'
         f"<body>\n{body}\n</body></html>\n"
     )
-    return text.encode(errors="backslashreplace").decode()  # a file's name need not be text
+    return text.encode(errors="backslashreplace").decode()  # a file name need not be valid Unicode
 
 
 def curves(statuses: Sequence[Status]) -> list[tuple[str, str, str, bool]]:
-    """(title, name, kind, whether logarithmic) of each chart: what all trainings have, and the metrics that
-    these runs go by."""
+    """(title, name, kind, whether logarithmic) of each chart: those of all trainings, and the main metrics of
+    these runs."""
     names = dict.fromkeys(one.best.metric for one in statuses if one.best) or {USUAL: None}
     return [
         ("Loss", "loss", "train", True),
@@ -106,7 +106,7 @@ def _curves(data: Data) -> str:
 
 
 def interruptions(data: Data, series: int | None = None) -> list[Mark]:
-    """A mark for each ending of a start that was not the end of the training, at the last step it did."""
+    """A mark for each start that did not finish the training, at its last step."""
     whose = "" if series is None else f"{data.run.name}, "
     return [
         Mark(
@@ -209,7 +209,7 @@ def _time(data: Data) -> str:
 
 
 def _advice(data: Data) -> str:
-    """ETTR, and the interval between checkpoints that would have been best."""
+    """The paragraphs on ETTR and on the best interval between checkpoints."""
     spent, cost = data.shares, data.costs
     lines = []
     if spent.ettr is not None:
@@ -339,7 +339,7 @@ def _environment(data: Data) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; columns that begin with > hold numbers."""
+    """An HTML table; columns whose names begin with > hold numbers."""
     numbers = [column.startswith(">") for column in columns]
     head = "".join(
         f"<th{' class=n' if n else ''}>{escape(c.removeprefix('>'))}</th>"
@@ -358,7 +358,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _one_line(cell: str) -> str:
-    """Short cells (a moment, a job, a host) are not broken; long ones (an error, a path) may be."""
+    """The attribute that keeps short cells (a time, a job, a host) on one line; long ones may wrap."""
     return " class=one" if len(cell) <= 24 else ""
 
 

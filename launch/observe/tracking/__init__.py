@@ -1,1 +1,1 @@
-"""A run's curves in W&B, MLflow and ClearML: read from its directory, sent by a process of their own."""
+"""A run's curves in W&B, MLflow and ClearML: read from its directory, sent by a separate process each."""

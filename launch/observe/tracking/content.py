@@ -1,7 +1,7 @@
-"""What a service is told of a run: read anew each time from the run's files.
+"""What a service is sent about a run: read anew each time from the run's files.
 
-Told are only steps that no later start can do again: those up to the newest checkpoint that is on disk. So
-a step is told once, whatever ends a start, also to a service that never takes anything back.
+Only steps that no later start can repeat are sent: those up to the newest checkpoint on disk. So each step is
+sent once, however a start ends, which suits services that never take anything back.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from launch.observe.report import data as report
 from launch.submit import literals
 
 MOST_PARAMETERS = 500
-"""Values of the config that are told one by one."""
+"""The most values of the config that are sent as parameters."""
 
 
 PER_CLASS = ("IoU", "Acc")
-"""What is told of each class."""
+"""Metrics sent for each class."""
 
 
 class About(msgspec.Struct):
-    """What stays the same from start to start."""
+    """What stays the same for all starts of a run."""
 
     id: str
     name: str
     group: str
-    """The sweep's name; "" for a run of its own."""
+    """The sweep's name; "" for a run outside a sweep."""
     tags: list[str]
     parameters: dict[str, Any]
     """The request and the config's values, dotted key -> value."""
     config: str
-    """RUN/config.py."""
+    """The text of RUN/config.py."""
     backends: dict[str, dict[str, Any]] = {}
     """Service -> the arguments of its visualizer backend in the config."""
 
@@ -51,14 +51,14 @@ Row = tuple[int, dict[str, "float | Path"]]
 
 class Content(msgspec.Struct):
     rows: list[Row]
-    """In the order of steps; those that are settled."""
+    """Those that are final, in the order of steps."""
     facts: dict[str, float]
-    """Figures of the run as a whole, as they are now."""
+    """Current figures of the run as a whole."""
     evaluation: str
-    """Which evaluation `scores` are of; "": none yet."""
+    """The evaluation that `scores` belong to; "" if there is none yet."""
     named: str
-    """What its figures are called by: `eval`, or `eval-tta`, `eval-epoch_50` where it is not of the best
-    checkpoint as it is."""
+    """Prefix of its figures' names: `eval`, or `eval-tta`, `eval-epoch_50` if it is not of the best
+    checkpoint without augmentation."""
     scores: dict[str, float]
     classes: list[dict[str, Any]]
     """Per class: name, IoU, Acc and so on, in percent."""
@@ -67,7 +67,7 @@ class Content(msgspec.Struct):
 
 
 def about(run: Run) -> About:
-    """Raises UserError if run.yaml cannot be read."""
+    """The run's name, request and config. Raises UserError if run.yaml cannot be read."""
     request = run.request()
     try:
         text = run.config.read_text(encoding="utf-8")
@@ -90,7 +90,7 @@ def about(run: Run) -> About:
 
 
 def backends(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a config's visualizer says of the services, service -> arguments."""
+    """The visualizer backends for the services in a config: service -> arguments."""
     visualizer = config.get("visualizer")
     given = visualizer.get("vis_backends") if isinstance(visualizer, dict) else None
     found = {}
@@ -125,7 +125,7 @@ def read(run: Run, now: float) -> Content:
 
 
 def shown_by_hooks(run: Run, lines: list[dict[str, Any]], past: History) -> list[Row]:
-    """What hooks have given to the visualizer (jobs/mmseg/curves.py): scalars of their own, and pictures."""
+    """What hooks have passed to the visualizer (jobs/mmseg/curves.py): their own scalars, and pictures."""
     limits: dict[Any, float] = {
         one.start: most for one, most in zip(past.incarnations, efficiency.kept_steps(past), strict=True)
     }
@@ -145,8 +145,8 @@ def shown_by_hooks(run: Run, lines: list[dict[str, Any]], past: History) -> list
 
 
 def rows(train: list[dict[str, Any]], val: list[dict[str, Any]], more: list[Row], past: History) -> list[Row]:
-    """The figures of each step that is settled: no later start does it again, and its validation, if it has
-    one, is there."""
+    """The figures of each final step: no later start repeats it, and its validation, if it has one, is
+    done."""
     steps: dict[int, dict[str, float | Path]] = {}
     for step, figures in more:
         steps.setdefault(step, {}).update(figures)
@@ -172,7 +172,7 @@ def rows(train: list[dict[str, Any]], val: list[dict[str, Any]], more: list[Row]
 
 
 def durable_step(past: History) -> int:
-    """The newest step whose state is on disk: a later start goes on from there."""
+    """The newest step whose state is on disk, from which a later start would resume."""
     kept = efficiency.kept_steps(past)
     saved = [
         step
@@ -185,7 +185,7 @@ def durable_step(past: History) -> int:
 
 
 def facts(past: History, now: float) -> dict[str, float]:
-    """What is told of the whole run: interruptions, where its time went, its newest checkpoint."""
+    """What is sent about the run as a whole: interruptions, where its time went, its newest checkpoint."""
     shares = efficiency.shares(past, now if past.finished is None else past.last)
     found: dict[str, float | None] = {
         "starts": len(past.incarnations),

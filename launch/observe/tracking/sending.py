@@ -1,7 +1,7 @@
-"""Sends what is settled of a run to one service, again and again until told to end.
+"""Sends what is final in a run to one service, repeatedly until told to end.
 
-One process for each service, so that one that hangs holds up nobody: neither the training, which knows of
-none of them, nor another service. What could not be sent is sent by whoever comes next: the next start, the
+Each service has its own process, so that one that hangs delays neither the training, which knows nothing of
+them, nor another service. What could not be sent is sent by the next process: that of the next start, of the
 evaluation, or `launch/track.py RUN`.
 """
 
@@ -27,64 +27,64 @@ from launch.observe.tracking import content
 from launch.observe.tracking.content import About, Content, Row
 
 POLL = 5.0
-"""Seconds between two looks at a run that goes on."""
+"""Seconds between checks of an active run."""
 RETRY = 60.0
-"""Seconds until a service that failed is tried again."""
+"""Seconds before a service that failed is tried again."""
 SAY = 5.0
-"""Seconds after which a service that is still being called is named."""
+"""Seconds after which a service that has not answered is named."""
 ANSWERS = 75.0
-"""Seconds that a service may take to answer at all, where nothing is to be tried again: ClearML would try for
-ever. An evaluation waits a little longer (jobs/supervise/tracking.py)."""
+"""Seconds that a service may take to answer with `once`: ClearML would retry for ever. An evaluation waits a
+little longer (jobs/supervise/tracking.py)."""
 TURN = 30.0
-"""Seconds for which another process that sends to the same service is waited for."""
+"""Seconds to wait for another process that sends to the same service."""
 
 
 class State(msgspec.Struct, kw_only=True):
-    """What is remembered of a service from one process to the next: RUN/track/SERVICE.json."""
+    """What is kept about a service from one process to the next: RUN/track/SERVICE.json."""
 
     id: str = ""
-    """The service's name of the run, where it is the service that gives it."""
+    """The run's id in the service, if the service assigns it."""
     sent: int = -1
     """The step up to which the service has the figures."""
     before: int = -1
-    """`sent` when the newest process began."""
+    """`sent` when the newest process started."""
     open: bool = False
-    """That process has not ended as it should: what came after `before` may be lost."""
+    """That process has not exited properly: what came after `before` may be lost."""
     folder: str = ""
-    """What that process writes into, where the service is offline."""
+    """The folder into which that process writes, if the service is offline."""
     closed: list[str] = []
-    """The names of the folders of those that have ended as they should, where the service is offline."""
+    """The names of the folders of processes that exited properly, if the service is offline."""
     newest: dict[str, float] = {}
-    """Each figure as it was sent last."""
+    """Each figure as last sent."""
     evaluation: str = ""
     """The evaluation that the service has."""
 
 
 class Service(Protocol):
-    """One of to_wandb, to_mlflow, to_clearml."""
+    """The interface of to_wandb, to_mlflow and to_clearml."""
 
     def open(self, about: About, state: State, folder: Path) -> int:
-        """Makes the service's run, or takes it up again. Returns the step up to which it has the figures."""
+        """Creates the service's run, or resumes it. Returns the step up to which it has the figures."""
 
     def rows(self, rows: list[Row]) -> None:
-        """Takes the figures of further steps."""
+        """Sends the figures of further steps."""
 
     def facts(self, facts: dict[str, float], step: int) -> None:
-        """Takes figures of the whole run as they are after that step, in place of those that it has."""
+        """Sends figures of the run as a whole after that step, which replace earlier ones."""
 
     def evaluation(self, found: Content, step: int) -> None:
-        """Takes an evaluation's result."""
+        """Sends an evaluation's result."""
 
     def close(self, state: str) -> None:
         """Returns when the service has everything. `state`: see Content."""
 
 
 def send(run: Run, name: str, ending: Callable[[float], bool], once: bool = False) -> int:
-    """Sends to the service of that name until `ending(seconds)`, which waits for so long at most, is true.
-    `once`: says what it waits for, and ends the process with 1 where the service never answers.
+    """Sends to the service of that name until `ending(seconds)`, which waits at most that long, returns True.
+    `once`: prints what it waits for, and exits with 1 if the service never answers.
 
-    Returns 0 if the service has all that there is to tell, 1 if not. Raises UserError if its package is not
-    there, or the run's directory takes no note of what is sent.
+    Returns 0 if the service has everything, 1 if not. Raises UserError if its package is not installed, or if
+    what is sent cannot be recorded in the run's directory.
     """
     if not trackers.is_installed(name):
         raise UserError(f"{name} is not installed: {sys.executable} -m pip install {name}")
@@ -102,7 +102,7 @@ def send(run: Run, name: str, ending: Callable[[float], bool], once: bool = Fals
 
 
 def said_by(log: Path) -> str:
-    """Where to read on; "" if the service's package has said nothing."""
+    """A reference to the log of the service's package; "" if it is empty."""
     return f"; what its package said: {log}" if log.stat().st_size else ""
 
 
@@ -126,11 +126,11 @@ class Sender:
             if ending(POLL if fine else RETRY):
                 break
         if not fine and time.monotonic() - tried < 1.0:
-            return 1  # once more would be as long in vain
+            return 1  # another attempt would take as long in vain
         return 0 if self.attempt(self.update) and self.attempt(self.close) else 1
 
     def stamp(self) -> object:
-        """Changes when there may be something new to tell."""
+        """A value that changes when there may be something new to send."""
         found = []
         for path in (self.run.events, self.run.config):
             with contextlib.suppress(OSError):
@@ -138,12 +138,12 @@ class Sender:
         return found
 
     def attempt(self, action: Callable[[], None]) -> bool:
-        """Whether it went well. A service that does not answer, or that refuses, is said once, and begun
-        anew later."""
+        """Whether `action` succeeded. If the service does not answer, or refuses, that is printed once, and
+        the service is started anew later."""
         try:
             action()
-        except Exception as error:  # its package's, of whatever kind
-            reason = one_line(error, 1500)  # MLflow says what it needs in 700
+        except Exception as error:  # its package's, of any kind
+            reason = one_line(error, 1500)  # MLflow needs up to 700 characters to say what is wrong
             if reason != self.failed:
                 print(f"{self.name} did not accept the curves: {reason}", file=self.output, flush=True)
             self.failed, self.service = reason, None
@@ -156,7 +156,7 @@ class Sender:
     def update(self) -> None:
         found = self.last = content.read(self.run, time.time())
         if not found.rows and not found.evaluation and found.state != "finished":
-            return  # nothing to begin a run of the service for
+            return  # nothing yet that is worth a run in the service
         service = self.service or self.begin()
         new = [(step, row) for step, row in found.rows if step > self.state.sent]
         if new:
@@ -193,7 +193,7 @@ class Sender:
 
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:
-        """Of somebody who waits for a service's first answer."""
+        """With `once`: says so if the service's first answer takes long, and exits if it never comes."""
 
         def say() -> None:
             print(
@@ -233,7 +233,7 @@ class Sender:
 
 @contextlib.contextmanager
 def apart(file: BinaryIO) -> Iterator[TextIO]:
-    """What the service's package prints goes to `file`, then closed; what this gives is standard output."""
+    """Redirects what the service's package prints to `file`, then closed; yields the standard output."""
     sys.stdout.flush()
     output = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
     with file, output:
@@ -248,7 +248,7 @@ def apart(file: BinaryIO) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def turn(lock: Path, ending: Callable[[float], bool]) -> Iterator[bool]:
-    """Whether no other process sends to the same service; waits for one that does, until TURN or `ending`."""
+    """Yields whether no other process sends to the service, after waiting for TURN s or until `ending`."""
     deadline = time.monotonic() + TURN
     with lock.open("a") as file:
         while True:

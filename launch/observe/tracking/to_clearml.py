@@ -1,5 +1,5 @@
-"""To ClearML. Online every start goes on with the same task. Offline there is no task to go on with: the
-session is written anew, whole, each time, in place of the one before; `Task.import_offline_session` sends it
+"""To ClearML. Online, every start continues the same task. Offline there is no task to continue: the whole
+session is written anew each time and replaces the one before; `Task.import_offline_session` sends it
 (https://clear.ml/docs/latest/docs/references/sdk/task#taskimport_offline_session).
 """
 
@@ -17,7 +17,7 @@ from launch.observe.tracking.sending import State
 class Service:
     def open(self, about: About, state: State, folder: Path) -> int:
         asked = os.environ.get("CLEARML_OFFLINE_MODE", "").lower()
-        # As ClearML reads it, which is not to be imported yet.
+        # Parsed as ClearML does, which must not be imported yet.
         offline = asked not in ("", "0", "false", "off", "no", "f", "n") or not has_key()
         if offline:
             os.environ["CLEARML_CACHE_DIR"] = str(folder / "clearml")
@@ -25,14 +25,14 @@ class Service:
 
         given = dict(about.backends.get("clearml", {}).get("init_kwargs") or {})
         Task.set_offline(offline)
-        # By default it forks a process to report by, with threads running: that may hang at the end.
+        # By default it forks a reporting process while threads are running, which may hang at exit.
         Task._report_subprocess_enabled = False
         default: dict[str, Any] = {
             "project_name": os.environ.get("CLEARML_PROJECT") or "baton",
             "task_name": about.name,
             "tags": [*about.tags, about.id, *([about.group] if about.group else [])],
         }
-        # Of the process itself nothing is to be taken: neither its output, its arguments nor its code.
+        # Record nothing of this process itself: neither its output, its arguments nor its code.
         fixed: dict[str, Any] = {
             "auto_connect_arg_parser": False,
             "auto_connect_frameworks": False,
@@ -42,7 +42,7 @@ class Service:
             "reuse_last_task_id": False,
         }
         self.task = Task.init(**(default | given | fixed))
-        self.task.set_initial_iteration(0)  # it would add the last one to those of this process
+        self.task.set_initial_iteration(0)  # otherwise it adds the last iteration to those of this process
         self.task.set_parameters(about.parameters)
         if about.config:
             self.task.set_configuration_object("config.py", config_text=about.config)
@@ -83,7 +83,7 @@ class Service:
 
 
 def has_key() -> bool:
-    """Whether ClearML knows a server and a key for it."""
+    """Whether ClearML is configured with a server and a key."""
     return (
         bool(os.environ.get("CLEARML_API_ACCESS_KEY"))
         or Path("~/clearml.conf").expanduser().is_file()

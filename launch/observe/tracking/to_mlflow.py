@@ -1,4 +1,4 @@
-"""To MLflow, by its client. The server says which steps it has, so nothing is sent twice."""
+"""To MLflow, through its client. The server knows which steps it has, so nothing is sent twice."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from launch.observe.tracking.content import PER_CLASS, About, Content, Row
 from launch.observe.tracking.sending import State
 
 ID = "baton.id"
-"""The tag by which a run is found again."""
+"""The tag by which the run is found again."""
 MOST_METRICS = 900
-"""In one request; the REST API takes 1,000 (https://mlflow.org/docs/latest/rest-api.html#log-batch)."""
+"""Metrics per request; the REST API takes 1,000 (https://mlflow.org/docs/latest/rest-api.html#log-batch)."""
 MOST_PARAMETERS = 90
 LONGEST = 500
-"""Characters of a parameter's value."""
+"""The most characters of a parameter's value."""
 STATES = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED", "going": "SCHEDULED"}
 
 
 class Service:
     def open(self, about: About, state: State, folder: Path) -> int:  # noqa: ARG002
-        # By default it tries for many minutes; here another attempt follows anyway.
+        # By default it retries for many minutes; here another attempt follows anyway.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow.tracking import MlflowClient
@@ -46,7 +46,7 @@ class Service:
             name = given.get("run_name") or about.name
             found = [self.client.create_run(experiment, run_name=name, tags=tags)]
         state.id = self.run = found[0].info.run_id
-        # A start may have ended between the two; what the server has of them it lets nobody change.
+        # A start may have ended between the two; parameters that the server has cannot be changed.
         self.describe(about, found[0].data.params)
         if not new:
             self.client.update_run(self.run, status="RUNNING")
@@ -66,7 +66,7 @@ class Service:
             self.client.log_batch(self.run, params=named[at : at + MOST_PARAMETERS])
 
     def rows(self, rows: list[Row]) -> None:
-        """A step's figures are never divided between two requests: the server has all of them or none."""
+        """Never splits a step's figures between two requests: the server has all of them or none."""
         batch: list[Any] = []
         for step, both in rows:
             row = {key: one for key, one in both.items() if not isinstance(one, Path)}
@@ -79,11 +79,11 @@ class Service:
             self.client.log_batch(self.run, metrics=batch)
 
     def pictures(self, paths: list[Path], step: int) -> None:
-        """Where the server keeps no artifacts, its curves are shown without."""
+        """Sends pictures; if the server has no artifact store, its curves go without."""
         try:
             for path in paths:
                 self.client.log_artifact(self.run, str(path), f"pictures/{step}")
-        except Exception as error:  # of any kind of artifact store
+        except Exception as error:  # from any kind of artifact store
             print(f"no pictures of step {step}: {error}", flush=True)
 
     def facts(self, facts: dict[str, float], step: int) -> None:
@@ -114,5 +114,5 @@ def metrics(row: dict[str, float], step: int) -> list[Any]:
 
 
 def clean(name: str) -> str:
-    """A name as MLflow takes it: letters, digits and _ - . space / (mlflow.utils.validation)."""
+    """A name as MLflow accepts it: letters, digits and _ - . space / (mlflow.utils.validation)."""
     return re.sub(r"[^\w\-./ ]", "_", name, flags=re.ASCII)[:250]

@@ -1,8 +1,8 @@
-"""To W&B. Every start takes up the same run, by its id; W&B's own step is the training's iteration.
+"""To W&B. Every start resumes the same run, by its id; W&B's own step is the training's iteration.
 
-Offline each process writes a folder of its own, `wandb sync` puts those of one id together in the order in
-which they were begun (https://docs.wandb.ai/models/ref/cli/wandb-sync). What a killed process has written
-nobody knows for sure, so its folder is written anew by the next, unless it has been synced already.
+Offline, each process writes a folder of its own, and `wandb sync` merges those with the same id in the order
+in which they were started (https://docs.wandb.ai/models/ref/cli/wandb-sync). What a killed process has
+written is uncertain, so the next process writes its folder anew, unless it has already been synced.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Service:
             "config": about.parameters,
             "id": about.id,
         }
-        # W&B writes into `wandb` below. No code and no console: the run's directory has those.
+        # W&B writes into `wandb` below. No code and no console output: the run's directory has those.
         settings = wandb.Settings(
             console="off", disable_git=True, disable_code=True, disable_job_creation=True
         )
         fixed = {"mode": mode, "resume": "allow", "dir": str(folder), "settings": settings}
         self.run = wandb.init(**(default | given | fixed))
-        if self.run.disabled:  # it takes whatever it is given, and keeps nothing
+        if self.run.disabled:  # it accepts everything and keeps nothing
             raise ValueError(
                 f"W&B is switched off (mode {mode}): WANDB_MODE=offline would keep the curves here"
             )
         state.id, state.folder = self.run.id, str(Path(self.run.dir).parent)
         if offline:
-            # `wandb sync` takes the summary of the last folder for the run's: each needs all of it.
+            # `wandb sync` uses the summary of the last folder for the run: each needs all of it.
             self.run.summary.update(state.newest)
             state.evaluation = ""
             return state.sent
@@ -88,7 +88,7 @@ class Service:
 
 
 def has_key() -> bool:
-    """Whether W&B would let this job in without asking anybody."""
+    """Whether W&B can log in from this job without a prompt."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
@@ -99,13 +99,13 @@ def has_key() -> bool:
 
 
 def remove_torn(folder: Path, closed: list[str]) -> None:
-    """Removes what killed processes have left, be it before they had written anything: `wandb sync` gives up
-    at a file without an end, and then sends none of the run's others either."""
+    """Removes what killed processes have left, even if nothing was written yet: `wandb sync` gives up at an
+    incomplete file, and then does not send the run's other ones either."""
     for left in folder.glob("offline-run-*"):
         if left.name not in closed and not synced(left):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def synced(folder: Path) -> bool:
-    """Whether `wandb sync` has sent an offline folder: it leaves a mark beside the file of records."""
+    """Whether `wandb sync` has sent an offline folder: it leaves a marker file in it."""
     return any(folder.glob("*.synced"))

@@ -27,7 +27,7 @@ SLURMS = {
     *("partition", "account", "qos", "reservation", "constraint", "time", "memory", "cpus_per_gpu"),
     *("gpu_type", "signal_delay", "exclude"),
 }
-"""Settings that say nothing to a local run. A profile may have them; who types one means a cluster."""
+"""Settings that mean nothing to a local run. A profile may have them; the command line may not."""
 
 
 def is_here() -> bool:
@@ -65,7 +65,7 @@ def check(resolved: Resolved) -> None:
 def wait_behind(job: str, holder: bool, arguments: list[str], prerequisites: Prerequisites) -> bool:
     if not holder and not owns(job):
         return False
-    # Of a local preparation that has not come to its lock yet, the process is known.
+    # A local preparation that does not hold the lock yet is known by its process.
     argv = [*arguments, "--wait-only", job.removeprefix("local-") if owns(job) else "0"]
     if argv not in prerequisites.stages:
         prerequisites.stages.append(argv)
@@ -73,7 +73,7 @@ def wait_behind(job: str, holder: bool, arguments: list[str], prerequisites: Pre
 
 
 def submit(made: Sequence[Run], batches: Sequence[Batch], prerequisites: Prerequisites) -> list[Submitted]:
-    """One chain a run. Chains on one machine share its GPUs; without GPUs they run side by side."""
+    """One chain per run. Chains on one machine share its GPUs; without GPUs they run side by side."""
     sweep = bool(batches[0].elements)
     return [
         _submit_chain(run, number if sweep else None, batches, prerequisites)
@@ -87,7 +87,7 @@ def _submit_chain(
     from launch.submit import job_environment, submission
 
     first = batches[0].resolved
-    # Preparations that are on their way are waited for, not done by it.
+    # It waits for preparations that are on their way, and does not do them itself.
     waits = [
         Stage(name="prepare", command=_command(first, "prepare", *argv)) for argv in prerequisites.stages
     ]
@@ -144,7 +144,7 @@ def is_alive(run: Run, job: str) -> bool:
 
 
 def end(run: Run, jobs: Sequence[str]) -> None:
-    """TERM to the chains."""
+    """Sends SIGTERM to the chains."""
     from launch.observe import local_jobs
 
     for job, pid in local_jobs.local_chains(run).items():

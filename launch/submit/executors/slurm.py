@@ -1,4 +1,4 @@
-"""Slurm: batch scripts in its queue, one behind the other."""
+"""Slurm: batch scripts in its queue, each depending on the one before."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_here() -> bool:
 
 
 def check(resolved: Resolved) -> None:
-    """sbatch knows what its cluster has."""
+    """Checks nothing: sbatch knows what its cluster has."""
 
 
 def wait_behind(job: str, holder: bool, arguments: list[str], prerequisites: Prerequisites) -> bool:  # noqa: ARG001
@@ -38,7 +38,7 @@ def wait_behind(job: str, holder: bool, arguments: list[str], prerequisites: Pre
 
 
 def submit(made: Sequence[Run], batches: Sequence[Batch], prerequisites: Prerequisites) -> list[Submitted]:
-    """A sweep is a job array, whose elements each wait for the same element before."""
+    """A sweep is a job array; each element waits for the same element of the array before (aftercorr)."""
     from launch.submit import submission
 
     sweep = bool(batches[0].elements)
@@ -93,7 +93,7 @@ def shown(batches: Sequence[Batch]) -> str:
 
 
 def by_hand(made: Sequence[Run]) -> str:
-    # Of a sweep each has the script of the whole array.
+    # Each run of a sweep has the script of the whole array.
     return f"sbatch {shlex.quote(str(made[0].job / files.SCRIPT(STAGE='train')))}"
 
 
@@ -102,7 +102,7 @@ def owns(job: str) -> bool:
 
 
 def is_alive(run: Run, job: str) -> bool:
-    """Slurm's silence counts as alive."""
+    """A job counts as alive if squeue cannot be asked."""
     from launch.observe import history
     from launch.submit import identity
 
@@ -111,7 +111,7 @@ def is_alive(run: Run, job: str) -> bool:
 
 
 def end(run: Run, jobs: Sequence[str]) -> None:  # noqa: ARG001
-    """scancel. Raises UserError with Slurm's own words."""
+    """Calls scancel. Raises UserError with Slurm's own message."""
     try:
         slurm.call("scancel", *jobs)
     except slurm.SlurmError as error:
