@@ -1,4 +1,4 @@
-"""The checkpoints of a run by their manifests: what there is, mostly without reading any of it. No torch."""
+"""A run's checkpoints, from their manifests, mostly without reading the checkpoints themselves. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.run.errors import MALFORMED
 from jobs.run.metrics import Figure
 
 DAMAGED = (FileNotFoundError, *MALFORMED)
-"""What reading a manifest raises that is missing, or is none."""
+"""What reading a manifest raises if it is missing or malformed."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Checkpoint:
 
     @property
     def start(self) -> int:
-        """Which start of the run wrote it; 0 if that is not told."""
+        """The number of the start that wrote it; 0 if the manifest does not say."""
         start = self.manifest.get("start")
         return start if isinstance(start, int) else 0
 
@@ -46,7 +46,7 @@ def listed(directory: Path) -> list[Checkpoint]:
 
 
 def last(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint, by its manifest and size."""
+    """The newest of `listed`; None if there is none."""
     return next(reversed(listed(directory)), None)
 
 
@@ -57,7 +57,7 @@ def best(directory: Path) -> Checkpoint | None:
 
 
 def noted_best(directory: Path) -> Checkpoint | None:
-    """As `best`, also if its file is gone. Where the note is damaged, the run's events know."""
+    """As `best`, but even if its file is gone. If the note is damaged, from the run's events."""
     name = noted_name(directory)
     if name is None:  # nothing was validated yet
         return None
@@ -65,7 +65,7 @@ def noted_best(directory: Path) -> Checkpoint | None:
 
 
 def noted_name(directory: Path) -> str | None:
-    """The best checkpoint's file by the note; "" if that is damaged, None if there is none."""
+    """The file name in the note of the best checkpoint; "" if that is damaged, None if there is none."""
     try:
         return Path(json.loads((directory / files.BEST).read_text())["path"]).name
     except FileNotFoundError:
@@ -75,30 +75,30 @@ def noted_name(directory: Path) -> str | None:
 
 
 def of_told_best(directory: Path) -> Checkpoint | None:
-    """The checkpoint of the best validation by the run's events."""
+    """The checkpoint of the best validation, according to the run's events."""
     told = told_best(directory)
     return next((one for one in reversed(listed(directory)) if told and one.step == told.step), None)
 
 
 def told_best(directory: Path) -> Figure | None:
-    """The best validation by the run's events; None if there was none."""
+    """The best validation, according to the run's events; None if there was none."""
     return story.read(directory.parent / files.EVENTS()).best
 
 
 def meant(directory: Path, which: str) -> Checkpoint | None:
-    """What `best` (the last, where nothing was validated), `last` or a checkpoint's name means; None if there
-    is no such one."""
+    """The checkpoint meant by `best` (the last, if there is no best), `last` or a file name; None if there is
+    no such checkpoint."""
     if which not in ("best", "last"):
         return read(directory / f"{Path(which).name}.json")
     return (best(directory) if which == "best" else None) or last(directory)
 
 
 _known: dict[Path, tuple[tuple[int, int, int], dict[str, Any]]] = {}
-"""Manifests that this process has read: every save looks at all of them."""
+"""Cache of manifests: every save looks at all of them."""
 
 
 def read(manifest: Path) -> Checkpoint | None:
-    """The checkpoint of a manifest; None if that is missing or no manifest. Raises OSError."""
+    """The checkpoint of a manifest; None if that is missing or malformed. Raises OSError."""
     try:
         status = manifest.stat()
         identity = (status.st_ino, status.st_mtime_ns, status.st_size)
@@ -113,20 +113,20 @@ def read(manifest: Path) -> Checkpoint | None:
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a file begins as what torch.save writes: a zip archive, before torch 1.6 a pickle. Raises
+    """Whether a file starts like one of torch.save: a zip archive, before torch 1.6 a pickle. Raises
     OSError."""
     with path.open("rb") as file:
         return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def beside(path: Path) -> Path:
-    """The manifest of a checkpoint."""
+    """The path of a checkpoint's manifest."""
     return path.with_name(f"{path.name}.json")
 
 
 def digest(path: Path) -> str:
-    """XXH3 of a file's content, 128 bits: against bit rot and torn writes, at memory speed."""
-    import xxhash  # not needed where all is small
+    """The 128-bit XXH3 of a file's content: detects bit rot and torn writes, at memory speed."""
+    import xxhash  # only needed here
 
     h = xxhash.xxh3_128()
     with path.open("rb") as file:

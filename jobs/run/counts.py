@@ -1,9 +1,8 @@
-"""From counted pixels to figures, and how sure those are: images drawn with replacement (bootstrap).
+"""Metrics from pixel counts, and their confidence intervals: images drawn with replacement (bootstrap).
 
-What is counted of each class (hits, truth, predicted) is enough for every figure, so an evaluation's
-intervals and the difference between two of them take seconds and no model (Efron and Tibshirani, An
-Introduction to the Bootstrap, 1993, ch. 13). NumPy is imported late: commands that draw nothing do not wait
-for it.
+The counts per class (hits, truth, predicted) suffice for every metric, so an evaluation's intervals and the
+difference between two evaluations take seconds and need no model (Efron and Tibshirani, An Introduction to
+the Bootstrap, 1993, ch. 13). NumPy is imported late, because most commands do not need it.
 """
 
 from __future__ import annotations
@@ -16,21 +15,20 @@ if TYPE_CHECKING:
     import numpy as np
 
 KINDS = ("hits", "truth", "predicted")
-"""Pixels of a class that are right; that the truth has; that the prediction has (where the truth counts)."""
+"""Pixels of a class: predicted correctly; in the truth; in the prediction (unless the truth is ignored)."""
 RESAMPLES = 2000
 LEVEL = 0.95
 _AT_ONCE = 1 << 22
-"""Numbers (of 8 bytes) that are drawn at a time."""
+"""Numbers (of 8 bytes) held at a time while drawing."""
 
 
 def rates(
     hits: np.ndarray, truth: np.ndarray, predicted: np.ndarray, beta: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """Each figure of each class in percent, in the arrays' shape (… × classes); NaN where it is not defined.
+    """Each metric of each class in percent, in the arrays' shape (… × classes); NaN where it is undefined.
 
     The definitions are those of mmseg's IoUMetric: IoU = TP / (TP + FP + FN), Acc = Recall = TP / (TP + FN),
-    Precision = TP / (TP + FP), Dice = 2 TP / (2 TP + FP + FN), Fscore the mean of Precision and Recall that
-    `beta` weights.
+    Precision = TP / (TP + FP), Dice = 2 TP / (2 TP + FP + FN), Fscore = F_beta of Precision and Recall.
     """
     import numpy as np
 
@@ -48,8 +46,8 @@ def rates(
 
 
 def overall(hits: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
-    """What is told of all classes together, in percent (the arrays' shape without its last axis): aAcc = TP
-    of all classes / pixels; fwIoU, the classes' IoU weighted by their share of the truth's pixels (Long,
+    """Metrics of all classes together, in percent, in the arrays' shape without its last axis: aAcc = TP of
+    all classes / pixels; fwIoU, the classes' IoU weighted by their share of the truth's pixels (Long,
     Shelhamer and Darrell, Fully Convolutional Networks for Semantic Segmentation, CVPR 2015)."""
     import numpy as np
 
@@ -63,7 +61,7 @@ def overall(hits: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> dict[
 
 
 def mean(values: np.ndarray) -> np.ndarray:
-    """Over the classes (the last axis) of which a figure is defined; NaN where that is none."""
+    """The mean over the classes (last axis) where the metric is defined; NaN if it is for none."""
     import numpy as np
 
     defined = ~np.isnan(values)
@@ -72,7 +70,7 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 def read(path: Path) -> dict[str, np.ndarray] | None:
-    """`names` of images and KINDS, per image and class; None if that was not kept, or is damaged."""
+    """`names` of images, and each of KINDS as images × classes; None if the file is missing or damaged."""
     import numpy as np
 
     try:
@@ -87,8 +85,8 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def resampled(counts: Sequence[np.ndarray], random: np.random.Generator) -> list[np.ndarray]:
-    """Each of `counts` (images × …) summed up over drawn images, (RESAMPLES + 1) × …, the same images for
-    all; row 0 over all of them, each once: what was measured."""
+    """Each of `counts` (images × …) summed over the drawn images, (RESAMPLES + 1) × …, with the same draws
+    for all; row 0 has each image once, which is the measurement itself."""
     import numpy as np
 
     images = len(counts[0])
@@ -104,14 +102,14 @@ def resampled(counts: Sequence[np.ndarray], random: np.random.Generator) -> list
 
 
 def interval(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of the interval (percentiles) in which LEVEL of the drawn values lie, along the first axis;
-    NaN where a value is never defined. Row 0, what was measured, is left out."""
+    """The ends of the percentile interval that holds LEVEL of the drawn values, along the first axis; NaN
+    where a value is never defined. Row 0, the measurement, is left out."""
     import warnings
 
     import numpy as np
 
     tail = (1 - LEVEL) / 2
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of what is never defined
+        warnings.simplefilter("ignore", RuntimeWarning)  # for values that are never defined
         low, high = np.nanquantile(drawn[1:], [tail, 1 - tail], axis=0)
     return low, high

@@ -1,4 +1,4 @@
-"""GPUs as far as they can be told without torch: the driver's CUDA and torch's, and which may be used."""
+"""What can be said of GPUs without torch: the CUDA versions of driver and torch, and which may be used."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-"""Environment variables that name the GPUs a process may use; the last two are AMD's, whose torch heeds the
-first as well (https://rocm.docs.amd.com/en/latest/conceptual/gpu-isolation.html)."""
+"""Environment variables that list the GPUs a process may use. The last two are AMD's, whose torch respects
+the first as well (https://rocm.docs.amd.com/en/latest/conceptual/gpu-isolation.html)."""
 
 
 def visible_count(environ: Mapping[str, str]) -> int | None:
-    """How many GPUs those variables leave; None where none of them is set. -1 stands for no more."""
+    """The number of GPUs that those variables allow; None if none of them is set. -1 ends a list."""
     counts = []
     for name in VISIBLE:
         if (value := environ.get(name)) is not None:
@@ -24,9 +24,9 @@ def visible_count(environ: Mapping[str, str]) -> int | None:
 
 
 def driver() -> str | None:
-    """The newest CUDA that the driver takes, such as "12.4"; None where there is no NVIDIA driver.
+    """The newest CUDA that the driver supports, such as "12.4"; None without an NVIDIA driver.
 
-    Asks the driver's own library, which neither starts a GPU nor is torch's: cuDriverGetVersion gives
+    Asks the driver's own library, without initializing a GPU or importing torch: cuDriverGetVersion returns
     1000 * major + 10 * minor (CUDA Driver API, "Version Management").
     """
     number = ctypes.c_int(0)
@@ -39,8 +39,8 @@ def driver() -> str | None:
 
 
 def build() -> str | None:
-    """The CUDA that the installed torch was built for, without importing it; None for a CPU build, or where
-    there is no torch."""
+    """The CUDA version that the installed torch was built for, without importing it; None for a CPU build, or
+    without torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -50,9 +50,9 @@ def build() -> str | None:
 
 
 def fix(built: str | None, taken: str | None) -> str:
-    """What to do about a torch built for CUDA `built` under a driver that takes `taken`; "" if they fit.
+    """How to fix a torch built for CUDA `built` under a driver that supports `taken`; "" if they fit.
 
-    A driver runs what was built for its own major version of CUDA, and for older ones
+    A driver runs what was built for its own major version of CUDA or an older one
     (https://docs.nvidia.com/deploy/cuda-compatibility/).
     """
     if not built or not taken or _major(built) <= _major(taken):

@@ -1,7 +1,7 @@
-"""Inflate and deflate by the fastest library at hand; the standard library's where none is installed.
+"""Inflate and deflate with the fastest library installed, else with the standard library's.
 
-Per SBD mask, inflating takes zlib-ng a quarter of zlib's time, and packing a PNG's rows takes isal a twelfth
-of PIL's. All of them check the stream's checksum.
+Inflating an SBD mask takes zlib-ng a quarter of zlib's time; packing a PNG's rows takes isal a twelfth of
+PIL's. All of them check the stream's checksum.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ InflateError: type[Exception] = inflater.error
 
 
 MOST_INFLATED = 256 << 20
-"""Bytes that one zlib stream may become: far more than any mask's."""
+"""The most bytes that a zlib stream may expand to: far more than any mask's."""
 
 MOST_RATIO = 1032
-"""Deflate makes no more of a byte (https://zlib.net/zlib_tech.html)."""
+"""The highest expansion that deflate can have (https://zlib.net/zlib_tech.html)."""
 
 
 def inflate(packed: bytes | memoryview) -> bytes:
-    """Raises InflateError for a damaged or incomplete zlib stream, and for one of more than MOST_INFLATED."""
+    """A zlib stream's content. Raises InflateError if it is damaged, incomplete or over MOST_INFLATED."""
     if len(packed) * MOST_RATIO <= MOST_INFLATED:
         return cast(bytes, inflater.decompress(packed, bufsize=1 << 18))
     stream = inflater.decompressobj()
@@ -51,7 +51,7 @@ def inflate(packed: bytes | memoryview) -> bytes:
 
 
 def deflate(content: Any) -> bytes:
-    """A zlib stream, level 1, of any contiguous buffer."""
+    """A level-1 zlib stream of any contiguous buffer."""
     return cast(bytes, packer.compress(content, 1))
 
 
@@ -60,9 +60,9 @@ def crc32(content: bytes | memoryview) -> int:
 
 
 def open_gzip(file: IO[bytes]) -> IO[bytes]:
-    """The inflated content of an open file, which stays open.
+    """The inflated content of an open gzip file, which stays open.
 
-    Reading raises one of GUNZIP_ERRORS where it is cut off or altered.
+    Reading raises one of GUNZIP_ERRORS if the file is truncated or altered.
     """
     if gunzipper is None:
         return cast(IO[bytes], io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20))
@@ -71,5 +71,5 @@ def open_gzip(file: IO[bytes]) -> IO[bytes]:
 
 
 def content_digest(content: bytes) -> str:
-    """crc32 of a dataset's file: it finds damage, and costs nothing beside reading the file."""
+    """The CRC-32 of a dataset's file, in hex: it detects damage, at no cost compared to reading the file."""
     return f"{crc32(content):08x}"

@@ -11,7 +11,7 @@ CHUNK = 1 << 20
 
 
 def digest(path: Path, algorithm: str, advance: Callable[[int], object] = lambda _: None) -> str:
-    """The file's hex digest by hashlib's `algorithm`; `advance` is told the bytes of each block read."""
+    """The file's hex digest by hashlib's `algorithm`; `advance` is called with each block's size."""
     state: Any = hashlib.new(algorithm)
     buffer = bytearray(CHUNK)
     view = memoryview(buffer)

@@ -1,17 +1,17 @@
-"""A run directory: where each thing of a run lies, and `run.yaml`, the request it was made from.
+"""A run directory: where each file of a run is, and `run.yaml`, the request it was made from.
 
-This module and `events.py` are all that launchers and jobs share. Layout (docs/run-directory.md):
+Layout (docs/run-directory.md has all of it):
 
     run.yaml        the request: config, overrides, data root, resources, seed, cluster profile, versions
-    config.py       the resolved MMSegmentation config, written by the first start
-    code/           snapshot of jobs/ and configs/, and the link `data` to the data root; a job's working
+    config.py       the resolved MMSegmentation config, written by the first start code/           snapshot of
+    jobs/, launch/, configs/, and the link `data` to the data root; a job's working
                     directory, so that edits after submission change nothing and `data/...` in any config
                     means the data root
     checkpoints/    epoch_N.pth, iter_N.pth and a manifest beside each
     events.jsonl    what happened (events.py)
     metrics.jsonl   training and validation scalars by step
-    job/            batch scripts, submitit's files, one log a rank
-    eval/           one folder an evaluation
+    job/            batch scripts, submitit's files, one log per rank
+    eval/           one folder per evaluation
     report.html
 """
 
@@ -32,11 +32,11 @@ from jobs.run.errors import UserError, one_line
 from jobs.run.settings import RunSettings
 
 MOST_SEED = 2**32 - 1
-"""NumPy takes no larger one."""
+"""The largest seed that NumPy accepts."""
 
 
 def check_seed(seed: Any, where: str) -> None:
-    """Raises UserError for a seed that no generator takes; what is no number is another's matter."""
+    """Raises UserError for an integer that is no valid seed; other types are checked elsewhere."""
     if isinstance(seed, int) and not 0 <= seed <= MOST_SEED:
         raise UserError(f"{where}: a seed must be 0 to {MOST_SEED}, not {seed}")
 
@@ -48,20 +48,20 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     config: str
     """Path of the config below `code/`; "" for a run with a `worker`."""
     data_root: str
-    """Absolute path that `data/` stands for in configs."""
+    """The absolute path that `data/` means in configs."""
     created: str
     set: dict[str, Any] = {}
     """`--set` overrides, dotted key -> value, as mmengine's `cfg_options`."""
     tuples: dict[str, str] = {}
-    """Those of `set` that hold tuples, which YAML does not have, as Python writes them."""
+    """Those of `set` that hold tuples, which YAML lacks, as Python literals."""
     seed: int = 0
     nodes: int = 1
     gpus: int = 1
-    """Ranks a node; processes on the CPU where there is no GPU."""
+    """Ranks per node; CPU processes where there is no GPU."""
     executor: str = "local"
-    """slurm or local."""
+    """slurm, local, or another module of launch/submit/executors."""
     checkpoint: str = "best"
-    """What the dependent evaluation takes: best, last, or a path."""
+    """What the dependent evaluation evaluates: best, last, or a path."""
     cluster: RunSettings = msgspec.field(default_factory=RunSettings)
     """The resolved cluster profile."""
     python: str = ""
@@ -70,19 +70,19 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The command line that made the run."""
     versions: dict[str, str] = {}
     dataset: str = ""
-    """What a preparation makes, as `--dataset` names it; "" is VOC."""
+    """The dataset that a preparation makes, as named for `--dataset`; "" means VOC."""
     verify: str = ""
-    """quick or deep, if it only looks."""
+    """quick or deep for a preparation that only verifies."""
     weights: list[str] | None = None
-    """Pretrained weights that a preparation fetches, as configs refer to them; None if that is not told."""
+    """Pretrained weights that a preparation fetches, as configs refer to them; None if not recorded."""
     worker: list[str] = []
     """What trains instead of MMSegmentation: the program's path below `code/`, and its arguments."""
     sweep: str = ""
-    """The name of the sweep that it is an element of."""
+    """The name of the sweep that the run belongs to, if any."""
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """`set` with its tuples. Raises UserError for what is no plain Python value."""
+        """`set` with its tuples. Raises UserError for what is not a Python literal."""
         try:
             return self.set | {key: ast.literal_eval(text) for key, text in self.tuples.items()}
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -90,11 +90,11 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 NOT_THE_USERS = ("jobs", "launch", "configs", "data", "config_files", "package_configs")
-"""Of a run's code/."""
+"""Names in a run's code/ that are not modules of the user's."""
 
 
 class Run:
-    """Paths of one run directory. Making one touches nothing on disk."""
+    """The paths of one run directory. Creating the object touches nothing on disk."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -113,8 +113,8 @@ class Run:
         return self.path.name
 
     def modules(self) -> list[Path]:
-        """The user's own modules in `code`, which has nothing but what its config needs: files, and packages'
-        folders."""
+        """The user's own modules in `code`, which holds only what the config needs: files, and folders of
+        packages."""
         return [
             path
             for path in sorted(self.code.iterdir())
@@ -125,11 +125,11 @@ class Run:
         """Reads run.yaml. Raises UserError if it is missing or not a request."""
         try:
             data = yaml.safe_load(self.request_file.read_text(encoding="utf-8"))
-            # Numbers in quotes count, as in a profile.
+            # Quoted numbers count as numbers, as in a profile.
             cluster = data.pop("cluster", {}) if isinstance(data, dict) else {}
             request = msgspec.convert(data, Request)
             request.cluster = msgspec.convert(cluster, RunSettings, strict=False)
-            msgspec.json.encode(request)  # not with a lone surrogate: that could not be shown
+            msgspec.json.encode(request)  # raises for a lone surrogate, which could not be displayed
             return request
         except FileNotFoundError:
             raise UserError(f"{self.path} is not a run directory: it has no run.yaml") from None
@@ -148,10 +148,10 @@ class Run:
             raise UserError(f"{self.request_file} is damaged: {why}") from None
 
     def write_request(self, request: Request) -> None:
-        # libyaml's writer, which not every PyYAML has, takes a tenth of the time.
+        # libyaml's writer, which some PyYAML builds lack, takes a tenth of the time.
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         request.tuples = {key: repr(value) for key, value in request.set.items() if has_tuple(value)}
-        # The run's own code may be older, and refuse a field that it does not know.
+        # The run's own code may be older, and refuse unknown fields.
         content = {
             key: value
             for key, value in msgspec.to_builtins(request).items()
@@ -179,14 +179,14 @@ def has_tuple(value: Any) -> bool:
 
 
 def write_atomically(path: Path, content: bytes, durable: bool = True, private: bool = False) -> None:
-    """Writes a file so that a reader, or a crash at any moment, sees the old content or the new, whole.
+    """Writes a file so that a reader, or a crash at any moment, sees the old content or all of the new.
 
-    `durable`: also if it is the machine that crashes, which takes as long as the disk does. `private`: for
-    its owner's eyes alone.
+    `durable`: even if the machine crashes, which costs an fsync. `private`: readable only by its owner.
+    Raises OSError, which names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # a killed writer's, with whatever permissions
+        temporary.unlink(missing_ok=True)  # left by a killed writer, with whatever permissions
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
         with open(fd, "wb") as file:
             file.write(content)
@@ -195,17 +195,17 @@ def write_atomically(path: Path, content: bytes, durable: bool = True, private: 
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path)  # nobody knows the other name
-        del error.filename2  # set to None it would be told: 'PATH' -> None
+        error.filename = str(path)  # not the temporary name
+        del error.filename2  # set to None it would be printed: 'PATH' -> None
         raise
     finally:
-        with contextlib.suppress(OSError):  # which would hide why it could not be written
+        with contextlib.suppress(OSError):  # an error here would hide the reason
             temporary.unlink(missing_ok=True)
 
 
 def newest_start(job: Path) -> int:
-    """The highest N of the marks `start-N` in a run's job directory; 0 if there is none. Raises OSError where
-    that cannot be read, which glob would take for an empty folder: nobody is to overlook a later start."""
+    """The highest N of the files `start-N` in a run's job directory; 0 if there is none. Raises OSError if
+    the directory cannot be read, which glob would treat as empty: a later start must not be overlooked."""
     try:
         names = os.listdir(job)
     except FileNotFoundError:
@@ -215,8 +215,8 @@ def newest_start(job: Path) -> int:
 
 
 def newest_start_seen(job: Path) -> int:
-    """`newest_start`; 0 also where that cannot be read: a file server that does not answer keeps no job from
-    coming back, and no end from being told."""
+    """`newest_start`, but 0 if the directory cannot be read: a file server that does not answer must not keep
+    a job from coming back or an end from being reported."""
     try:
         return newest_start(job)
     except OSError:

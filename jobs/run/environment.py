@@ -50,20 +50,20 @@ ftfy>=6.0
 regex>=2022.0
 prettytable>=2.0
 """
-"""A need a line; any of the distributions fulfils it. Wide, so that an environment that is there is left as
-it is. (mmengine imports pkg_resources, which setuptools 81 dropped; mmsegmentation 1.2 refuses mmcv 2.2.)"""
+"""One need per line, met by any of its distributions; wide ranges leave existing environments as they are.
+(mmengine imports pkg_resources, which setuptools 81 dropped; mmsegmentation 1.2 refuses mmcv 2.2.)"""
 
 NOT_FOR_JOBS = {
     *("pytest", "pytest-xdist", "execnet", "iniconfig", "pluggy", "exceptiongroup", "tomli"),
     *("hypothesis", "sortedcontainers", "ruff", "mypy", "mypy-extensions", "librt", "pathspec"),
     *("ast-serialize", "types-pyyaml", "types-requests"),
 }
-"""What the lock holds for developers."""
+"""The lock's packages for developers only."""
 
 
 def enter() -> None:
-    """Returns where this interpreter has what the commands import. Where not, the command goes on with the
-    checkout's own environment, and ends here in one line, with exit code 2, if that will not do either."""
+    """Returns if this interpreter has what the commands import. Otherwise re-executes the command in the
+    checkout's own environment; if there is none, exits with one line and code 2."""
     _open_closed()
     lacking = [name for name in COMMANDS_IMPORT if importlib.util.find_spec(name) is None]
     if sys.version_info >= PYTHON and not lacking:
@@ -84,34 +84,34 @@ def enter() -> None:
 
 
 def _take_any_name() -> None:
-    """Begins again with UTF-8 where this Python takes names of files for ASCII, as in the C locale if its own
-    ways out of that (PEP 538 and 540) are switched off: no JSON, YAML or page could hold other names."""
+    """Re-executes Python in UTF-8 mode if its file system encoding is ASCII, as in the C locale with PEP 538
+    and 540 disabled: no JSON, YAML or HTML could hold other names."""
     if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"  # for the jobs, too
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _open_closed() -> None:
-    """A standard stream that the caller has closed leads nowhere. Python has none then, and the next file
-    that is opened (one of a run) would get its number, and what child processes print."""
+    """Opens standard streams that the caller has closed on /dev/null. Otherwise the next file opened (one of
+    a run) would get the descriptor, and with it the output of child processes."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            if os.open(os.devnull, os.O_RDWR) == number:  # the lowest that is free
+            if os.open(os.devnull, os.O_RDWR) == number:  # open returns the lowest free one
                 os.set_inheritable(number, True)
             setattr(sys, name, os.fdopen(number, "w" if number else "r", errors="replace", closefd=False))
 
 
 def installed() -> "dict[str, str]":
-    """The version of every distribution that this interpreter finds, by its name in small letters with "-".
+    """Normalized name -> version of every distribution that this interpreter finds.
 
-    The names of their folders say it all; reading their metadata takes ten times as long
+    Taken from the names of their folders, because reading the metadata takes ten times as long
     (https://packaging.python.org/en/latest/specifications/recording-installed-packages/).
     """
     found: dict[str, str] = {}
     for folder in sys.path:
         try:
             entries = os.listdir(folder or ".")
-        except OSError:  # a zip file, or one that is not there: nor does Python look into it
+        except OSError:  # a zip file or a missing folder, in which Python finds no distribution either
             continue
         for entry in entries:
             # NAME-VERSION.dist-info; older: NAME-VERSION-py3.10.egg-info
@@ -122,7 +122,7 @@ def installed() -> "dict[str, str]":
 
 
 def problems(found: "dict[str, str] | None" = None) -> "list[str]":
-    """Why no run could be trained and resumed with this interpreter, each in a few words; [] if it can.
+    """The reasons why this interpreter could not train and resume a run, in a few words each; [] if it can.
 
     `found`: as from `installed`.
     """
@@ -133,9 +133,9 @@ def problems(found: "dict[str, str] | None" = None) -> "list[str]":
 
 
 def wanted(found: "dict[str, str] | None" = None) -> "list[str]":
-    """The lines of the lock that an environment has to get: what is missing of it and, where what is there
-    does not fit, that. torch is nobody's to choose but the environment's owner's, and so is its NumPy."""
-    from pip._vendor.packaging.markers import Marker  # pip installs what is told here
+    """The lines of the lock that an environment still needs: what it lacks or has in an incompatible version.
+    torch and its NumPy are left to the environment's owner."""
+    from pip._vendor.packaging.markers import Marker  # where this is used, pip is installed
 
     found = installed() if found is None else found
     old = _numbers(found.get("torch", "3")) < (2, 3) or _numbers(found.get("numpy", "2")) < (2,)
@@ -177,7 +177,7 @@ def _problem(
 
 
 def _needs() -> "list[list[tuple[str, tuple[int, ...], tuple[int, ...]]]]":
-    """(name, lowest version, first version that is too new or ()) of each alternative of each need."""
+    """For each need its alternatives: (name, lowest version, first version that is too new, or ())."""
     needs = []
     for line in NEEDS.replace("\n    |", " |").split("\n")[1:-1]:
         need = []
@@ -196,12 +196,12 @@ def _needs() -> "list[list[tuple[str, tuple[int, ...], tuple[int, ...]]]]":
 
 
 def _name(text: str) -> str:
-    """https://packaging.python.org/en/latest/specifications/name-normalization/"""
+    """A normalized name: https://packaging.python.org/en/latest/specifications/name-normalization/"""
     return re.sub(r"[-_.]+", "-", text).lower()
 
 
 def _numbers(version: str) -> "tuple[int, ...]":
-    """(2, 4, 1) of "2.4.1+cu121", (2, 5, 0) of "2.5.0a0+872d972e41"."""
+    """(2, 4, 1) for "2.4.1+cu121", (2, 5, 0) for "2.5.0a0+872d972e41"."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match.group(0).split(".")) if match else ()
 

@@ -1,4 +1,4 @@
-"""A mistake of the user's, and how every command ends on one: one line on stderr, exit code 2."""
+"""Mistakes of the user's, on which every command exits with one line on standard error and code 2."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MOST = 4000
-"""Characters of an error's words that are told."""
+"""The most characters of an error message that are reported."""
 
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What reading JSON leads to that is damaged, nested without end, or of another layout than ours."""
+"""What reading JSON can raise if it is damaged, nested too deeply, or not laid out as expected."""
 
 UNREACHABLE = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EHOSTDOWN),
-    *(errno.ESHUTDOWN, errno.ENOTCONN),  # Lustre that has been evicted; FUSE whose process has ended
+    *(errno.ESHUTDOWN, errno.ENOTCONN),  # an evicted Lustre client; FUSE whose process has ended
 )
-"""Errors of a file whose disk or server is broken or does not answer: it may by the next start, or to another
-node."""
+"""Errors of a file whose disk or server is broken or does not answer: it may work at the next start, or on
+another node."""
 REFUSED = {
     *UNREACHABLE,
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EUCLEAN),
     *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV),
     *(errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK),
 }
-"""Errors of a file that are no defect of ours: its owner, its file system or its disk does not let us."""
+"""File errors that are not a bug of ours: its owner, its file system or its disk refuses."""
 
 
 class UserError(Exception):
-    """What is wrong, where, and the fix, in one line. Commands print it without a traceback."""
+    """What is wrong, where, and how to fix it, in one line. Commands print it without a traceback."""
 
 
 def refusal(error: OSError) -> str:
-    """What cannot be written or read, why, and, where that is the matter, whose it is."""
+    """What cannot be written or read, why, and, if that is the reason, whose it is."""
     path = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "a file"
     verb = "written" if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "used"
     whose = ""
@@ -53,15 +53,14 @@ def refusal(error: OSError) -> str:
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:
-    """Its message in one line of at most so many characters; if it says nothing, what kind of error it is
-    and where it was raised."""
+    """The error's message in one line of at most so many characters; if it has none, its type and where it
+    was raised."""
     return " ".join(_words(error).split())[:most] or f"{type(error).__name__}{_place(error)}"[:most]
 
 
 def described(error: BaseException, most: int = MOST) -> str:
-    """What kind of error it is, what it says, in its first line where in the user's own code it was raised,
-    and what it followed from if it names that; of a UserError its words, which say so. Raises nothing,
-    whatever the error is."""
+    """The error's type and message, with the place in the user's own code in the first line, and its root
+    cause, if any; for a UserError its message alone, which says all that. Never raises."""
     if isinstance(error, UserError):
         return str(error)
     kind = type(error)
@@ -69,7 +68,7 @@ def described(error: BaseException, most: int = MOST) -> str:
     words = limited(_words(error), most)
     first, newline, more = f"{module}{kind.__qualname__}: {words}".rstrip().partition("\n")
     first, end = (first[:-1], ":" if newline else "") if first.endswith(":") else (first, "")
-    if "Traceback (most" not in more:  # which says so itself: torch's, of a loader's process
+    if "Traceback (most" not in more:  # unless it says so itself, as torch's does for a DataLoader worker
         first += users_place(error)
     said = f"{first}{end}{newline}{more}"
     from_what = described(cause, most) if (cause := _root(error)) is not None else ""
@@ -77,7 +76,7 @@ def described(error: BaseException, most: int = MOST) -> str:
 
 
 def _root(error: BaseException) -> BaseException | None:
-    """What an error was raised from in the first place, if from any."""
+    """The root cause that an error was raised from, if any."""
     seen = [error]
     while (cause := seen[-1].__cause__) is not None and not any(cause is one for one in seen):
         seen.append(cause)
@@ -85,18 +84,18 @@ def _root(error: BaseException) -> BaseException | None:
 
 
 def in_a_line(error: BaseException, most: int = 300) -> str:
-    """The same in one line, its message of at most so many characters."""
+    """`described` in one line, with at most so many characters of the message."""
     return " ".join(described(error, most).split())
 
 
 def limited(text: str, most: int = MOST) -> str:
-    """A text that is told in events and messages, without its middle where it has no end."""
+    """A text for events and messages, without its middle if it is longer than `most`."""
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def users_place(error: BaseException) -> str:
-    """` (FILE.py:LINE)`, the innermost of the user's own code that an error came through; "" if it is none
-    of theirs, and of one that says it itself."""
+    """` (FILE.py:LINE)`, the innermost line of the user's own code in the traceback; "" if there is none, and
+    for a SyntaxError, which says so itself."""
     step, found = error.__traceback__, ""
     while step is not None and not isinstance(error, SyntaxError):
         file = step.tb_frame.f_code.co_filename
@@ -107,20 +106,20 @@ def users_place(error: BaseException) -> str:
 
 
 def without_places(text: str) -> str:
-    """An error's words alone: the name of a file of the user's (cuda_ops.py) says nothing of what it is."""
+    """An error's text without its places: the name of a user's file (cuda_ops.py) must not classify it."""
     import re  # which every start would import otherwise
 
     return re.sub(r" \([^()/]+\.py:\d+\)", "", text)
 
 
 def is_users(file: str) -> bool:
-    """Whether that is none of Python's, of an installed package, of torch's compiler, or of ours."""
+    """Whether a file is the user's: not of Python, an installed package, torch's compiler, or ours."""
     installed = {"site-packages", "dist-packages"} & set(file.split(os.sep))
     return not (installed or _is_kernel(os.path.basename(file)) or file.startswith(("<", *_NOT_THE_USERS)))
 
 
 def _is_kernel(name: str) -> bool:
-    """A file that torch.compile has written, wherever its cache is: c, and SHA-256 in base 32."""
+    """Whether torch.compile has written a file, wherever its cache is: c + SHA-256 in base 32 + .py."""
     hashed = name.removeprefix("c").removesuffix(".py")
     return len(hashed) == 51 == len(name) - 4 and set(hashed) <= set("abcdefghijklmnopqrstuvwxyz234567")
 
@@ -132,7 +131,7 @@ _NOT_THE_USERS = (os.path.dirname(os.__file__) + os.sep, os.path.dirname(os.path
 def _words(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # a class of somebody's own
+    except Exception:  # somebody's own class
         return ""
 
 
@@ -149,18 +148,18 @@ def _place(error: BaseException) -> str:
 
 
 def take_all_characters() -> None:
-    """Has standard output tell a character that its encoding lacks (Latin-1 has no "…"), and a file's name
-    that is no text, as an escape, as standard error does: no job comes to nothing by what it says last."""
+    """Makes standard output escape characters that its encoding lacks (Latin-1 has no "…") and undecodable
+    file names, as standard error does: no job must fail because of what it prints."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and ends the process with a stable exit code.
+    """Runs a command's `main` and exits with a stable exit code.
 
-    0: done (`main` returned None or 0). 2: the user's mistake, one line on stderr. 130: Ctrl-C. Any other
-    code is the one `main` returned. Everything else is a defect of ours and keeps its traceback.
+    0: done (`main` returned None or 0), or the output's reader has gone. 2: the user's mistake, one line on
+    standard error. 130: Ctrl-C. Other codes are `main`'s. Any other error is our bug and keeps its traceback.
     """
     take_all_characters()
     try:
@@ -171,7 +170,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (head, less) has gone; what is still buffered has nowhere to go either.
+        # The reader (head, less) has gone. This silences Python's complaint at exit about what is buffered.
         sys.stderr.close()
         sys.exit(0)
     sys.exit(code or 0)

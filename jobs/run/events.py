@@ -1,9 +1,9 @@
-"""`events.jsonl`: what happened to a run, one JSON object a line, appended by launchers and jobs.
+"""`events.jsonl`: what happened to a run, one JSON object per line, appended by launchers and jobs.
 
-Every line has `time` (UTC, RFC 3339, milliseconds), `event` and, when a job wrote it, `stage`
-(prepare, train, evaluate, infer, export), `job` (the job id; an array element's as 12_3) and, in training,
-`start`: the 1-based number of this start of the run, which also counts successor jobs (SLURM_RESTART_COUNT
-begins anew with those; it is the field `restart` of `started`). Which there are says kinds.py.
+Every line has `time` (UTC, RFC 3339, milliseconds), `event` and, if a job wrote it, `stage` (prepare, train,
+evaluate, infer, export), `job` (the job id; 12_3 for an array element) and, in a training, `start`: the
+1-based number of this start of the run, which also counts successor jobs (SLURM_RESTART_COUNT, the field
+`restart` of `started`, begins anew with those). kinds.py defines the events.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jobs.run.lines import append_line, line_of
 
 
 class EventError(ValueError):
-    """An event that the schema does not know, or one with missing or unknown fields."""
+    """An event that is not in the schema, or that has missing or unknown fields."""
 
 
 def check(record: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ def now() -> str:
 
 def seconds_of(text: str) -> float:
     """Seconds since the epoch of an event's `time`."""
-    # Python 3.10's fromisoformat does not know the Z.
+    # Python 3.10's fromisoformat does not accept Z.
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
@@ -62,10 +62,10 @@ def append(path: Path, event: str, /, **fields: Any) -> dict[str, Any]:
 
 
 class Writer:
-    """Appends events for one process, which a full disk must not end: an event that cannot be written waits,
-    and is written in its turn with the next one or by `flush`. Its time is when it happened.
+    """Appends the events of a process that a full disk must not end: an event that cannot be written is kept,
+    and written in order with the next one or by `flush`. Its time is when it happened.
 
-    May be used from several threads. `common` are fields of every event, such as stage, job and start.
+    Thread-safe. `common`: fields of every event, such as stage, job and start.
     """
 
     def __init__(self, path: Path, **common: Any) -> None:
@@ -74,15 +74,15 @@ class Writer:
         self._lock = threading.Lock()
 
     def append(self, event: str, /, **fields: Any) -> None:
-        """As `append` of this module, but never raises OSError."""
+        """Like this module's `append`, but never raises OSError."""
         with self._lock:
             self.waiting.append(_record(event, self.common | fields))
             if error := self._write():
-                with contextlib.suppress(OSError):  # the log may lie on the same disk
+                with contextlib.suppress(OSError):  # the log may be on the same disk
                     print(f"{event} waits to be written: {error}", file=sys.stderr, flush=True)
 
     def flush(self, seconds: float = 0.0) -> bool:
-        """Tries once more to write what waits, or for that many seconds. Whether nothing waits any more."""
+        """Tries to write what is pending, once or for that many seconds. Returns whether all is written."""
         deadline = time.monotonic() + seconds
         while self.waiting:
             with self._lock:
@@ -109,7 +109,7 @@ def _record(event: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All events of a file in the order written; [] if there is no file. Torn lines are passed over."""
+    """All events of a file in the order written; [] if there is no file. Torn lines are skipped."""
     return list(iterate(path))
 
 
@@ -132,13 +132,13 @@ _decode_line = msgspec.json.Decoder(Event).decode
 
 
 def of_line(line: bytes) -> Event | None:
-    """The event of a line; None if it is none that this version knows, is torn, lacks a field, or has one of
-    another kind."""
+    """The event of a line; None if the line is torn, the event unknown to this version, or a field missing or
+    of the wrong type."""
     try:
         return _decode_line(line)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         pass
-    try:  # with a NaN, which Python's json writes and msgspec refuses
+    try:  # it may have a NaN, which Python's json writes and msgspec refuses
         event: Event = msgspec.convert(json.loads(line), Event)
         return event
     except (msgspec.MsgspecError, ValueError, RecursionError):

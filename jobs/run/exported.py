@@ -1,10 +1,10 @@
-"""The folder that an export makes: a model's weights alone, its config and digests, enough to use it.
+"""The folder that an export makes: just a model's weights, its config and digests, enough to use it.
 
 weights.pth    {"state_dict": …}, nothing of the training
 config.py      the resolved MMSegmentation config, without references to pretrained weights
 NAME.py, NAME/ modules of the user's that the config names
 model.onnx     with --onnx
-export.json    what all this is, and each file's SHA-256; written last: where it is, all is
+export.json    what all this is, and each file's SHA-256; written last: if it exists, the export is complete
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ONNX_PACKAGES = ("onnx", "onnxruntime")
 
 
 def lacking() -> str:
-    """Why no ONNX can be written in this environment; "" if it can."""
+    """Why ONNX cannot be written in this environment; "" if it can."""
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if not missing:
         return ""
@@ -31,9 +31,9 @@ def lacking() -> str:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The record of an exported folder whose files are all as they were written; None for another folder.
+    """The record of an exported folder whose files are unchanged; None for any other folder.
 
-    Raises UserError, with the file, for one that is damaged or changed, and for a later version's.
+    Raises UserError, naming the file, if one is damaged or changed, and for an export of a newer version.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def summary(folder: Path, record: dict[str, Any]) -> str:
-    """What an export has made, in a line, and in a second what onnxruntime makes of it."""
+    """What an export has made, in one line, and what onnxruntime computes with it, in a second."""
     lines = [f"exported {record['checkpoint']}: {folder}"]
     if found := record.get("onnx"):
         free = ", ".join(found["free"])

@@ -1,4 +1,4 @@
-"""A job's own word on its failure, for whoever waits for it: on Slurm nobody else gives one."""
+"""A job's own report of its failure, for whoever waits for it: on Slurm there is no other."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jobs.run.task import job_id
 
 @contextlib.contextmanager
 def reported(run: Run, stage: str, rank: int | None = None) -> Iterator[None]:
-    """Appends `failed` to the run's events if the body raises, and lets the error go on; what a disk or a
-    file's owner has refused, as one line."""
+    """Appends `failed` to the run's events if the body raises, and re-raises; as a one-line UserError if a
+    disk or a file's owner refused something, or for a SystemExit."""
     try:
         yield
     except UserError as error:
         tell(run, stage, str(error), exit_codes.USER_ERROR, rank)
         raise
-    except SystemExit as end:  # of the user's own code: it would count as done, or say nothing
+    except SystemExit as end:  # from the user's own code: it would count as success, or say nothing
         told = UserError(in_a_line(end))
         tell(run, stage, str(told), exit_codes.USER_ERROR, rank)
         raise told from end
@@ -35,7 +35,7 @@ def reported(run: Run, stage: str, rank: int | None = None) -> Iterator[None]:
 
 
 def tell(run: Run, stage: str, reason: str, code: int, rank: int | None = None) -> None:
-    """Appends `failed` to the events of a run that is there."""
+    """Appends `failed` to the events of a run that exists."""
     if run.path.is_dir():
         with unhindered():
             events.append(
@@ -46,7 +46,7 @@ def tell(run: Run, stage: str, reason: str, code: int, rank: int | None = None) 
 
 @contextlib.contextmanager
 def unhindered() -> Iterator[None]:
-    """For what is noted of an error: a full disk, which may be the error, does not take its place."""
+    """For recording an error: an OSError in the body, such as a full disk, is printed and not raised."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""What lies under a path: its file system, the room on it, and the memory that files there would take.
+"""A path's file system, the space left on it, and the memory that files there would take.
 
-Imports little, as jobs/run/image.py.
+Imports little, like jobs/run/image.py.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ CGROUPS = "/sys/fs/cgroup"
 
 
 def kind(path: Path | int) -> str:
-    """The type of the file system at a path, or of an open file, as mount(8) names it (ext4, nfs4, lustre,
-    tmpfs, …); "" if the kernel does not say."""
+    """The type of the file system of a path or an open file, as named by mount(8) (ext4, nfs4, lustre, tmpfs,
+    …); "" if the kernel does not tell."""
     return _mounted(path)[0]
 
 
 def source(path: Path | int) -> str:
-    """The device, or the server and its folder, that is mounted there; "" if the kernel does not say."""
+    """The device, or the server and its folder, mounted there; "" if the kernel does not tell."""
     return _mounted(path)[1]
 
 
 def _mounted(path: Path | int) -> tuple[str, str]:
-    """By the mount's number, the first field of a line of mountinfo, in which type and source follow a
-    lone dash (proc(5)). By st_dev nothing is found on btrfs, whose files have numbers of their own."""
+    """(type, source), found by the mount id, the first field of a line of mountinfo, where they follow a lone
+    dash (proc(5)). st_dev would find nothing on btrfs, whose files have device numbers of their own."""
     fd = path if isinstance(path, int) else os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         told = dict(line.split(":", 1) for line in _lines(f"/proc/self/fdinfo/{fd}") if ":" in line)
@@ -51,16 +51,16 @@ def _mounted(path: Path | int) -> tuple[str, str]:
 
 
 def room(path: Path | int) -> int:
-    """Bytes that this user may still write there; of a file system in memory no more than half of what this
-    process may still take, since the files count as the job's."""
+    """Bytes that this user may still write there; on a file system in memory at most half of the memory that
+    this process may still use, since the files count as the job's."""
     status = os.statvfs(path)
     free = status.f_bavail * status.f_frsize
     return min(free, memory() // 2) if kind(path) in IN_MEMORY else free
 
 
 def sync_names(folder: int) -> None:
-    """Brings the names in an open folder to the disk, where the file system can be asked for that: some over
-    a network and some of FUSE cannot, and have them there at once, or not at all. Raises OSError."""
+    """Fsyncs an open folder, if its file system supports that: some network and FUSE file systems do not, and
+    write names at once, or give no guarantee. Raises OSError."""
     try:
         os.fsync(folder)
     except OSError as error:
@@ -69,7 +69,7 @@ def sync_names(folder: int) -> None:
 
 
 def memory() -> int:
-    """Bytes of memory that this process, and what its job's control groups hold beside it, may still take."""
+    """Bytes of memory that this process, with the rest of its job's control groups, may still use."""
     return min(_limits())
 
 

@@ -1,4 +1,4 @@
-"""The name of every file of a run directory, and what it holds: the only place that spells them.
+"""The names of all files in a run directory, and what they hold: the only place that spells them out.
 
 page.py makes the tables of docs/run-directory.md from it.
 """
@@ -12,7 +12,7 @@ from jobs.run import image
 
 @dataclass(frozen=True)
 class File:
-    """A file, or a folder, of a run. Called with the parts in braces it gives the name."""
+    """A file or folder of a run. Called with the parts in braces, it returns the name."""
 
     pattern: str
     meaning: str

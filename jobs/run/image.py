@@ -1,6 +1,6 @@
-"""An environment as one file (env/pack.sh), and the code of a run as one (launch/submit/code_image.py): where
-they lie, and whether they are what was packed. Imports little: jobs/supervise/image.py does before the copy
-is there that others are imported from."""
+"""An environment as one file (env/pack.sh), and a run's code as one (launch/submit/code_image.py): where they
+are, and whether they are up to date. Imports little: jobs/supervise/image.py imports it before there is the
+copy from which everything else is imported."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROGRAM = "jobs.supervise.image"
-"""Runs a command from copies of the images on the node's own disk."""
+"""The program that runs a command from copies of the images on the node's own disk."""
 START = (
     "import sys; sys.path.append(sys.path.pop(0)); sys.dont_write_bytecode = True;"
     f" from {PROGRAM} import main; main()"
 )
-"""How it is started: `-m` and `site` would import more, and each import would look into the code first. To
-keep what it compiles would cost a start some 70 calls on the shared disk."""
+"""How it is started: `-m` and `site` would import more, and each import would search the code first. Writing
+bytecode would cost a start some 70 calls on the shared disk."""
 IMPORTED = (
     *("jobs", "jobs.run", "jobs.run.errors", "jobs.run.image", "jobs.run.private", "jobs.run.staged"),
     *("jobs.supervise", PROGRAM),
 )
-"""What it imports from there where it finds its copies; compiled at every submission."""
+"""What it imports from the code itself if it finds its copies; compiled at every submission."""
 STARTED_SO = "jobs.supervise.unpacking"
-"""What the code of a run has whose program is started so; older ones by `-m`."""
+"""A run whose code has this module starts the program like that; older ones use `-m`."""
 VARIABLE = "BATON_CODE"
-"""Where a task finds the copy of its run's code; not set if it runs from the code itself."""
+"""Environment variable: the copy of the run's code that a task uses; unset if it uses the code itself."""
 CODE = "code.tar.gz"
-"""Beside the run's `code`."""
+"""The code's image, beside the run's `code`."""
 SQUASHED = ".sqfs"
-"""Ends the name of an environment's image that is a squashfs, to be mounted; others are a tar."""
+"""Suffix of an environment's image that is a squashfs, which is mounted; others are a tar."""
 OWN_PYTHON = ".python"
-"""In an environment's image: the Python that it was made from, where that is not the system's."""
+"""In an environment's image: the Python that it was made with, if that is not the system's."""
 
 
 def beside(python: str | Path) -> str:
@@ -45,12 +45,12 @@ def beside(python: str | Path) -> str:
 
 
 def of_code(folder: str | Path) -> str:
-    """The image of a run's code, which lies in `folder`."""
+    """The path of the image of a run's code, which is in `folder`."""
     return os.path.join(os.path.dirname(folder), CODE)
 
 
 def check(python: Path) -> None:
-    """Raises UserError unless there is an image of an interpreter's environment, packed after the last
+    """Raises UserError unless an interpreter's environment has an image that was packed after the last
     package was installed or removed."""
     image, environment = beside(python), python.parent.parent
     pack = f"env/pack.sh {'--squashfs ' if image.endswith(SQUASHED) else ''}{environment}"

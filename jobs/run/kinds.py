@@ -15,9 +15,9 @@ def _tag(name: str) -> str:
 
 
 class _Event(msgspec.Struct, kw_only=True, tag_field="event", tag=_tag):
-    """The fields of every event; those without a default are the required ones of each.
+    """The fields of every event; fields without a default are required.
 
-    What is read may have further fields (of a later version, or `started.device`, of an earlier one).
+    Events that are read may have further fields (of a newer version, or `started.device` of an older one).
     """
 
     time: Annotated[str, "UTC, RFC 3339, milliseconds"]

@@ -1,4 +1,4 @@
-"""Files of lines that several processes append to, on one machine or several."""
+"""Files of lines to which several processes append, on one machine or several."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jobs.run.directory import write_atomically
 
 _HALF = re.compile("[\ud800-\udfff]")
 TURN_SECONDS = 5.0
-"""Who may write the file may hold its lock; nobody's lines wait longer for that."""
+"""The longest that a line waits for the lock, which anybody who may write the file can hold."""
 
 
 def line_of(record: dict[str, Any]) -> str:
-    """A record as JSON that every reader takes: JSON knows no NaN and no infinity, which become null, and no
-    half of a character (Python's for a byte of a file's name that is no text), which becomes an escape."""
+    """A record as JSON that every parser accepts: NaN and infinity become null, and lone surrogates (Python's
+    stand-in for undecodable bytes in file names) become escape sequences."""
     try:
         line = json.dumps(record, separators=(",", ":"), default=str, allow_nan=False)
     except ValueError:
@@ -44,10 +44,9 @@ def _finite(value: Any) -> Any:
 
 
 def _take_turn(fd: int) -> None:
-    """A lock on the open file until it is closed. An NFS client works out by itself where a file ends, so
-    lines of two nodes could come to lie over each other; having got a lock it asks the server anew (nfs(5),
-    "Using file locks with NFS"). Where there are no locks, or none within TURN_SECONDS, the line is written
-    without."""
+    """Locks the open file until it is closed. An NFS client caches where a file ends, so lines of two nodes
+    could overwrite each other; on getting a lock it asks the server again (nfs(5), "Using file locks with
+    NFS"). Without locks, or if none is free within TURN_SECONDS, the line is written unlocked."""
     give_up = time.monotonic() + TURN_SECONDS
     while True:
         try:
@@ -55,16 +54,16 @@ def _take_turn(fd: int) -> None:
         except (BlockingIOError, PermissionError):
             if time.monotonic() > give_up:
                 return None
-        except OSError:  # ENOLCK, ENOSYS: a file system without
+        except OSError:  # ENOLCK, ENOSYS: a file system without locks
             return None
         time.sleep(0.005)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Appends a line to a file of lines, in one `write`, so that lines of several processes do not mix.
+    """Appends a line to a file in one `write`, so that lines of several processes do not mix.
 
-    If the last line is torn, a newline first keeps the new one readable. Raises OSError; what has been
-    written by then stays behind as a torn one.
+    If the last line is torn, a newline before the new one keeps that readable. Raises OSError; what has been
+    written by then remains as a torn line.
     """
     lines = Lines(path)
     try:
@@ -85,12 +84,12 @@ class _KeptOpen:
 
 
 class Lines(_KeptOpen):
-    """A file of lines that is kept open, for whoever appends to it again and again: a file server is asked
-    for it once."""
+    """A file of lines that is kept open for repeated appending, so that the file server is asked for it only
+    once."""
 
     def append(self, line: str) -> None:
-        """As `append_line`. Whether the last line is torn is looked at when the file is opened, which is when
-        the line before could not be written, too."""
+        """As `append_line`. Checks for a torn last line only on opening the file, which it also does after a
+        line that could not be written."""
         data = line.encode() + b"\n"
         opened = self.fd is None
         if self.fd is None:
@@ -103,7 +102,7 @@ class Lines(_KeptOpen):
                     data = b"\n" + data
             if os.write(self.fd, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            with contextlib.suppress(OSError):  # a file system without locks has given none
+            with contextlib.suppress(OSError):  # there is none on a file system without locks
                 fcntl.lockf(self.fd, fcntl.LOCK_UN)
         except BaseException as error:
             self.close()
@@ -113,15 +112,15 @@ class Lines(_KeptOpen):
 
 
 class Board(_KeptOpen):
-    """A file that always shows the newest of what one process has to say. It is put in place whole, and then
-    written over in one `write` of the same length, which asks a file server for no name: a reader sees the
-    old or the new, and has to live with a mixture."""
+    """A file that always shows the latest message of one process. It is created atomically and then
+    overwritten in one `write` of the same length, which needs no file name lookup on a server: a reader sees
+    the old or the new content, and has to cope with a mixture."""
 
     SIZE = 2048
-    """Bytes, filled up with spaces."""
+    """Size in bytes, padded with spaces."""
 
     def show(self, content: bytes) -> None:
-        """Raises OSError; then the next one puts a new file in place."""
+        """Shows `content`. Raises OSError, after which the next call creates a new file."""
         padded = content.ljust(self.SIZE)
         if self.fd is None or len(padded) > self.SIZE:
             self.close()

@@ -1,4 +1,4 @@
-"""A figure with the name of its metric: a run says which it goes by. Here stand the names that are known."""
+"""A figure and its metric. A run's main metric is its own choice; the names known here are listed below."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import msgspec
 from jobs.run.records import number
 
 USUAL = "mIoU"
-"""The metric of a run that names none. Every evaluation tells it."""
+"""The default main metric. Every evaluation reports it."""
 EVALUATED = (USUAL, "mAcc", "aAcc", "fwIoU", "mBoundaryIoU")
-"""What every evaluation tells."""
+"""Metrics that every evaluation reports."""
 FIGURES = (*EVALUATED, "mDice", "mFscore", "mPrecision", "mRecall")
-"""Whatever is counted from pixels, in percent."""
+"""Metrics that are counted from pixels, in percent."""
 AUGMENTED = "tta"
-"""What an evaluation is of, beside its checkpoint, if it was with test-time augmentation."""
+"""Marks an evaluation with test-time augmentation, besides its checkpoint's name."""
 LESS_IS_BETTER = ("loss",)
-"""In the names of metrics of which less is better, unless it is said otherwise."""
+"""Parts of metric names for which less is better, unless specified otherwise."""
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -26,22 +26,22 @@ class Figure(msgspec.Struct, frozen=True):
     value: float
     step: int | None = None
     less: bool = False
-    """Whether less of it is better."""
+    """Whether less is better."""
     of: str = ""
-    """What was evaluated, where that is not the run's best checkpoint as it is: `epoch_50`, `tta`."""
+    """What was evaluated, if not the run's best checkpoint without augmentation: `epoch_50`, `tta`."""
 
     def __str__(self) -> str:
         return shown(self.metric, self.value) + (f" ({self.of})" if self.of else "")
 
     def beats(self, other: Figure | None) -> bool:
-        """Whether it is the better one; of another metric it takes the place."""
+        """Whether it is better than `other`; always, if that is None or of another metric."""
         if other is None or other.metric != self.metric:
             return True
         return self.value < other.value if self.less else self.value > other.value
 
 
 def shown(metric: str, value: float) -> str:
-    """The value without its name: two decimals of what is in percent, four digits of what may be anything."""
+    """The value without its name: two decimals for percentages, four significant digits for anything else."""
     return f"{value:.2f}" if metric in FIGURES else f"{value:.4g}"
 
 
@@ -50,8 +50,8 @@ def less_is_better(metric: str) -> bool:
 
 
 def evaluated(told: Mapping[str, Any], best: Figure | None, of: str = "") -> Figure | None:
-    """What an evaluation is shown by: the metric of the run's `best`, where it was told, or the usual one;
-    None where that is not defined. A validation's names are without what an evaluator puts before them."""
+    """An evaluation's main figure: the metric of the run's `best` if it was reported, else the default one;
+    None if that is undefined. An evaluator's prefixes (`prefix/mIoU`) are ignored, as in validations."""
     told = {name.rpartition("/")[2]: value for name, value in told.items()} | dict(told)
     same = best if best is not None and best.metric in told else None
     metric = same.metric if same else USUAL

@@ -1,4 +1,4 @@
-"""Tells the user how a run, or a job of it, has ended: by a webhook or a mail command of the profile.
+"""Notifies the user of how a run, or one of its jobs, has ended: by a webhook or mail command in the profile.
 
     notify:
       webhook_file: ~/.config/baton-webhook         an address that gets a JSON object by POST; its `text` is
@@ -6,7 +6,7 @@
       mail: [mail, -s, "{subject}", me@example.org] a command; the text comes on its standard input
       on: [finished, failed, stopped, evaluated]    default: the first three
 
-Whatever goes wrong here is said in the job's log and nothing else: no notification is worth a job.
+Whatever goes wrong here is only printed to the job's log: no notification is worth a job.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def about(run: Run, event: str, message: str) -> None:
 
 @contextmanager
 def failures_of(run: Run | None, stage: str) -> Iterator[None]:
-    """Tells of an error that ends a job of the run, here its `stage`. Of its tasks the first does."""
+    """Notifies of an error that ends a job (`stage`) of the run; only the first task to fail does."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -83,7 +83,7 @@ def _first(run: Run, stage: str) -> bool:
 
 
 def _post(url: str, subject: str, text: str, facts: dict[str, Any]) -> None:
-    """Raises RuntimeError, in whose words the address, which lets anybody write there, is not."""
+    """Raises RuntimeError without the address in its message, since that lets anybody post there."""
     if url.startswith("$"):
         url = os.environ.get(name := url[1:], "")
         if not url:
@@ -93,24 +93,24 @@ def _post(url: str, subject: str, text: str, facts: dict[str, Any]) -> None:
     body = json.dumps({"text": text, "subject": subject, "host": socket.gethostname()} | facts).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     failed: list[Exception | None] = []
-    # In a thread: the timeout is that of each call, and a server that sends a byte now and then, or a name
-    # that is being looked up, would be waited for without end.
+    # In a thread: the timeout applies to each call, so a server that sends a byte now and then, or a slow
+    # name lookup, could block without end.
     thread = threading.Thread(target=_send, args=(request, failed), daemon=True)
     thread.start()
     thread.join(SECONDS)
     error = failed[0] if failed else TimeoutError()
     code = getattr(error, "code", 0)
-    if error is None or code == 303:  # See Other: where to read what came of it
+    if error is None or code == 303:  # See Other: where to read the result
         return
     if code:  # without the server's own words, which may hold the address
-        # With 302 Google's scripts, too, say where to read what came of it.
+        # Google's scripts use 302, too, to say where to read the result.
         to = "; if nothing has arrived, put the address that it leads to" if 300 <= code < 400 else ""
         raise RuntimeError(f"the webhook: HTTP {code} {http.client.responses.get(code, '')}{to}") from None
     raise RuntimeError(f"the webhook: {getattr(error, 'reason', '') or type(error).__name__}") from None
 
 
 def _send(request: urllib.request.Request, failed: list[Exception | None]) -> None:
-    """Appends why it was not taken, or None."""
+    """Appends the error, or None if it was accepted."""
     try:
         with urllib.request.build_opener(_Stay).open(request, timeout=SECONDS) as answer:
             answer.read(1)
@@ -120,7 +120,7 @@ def _send(request: urllib.request.Request, failed: list[Exception | None]) -> No
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Goes nowhere else: as urllib follows, the message would be left behind, and no one would know."""
+    """Follows no redirect: urllib would do so without the message, and nobody would know."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -128,7 +128,7 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 def _mail(command: list[str], subject: str, text: str, _: dict[str, Any]) -> None:
     argv = [word.replace("{subject}", subject) for word in command]
-    done = subprocess.run(  # in UTF-8 whatever the locale, also of a file's name that is no text
+    done = subprocess.run(  # in UTF-8 whatever the locale, even with undecodable file names
         argv, input=text, capture_output=True, timeout=SECONDS, check=False,
         encoding="utf-8", errors="backslashreplace",
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Folders that results go to: nothing of the user's is overwritten there.
+"""Folders for results: nothing of the user's is overwritten in them.
 
-A folder is ours if it is new, empty, or has our mark, which whoever writes into it leaves first: so a job
-that is started again, and a second inference, write over what the first one wrote, and over nothing else.
+A folder is ours if it is new, empty, or has our mark, which is left before anything is written. So a job that
+is started again, and a second inference, overwrite what the first one wrote, and nothing else.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MARK = ".baton-results"
 
 
 def special(path: Path) -> bool:
-    """Whether there is a device, a pipe or a socket: reading may never end, and a result would replace it."""
+    """Whether a path is a device, pipe or socket: reading may never end, and a result would replace it."""
     return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def check_file(file: Path, option: str) -> Path:
-    """Where a file of that name is written, at the end of its links. Raises UserError for what is none."""
+    """The path to write, with links resolved. Raises UserError if it is something other than a file."""
     if special(file) or file.is_dir():
         kind = "a folder" if file.is_dir() else "a device or a pipe"
         raise UserError(f"{option} {file} is {kind}, not a file: name a file")
@@ -31,7 +31,7 @@ def check_file(file: Path, option: str) -> Path:
 
 
 def is_marked(folder: str) -> bool:
-    """Whether it holds results."""
+    """Whether a folder has our mark."""
     return os.path.lexists(os.path.join(folder, MARK))
 
 
@@ -53,7 +53,7 @@ def check(folder: Path, option: str, own: Path | None = None) -> None:
 
 
 def claim(folder: Path, option: str, own: Path | None = None) -> None:
-    """Makes the folder and leaves the mark. Raises UserError as `check`, and where it cannot be made."""
+    """Makes the folder and leaves the mark. Raises UserError as `check`, and if it cannot be written."""
     check(folder, option, own)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +64,8 @@ def claim(folder: Path, option: str, own: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def held(folder: Path, alone: bool = False) -> Iterator[None]:
-    """A claimed folder while results are written, by any number of processes; `alone`: while there is nobody
-    else, OSError if there is, or if the file system cannot tell."""
+    """Holds a lock on a claimed folder while results are written: shared, or with `alone` exclusive; then
+    raises OSError if another process holds it, or if the file system has no locks."""
     file = os.open(folder / MARK, os.O_RDWR)
     try:
         with contextlib.nullcontext() if alone else contextlib.suppress(OSError):
@@ -76,9 +76,9 @@ def held(folder: Path, alone: bool = False) -> Iterator[None]:
 
 
 def check_apart(inputs: Iterable[Path], targets: Iterable[Path]) -> None:
-    """Raises UserError if a result would be written over one of the files that are read, by whatever name.
+    """Raises UserError if a result would overwrite an input file, by whatever name.
 
-    Kept in memory is only what is there already of `targets`, which are gone through first.
+    Only existing `targets` are kept in memory; these are iterated first.
     """
     there = {found for target in targets if (found := identity(target))}
     for path in inputs if there else ():
@@ -87,7 +87,7 @@ def check_apart(inputs: Iterable[Path], targets: Iterable[Path]) -> None:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of a file, the same by all its names; None if there is none."""
+    """Device and inode of a file, the same for all its names; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:

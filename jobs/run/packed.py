@@ -1,12 +1,12 @@
-"""A packed dataset: all its files in one uncompressed zip, read by offset. Imports nothing heavy.
+"""A packed dataset: all its files in one uncompressed zip file, read by offset. Imports nothing heavy.
 
 DATA/FOLDER/packed.zip     every file of the dataset, by its path below FOLDER (the .ZIP format, APPNOTE 6.3,
                            method 0 "stored", so any tool opens it)
 DATA/FOLDER/…              manifest, digests and lists beside it, as in the unpacked tree
 
-The file is opened once a process and read with `pread`, which moves no position: workers that are forked may
-go on with their parent's descriptor, all at once. Where copies are made on the node (staged.py), each process
-goes over to the copy once it is there, and back should its disk fail.
+The file is opened once per process and read with `pread`, which moves no file position: forked workers can
+share their parent's descriptor. Where copies are made on the node (staged.py), each process switches to the
+copy once it exists, and back if its disk fails.
 """
 
 from __future__ import annotations
@@ -28,44 +28,43 @@ from jobs.run.errors import UserError
 
 NAME = "packed.zip"
 HEADER = struct.Struct("<4s22xHH")
-"""A member's local header: signature; lengths of the name and of the extra field that lie before its content.
-(The directory at the end repeats the name, but may have another extra field.)"""
+"""A member's local header: signature; lengths of the name and the extra field, which precede the content.
+(The central directory repeats the name, but may have a different extra field.)"""
 ENTRY = 46
-"""Bytes of one of the directory's before its name."""
+"""Bytes of a central directory entry before its name."""
 FIELDS = {
     "needed": ("<u2", 6), "flags": ("<u2", 8), "method": ("<u2", 10), "crc": ("<u4", 16),
     "packed": ("<u4", 20), "size": ("<u4", 24), "named": ("<u2", 28), "extra": ("<u2", 30),
     "noted": ("<u2", 32), "offset": ("<u4", 42),
 }  # fmt: skip
-"""What is asked of one, as NumPy's (format, offset): version needed, flags, method, CRC-32, sizes as packed
-and of the content, lengths of name, extra field and comment, offset of the member."""
+"""Its fields, as NumPy's (format, offset): version needed, flags, method, CRC-32, compressed and uncompressed
+size, lengths of name, extra field and comment, offset of the member."""
 END, END64, LOCATOR = struct.Struct("<4s6xHLLH"), struct.Struct("<4s20x8xQQQ"), struct.Struct("<4sLQL")
-"""The directory's end. END: signature, members, bytes of the directory, its offset, length of the comment.
-Where there are many members or gigabytes, END64 and a LOCATOR stand before it: signature, members, bytes,
-offset."""
+"""The central directory's end. END: signature, members, bytes of the directory, its offset, length of the
+comment. With many members or gigabytes, END64 and a LOCATOR precede it: signature, members, bytes, offset."""
 NEEDED = 45
-"""The version of the format that has those."""
+"""The version of the format that has END64."""
 FAR = 0xFFFFFFFF
-"""Stands for a number that is too large for its field."""
+"""Replaces a number that is too large for its field."""
 ASCII, UTF8 = 0, 0x800
-"""Flags of a member with such a name, and nothing unusual else."""
+"""Flags of a member with such a name and nothing else unusual."""
 SLACK = 64
-"""Bytes of extra field that are read along with a member, so that one call fetches it."""
+"""Bytes read in addition to a member, for its extra field, so that one call fetches all of it."""
 
 
 LOOK_SECONDS = 2.0
-"""How often a process looks whether there is a copy yet, at most."""
+"""Minimum seconds between a process's checks for a copy."""
 
 
 class Place(NamedTuple):
     offset: int
-    """Of the member's local header."""
+    """Offset of the member's local header."""
     size: int
     crc: int
 
 
 class Places(Mapping[str, Place]):
-    """Where members lie. Not a tuple for each, which takes longer to make than all else takes."""
+    """Name -> Place of the members. Kept in columns: making a tuple for each takes longer than the rest."""
 
     def __init__(self, names: Iterable[str], *columns: array[int]) -> None:
         self._columns = columns
@@ -86,16 +85,16 @@ class Places(Mapping[str, Place]):
 
 
 class Container:
-    """An open container. Raises UserError for a file that is none, OSError for one that cannot be opened.
+    """An open container. Raises UserError for a file that is not one, OSError if it cannot be opened.
 
-    `stage`: where a copy of it may come to lie.
+    `stage`: where there may be a copy of it later.
     """
 
     def __init__(self, path: Path, stage: Path | None = None) -> None:
         self.path, self._stage = path, stage
         self._look_at = float("inf") if stage is None else 0.0
         self.local = False
-        """Whether the copy is read now."""
+        """Whether the copy is being read now."""
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.status = os.fstat(self._fd)
         try:
@@ -120,11 +119,11 @@ class Container:
             self._fd = -1
 
     def __del__(self) -> None:
-        if hasattr(self, "_fd") and os is not None:  # else the process ends, and its modules are gone
+        if hasattr(self, "_fd") and os is not None:  # else the modules are gone: the process ends
             self.close()
 
     def read(self, name: str) -> bytes:
-        """A file's content. Raises KeyError for an unknown name, UserError for a damaged container."""
+        """A member's content. Raises KeyError for an unknown name, UserError for a damaged container."""
         if self._look_at < time.monotonic():
             self._look()
         if self.local:
@@ -136,8 +135,8 @@ class Container:
         return self._read(name)
 
     def _look(self) -> None:
-        """Goes over to the copy if it is there. The descriptor keeps its number: another thread's read is of
-        the one file or of the other."""
+        """Switches to the copy if there is one. The descriptor keeps its number, so a concurrent read in
+        another thread reads either file."""
         assert self._stage is not None
         self._look_at = time.monotonic() + LOOK_SECONDS
         copy = staged.open_copy(self._stage, self.path, self.status)
@@ -146,7 +145,7 @@ class Container:
             self.local, self._look_at = True, float("inf")
 
     def _leave_copy(self) -> None:
-        """Back to the shared file, for good. Raises UserError if that is another one now."""
+        """Switches back to the shared file, for good. Raises UserError if that has been replaced."""
         assert self._stage is not None
         print(
             f"baton: the copy of {self.path} in {self._stage} is damaged: going on with the shared file",
@@ -188,12 +187,12 @@ class Container:
         return UserError(f"{self.path} is damaged: {name} is not where it should be; prepare it again")
 
     def has_folder(self, name: str) -> bool:
-        """As `name in folders`, without all of them, which a start would wait for."""
+        """As `name in folders()`, without building all of that, which would delay a start."""
         return not name or any(file.startswith(f"{name}/") for file in self.files)
 
     @cached_property
     def folders(self) -> dict[str, tuple[list[str], list[str]]]:
-        """(names of folders, names of files) in each folder, sorted; "" is the top."""
+        """Folder -> (sorted names of folders, of files) in it; "" is the top."""
         found: dict[str, tuple[set[str], set[str]]] = {"": (set(), set())}
         for name in self.files:
             folder, _, last = name.rpartition("/")
@@ -209,9 +208,9 @@ class Container:
 
 
 def _directory(fd: int, total: int) -> tuple[Mapping[str, Place], int]:
-    """The places of all members that can be read by offset, and the number of others. Raises BadZipFile and
-    what else zipfile raises for a file that is none, and ValueError for a member that would lie outside of
-    it: sizes are claims, and what is claimed is what `read` asks memory for."""
+    """The places of all members that can be read by offset, and the number of others. Raises BadZipFile, or
+    whatever else zipfile raises, for a file that is not a zip, and ValueError for a member that would lie
+    outside of it: `read` allocates as much memory as the directory claims."""
     with open(fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     files = {
@@ -226,8 +225,8 @@ def _directory(fd: int, total: int) -> tuple[Mapping[str, Place], int]:
 
 
 def _own_directory(fd: int, total: int) -> Mapping[str, Place] | None:
-    """The places of all members of a container as prepare.py writes it, in a tenth of the time that zipfile
-    takes, which each start would wait for; None for any other file."""
+    """The places of all members of a container as written by prepare.py, in a tenth of zipfile's time, which
+    would delay each start; None for any other file."""
     ends = END64.size + LOCATOR.size + END.size
     tail = os.pread(fd, ends, max(0, total - ends))
     if len(tail) < ends:
@@ -253,7 +252,7 @@ def _own_directory(fd: int, total: int) -> Mapping[str, Place] | None:
 
 
 def _members(content: bytes, count: int, total: int) -> Places | None:
-    """The places of the members that a directory with this content has; None for anything unusual in it."""
+    """The places of the members in a central directory with this content; None if it has anything unusual."""
     import numpy as np
 
     raw = np.frombuffer(content, np.uint8)
@@ -267,7 +266,7 @@ def _members(content: bytes, count: int, total: int) -> Places | None:
     heads = np.lib.stride_tricks.sliding_window_view(raw, ENTRY)[starts].view(kind)[:, 0]
     ends = starts + ENTRY + heads["named"]
     follows = ends + heads["extra"] + heads["noted"]
-    # If each begins where the one before it ends, no name holds what looks like one.
+    # If each entry begins where the one before ends, no name contains what looks like an entry.
     if starts[0] != 0 or (starts[1:] != follows[:-1]).any() or follows[-1] != len(content):
         return None
     sizes, packed, offsets = (heads[name].astype(np.uint64) for name in ("size", "packed", "offset"))
@@ -291,8 +290,8 @@ def _members(content: bytes, count: int, total: int) -> Places | None:
 
 
 def _far(extra: bytes, *values: int) -> list[int] | None:
-    """The sizes and the offset of a member, of which those that are FAR stand in its extra field with the
-    number 1 (APPNOTE 4.5.3); None if that holds anything else."""
+    """A member's sizes and offset; those that are FAR are in its extra field, under the id 1 (APPNOTE 4.5.3).
+    None if that holds anything else."""
     size = 8 * values.count(FAR)
     if extra[:4] != struct.pack("<HH", 1, size) or len(extra) != 4 + size:
         return None
@@ -301,8 +300,8 @@ def _far(extra: bytes, *values: int) -> list[int] | None:
 
 
 def opened(path: Path) -> Container:
-    """The container, opened once in a process as long as the file is the same: its directory is read for
-    longer than a batch of its files. Raises what `Container` raises."""
+    """The container, opened once per process unless the file changes: reading its directory takes longer than
+    reading a batch of its files. Raises what `Container` raises."""
     status = path.stat()
     return _opened(path, status.st_ino, status.st_mtime_ns)
 
@@ -313,8 +312,8 @@ def _opened(path: Path, *_: int) -> Container:
 
 
 def locate(path: Path) -> tuple[Path, str] | None:
-    """(the container, the path in it) where `path` lies in a packed dataset; None where it does not. The path
-    itself need not be there."""
+    """(container file, path in it) if `path` is in a packed dataset, else None. The path itself need not
+    exist."""
     real = Path(os.path.realpath(path))
     for above in (real, *real.parents):
         if (above / NAME).is_file():

@@ -1,5 +1,5 @@
-"""`python -m jobs.run.page docs/run-directory.md` writes the tables there: of files, from files.py, and of
-events, from kinds.py."""
+"""`python -m jobs.run.page docs/run-directory.md` writes the tables there: files, from files.py, and events,
+from kinds.py."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def of_events() -> str:
 
 
 def _fields(kind: type, common: bool) -> Iterator[tuple[str, str]]:
-    """(name, meaning) of the fields that a kind has in common with all others, or for itself."""
+    """(name, meaning) of the fields that a kind shares with all others (`common`), or of its own."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
         if (name in kinds.COMMON) is common:
             yield name, hint.__metadata__[0]
 
 
 def written(page: str) -> str:
-    """A page with what stands between its marks made anew."""
+    """A page with the text between its markers regenerated."""
     made = {
         "files of run": of_files("run"),
         "files of job": of_files("job"),

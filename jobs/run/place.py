@@ -1,4 +1,4 @@
-"""Where a process runs: a pid says nothing on another machine, after a restart, or in another container."""
+"""Where a process runs: its pid means nothing on another machine, after a reboot, or in another container."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def here() -> dict[str, str]:
-    """The host's name, its boot (proc(5), random/boot_id) and the namespace of its pids."""
+    """The host name, the boot id (proc(5), random/boot_id) and the pid namespace of this process."""
     return {
         "host": socket.gethostname(),
         "boot": BOOT.read_text().strip(),
@@ -21,8 +21,8 @@ def here() -> dict[str, str]:
 
 
 def elsewhere(there: Mapping[str, Any]) -> str:
-    """The host where a process recorded with `there` may live although it cannot be seen from here; "" if its
-    pid can be looked up here, or if this machine was started anew since. Without a record: here."""
+    """The host where a process recorded with `there` may be alive without being visible from here; "" if its
+    pid can be looked up here, or if this machine has rebooted since. No record counts as here."""
     me = here()
     if not there.get("boot"):
         return ""

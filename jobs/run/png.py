@@ -1,4 +1,4 @@
-"""The image headers, and PNGs as masks are: 8-bit, unfiltered rows."""
+"""Image headers, and PNGs as used for masks: 8-bit, unfiltered rows."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ END = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
 
 
 MOST_PIXELS = 100_000_000
-"""Of a mask that is decoded whole."""
+"""The most pixels of a mask that is decoded whole."""
 
 
 class BadImage(ValueError):
-    """Content that is not the image its name says; the message says what it is instead."""
+    """Content that is not the image that its name promises; the message says what is wrong."""
 
 
 def encode_grey(mask: NDArray[np.uint8]) -> bytes:
-    """A PNG of mode L from `mask` (H×W uint8, any strides), pixel for pixel."""
+    """An 8-bit greyscale PNG of `mask` (H×W uint8, any strides)."""
     height, width = mask.shape
     rows = np.zeros((height, width + 1), np.uint8)  # column 0: filter type 0 of each row
     # MATLAB's column-major masks: OpenCV transposes ten times faster than a strided copy.
@@ -39,9 +39,9 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def decode_fast(content: bytes) -> NDArray[np.uint8] | None:
-    """The indices of an 8-bit palette or grey PNG with unfiltered rows, as masks are; None for others.
+    """The values, H×W uint8, of an 8-bit palette or greyscale PNG with unfiltered rows, as masks are.
 
-    H×W uint8. Every chunk's checksum is compared; a damaged file is one of the others.
+    None for any other file and, since every chunk's checksum is verified, for a damaged one.
     """
     if content[:8] != SIGNATURE:
         return None
@@ -86,7 +86,7 @@ def png_size(content: bytes) -> tuple[int, int]:
 
 
 def jpeg_size(content: bytes) -> tuple[int, int]:
-    """(width, height) from a JPEG's frame header. Raises BadImage if there is none or the end is missing."""
+    """(width, height) from a JPEG's frame header. Raises BadImage without one, or if the end is missing."""
     if content[:2] != b"\xff\xd8":
         raise BadImage("is empty" if not content else "is not a JPEG file")
     if b"\xff\xd9" not in content[-64:]:

@@ -1,7 +1,7 @@
-"""Files and folders that are this user's own, in places where others may have been first (/tmp, say).
+"""Files and folders that belong to this user alone, in places where others may have been first, such as /tmp.
 
-A name that others can guess may be theirs by the time it is used: a link to somewhere else, a file that they
-hold a lock on. What is opened here is looked at once it is open, so it cannot be exchanged in between.
+A name that others can guess may be taken by the time it is used: by a link to elsewhere, or by a file that
+they have locked. Whatever is opened here is checked once it is open, so it cannot be exchanged in between.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import sys
 
 from jobs.run.errors import UserError
 
-TYPE_CHECKING = False  # which mypy takes for typing's, whose import is not for nothing (image.py)
+TYPE_CHECKING = False  # mypy takes it for typing's, which would cost an import (image.py)
 if TYPE_CHECKING:
     from pathlib import Path
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
-"""What a file system says that has no locks, as Lustre that is mounted without `flock`."""
+"""Errors of a file system without locks, such as Lustre mounted without `flock`."""
 _NOT_SUCH = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ENXIO)
 
 
 def folder(name: str) -> Path:
-    """A folder of this machine's for what `name` says, which nobody else can enter, always the same one.
+    """A folder on this machine for the purpose `name`, which nobody else can enter; always the same one.
 
-    Below /tmp (or $TMPDIR); if somebody else has taken the name there, below the home directory, and the log
-    says so. Raises UserError if neither can be had.
+    Below /tmp (or $TMPDIR); if somebody else has taken the name there, below the home directory, which is
+    printed. Raises UserError if neither is possible.
     """
     import tempfile
     from pathlib import Path
@@ -50,21 +50,21 @@ def folder(name: str) -> Path:
 
 
 def own(path: Path) -> None:
-    """Makes a folder, and those above it, or takes the one there is; nobody else can enter it.
+    """Makes a folder and its parents, or uses the existing one; nobody else can enter it.
 
-    Raises UserError if it is somebody else's, OSError as `mkdir`.
+    Raises UserError if it is somebody else's, OSError as `mkdir` does.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(open_folder(path))
 
 
 def open_own(path: Path) -> int:
-    """A descriptor of the file at `path`, made if there is none, that its owner alone can read and write.
+    """A descriptor of the file at `path`, created if missing, which only its owner can read and write.
 
-    It is created in one go with looking for it: a network file system may go on saying for a minute that a
-    file that it was asked for before is not there, but asks the server when it is to create it.
+    Opens it with O_CREAT: a network file system may cache for a minute that a file does not exist, but asks
+    the server when it is to create it.
 
-    Raises UserError where there is anything else than such a file of this user's; OSError as `open`.
+    Raises UserError if there is anything else than such a file of this user's; OSError as `open` does.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
@@ -76,7 +76,7 @@ def open_own(path: Path) -> int:
 
 
 def lock_alone(fd: int) -> bool:
-    """False while somebody else holds a lock on what is open; True too where the file system has no locks."""
+    """Takes an exclusive lock; False if somebody else holds one. True on a file system without locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -88,19 +88,19 @@ def lock_alone(fd: int) -> bool:
 
 
 def try_lock(fd: int, what: str) -> bool:
-    """`lock_alone`; the file then says who has it, until the descriptor closes."""
+    """`lock_alone`, and writes into the file who holds the lock and for `what`."""
     if not lock_alone(fd):
         return False
     import contextlib
 
-    with contextlib.suppress(OSError):  # on a full disk nobody is told who
+    with contextlib.suppress(OSError):  # on a full disk, the file does not say who
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{what} (process {os.getpid()} on {os.uname().nodename})".encode(), 0)
     return True
 
 
 def holder(path: Path) -> str:
-    """Who says in a lock's file that he holds it."""
+    """Who holds a lock, according to its file."""
     try:
         return path.read_text(errors="replace")[:200].strip() or "somebody who has not said who"
     except OSError:
@@ -108,7 +108,7 @@ def holder(path: Path) -> str:
 
 
 def make_folder(path: str | Path) -> None:
-    """Makes a folder that nobody else can enter, unless there is one at `path`. OSError as `mkdir`."""
+    """Makes a folder that nobody else can enter, unless `path` exists. Raises OSError as `mkdir` does."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -116,10 +116,10 @@ def make_folder(path: str | Path) -> None:
 
 
 def open_folder(path: str | Path, make: bool = True) -> int:
-    """A descriptor of the folder at `path`, which nobody but this user can enter; made if there is none.
+    """A descriptor of the folder at `path`, which only this user can enter; created if missing and `make`.
 
-    With it as `dir_fd` names are looked up in that folder, whatever becomes of `path` meanwhile. Raises
-    UserError where there is anything else than such a folder of this user's; OSError as `mkdir` and `open`.
+    As `dir_fd`, it looks names up in that folder, whatever happens to `path` meanwhile. Raises UserError if
+    there is anything else than such a folder of this user's; OSError as `mkdir` and `open` do.
     """
     if make:
         make_folder(path)
@@ -133,7 +133,7 @@ def open_folder(path: str | Path, make: bool = True) -> int:
 
 
 def _checked(fd: int, path: str | Path, kind: str) -> int:
-    """The descriptor, or closes it if there is an error."""
+    """`fd`, if `_check` passes; otherwise closes it and re-raises."""
     try:
         _check(fd, path, kind)
     except BaseException:
@@ -143,7 +143,7 @@ def _checked(fd: int, path: str | Path, kind: str) -> int:
 
 
 def _check(fd: int, path: str | Path, kind: str) -> None:
-    """Raises UserError unless what is open is this user's own, under this one name, and closed to others."""
+    """Raises UserError unless what is open is this user's, has no other name, and is closed to others."""
     status = os.fstat(fd)
     right = stat.S_ISREG(status.st_mode) if kind == "file" else stat.S_ISDIR(status.st_mode)
     if not right or status.st_uid != os.geteuid() or (kind == "file" and status.st_nlink > 1):
@@ -151,14 +151,14 @@ def _check(fd: int, path: str | Path, kind: str) -> None:
     if stat.S_IMODE(status.st_mode) & 0o077:
         import contextlib
 
-        with contextlib.suppress(PermissionError):  # of an owner: it has no modes
+        with contextlib.suppress(PermissionError):  # even for the owner: it has no modes
             os.fchmod(fd, 0o600 if kind == "file" else 0o700)
         if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
             raise UserError(f"{path}: this file system ignores modes and lets others in; use another one")
 
 
 def _whose(path: str | Path) -> str:
-    """What is there instead, in words."""
+    """A description of what is at `path` instead."""
     try:
         status = os.lstat(path)
     except OSError as error:

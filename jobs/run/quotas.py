@@ -1,5 +1,5 @@
-"""How many bytes and files a user may still write somewhere: what the file system has left, and the user's
-quota there, as `quota` (quota(1)) or `lfs quota` (Lustre's lfs-quota(1)) tells it."""
+"""How many bytes and files a user may still write somewhere: what is left on the file system and of the
+user's quota there, according to `quota` (quota(1)) or `lfs quota` (Lustre's lfs-quota(1))."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from typing import NamedTuple
 from jobs.run import file_systems
 
 SECONDS = 10.0
-"""How long a quota may take to be told."""
+"""Seconds that the quota program may take to answer."""
 COLUMNS = 9
-"""Of both programs: file system; KiB used, quota, limit, grace; files used, quota, limit, grace."""
+"""Columns of both programs: file system; KiB used, quota, limit, grace; files used, quota, limit, grace."""
 
 
 class Left(NamedTuple):
-    """None: without a limit, or nobody tells."""
+    """What may still be written; None if unlimited or unknown."""
 
     bytes: int | None = None
     files: int | None = None
 
 
 def left(path: Path) -> Left:
-    """What may still be written at a path that is there, by whichever limit is nearest."""
+    """What may still be written at an existing path, by whichever limit is nearest."""
     status = os.statvfs(path)
     free = Left(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
     return nearest([free, of_user(path)])
 
 
 def of_user(path: Path) -> Left:
-    """What the user's quota leaves there, by the program that knows."""
+    """What is left of the user's quota there, according to the program for that file system."""
     who = str(os.geteuid())
     if file_systems.kind(path) == "lustre":
         return of_text(_said(["lfs", "quota", "-q", "-u", who, str(path)]), None)
-    # -w: a line for each file system, -p: a grace time in seconds, so that there are always as many columns
+    # -w: one line per file system; -p: grace times in seconds, so that the number of columns is fixed
     return of_text(_said(["quota", "-u", "-w", "-p", who]), file_systems.source(path))
 
 
 def of_text(text: str, source: str | None) -> Left:
-    """The quotas of one file system in what a program said; of all of them if `source` is None."""
+    """What is left according to a program's output, for one file system; for all if `source` is None."""
     found = []
-    # lfs breaks the line behind a long name; a limit that is passed is marked by a star, one that is not
-    # exact by brackets.
+    # lfs breaks the line after a long name; a star marks a limit that is exceeded, brackets one that is not
+    # exact.
     words = text.split() if source is None else [word for line in _lines(text, source) for word in line]
     for at in range(0, len(words) - COLUMNS + 1, COLUMNS):
         row = [re.sub(r"[*\[\]]", "", word) for word in words[at + 1 : at + COLUMNS]]
@@ -70,7 +70,7 @@ def _lines(text: str, source: str) -> Iterable[list[str]]:
 
 
 def nearest(limits: Iterable[Left]) -> Left:
-    """The smallest of each kind."""
+    """The smallest limit of each kind."""
     known = list(limits)
     sizes = [one.bytes for one in known if one.bytes is not None]
     counts = [one.files for one in known if one.files is not None]
@@ -78,8 +78,8 @@ def nearest(limits: Iterable[Left]) -> Left:
 
 
 def _said(command: list[str]) -> str:
-    """What a program says; "" where there is none, or where it does not answer. One that tells of a quota
-    that is passed ends with 1, and is right all the same."""
+    """A program's output; "" if it is missing or does not answer. Its exit code is ignored: it is 1 for an
+    exceeded quota."""
     if shutil.which(command[0]) is None:
         return ""
     try:

@@ -1,5 +1,5 @@
-"""A run's files of JSON, also while they are being written: a torn line is passed over, a missing file is an
-empty one."""
+"""Reads a run's JSON files, even while they are being written: torn lines are skipped, a missing file counts
+as empty."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _decode_lines = msgspec.json.Decoder().decode_lines
 
 
 def _decode(text: bytes) -> Any:
-    """A JSON value; also one with NaN or Infinity, which Python's json writes and msgspec refuses.
+    """A JSON value, even with NaN or Infinity, which Python's json writes and msgspec refuses.
 
     Raises ValueError (msgspec.DecodeError is one).
     """
@@ -31,7 +31,7 @@ def _decode(text: bytes) -> Any:
 
 
 def _decode_leniently(text: bytes) -> Any:
-    """Raises ValueError, also for what is nested without end, or could not be shown (a lone surrogate)."""
+    """Raises ValueError, also for JSON that is nested too deeply or has lone surrogates."""
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()
@@ -47,7 +47,7 @@ def number(value: Any) -> float | int | None:
 
 
 class Mark(msgspec.Struct, gc=False):
-    """An event as read at first: the fields of those that come by the thousand. The rest is decoded again."""
+    """An event as first read, with the fields of the frequent kinds. Other kinds are decoded again."""
 
     time: str
     event: str
@@ -75,7 +75,7 @@ def _decode_mark(line: bytes) -> Mark:
 
 
 def content(path: Path) -> bytes:
-    """A file's content. Raises OSError, also for what is there but no file: a pipe would be waited for."""
+    """A file's content. Raises OSError, also if it is not a regular file: reading a pipe would block."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "is no file", str(path))
@@ -83,7 +83,7 @@ def content(path: Path) -> bytes:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole JSON objects of a file of lines; a torn or damaged line is passed over."""
+    """All complete JSON objects of a file of lines; torn or damaged lines are skipped."""
     try:
         text = content(path)
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file's object; {} if it is missing or damaged."""
+    """The object in a small JSON file; {} if the file is missing or damaged. Raises OSError otherwise."""
     try:
         value = _decode(content(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -110,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_events(path: Path) -> list[tuple[Mark, bytes]]:
-    """Every whole event of a file, and its line; torn and foreign lines are passed over. Raises OSError."""
+    """Every complete event of a file, and its line; torn and foreign lines are skipped. Raises OSError."""
     try:
         text = content(path)
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def read_events(path: Path) -> list[tuple[Mark, bytes]]:
 
 
 class Clock:
-    """Seconds of an event's time, quicker than `seconds_of`: a day is worked out once."""
+    """Converts an event's time to seconds, faster than `seconds_of`: each day is computed only once."""
 
     def __init__(self) -> None:
         self.days: dict[str, float] = {}

@@ -1,8 +1,8 @@
-"""What must not be read by others: keys of services, passwords, a webhook's address.
+"""What others must not read: keys of services, passwords, a webhook's address.
 
-The way to give a job one is a file of yours (`secrets:` in the profile, `webhook_file:` below `notify:`) or a
-variable of the shell that submits. What stands in clear in a profile all the same is kept in files that only
-its owner can read, and shown nowhere.
+A job gets one through a file of the user's (`secrets:` in the profile, `webhook_file:` below `notify:`) or a
+variable of the submitting shell. Secrets that are written in a profile nevertheless are kept in files that
+only their owner can read, and shown nowhere.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _PAIRS = ("API_KEY", "ACCESS_KEY", "SECRET_KEY", "PRIVATE_KEY", "AUTH_KEY")
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a variable or a setting of that name holds a secret: WANDB_API_KEY, hf_token."""
+    """Whether a variable or setting of that name probably holds a secret: WANDB_API_KEY, hf_token."""
     upper = re.sub(r"[^A-Z0-9]+", "_", name.upper())
     return bool(_WORDS & set(upper.split("_"))) or any(pair in upper for pair in _PAIRS)
 
 
 def in_text(text: str) -> str:
-    """The name of the first secret that a line of shell, or an option, sets to a value written out; ""
-    without one. `KEY=$(cat file)` and `KEY=$OTHER` write out none."""
+    """The name of the first secret that a shell line or option sets to a literal value; "" if there is none.
+    `KEY=$(cat file)` and `KEY=$OTHER` do not."""
     for name, value in re.findall(r"([A-Za-z_][A-Za-z0-9_]*)=([^\s,]*)", text):
         if looks_secret(name) and not value.strip("'\"").startswith(("$", "`")) and value.strip("'\""):
             return str(name)
@@ -34,8 +34,8 @@ def in_text(text: str) -> str:
 
 
 def read(path: str | os.PathLike[str], what: str) -> str:
-    """The content of a file with a secret, without its last line break. Raises UserError unless it is there
-    and its owner's alone."""
+    """The content of a file with a secret, without the final line break. Raises UserError unless it can be
+    read, by its owner only, and has exactly one line."""
     file = Path(path).expanduser()
     try:
         mode = file.stat().st_mode
@@ -51,7 +51,7 @@ def read(path: str | os.PathLike[str], what: str) -> str:
 
 
 def typed(option: str) -> UserError:
-    """Of a secret that was typed on a command line."""
+    """The error for a secret that was typed on a command line."""
     return UserError(
         f"{option}: a secret does not belong on a command line, which others can see and the report shows: "
         "give it as an environment variable of the job (`secrets` in the profile)"

@@ -1,4 +1,4 @@
-"""Copies of packed datasets on a node's own disk (`--stage`): where they lie, and how they are opened.
+"""Copies of packed datasets on a node's own disk (`--stage`): where they are, and how they are opened.
 
 STAGE/baton-UID-data/      this user's alone (private.py); STAGE is the setting, expanded on the node
     KEY.zip                a copy, whole and verified: it gets this name last. KEY names one state of one file
@@ -11,10 +11,10 @@ STAGE/baton-UID-data/      this user's alone (private.py); STAGE is the setting,
     lock, lock-image       held by the one process that copies a dataset, or unpacks or mounts an image
     lock-pixels            held while images are begun to be kept
 
-Who reads a copy holds a shared lock on it. The kernel gives up the locks of whoever dies, so they count the
-users exactly; a copy whose exclusive lock can be had has none. jobs/supervise/copier.py makes the copies.
+Readers of a copy hold a shared lock on it. The kernel releases the locks of a process that dies, so a copy
+that can be locked exclusively has no users. jobs/supervise/copier.py makes the copies.
 
-Imports little at its top, as jobs/run/image.py.
+Imports little at its top, like jobs/run/image.py.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     from typing import Any
 
 VARIABLE = "BATON_STAGE"
-"""Tells a worker where copies lie; set by its supervisor, "" for nowhere."""
+"""Environment variable, set by the supervisor: where a worker finds copies; "" for nowhere."""
 DATASET, ENVIRONMENT, CODE = ".zip", ".env", ".code"
 PIXELS = ".pixels"
 SQUASHED, MOUNT = ".sqfs", ".mnt"
 MOUNTED = "root"
-"""In a folder around a mounted image (jobs/supervise/mounting.py): where it is mounted."""
+"""The mount point in the folder of a mounted image (jobs/supervise/mounting.py)."""
 FOLDERS = (ENVIRONMENT, CODE, MOUNT)
 OF_IMAGES = (*FOLDERS, SQUASHED)
 SIZE = ".baton-bytes"
-"""What a copy that is a folder takes, in a file of it."""
+"""A file in a copy that is a folder, with the copy's size in bytes."""
 
 
 def _parts(setting: str) -> Iterator[tuple[str, str]]:
-    """A setting as (text, name of the variable behind it). Raises ValueError for a $ without a name."""
+    """Splits a setting into (text, variable after it) pairs. Raises ValueError for a $ without a name."""
     while setting:
         text, dollar, setting = setting.partition("$")
         if not dollar:
@@ -76,14 +76,14 @@ def check(setting: str) -> None:
 
 
 def expand(setting: str, environ: Mapping[str, str]) -> Path:
-    """The folder that a setting names on this node. Raises UserError where it names none."""
+    """The folder that a setting means on this node. Raises UserError if it means none."""
     from pathlib import Path
 
     return Path(expanded(setting, environ))
 
 
 def expanded(setting: str, environ: Mapping[str, str]) -> str:
-    """`expand` as text."""
+    """`expand`, as a string."""
     try:
         check(setting)
     except UserError as error:
@@ -99,7 +99,7 @@ def expanded(setting: str, environ: Mapping[str, str]) -> str:
 
 
 def place() -> Path | None:
-    """Where this worker looks for copies; None for nowhere."""
+    """Where this worker looks for copies; None if nowhere."""
     from pathlib import Path
 
     text = os.environ.get(VARIABLE, "")
@@ -117,10 +117,10 @@ def folder_in(stage: str | Path) -> str:
 
 
 def name(path: str | Path, status: os.stat_result, suffix: str = DATASET, at: str = "") -> str:
-    """The name of the copy of the container, or image, at `path`. Another one in its place is another file,
-    or has another time. `at`: where a copy lies that only works there."""
+    """The name of the copy of the container or image at `path`, which changes if that is replaced or
+    modified. `at`: the place of a copy that works only there."""
     try:
-        # hashlib's own, without OpenSSL: loading that is a third of what a start from an image takes longer.
+        # hashlib's own, without OpenSSL, loading which is a third of the extra time of a start from an image.
         from _blake2 import blake2b
     except ImportError:
         from hashlib import blake2b
@@ -131,7 +131,7 @@ def name(path: str | Path, status: os.stat_result, suffix: str = DATASET, at: st
 
 
 def open_copy(stage: Path, path: Path, status: os.stat_result) -> int | None:
-    """A descriptor of the copy of the container at `path`, whose status is given, locked against eviction and
+    """A descriptor of the copy of the container at `path` (`status`: its stat), locked against eviction and
     marked as used now; None if there is none."""
     try:
         inside = private.open_folder(folder(stage), make=False)
@@ -155,8 +155,8 @@ def open_copy(stage: Path, path: Path, status: os.stat_result) -> int | None:
 
 
 def found(stage: Path, path: Path, status: os.stat_result) -> dict[str, Any] | None:
-    """The fields of an event `staged` if there is a copy of the container at `path`, whose status is given;
-    marks it as used now."""
+    """The fields of an event `staged` if there is a copy of the container at `path` (`status`: its stat),
+    which is marked as used now; else None."""
     fd = open_copy(stage, path, status)
     if fd is None:
         return None
@@ -165,7 +165,7 @@ def found(stage: Path, path: Path, status: os.stat_result) -> dict[str, Any] | N
 
 
 def open_inside(inside: int, name: str) -> int | None:
-    """A descriptor of a copy of this user's own in the open folder; None if there is none."""
+    """A descriptor of this user's copy of that name in the open folder; None if there is none."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
     except OSError:
@@ -179,7 +179,7 @@ def open_inside(inside: int, name: str) -> int | None:
 
 
 def discard(stage: Path, path: Path, status: os.stat_result, unused: bool = False) -> None:
-    """Removes a copy, or only one that is `unused`. Who has it open goes on with it."""
+    """Removes a copy; with `unused` only if nobody uses it. Whoever has it open can continue to read it."""
     import contextlib
 
     with contextlib.suppress(UserError, OSError), contextlib.ExitStack() as opened:

@@ -1,4 +1,4 @@
-"""What a run on one machine without Slurm consists of; jobs/supervise/local.py runs it."""
+"""The stages of a run on one machine without Slurm; jobs/supervise/local.py runs them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LEAVING = ("prepare", "train", "infer")
-"""Stages that leave when they are told to (SIGUSR2), and go on where they were in another start; the others
-would die of it, with nothing saved."""
+"""Stages that exit when told to (SIGUSR2), and continue from there at another start; it would kill the
+others, with nothing saved."""
 
 
 @dataclass(frozen=True)
 class Stage:
     name: str
-    """prepare, train or evaluate, as in events."""
+    """The stage's name, as in events."""
     command: Sequence[str]
-    """What each task runs, as srun would."""
+    """The command of each task, as for srun."""
     tasks: int = 1
     gpus: int | None = None
-    """How many GPUs the stage gets to see, where the machine has any. None: one a task, none to prepare."""
+    """GPUs visible to the stage, where the machine has any. None: one per task, none for prepare."""
 
     def wanted_gpus(self) -> int:
         if self.gpus is not None:

@@ -1,7 +1,7 @@
-"""The one reducer of a run's events: what they say of it, for programs that decide by it and for people.
+"""The one reducer of a run's events, both for decisions and for display.
 
-Every question is answered by the `History` that comes of it (past.py); what progress.json and Slurm's
-accounting add for people is launch/observe/history.py's.
+The resulting `History` (past.py) answers every question; launch/observe/history.py adds what progress.json
+and Slurm's accounting say, for display.
 """
 
 # ruff: noqa: ARG001 -- the handlers of events share one shape
@@ -19,25 +19,25 @@ from jobs.run.records import Clock, Mark, number, read_events
 
 
 def read(path: Path) -> History:
-    """The history that a run's events tell. Raises OSError if there is a file that cannot be read."""
+    """The history that a run's events tell. Raises OSError if the file exists but cannot be read."""
     return build(read_events(path))
 
 
 def attempt(path: Path) -> History | None:
-    """As `read`; None if the file cannot be read, which is not the same as no events."""
+    """As `read`, but None if the file cannot be read, which is not the same as no events."""
     try:
         return read(path)
     except OSError:
         return None
 
 
-# These come by the thousand and only say how far it is.
+# These come by the thousand and only report progress.
 _FREQUENT = {"epoch", "checkpoint"}
 
 
 def build(lines: Iterable[tuple[Mark, bytes]]) -> History:
-    """The history that events tell in the order written. Unknown events and fields are passed over, as are
-    events with a time that is none."""
+    """The history told by events in the order written. Unknown events and fields are ignored, and so are
+    events with an invalid time."""
     lines = list(lines)
     try:
         return _build(lines)
@@ -64,7 +64,7 @@ def _build(lines: Iterable[tuple[Mark, bytes]]) -> History:
             if (event := of_line(line)) is not None:
                 _take(history, starts, incarnation, event, time)
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError):
-            continue  # an event of ours with a field of another kind: nothing can be made of it
+            continue  # one of our events with a field of the wrong type
     history.last = clock(last) if last else 0.0
     for one in starts.values():
         _sum_up(history, one, clock)
@@ -105,8 +105,8 @@ _OF_ATTEMPTS = {
 
 
 def _name_jobs(history: History, event: Event) -> None:
-    """Which is each stage's newest job, and which goes on for which."""
-    if not isinstance(event, kinds.Requeued):  # plain sbatch says only that it started
+    """Records each stage's newest job, and which job continues which."""
+    if not isinstance(event, kinds.Requeued):  # a job of plain sbatch reports only its start
         history.newest[event.stage] = event.job or history.newest.get(event.stage, "")
     elif event.successor:
         history.named.add(event.successor)
@@ -115,9 +115,9 @@ def _name_jobs(history: History, event: Event) -> None:
 
 
 def _attempts(history: History, event: Event) -> None:
-    """What became of each start of the training, for the budgets."""
+    """Records the outcome of each start of the training, for the budgets."""
     attempts, number = history.attempts, event.start
-    # A start that a later one has fenced off may still speak.
+    # A start that a later one has fenced off may still write events.
     one = next((one for one in reversed(attempts) if one.number == number), None)
     if isinstance(event, kinds.Submitted):
         attempts.clear()
@@ -125,11 +125,11 @@ def _attempts(history: History, event: Event) -> None:
         history.last_start = number
         attempts.append(Attempt(number=number, hosts=event.hosts))
     elif isinstance(event, kinds.Failed) and (one is None or (one.failures and event.rank is None)):
-        # It never came to `started`: the ranks did not meet, or srun itself failed.
+        # It never reached `started`: the ranks did not meet, or srun itself failed.
         attempts.append(Attempt(number=number, failures=[event]))
     elif attempts:
         _add(one or attempts[-1], event)
-    if isinstance(event, kinds.Checkpoint | kinds.Epoch):  # of a start that nobody announced
+    if isinstance(event, kinds.Checkpoint | kinds.Epoch):  # of a start without a `started` event
         if attempts and event.step > history.furthest:
             (one or attempts[-1]).progress = True
         history.furthest = max(history.furthest, event.step)
@@ -149,7 +149,7 @@ def _add(one: Attempt, event: Event) -> None:
 
 
 def _happened(history: History, one: Incarnation, event: Event, time: float) -> None:
-    """What an event says of a start before its end."""
+    """Adds what an event says about a start before its end."""
     if isinstance(event, kinds.Resumed):
         one.resumed_step, one.epoch = event.step, event.epoch
     elif isinstance(event, kinds.FirstStep):
@@ -165,7 +165,7 @@ def _happened(history: History, one: Incarnation, event: Event, time: float) -> 
 
 
 def _sum_up(history: History, one: Incarnation, clock: Clock) -> None:
-    """What a start's marks come to. Signals and failures say nothing about steps done, and are left out."""
+    """Sums up a start's marks. Signals and failures say nothing about steps done, and are left out."""
     if not one.marks:
         return
     times = (moment(mark) for mark in reversed(one.marks))
@@ -199,7 +199,7 @@ def _started(history: History, starts: dict[int, Incarnation], event: kinds.Star
 
 
 def _suspended(one: Incarnation, until: float, seconds: float) -> None:
-    """The event comes when it goes on."""
+    """Adds a suspension. Its event is written when the start continues."""
     before = one.suspensions[-1][1] if one.suspensions else one.began
     since = max(before, until - max(0.0, seconds))
     if until > since:
@@ -222,7 +222,7 @@ _UNANNOUNCED = (kinds.Started, kinds.Evaluated, kinds.Prepared, kinds.Verified, 
 
 
 def _jobs(history: History, event: Event, time: float) -> None:
-    """Keeps the list of jobs: which were submitted, and what became of each."""
+    """Updates the list of jobs: which were submitted, and what became of each."""
     id, stage = event.job or "", event.stage
     if isinstance(event, kinds.Submitted):
         history.preparation_has_ended = False
@@ -243,7 +243,7 @@ def _jobs(history: History, event: Event, time: float) -> None:
     if job is None:
         if not id or not isinstance(event, _UNANNOUNCED):
             return
-        # Plain `sbatch` of the script: nobody announced the job.
+        # A job from plain `sbatch` of the script has no event `submitted`.
         history.element |= "_" in id
         job = history.jobs[f"{stage} {id}"] = StageJob(id=id, stage=stage, submitted=time)
     if isinstance(event, kinds.Started):
@@ -265,7 +265,7 @@ def _jobs(history: History, event: Event, time: float) -> None:
 
 
 def _resubmitted(history: History, time: float) -> None:
-    """The first submission begins the run; one after a cancellation or a stop goes on with it."""
+    """The first submission begins the run; one after a cancellation or a stop resumes it."""
     if history.submitted is None:
         history.submitted = time
     resting = history.cancelled or history.stopped_at or history.finished
@@ -278,7 +278,7 @@ def _resubmitted(history: History, time: float) -> None:
 
 
 def _end(one: Incarnation | None, time: float, ending: str, why: str) -> None:
-    """The first word about an ending counts, save that a job's own `preempted` says more than a signal."""
+    """Ends a start. The first event about an ending counts, except that `finished` overrides any other."""
     if one is not None and (not one.ending or ending == "finished"):
         one.ended, one.ending, one.why = time, ending, why
     elif one is not None and one.ended is not None and one.ending != "finished":
@@ -331,7 +331,7 @@ def _stopped(history: History, one: Incarnation | None, event: kinds.Stopped, ti
 
 def _cancelled(history: History, one: Incarnation | None, event: kinds.Cancelled, time: float) -> None:
     history.cancelled_by = event.by or "the user"
-    # A training that is finished stays so: what was cancelled is its evaluation.
+    # A finished training stays finished: its evaluation was cancelled.
     if history.finished is None and history.cancelled is None:
         history.cancelled = time
     if history.incarnations:
@@ -347,7 +347,7 @@ def _finished(history: History, one: Incarnation | None, event: kinds.Finished, 
     if event.stage != "train":
         return
     step = event.step or 0
-    # A finished training that is started again ends at once, at the same step.
+    # If a finished training is started again, it ends at once, at the same step.
     history.is_evaluated &= step <= history.finished_step
     history.finished_step = max(history.finished_step, step)
     history.ends_finished, history.finished_by = True, event.job
@@ -390,7 +390,7 @@ _ENDINGS: dict[type, Callable[..., None]] = {
 
 
 def _settle(history: History) -> None:
-    """A start that another followed has ended, whether or not it could say so."""
+    """Ends every start that another one followed, even if it could not report its end."""
     for one, following in zip(history.incarnations, history.incarnations[1:], strict=False):
         if one.ended is None:
             one.ended, one.ending = min(one.last_seen, following.began), "killed"

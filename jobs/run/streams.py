@@ -1,4 +1,4 @@
-"""Output that must not end what it tells of."""
+"""Output whose failure must not end the process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class TolerantStream:
-    """Standard output or error, whose writes do not raise: a log on a full disk must not end a training."""
+    """Standard output or error whose writes never raise: a log on a full disk must not end a training."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream

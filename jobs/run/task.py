@@ -1,4 +1,4 @@
-"""Which task of which job this process is, from the environment that srun or the local chain gives it."""
+"""Which task of which job this process is, from the environment set by srun or the local chain."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from jobs.run.errors import UserError
 
 @dataclass(frozen=True)
 class Task:
-    """One rank's place. The world is what this step has, not what the request asked for."""
+    """One rank's place. The world size is that of this step, not the one requested."""
 
     job: str
-    """Slurm's job id, an array element as 12_3; `local-PID` of a local chain; `direct-PID` by hand."""
+    """Slurm's job id, 12_3 for an array element; `local-PID` for a local chain; `direct-PID` by hand."""
     restart: int
-    """How often this job id was requeued before (0 = never)."""
+    """How often this job id has been requeued so far (0 = never)."""
     step: str
-    """Tells apart several steps of one incarnation (a training started again in the same allocation)."""
+    """Distinguishes the job steps of one allocation (a training may be started again in it)."""
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
     host: str
     hosts: tuple[str, ...]
-    """The step's nodes; rank 0 runs on the first (srun's default placement)."""
+    """The job step's nodes; rank 0 runs on the first (srun's default placement)."""
     addresses: tuple[str, ...]
-    """Where rank 0's supervisor may be reached, the likeliest first."""
+    """Where rank 0's supervisor may be reached, most likely first."""
 
     @property
     def identity(self) -> str:
-        """The same string on all ranks of a step and on no other step."""
+        """A string that all ranks of a job step share, and no other step has."""
         return f"{self.job}.{self.restart}.{self.step}"
 
 
 def read(environ: Mapping[str, str] | None = None) -> Task:
-    """This process's place, from SUBMITIT_LOCAL_* (these win: a local run inside an allocation), SLURM_*,
-    or, without either, a world of one.
+    """This process's place, from SUBMITIT_LOCAL_* (which win, for a local run inside an allocation), else
+    SLURM_*, else a world of one.
 
-    Raises UserError when Slurm's variables are there but incomplete: then it was not started by srun.
+    Raises UserError if Slurm's variables are set but incomplete, because srun did not start the process.
     """
     env = os.environ if environ is None else environ
     if "SUBMITIT_LOCAL_NTASKS" in env:
@@ -57,7 +57,7 @@ def read(environ: Mapping[str, str] | None = None) -> Task:
 
 
 def job_id(environ: Mapping[str, str] | None = None) -> str | None:
-    """The job this process belongs to, as events name it; None outside of a job."""
+    """The job that this process belongs to, as named in events; None outside of a job."""
     env = os.environ if environ is None else environ
     if "BATON_JOB" in env:
         return env["BATON_JOB"]
@@ -67,11 +67,10 @@ def job_id(environ: Mapping[str, str] | None = None) -> str | None:
 
 
 def slurm_id(environ: Mapping[str, str] | None = None) -> str | None:
-    """This process's job as Slurm's commands take it: 12, or 12_3 for an element of an array; None outside of
-    Slurm.
+    """This process's job as Slurm's commands take it: 12, 12_3 for an array element, None outside of Slurm.
 
-    Not an element's own number (SLURM_JOB_ID): that of the last element is the array's, too, and what is
-    asked for that number is done to all of them.
+    Not an element's own number (SLURM_JOB_ID): the last element's is also the array's, so a command with that
+    number would apply to all elements.
     """
     env = os.environ if environ is None else environ
     if "SLURM_ARRAY_JOB_ID" in env and "SLURM_ARRAY_TASK_ID" in env:
@@ -80,7 +79,7 @@ def slurm_id(environ: Mapping[str, str] | None = None) -> str | None:
 
 
 def tasks_on_node(per_node: str, node: int) -> int:
-    """How many tasks node number `node` runs; `per_node` in Slurm's notation, such as "2(x3),1"."""
+    """The number of tasks on node `node`; `per_node` in Slurm's notation ("2(x3),1"). Raises ValueError."""
     counts: list[int] = []
     for part in per_node.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
@@ -117,7 +116,7 @@ def _slurm(env: Mapping[str, str]) -> Task:
     if len(hosts) == 1:
         addresses: tuple[str, ...] = ("127.0.0.1",)
     else:
-        # The batch shell, and so srun, runs on the first node; a salloc's srun does not, hence the names.
+        # The batch shell, and so srun, runs on the first node; salloc's srun may not, hence the names, too.
         launch = env.get("SLURM_LAUNCH_NODE_IPADDR", "")
         addresses = tuple(dict.fromkeys(a for a in (hosts[0], launch, *hosts[1:]) if a))
     return Task(

@@ -1,1 +1,1 @@
-"""All that is said to Slurm: its commands, its queue, a job's successor. No torch."""
+"""Everything that talks to Slurm: its commands, its queue, a job's successor. No torch."""

@@ -1,9 +1,9 @@
-"""What the batch script of a preparation, evaluation or inference does when srun has ended:
+"""What the batch script of a preparation, evaluation, inference or export does after srun:
 `python -m jobs.slurm.afterwards STAGE RUN CODE [ARGUMENT…]`, with the script's own arguments.
 
-Tasks that were told to leave (85) have more to do, and the job must come back; one that is done (0) must
-count as that for those who wait for it. Neither is a matter of course where Slurm takes any end of a job
-within its grace time for the preemption's (`slurm.fate`).
+If tasks were told to exit (85), there is more to do, and the job must come back; if they are done (0), that
+must count as success for dependent jobs. Neither is certain where Slurm treats any end of a job within its
+grace time as a preemption (`slurm.fate`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def main() -> int:
 
 
 def after_srun(stage: str, run: Run, code: int, arguments: list[str]) -> int:
-    """0, or 1 if the job must come back and cannot. `run` is the checkout for a script without a run."""
+    """Returns 0, or 1 if the job must come back and cannot. `run`: the checkout if the script has no run."""
     job, slurms = job_id(), slurm_id()
     shown = slurm.this_job()
-    # A job that Slurm has requeued itself comes back, and one that is being cancelled does not.
+    # A job that Slurm has requeued itself comes back anyway; one that is being cancelled must not.
     if job is None or slurms is None or shown.get("JobState") != "RUNNING":
         return 0
     fate = slurm.fate(shown)
@@ -46,7 +46,7 @@ def after_srun(stage: str, run: Run, code: int, arguments: list[str]) -> int:
 
 
 def _hand_over(stage: str, run: Run, job: str, code: int, arguments: list[str]) -> int:
-    """Another job goes on with the work, or, where that is done, says so to those who wait for it."""
+    """Submits a job that continues the work or, if that is done, ends in success for dependent jobs."""
     if code == exit_codes.FINISHED and not successor.dependents(job):
         return 0
     new, text = successor.submit(run, f"afterany:{job}", arguments=arguments, stage=stage)

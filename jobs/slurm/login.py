@@ -1,4 +1,4 @@
-"""Slurm's commands as the login node calls them: what fails is an error in Slurm's own words."""
+"""Slurm's commands as the login node calls them: a failure is an error with Slurm's own message."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jobs.run.errors import UserError
 from jobs.slurm import commands
 
 PATIENCE = 90.0
-"""Seconds that a call goes on trying while the controller does not answer."""
+"""Seconds for which a call is retried while the controller does not answer."""
 
 OLDEST = (20, 11)
-"""The first Slurm that has all that jobs here ask of it."""
+"""The oldest supported Slurm version."""
 
 
 class SlurmError(UserError):
@@ -24,7 +24,7 @@ class SlurmError(UserError):
     def __init__(self, message: str, unanswered: bool = False) -> None:
         super().__init__(message)
         self.unanswered = unanswered
-        """The controller may have done what was asked, without saying so."""
+        """Whether the controller may have done what was asked without an answer."""
 
 
 def call(
@@ -32,11 +32,11 @@ def call(
 ) -> str:
     """Runs a Slurm command and returns its standard output.
 
-    While the controller is away the call is repeated for `patience` seconds, and stderr says so.
-    `changes`: the command changes something, so it is not repeated when the answer got lost.
-    `without`: variables that the command must not see.
+    While the controller is away, the call is retried for `patience` seconds, which standard error says.
+    `changes`: the command changes something, so it is not retried if the answer got lost.
+    `without`: environment variables that the command must not see.
 
-    Raises SlurmError with Slurm's message; also if the command is missing.
+    Raises SlurmError with Slurm's message, also if the command is missing.
     """
     answer = commands.run(
         command,
@@ -49,13 +49,13 @@ def call(
     )
     if not answer.ok:
         raise SlurmError(answer.text, answer.unanswered)
-    if changes and answer.errors:  # what the site tells whoever submits, a partition that it chose, say
+    if changes and answer.errors:  # messages of the site to its users, such as the partition that it chose
         print(answer.errors.strip(), file=sys.stderr)
     return answer.text
 
 
 def require() -> None:
-    """Raises SlurmError where a job that is submitted could not run: this Slurm is not whole, or too old."""
+    """Raises SlurmError if submitted jobs could not run: this Slurm is incomplete, or too old."""
     if shutil.which("srun") is None:
         raise SlurmError(
             "sbatch is on PATH but srun is not, so a job could not start its tasks: put the folder of "
@@ -70,10 +70,10 @@ def require() -> None:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what a surrounding job put there.
+    """The environment without the variables of a surrounding job.
 
-    Inside an `salloc` shell the variables of that allocation (SLURM_MEM_PER_CPU and so on) would become
-    options of the new job and contradict its own.
+    Inside an `salloc` shell, that allocation's variables (SLURM_MEM_PER_CPU and so on) would become options
+    of the new job and contradict its own.
     """
     kept = {
         key: value

@@ -1,4 +1,4 @@
-"""Why Slurm lets a job wait, in words, and which jobs it will never start as they are.
+"""Why Slurm keeps a job pending, in words, and which jobs it will never start as they are.
 
 The reasons are those of Slurm 20.11 to 25.11 (src/common/job_state_reason.c, before 24.05 job_reason_str in
 src/common/slurm_protocol_defs.c; https://slurm.schedmd.com/job_reason_codes.html).
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 
 IN_LINE = ("", "None", "Priority", "Resources", "BeginTime", "Dependency", "Prolog", "Cleaning", "SchedDefer")
-"""Reasons of a job that only waits for its turn, or that says more about itself elsewhere."""
+"""Reasons of a job that only waits for its turn, or that is described better elsewhere."""
 
-# The job asks for more than a limit allows, or for what there is not: (reason, what is wrong).
+# The job requests more than a limit allows, or what does not exist: (reason, what is wrong).
 NEVER = (
     (r"PartitionTimeLimit", "its time limit is longer than the partition allows; a shorter --time, or another"
      " partition"),
@@ -29,7 +29,7 @@ NEVER = (
     (r"DeadLine", "it cannot end before its deadline"),
     (r"JobLaunchFailure|SystemFailure|BurstBufferOperation", "Slurm could not launch it"),
 )  # fmt: skip
-# It starts when something else than the jobs before it has changed.
+# It will start once something other than the jobs before it has changed.
 WAITS = (
     (r"PartitionDown|PartitionInactive", "its partition is closed for now"),
     (r"ReqNodeNotAvail.*|NodeDown|FrontEndDown|Nodes required for job .*",
@@ -46,19 +46,19 @@ WAITS = (
 
 
 def never(reason: str) -> str:
-    """Why a job with this reason will not start unless it, or the cluster, is changed; "" if it may."""
+    """Why a job with this reason will not start unless it or the cluster is changed; "" if it may."""
     return _said(NEVER, reason)
 
 
 def waits(reason: str) -> str:
-    """What a job waits for, if not for the jobs before it; "" if for those."""
+    """What a job with this reason waits for; "" if for the jobs before it, or if it will never start."""
     if reason in IN_LINE or never(reason):
         return ""
     return _said(WAITS, reason) or "Slurm lets it wait"
 
 
 def is_held(reason: str) -> bool:
-    """Somebody must release it: its user, an administrator, or after too many requeues."""
+    """Whether the job has to be released: held by its user, an administrator, or after too many requeues."""
     return "held" in reason.lower() or reason.startswith("JobHold")
 
 

@@ -1,7 +1,7 @@
 """What Slurm says about our jobs: one `squeue`, and one `sacct` for those that have left the queue.
 
-However many runs are asked about, that is all that is called. Neither command need be there: a job that
-Slurm tells nothing about is UNKNOWN, and UNKNOWN is never taken for success.
+That is all that is called, for any number of runs. Both commands may be missing: a job that Slurm says
+nothing about is UNKNOWN, which never counts as success.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from jobs.slurm import login as slurm
 
 UNKNOWN = "UNKNOWN"
 
-# Free text (the name, the script's path) last, behind a mark of its own: it may hold the separator.
+# Free text (the name, the script's path) comes last, after a mark of its own: it may contain the separator.
 _MARK = "|>#<|"
 _SQUEUE = f"%A|%F|%K|%T|%P|%Q|%u|%S|%V|%N|%E|%r{_MARK}%o{_MARK}%j"
-# Fields of every version: for one that it does not know sacct tells nothing at all.
+# Fields that every version has: given an unknown field, sacct prints nothing at all.
 _SACCT = ("JobID", "State", "ExitCode", "Start", "End", "Submit", "NodeList", "Reason", "User", "JobName")
 
 ALIVE = {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "STOPPED"}
@@ -30,17 +30,17 @@ ALIVE |= {"REQUEUE_HOLD", "REQUEUE_FED", "SIGNALING", "STAGE_OUT", "SPECIAL_EXIT
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One job, or one element of an array, as Slurm tells it. Times are seconds since the epoch."""
+    """One job or array element, according to Slurm. Times are in seconds since the epoch."""
 
     id: str
-    """As the events name it: 12, or 12_3 for an element of an array."""
+    """As in the events: 12, or 12_3 for an array element."""
     state: str = UNKNOWN
     reason: str = ""
     partition: str = ""
     priority: int = 0
     user: str = ""
     start: float | None = None
-    """When it started; of a pending job, when Slurm expects it to start, if it says so."""
+    """When it started; for a pending job, when Slurm expects it to start, if it does."""
     end: float | None = None
     submit: float | None = None
     nodes: str = ""
@@ -48,13 +48,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: str = ""
     name: str = ""
     command: str = ""
-    """The path of its batch script, as far as it has one and squeue knows it."""
+    """The path of its batch script, if it has one and squeue shows it."""
     ahead: int = 0
-    """Pending jobs of its partition that come before it, any user's."""
+    """Pending jobs of any user in its partition that come before it."""
 
     @property
     def alive(self) -> bool:
-        """It runs, or will run unless something happens."""
+        """Whether it is running, or will run unless something prevents it."""
         return self.state in ALIVE
 
     @property
@@ -63,7 +63,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, kw_only=True):
-    """What Slurm said about the jobs asked for, and what it would not say."""
+    """What Slurm said about the jobs asked for, and what it could not say."""
 
     jobs: dict[str, Job] = {}
     problems: list[str] = []
@@ -75,9 +75,9 @@ class Answer(msgspec.Struct, kw_only=True):
 
 
 def ask(ids: Iterable[str], patience: float = 5.0) -> Answer:
-    """The state of the Slurm jobs `ids` in at most two calls; none at all if `ids` is empty.
+    """The states of the Slurm jobs `ids`, in at most two calls; no call if `ids` is empty.
 
-    A call that fails is named in `problems`, and what it would have told stays UNKNOWN.
+    A failed call is listed in `problems`, and what it would have told stays UNKNOWN.
     """
     wanted = {id for id in ids if is_slurm(id)}
     answer = Answer()
@@ -109,10 +109,10 @@ def ask(ids: Iterable[str], patience: float = 5.0) -> Answer:
 
 
 def incarnations(ids: Iterable[str], patience: float = 5.0) -> dict[str, list[Job]]:
-    """Every incarnation of the jobs that accounting remembers, in order; {} where it tells nothing.
+    """Every start of the jobs that accounting has recorded, in order; {} if it tells nothing.
 
-    A requeued job keeps its id; only `sacct --duplicates` shows that it ended as PREEMPTED, NODE_FAIL or
-    TIMEOUT before.
+    A requeued job keeps its id; only `sacct --duplicates` shows that it previously ended as PREEMPTED,
+    NODE_FAIL or TIMEOUT.
     """
     wanted = sorted({id for id in ids if is_slurm(id)})
     if not wanted or shutil.which("sacct") is None:
@@ -128,14 +128,14 @@ def incarnations(ids: Iterable[str], patience: float = 5.0) -> dict[str, list[Jo
 
 
 def is_slurm(id: str) -> bool:
-    """Whether a job id of an event is one of Slurm's (local ones begin with `local-`)."""
+    """Whether a job id from an event is one of Slurm's (local ones begin with `local-`)."""
     return bool(re.fullmatch(r"[0-9]{1,10}(_[0-9]{1,10})?", id))
 
 
 def _sacct(ids: list[str], *options: str, patience: float) -> str:
-    # Alone of Slurm's commands it does not heed SLURM_CLUSTERS.
+    # It is the only Slurm command that ignores SLURM_CLUSTERS.
     where = ("--clusters", chosen) if (chosen := commands.chosen_cluster()) else ()
-    # Without a start time sacct looks no further back than midnight, even for ids (Slurm < 23).
+    # Without a start time, sacct looks back only to midnight, even for given ids (Slurm < 23).
     return slurm.call(
         *("sacct", "--noheader", "--parsable2", "--allocations", "--starttime", "2000-01-01"),
         *(*where, *options, "--format", ",".join(_SACCT), "--jobs", ",".join(ids)),
@@ -144,7 +144,7 @@ def _sacct(ids: list[str], *options: str, patience: float) -> str:
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
-    """squeue's lines by job id, with `ahead` counted over all of them, whoever's they are."""
+    """The jobs in squeue's lines, by id, with `ahead` counted over the jobs of all users."""
     jobs: dict[str, Job] = {}
     queues: dict[str, list[tuple[int, int]]] = {}
     rows: list[tuple[str, int, list[str]]] = []
@@ -156,7 +156,7 @@ def parse_squeue(text: str) -> dict[str, Job]:
         number, array, element, state, partition, rank = fields[:6]
         id = f"{array}_{element}" if element.isdigit() else array
         rows.append((id, int(number), [*fields, free]))
-        # A job that waits for another, is held, or can never start, is in nobody's way.
+        # A job that waits for another, is held, or can never start does not block others.
         reason = fields[11]
         aside = reason.startswith("Dependency") or pending.is_held(reason) or bool(pending.never(reason))
         if state == "PENDING" and not aside:
@@ -190,7 +190,7 @@ def parse_squeue(text: str) -> dict[str, Job]:
 
 
 def parse_sacct(text: str) -> list[Job]:
-    """sacct's lines in their order. `CANCELLED by 1000` is the state CANCELLED."""
+    """The jobs in sacct's lines, in order. `CANCELLED by 1000` counts as the state CANCELLED."""
     jobs = []
     for line in text.splitlines():
         fields = line.split("|", len(_SACCT) - 1)
@@ -201,7 +201,7 @@ def parse_sacct(text: str) -> list[Job]:
             Job(
                 id=id,
                 state=state.split()[0] if state else UNKNOWN,
-                # Accounting keeps why a job last waited, which is not why it ended.
+                # Accounting keeps the reason why a job last waited, which is not why it ended.
                 reason="" if reason == "None" or _time(end) else reason,
                 user=user,
                 name=name,
@@ -224,7 +224,7 @@ def _number(text: str) -> int:
 
 
 def _time(text: str) -> float | None:
-    """A time of Slurm's, which is the local zone's without saying so; None for N/A, Unknown and None."""
+    """A time of Slurm's, in local time, as seconds since the epoch; None for N/A, Unknown and None."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:

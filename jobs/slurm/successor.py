@@ -1,7 +1,7 @@
-"""The successor: the same script submitted again, as this job was, where the job itself cannot come back.
+"""The successor: the same script submitted again, as this job was, if the job itself cannot come back.
 
-Either when that turns out to be so, or in advance: then it waits for this job to end in any way but success,
-and Slurm cancels it when this job succeeds. (A requeue is no end: Slurm then lets it wait on.)
+It is submitted when that turns out to be so, or in advance: then it waits for this job to end in any way but
+success, and Slurm cancels it if this job succeeds. (A requeue is not an end: the successor keeps waiting.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jobs.run.task import job_id
 from jobs.slurm import calls as slurm
 from jobs.slurm import commands
 
-# Of sbatch's input variables, which the first submission heeded, these belong to one job alone.
+# sbatch's input variables that were meant for the first job only.
 NOT_INHERITED = ("SBATCH_ARRAY_INX", "SBATCH_WAIT", "SBATCH_CPU_BIND", "SBATCH_MEM_BIND")
 SHORT = {
     "-A": "account", "-C": "constraint", "-D": "chdir", "-J": "job-name", "-L": "licenses", "-N": "nodes",
@@ -30,7 +30,7 @@ SHORT = {
     "-x": "exclude",
 }  # fmt: skip
 SLACK_SECONDS = 90.0
-"""Slurm looks at time limits every 30 s or so, and a signal may come early by as much."""
+"""Slurm checks time limits every 30 s or so, and may send a signal early by as much."""
 
 
 def submit(
@@ -40,12 +40,12 @@ def submit(
     arguments: Sequence[str] | None = None,
     stage: str = "train",
 ) -> tuple[str | None, str]:
-    """Submits this job's script once more, with the options that it was itself submitted with and `options`:
-    (job id, what sbatch said). Of several `--exclude` all nodes are kept off. `arguments` are the script's;
-    without them it gets the run's name.
+    """Submits this job's script again, with the options that it was itself submitted with and `options`;
+    returns (job id or None, sbatch's output). Several `--exclude` are combined. `arguments`: the script's; by
+    default the run's name.
 
-    `dependency` is of the kind afterany or afternotok, and takes the place of that in the header: what the
-    first job waited for (the preparation) is long gone.
+    `dependency`, an afterany or afternotok, replaces that in the header: what the first job waited for (the
+    preparation) ended long ago.
     """
     shown = slurm.this_job()
     script = _script(run, shown, stage)
@@ -64,7 +64,7 @@ def submit(
             return (f"{number}_{element}" if element else number), answer.text
         if not (answer.ok or answer.unanswered) or time.monotonic() > give_up:
             return None, answer.text
-        # It may have been submitted all the same, and there must not be two.
+        # It may have been submitted nevertheless, and there must not be two.
         if found := _in_queue(dependency, shown.get("JobName", "")):
             return found, answer.text
         if answer.ok:
@@ -72,7 +72,7 @@ def submit(
 
 
 def _in_queue(dependency: str, name: str) -> str | None:
-    """The pending job of this name and dependency."""
+    """The pending job with this name and dependency; None if there is none."""
     shown = slurm.call(["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i|%E|%j"])
     for line in shown.text.splitlines() if shown.ok else []:
         identifier, waits_for, called = line.split("|", 2)
@@ -82,8 +82,8 @@ def _in_queue(dependency: str, name: str) -> str | None:
 
 
 def _script(run: Run, shown: Mapping[str, str], stage: str) -> Path:
-    """This job's batch script as Slurm has it, which the user may have edited; else the run's own."""
-    # A preparation by the tracked script has no run directory, and its logs lie in the checkout's.
+    """This job's batch script as stored by Slurm, which the user may have edited; else the run's own."""
+    # A preparation by the tracked script has no run directory; its logs are in the checkout.
     folder = run.job if run.job.is_dir() else run.path / "logs"
     path = folder / files.SUCCESSOR(JOB=shown.get("JobId", ""))
     if shown and slurm.call(["scontrol", "write", "batch_script", shown["JobId"], str(path)]).ok:
@@ -96,8 +96,8 @@ def own_script(run: Run, stage: str = "train") -> Path:
 
 
 def options_of(shown: Mapping[str, str], script: str, excluded: Sequence[str] = ()) -> list[str]:
-    """sbatch options for all in which this job (`scontrol show job`) differs from its script's header: by the
-    command line that submitted it, by the environment, or changed since."""
+    """sbatch options for everything in which this job (`scontrol show job`) differs from its script's header,
+    by its submitting command line, the environment, or later changes."""
     header = directives(script)
     options: list[str] = []
 
@@ -107,7 +107,7 @@ def options_of(shown: Mapping[str, str], script: str, excluded: Sequence[str] = 
 
     differs("job-name", shown.get("JobName"))
     differs("chdir", shown.get("WorkDir"))
-    # Of several partitions it shows the one that it got.
+    # Of several partitions, scontrol shows the one that the job got.
     differs("partition", shown.get("Partition"), lambda header, value: value in header.split(","))
     differs("account", shown.get("Account"), lambda header, value: header.lower() == value.lower())
     differs("qos", shown.get("QOS"))
@@ -118,13 +118,13 @@ def options_of(shown: Mapping[str, str], script: str, excluded: Sequence[str] = 
     limit = shown.get("TimeLimit", "")
     if minutes(limit) is not None and "TimeMin" not in shown:
         differs("time", limit, lambda header, value: minutes(header) == minutes(value))
-    # Of a range of nodes it has some number.
+    # For a range of nodes, the job has some number within it.
     differs("nodes", shown.get("NumNodes", "").partition("-")[0], _within)
     per_node = shown.get("NtasksPerN:B:S:C", "0").partition(":")[0]
     if per_node != "0":
         differs("ntasks-per-node", per_node)
     elif "ntasks" in header or shown.get("NumTasks") != shown.get("NumNodes"):
-        # Without it, a task a node is what Slurm counts; so it must stay where the number of nodes is open.
+        # Without it, Slurm counts one task per node, as it has to if the number of nodes may vary.
         differs("ntasks", shown.get("NumTasks"))
     if "cpus-per-task" in header or shown.get("CPUs/Task") != "1":
         differs("cpus-per-task", shown.get("CPUs/Task"))
@@ -146,7 +146,7 @@ def options_of(shown: Mapping[str, str], script: str, excluded: Sequence[str] = 
 
 
 def directives(script: str) -> dict[str, str]:
-    """The #SBATCH options of a batch script, by their long names; "" for one without a value."""
+    """The #SBATCH options of a batch script, by long name; "" for one without a value."""
     found: dict[str, str] = {}
     for line in script.splitlines():
         if line.strip() and not line.startswith("#"):
@@ -166,7 +166,7 @@ def directives(script: str) -> dict[str, str]:
 
 
 def minutes(text: str) -> float | None:
-    """A time limit of Slurm's (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in minutes; None for UNLIMITED."""
+    """A Slurm time limit (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S) in minutes; None for UNLIMITED."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if not match:
         return None
@@ -187,8 +187,8 @@ def _within(header: str, value: str) -> bool:
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what belongs to this job: a successor that inherited SLURM_RESTART_COUNT or a
-    node list would take itself for this one. What sbatch itself heeds (SBATCH_ACCOUNT) is the user's."""
+    """The environment without the variables of this job: a successor that inherited SLURM_RESTART_COUNT or a
+    node list would mistake itself for this job. sbatch's input variables (SBATCH_ACCOUNT) are the user's."""
     ours = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI", *NOT_INHERITED)
     names = ("BATON_JOB", "BATON_RESTART", "BATON_START", "BATON_RUN", "BATON_HEARTBEAT_FD")
     return {
@@ -202,10 +202,10 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def presubmit(run: Run, if_ending: bool = False) -> str:
-    """Submits the successor before anything is wrong; returns what was done, in words.
+    """Submits the successor in advance; returns what was done, in words.
 
-    Who depends on this job is content with either. With `if_ending` only if the job's end is near and Slurm
-    will not requeue it itself: its save may take longer than the time that is left.
+    Jobs that depend on this one then accept either. With `if_ending`, only if the job's end is near and Slurm
+    will not requeue it: saving may take longer than the time that is left.
     """
     job = job_id() or "unknown"
     if not os.environ.get("SLURM_JOB_ID") or (run.job / files.CANCELLED()).exists():
@@ -219,7 +219,7 @@ def presubmit(run: Run, if_ending: bool = False) -> str:
         return f"could not submit a successor in advance: {text}"
     try:
         write_atomically(run.job / files.PRESUBMITTED(JOB=job), successor.encode())
-    except OSError as error:  # then nobody will withdraw it but Slurm, when this job succeeds
+    except OSError as error:  # then only Slurm will cancel it, if this job succeeds
         print(f"baton: could not record that job {successor} is the successor: {error}", flush=True)
     move_dependents(job, lambda text: either(text, job, successor), but=successor)
     return f"submitted job {successor} in advance; it goes on if this one is killed"
@@ -242,7 +242,7 @@ def _ending(run: Run) -> bool:
 
 
 def presubmitted(run: Run, job: str) -> str | None:
-    """The successor of `job` that was submitted in advance, if that is still in the queue."""
+    """The successor of `job` that was submitted in advance, if it is still in the queue; else None."""
     try:
         waiting = (run.job / files.PRESUBMITTED(JOB=job)).read_text().strip()
     except OSError:
@@ -253,13 +253,13 @@ def presubmitted(run: Run, job: str) -> str | None:
     if not shown.ok:
         return waiting if shown.unanswered else None
     state, _, command = shown.text.strip().partition("|")
-    # By the script, too: numbers begin anew, and a job that only has this one is not ours to cancel.
+    # Check the script, too: ids are reused, and another job with this id is not ours to cancel.
     ours = not command or Path(command.partition(".sbatch")[0]).parent in (run.job, own_script(run).parent)
     return waiting if state and ours else None
 
 
 def predecessor(run: Run, job: str) -> str | None:
-    """The job that `job` was submitted in advance for."""
+    """The job for which `job` was submitted in advance; None if there is none."""
     for path in run.job.glob(files.PRESUBMITTED(JOB="*")):
         with contextlib.suppress(OSError):
             if path.read_text().strip() == job:
@@ -268,27 +268,27 @@ def predecessor(run: Run, job: str) -> str | None:
 
 
 def withdraw(run: Run, job: str) -> None:
-    """Cancels the successor that was submitted in advance: it is not wanted any more."""
+    """Cancels the successor that was submitted in advance for `job`."""
     path = run.job / files.PRESUBMITTED(JOB=job)
     if not os.path.exists(path):
         return
     if (waiting := presubmitted(run, job)) and not (answer := slurm.call(["scancel", waiting])).ok:
         print(f"baton: job {waiting}, submitted in advance, is still there: {answer.text}", flush=True)
         return
-    with contextlib.suppress(OSError):  # read-only by now: what is gone from the queue does not count
+    with contextlib.suppress(OSError):  # read-only by now: a successor that is gone is ignored
         path.unlink()
 
 
-# Who waits for this job
+# Jobs that depend on this one
 
 
 def dependents(job: str) -> dict[str, str]:
-    """The pending jobs of ours that wait for `job`, and the dependency of each."""
+    """Our pending jobs that depend on `job` -> their dependency."""
     return {one: text for one, text in _waiting().items() if rename(text, job, "") != text}
 
 
 def _waiting() -> dict[str, str]:
-    """The dependency of every pending job of ours, "" of one without."""
+    """All our pending jobs -> their dependency, "" if there is none."""
     shown = slurm.call(["squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i %E"])
     if not shown.ok:
         print(f"baton: cannot see which jobs depend on this one: {shown.text}", flush=True)
@@ -297,7 +297,7 @@ def _waiting() -> dict[str, str]:
 
 
 def move_dependents(job: str, change: Callable[[str], str], but: str = "") -> list[str]:
-    """Changes the dependency of every job of ours that names `job`; returns the ids of those changed."""
+    """Changes the dependency of each of our jobs that depends on `job`; returns the ids of those changed."""
     moved = []
     for identifier, before in _waiting().items():
         after = change(before)
@@ -312,8 +312,8 @@ def move_dependents(job: str, change: Callable[[str], str], but: str = "") -> li
 
 
 def of_element(dependency: str, identifier: str) -> str:
-    """A dependency as squeue shows it, as one to be set: without what has become of its parts, without
-    alternatives that have failed, and an array's aftercorr as what it means for the element `identifier`."""
+    """Turns a dependency as shown by squeue into one that can be set: without the states of its parts and
+    without failed alternatives, and with an array's aftercorr resolved for the element `identifier`."""
     parts = [part for part in dependency.split("?") if not part.endswith("(failed)")] or [dependency]
     text = re.sub(r"\([^)]*\)", "", "?".join(parts))
     if element := re.fullmatch(r"\d+_(\d+)", identifier):
@@ -322,13 +322,13 @@ def of_element(dependency: str, identifier: str) -> str:
 
 
 def rename(dependency: str, job: str, successor: str) -> str:
-    """`dependency` with `successor` in the place of `job`; afternotok and the like are renamed with it."""
+    """`dependency` with `job` replaced by `successor`, in afternotok and the like, too."""
     return re.sub(rf"(?<![\d_]){re.escape(job)}(?![\d_])", successor, dependency)
 
 
 def either(dependency: str, job: str, successor: str) -> str:
-    """`dependency` so that the success of either job will do. Only where that is all it waits for: Slurm does
-    not mix "and" with "or"."""
+    """`dependency`, changed so that the success of either job suffices; only if it is nothing but
+    afterok:`job`, because Slurm cannot mix "and" with "or"."""
     if dependency.split("?")[0] != f"afterok:{job}" or "," in dependency:
         return dependency
     return f"afterok:{job}?afterok:{successor}"

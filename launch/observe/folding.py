@@ -71,10 +71,9 @@ def folded(name: str, elements: Sequence[Status], heads: tuple[str, str]) -> Lin
 
 
 def fitting(table: Sequence[Line], height: int) -> tuple[list[Line], str]:
-    """The lines that fit into `height`, in their order, and a summary of the others ("" if all fit).
-
-    Runs that need attention come first, then active ones, then the newest. Active ones get half of the room
-    if they need it, so that many old failures do not hide them."""
+    """The lines that fit into `height`, in their order, and a summary of the others ("" if all fit). Runs
+    that need attention come first, then active ones, then the newest; active ones get half of the room if
+    they need it, so that many old failures do not hide them."""
     if len(table) <= height:
         return list(table), ""
     rank = dict.fromkeys(URGENT, 0) | dict.fromkeys(MOVING, 1)

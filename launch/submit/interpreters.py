@@ -22,9 +22,8 @@ SECONDS = 60.0
 def check(*jobs: Resolved) -> None:
     """Raises UserError if the interpreter of one of the jobs lacks a package or has an incompatible one.
 
-    An interpreter inside a container, or one that this machine does not have or cannot run, is not checked:
-    the nodes may have it, and a training checks again at its start. Packages that a job's set-up lines may
-    bring are not missed.
+    Not checked are one inside a container, and one that this machine does not have or cannot run: a training
+    checks again at its start. Packages that a job's set-up lines may bring are not missed.
     """
     for python, job in {job.settings.python or sys.executable: job for job in jobs}.items():
         if job.settings.container is not None:

@@ -33,8 +33,7 @@ def measured_save() -> Measured | None:
 
 
 def choose(facts: Facts, asked: str | None) -> Partition:
-    """The partition for probe and profile: the one asked for, else preferably one with GPUs, then the
-    default. Raises UserError for an unknown one, or if none accepts the user's jobs."""
+    """The partition for probe and profile: the one asked for, or one with GPUs, preferably the default."""
     if asked:
         found = facts.partition(asked)
         if found:

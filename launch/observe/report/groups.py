@@ -237,8 +237,7 @@ def difference(first: Group, second: Group, metric: str) -> Difference:
 
 
 def _pairs(first: Group, second: Group, metric: str) -> list[list[Data]]:
-    """The evaluated runs of both; only those with common seeds, if there are at least two such seeds.
-    Raises ValueError if not both are evaluated."""
+    """The evaluated runs of both; only those of common seeds if there are two. Raises ValueError."""
     sides = [[data for data in group.runs if figure(data, metric) is not None] for group in (first, second)]
     if not all(sides):
         raise ValueError("not both are evaluated")
