@@ -1,1 +1,1 @@
-"""One supervisor a rank, no torch: it runs the worker and outlives it, and they decide together."""
+"""One supervisor per rank, without torch: each runs its worker and outlives it, and they decide together."""

@@ -46,18 +46,18 @@ NO_PROGRAM = {
     127: " (a program, or a library of its own, was not found on the node; the log names it)",
 }
 
-# What Slurm says to a requeue of a job that it has requeued itself.
+# Slurm's answer to a requeue of a job that it has requeued itself.
 ALREADY = re.compile(r"pending execution", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The answer to the batch script, and what to tell the reader of the job's log."""
+    """The exit code for the batch script, and the message for the job's log."""
 
     code: int
     message: str
     notice: str = ""
-    """What the user may want to be notified of: finished, failed or stopped; "": not at all."""
+    """What to notify the user of: finished, failed or stopped; "" for nothing."""
 
 
 def main() -> int:
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def after_srun(run: Run, code: int) -> Outcome:
-    """What follows on srun's exit code. Writes the events, does the requeueing, tells who wants to know."""
+    """Acts on srun's exit code: writes the events, requeues, notifies the user."""
     outcome = _after_srun(run, code)
     if outcome.notice:
         notify.about(run, outcome.notice, outcome.message)
@@ -94,7 +94,7 @@ def after_srun(run: Run, code: int) -> Outcome:
 def _after_srun(run: Run, code: int) -> Outcome:
     job = job_id() or "unknown"
     if code == exit_codes.FINISHED and os.environ.get("SLURM_JOB_ID") and not _finished(run):
-        # srun also ends with 0 when Slurm ends its step (at the time limit) before the tasks could answer.
+        # srun also returns 0 if Slurm ends its job step (at the time limit) before the tasks could react.
         code = exit_codes.FAILED
     if code == exit_codes.FINISHED:
         return _finish(run, job)
@@ -107,7 +107,7 @@ def _after_srun(run: Run, code: int) -> Outcome:
         return _come_back(run, job, code)
     state = slurm.state()
     if state not in ("RUNNING", "UNKNOWN"):
-        # Preempted without grace, timed out, a node lost: Slurm has ended it, the failure is none of ours.
+        # Preempted without grace time, timed out, a node lost: Slurm ended it, so this is not our failure.
         return _come_back(run, job, code)
     return _after_failure(run, job, code)
 
@@ -115,7 +115,7 @@ def _after_srun(run: Run, code: int) -> Outcome:
 def _after_failure(run: Run, job: str, code: int) -> Outcome:
     past = _read_with_retries(run.events)
     if past is not None and past.ends_finished and past.finished_by == job:
-        # The final state is on disk: what failed was the way out, of a library, say.
+        # The final state is on disk: something failed at exit, such as a library.
         done = _finish(run, job)
         return dataclasses.replace(done, message=f"{done.message} (after that a rank failed: {code})")
     counted = past is not None and _record_failure(run, job, code, past)
@@ -132,7 +132,7 @@ def _after_failure(run: Run, job: str, code: int) -> Outcome:
         return Outcome(code, f"stopped: {reason}", "stopped")
     on_slurm = bool(os.environ.get("SLURM_JOB_ID"))
     if not verdict.known or (not counted and on_slurm):
-        # Perhaps another node can read and write it. What cannot be counted must not go round and round here.
+        # Perhaps another node can access it. Restarts that cannot be counted must not repeat here for ever.
         outcome = _come_back(run, job, code)
     elif verdict.exclude and on_slurm:
         outcome = _come_back(run, job, code, verdict.exclude)
@@ -141,11 +141,11 @@ def _after_failure(run: Run, job: str, code: int) -> Outcome:
     return dataclasses.replace(outcome, notice=outcome.notice or "failed")
 
 
-# How to end, how to give way, and how to come back
+# Ending, giving way, and coming back
 
 
 def _finish(run: Run, job: str) -> Outcome:
-    """The job is COMPLETED, or will be when it, or its successor, has begun once more and ended at once."""
+    """Makes the job end as COMPLETED, at once or after it, or its successor, has started again and ended."""
     notice = "" if _found_finished(run) else "finished"
     own = slurm_id()
     fate = slurm.fate(slurm.this_job()) if own else "own"
@@ -161,14 +161,14 @@ def _finish(run: Run, job: str) -> Outcome:
 
 
 def _found_finished(run: Run) -> bool:
-    """Whether it was an earlier start that finished the training, and told so."""
+    """Whether an earlier start finished the training, and reported it."""
     newest = newest_start_seen(run.job)
     finishes = [one for one in _past(run).finishes if one.stage == "train"]
     return bool(finishes) and (finishes[-1].start or newest) < newest
 
 
 def _stay_away(run: Run, job: str) -> None:
-    """This job is not to come back, and nobody in its place."""
+    """Keeps this job from coming back, and any successor, too."""
     successor.withdraw(run, job)
     own = slurm_id()
     if own and slurm.fate(slurm.this_job()) != "own":
@@ -176,20 +176,20 @@ def _stay_away(run: Run, job: str) -> None:
 
 
 def _give_way(run: Run, job: str, code: int) -> Outcome:
-    """A later start of the run is under way, in another job or in this one after a requeue that it missed.
-    Coming back would fence that one off in turn."""
+    """Ends for good, because a later start of the run is under way: in another job, or in this one after a
+    requeue that it missed. Coming back would fence that one off in turn."""
     _stay_away(run, job)
     owner = str((_later_start(run, job) or {}).get("job") or "")
     moved: list[str] = []
     if owner not in ("", job) and os.environ.get("SLURM_JOB_ID"):
-        # What waits for the training waits for the job that goes on with it.
+        # Jobs that depend on the training now depend on the job that continues it.
         moved = successor.move_dependents(job, lambda text: successor.rename(text, job, owner), but=owner)
     message = f"a later start of the run{f' (job {owner})' if owner else ''} goes on: this one ends"
     return Outcome(code if code != exit_codes.RESUME else exit_codes.SUPERSEDED, message + _followers(moved))
 
 
 def _later_start(run: Run, job: str) -> dict[str, Any] | None:
-    """Who holds the run's newest start (`claim_start` in __main__.py), if that came after this job's own."""
+    """The owner of the run's newest start, if it came after this job's own; else None."""
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     newer = None
     for number in range(newest_start_seen(run.job), 0, -1):
@@ -198,19 +198,19 @@ def _later_start(run: Run, job: str) -> dict[str, Any] | None:
             if owner["job"] == job and (owner["restart"] <= restart or not os.environ.get("SLURM_JOB_ID")):
                 return newer
         except (OSError, *MALFORMED):
-            continue  # torn, on a full disk: it says nothing
+            continue  # torn on a full disk
         newer = newer or owner
     return None
 
 
 def _come_back(run: Run, job: str, code: int, exclude: Sequence[str] = ()) -> Outcome:
-    """Sees to it that the job runs again; the batch script then ends with `code`."""
+    """Makes the job run again; the batch script then ends with `code`."""
     own = slurm_id()
     if not own:
         return Outcome(code, "saved; start it again to go on")
     fate = slurm.fate(slurm.this_job())
     if fate == "requeued":
-        # A successor that waits in advance may stay until the job is there again.
+        # A successor submitted in advance may wait until the job is back.
         _note_requeue(run, job, "slurm")
         return Outcome(code, "preempted: Slurm requeues the job as it ends")
     if fate == "preempted" and slurm.forbid_requeue(own).ok:
@@ -227,12 +227,12 @@ def _come_back(run: Run, job: str, code: int, exclude: Sequence[str] = ()) -> Ou
 
 
 def _succeed(run: Run, job: str, code: int, why: str, exclude: Sequence[str] = ()) -> Outcome:
-    """Sees to it that another job goes on, since this one cannot come back: `why`."""
+    """Makes another job continue, since this one cannot come back (`why`)."""
     if waiting := successor.presubmitted(run, job):
-        # It waits for this job to end in any way but success.
+        # It waits for this job to end without success.
         if exclude and not _exclude(waiting, exclude):
             exclude = ()
-        # Those that wait for this job alone are content with either already.
+        # Those that depend only on this job already accept either.
         change = lambda text: text if "?" in text else successor.rename(text, job, waiting)  # noqa: E731
         moved = successor.move_dependents(job, change, but=waiting)
         _note_requeue(run, job, "successor", waiting, exclude)
@@ -248,7 +248,7 @@ def _succeed(run: Run, job: str, code: int, why: str, exclude: Sequence[str] = (
         reason = f"the job cannot come back ({why}), nor could a successor be submitted ({text})"
         _say(run, job, "stopped", reason=f"{reason}; to go on: {command}")
         return Outcome(code, f"stopped: {reason}; to go on, type: {command}", "stopped")
-    # First the dependents, then everything else: there may be little time left.
+    # The dependents first: there may be little time left.
     moved = successor.move_dependents(job, lambda text: successor.rename(text, job, new), but=new)
     _note_requeue(run, job, "successor", new, exclude)
     return Outcome(code, f"submitted job {new}, which goes on{_followers(moved)}")
@@ -259,9 +259,9 @@ def _followers(moved: Sequence[str]) -> str:
 
 
 def _exclude(job: str, nodes: Sequence[str]) -> bool:
-    """Keeps a job off these nodes, beside those it avoids already. False if Slurm refuses.
+    """Excludes nodes from a job, in addition to those already excluded. False if Slurm refuses.
 
-    Only a pending job can be told so, and it may take a moment until the requeued one counts as that.
+    That is possible only for a pending job, and it may take a moment until a requeued one is pending.
     """
     shown = slurm.call(["scontrol", "show", "job", "-o", job])
     before = re.search(r"\bExcNodeList=(\S+)", shown.text)
@@ -279,19 +279,19 @@ def _exclude(job: str, nodes: Sequence[str]) -> bool:
 
 
 def cancelled_by(run: Run) -> str | None:
-    """Who cancelled the run since it was last submitted, if anybody has."""
-    if os.path.exists(run.job / files.CANCELLED()):  # False where it cannot be read: the job comes back
+    """Who cancelled the run since it was last submitted; None if nobody did."""
+    if os.path.exists(run.job / files.CANCELLED()):  # False if it cannot be read: then the job comes back
         return "the user"
     return _past(run).cancelled_by
 
 
 def _past(run: Run) -> History:
-    """What the run's events say; nothing, if they cannot be read."""
+    """The history in the run's events; an empty one if they cannot be read."""
     return story.attempt(run.events) or History()
 
 
 def _cancelled(run: Run, job: str) -> str | None:
-    """As `cancelled_by`, but sees a plain scancel too, and notes it as an event."""
+    """As `cancelled_by`, but also detects a plain scancel, and records it as an event."""
     by = cancelled_by(run)
     if by is None and slurm.is_cancelled(slurm.this_job()):
         by = "scancel"
@@ -300,19 +300,19 @@ def _cancelled(run: Run, job: str) -> str | None:
 
 
 def _finished(run: Run) -> bool:
-    """Whether the newest start of the training has said that it is finished. If it could not write that, the
-    next start, which finds everything done, will; if nothing can be read, srun is believed."""
+    """Whether the newest start of the training has reported that it is finished. If it could not write that,
+    the next start, which finds everything done, will; if nothing can be read, srun's exit code counts."""
     past = _read_with_retries(run.events)
     return past is None or past.ends_finished
 
 
 def _record_failure(run: Run, job: str, code: int, past: History) -> bool:
-    """Sees to it that this failure counts: one that no supervisor lived to note is noted here. False if it
-    could not be written."""
+    """Makes this failure count: one that no supervisor survived to record is recorded here. False if it could
+    not be written."""
     memory = run.job / files.FAILURES_NOTED()
     try:
         before = int(memory.read_text())
-    except (OSError, ValueError):  # there was none, or it was torn
+    except (OSError, ValueError):  # missing or torn
         before = 0
     now = past.failures_and_stops()
     noted = now > before
@@ -334,15 +334,15 @@ def _note_requeue(
 
 
 def _say(run: Run, job: str, event: str, **fields: Any) -> bool:
-    """Appends an event. On a full disk it is tried for some seconds, then it is lost, which must not keep the
-    job from coming back: False."""
+    """Appends an event. On a full disk, retries for some seconds, and then returns False: the event is lost,
+    which must not keep the job from coming back."""
     writer = events.Writer(run.events, stage="train", job=job)
     writer.append(event, **fields)
     return writer.flush(UNWRITABLE_SECONDS)
 
 
 def _read_with_retries(path: Path) -> History | None:
-    """What a run's events say; None if they cannot be read for a minute (a file server that restarts)."""
+    """The history in a run's events; None if they cannot be read for a minute (a file server restart)."""
     deadline = time.monotonic() + UNREADABLE_SECONDS
     while (past := story.attempt(path)) is None and time.monotonic() < deadline:
         time.sleep(1.0)

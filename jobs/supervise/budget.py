@@ -1,11 +1,11 @@
 """When to give up: pure functions over a run's events.
 
-Preemptions and time limits are free, however many. What counts is a start that failed, hung, or ended without
-a word (a lost node, a SIGKILL of everything) and brought no new checkpoint or epoch: STARTS of these in a row
-stop the run. The same error at the same step twice in a row stops it earlier, since a third time would be no
+Any number of preemptions and time limits is free. What counts is a start that failed, hung, or ended silently
+(a lost node, a SIGKILL of everything) and brought no new checkpoint or epoch: STARTS of these in a row stop
+the run. The same error at the same step twice in a row stops it earlier, since a third time would be no
 different; a node on which two of these starts failed is excluded from the next.
 
-Only what came after the user's last `submitted` counts, so that submitting again is a fresh chance.
+Only what came after the user's last `submitted` counts, so submitting again is a fresh chance.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jobs.run.past import Attempt, History
 STARTS = 3
 NODE_FAILURES = 2
 
-# Errors that come from a machine, not from the program: another node may well do better.
+# Errors caused by a machine, not by the program: another node may do better.
 HARDWARE = re.compile(
     r"CUDA|NCCL|cuDNN|\bHIP\b|RCCL|MIOpen|HSA_STATUS|ECC|Xid|NVML|hardware|bus error|SIGBUS"
     r"|Input/output error|Stale file"
@@ -30,9 +30,9 @@ HARDWARE = re.compile(
 )
 
 DATA = re.compile(r"device-side assert|thread: \[[\d,]+\] assertion", re.IGNORECASE)
-"""A kernel's own check of its input, mostly a label that is no class: no machine does better. As an error
-(torch's `CUDA error: device-side assert triggered`), or as the kernel itself writes it to the log before
-(CUDA `… block: [0,0,0], thread: [4,0,0] Assertion `t >= 0 && t < n_classes` failed.`, HIP `Device-side
+"""A kernel's own check of its input, mostly of a label that is not a class: no other machine helps. As an
+error (torch's `CUDA error: device-side assert triggered`), or as the kernel itself writes it to the log
+before (CUDA `… block: [0,0,0], thread: [4,0,0] Assertion `t >= 0 && t < n_classes` failed.`, HIP `Device-side
 assertion …`)."""
 
 
@@ -41,19 +41,19 @@ class Verdict:
     stop: str | None = None
     """Why the run must not be started again; None if it may."""
     exclude: tuple[str, ...] = ()
-    """Nodes the next start should keep away from."""
+    """Nodes that the next start should avoid."""
     known: bool = True
-    """False if the events could not be read: then nothing is known, which is not the same as no failures."""
+    """False if the events could not be read, which is not the same as no failures."""
 
 
 def verdict(history: History | None) -> Verdict:
-    """What the events of a run say about starting it once more; `history` None: they cannot be read."""
+    """Whether and where a run may be started again; `history` is None if its events cannot be read."""
     if history is None:
         return Verdict(known=False)
     starts = history.starts()
     barren = _barren(starts)
     for one in (*starts[-1:], *barren[-1:]):
-        # However far it had come: an image may be read late.
+        # However far it got: an image may be read late.
         if any(failure.exit_code == exit_codes.USER_ERROR for failure in one.failures):
             return Verdict(stop=one.error)
     if not barren:
@@ -72,8 +72,8 @@ def verdict(history: History | None) -> Verdict:
 
 
 def _barren(all_starts: Sequence[Attempt]) -> list[Attempt]:
-    """The starts without progress at the end of the row. One that was preempted, or gave way to a later one,
-    neither counts nor ends the row."""
+    """The last starts in a row without progress. One that was preempted, or gave way to a later one, neither
+    counts nor ends the row."""
     row: list[Attempt] = []
     for one in reversed(all_starts):
         if one.progress or one.finished:
@@ -84,15 +84,15 @@ def _barren(all_starts: Sequence[Attempt]) -> list[Attempt]:
 
 
 def _same(one: Attempt, other: Attempt) -> bool:
-    """Whether two starts ended of the same error of the program's at the same step.
+    """Whether two starts ended with the same error of the program's at the same step.
 
-    A death by signal and what smells of hardware may have gone by the next time.
+    Death by a signal, and what looks like hardware, may not recur the next time.
     """
     if not one.failures or not other.failures:
         return False
     a, b = one.failures[-1], other.failures[-1]
     by_program = a.rank is not None and b.rank is not None and 0 < (a.exit_code or 0) < 128
-    by_program = by_program or bool(DATA.search(a.error or ""))  # which may end in an abort
+    by_program = by_program or bool(DATA.search(a.error or ""))  # which may end in SIGABRT
     return (
         by_program
         and a.step == b.step
@@ -108,7 +108,7 @@ def is_hardware(error: str) -> bool:
 
 
 def _normal(error: str | None) -> str:
-    """An error without what differs from time to time: addresses, pids, durations."""
+    """An error without what varies: addresses, pids, durations."""
     return re.sub(r"0x[0-9a-f]+|\d+", "#", error or "")
 
 

@@ -1,7 +1,7 @@
-"""What rank 0's supervisor decides for all ranks: who failed first, who stands still, when it is over.
+"""What rank 0's supervisor decides for all ranks: which failed first, which hangs, when it is over.
 
 No sockets or processes here: reports come in through `handle`, `lost` and `tick`, orders and events go out
-through two functions, and time is an argument. supervise.py connects it to the world.
+through two functions, and time is an argument. supervisor.py connects it to the world.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jobs.run import exit_codes
 from jobs.run.errors import without_places
 from jobs.supervise import budget
 
-# The error of a rank whose peer has died. If the peer's own comes within SETTLE_SECONDS, that is the cause.
+# The error of a rank whose peer has died. If the peer's own follows within SETTLE_SECONDS, that is the cause.
 LOST_PEER = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|gloo|nccl|DistBackendError|DistNetworkError"
     r"|ProcessGroup|TCPStore|socket|remote process exited",
@@ -25,14 +25,14 @@ SETTLE_SECONDS = 2.0
 DUMP_SECONDS = 10.0
 KILL_SECONDS = 30.0
 SHORTEST_SUSPENSION = 1.0
-"""What several ranks say of one suspension differs by less: it is reported once."""
+"""Seconds by which ranks' reports of one suspension may differ: it is recorded once."""
 SILENT_SECONDS = 60.0
-"""A supervisor that says nothing for so long is lost (they all send a sign of life every few seconds)."""
+"""A supervisor that is silent for so long is lost (they all send a sign of life every few seconds)."""
 PATIENCE = {"start": 3.0, "validate": 3.0, "save": 3.0, "end": 3.0}
-"""How many times the hang limit a phase may take without a sign from the worker."""
+"""Multiples of the hang limit that a phase may take without a sign of life from the worker."""
 
 Order = Callable[[dict[str, Any]], None]
-"""Sends an order to all supervisors, rank 0's own included."""
+"""Sends an order to all supervisors, including rank 0's own."""
 Write = Callable[..., Any]
 """Appends an event: name, then fields."""
 
@@ -41,7 +41,7 @@ Write = Callable[..., Any]
 class Rank:
     host: str
     heard: float
-    """When its supervisor was last heard of."""
+    """When its supervisor was last heard from."""
     beat: float
     """When its worker last showed a sign of progress."""
     phase: str | None = None
@@ -57,14 +57,14 @@ class Coordinator:
     write: Write
     hang_seconds: float
     last_checkpoint: tuple[int, int] = (0, 0)
-    """(step, epoch) that the next start will go on from if nothing more is saved."""
+    """(step, epoch) from which the next start will resume if nothing more is saved."""
     stacks: str = ""
-    """Where the ranks dump their stacks, for the event."""
+    """Where the ranks dump their stacks; for the event."""
 
     code: int | None = None
     """The exit code for all ranks, once it is decided and all workers have ended."""
     state: str = "running"
-    """running, settling (failure seen, its cause may follow), dumping (hang), killing."""
+    """running, settling (a failure was seen, its cause may follow), dumping (hang) or killing."""
     since: float = 0.0
     failures: list[dict[str, Any]] = field(default_factory=list)
     signals: set[str] = field(default_factory=set)
@@ -78,7 +78,7 @@ class Coordinator:
     # Reports
 
     def handle(self, number: int, message: dict[str, Any], now: float) -> None:
-        """One message of rank `number`'s supervisor."""
+        """Handles a message from rank `number`'s supervisor."""
         rank = self.ranks[number]
         rank.heard = now
         if "phase" in message:
@@ -98,22 +98,22 @@ class Coordinator:
             rank.exit = message["exit"]
             rank.step = message["exit"].get("step", rank.step)
             if rank.exit["code"] == exit_codes.SUPERSEDED:
-                # A rank's own failure does not matter any more, nor does the echo of this on the others.
+                # A rank's own failure no longer matters, nor do the consequences for the others.
                 self.superseded = int(rank.exit["by"])
                 self._kill(now)
             elif rank.exit["code"] not in (exit_codes.FINISHED, exit_codes.RESUME):
                 self._failed(number, rank.exit, now)
 
     def lost(self, number: int, why: str, now: float) -> None:
-        """Rank `number`'s supervisor has gone without having been told to."""
+        """Rank `number`'s supervisor has exited without having been told to."""
         rank = self.ranks[number]
         if rank.exit is None:
             rank.exit = {"code": exit_codes.FAILED, "error": why}
-            # Its worker dies with it (PR_SET_PDEATHSIG). An order to kill does not make this expected.
+            # Its worker dies with it (PR_SET_PDEATHSIG). This is unexpected even after an order to kill.
             self._failed(number, rank.exit, now, expected=False)
 
     def tick(self, now: float) -> None:
-        """What time alone brings about. To be called at least every second or two."""
+        """Handles whatever depends on time alone. To be called at least every second or two."""
         self._forgive_suspension(now)
         if self.code is not None:
             return
@@ -133,7 +133,7 @@ class Coordinator:
             for number, rank in enumerate(self.ranks):
                 if rank.exit is None:
                     rank.exit = {"code": exit_codes.FAILED, "error": "could not be killed"}
-                    # Perhaps its node is lost, which the others felt before it was seen.
+                    # Perhaps its node is lost, which the others noticed first.
                     self._failed(number, rank.exit, now, expected=self.leaving)
         if all(rank.exit is not None for rank in self.ranks):
             self._conclude()
@@ -146,7 +146,7 @@ class Coordinator:
             self.write("signal", signal=name, rank=number, host=self.ranks[number].host)
         at_start = all(rank.phase in (None, "start") and rank.exit is None for rank in self.ranks)
         if self.state == "running" and at_start:
-            # No step has been done that could be saved: do not wait for the workers to come up.
+            # There is no step to be saved yet: do not wait for the workers to start up.
             self.leaving = True
             step, epoch = self.last_checkpoint
             self.write("preempted", step=step, epoch=epoch)
@@ -166,12 +166,12 @@ class Coordinator:
         running = [number for number, rank in enumerate(self.ranks) if rank.exit is None]
         if not running:
             return
-        # One rank saves or validates while the others wait for it: the longest patience counts for all.
+        # One rank may save or validate while the others wait for it: the longest patience counts for all.
         limit = self.hang_seconds * max(PATIENCE.get(self.ranks[n].phase or "start", 1.0) for n in running)
         stuck = [number for number in running if now - self.ranks[number].beat > limit]
         if not stuck:
             return
-        # The ranks wait for each other: who is behind the others holds them up.
+        # The ranks wait for each other: the one that is behind blocks the others.
         silent = min(stuck, key=lambda number: (self.ranks[number].step or 0, self.ranks[number].beat))
         seconds = now - self.ranks[silent].beat
         phase = self.ranks[silent].phase or "start"
@@ -193,10 +193,10 @@ class Coordinator:
             self.write("superseded", by=self.superseded)
             self.code = exit_codes.SUPERSEDED
         elif self.failures:
-            # Stable: among equals the first reported.
+            # min is stable: among equals, the first reported.
             first = min(self.failures, key=_echo)
             number, host = first["rank"], first["host"]
-            # Its own step: how far the others had come when it failed differs from time to time.
+            # Its own step: how far the others had got when it failed varies.
             step = first.get("step")
             if step is None:
                 step = max((rank.step for rank in self.ranks if rank.step is not None), default=None)
@@ -218,7 +218,7 @@ class Coordinator:
             self.code = exit_codes.FINISHED
 
     def _suspended(self, number: int, seconds: float, now: float) -> None:
-        """Rank `number` was stopped for the last `seconds`; the others were too, or waited for it."""
+        """Rank `number` was suspended for the last `seconds`; the others were, too, or waited for it."""
         new = now - max(now - seconds, self.suspended_until)
         if new > SHORTEST_SUSPENSION:
             self.suspended_until = now
@@ -227,7 +227,7 @@ class Coordinator:
                 rank.beat = min(now, rank.beat + new)
 
     def _forgive_suspension(self, now: float) -> None:
-        """A job that was suspended as a whole (SIGSTOP) has not hung: its clocks are set forward."""
+        """Sets the clocks forward after a suspension of the whole job (SIGSTOP), which is not a hang."""
         gap = now - self.last_tick if self.last_tick is not None else 0.0
         self.last_tick = now
         if gap > 10.0:
@@ -238,10 +238,10 @@ class Coordinator:
 
 
 def _echo(end: dict[str, Any]) -> int:
-    """How much this failure looks like the echo of another rank's: 0 not at all, 2 like one.
+    """How much this failure looks like a consequence of another rank's: 0 not at all, 2 certainly.
 
-    1: it was aborted, which NCCL's watchdog does to a healthy rank whose peer is gone, and native code to a
-    sick one, whose peers then report a lost connection.
+    1: SIGABRT, which NCCL's watchdog raises in a healthy rank whose peer is gone, but also native code in a
+    rank that fails itself, whose peers then report a lost connection.
     """
     error = str(end.get("error") or "")
     if budget.DATA.search(error):

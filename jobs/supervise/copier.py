@@ -1,8 +1,8 @@
 """`python -m jobs.supervise.copier CONTAINER STAGE FD`: copies a packed dataset to this node's own disk.
 
-A process beside the training, which goes on reading the shared file until the copy has its name. Whoever
-comes second, another run say, waits for the first and finds the copy. Its answer is a line of JSON on FD: the
-fields of an event `staged` or `not_staged`. Whatever goes wrong is said there and harms no run.
+It runs beside the training, which reads the shared file until the copy has its name. A second copier, such as
+another run's, waits for the first and finds the copy. It answers with a line of JSON on FD: the fields of an
+event `staged` or `not_staged`. Whatever goes wrong is reported there and harms no run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main() -> int:
     container, stage, answer = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     os.set_inheritable(answer, False)
-    os.nice(19)  # the training's processes come first
+    os.nice(19)  # the training has priority
     began = time.monotonic()
     try:
         done = copy(container, stage)
@@ -43,10 +43,10 @@ def main() -> int:
 
 
 def copy(container: Path, stage: Path) -> dict[str, Any]:
-    """Sees to it that a whole and verified copy is there: `copy` is where, `bytes` its size, `found` is there
-    if it had been there already.
+    """Ensures that there is a complete, verified copy. Returns `copy` (its path), `bytes` (its size), and
+    `found` if it existed already.
 
-    Raises UserError where there can be none, OSError for what a file system raises, with nothing left behind.
+    Raises UserError if there can be none, OSError from the file system; then nothing is left behind.
     """
     with closing(os.open(container, os.O_RDONLY | os.O_CLOEXEC)) as source:
         status = os.fstat(source)
@@ -63,8 +63,8 @@ def copy(container: Path, stage: Path) -> dict[str, Any]:
 
 
 def verify(copy: Path, container: Path) -> None:
-    """Raises UserError unless the copy holds what was prepared: every file in it by its digest, and each that
-    the dataset's table has by the table's."""
+    """Raises UserError unless the copy holds what was prepared: compares every file's CRC-32, and with the
+    dataset's table of digests those listed there."""
     made = packed.Container(copy)
     try:
         shared = packed.Container(container)

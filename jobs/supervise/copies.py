@@ -1,5 +1,5 @@
-"""The copies of a node's packed datasets that a training has asked for: begun by the supervisor of the node's
-first rank as soon as a worker says what it reads, made beside the training (copier.py), told as events."""
+"""The copies of a node's packed datasets that a training asks for: started by the supervisor of the node's
+first rank once a worker says what it reads, made beside the training (copier.py), reported as events."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from jobs.run.task import Task
 from jobs.supervise import processes
 
 MOST = 64 << 10
-"""Bytes of an answer, which is one line."""
+"""The most bytes of an answer, which is one line."""
 
 
 class Copies:
-    """Does nothing where the run has no `stage`, or on a rank that is not its node's first."""
+    """Does nothing if the run has no `stage`, or on ranks other than a node's first."""
 
     def __init__(self, run: Run, task: Task, environ: Mapping[str, str]) -> None:
         setting = run.request().cluster.stage if run.request_file.exists() else ""
         self.first = bool(setting) and task.local_rank == 0
         self.stage: Path | None = None
         self.problem = ""
-        """Why nothing can be copied."""
+        """Why nothing can be copied; "" if it can."""
         if setting:
             try:
                 self.stage = staged.expand(setting, environ)
@@ -39,22 +39,22 @@ class Copies:
         self.asked: set[str] = set()
         self.answers: list[dict[str, Any]] = []
         self.copiers: dict[int, str] = {}
-        """The end of each copier's pipe, and what it copies."""
+        """Read end of each copier's pipe -> what it copies."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """For the worker."""
+        """The environment variables for the worker."""
         return {staged.VARIABLE: str(self.stage or "")}
 
     def begin(self, path: str) -> None:
-        """Has the container at `path` copied, which a worker has opened."""
+        """Starts copying the container at `path`, which a worker has opened."""
         if not self.first or path in self.asked:
             return
         self.asked.add(path)
         if self.stage is None:
             self.answers.append(_not_staged(path, self.problem))
             return
-        with contextlib.suppress(OSError):  # which the copier says
+        with contextlib.suppress(OSError):  # which the copier will report
             if there := staged.found(self.stage, Path(path), os.stat(path)):
                 self.answers.append({"event": "staged", "path": path, "seconds": 0.0, **there})
                 return
@@ -70,8 +70,8 @@ class Copies:
             os.close(write_end)
 
     def events(self, over: bool) -> Iterator[dict[str, Any]]:
-        """What became of the copies since, as the fields of events. When it is `over`, copiers were ended and
-        have nothing to say."""
+        """The results of the copies since the last call, as fields of events. Once it is `over`, the copiers
+        have been ended and report nothing."""
         while self.answers:
             yield self.answers.pop(0)
         for end, path in list(self.copiers.items()):
@@ -87,7 +87,7 @@ class Copies:
                 yield _not_staged(path, "the copier was killed, or its error is in the log")
 
     def leave(self, finished: bool) -> None:
-        """At the end of a training that is `finished`: a copy in memory would take it from whoever comes."""
+        """After a `finished` training, removes unused copies in memory, which later jobs may need."""
         if not finished or self.stage is None or not self.first:
             return
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""What two supervisors say before they trust each other, and the messages that they exchange from then on.
+"""The handshake of two supervisors that do not trust each other yet, and the messages that follow.
 
-Both sides prove to know the same key, by messages of a fixed length in which there is nothing to parse; what
-follows carries a MAC each (`Connection`).
+Both sides prove that they know the same key, with messages of fixed length that need no parsing; every
+message after that carries a MAC (`Connection`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LONGEST = 1 << 26
 
 
 class Connection:
-    """Messages over a socket between two sides that have proved to know the same key.
+    """Messages over a socket between two sides that have proved that they know the same key.
 
-    Each is its length (4 bytes, big endian), its content, and the HMAC-SHA256 of the sending side's key over
-    its number on this connection (8 bytes), its length and its content.
+    Each consists of its length (4 bytes, big endian), its content, and the HMAC-SHA256, under the sender's
+    key, of its number on this connection (8 bytes), its length and its content.
     """
 
     def __init__(self, sock: socket.socket, mine: bytes, theirs: bytes, received: bytes = b"") -> None:
@@ -42,7 +42,7 @@ class Connection:
         return self.socket.fileno()
 
     def send(self, message: dict[str, Any]) -> bool:
-        """False if the other end is gone (or has not read for a long time, which is as bad)."""
+        """Sends a message. False if the other end is gone, or has not read for a long time."""
         return self.send_bytes(json.dumps(message, separators=(",", ":")).encode(), HANDSHAKE_SECONDS)
 
     def send_bytes(self, content: bytes, seconds: float) -> bool:
@@ -60,10 +60,10 @@ class Connection:
         return True
 
     def receive(self, one: bool = False) -> list[dict[str, Any]] | None:
-        """The messages that have come in, possibly none; None when the other end is gone or talks nonsense.
+        """The messages received, possibly none; None if the other end is gone or sends anything invalid.
 
-        Call it when the socket is readable, or let it wait as long as the socket's timeout. `one`: leaves
-        what follows the first in the socket.
+        Call it when the socket is readable, or let it wait for the socket's timeout. `one`: leaves whatever
+        follows the first message in the socket.
         """
         contents = self.receive_bytes(one)
         if contents is None:
@@ -75,7 +75,7 @@ class Connection:
         return messages if all(isinstance(message, dict) for message in messages) else None
 
     def receive_bytes(self, one: bool = False) -> list[bytes] | None:
-        """As `receive`, with the contents as they came."""
+        """As `receive`, but returns the raw contents."""
         try:
             data = self.socket.recv(self._end() - len(self._buffer) if one else 1 << 16)
         except (TimeoutError, BlockingIOError):
@@ -88,7 +88,7 @@ class Connection:
         return self.take()
 
     def take(self) -> list[bytes] | None:
-        """The contents that are here already, as far as they are whole; None if one is not the other's."""
+        """The contents of the messages that are complete so far; None if a MAC is wrong."""
         contents = []
         while 4 < (end := self._end()) <= len(self._buffer):
             head, content, mac = (
@@ -103,7 +103,7 @@ class Connection:
         return contents if self._end() <= 4 + LONGEST + MAC else None
 
     def _end(self) -> int:
-        """Where in the buffer the first message ends; 4, the end of its length, until that is there."""
+        """Where the first message ends in the buffer; 4, the end of its length, until that is complete."""
         if len(self._buffer) < 4:
             return 4
         return int(4 + struct.unpack_from(">I", self._buffer)[0] + MAC)
@@ -118,7 +118,7 @@ def mac_of(key: bytes, *parts: bytes) -> bytes:
 
 @dataclass
 class Shake:
-    """What follows from the key and both nonces."""
+    """What is derived from the key and both nonces."""
 
     key: bytes
     nonces: bytes
@@ -134,7 +134,7 @@ class Shake:
 
 @dataclass
 class Guest:
-    """A connection that has not yet proved itself, or not yet said which rank it is."""
+    """A connection that has not yet proved that it knows the key, or not yet said which rank it is."""
 
     socket: socket.socket
     until: float
@@ -146,7 +146,7 @@ class Guest:
         return self.socket.fileno()
 
     def go_on(self, key: bytes) -> list[bytes] | None:
-        """One step: the messages that it has sent since its proof, possibly none; None to dismiss it."""
+        """One step: returns the messages since its proof, possibly none; None if it must be dismissed."""
         if self.connection:
             return self.connection.receive_bytes()
         try:
@@ -161,7 +161,7 @@ class Guest:
         return self.connection.take() if self.connection else []
 
     def _shake_hands(self, key: bytes) -> bool:
-        """Whether what has come in so far is a guest's part of the handshake, as far as it goes."""
+        """Whether what has been received so far is a valid beginning of a guest's part of the handshake."""
         if self.shake is None:
             hello = len(HELLO) + NONCE
             if not self.received.startswith(HELLO[: len(self.received)]):
@@ -184,7 +184,7 @@ class Guest:
 
 
 def shake_hands(sock: socket.socket, key: bytes) -> Connection | None:
-    """A guest's side: the connection, if the other end knows the key, which now knows that we do, too."""
+    """A guest's side: the connection, if the other end knows the key and has seen that we do; else None."""
     mine = secrets.token_bytes(NONCE)
     try:
         sock.sendall(HELLO + mine)
@@ -199,7 +199,7 @@ def shake_hands(sock: socket.socket, key: bytes) -> Connection | None:
 
 
 def read_exactly(sock: socket.socket, length: int) -> bytes:
-    """Raises OSError if so much does not come within the time of a handshake."""
+    """Reads `length` bytes. Raises OSError if they do not arrive within the time of a handshake."""
     until, data = time.monotonic() + HANDSHAKE_SECONDS, b""
     while len(data) < length:
         sock.settimeout(max(until - time.monotonic(), 0.001))

@@ -1,4 +1,4 @@
-"""Tells the supervisor that this rank is alive, and what it is doing: JSON lines on BATON_HEARTBEAT_FD."""
+"""Tells the supervisor that this rank is alive and what it is doing: JSON lines on BATON_HEARTBEAT_FD."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import NamedTuple
 from jobs.run.errors import MALFORMED
 
 INTERVAL = 0.5
-"""Seconds between two beats of the same phase, at least."""
+"""Minimum seconds between two beats of the same phase."""
 _told: int | None = None
-"""The descriptor of this process's Heartbeat, which forked loaders have, too."""
+"""The descriptor of this process's Heartbeat, which forked data loader workers have, too."""
 _held: Beat | None = None
-"""This process's last beat, if it came too soon after the one before to be told."""
+"""This process's last beat, if it came too soon after the previous one to be sent."""
 
 
 class Beat(NamedTuple):
     phase: str
     step: int | None
     at: float
-    """time.monotonic() of the machine."""
+    """time.monotonic(), which the whole machine shares."""
 
 
 class Reads(NamedTuple):
     path: str
-    """Of a packed dataset's container that the worker has opened."""
+    """The path of a packed dataset's container that the worker has opened."""
 
 
 def read(line: bytes, now: float) -> Beat | Reads | None:
-    """A sign of life as a worker, any program, wrote it, or what it reads; None for what is neither."""
+    """Parses a line from a worker, which may be any program: a sign of life, or what it reads; else None."""
     try:
         said = json.loads(line)
         if (path := said.get("reads")) is not None:
@@ -70,21 +70,21 @@ class Heartbeat:
 
 
 def tell_held() -> None:
-    """Tells the last beat, if it was not told yet: at which step an error came is known to the step."""
+    """Sends the last beat if it has not been sent yet, so that the exact step of an error is known."""
     global _held
     if _told is not None and _held is not None:
-        # By the clock of the whole machine: whoever was stopped meanwhile can tell when it was written.
+        # On the machine's clock: a reader that was suspended meanwhile can tell when it was written.
         _write(_told, json.dumps(_held._asdict() | {"at": round(_held.at, 3)}) + "\n")
     _held = None
 
 
 def tell_reads(container: Path) -> None:
-    """Tells the supervisor that this rank reads from a packed dataset; without one, nobody."""
+    """Tells the supervisor, if there is one, that this rank reads from a packed dataset."""
     if _told is not None:
         _write(_told, json.dumps({"reads": str(container)}) + "\n")
 
 
 def _write(fd: int, line: str) -> None:
-    # A full pipe, or a supervisor that is gone: nobody is listening, which is not for this rank to judge.
+    # A full pipe, or a supervisor that is gone: nobody is listening, which is not this rank's concern.
     with contextlib.suppress(BlockingIOError, BrokenPipeError):
         os.write(fd, line.encode())

@@ -1,9 +1,9 @@
 """`python -S -c START STAGE ARGUMENTS…` (START: jobs/run/image.py) runs this environment's interpreter with
-the arguments, from a copy of the environment's image on this node's own disk, in a copy of the working
-directory, if that is a run's code; from here where there can be none, and says so.
+the arguments, from a copy of the environment's image on this node's own disk and, if the working directory is
+a run's code, in a copy of that; from the originals, with a message, if there can be no copies.
 
-What is imported here comes from the shared file system, for every rank at every start: so little is. Only
-where a copy is missing, unpacking.py makes it (or mounting.py, which mounts it).
+Imports here are read from the shared file system, for every rank at every start, so there are few. Only if a
+copy is missing, unpacking.py makes it (or mounting.py mounts it).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def main() -> None:
 
 
 def find(stage: str, packed: str, suffix: str) -> str | None:
-    """The folder with a whole copy, which this process and what it executes hold against eviction; None if
-    there is none, "" if there is no such image. Raises UserError and OSError where there can be none."""
+    """The folder with a complete copy, locked against eviction by this process and what it executes; None if
+    there is none, "" if there is no image of the code. Raises UserError and OSError if there can be none."""
     try:
         status = os.stat(packed)
     except FileNotFoundError:
@@ -57,8 +57,8 @@ def find(stage: str, packed: str, suffix: str) -> str | None:
 
 
 def names(packed: str, status: os.stat_result, suffix: str, place: str) -> list[str]:
-    """The names that a whole copy of an image may have for this process, the best first: where the ranks of
-    its step of a job have it mounted, and where it lies unpacked."""
+    """The names that a complete copy of an image may have for this process, the best first: where the ranks
+    of its job step have it mounted, and where it is unpacked."""
     found = [staged.name(packed, status, suffix, place)]
     step = [os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")]
     if packed.endswith(image.SQUASHED) and step[1]:
@@ -67,18 +67,18 @@ def names(packed: str, status: os.stat_result, suffix: str, place: str) -> list[
 
 
 def hold_one(inside: int, names: list[str]) -> str:
-    """The first of these that is there, held; "" for none."""
+    """The first of these that exists, now locked; "" if none does."""
     return next((name for name in names if hold(inside, name)), "")
 
 
 def hold(inside: int, name: str) -> bool:
-    """Takes a shared lock on the copy, if there is one, on a descriptor that the next program inherits."""
+    """Takes a shared lock on the copy, if it exists, with a descriptor that the next program inherits."""
     fd = staged.open_inside(inside, name)
     if fd is None:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        # Whoever evicts it has the other lock while it loses its name.
+        # Eviction holds the exclusive lock while it removes the name.
         if not os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=inside)):
             raise FileNotFoundError(name)
         if name.endswith(staged.MOUNT) and not is_mounted(fd):
@@ -92,8 +92,8 @@ def hold(inside: int, name: str) -> bool:
 
 
 def is_mounted(fd: int) -> bool:
-    """Whether an image is mounted in this folder for this process, and somebody answers. Its interpreter does
-    not tell: it may be the system's, which is there in any case."""
+    """Whether an image is mounted in this folder for this process, and responds. Its interpreter does not
+    show that: it may be the system's, which always exists."""
     try:
         os.close(os.open(f"{staged.MOUNTED}/bin", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd))
     except OSError:

@@ -1,13 +1,13 @@
-"""The whole of a run on one machine without Slurm: prepare, then train until it is finished, then evaluate.
+"""A whole run on one machine without Slurm: prepare, then train until it is finished, then evaluate.
 
-submitit's local executor starts one task, this chain; what that executor lacks stands here. The stages depend
+submitit's local executor starts one task, this chain, which adds what that executor lacks. The stages depend
 on each other; a training that was preempted or failed is started again, within the same budget as on a
-cluster; a dead rank ends its stage; the chain has a session of its own, so neither Ctrl-C nor the end of the
-terminal reaches it; several chains share the machine's GPUs; and however it ends, so do its children.
+cluster; a dead rank ends its stage; the chain has its own session, so neither Ctrl-C nor the end of the
+terminal reaches it; several chains share the machine's GPUs; and however it ends, its children end with it.
 
-Signals: TERM or INT cancels (the ranks save and leave, and the run can be resumed), a second one kills at
-once; USR2 is a preemption (the ranks save, leave, and are started again). The process is named in
-RUN/job/local.json (an evaluation or inference by hand in RUN/job/local-PID.json, while it lives).
+Signals: TERM or INT cancels (the ranks save and exit, and the run can be resumed), a second one kills at
+once; USR2 is a preemption (the ranks save, exit, and are started again). The process is recorded in
+RUN/job/local.json (for an evaluation or inference by hand, in RUN/job/local-PID.json while it is alive).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from jobs.slurm import successor
 from jobs.supervise import afterwards, processes
 
 LEAVE_SECONDS = 120.0
-"""How long the tasks of a cancelled stage may take to save and leave."""
+"""How long the tasks of a cancelled stage may take to save and exit."""
 FOLLOW_SECONDS = 30.0
-"""How long the other tasks of a stage may live on when one has failed."""
+"""How long the other tasks of a stage may continue after one has failed."""
 
 
 def chain(run_path: str, stages: Sequence[Stage]) -> int:
-    """Runs the stages one after the other, each only if the one before it succeeded. Returns the exit code.
+    """Runs the stages one after the other, each only if the one before succeeded. Returns the exit code.
 
     0: all done. 85: cancelled, and resumable by running the same chain again. Otherwise that of the failed
-    stage. Raises UserError if a chain of this run is running already.
+    stage. Raises UserError if a chain of this run is already running.
     """
     return _Chain(Run(Path(run_path).resolve())).run(stages)
 
@@ -62,12 +62,12 @@ class _Chain:
         run.job.mkdir(exist_ok=True)
         if os.getsid(0) != os.getpid() and os.getpgrp() != os.getpid():
             os.setsid()
-        # An evaluation or inference by hand may run beside the run's own chain, which cancel must still find.
+        # An evaluation or inference by hand may run beside the run's chain, which cancel must still find.
         self.owner = owner = any(stage.name in ("train", "prepare") for stage in stages)
         with ExitStack() as stack:
             if owner:
                 _lock(stack, run)
-            # In an allocation, the local chain is still no job of Slurm's.
+            # Even in an allocation, the local chain is not a Slurm job.
             environ = successor.clean_environment(os.environ) | {"BATON_JOB": self.job}
             os.environ.clear()
             os.environ.update(environ)
@@ -92,7 +92,7 @@ class _Chain:
     def run_stage(self, stage: Stage) -> int:
         if stage.name == "train":
             return self.train(stage)
-        # An evaluation by hand is meant, whatever there is.
+        # An evaluation by hand is done even if there is one already.
         if stage.name == "evaluate" and self.owner and story.read(self.run_directory.events).is_evaluated:
             return 0
         before = self.failures(stage)
@@ -105,7 +105,7 @@ class _Chain:
             code = _first_failure(codes)
         if self.cancelled:
             return exit_codes.RESUME
-        # A job gives its own reason, unless it was killed or could not begin.
+        # A job records its own reason, unless it was killed or could not start.
         if code != 0 and self.failures(stage) == before:
             rank = next(rank for rank, one in codes.items() if one != 0)
             log = f"job/{self.log_name(stage, rank)}"
@@ -134,7 +134,7 @@ class _Chain:
             self.restart += 1
 
     def run_tasks(self, stage: Stage) -> dict[int, int]:
-        """Starts the stage's tasks and waits for all: rank -> exit code (128 + n when killed by signal n)."""
+        """Starts the stage's tasks and waits for all: rank -> exit code (128 + n if killed by signal n)."""
         codes: dict[int, int] = {}
         with ExitStack() as stack:
             gpus = stack.enter_context(_FreeGpus(stage.wanted_gpus(), self)).numbers
@@ -152,7 +152,7 @@ class _Chain:
             while tasks:
                 left = 1.0 if deadline is None else max(0.0, min(1.0, deadline - time.monotonic()))
                 self.wait(left)
-                # Nobody takes this machine away: what would die of it goes on.
+                # This machine is not taken away, so a stage that USR2 would kill continues.
                 if self.take_signals(list(tasks), stage.name in LEAVING):
                     deadline = time.monotonic() + LEAVE_SECONDS
                 for pid, status in processes.reap().items():
@@ -175,7 +175,7 @@ class _Chain:
             os.read(self.wakeup, 4096)
 
     def take_signals(self, tasks: Sequence[int], hear_usr2: bool = True) -> bool:
-        """Passes on what has come in; True if the tasks have been asked to leave for good."""
+        """Forwards the signals received; True if the tasks have been told to exit for good."""
         asked = False
         while self.signals:
             number = self.signals.pop(0)
@@ -201,7 +201,7 @@ class _Chain:
             "SUBMITIT_LOCAL_NODEID": "0",
             "BATON_RESTART": str(self.restart),
         }
-        # submitit sets it to nothing; what the user had comes as BATON_VISIBLE_GPUS.
+        # submitit empties it; the user's value is in BATON_VISIBLE_GPUS.
         env.pop("CUDA_VISIBLE_DEVICES", None)
         if gpus is not None:
             env["CUDA_VISIBLE_DEVICES"] = gpus
@@ -212,11 +212,11 @@ class _Chain:
 
 
 class _FreeGpus:
-    """Holds that many GPUs, for as long as the context lasts, that no other process computes on.
+    """Reserves that many GPUs that no other process uses, for the duration of the context.
 
-    Chains agree by locks, which end with their process; others show in nvidia-smi. Waits until enough are
-    free.
-    `numbers` is a CUDA_VISIBLE_DEVICES, or None where there is no nvidia-smi and the user set nothing either.
+    Chains coordinate through locks, which end with their process; others show up in nvidia-smi. Waits until
+    enough are free. Raises UserError if the machine has fewer.
+    `numbers`: a CUDA_VISIBLE_DEVICES, or None if there is no nvidia-smi and the user has set nothing either.
     """
 
     def __init__(self, wanted: int, owner: _Chain) -> None:
@@ -226,7 +226,7 @@ class _FreeGpus:
 
     def __enter__(self) -> _FreeGpus:
         if self.wanted == 0 or not visible_gpus():
-            # "" hides them, be it from a stage that needs none or because the user's own setting does.
+            # "" hides them: from a stage that needs none, or because the user's own setting does.
             self.numbers = "" if visible_gpus() or "BATON_VISIBLE_GPUS" in os.environ else None
             return self
         said = False
@@ -260,7 +260,7 @@ class _FreeGpus:
         return True
 
     def holder(self, identifier: str, busy: set[str]) -> str:
-        """Who has a GPU, as far as that can be told."""
+        """Who has a GPU, as far as is known."""
         if identifier in busy:
             return "something computes on it"
         return private.holder(private.folder("gpus") / identifier)
@@ -272,7 +272,7 @@ class _FreeGpus:
 
 
 def visible_gpus() -> dict[str, str]:
-    """The GPUs this user may use: uuid -> number, in order; {} where there is no nvidia-smi.
+    """The GPUs that this user may use: UUID -> number, in order; {} without nvidia-smi.
 
     BATON_VISIBLE_GPUS (the launcher's CUDA_VISIBLE_DEVICES) limits them.
     """
@@ -302,7 +302,7 @@ def _nvidia_smi(query: str) -> list[tuple[str, ...]]:
 
 
 def _first_failure(codes: Mapping[int, int]) -> int:
-    """0 if all tasks ended well, 85 if they left together, else the code of the first that failed."""
+    """0 if all tasks succeeded, 85 if they saved and exited, else the code of the lowest rank that failed."""
     failed = [code for code in codes.values() if code not in (exit_codes.FINISHED, exit_codes.RESUME)]
     return failed[0] if failed else max(codes.values())
 
@@ -312,8 +312,8 @@ def _job_id() -> str:
 
 
 def _lock(stack: ExitStack, run: Run) -> None:
-    """Until the stack is closed no other chain of the run may start. The file is closed to others, who could
-    hold a lock on what they can read."""
+    """Keeps other chains of the run from starting until the stack is closed. Raises UserError if one is
+    running. The file is private, since others could lock whatever they can read."""
     path = run.job / files.LOCK()
     fd = private.open_own(path)
     stack.callback(os.close, fd)
@@ -322,8 +322,8 @@ def _lock(stack: ExitStack, run: Run) -> None:
 
 
 def _last_line(path: Path) -> str | None:
-    """The last line of a log that says something, which is where Python puts an error; None if there is none,
-    or the log cannot be read."""
+    """The last non-blank line of a log, which is where Python puts an error; None if there is none or the log
+    cannot be read."""
     try:
         lines = path.read_bytes()[-65536:].decode(errors="replace").splitlines()
     except OSError:

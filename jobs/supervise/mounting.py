@@ -1,15 +1,15 @@
-"""Mounts a squashfs image of an environment on a node (unpacking.py), by squashfuse, which needs no root.
+"""Mounts a squashfs image of an environment on a node (unpacking.py), with squashfuse, which needs no root.
 
 STAGE/baton-UID-data/
-    KEY.sqfs            a whole copy of the image; who has it mounted holds a shared lock on it
-    KEY.mnt/            the environment, for one step of a job: its ranks hold a shared lock on it
-        root/           here the copy is mounted
-        lib, …          as they are in there, by links
-        bin, pyvenv.cfg its own, for they say where its Python is
+    KEY.sqfs            a complete copy of the image; whoever has it mounted holds a shared lock on it
+    KEY.mnt/            the environment, for one job step: its ranks hold a shared lock on it
+        root/           the mount point of the copy
+        lib, …          links into it
+        bin, pyvenv.cfg its own, because they say where its Python is
 
-Slurm ends a squashfuse with the step that it was started in: so each step has one. It ignores the signals
-that all processes of a step get. When the last rank has ended, a process that waits for that unmounts it; if
-Slurm ended that one, too, the next start on the node does (staging.remove).
+Slurm ends squashfuse with the job step that started it, so each step has its own. It ignores the signals that
+all processes of a step get. When the last rank has ended, a process that waits for that unmounts the image;
+if Slurm has ended that, too, the next start on the node does (staging.remove).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from jobs.supervise import staging, unpacking
 DEVICE = "/dev/fuse"
 PROGRAM = "squashfuse"
 KEEP = 'setsid --fork flock --exclusive "${1%/*}" sh -c "$2" sh "$1" </dev/null >/dev/null 2>&1'
-"""Leaves a process behind that runs `$2` when nobody holds the folder around `$1` any more."""
+"""Leaves a process behind that runs `$2` once nobody holds a lock on the folder around `$1`."""
 
 
 class CannotMount(UserError):
-    """Here no image can be mounted; unpacked it may be."""
+    """No image can be mounted here, but perhaps unpacked."""
 
 
 def mount(packed: str, source: int, inside: int, stage: str, name: str) -> str:
-    """The name of the folder with the environment, which this process and what it executes hold: `name`, or
-    another if that is "", or another's.
+    """The name of the folder with the environment, locked by this process and what it executes: `name`, or a
+    new one if that is "" or taken.
 
-    Raises CannotMount, or where it cannot even be copied UserError and OSError; no mount is left behind.
+    Raises CannotMount, or UserError and OSError if it cannot even be copied; no mount is left behind.
     """
     trouble = f"{packed} cannot be mounted on {os.uname().nodename}"
     if not os.access(DEVICE, os.R_OK | os.W_OK):
@@ -47,7 +47,7 @@ def mount(packed: str, source: int, inside: int, stage: str, name: str) -> str:
     for other in os.listdir(inside):
         if other.endswith(staged.MOUNT):
             staging.evict(inside, other)
-    if not name or name in os.listdir(inside):  # mounted in another container, say
+    if not name or name in os.listdir(inside):  # such as mounted in another container
         name = os.urandom(16).hex() + staged.MOUNT
     with staging.closing(_copy(packed, source, inside, stage)) as copy:
         try:
@@ -57,7 +57,7 @@ def mount(packed: str, source: int, inside: int, stage: str, name: str) -> str:
 
 
 def _copy(packed: str, source: int, inside: int, stage: str) -> int:
-    """A descriptor of the copy of an image, locked against eviction, which programs inherit."""
+    """An inheritable descriptor of an image's copy, locked against eviction."""
     status = os.fstat(source)
     name = staged.name(packed, status, staged.SQUASHED)
     fd = staged.open_inside(inside, name)
@@ -84,7 +84,7 @@ def _copy(packed: str, source: int, inside: int, stage: str) -> int:
 
 
 def _mount(trouble: str, copy: int, inside: int, name: str) -> str:
-    """Mounts beside, and only when all of it is there, gives the folder its name."""
+    """Mounts under a temporary name, and renames the folder only once it is complete."""
     part, folder = f"{name}.part", os.readlink(f"/proc/self/fd/{inside}")
     point = os.path.join(folder, part, staged.MOUNTED)
     os.mkdir(part, 0o700, dir_fd=inside)
@@ -108,7 +108,7 @@ def _mount(trouble: str, copy: int, inside: int, name: str) -> str:
 
 
 def _surround(part: str, folder: str) -> None:
-    """Makes the folder `part`, which will be `folder`, the environment that is mounted in it."""
+    """Makes `part`, which will be renamed to `folder`, the environment that is mounted in it."""
     root = os.path.join(part, staged.MOUNTED)
     place = os.path.join(part, "bin")
     os.mkdir(place, 0o700)

@@ -1,4 +1,4 @@
-"""Starting a process that cannot outlive its parent, and ending it with everything it has started.
+"""Starts processes that cannot outlive their parent, and ends them with everything they have started.
 
 Linux only (prctl, /proc), like Slurm. No torch.
 """
@@ -16,10 +16,10 @@ from typing import IO
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-# Loaded before any fork: looking a library up between fork and exec is not safe.
+# Loaded before any fork: loading a library between fork and exec is not safe.
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# What a job sends to every process of a step; whoever has no handler yet must not die of it.
+# Signals that every process of a job step gets; processes without handlers yet must not die of them.
 CATCHABLE = (signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -44,7 +44,7 @@ def start(
     """Starts `command` in a process group of its own and returns its pid.
 
     It is killed when this process dies, however that happens. If `deaf`, it starts with SIGTERM and SIGUSR2
-    ignored: a preemption that comes before its handlers stand must not kill it. The caller reaps it (`reap`).
+    ignored: a preemption before its handlers are installed must not kill it. The caller reaps it (`reap`).
 
     Raises OSError if the program cannot be started.
     """
@@ -68,13 +68,13 @@ def start(
         preexec_fn=in_child,
         cwd=cwd,
     )
-    # `reap` waits for any child, so Popen must not wait for this one (nor warn about it when collected).
+    # `reap` waits for all children, so Popen must not wait for this one (nor warn when garbage-collected).
     process.returncode = 0
     return process.pid
 
 
 def reap() -> dict[int, int]:
-    """Collects all children that have ended, without waiting: pid -> wait status."""
+    """Reaps all children that have ended, without blocking: pid -> wait status."""
     ended: dict[int, int] = {}
     while True:
         try:
@@ -87,14 +87,14 @@ def reap() -> dict[int, int]:
 
 
 def descendants(root: int) -> list[int]:
-    """Pids of all living (not zombie) processes below `root`, parents before children."""
+    """Pids of all live (not zombie) processes below `root`, parents before children."""
     return [pid for pid, state in _below(root) if state != "Z"]
 
 
 def _below(root: int) -> list[tuple[int, str]]:
-    """All processes below `root`, and the state of each, parents before children.
+    """(pid, state) of all processes below `root`, parents before children.
 
-    Zombies too: one whose main thread has ended before the others may still have children.
+    Includes zombies: one whose main thread has ended before other threads may still have children.
     """
     children: dict[int, list[tuple[int, str]]] = {}
     for entry in os.listdir("/proc"):
@@ -112,9 +112,9 @@ def _below(root: int) -> list[tuple[int, str]]:
 
 
 def end_all(seconds: float = 10.0, spare: Collection[int] = ()) -> dict[int, int]:
-    """Kills every descendant of this process, however deep, and collects the ended: pid -> wait status.
+    """Kills and reaps every descendant of this process, however deep: pid -> wait status.
 
-    `spare` and what those have started live on.
+    `spare` and their descendants are left alone.
     Needs `adopt_orphans`: a child of a killed process becomes ours, and is found in the next round. Gives up
     after `seconds` (a process in uninterruptible sleep on a dead file system cannot be killed).
     """
@@ -151,7 +151,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; with the pid it names a process for good.
+    """When a process started, in clock ticks since boot; together with its pid, this identifies it uniquely.
 
     None if there is no such process.
     """
@@ -163,21 +163,21 @@ def start_time(pid: int) -> int | None:
 
 
 def ignore_signals() -> None:
-    """For the last moments of a process whose exit code says all: Python takes its handlers away before it
-    ends, and what others left with makes srun send SIGTERM to those that are still there."""
+    """For the last moments of a process whose exit code matters: Python removes its handlers before it exits,
+    and the exit codes of other tasks make srun send SIGTERM to those that are still running."""
     for number in CATCHABLE:
         signal.signal(number, signal.SIG_IGN)
 
 
 def wake_on_signals(handle: Callable[[signal.Signals], None], *numbers: signal.Signals) -> int:
-    """Calls `handle` for each of these signals and makes the returned descriptor readable by it, so that a
-    `select` returns. SIGCHLD only wakes."""
+    """Calls `handle` for each of these signals, which also make the returned descriptor readable, so that a
+    `select` returns. SIGCHLD only does the latter."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for number in numbers:
         signal.signal(number, lambda n, _frame: handle(signal.Signals(n)))
-    # Before this program there may have been another that kept them for it (image.py).
+    # The program that executed this one may have blocked them meanwhile (unpacking.py).
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     return read_end
 
@@ -187,6 +187,6 @@ def _state_and_parent(pid: int) -> tuple[str, int]:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return "", 0
-    # The command name in brackets may hold spaces and brackets itself.
+    # The command name in brackets may itself contain spaces and brackets.
     fields = text.rpartition(")")[2].split()
     return fields[0], int(fields[1])

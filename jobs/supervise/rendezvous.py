@@ -1,15 +1,15 @@
-"""The supervisors of a step find each other over TCP, before torch is there, among strangers.
+"""The supervisors of a job step find each other over TCP, before torch is there, on an untrusted network.
 
-Rank 0 listens at a port that the kernel picks, and publishes it with a fresh random key in a file of the run
-directory that its owner alone can read, named after this very step. Whoever connects must prove to know the
-key, by messages of a fixed length in which there is nothing to parse; after that every message carries a MAC
-over its number, made with keys that come from both sides' nonces and differ by direction: who relays the
-handshake can neither forge, repeat, reorder nor turn around what follows (handshake.py). A publication left
-over from a start that was killed leads to nobody who knows its key: the others go on looking at the file.
+Rank 0 listens on a port that the kernel picks, and publishes it with a new random key in a file in the run
+directory that only its owner can read, named after this job step. Whoever connects must prove that it knows
+the key, with messages of fixed length that need no parsing; after that, every message carries a MAC over its
+number, with keys that are derived from both sides' nonces and differ by direction: whoever relays the
+handshake can neither forge, replay, reorder nor reflect what follows (handshake.py). A file left over from a
+start that was killed leads to nobody who knows its key: the others keep looking at the file.
 
-The connections stay open: supervise.py uses them to learn at once of any rank's end, engine/ranks.py to
-add up what the ranks have counted. On the way out rank 0 also opens the socket that torch's store will listen
-on: at loopback for one node, else at the address at which the other nodes reach this one.
+The connections stay open: supervisor.py uses them to learn at once of any rank's end, engine/ranks.py to add
+up what the ranks have counted. Finally, rank 0 also opens the socket on which torch's store will listen: on
+loopback for one node, else on the address at which the other nodes reach this one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from jobs.run.task import Task
 from jobs.supervise.handshake import HANDSHAKE_SECONDS, NONCE, Connection, Guest, shake_hands
 
 GUESTS = 64
-"""How many may be before their proof at once, beside the ranks themselves. The oldest has to go then."""
+"""How many unproved connections, besides those of the ranks, may be open; then the oldest is closed."""
 _LOOPBACK = "127.0.0.1"
 _SIOCGIFADDR = 0x8915
 
 
 class RendezvousError(Exception):
-    """The supervisors did not all meet in time; says who is missing, and where it was looked for."""
+    """The supervisors did not all meet in time; says which are missing, and where rank 0 was sought."""
 
 
 @dataclass
@@ -48,22 +48,22 @@ class Meeting:
     """What every rank knows after the supervisors have met."""
 
     hosts: list[str]
-    """Host of each rank."""
+    """The host of each rank."""
     start: int
     """Number of this start of the run."""
     stop: str | None
-    """Why this start must end at once, if it must."""
+    """Why this start must end at once; None if it need not."""
     master_address: str = _LOOPBACK
     master_port: int = 0
-    """Where torch's store is; 0 with one rank, which needs none."""
+    """The port of torch's store; 0 with one rank, which needs none."""
     store_key: str = ""
-    """What the names of all that the ranks put into the store begin with: not to be guessed by a stranger."""
+    """Prefix of all keys that the ranks put into the store, which strangers cannot guess."""
     interface: str | None = None
-    """The network interface that leads to the other ranks, where it could be told."""
+    """The network interface that leads to the other ranks, if known."""
     peers: dict[int, Connection] = field(default_factory=dict)
-    """On rank 0: a connection to each other rank. On the others: one to rank 0."""
+    """On rank 0, a connection to each other rank; on the others, one to rank 0."""
     store: socket.socket | None = None
-    """On rank 0 of several: listens for torch's store, which takes it over."""
+    """On rank 0 of several: the listening socket, which torch's store takes over."""
 
     def close(self) -> None:
         for connection in self.peers.values():
@@ -75,10 +75,10 @@ class Meeting:
 def meet(
     task: Task, folder: Path, seconds: float, start: int | None = None, stop: str | None = None
 ) -> Meeting:
-    """Returns when all supervisors of the step are there. Rank 0 gives `start` and perhaps `stop`.
+    """Returns once all supervisors of the job step have met. Rank 0 provides `start`, and perhaps `stop`.
 
-    `folder`: where rank 0 publishes, the same for all. Raises RendezvousError after `seconds`, or at once
-    where the file system lets others read or write what is published; OSError where it cannot be written.
+    `folder`: where rank 0 publishes, the same for all. Raises RendezvousError after `seconds`, or at once if
+    the file system lets others read or write what is published; OSError if it cannot be written.
     """
     if task.rank == 0 and start is None:
         raise ValueError("rank 0 must give the number of the start")
@@ -92,7 +92,7 @@ def meet(
 
 
 def interface_of(address: str) -> str | None:
-    """Name of this machine's network interface with this IP address; None if there is none."""
+    """The name of this machine's network interface with this IP address; None if there is none."""
     address = _plain(address).split("%")[0]
     if ":" in address:
         wanted = socket.inet_pton(socket.AF_INET6, address).hex()
@@ -110,7 +110,7 @@ def interface_of(address: str) -> str | None:
 
 
 def listen(address: str | None, port: int = 0) -> socket.socket:
-    """A listening socket at an address of this machine, or at all of them; port 0: one that nobody knows."""
+    """A listening socket on one address of this machine, or on all of them; port 0: a free one."""
     if address is not None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         place = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4]
@@ -138,10 +138,10 @@ def _open(path: Path) -> int:
 
 @contextlib.contextmanager
 def _published(path: Path, port: int, key: bytes) -> Iterator[None]:
-    """Rank 0's port and key, for as long as the block runs. One write: a reader sees them whole or not yet.
+    """Publishes rank 0's port and key while the block runs. One write: a reader sees all of them or nothing.
 
-    Afterwards the file is kept, blank, under another name: the next start writes into the room that it has
-    on the disk, and so finds some on a full one, too.
+    Afterwards the file is kept, blanked, under another name: the next start writes into its disk space, and
+    so has some even on a full disk.
     """
     kept = path.with_name(files.MEETING(STEP="over"))
     with contextlib.suppress(FileNotFoundError):
@@ -162,7 +162,7 @@ def _published(path: Path, port: int, key: bytes) -> Iterator[None]:
 
 
 def _look_up(path: Path) -> tuple[int, bytes] | None:
-    """The port and key that rank 0 has published; None if there are none yet."""
+    """The port and key that rank 0 has published; None if it has not yet."""
     fd = _open(path)
     try:
         words = os.read(fd, 256).decode("ascii", "replace").split()
@@ -176,7 +176,7 @@ def _look_up(path: Path) -> tuple[int, bytes] | None:
 
 
 def _leave_nothing(path: Path) -> None:
-    """Removes the file that only somebody who looked for it has made."""
+    """Removes the file if it is empty: it was only created by looking for it."""
     with contextlib.suppress(OSError):
         if path.lstat().st_size == 0:
             path.unlink()
@@ -228,8 +228,8 @@ def _gather(task: Task, path: Path, deadline: float, seconds: float, start: int,
 def _let_in(
     listener: socket.socket, task: Task, key: bytes, hosts: dict[int, str], deadline: float
 ) -> dict[int, Connection]:
-    """Waits for the other ranks, fills `hosts`, and turns everybody else away. What a guest sends can end no
-    more than its own connection."""
+    """Waits for the other ranks, fills `hosts`, and turns everybody else away. Whatever a guest sends can
+    only end its own connection."""
     peers: dict[int, Connection] = {}
     guests: list[Guest] = []
     listener.setblocking(False)
@@ -253,7 +253,7 @@ def _let_in(
                         dismiss(guests[0])
                     try:
                         sock, _ = listener.accept()
-                    except OSError:  # gone again before it was let in; or there are no descriptors left
+                    except OSError:  # it has gone again, or there are no file descriptors left
                         if guests:
                             dismiss(guests[0])
                         continue
@@ -262,7 +262,7 @@ def _let_in(
                     selector.register(guests[-1], selectors.EVENT_READ, guests[-1])
                     continue
                 guest = ready.data
-                if guest not in guests:  # dismissed a moment ago
+                if guest not in guests:  # just dismissed
                     continue
                 messages = guest.go_on(key)
                 if messages is None:
@@ -274,7 +274,7 @@ def _let_in(
                         continue
                     part_from(guest)
                     rank, hosts[introduced[0]] = introduced
-                    if rank in peers:  # it gave up on its first connection and came again
+                    if rank in peers:  # it gave up its first connection and reconnected
                         peers[rank].close()
                     peers[rank] = guest.connection
         for guest in list(guests):
@@ -283,7 +283,7 @@ def _let_in(
 
 
 def _introduced(message: bytes, world_size: int) -> tuple[int, str] | None:
-    """(rank, host) of a guest that has proved itself; None if it makes no sense."""
+    """(rank, host) of a guest that has proved itself; None if its message is invalid."""
     try:
         said = json.loads(message)
         rank, host = said["rank"], said["host"]
@@ -293,8 +293,8 @@ def _introduced(message: bytes, world_size: int) -> tuple[int, str] | None:
 
 
 def _common_address(peers: Iterable[Connection]) -> str | None:
-    """The address of this machine at which the other nodes have reached it; None if they did not agree (the
-    ranks beside this one may have come by loopback, and can come by that of the others)."""
+    """The address at which the other nodes have reached this machine; None if it was not the same for all
+    (ranks on this machine may have used loopback, but can use that address, too)."""
     mine = {_plain(str(connection.socket.getsockname()[0])) for connection in peers}
     outside = {address for address in mine if not _is_loopback(address)}
     found = outside or mine
@@ -338,7 +338,7 @@ def _join(task: Task, path: Path, deadline: float, seconds: float) -> Meeting:
 
 
 def _look_for_rank_0(address: str, port: int, key: bytes, trouble: dict[str, str]) -> Connection | None:
-    """A proved connection, or None and why in `trouble`."""
+    """A proved connection; or None, with the reason in `trouble`."""
     try:
         sock = socket.create_connection((address, port), timeout=HANDSHAKE_SECONDS)
     except OSError as error:

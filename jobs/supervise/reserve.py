@@ -10,7 +10,7 @@ from jobs.run.directory import Run
 from jobs.supervise import processes
 
 SECONDS = 60.0
-"""How long this start's end waits for it."""
+"""How long the end of this start waits for it."""
 
 
 class Reserve:
@@ -19,18 +19,18 @@ class Reserve:
         # Inside a container there may be no Slurm.
         self.submits = "SLURM_JOB_ID" in os.environ and shutil.which("sbatch") is not None
         self.pids: set[int] = set()
-        """Of the process, while it lives."""
+        """The process's pid, while it is alive."""
         self.until: float | None = None
 
     def submit(self) -> None:
-        """At the end of the job's time a save may take longer than what is left: whatever becomes of it, a
-        successor is to go on. In a process of its own, since Slurm may take its time to answer."""
+        """Submits a successor, because at the end of the job's time a save may take longer than the time
+        left. In a separate process, since Slurm may be slow to answer."""
         if self.submits and not self.pids:
             command = [sys.executable, "-m", "jobs.supervise.afterwards", str(self.run.path)]
             self.pids.add(processes.start([*command, "--presubmit", "--if-ending"], os.environ))
 
     def is_awaited(self, now: float) -> bool:
-        """What it submits must be on record when the batch script looks for it."""
+        """Whether to wait for it: the successor must be recorded before the batch script looks for it."""
         if self.until is None:
             self.until = now + SECONDS
         return bool(self.pids) and now < self.until

@@ -1,6 +1,6 @@
-"""The folder of a node's copies (jobs/run/staged.py): opened, cleared of remains, made room in, and filled.
+"""The folder of a node's copies (jobs/run/staged.py): opening it, removing leftovers, making room, copying.
 
-Imports little at its top, as jobs/run/image.py: for that, subprocess and contextlib are done without.
+Imports little at its top, like jobs/run/image.py, and so does without subprocess and contextlib.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OLD_SECONDS = 14 * 86400.0
-"""An unused copy goes after that time in any case, others when their room is needed."""
+"""Age at which an unused copy is removed in any case; younger ones only if their space is needed."""
 KEPT_FREE = 0.05
-"""Share of the file system that is left to others."""
+"""Fraction of the file system that is left to others."""
 CHUNK = 8 << 20
 KINDS = (staged.DATASET, staged.PIXELS, *staged.OF_IMAGES)
 NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
-"""What a file system says that has no files without a name."""
+"""Errors of a file system without O_TMPFILE."""
 UNMOUNT = """{ fusermount3 -u -z "$1" || fusermount -u -z "$1" || umount -l "$1"; } 2>/dev/null
 rm -rf --one-file-system "${1%/*}" 2>/dev/null || true"""
-"""Unmounts the image in such a folder, whether its squashfuse lives or not, and removes the folder, or what
-can be removed of it."""
+"""Unmounts the image in such a folder, whether or not its squashfuse is alive, and removes as much of the
+folder as possible."""
 IGNORING = ("sh", "-c", 'trap "" HUP INT USR1 USR2 TERM; cd / && exec "$@"', "baton")
-"""Starts what outlives the signals that Slurm sends to all processes of a step. Not where this process works:
-with an empty part in LD_LIBRARY_PATH, each program would look for its libraries there, dozens of times."""
+"""Starts a program that ignores the signals that Slurm sends to all processes of a job step. In /, since with
+an empty part in LD_LIBRARY_PATH programs search the working directory for libraries, dozens of times."""
 
 
 class closing:
@@ -49,7 +49,7 @@ class closing:
 
 
 def run(command: list[str], trouble: str, source: int | None = None) -> str:
-    """The last line that a command says, which reads from `source`. Raises UserError if it fails."""
+    """Runs a command that reads from `source`; returns its last line. Raises UserError if it fails."""
     reading, writing = os.pipe()
     with open(reading, encoding="utf-8", errors="replace") as file:
         with closing(writing):
@@ -65,7 +65,7 @@ def run(command: list[str], trouble: str, source: int | None = None) -> str:
 
 
 def open_folder(stage: str | Path) -> int:
-    """Makes what the last part of `stage` names, if need be: /local/$USER, say, where /local is there."""
+    """Opens the folder of copies; makes the last part of `stage`, as in /local/$USER. Raises UserError."""
     try:
         private.make_folder(stage)
         return private.open_folder(staged.folder_in(stage))
@@ -76,8 +76,8 @@ def open_folder(stage: str | Path) -> int:
 
 
 def open_lock(inside: int, name: str = "lock") -> int:
-    """Waits for a lock of the folder; it ends with the descriptor, and so with the process. Raises UserError
-    where the file system has no locks: nobody could tell which copies are in use."""
+    """Waits for a lock in the folder, which ends with the returned descriptor, and so with the process.
+    Raises UserError if the file system has no locks, since it would be unknown which copies are in use."""
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -93,15 +93,15 @@ def open_lock(inside: int, name: str = "lock") -> int:
 
 
 def remove_remains(inside: int, of_images: bool = False) -> None:
-    """What copiers (of images, if so) left that died: the lock is ours, so none is at work."""
+    """Removes what dead copiers (of images, if so) have left: we hold the lock, so none is at work."""
     for name in os.listdir(inside):
         if name.endswith(".part") and any(kind in name for kind in staged.OF_IMAGES) == of_images:
             remove(inside, name)
 
 
 def remove(inside: int, name: str) -> None:
-    """Removes a copy, file or folder, or what there is of it. A folder loses its name first, so that nobody
-    finds a part of it."""
+    """Removes a copy, a file or a folder, even a partial one. A folder is renamed first, so that nobody finds
+    part of it."""
     try:
         os.unlink(name, dir_fd=inside)
     except IsADirectoryError:
@@ -114,12 +114,12 @@ def remove(inside: int, name: str) -> None:
         import contextlib
         import shutil
 
-        with contextlib.suppress(FileNotFoundError):  # another has found it without its name
+        with contextlib.suppress(FileNotFoundError):  # another process may have found it under its new name
             shutil.rmtree(f"/proc/self/fd/{inside}/{part}")
 
 
 def evict(inside: int, name: str) -> bool:
-    """Removes a copy unless somebody reads it; whether it did."""
+    """Removes a copy unless somebody reads it; returns whether it did."""
     fd = staged.open_inside(inside, name)
     if fd is None:
         return False
@@ -131,7 +131,7 @@ def evict(inside: int, name: str) -> bool:
 
 
 def _unread(fd: int) -> bool:
-    """Whether nobody reads a copy, nor can anybody begin to until the descriptor is closed."""
+    """Whether nobody reads a copy; then nobody can start to until the descriptor is closed."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -140,8 +140,8 @@ def _unread(fd: int) -> bool:
 
 
 def make_room(inside: int, size: int, stage: str | Path) -> None:
-    """Evicts copies that nobody reads: the old ones, and of the others, the longest unused first, as many as
-    `size` bytes need. Raises UserError, having evicted only old ones, if that would not do."""
+    """Evicts copies that nobody reads: old ones, and then the least recently used until `size` bytes fit.
+    Raises UserError, having evicted only old ones, if that would not suffice."""
     unused = sorted(_unused(inside))
     for used, _, name in unused:
         if time.time() - used > OLD_SECONDS:
@@ -176,7 +176,7 @@ def _unused(inside: int) -> Iterator[tuple[float, int, str]]:
 
 
 def _size(folder: int) -> int:
-    """Bytes of a copy that is a folder; 0 where a crash of the node has left no number."""
+    """Bytes of a copy that is a folder; 0 if a crash of the node has lost the number."""
     try:
         with open(os.open(staged.SIZE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)) as file:
             return int(file.read())
@@ -192,9 +192,9 @@ def copy(
     verify: Callable[[int], None],
     read: Callable[[bytes], None] | None = None,
 ) -> None:
-    """Copies the open file at `path` in one sequential pass, in which `read` gets to see it, verifies what
-    has come to lie on the disk, and only then gives it its name. Until then it has none, and goes with this
-    process, where the file system can do that."""
+    """Copies the open file at `path` in one sequential pass, during which `read` gets its content; verifies
+    what is on the disk, and only then gives it its name. Until then it has none, and vanishes with this
+    process, if the file system supports that. Raises UserError if `path` was replaced meanwhile."""
     part = f"{name.removesuffix(staged.DATASET)}.part"
     try:
         with closing(_open_part(inside, part)) as fd:
@@ -207,7 +207,7 @@ def copy(
                     while chunk:
                         chunk = chunk[file.write(chunk) :]
             os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that it is read from there
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that `verify` reads it from the disk
             if staged.name(path, os.stat(path), os.path.splitext(name)[1]) != name:
                 raise UserError(f"{path} was replaced while it was copied")
             verify(fd)
@@ -222,7 +222,7 @@ def copy(
 
 
 def _open_part(inside: int, part: str) -> int:
-    """A new file without a name (open(2), O_TMPFILE), or with this one where there are none such."""
+    """A new file without a name (open(2), O_TMPFILE), or named `part` if that is not supported."""
     try:
         return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=inside)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""One rank's supervisor: it runs the worker, and stays when the worker dies, hangs or is killed.
+"""One rank's supervisor: it runs the worker, and survives when the worker dies, hangs or is killed.
 
 It reports to rank 0's supervisor, which decides for all (coordinate.py), so that no rank is left behind: a
 dead rank ends all ranks on all nodes within seconds, the first error is the one recorded, and whatever
-happens no process of the job is left. Imports no torch: it is there before the worker and after it.
+happens, no process of the job is left. Imports no torch: it exists before and after the worker.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from jobs.supervise.rendezvous import Meeting
 
 SIGN_OF_LIFE_SECONDS = 5.0
 SHORTEST_STOP = 1.0
-"""Seconds: a stop of the worker that is shorter is not reported."""
+"""Seconds: shorter suspensions of the worker are not reported."""
 UNSEEN_STOP = 5.0
-"""The same where only this process's own sleep, far longer than it asked for, gives it away: a freezer stops
-without a signal that anybody could see. A busy machine may delay it by less."""
+"""The same, if the only sign is that this process's own sleep took far too long: a cgroup freezer stops
+processes without a visible signal. A busy machine may delay it by less."""
 
 
 def supervise(
@@ -51,9 +51,9 @@ def supervise(
 ) -> int:
     """Runs this rank's worker, in `folder`, to its end and returns the exit code that all ranks agreed on.
 
-    `signals` is where the caller's handlers put what has come in, and `wakeup` a descriptor that becomes
-    readable then. `story` takes the events, on rank 0 alone (on rank 1 if rank 0's supervisor is lost).
-    `last_checkpoint` is the (step, epoch) that this start goes on from.
+    `signals`: where the caller's handlers append the signals received, when `wakeup`, a descriptor, becomes
+    readable. `story` gets the events, on rank 0 only (on rank 1 if rank 0's supervisor is lost).
+    `last_checkpoint`: the (step, epoch) from which this start resumes.
     """
     supervisor = _Supervisor(run, task, meeting, story, wakeup, signals)
     if task.rank == 0:
@@ -70,7 +70,7 @@ def supervise(
 
 
 class _Supervisor:
-    """State of one rank's supervisor. `coordinator` is there on rank 0 alone."""
+    """The state of one rank's supervisor. Only rank 0 has a `coordinator`."""
 
     def __init__(
         self,
@@ -96,9 +96,9 @@ class _Supervisor:
         self.last_sign = self.heard = self.last_round = now
         self.heartbeats = b""
         self.beaten: deque[float] = deque(maxlen=64)
-        """When the worker wrote its last signs of life, by the clock that a whole machine shares."""
+        """When the worker wrote its last signs of life, on the clock that the whole machine shares."""
         self.stopped: float | None = None
-        """Since when the worker is stopped."""
+        """Since when the worker has been suspended; None if it is not."""
         self.fresh = False
         self.reported: tuple[str | None, float] = (None, 0.0)
         self.coordinator: Coordinator | None = None
@@ -122,7 +122,7 @@ class _Supervisor:
             self.log_begin = worker_end.size_of(self.run.path / log) if log else 0
             self.worker = processes.start(command, env, pass_fds=passed, cwd=folder)
             os.close(write_end)
-            if self.meeting.store:  # it is the worker's now, and ends with it
+            if self.meeting.store:  # it belongs to the worker now
                 self.meeting.store.close()
             while self.code is None:
                 self.round()
@@ -155,8 +155,8 @@ class _Supervisor:
             | self.copies.environment
         )
         if meeting.interface:
-            # gloo goes by the host's name otherwise, which many machines resolve to a loopback address, and
-            # one that is alone to an address that others reach.
+            # Otherwise gloo uses the host name, which many machines resolve to a loopback address, and some
+            # single machines to an address that others can reach.
             env.setdefault("GLOO_SOCKET_IFNAME", meeting.interface)
             if len(set(meeting.hosts)) == 1:
                 env.setdefault("NCCL_SOCKET_IFNAME", meeting.interface)
@@ -168,7 +168,7 @@ class _Supervisor:
         timeout, slept = (0.5 if self.fresh else 1.0), time.monotonic()
         ready = self.selector.select(timeout)
         now = time.monotonic()
-        if now - slept > timeout + SHORTEST_STOP:  # stopped meanwhile: what there is has not been looked at
+        if now - slept > timeout + SHORTEST_STOP:  # suspended meanwhile: check again what is ready
             ready = self.selector.select(0)
         for key, _ in ready:
             if key.data == "wakeup":
@@ -186,7 +186,7 @@ class _Supervisor:
             self.report({"copy": event}, now)
         if self.coordinator:
             self.coordinator.tick(now)
-            # Not before this rank can end, too: srun kills what is left when others have left with an error.
+            # Not before this rank can end, too: srun kills the rest once a task has exited with an error.
             if self.coordinator.code is not None and not self.reserve.is_awaited(now):
                 self.order_all({"do": "end", "code": self.coordinator.code})
         self.keep_in_touch(now)
@@ -194,7 +194,7 @@ class _Supervisor:
 
     def read_heartbeats(self, now: float) -> None:
         data = os.read(self.heartbeat_end, 65536)
-        if not data:  # the worker and all it has started have closed it
+        if not data:  # the worker and all its children have closed it
             self.selector.unregister(self.heartbeat_end)
             return
         *lines, self.heartbeats = (self.heartbeats + data).split(b"\n")
@@ -203,10 +203,10 @@ class _Supervisor:
             if isinstance(beat, heartbeat.Reads):
                 self.copies.begin(beat.path)
             if not isinstance(beat, heartbeat.Beat):
-                continue  # a child of the worker wrote into it; it says nothing about progress
+                continue  # written by a child of the worker; not a sign of progress
             self.phase, self.step = beat.phase, self.step if beat.step is None else beat.step
             self.beaten.append(beat.at)
-            # The worker's handlers stand from its first sign on: now it gets what came in before.
+            # The worker's handlers are installed by its first sign of life: forward earlier signals now.
             for number in self.pending:
                 self.forward(number)
             self.pending.clear()
@@ -214,9 +214,9 @@ class _Supervisor:
         self.pass_on_progress(now)
 
     def notice_stops(self, slept: float, timeout: float, now: float) -> None:
-        """Reports for how long the worker was stopped, by `scontrol suspend` or anybody's SIGSTOP, once it
-        goes on. Mostly this process is stopped together with it, while it sleeps in `select`: from `slept`
-        on, for `timeout` seconds as it thought.
+        """Reports for how long the worker was suspended, by `scontrol suspend` or SIGSTOP, once it continues.
+        Usually this process is suspended together with it, while it sleeps in `select`: from `slept` on, and
+        nominally for `timeout` seconds.
         """
         overslept = now - slept - timeout
         since = slept + timeout / 2 if overslept > SHORTEST_STOP else now
@@ -228,12 +228,12 @@ class _Supervisor:
         elif overslept < UNSEEN_STOP or self.stopped is not None or self.ended:
             return
         elif any(since + SHORTEST_STOP < beat < now - SHORTEST_STOP for beat in self.beaten):
-            return  # it worked on: this process alone was stopped
+            return  # it kept working: only this process was stopped
         if self.stopped is None and now - since > SHORTEST_STOP:
             self.report({"suspended": round(now - since, 3)}, now)
 
     def worker_change(self) -> int | None:
-        """CLD_STOPPED or CLD_CONTINUED if that has become of the worker since the last time, else None."""
+        """CLD_STOPPED or CLD_CONTINUED if that has happened to the worker since the last call, else None."""
         if self.worker is None or self.ended:
             return None
         try:
@@ -243,12 +243,12 @@ class _Supervisor:
         return change.si_code if change is not None else None
 
     def pass_on_progress(self, now: float) -> None:
-        """At most once a second, but a new phase at once."""
+        """Reports progress: at most once a second, but a new phase at once."""
         phase, at = self.reported
         if self.fresh and self.phase is not None and (self.phase != phase or now - at > 1.0):
             self.reported, self.fresh = (self.phase, now), False
             self.report({"phase": self.phase, "step": self.step}, now)
-            if self.coordinator and self.phase == "train":  # the config is there since this start resolved it
+            if self.coordinator and self.phase == "train":  # this start has written the config by then
                 self.beside.begin()
 
     def read_peer(self, number: int, now: float) -> None:
@@ -289,11 +289,11 @@ class _Supervisor:
         return ended
 
     def end_processes(self) -> dict[int, int]:
-        """Ends the worker, its loaders, and grandchildren that it left behind."""
+        """Ends the worker, its data loader workers, and any other descendants."""
         return self.note(processes.end_all(spare=self.reserve.pids | self.beside.pids))
 
     def forward(self, number: signal.Signals) -> None:
-        """Slurm signals the worker itself too; its handler sets a flag, so that twice does no harm."""
+        """Forwards a signal. Slurm signals the worker itself, too, but its handler only sets a flag."""
         if self.worker is not None and not self.ended:
             processes.send(self.worker, number)
 
@@ -304,7 +304,7 @@ class _Supervisor:
 
     def worker_ended(self, status: int, now: float) -> None:
         if self.heartbeat_end in self.selector.get_map():
-            # Its last words may still be in the pipe.
+            # Its last heartbeats may still be in the pipe.
             os.set_blocking(self.heartbeat_end, False)
             with contextlib.suppress(BlockingIOError):
                 self.read_heartbeats(now)
@@ -345,7 +345,7 @@ class _Supervisor:
         return self.run.job / files.STACKS(START=self.meeting.start, RANK=self.task.rank)
 
     def check_stacks(self, now: float) -> None:
-        """Says so when the worker has written its stacks, or is not able to."""
+        """Reports when the worker has written its stacks, or cannot."""
         if self.stacks_until is None:
             return
         path = self.stacks
@@ -355,7 +355,7 @@ class _Supervisor:
             self.report({"dumped": True}, now)
 
     def keep_in_touch(self, now: float) -> None:
-        if now - self.last_round > 10.0:  # this process was suspended
+        if now - self.last_round > 10.0:  # this process has been suspended
             self.heard = now
         self.last_round = now
         if now - self.last_sign > SIGN_OF_LIFE_SECONDS:
@@ -390,7 +390,7 @@ class _Supervisor:
             self.code = int(order["code"])
 
     def abandoned(self, why: str) -> None:
-        """Without rank 0's supervisor there is nobody to go on with."""
+        """Ends this rank, because rank 0's supervisor is lost."""
         self.end_processes()
         if self.task.rank == 1:
             self.story.append("failed", reason=why, rank=0, host=self.meeting.hosts[0], error=why)

@@ -1,8 +1,8 @@
-"""The processes that tell W&B, MLflow and ClearML of a run: `launch/track.py` of the run's own code, one for
+"""The processes that send a run to W&B, MLflow and ClearML: `launch/track.py` of the run's own code, one for
 each service, beside the training on rank 0's node, and once more after an evaluation.
 
-Nothing waits for them but the last moment of a job, and that not long: what a service does not take is said
-in the log, and sent by the next start, by the evaluation, or by hand.
+Only a job's end waits for them, and only briefly: what a service has not accepted is reported in the log, and
+sent by the next start, by the evaluation, or by hand.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from jobs.supervise import processes
 COMMAND = Path(__file__).resolve().parents[2] / "launch" / "track.py"
 
 SECONDS_AT_END = {exit_codes.FINISHED: 30.0}
-"""How long a training that ends with this code waits for them to be done."""
+"""Exit code -> how long a training that ends with it waits for them."""
 SECONDS_LEAVING = 2.0
-"""With any other. Where one rank has ended with an error srun ends the others before long."""
+"""With any other exit code. If a rank has failed, srun soon ends the others."""
 SECONDS_ONCE = 90.0
 
 
@@ -33,14 +33,14 @@ class Beside:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.pids: set[int] = set()
-        """Of those that live."""
+        """Pids of those that are alive."""
         self.begun = False
         self.write_end: int | None = None
-        """While it is open they go on."""
+        """They continue while it is open."""
 
     def begin(self) -> None:
-        """Starts them, if the run names a service; only the first call does anything. The run's resolved
-        config must be there."""
+        """Starts them, if the run names a service; only the first call does anything. Needs the run's
+        resolved config."""
         if self.begun:
             return
         self.begun = True
@@ -59,13 +59,13 @@ class Beside:
             print(f"baton: no curves are sent: {error}", file=sys.stderr, flush=True)
 
     def ask_to_end(self) -> None:
-        """They send what there is, and end. Returns at once."""
+        """Makes them send the rest and exit. Returns at once."""
         if self.write_end is not None:
             os.close(self.write_end)
             self.write_end = None
 
     def end(self, code: int) -> None:
-        """Waits for them, as long as a start that ends with `code` may, and kills those that are left."""
+        """Waits for them, as long as a start that ends with `code` may, and kills those that remain."""
         self.ask_to_end()
         deadline = time.monotonic() + SECONDS_AT_END.get(code, SECONDS_LEAVING)
         while self.pids and time.monotonic() < deadline:
@@ -83,7 +83,7 @@ def command(run: Run, name: str, *rest: str) -> list[str]:
 
 
 def once(run: Run, seconds: float = SECONDS_ONCE) -> None:
-    """Sends what the services lack, for so long at most. Never raises."""
+    """Sends what the services lack, for at most `seconds`. Never raises."""
     try:
         names = trackers.wanted(run) if COMMAND.exists() else []
         begun = [subprocess.Popen(command(run, name), stdin=subprocess.DEVNULL) for name in names]

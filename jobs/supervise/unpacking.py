@@ -1,7 +1,7 @@
 """Unpacks the images of an environment and of a run's code on this node's own disk (jobs/supervise/image.py).
 
-The first process of a node does it, the others wait for it, and other jobs find the copies. The interpreter
-holds a shared lock on its copy as long as it lives, so that nobody evicts it (staging.py).
+The first process on a node does it, the others wait for it, and later jobs find the copies. The interpreter
+holds a shared lock on its copy until it exits, so that nobody evicts it (staging.py).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
 else:
-    import _signal as signal  # which `signal` wraps in enums, whose import looks up a hundred names
+    import _signal as signal  # without the enums of `signal`, whose import looks up a hundred names
 
 GROWTH = {staged.CODE: 8, image.SQUASHED: 4, ".tar": 1}
-"""How many times its size what is packed so takes, at most."""
+"""Suffix -> the most that an image's content takes, as a multiple of the image's size."""
 
 
 def places(setting: str, python: str, code: str, training: bool) -> tuple[str, str]:
-    """The folders with the copies of both images, held; "" where there can be none, which is said, and for
-    the code where there is no image of it. What is signalled meanwhile is heard by the `training` that
-    follows; it ends any other task."""
+    """The folders with the copies of both images, locked; "" if there can be none, which is printed, and for
+    the code if it has no image. Signals that arrive meanwhile are kept for the `training` that follows; they
+    end any other task."""
     asked: list[int] = []
     numbers = (signal.SIGUSR2, signal.SIGTERM)
     before = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
@@ -44,8 +44,8 @@ def places(setting: str, python: str, code: str, training: bool) -> tuple[str, s
     except (UserError, OSError) as error:
         print(f"code: {error}; going on with {os.getcwd()}", file=sys.stderr, flush=True)
     if training:
-        # What has come, and comes from here on, waits until the supervisor's handlers stand
-        # (processes.wake_on_signals): it alone knows how a start leaves.
+        # Signals from now on stay pending until the supervisor has installed its handlers
+        # (processes.wake_on_signals): only the supervisor knows how to end a start.
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         for number in asked:
             os.kill(os.getpid(), number)
@@ -58,9 +58,9 @@ def places(setting: str, python: str, code: str, training: bool) -> tuple[str, s
 
 
 def place(packed: str, stage: str, suffix: str) -> str:
-    """The folder with a whole copy of an image, which this process and what it executes hold.
+    """The folder with a complete copy of an image, locked by this process and what it executes.
 
-    Raises UserError and OSError where there can be none, with nothing left behind.
+    Raises UserError and OSError if there can be none; then nothing is left behind.
     """
     began = time.monotonic()
     try:
@@ -89,7 +89,7 @@ def place(packed: str, stage: str, suffix: str) -> str:
 
 
 def _mounted(packed: str, source: int, inside: int, folder: str, stage: str, possible: list[str]) -> str:
-    """The name of the folder with a mounted image, or, where none can be mounted, an unpacked one; held."""
+    """The name of the folder with the image mounted or, if it cannot be mounted, unpacked; locked."""
     from jobs.supervise import mounting
 
     try:
@@ -105,7 +105,7 @@ def _mounted(packed: str, source: int, inside: int, folder: str, stage: str, pos
 
 
 def _unpacked(packed: str, source: int, inside: int, folder: str, stage: str, name: str) -> None:
-    """Unpacks an image under that name, and holds it."""
+    """Unpacks an image under that name, and locks it."""
     kind = staged.CODE if name.endswith(staged.CODE) else os.path.splitext(packed)[1]
     size = os.fstat(source).st_size * GROWTH[kind]
     staging.make_room(inside, size, stage)
@@ -115,7 +115,7 @@ def _unpacked(packed: str, source: int, inside: int, folder: str, stage: str, na
 
 
 def unpack(packed: str, source: int, inside: int, folder: str, name: str, size: int) -> None:
-    """Unpacks beside, and only when all of it is on the disk, gives it its name."""
+    """Unpacks under a temporary name, and renames the folder only once all of it is on the disk."""
     part = f"/proc/{os.getpid()}/fd/{inside}/{name}.part"
     os.mkdir(part, 0o700)
     of_code = name.endswith(staged.CODE)
@@ -144,8 +144,8 @@ def unpack(packed: str, source: int, inside: int, folder: str, name: str, size: 
 
 
 def own_python(part: str) -> str:
-    """The interpreter of the Python that a virtual environment was made from, below `part`; "" if the image
-    holds none."""
+    """The interpreter, below `part`, of the Python that a virtual environment was made from; "" if the image
+    has none."""
     place = os.path.join(image.OWN_PYTHON, "bin")
     try:
         (name,) = os.listdir(os.path.join(part, place))
@@ -155,8 +155,8 @@ def own_python(part: str) -> str:
 
 
 def take_own_python(part: str, folder: str) -> None:
-    """Makes the environment in `part`, which will be `folder`, one of the Python that came with it, where
-    that runs at another place than its own (https://docs.python.org/3/library/venv.html: pyvenv.cfg, `home`).
+    """Makes the environment in `part`, which will be renamed to `folder`, use the Python that came with it,
+    if that can be relocated (https://docs.python.org/3/library/venv.html: pyvenv.cfg, `home`).
     """
     program = own_python(part)
     config = os.path.join(part, "pyvenv.cfg")

@@ -1,4 +1,4 @@
-"""What a worker leaves: how it ended, its log, and its stacks."""
+"""What a worker leaves behind: how it ended, its log, and its stacks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jobs.supervise import budget, processes
 
 DUMP_TURN_SECONDS = 1.0
 LAST_WORDS = 1 << 16
-"""Bytes of a log in which a kernel's, or a program's, last words are looked for."""
+"""Bytes at the end of a log that are searched for the last messages of a kernel or program."""
 LAST_LINES = 10
-"""Lines of it in which a program says what the user's mistake is, before what follows from it."""
+"""Lines at its end that are searched for a program's report of the user's mistake."""
 
 DEATHS = {
     signal.SIGKILL: "killed by SIGKILL, probably for want of memory (the out-of-memory killer sends it)",
@@ -31,11 +31,11 @@ DEATHS = {
 
 
 FRAME = re.compile(r'  File "(.+)", line (\d+) in ')
-"""Of a stack that faulthandler has written."""
+"""A line of a stack written by faulthandler."""
 
 
 def describe(status: int) -> tuple[int, str | None, str]:
-    """A wait status as (exit code as a shell gives it, signal name, plain words)."""
+    """Turns a wait status into (exit code as in a shell, signal name, description)."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return code, None, f"ended with exit code {code} and left no error; its log has more"
@@ -44,8 +44,8 @@ def describe(status: int) -> tuple[int, str | None, str]:
 
 
 def explained(error: str, log: Path, begin: int) -> str:
-    """`error`, and, where a kernel has refused its input, what it wrote of that to `log` behind byte `begin`:
-    what torch says afterwards may be no more than that cuBLAS or a whole process has failed (HIP aborts it).
+    """`error`, with what a GPU kernel that refused its input wrote to `log` after byte `begin`, since torch
+    may only report that cuBLAS or the process failed (HIP aborts it); or with the place of a native crash.
     """
     if budget.DATA.search(error):
         return error
@@ -56,8 +56,8 @@ def explained(error: str, log: Path, begin: int) -> str:
 
 
 def _place(log: Path, begin: int) -> str:
-    """Where a rank was when native code ended it, from what Python's faulthandler wrote: the innermost line
-    of the user's own code, as of any other error; "" if there is none."""
+    """Where native code ended a rank, from the output of Python's faulthandler: the innermost line of the
+    user's own code, as for any other error; "" if there is none."""
     lines = _lines(log, begin)
     dumped = [number for number, line in enumerate(lines) if line.startswith("Fatal Python error: ")]
     current = False
@@ -69,19 +69,19 @@ def _place(log: Path, begin: int) -> str:
 
 
 def users_mistake(log: Path, begin: int) -> str:
-    """What a program that ended with the code of a user's mistake, and left no error file, wrote of it to
-    `log` behind byte `begin`: argparse's last line, say. "" if it wrote nothing."""
+    """What a program that exited with the code of a user's mistake, without an error file, wrote about it to
+    `log` after byte `begin`, such as argparse's last line; "" if it wrote nothing."""
     return _said(log, begin, re.compile(r"\berror:"), LAST_LINES) or _said(log, begin, re.compile(r"\S"))
 
 
 def _said(log: Path, begin: int, what: re.Pattern[str], most: int | None = None) -> str:
-    """The last line in which that is found, of the `most` last that are not blank; "" if there is none."""
+    """The last line that matches, among the last `most` non-blank ones; "" if there is none."""
     last = [line.strip() for line in reversed(_lines(log, begin)) if line.strip()][:most]
     return next((line[:300] for line in last if what.search(line)), "")
 
 
 def _lines(log: Path, begin: int) -> list[str]:
-    """The last ones of a log, behind byte `begin`."""
+    """The last lines of a log, after byte `begin`."""
     try:
         with log.open("rb") as file:
             file.seek(max(begin, size_of(log) - LAST_WORDS))
@@ -91,8 +91,8 @@ def _lines(log: Path, begin: int) -> list[str]:
 
 
 def size_of(path: Path) -> int:
-    """0 where it is not there, or cannot be read now: what is told of an end does not depend on a file
-    server."""
+    """The size of a file; 0 if it is missing or cannot be read now: reporting an end must not depend on a
+    file server."""
     try:
         return path.stat().st_size
     except OSError:
@@ -100,8 +100,8 @@ def size_of(path: Path) -> int:
 
 
 def wait_written(path: Path, before: int) -> None:
-    """Until a file has grown beyond `before` bytes and grows no more; a process that cannot write is not
-    waited for longer than DUMP_TURN_SECONDS."""
+    """Waits until a file has grown beyond `before` bytes and stopped growing, for at most DUMP_TURN_SECONDS
+    for a process that cannot write."""
     give_up, size = time.monotonic() + DUMP_TURN_SECONDS, before
     while time.monotonic() < give_up:
         time.sleep(0.05)
@@ -111,9 +111,9 @@ def wait_written(path: Path, before: int) -> None:
 
 
 def dump_stacks(path: Path, worker: int | None) -> None:
-    """Has the worker and every process below it that can write its stacks to `path`: SIGUSR1 makes the
-    worker's faulthandler write, and its forked loaders have inherited that. They write into one file, so each
-    has its turn: at once, their lines would be mixed up."""
+    """Makes the worker, and every process below it that can, write its stacks to `path`: SIGUSR1 triggers the
+    worker's faulthandler, which its forked data loader workers have inherited. They write to one file, and so
+    in turn: otherwise their lines would mix."""
     for pid in [worker, *processes.descendants(worker)] if worker else []:
         if processes.catches(pid, signal.SIGUSR1):
             before = size_of(path)
@@ -122,7 +122,7 @@ def dump_stacks(path: Path, worker: int | None) -> None:
 
 
 def log_of(run: Run, task: Task) -> str | None:
-    """This rank's log below the run directory, as srun (%j_%t_log.out) and the local chain name it."""
+    """This rank's log below the run directory, named by srun (%j_%t_log.out) or the local chain; or None."""
     raw = os.environ.get("SLURM_JOB_ID", "")
     for name in (f"{task.job}_{task.rank}", f"{raw}_{task.rank}", f"{task.job}-train_{task.rank}"):
         if os.path.exists(path := run.job / files.LOG(JOB=name)):

@@ -2,9 +2,9 @@
 
     from jobs.worker import Worker
 
-    with Worker() as worker:            # from here on a preemption is heard
+    with Worker() as worker:            # from here on, preemption signals are handled
         device = worker.join()          # the ranks' process group
-        kept = worker.load()            # the newest whole checkpoint's state; None at first
+        kept = worker.load()            # the state in the newest valid checkpoint; None at first
         ...
         for step in range(done + 1, steps + 1):
             worker.begin_step()
@@ -13,7 +13,7 @@
         worker.finish(step, state)
 
 `state` is a function that returns what a resume needs, as tensors and plain Python values. Imports no torch
-before `join`, `load` or `save`. examples/plain_pytorch.py is a whole training.
+before `join`, `load` or `save`. examples/plain_pytorch.py is a complete training.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from jobs.supervise.heartbeat import Heartbeat
 __all__ = ["UserError", "Worker", "outlive"]
 
 RETRY = 2.0
-"""Seconds between two tries to save of a preempted run whose disk is full."""
+"""Seconds between a preempted run's attempts to save on a full disk."""
 
 State = Callable[[], dict[str, Any]]
 
 
 class Worker:
-    """One rank of a training. A context: an error in its block ends all ranks and is the one that status
-    shows; `UserError` ends the run as the user's mistake, which no further start could cure."""
+    """One rank of a training, as a context manager: an error in its block ends all ranks and is the one that
+    status shows; a `UserError` ends the run as the user's mistake, which another start could not fix."""
 
     def __init__(self) -> None:
-        """Ends the process with exit code 2 where no supervisor of Baton's has started it."""
+        """Exits with code 2 if the process was not started by one of Baton's supervisors."""
         self.preemption = Preemption()
         self.preemption.listen()
         if "BATON_RUN" not in os.environ:
@@ -68,18 +68,18 @@ class Worker:
         self.start, self.rank = int(os.environ["BATON_START"]), int(os.environ["RANK"])
         self.stacks = (self.run.job / files.STACKS(START=self.start, RANK=self.rank)).open("a")
         faulthandler.register(signal.SIGUSR1, self.stacks, all_threads=True)
-        faulthandler.enable(2)  # where it was when native code ends it
+        faulthandler.enable(2)  # shows where it was if native code ends it
         try:
             self.session: Session = from_environment(self.run)
         except UserError as error:
             endings.end(error, self.run, self.start, self.rank, self.preemption)
         self.ranks, self.main = self.session.ranks, self.session.main
         self.seed = self.session.request.seed
-        """`--seed`. Draw from it and the step's number alone, and a resume draws the same."""
+        """`--seed`. Derive all randomness from it and the step number alone; then a resume draws the same."""
         self.steps: int | None = None
-        """How many there will be, if you say so: for the time that status shows as left."""
+        """The total number of steps, if you set it: for the remaining time that status shows."""
         self.on_disk = (0, 0)
-        """Step and epoch that a resume would begin with now, as far as rank 0 knows."""
+        """The step and epoch from which a resume would start now, as far as rank 0 knows."""
         self._agreement = Agreement(None)
         self._first: tuple[int, float] | None = None
         self._shown = -math.inf
@@ -87,7 +87,7 @@ class Worker:
         self._finished = False
         self._trouble = ""
         self._heart = Heartbeat()
-        # The supervisor has kept what came before this.
+        # The supervisor has kept the signals that came before this.
         self.beat("start", 0)
 
     def __enter__(self) -> Worker:
@@ -103,8 +103,8 @@ class Worker:
     # ------------------------------------------------------------------------------------------- beginning
 
     def join(self) -> str:
-        """Makes torch's default process group of all ranks, where there are several: NCCL on GPUs, gloo
-        without. Returns the device, cuda (this rank's GPU is the current one) or cpu."""
+        """Creates torch's default process group of all ranks, if there are several: NCCL with GPUs, gloo
+        without. Returns the device: cuda (with this rank's GPU as the current one) or cpu."""
         from jobs.engine import distributed
 
         distributed.join(self.session)
@@ -112,23 +112,23 @@ class Worker:
         return self.session.device
 
     def load(self) -> dict[str, Any] | None:
-        """The state of the newest whole checkpoint, its tensors on the CPU; None where there is none yet. All
+        """The state in the newest valid checkpoint, with tensors on the CPU; None if there is none yet. All
         ranks must call it, after `join`.
 
-        Raises UserError if there are checkpoints but none that is whole, or the newest holds more than data.
+        Raises UserError if there are checkpoints but no valid one, or if the newest holds more than data.
         """
         from jobs.engine import distributed, safe_load
 
         found = checkpoints.newest(self.run.checkpoints, self.session.report) if self.main else None
         if self.main:
-            with contextlib.suppress(OSError):  # only room is lost
+            with contextlib.suppress(OSError):  # only disk space is lost
                 checkpoints.clear(self.run.checkpoints, self.run.job, self.start)
         name, step, epoch = distributed.everywhere(
             self.session, (found.path.name, found.step, found.epoch) if found else ("", 0, 0)
         )
         if not name:
             return None
-        # Copied: what is loaded is mapped from the file, which will be pruned.
+        # Copied, because the loaded tensors are mapped from the file, which will be pruned.
         state = copy.deepcopy(safe_load.load_own(self.run.checkpoints / name)["state"])
         self.on_disk = (step, epoch)
         if self.main:
@@ -139,22 +139,22 @@ class Worker:
 
     @property
     def asked(self) -> bool:
-        """Whether this rank was asked to leave. Only `end_step` knows of the others."""
+        """Whether this rank was asked to save and exit. Only `end_step` knows about the others."""
         return self.preemption.asked
 
     def beat(self, phase: str, step: int) -> None:
-        """A sign of life, wherever a step takes long. `phase`: start, train, validate, save or end."""
+        """Sends a sign of life, needed if a step takes long. `phase`: start, train, validate, save or end."""
         self._heart.beat(phase, int(step))
 
     def begin_step(self) -> None:
-        """The ranks begin to agree whether to leave, beside the step's computation."""
+        """Starts the ranks' agreement on whether to exit, which overlaps with the step's computation."""
         self._agreement.propose(self.preemption.asked)
 
     def end_step(self, step: int, state: State, *, epoch: int = 0, save: bool = False) -> None:
-        """After step number `step`, counted from 1: if a rank was asked to leave, all save and leave, and
-        this does not return. `save`, the same on all ranks: save anyway.
+        """Ends step number `step`, counted from 1: if any rank was asked to exit, all save and exit, and this
+        does not return. `save`, which must be the same on all ranks: save in any case.
 
-        Raises FencedOff where a later start of the run is under way; let it through.
+        Raises FencedOff if a later start of the run is under way; do not catch it.
         """
         step, epoch = int(step), int(epoch)
         (leaving,) = self._agreement.answer()
@@ -166,9 +166,9 @@ class Worker:
             self.save(step, state, epoch=epoch)
 
     def log(self, step: int, *, epoch: int = 0, kind: str = "train", **scalars: float) -> None:
-        """Scalars of a step, for status, the report and metrics.jsonl. `kind`: train or val.
+        """Records scalars of a step, for status, the report and metrics.jsonl. `kind`: train or val.
 
-        What counts as a number here and elsewhere: Python's, NumPy's, and tensors of one element."""
+        Numbers here and elsewhere may be Python's, NumPy's, or tensors with one element."""
         if self.main:
             numbers = _numbers(scalars)
             self._scalars |= numbers if kind == "train" else {}
@@ -184,11 +184,11 @@ class Worker:
         seconds: float = 0.0,
         **scalars: float,
     ) -> None:
-        """What a validation of this step has found, on rank 0; the others' words are passed over. `metric`,
-        the first unless it is named, is the one that the run goes by, `less` whether less of it is better (by
-        default of what is called a loss), `seconds` how long it took.
+        """Records a validation's results after this step, from rank 0; other ranks' are ignored. `metric` (by
+        default the first scalar) is the run's main metric, `less` whether less of it is better (by default
+        for a loss), `seconds` how long it took.
 
-        Raises ValueError if `metric` is none of the scalars.
+        Raises ValueError if `metric` is not among the scalars.
         """
         metric = metric or next(iter(scalars), "")
         if metric not in scalars:
@@ -229,17 +229,17 @@ class Worker:
     # ----------------------------------------------------------------------------------------------- saving
 
     def save(self, step: int, state: State, *, epoch: int = 0, why: str = "interval") -> bool:
-        """Saves the state of this step, whole or not at all; all ranks must call it. Whether it is on disk
-        (rank 0's answer counts): a full disk costs a checkpoint, not the training.
+        """Saves the state of this step, completely or not at all; all ranks must call it. Returns whether it
+        is on disk (meaningful on rank 0): a full disk costs a checkpoint, not the training.
 
-        Raises UserError for a state that could not be loaded again."""
+        Raises UserError for a state that could not be loaded again, FencedOff as `end_step` does."""
         step, epoch, content = int(step), int(epoch), state()
         if not self.main or self.on_disk == (step, epoch):
             return True
         from jobs.engine import storable
 
-        # Each time: what was None at the first save may be a Path by now, and what is saved from then on
-        # could not be loaded, while pruning takes what could.
+        # Every time: what was None at the first save may be a Path by now, and then no new checkpoint could
+        # be loaded, while pruning deletes the ones that can.
         storable.check(content, "state()")
         self.beat("save", step)
         manifest = dict.fromkeys(checkpoints.FIELDS) | {
@@ -266,13 +266,13 @@ class Worker:
         return self.run.job, self.start
 
     def check_fence(self) -> None:
-        """Raises FencedOff, which ends this start, if a later one of the run is under way."""
+        """Raises FencedOff, which ends this start, if a later start of the run is under way."""
         checkpoints.check_fence(*self._fence)
 
     # ----------------------------------------------------------------------------------------------- ending
 
     def _leave(self, step: int, state: State, epoch: int) -> NoReturn:
-        """Tries to save for half of the time that there is between a warning and the time limit."""
+        """Tries to save for half of the time between the warning and the time limit, then exits."""
         deadline = time.monotonic() + self.session.request.cluster.grace / 2
         content = state()
         while not self.save(step, lambda: content, epoch=epoch, why="preemption"):
@@ -283,14 +283,14 @@ class Worker:
         self.preempted(*self.on_disk)
 
     def preempted(self, step: int, epoch: int = 0) -> NoReturn:
-        """Ends this process, which was asked to leave and has saved, so that a later start goes on. All ranks
-        must call it; `end_step` does."""
+        """Exits, after saving because this rank was asked to, so that a later start continues. All ranks must
+        call it; `end_step` does."""
         self.report("preempted", step=step, epoch=epoch)
         leave()
 
     def finish(self, step: int, state: State | None = None, *, epoch: int = 0) -> None:
-        """The training is finished: saves the final state, and says so. Nothing but the end of the program
-        may follow. Without this call an exit code of 0 counts as a failure.
+        """Ends the training: saves the final state, and reports that it is finished. Nothing but the end of
+        the program may follow. Without this call, exit code 0 counts as a failure.
 
         Raises OSError if the state could not be saved.
         """
