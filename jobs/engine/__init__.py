@@ -1,1 +1,1 @@
-"""The training engine, on torch alone: preemption, saving, checkpoints, what ranks exchange."""
+"""The training engine, based on torch alone: preemption, saving, checkpoints, communication of ranks."""

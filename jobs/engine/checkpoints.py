@@ -1,9 +1,9 @@
-"""Checkpoints on disk: whole or absent, found again newest first, pruned only behind a verified newer one.
+"""Checkpoints on disk: complete or absent, searched newest first, pruned only after a newer one is verified.
 
-`epoch_N.pth` or `iter_N.pth` is what plain mmengine tools read; the manifest beside it (`epoch_N.pth.json`)
-makes it valid: if size or digest differ, or without one, it does not count unless its own content proves it
-whole. Writing, in this order: a temporary file, fsync, rename, the manifest (atomic), reading back, pruning.
-A crash between any two leaves the previous checkpoints as they were.
+`epoch_N.pth` or `iter_N.pth` can be read by plain mmengine tools; the manifest beside it (`epoch_N.pth.json`)
+makes it valid: if size or digest differ, or without one, it does not count unless its own content proves that
+it is complete. Writing, in this order: a temporary file, fsync, rename, the manifest (atomic), reading back,
+pruning. A crash between any two leaves the previous checkpoints as they were.
 
 Nothing here imports torch before it writes: launchers read manifests, too.
 """
@@ -40,7 +40,7 @@ from jobs.run.events import now
 from jobs.run.metrics import Figure
 
 KEEP = 2
-"""Checkpoints that are always kept, beside the best one: the newest could turn out damaged."""
+"""Checkpoints that are always kept besides the best one: the newest could turn out to be damaged."""
 
 FIELDS = (
     "step",
@@ -53,35 +53,35 @@ FIELDS = (
     "asked",
     "validation_due",
 )
-"""What a manifest says of the state. The checkpoint's own `baton` part says the same."""
+"""The manifest's fields about the state. The checkpoint's own `baton` part has the same."""
 
 Report = Callable[..., None]
-"""Takes an event's name and its fields, as `Session.report`."""
+"""Takes an event's name and its fields, like `Session.report`."""
 
 
 def on_phase(phase: str) -> None:
-    """Called between the phases of a write; the tests for crashes put a function here that kills."""
+    """Called between the phases of a write; tests of crashes replace it with a function that kills."""
 
 
 class FencedOff(RuntimeError):
-    """A later start of the run is alive: this one must not touch the checkpoints any more."""
+    """A later start of the run exists: this one must no longer touch the checkpoints."""
 
 
 # ----------------------------------------------------------------------------------------------- finding
 
 
 def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
-    """The newest checkpoint that is whole, digest and all; None if there never was one.
+    """The newest valid checkpoint, with its digest verified; None if there has never been one.
 
-    Damaged ones are renamed to *.damaged, and told to `report` as `checkpoint_damaged`, so that they are seen
-    and never tried again. Temporary files of writers that died stay: a live orphan may still hold one.
+    Damaged ones are renamed to *.damaged and reported as `checkpoint_damaged`, so that they are noticed and
+    never tried again. Temporary files of dead writers stay: a live orphan may still be writing one.
 
-    Raises OSError where something cannot be read: a file server that does not answer is not damage. Raises
-    UserError if there are checkpoints but none that is whole, or were, by what they have left: a run never
-    begins again at 0 by itself.
+    Raises OSError if something cannot be read: a file server that does not answer is not damage. Raises
+    UserError if there are checkpoints, or traces of them, but no valid one: a run never starts again from 0
+    by itself.
     """
     try:
-        # Not glob, which takes a folder that it may not read for an empty one.
+        # Not glob, which treats an unreadable folder as empty.
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
         if directory.is_symlink():
@@ -99,13 +99,13 @@ def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
             checkpoint = read(beside(path))
             wrong = wrong_size(checkpoint) if checkpoint else "its manifest is missing or unreadable"
             if wrong:
-                # A crash between rename and manifest leaves a file that is whole.
+                # A crash between rename and manifest leaves a complete file.
                 checkpoint = _rebuilt(path)
         if checkpoint:
             candidates.append(checkpoint)
         elif wrong and path.exists():
             useless.append(_set_aside(path, wrong, report))
-        elif path.is_symlink():  # a disk that is not mounted, perhaps: it stays as it is
+        elif path.is_symlink():  # perhaps to a disk that is not mounted: leave it
             useless.append(f"{path.name}: {_link(path)}")
             if report:
                 report("checkpoint_damaged", path=path.name, reason=_link(path))
@@ -114,7 +114,7 @@ def newest(directory: Path, report: Report | None = None) -> Checkpoint | None:
         with _naming(path):
             if digest(path) == checkpoint.manifest.get("digest"):
                 return checkpoint
-            # The manifest may be another writer's.
+            # The manifest may be from another writer.
             if rebuilt := _rebuilt(path):
                 return rebuilt
         useless.append(_set_aside(path, "its content does not match its digest", report))
@@ -133,7 +133,7 @@ def _link(path: Path) -> str:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Gives an OSError of the block the name of the file, which those of `read` lack."""
+    """Adds the file's name to an OSError of the block, which those of `read` lack."""
     try:
         yield
     except OSError as error:
@@ -143,10 +143,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _rebuilt(path: Path) -> Checkpoint | None:
-    """The checkpoint of a file that is whole by its own account, its manifest made anew; None if it is not.
+    """The checkpoint of a file that is complete by its own content, with a new manifest; None if it is not.
 
-    torch writes a ZIP archive with a CRC-32 for each of its members, and the state itself says what state it
-    is. Raises OSError if the file cannot be read.
+    torch writes a ZIP archive with a CRC-32 for each member, and the state itself says which state it is.
+    Raises OSError if the file cannot be read.
     """
     from jobs.engine import safe_load
 
@@ -157,22 +157,22 @@ def _rebuilt(path: Path) -> Checkpoint | None:
         own = safe_load.load(path)["baton"]
         record = {key: own[key] for key in FIELDS}
     except OSError as error:
-        # A damaged directory of the archive sends its reader to impossible places.
+        # A damaged archive directory leads its reader to impossible offsets.
         if error.errno in (errno.ENOENT, errno.EINVAL):
             return None
         raise
     except Exception:
-        # A damaged file may make its readers raise anything.
+        # Readers may raise anything for a damaged file.
         return None
     record |= {"bytes": path.stat().st_size, "digest": digest(path), "time": now()}
     print(f"{path.name} is whole, but its manifest is missing or does not match: written again", flush=True)
-    with contextlib.suppress(OSError):  # a full disk: the next start finds out again
+    with contextlib.suppress(OSError):  # on a full disk, the next start checks again
         write_atomically(beside(path), json.dumps(record).encode())
     return Checkpoint(path, record)
 
 
 def _set_aside(path: Path, reason: str, report: Report | None) -> str:
-    """Renames a damaged file. Returns its name from then on."""
+    """Renames a damaged file; returns its new name."""
     aside = path.with_name(f"{path.name}.damaged")
     try:
         os.replace(path, aside)
@@ -189,16 +189,16 @@ def _set_aside(path: Path, reason: str, report: Report | None) -> str:
 
 
 def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Path, start: int) -> Checkpoint:
-    """Writes `content` to `path` and makes it valid. Returns it, verified.
+    """Writes `content` to `path` and makes it a valid checkpoint. Returns that, verified.
 
-    `manifest` is completed with bytes, digest, start and time. `job` is the directory with the marks start-N
-    of all starts: raises FencedOff if there is a later one than `start`. Raises OSError if the disk is full,
-    read-only, …; what was there before is then still there.
+    `manifest` is completed with bytes, digest, start and time. `job`: the directory with the files start-N of
+    all starts; raises FencedOff if there is a later one than `start`. Raises OSError if the disk is full,
+    read-only, …; what existed before is then still there.
     """
     manifest_file = beside(path)
     old = read(manifest_file)
     if old and not wrong_size(old) and digest(path) == old.manifest.get("digest"):
-        # The same step of the same run: equal by design, and never worth a moment without it.
+        # The same step of the same run: equal by design, so do not replace it.
         return old
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{start}.{os.getpid()}.tmp")
@@ -213,14 +213,14 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
             size = file.tell()
         on_phase("synced")
         check_fence(job, start)
-        # That of a damaged file of the same name, which the new file would not fit.
+        # That of a damaged file of the same name, which would not match the new file.
         manifest_file.unlink(missing_ok=True)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     on_phase("renamed")
     record = manifest | {"bytes": size, "digest": hashing.digest, "start": start, "time": now()}
-    # A process that stood still anywhere here may wake up long after a later start has taken over.
+    # A process that was suspended anywhere here may wake up long after a later start has taken over.
     check_fence(job, start)
     try:
         with _naming(path):
@@ -232,7 +232,7 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
                 raise OSError(f"{path.name} read back differs from what was written")
     except OSError:
         check_fence(job, start)
-        # Half a checkpoint is of no use, and takes the room of the next.
+        # Half a checkpoint is useless, and takes the space of the next.
         manifest_file.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise
@@ -241,7 +241,7 @@ def write(path: Path, content: dict[str, Any], manifest: dict[str, Any], job: Pa
 
 
 def _save(content: dict[str, Any], file: _Hashing) -> None:
-    """torch.save, which raises whatever it likes when the disk is full: here it is the OSError."""
+    """torch.save, but raises the OSError itself if the disk is full, instead of anything at all."""
     import torch
 
     try:
@@ -253,7 +253,7 @@ def _save(content: dict[str, Any], file: _Hashing) -> None:
 
 
 class _Hashing:
-    """A file for torch.save that keeps the digest of all that passes."""
+    """A file for torch.save that computes the digest of what is written."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -298,13 +298,12 @@ def check_fence(job: Path, start: int) -> None:
 def prune(directory: Path, most: int, job: Path, start: int) -> list[Path]:
     """Deletes what need not be kept, after a newer checkpoint was verified. Returns what was deleted.
 
-    Kept are: the newest `KEEP`, the newest of this very start, the best, and of those that the config's
-    interval asked for (`asked` in the manifest) the newest `most` (all if `most` < 1). Raises FencedOff as
-    `write` does.
+    Keeps the newest `KEEP`, the newest of this start, the best, and of those that the config's interval asked
+    for (`asked` in the manifest) the newest `most` (all if `most` < 1). Raises FencedOff as `write` does.
     """
     everything = listed(directory)
     keep = {checkpoint.path for checkpoint in everything[-KEEP:]}
-    # The one that was verified: damaged ones that could not be set aside may claim to be newer.
+    # The one that was verified: damaged ones that could not be renamed may claim to be newer.
     keep.update([checkpoint.path for checkpoint in everything if checkpoint.start == start][-1:])
     asked = [checkpoint.path for checkpoint in everything if checkpoint.manifest.get("asked")]
     keep.update(asked[-most:] if most > 0 else asked)
@@ -314,7 +313,7 @@ def prune(directory: Path, most: int, job: Path, start: int) -> list[Path]:
     for checkpoint in everything:
         if checkpoint.path not in keep:
             check_fence(job, start)
-            # The manifest last: without its file it is nothing, but a file without it counts as damaged.
+            # The manifest last: alone it means nothing, but a file without one counts as damaged.
             checkpoint.path.unlink(missing_ok=True)
             beside(checkpoint.path).unlink(missing_ok=True)
             deleted.append(checkpoint.path)
@@ -322,10 +321,10 @@ def prune(directory: Path, most: int, job: Path, start: int) -> list[Path]:
 
 
 def clear(directory: Path, job: Path, start: int) -> None:
-    """Deletes what writers of earlier starts left half-written or half-deleted: it takes the room of the next
-    checkpoint.
+    """Deletes what writers of earlier starts left half-written or half-deleted, which takes the space of the
+    next checkpoint.
 
-    One of them that is still alive will be fenced off. Raises FencedOff as `write` does, and OSError.
+    A writer that is still alive will be fenced off. Raises FencedOff as `write` does, and OSError.
     """
     check_fence(job, start)
     for path in directory.glob(".*.tmp"):
@@ -338,7 +337,7 @@ def clear(directory: Path, job: Path, start: int) -> None:
 
 
 def mark_best(directory: Path, checkpoint: Checkpoint, metric: str, metrics: dict[str, float | None]) -> None:
-    """Records `checkpoint` as the best so far, by `metric`."""
+    """Records `checkpoint` as the best so far, according to `metric`."""
     record = metrics | {
         "path": checkpoint.path.name,
         "step": checkpoint.step,
@@ -350,7 +349,7 @@ def mark_best(directory: Path, checkpoint: Checkpoint, metric: str, metrics: dic
 
 
 def best_figure(directory: Path) -> Figure | None:
-    """That of the best validation so far, whose checkpoint is still there."""
+    """The figure of the best validation so far whose checkpoint still exists; None if there is none."""
     if best(directory) is None:
         return None
     try:

@@ -1,10 +1,10 @@
-"""How batches come from a DataLoader's workers to the trainer: through memory that is used again and again.
+"""How batches get from a DataLoader's workers to the trainer: through shared memory that is reused.
 
-torch gives every tensor of a batch a new file in shared memory, whose descriptor the trainer fetches over a
-socket (https://docs.pytorch.org/docs/stable/multiprocessing.html): the kernel fills megabytes with zeros, and
-maps them, for every sample. Here a loader has some buffers, made before its workers are forked. A worker lays
-the tensors of a batch side by side in one that is free; the trainer has them where they lie, and the buffer
-is free again when the last of them is gone. (So they are not shared memory to torch: `is_shared()` is False.)
+torch creates a new file in shared memory for every tensor of a batch, whose descriptor the trainer fetches
+over a socket (https://docs.pytorch.org/docs/stable/multiprocessing.html): for every sample, the kernel zeroes
+and maps megabytes. Here a loader has some buffers, created before its workers are forked. A worker puts the
+tensors of a batch side by side into a free one; the trainer uses them in place, and the buffer is free again
+when the last of them is gone. (So torch does not regard them as shared memory: `is_shared()` is False.)
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import get_worker_info
 
 ALIGNMENT = 64
-"""Bytes: a cache line, and no element of a tensor is larger."""
+"""In bytes: a cache line, and no tensor element is larger."""
 BUFFER = 64 << 20
-"""Bytes of a buffer, of which only what batches fill takes memory. A larger batch comes as torch has it."""
+"""Bytes per buffer; only what batches fill takes memory. A larger batch is delivered as torch does it."""
 MORE = 4
-"""Buffers beside those for the batches that torch asks for ahead: for the trainer's, for the one before, of
-which it is not yet known that it is gone, and two for a loop that keeps some. A batch that finds none free
-comes as torch has it."""
+"""Buffers in addition to those for prefetched batches: one for the trainer's, one for the batch before, which
+may not be known to be gone yet, and two for a loop that keeps some. If none is free, a batch is delivered as
+torch does it."""
 PATIENCE = 1.0
-"""Seconds to wait for another worker that is looking for a buffer; it may have died."""
+"""Seconds to wait for another worker that is searching for a buffer; it may have died."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""mallopt(3)'s."""
+"""Parameters of mallopt(3)."""
 KEPT, LARGEST = 1 << 30, 32 << 20
-"""Bytes that a worker keeps when they are free, and of the largest array that may be among them."""
+"""Bytes of free memory that a worker keeps, and of the largest array that may be part of it."""
 
 _starting = threading.RLock()
 _forks = threading.local()
-"""`_forks.workers`: this thread starts an iterator's workers."""
+"""`_forks.workers` is set while this thread starts an iterator's workers."""
 
 
 def through_buffers(loader: Any) -> None:
-    """Makes the workers of a DataLoader, before they are started, deliver so, and keep their memory. Those
-    that are not forked (`multiprocessing_context`) deliver as torch has it."""
+    """Makes the workers of a DataLoader, before they are started, use buffers and keep their memory. Workers
+    that are not forked (`multiprocessing_context`) deliver as torch does it."""
     if isinstance(loader.collate_fn, Packs):
         return
     packs = loader.collate_fn = Packs(loader.collate_fn)
@@ -68,17 +68,17 @@ def through_buffers(loader: Any) -> None:
                 iterator.buffers = packs.buffers
             finally:
                 _forks.workers = False
-                packs.buffers = None  # the workers have them, and the iterator, with which they go
+                packs.buffers = None  # the workers have them, and the iterator
         return iterator
 
     loader._get_iterator = make_with_buffers
 
 
 class KeepsMemory:
-    """A `worker_init_fn`: what a sample's arrays took stays with the worker for the next sample's.
+    """A `worker_init_fn`: the worker keeps the memory of a sample's arrays for the next sample.
 
-    The C library would give it back to the kernel, which fills every page with zeros when it is asked for
-    again; that is a tenth of a worker's time.
+    Otherwise the C library returns it to the kernel, which zeroes every page when it is requested again; that
+    is a tenth of a worker's time.
     """
 
     def __init__(self, then: Callable[[int], None] | None) -> None:
@@ -93,7 +93,7 @@ class KeepsMemory:
 
 
 class Buffers:
-    """The buffers of one iterator, and a byte for each that says whether it is in use: a worker sets it, the
+    """The buffers of one iterator, and a byte for each that says whether it is in use: workers set it, the
     trainer clears it."""
 
     def __init__(self, count: int) -> None:
@@ -105,7 +105,7 @@ class Buffers:
         _known[self.number] = self
 
     def take(self) -> int | None:
-        """In a worker: a buffer that was free; None if there is none."""
+        """In a worker: takes a free buffer and returns its index; None if there is none."""
         if not self.lock.acquire(timeout=PATIENCE):
             return None
         try:
@@ -118,8 +118,8 @@ class Buffers:
             self.lock.release()
 
     def receive(self, index: int, places: list[Place]) -> list[torch.Tensor]:
-        """In the trainer: the tensors in a buffer, which is in use until the last one's memory is."""
-        # A copy: another thread may fork just now (_leave_to_child).
+        """In the trainer: the tensors in a buffer, which stays in use until all their storages are gone."""
+        # A copy: another thread may be forking right now (_leave_to_child).
         for gone in [other for other, held in list(self.delivered.items()) if _all_gone(held)]:
             self.delivered.pop(gone, None)
             self.in_use[gone] = 0
@@ -133,12 +133,12 @@ def _all_gone(storages: list[StorageWeakRef]) -> bool:
 
 
 _known: weakref.WeakValueDictionary[int, Buffers] = weakref.WeakValueDictionary()
-"""In the trainer, by their number."""
+"""In the trainer: the buffers by number."""
 
 
 def _leave_to_child() -> None:
-    """A child that is forked sees what is in the buffers then; those are not used again. (Workers are
-    children, too, but look at no batch.)"""
+    """Before a fork, gives up the buffers that hold batches, because the child sees them, too. (Workers are
+    children as well, but never look at a batch.)"""
     if getattr(_forks, "workers", False):
         return
     for buffers in list(_known.values()):
@@ -151,7 +151,7 @@ os.register_at_fork(before=_leave_to_child)
 
 
 class Packs:
-    """A `collate_fn`: what another makes of samples, packed where a worker is to deliver it."""
+    """A `collate_fn` that packs the result of another one if a worker is to deliver it."""
 
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
@@ -163,30 +163,30 @@ class Packs:
 
 
 class Place(NamedTuple):
-    """Where a tensor lies in its buffer, and what it is."""
+    """Where a tensor is in its buffer, and its type and shape."""
 
     start: int
     size: int
-    """Both in bytes."""
+    """`start` and `size` in bytes."""
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
     def of(self, memory: mmap.mmap) -> torch.Tensor:
-        """Its bytes."""
+        """Its bytes, as a uint8 tensor."""
         return torch.frombuffer(memory, dtype=torch.uint8, count=self.size, offset=self.start)
 
     def tensor(self, memory: mmap.mmap) -> torch.Tensor:
-        """It, in a storage of its own: what is done with that must not touch another's."""
+        """The tensor, with a storage of its own: operations on that must not touch other tensors."""
         storage = self.of(memory).untyped_storage()
         return torch.empty(0, dtype=self.dtype, device="cpu").set_(storage, 0, self.shape, self.stride)
 
 
 class Packed(NamedTuple):
-    """A batch that is unpickled as the batch."""
+    """A packed batch, which is unpickled as the batch itself."""
 
     where: tuple[int, int] | None
-    """The number of the buffers, and which of them."""
+    """The number of the `Buffers`, and the index in them; None without a buffer."""
     places: list[Place]
     rest: bytes
 
@@ -195,8 +195,8 @@ class Packed(NamedTuple):
 
 
 def pack(batch: Any, buffers: Buffers) -> Packed:
-    """What cannot be pickled is an error here, which torch brings to the trainer. In the thread that sends
-    batches it would leave the trainer waiting for ever."""
+    """Packs a batch. Raises for what cannot be pickled, which torch reports to the trainer; in the thread
+    that sends batches, the error would leave the trainer waiting for ever."""
     stream = io.BytesIO()
     packer = _Packer(stream)
     packer.dump(batch)
@@ -224,7 +224,7 @@ def _unpack(where: tuple[int, int] | None, places: list[Place], rest: bytes) -> 
 
 
 class _Packer(ForkingPickler):
-    """Pickles all but the tensors, for which it finds places. Those of an unusual kind are left to torch."""
+    """Pickles everything but plain tensors, to which it assigns places; unusual tensors are left to torch."""
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
@@ -232,7 +232,7 @@ class _Packer(ForkingPickler):
         self.places: list[Place] = []
         self.size = 0
         self.overlap = False
-        """Two tensors share memory, as apart they would not."""
+        """Whether two tensors share memory, which they would not if delivered separately."""
         self._numbers: dict[int, int] = {}
         self._spans: dict[int, list[tuple[int, int]]] = {}
 

@@ -1,7 +1,7 @@
-"""The accelerator, as torch has it. Nothing else in jobs/ and launch/ says `torch.cuda`.
+"""The accelerator, as torch presents it. Nothing else in jobs/ and launch/ uses `torch.cuda`.
 
-To torch a GPU of AMD's (ROCm) is "cuda" too, its collectives (RCCL) are "nccl". What else there is, torch
-names by itself from 2.6 on (`torch.accelerator`, `get_default_backend_for_device`).
+To torch, AMD's GPUs (ROCm) are "cuda", too, and their collectives (RCCL) "nccl". From 2.6 on, torch names any
+others itself (`torch.accelerator`, `get_default_backend_for_device`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from jobs.run.errors import UserError
 
 CPU = "cpu"
 SHARED = "BATON_SHARED_GPUS"
-"""Environment variable: with 1, more ranks than GPUs share these, over gloo (NCCL refuses two ranks on one
-GPU, unless `MULTI_RANK` is 1 too). It shows that ranks come to agree on a machine with one GPU; nothing is
-gained by it."""
+"""Environment variable: if 1, ranks may share GPUs, over gloo (NCCL refuses two ranks on one GPU unless
+`MULTI_RANK` is 1, too). For tests of several ranks on a machine with one GPU; nothing gets faster."""
 MULTI_RANK = "NCCL_MULTI_RANK_GPU_ENABLE"
-"""NCCL's own environment variable, from 2.30 on."""
+"""NCCL's own environment variable, since 2.30."""
 RAISING = ("torch.cuda", "torch.xpu", "torch.accelerator", "torch.distributed", "torch.nn.parallel")
-"""Modules whose errors are of devices and of other ranks, whatever their type: the next start may not meet
-them."""
+"""Modules whose errors come from devices or other ranks, whatever their type, and may not recur at the next
+start."""
 
 
 @functools.cache
 def kind() -> str:
-    """The type of torch's device that there is here: `cuda` (NVIDIA and AMD), another, or `cpu`."""
-    if torch.cuda.device_count():  # asks the driver without starting the GPU: children may still be forked
+    """The type of torch device available here: `cuda` (NVIDIA and AMD), another one, or `cpu`."""
+    if torch.cuda.device_count():  # asks the driver without initializing the GPU, so forking stays possible
         return "cuda"
     accelerator = getattr(torch, "accelerator", None)
     if accelerator is None or not accelerator.is_available():
@@ -39,15 +38,15 @@ def kind() -> str:
 
 
 def count() -> int:
-    """Accelerators that torch may use here; 0 where there is only the CPU."""
+    """The number of accelerators that torch can use here; 0 if there is only the CPU."""
     there = kind()
     return 0 if there == CPU else int(_module(there).device_count())
 
 
 def of_rank(local_rank: int, environ: Mapping[str, str]) -> str:
-    """The device of a machine's rank: `cpu`, or such as `cuda:1`.
+    """The device of a rank on this machine: `cpu`, or for example `cuda:1`.
 
-    A task may see one GPU (bound by Slurm) or all of its node's. Raises UserError where GPUs do not go round.
+    A task may see one GPU (bound by Slurm) or all of its node's. Raises UserError if there are too few GPUs.
     """
     gpus = count()
     if not gpus:
@@ -64,18 +63,18 @@ def of_rank(local_rank: int, environ: Mapping[str, str]) -> str:
 
 
 def need_gloo(local_ranks: int, environ: Mapping[str, str]) -> bool:
-    """Whether this machine's ranks share GPUs, as `BATON_SHARED_GPUS` allows, and NCCL would refuse that."""
+    """Whether this machine's ranks share GPUs, as `BATON_SHARED_GPUS` allows but NCCL would refuse."""
     return environ.get(SHARED) == "1" and environ.get(MULTI_RANK) != "1" and 0 < count() < local_ranks
 
 
 def use(device: str) -> None:
-    """Makes it this process's current one."""
+    """Makes a device this process's current one."""
     if device != CPU:
         _module(device).set_device(torch.device(device))
 
 
 def backend(device: str) -> str:
-    """The collectives between devices of this type: `nccl`, `gloo`, …"""
+    """The backend for collectives between devices of this type: `nccl`, `gloo`, …"""
     there = torch.device(device).type
     default = getattr(dist, "get_default_backend_for_device", None)
     if default is None:
@@ -84,7 +83,7 @@ def backend(device: str) -> str:
 
 
 def name(device: str) -> str:
-    """What the card is called, such as `NVIDIA A100-SXM4-80GB`."""
+    """The name of the card, such as `NVIDIA A100-SXM4-80GB`."""
     if device == CPU:
         return "CPU"
     module = _module(device)
@@ -92,7 +91,7 @@ def name(device: str) -> str:
 
 
 def memory(index: int) -> int:
-    """Bytes of memory that an accelerator has, in use or not; 0 where torch cannot tell."""
+    """Total bytes of an accelerator's memory; 0 if torch cannot tell."""
     properties = getattr(_module(kind()), "get_device_properties", None)
     return int(getattr(properties(index), "total_memory", 0)) if properties else 0
 
@@ -110,20 +109,20 @@ def seed(number: int) -> None:
 
 
 def synchronise() -> None:
-    """Waits for what the current accelerator has been given to do, if one is in use."""
+    """Waits for the work queued on the current accelerator, if one is in use."""
     if (module := _in_use()) is not None:
         module.synchronize()
 
 
 def peak_bytes() -> int:
-    """The most memory that tensors have had at once on the current accelerator; 0 on the CPU."""
+    """Peak bytes of tensors allocated on the current accelerator; 0 on the CPU."""
     module = _in_use()
     return 0 if module is None else int(module.max_memory_allocated())
 
 
 def fitting(device: str) -> int:
-    """How often what this process has computed on a device so far, at its peak, would fit into the room there
-    at once, with a third of that to spare; 1 where that is not known, and on the CPU."""
+    """How many times the peak memory of this process's computation on a device would fit there at once, with
+    a third of the space to spare; at least 1; 1 if unknown, and on the CPU."""
     module = None if device == CPU else _module(device)
     if module is None or not hasattr(module, "mem_get_info"):
         return 1
@@ -137,7 +136,7 @@ def is_on_accelerator(tensor: torch.Tensor) -> bool:
 
 
 def _in_use() -> Any:
-    """The module of the accelerator that this process computes on, or None: asking must not begin to."""
+    """The module of the accelerator that this process uses, or None. Does not initialize one."""
     if torch.cuda.is_initialized():
         return torch.cuda
     there = kind()

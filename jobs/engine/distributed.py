@@ -1,7 +1,7 @@
-"""The ranks come together: process groups, the device of each, and what differs without a GPU.
+"""Connects the ranks: process groups, the device of each, and what differs without a GPU.
 
-What torch's own sockets do not defend themselves against is limited here: the store listens where only the
-ranks need to reach it, and no object that ranks exchange is a pickle.
+It also limits what torch's own sockets do not defend against: the store listens only where the ranks need to
+reach it, and ranks exchange no pickles.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from jobs.engine.session import Session
 from jobs.supervise import rendezvous
 
 TIMEOUT = timedelta(days=20)
-"""Of a collective. A rank that stands still is found by its supervisor, which does not count the time for
-which Slurm suspends the job; torch's clocks do. (24 days are all the milliseconds of a C int.)"""
+"""Timeout of collectives. The supervisor detects a rank that hangs, and unlike torch's clocks, ignores time
+for which Slurm suspends the job. (The limit is 24 days, the milliseconds that fit into a C int.)"""
 
 
 def join(session: Session) -> None:
-    """Chooses the device and, with several ranks, makes the process groups.
+    """Chooses the device and, with several ranks, creates the process groups.
 
-    NCCL on GPUs, gloo without; and always a gloo group for the few numbers that the ranks agree on, which
-    must not wait behind the GPU's work. Raises UserError where some ranks of a machine would have a GPU and
-    others none.
+    NCCL with GPUs, gloo without; and always a gloo group for the numbers that the ranks agree on, which must
+    not wait for the GPU's work. Raises UserError if only some of a machine's ranks would have a GPU.
     """
     backend = choose_device(session)
     if session.ranks == 1:
         return
     send_objects_without_pickle()
-    # Kept: the store ends with the object.
+    # Kept, because the store ends with the object.
     session.store = open_store(session.ranks, session.main, TIMEOUT, _inherited())
     dist.init_process_group(
         backend,
@@ -47,7 +46,7 @@ def join(session: Session) -> None:
 
 
 def _inherited() -> socket.socket | None:
-    """The socket that this rank's supervisor has opened for the store, on rank 0."""
+    """On rank 0, the socket that its supervisor has opened for the store; else None."""
     number = os.environ.pop("BATON_STORE_FD", None)
     return socket.socket(fileno=int(number)) if number else None
 
@@ -59,10 +58,10 @@ def open_store(
     listener: socket.socket | None = None,
     address: tuple[str, int] | None = None,
 ) -> Any:
-    """A connection to the ranks' store; with `main`, which rank 0 gives once, also the store itself.
+    """A connection to the ranks' store; with `main`, which rank 0 sets once, also the store itself.
 
-    `listener`: what it listens on, as the supervisors have opened it; by itself torch would do so at every
-    address of the machine. `address`: where it is; MASTER_ADDR and MASTER_PORT say so otherwise.
+    `listener`: the socket to listen on, opened by the supervisor; by default torch would listen on every
+    address of the machine. `address`: where the store is, by default from MASTER_ADDR and MASTER_PORT.
     """
     host, port = address or (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     options: dict[str, Any] = {}
@@ -75,21 +74,21 @@ def open_store(
     try:
         return dist.TCPStore(host, port, ranks, main, **options)
     except NotImplementedError:
-        # From torch 2.4 to 2.6 the store that is made by default takes no open socket; the older one does.
+        # In torch 2.4 to 2.6, the default store does not accept an open socket; the older one does.
         return dist.TCPStore(host, port, ranks, main, use_libuv=False, **options)
 
 
 def store_key() -> str:
-    """What the names of all that the ranks keep in the store begin with. A stranger who finds the port can
-    still connect, but does not know what anything is called in there."""
+    """Prefix of all keys that the ranks use in the store. A stranger who finds the port can still connect,
+    but does not know any key."""
     return os.environ.get("BATON_STORE_KEY", "")
 
 
 def send_objects_without_pickle() -> None:
-    """Makes the collectives of torch that take any object (`all_gather_object` and the like), on which
-    mmengine's metrics and perhaps a hook of the user's rely, send what `wire` can send, and nothing else.
+    """Makes torch's object collectives (`all_gather_object` and the like), on which mmengine's metrics and
+    perhaps a user's hook rely, send what `wire` supports, and nothing else.
 
-    Raises RuntimeError for a torch in which they are made otherwise.
+    Raises RuntimeError for a torch that implements them differently.
     """
     from torch.distributed import distributed_c10d as c10d
 
@@ -99,7 +98,7 @@ def send_objects_without_pickle() -> None:
         )
 
     def to_tensor(value: Any, device: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        # A copy with memory of its own: torch enlarges it to the longest of all ranks.
+        # A copy that owns its memory: torch resizes it to the longest of all ranks.
         data = torch.frombuffer(wire.pack(value), dtype=torch.uint8).clone().to(device)
         return data, torch.tensor([data.numel()], dtype=torch.long, device=device)
 
@@ -115,29 +114,29 @@ def send_objects_without_pickle() -> None:
 
 
 def cores_of_rank(session: Session) -> int:
-    """This rank's part of the CPUs that its node gives the job. Slurm may have bound it to them already
-    (task/affinity), or bound all ranks of the node to all of them."""
+    """The number of CPUs for this rank on its node. Slurm may have bound it to its own already
+    (task/affinity), or all ranks of the node to all CPUs of the job."""
     bound = len(os.sched_getaffinity(0))
     asked = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0)
     return max(1, bound // session.local_ranks, min(bound, asked))
 
 
 def choose_device(session: Session) -> str:
-    """Makes this rank's GPU the current one, where there are any. Returns the backend for collectives between
-    the ranks' devices. Rank 0 says what was chosen, in one line."""
+    """Makes this rank's GPU the current one, if there are any. Returns the backend for collectives between
+    the ranks' devices. Rank 0 prints the choice, in one line."""
     device = devices.of_rank(session.local_rank, os.environ)
     session.device = device.partition(":")[0]
     if device == devices.CPU:
         cores = cores_of_rank(session)
         if "OMP_NUM_THREADS" not in os.environ:
-            # Also keeps mmengine from setting it to 1 with a warning.
+            # This also keeps mmengine from setting it to 1, with a warning.
             os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(cores)
             torch.set_num_threads(cores)
         if session.main:
             print(f"no GPU: {_ranks(session)} on the CPU over gloo, {cores} cores each", flush=True)
         return "gloo"
     devices.use(device)
-    # mmengine hands LOCAL_RANK to DistributedDataParallel as the device's number.
+    # mmengine passes LOCAL_RANK to DistributedDataParallel as the device index.
     os.environ["LOCAL_RANK"] = device.partition(":")[2]
     backend = "gloo" if devices.need_gloo(session.local_ranks, os.environ) else devices.backend(device)
     if session.main:
@@ -154,7 +153,7 @@ def everywhere(session: Session, value: Any) -> Any:
     if session.ranks == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=session.control)  # as wire.py sends it
+    dist.broadcast_object_list(box, src=0, group=session.control)  # encoded by wire.py
     return box[0]
 
 
@@ -173,7 +172,7 @@ def barrier(session: Session) -> None:
 
 
 def part(session: Session) -> None:
-    """The ranks part at the end of a training, none before all are there."""
+    """Disconnects the ranks at the end of a training, once all have arrived."""
     if session.ranks > 1:
         barrier(session)
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""How a rank ends on an error: what it leaves for its supervisor to read, and with which exit code."""
+"""How a rank exits on an error: what it leaves for its supervisor, and with which exit code."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ONE_GPU = UserError(
 
 
 def end(error: BaseException, run: Run, start: int, rank: int, preemption: Preemption) -> NoReturn:
-    """Ends this process on `error`, at once: other ranks may be waiting for it, so destructors could hang."""
+    """Exits because of `error`, at once: other ranks may wait for this one, so destructors could hang."""
     heartbeat.tell_held()
-    if "Duplicate GPU detected" in described(error):  # NCCL's words, in the first collective
+    if "Duplicate GPU detected" in described(error):  # NCCL's message, in the first collective
         error = ONE_GPU
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -36,12 +36,12 @@ def end(error: BaseException, run: Run, start: int, rank: int, preemption: Preem
         print(error, file=sys.stderr, flush=True)
         leave(SUPERSEDED)
     if isinstance(error, SystemExit) and error.code == USER_ERROR:
-        # argparse's, for one, which has printed what is wrong: the supervisor takes that from the log.
+        # Such as argparse's, which has printed what is wrong: the supervisor takes that from the log.
         leave(USER_ERROR)
     if preemption.leaving:
-        # The other ranks have left a collective; this one's listening thread is about to follow them.
+        # The other ranks have left a collective; this one's listening thread is about to do so, too.
         threading.Event().wait()
-    # KeyboardInterrupt and other SystemExit, too: whatever ends a rank, the others' user wants to read it.
+    # Also for KeyboardInterrupt and other SystemExit: the user wants to know whatever ends a rank.
     text = "".join(traceback.format_exception(error))
     print(text, file=sys.stderr, flush=True)
     record(run, start, rank, described(error), text)
@@ -49,7 +49,7 @@ def end(error: BaseException, run: Run, start: int, rank: int, preemption: Preem
 
 
 def record(run: Run, start: int, rank: int, error: str, text: str) -> None:
-    """Leaves the error where the supervisor finds it: `job/error-START-RANK.json`."""
+    """Writes the error where the supervisor finds it: `job/error-START-RANK.json`."""
     content = {"error": error, "traceback": text}
     with contextlib.suppress(OSError):  # it is on stderr as well
         write_atomically(run.job / files.ERROR(START=start, RANK=rank), line_of(content).encode())

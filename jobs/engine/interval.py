@@ -1,7 +1,7 @@
-"""How often to save: the Young/Daly optimum, from what a save costs and how often the run is interrupted.
+"""How often to save: the Young/Daly optimum, from the cost of a save and the frequency of interruptions.
 
-Saving every sqrt(2 C M) seconds loses the least time, where C is the time that a save takes from training and
-M the mean time between interruptions (J. W. Young, 1974; see also Benoit et al., hal-02514107).
+Saving every sqrt(2 C M) seconds loses the least time, where C is the time for which a save stalls the
+training and M the mean time between interruptions (J. W. Young, 1974; see also Benoit et al., hal-02514107).
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from dataclasses import dataclass
 from jobs.run.past import History
 
 PRIOR = 2 * 3600.0
-"""Seconds between interruptions, to begin with: a busy preemptible partition's. Outweighed with time."""
+"""Initial estimate of the seconds between interruptions, as in a busy preemptible partition."""
 
 SHORTEST, LONGEST = 30.0, 3600.0
 
 
 def optimum(cost: float, between: float) -> float:
-    """Seconds between two saves, for a save that costs `cost` seconds and interruptions `between` seconds
-    apart, within SHORTEST and LONGEST."""
+    """Optimal seconds between saves that cost `cost` seconds each, with interruptions `between` seconds
+    apart; from SHORTEST to LONGEST."""
     return min(LONGEST, max(SHORTEST, math.sqrt(2 * max(cost, 0.0) * between)))
 
 
 @dataclass(frozen=True)
 class Past:
-    """What a run has been through before a start."""
+    """A run's uptime and interruptions before a start."""
 
     up: float
-    """Seconds for which it trained."""
+    """Seconds for which it has trained."""
     interruptions: int
 
     def between(self, since: float = 0.0) -> float:
-        """Mean seconds between interruptions, `since` seconds into the start; with one interruption in PRIOR
-        seconds that were never observed, so that a run without any has an answer, too."""
+        """Mean seconds between interruptions, `since` seconds into the start. One fictitious interruption in
+        PRIOR seconds is included, so that there is an answer even before the first."""
         return (PRIOR + self.up + since) / (1 + self.interruptions)
 
 
 def past(history: History, start: int) -> Past:
-    """What a run's events say of the time before start number `start`."""
+    """A run's past before start number `start`, from its events."""
     return Past(*history.trained(start))

@@ -1,9 +1,9 @@
-"""NumPy's arrays and numbers as they stand in pickles, made without NumPy's own unpickling.
+"""Reads NumPy's arrays and numbers from pickles without NumPy's own unpickling.
 
-A crafted dtype makes that read and write memory that is none of the array's (a size below zero, a field of
-objects in bytes of the file's choosing). Here a dtype is one of the plain ones, and an array has as many
-bytes as its shape and dtype say. The names and arguments are those of numpy.dtype.__reduce__ and
-numpy.ndarray.__reduce__, pickled by protocol 2, in which torch writes.
+A crafted dtype makes that access memory outside the array (a negative size, a field of objects in bytes
+chosen by the file). Here a dtype has to be a plain one, and an array has exactly as many bytes as its shape
+and dtype say. The names and arguments are those of numpy.dtype.__reduce__ and numpy.ndarray.__reduce__ with
+pickle protocol 2, which torch uses.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 KINDS = "biufcSU"
-"""Of what an array may be: np.dtype.kind."""
+"""Allowed values of np.dtype.kind."""
 
 _CODE = re.compile(r"[biufc][0-9]{1,2}|[SU][0-9]{1,9}")
 
 
 class Dtype:
-    """What `numpy.dtype` is in a file: a plain one."""
+    """Stands for `numpy.dtype` in a file; accepts only plain ones."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -45,7 +45,7 @@ class Dtype:
 
 
 class Array:
-    """What `numpy.ndarray` is in a file; `made` puts the array in its place."""
+    """Stands for `numpy.ndarray` in a file; `made` replaces it with the array."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -61,7 +61,7 @@ class Array:
 
 
 def reconstruct(kind: Any, shape: Any, code: Any) -> Array:  # noqa: ARG001
-    """numpy's `_reconstruct`: an array that is still to get its state."""
+    """numpy's `_reconstruct`: an array that gets its state later."""
     _expect(kind is Array, "an array of another class")
     return Array()
 
@@ -73,13 +73,13 @@ def scalar(dtype: Any, data: Any = b"") -> Any:
 
 
 def no_bytes() -> bytes:
-    """How protocol 2 writes b""."""
+    """The call with which protocol 2 writes b""."""
     return b""
 
 
 def made(tree: Any, holding: tuple[type, ...] = ()) -> Any:
-    """A file's content with its arrays. Lists, dicts, and what instances of `holding` have as attributes are
-    changed in place."""
+    """A file's content with its arrays filled in. Lists, dicts and the attributes of instances of `holding`
+    are changed in place."""
     return _made(tree, holding, set())
 
 
@@ -93,7 +93,7 @@ def _made(tree: Any, holding: tuple[type, ...], seen: set[int]) -> Any:
     inner = tree if isinstance(tree, (dict, list)) else None
     if kind in holding and inner is None:
         inner = getattr(tree, "__dict__", None)
-    if inner is None or id(tree) in seen:  # what holds itself has no end
+    if inner is None or id(tree) in seen:  # it may contain itself
         return tree
     seen.add(id(tree))
     for key, value in list(enumerate(inner) if isinstance(inner, list) else inner.items()):
@@ -106,7 +106,7 @@ def _array(shape: tuple[int, ...], dtype: np.dtype[Any], data: bytes, order: Any
     _expect(math.prod(shape) * dtype.itemsize == len(data) and len(shape) <= 32, "an array's size")
     empty = np.zeros(shape, dtype, order)
     if data:
-        # A view of its memory as bytes, in the order in which they lie there.
+        # A view of its memory as bytes, in memory order.
         empty.reshape(-1, order="A").view(np.uint8)[:] = np.frombuffer(data, np.uint8)
     return empty
 

@@ -1,14 +1,14 @@
-"""A preemption inside a rank, from the signal to the exit. (Around it: docs/surviving.md names the files.)
+"""A preemption inside a rank, from the signal to the exit. (docs/surviving.md names the files around it.)
 
-1. `listen` stands before anything heavy is imported. USR2 and TERM do no more than raise a flag; a thread of
-   its own does that, so that it also happens while the main thread waits inside a collective. (Before this,
-   both signals are ignored: `env --ignore-signal` in the job script.)
-2. In every step the ranks agree whether to leave: `Agreement`, a reduction on a gloo group that runs while
+1. `listen` is called before anything heavy is imported. USR2 and TERM only set a flag; a separate thread does
+   that, so that it also works while the main thread waits inside a collective. (Until then, both signals are
+   ignored: `start` in jobs/supervise/processes.py.)
+2. In every step the ranks agree on whether to exit: `Agreement`, a reduction on a gloo group that runs while
    the step computes. All see the same answer at the end of the same step.
 3. They save at that exact step (saving.py) and `leave` together with exit code RESUME. Slurm, or the job
-   script, starts the run again; that start finds the checkpoint.
+   script, starts the run again, and that start finds the checkpoint.
 
-A validation is not a step: the state before it was saved when it began. So a rank that is asked to leave
+A validation is not a step: the state before it was saved when it began. So a rank that is asked to exit
 during one does so at once, from the thread, and the validation is run again after the resume.
 """
 
@@ -33,30 +33,30 @@ from jobs.run.exit_codes import FAILED, RESUME
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1
 
-# Shared with DataLoader workers: they ignore the signals until the trainer itself is about to end.
+# Shared with DataLoader workers, which ignore the signals until the trainer itself is about to exit.
 _closing = multiprocessing.get_context("fork").Value("b", 0, lock=False)
 
 
 class Preemption:
-    """Whether this rank was asked to leave, and what to do about it during a validation."""
+    """Whether this rank was asked to exit, and what to do about it during a validation."""
 
     def __init__(self) -> None:
         self.asked = False
         self.when_asked: Callable[[str], None] = lambda _: None
-        """Called once for each signal, on the listening thread."""
+        """Called once per signal, on the listening thread."""
         self.leave_validation: Callable[[], None] | None = None
-        """Set during a validation: ends the process."""
+        """Set during a validation: exits the process."""
         self.stood_still = 0.0
-        """Seconds for which this process was stopped (SIGSTOP, `scontrol suspend`) so far, about."""
+        """Seconds, roughly, for which this process has been suspended (SIGSTOP, `scontrol suspend`)."""
         self.leaving = False
-        """The listening thread is about to end the process."""
+        """Whether the listening thread is about to exit the process."""
         self._elsewhere: Callable[[], bool] | None = None
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
 
     def listen(self) -> None:
-        """Takes over both signals. From here on they cannot end the process."""
-        # The bytes arrive even while the main thread is in C++ and no Python handler can run.
+        """Installs handlers for both signals, which from here on cannot end the process."""
+        # These bytes arrive even while the main thread is in C++ and no Python handler can run.
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
@@ -68,13 +68,13 @@ class Preemption:
         try:
             self._watch()
         except BaseException:
-            # A rank that no longer hears a preemption must not go on as if it did.
+            # A rank that can no longer notice a preemption must not continue.
             traceback.print_exc()
             leave(FAILED)
 
     def _watch(self) -> None:
         while True:
-            # During a validation other ranks may have been asked instead of this one.
+            # During a validation, other ranks may have been asked instead of this one.
             timeout, slept = 0.25 if self.leave_validation else 1.0, time.monotonic()
             self._reader.settimeout(timeout)
             try:
@@ -89,16 +89,16 @@ class Preemption:
                     self.when_asked(signal.Signals(number).name)
             leave = self.leave_validation
             if leave and (self.asked or (self._elsewhere and self._elsewhere())):
-                # From here on the main thread's errors are but the other ranks' leaving.
+                # From here on, errors in the main thread only mean that the other ranks have exited.
                 self.leaving = True
                 leave()
 
     @contextmanager
     def validating(self, leave: Callable[[], None], elsewhere: Callable[[], bool] | None) -> Iterator[None]:
-        """While the block runs, being asked (here or, by `elsewhere`, on another rank) calls `leave`."""
+        """While the block runs, a request to exit, here or (by `elsewhere`) at another rank calls `leave`."""
         self._elsewhere = elsewhere
         self.leave_validation = leave
-        # The thread may sleep: it has to look at the signal that came before, and at the other ranks.
+        # Wake the thread: it has to check earlier signals and the other ranks.
         self._writer.send(b"\0")
         try:
             yield
@@ -107,11 +107,11 @@ class Preemption:
 
 
 class Agreement:
-    """What all ranks do at the end of a step: the largest of what each wants, for each of a few questions.
+    """What all ranks do at the end of a step: the maximum of their wishes, for each of a few questions.
 
-    `propose` at the beginning of a step and `answer` at its end: in between, the reduction runs on its own
-    thread, so it costs the step nothing that could be measured. A signal is thus heeded at the end of the
-    step after the one in which it came.
+    Call `propose` at the beginning of a step and `answer` at its end: in between, the reduction runs on its
+    own thread, at no measurable cost. So a signal takes effect at the end of the step after the one in which
+    it arrived.
     """
 
     def __init__(self, group: Any) -> None:
@@ -142,7 +142,7 @@ class Agreement:
 
 
 def leave(code: int = RESUME) -> NoReturn:
-    """Ends this process at once: no destructor waits for a collective or a worker that will never come."""
+    """Exits at once: destructors could wait for a collective or a worker that will never come."""
     _closing.value = 1
     sys.stdout.flush()
     sys.stderr.flush()
@@ -150,20 +150,20 @@ def leave(code: int = RESUME) -> NoReturn:
 
 
 def closing() -> None:
-    """From here on the DataLoader's workers heed TERM again, by which torch ends them."""
+    """From here on, the DataLoader's workers obey SIGTERM again, with which torch ends them."""
     _closing.value = 1
 
 
 def outlive(loader: Any) -> None:
-    """Makes the workers of a DataLoader outlive a signal to the whole group: born with the signals blocked,
-    they let them in once they know what to do about them (`InWorker`)."""
+    """Makes the workers of a DataLoader survive a signal to the whole process group: they start with the
+    signals blocked, and unblock them once they have handlers (`InWorker`)."""
     make = loader._get_iterator
 
     def make_blocked() -> Any:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             if (loader.multiprocessing_context or multiprocessing).get_start_method() != "fork":
-                # Started with the first worker otherwise, and lets SIGTERM in again when it is.
+                # Otherwise it starts with the first worker, and unblocks SIGTERM at that moment.
                 resource_tracker.ensure_running()
                 signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             return make()
@@ -175,10 +175,10 @@ def outlive(loader: Any) -> None:
 
 
 class InWorker:
-    """A `worker_init_fn`: makes a DataLoader worker outlive a signal to the whole group, but not the trainer.
+    """A `worker_init_fn`: makes a DataLoader worker survive a signal to the whole group, but not the trainer.
 
-    Slurm signals every process of a step. A worker that died of it would end the trainer before it has
-    saved; a worker that ignored it could never be ended by torch.
+    Slurm signals every process of a job step. A worker that died of it would end the trainer before it has
+    saved; one that ignored it for good could never be ended by torch.
     """
 
     def __init__(self, then: Callable[[int], None] | None) -> None:
@@ -190,7 +190,7 @@ class InWorker:
         signal.set_wakeup_fd(-1)
         for number in (*SIGNALS, signal.SIGINT):
             signal.signal(number, self.on_signal)
-        # The kernel ends the worker with the trainer, however that ends.
+        # The kernel kills the worker when the trainer ends, however that happens.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != self.trainer:
             os._exit(0)
@@ -204,11 +204,11 @@ class InWorker:
 
 
 class LeaveTogether:
-    """The ranks' way out of a validation, in which they may be anywhere: no rank ends before all know that
-    they leave, and rank 0 has written what it holds.
+    """The ranks' exit from a validation, in which they may be anywhere: no rank exits before all know that
+    they are to exit, and rank 0 has finished writing.
 
-    Should all reach the end of the validation first, they agree there (`Survival.validate`), as after a step.
-    `store`: a connection of its own to the ranks' store, because the main thread may be waiting on the other.
+    If all reach the end of the validation first, they agree there (`Survival.validate`), as after a step.
+    `store`: a separate connection to the ranks' store, because the main thread may be waiting on the other.
     """
 
     def __init__(self, store: Any, key: str, ranks: int, rank: int) -> None:
@@ -217,7 +217,7 @@ class LeaveTogether:
 
     def elsewhere(self) -> bool:
         try:
-            # Not store.check, which came with torch 2.2.
+            # Not store.check, which is new in torch 2.2.
             return int(self.store.add(self.leaving, 0)) > 0
         except RuntimeError:
             # The store is gone with rank 0: the supervisor will end this rank, too.
@@ -227,7 +227,7 @@ class LeaveTogether:
         try:
             left = self.store.add(self.leaving, 1)
             while left < self.ranks:
-                # Others look every quarter of a second.
+                # The others check every quarter of a second.
                 time.sleep(0.05)
                 left = self.store.add(self.leaving, 0)
             if self.rank == 0:

@@ -1,6 +1,6 @@
-"""The numbers of a training, for whoever looks on: metrics.jsonl by step, and progress.json, where it stands.
+"""The numbers of a training, for display: metrics.jsonl by step, and progress.json, its current state.
 
-Neither must end a training: what a full disk does not take is said in the log, and lost.
+Neither may end a training: what a full disk does not take is reported in the log, and lost.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from jobs.engine.session import Session
 from jobs.run.events import now
 
 INTERVAL = 5.0
-"""Seconds between two writes of progress.json, at least."""
+"""Minimum seconds between writes of progress.json."""
 
 
 def finite(value: Any) -> float | None:
-    """None for what is not finite, as JSON knows no NaN."""
+    """A number as float; None if it is not finite, because JSON has no NaN."""
     number = float(value)
     return number if math.isfinite(number) else None
 
@@ -33,7 +33,7 @@ def record(session: Session, kind: str, step: int, epoch: int, scalars: dict[str
 
 
 def show(session: Session, **fields: Any) -> None:
-    """Writes progress.json anew. `fields`: step, epoch, max_steps, max_epochs, seconds_per_step, loss, lr,
+    """Rewrites progress.json. `fields`: step, epoch, max_steps, max_epochs, seconds_per_step, loss, lr,
     phase, best."""
     content = json.dumps({"time": now(), "start": session.start, **fields})
     try:

@@ -1,4 +1,4 @@
-"""The processes of an evaluation or inference: who this one is, and putting together what all have done."""
+"""The processes of an evaluation or inference: which one this is, and combining the results of all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.run.task import Task, read
 from jobs.supervise import rendezvous
 
 SECONDS = 6 * 3600.0
-"""How long a rank waits for the others to count: they may have the larger images, or the slower node."""
+"""How long a rank waits for the others: they may have larger images, or a slower node."""
 RENDEZVOUS_SECONDS = 300.0
 
 
@@ -25,15 +25,15 @@ class Ranks:
     job: str
     hosts: list[str] = field(default_factory=list)
     peers: dict[int, rendezvous.Connection] = field(default_factory=dict)
-    """On rank 0: a connection to each other rank. On the others: one to rank 0."""
+    """On rank 0, a connection to each other rank; on the others, one to rank 0."""
 
 
 def join(run: Run) -> Ranks:
-    """Meets the other processes of this job step; alone, there is nobody to meet."""
+    """Connects to the other processes of this job step, if there are any."""
     task = read()
     run.job.mkdir(exist_ok=True)
     meeting = rendezvous.meet(task, run.job, RENDEZVOUS_SECONDS, 1 if task.rank == 0 else None)
-    if meeting.store:  # what is added up goes through the connections
+    if meeting.store:  # results go through the connections instead
         meeting.store.close()
     return Ranks(task.rank, task.world_size, _device(task), task.job, meeting.hosts, meeting.peers)
 
@@ -48,9 +48,9 @@ def _device(task: Task) -> str:
 
 
 def gather(ranks: Ranks, what: bytes, seconds: float = SECONDS) -> list[bytes] | None:
-    """What every rank gives, in the order of ranks, on rank 0; None on the others, once rank 0 has it all.
+    """On rank 0, every rank's `what`, in the order of ranks; None on the others, once rank 0 has them all.
 
-    At most 64 MiB a rank. Raises ConnectionError if a rank is lost meanwhile, TimeoutError after `seconds`.
+    At most 64 MiB per rank. Raises ConnectionError if a rank is lost meanwhile, TimeoutError after `seconds`.
     """
     for number, connection in ranks.peers.items():
         if ranks.rank and not connection.send_bytes(what, seconds):
@@ -65,7 +65,7 @@ def gather(ranks: Ranks, what: bytes, seconds: float = SECONDS) -> list[bytes] |
 
 
 def share(ranks: Ranks, what: bytes) -> bytes:
-    """What rank 0 gives, on all ranks. At most 64 MiB. Raises as `gather`."""
+    """Rank 0's `what`, on all ranks. At most 64 MiB. Raises as `gather` does."""
     if ranks.rank:
         return _hear(ranks, ranks.peers)[0]
     for number, connection in ranks.peers.items():
@@ -75,15 +75,15 @@ def share(ranks: Ranks, what: bytes) -> bytes:
 
 
 def rank_0_ends_last(ranks: Ranks, seconds: float = 60.0) -> None:
-    """To be called by all: rank 0 waits until the others have ended, at most so many seconds.
+    """Makes rank 0 wait until the other ranks have exited, for at most so many seconds. All must call it.
 
-    srun kills the others as soon as one process ends with another code than 0, and then tells of a killed
-    one. So where rank 0 says by its exit code how it went, it says so when there is nobody left.
+    srun kills the others as soon as one process exits with a code other than 0, and then reports a killed
+    task. So if rank 0's exit code tells the outcome, it has to exit last.
     """
     deadline = time.monotonic() + seconds
     for connection in ranks.peers.values():
         if ranks.rank:
-            os.dup(connection.socket.fileno())  # open until this process has ended, whatever Python closes
+            os.dup(connection.socket.fileno())  # open until this process has exited, whatever Python closes
             continue
         with selectors.DefaultSelector() as selector:
             selector.register(connection, selectors.EVENT_READ)
@@ -95,7 +95,7 @@ def rank_0_ends_last(ranks: Ranks, seconds: float = 60.0) -> None:
 def _hear(
     ranks: Ranks, peers: Mapping[int, rendezvous.Connection], seconds: float = SECONDS
 ) -> dict[int, bytes]:
-    """One message of each."""
+    """One message from each peer."""
     deadline = time.monotonic() + seconds
     heard: dict[int, bytes] = {}
     with selectors.DefaultSelector() as selector:

@@ -1,7 +1,7 @@
-"""Reading a checkpoint's content: data only, never code, on every torch from 2.1 on.
+"""Reads a checkpoint's content: only data, never code, with every torch since 2.1.
 
-torch's own `weights_only` takes tensors and plain Python values. What else the checkpoints of a training
-library hold is registered here by its adapter (`allow`), by name: nothing but that is ever looked up.
+torch's own `weights_only` accepts tensors and plain Python values. Whatever else the checkpoints of a
+training library contain is registered here by its adapter (`allow`), by name: nothing else is ever looked up.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ _registered: list[Callable[[], dict[str, Any]]] = []
 
 
 def allow(classes: Callable[[], dict[str, Any]]) -> None:
-    """Registers what a training library's checkpoints hold.
+    """Registers what a training library's checkpoints contain.
 
-    `classes` is called when a file is read and gives name in the file -> object. Such an object must be
+    `classes` is called when a file is read, and returns name in the file -> object. Such an object must be
     harmless whatever arguments a crafted file calls it with.
     """
     _registered.append(classes)
 
 
 def load(filename: str | os.PathLike[str], map_location: Any = "cpu", **_: Any) -> Any:
-    """A checkpoint's content. Tensors are mapped from the file, not read, until they are used.
+    """A checkpoint's content. Tensors are memory-mapped from the file.
 
-    Our own checkpoints hold nothing but tensors and plain Python values. Those that mmengine wrote also hold
-    the few harmless classes of `allowed`. Raises pickle.UnpicklingError for a file with anything else in it
-    (such a file could run any code), FileNotFoundError where there is none.
+    Our own checkpoints contain only tensors and plain Python values, those written by mmengine also the few
+    harmless classes of `allowed`. Raises pickle.UnpicklingError for a file with anything else in it (it could
+    run any code), FileNotFoundError if there is none.
     """
     import torch
 
     path = os.path.expanduser(os.fspath(filename))
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} can not be found.")
-    # The format before torch 1.6 (many published weights have it) cannot be mapped.
+    # The format before torch 1.6, which many published weights have, cannot be mapped.
     mapped = _is_zip(path) or None
     if release(torch.__version__) < (2, 6):
         return _load_before_2_6(path, map_location, mapped)
@@ -53,8 +53,8 @@ def load(filename: str | os.PathLike[str], map_location: Any = "cpu", **_: Any) 
 
 
 def load_own(path: str | os.PathLike[str]) -> Any:
-    """`load` for a checkpoint of the run's own, which is whole. Raises UserError if it holds more than data,
-    as those that were saved before `storable.check` may."""
+    """`load` for one of the run's own valid checkpoints. Raises UserError if it contains more than data,
+    which is possible if it was saved before `storable.check` existed."""
     try:
         return load(path)
     except pickle.UnpicklingError as error:
@@ -67,7 +67,7 @@ def load_own(path: str | os.PathLike[str]) -> Any:
 
 
 def round_trip(state: Any) -> Any:
-    """What a later start would get of `state`. Raises whatever an object makes of being saved or loaded."""
+    """What a later start would load of `state`. Raises whatever saving or loading an object raises."""
     import torch
 
     file = os.memfd_create("state")
@@ -80,8 +80,8 @@ def round_trip(state: Any) -> Any:
 
 
 def prove() -> None:
-    """Saves and loads a small state, as checkpoints are. Raises UserError if this environment cannot: that
-    has to be known before a training, not after its first preemption."""
+    """Saves and loads a small state like a checkpoint. Raises UserError if this environment cannot: that must
+    be known before a training, not after its first preemption."""
     import numpy as np
     import torch
 
@@ -91,7 +91,7 @@ def prove() -> None:
         if found["step"] != 1 or not torch.equal(found["x"], state["x"]):
             raise ValueError(f"loaded {found}")
     except Exception as error:
-        # Whatever an unknown release of torch or NumPy makes of it.
+        # An unknown release of torch or NumPy may raise anything.
         raise UserError(
             f"torch {torch.__version__} with NumPy {np.__version__} could not resume a run: a small state "
             f"could not be saved and loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
@@ -99,17 +99,17 @@ def prove() -> None:
 
 
 def release(version: str) -> tuple[int, int]:
-    """(2, 4) of "2.4.1+cu121"."""
+    """(2, 4) for "2.4.1+cu121"."""
     major, minor = version.split(".")[:2]
     return int(major), int(re.sub(r"\D.*", "", minor))
 
 
 def _load_before_2_6(path: str, map_location: Any, mapped: bool | None) -> Any:
-    """`load` for torch 2.1 to 2.5, whose own weights_only cannot be told of further names (safe_globals came
+    """`load` for torch 2.1 to 2.5, whose own weights_only cannot be given further names (safe_globals came
     with 2.5, names for them with 2.6) and lets crafted files run code (CVE-2025-32434, fixed in 2.6).
 
-    torch.load with an unpickler of ours: whatever a file names is looked up in a list, and nowhere else. The
-    two formats that torch.load hands to other readers are refused, as from 2.6 on.
+    It uses torch.load with our own unpickler: whatever a file names is looked up in a list, and nowhere else.
+    The two formats that torch.load passes to other readers are refused, as since 2.6.
     """
     import torch
 
@@ -132,7 +132,7 @@ def _classes(known: dict[str, Any]) -> tuple[type, ...]:
 
 
 def _restricted(of_files: dict[str, Any]) -> Any:
-    """A stand-in for the module `pickle`, with what torch.load takes of it."""
+    """A replacement for the module `pickle`, with what torch.load uses of it."""
     import torch
 
     known = of_files | {
@@ -149,7 +149,7 @@ def _restricted(of_files: dict[str, Any]) -> Any:
         "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
     }
     known |= {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-    # As protocol 2, in which torch writes, calls them.
+    # Their names in pickle protocol 2, which torch uses.
     known |= {
         f"__builtin__.{name.partition('.')[2]}": value
         for name, value in known.items()
@@ -158,8 +158,8 @@ def _restricted(of_files: dict[str, Any]) -> Any:
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            """Called for everything in a pickle that is not plain data. (torch's subclass of this answers
-            for the names of storages itself, with a mere description of one.)"""
+            """Called for everything in a pickle that is not plain data. (torch's subclass handles the names
+            of storages itself, and returns a mere description of one.)"""
             found = known.get(f"{module}.{name}")
             if found is None:
                 raise pickle.UnpicklingError(
@@ -176,7 +176,7 @@ def _restricted(of_files: dict[str, Any]) -> Any:
 
 
 def _latin1(text: Any, encoding: Any = "latin1") -> bytes:
-    """How protocol 2 writes bytes."""
+    """The call with which protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise pickle.UnpicklingError(
             f"the file asks for bytes in {encoding!r}: this is not a plain checkpoint"
@@ -190,8 +190,8 @@ def _is_zip(path: str) -> bool:
 
 
 def allowed() -> dict[str, Any]:
-    """What checkpoints hold that weights_only does not know by itself (in every release), by the names that
-    stand in the files: NumPy's arrays and numbers, Python's plain values, and what is registered."""
+    """What checkpoints may contain that weights_only does not know in every release, by the names in the
+    files: NumPy's arrays and numbers, Python's plain values, and what is registered."""
     found: dict[str, Any] = {"numpy.ndarray": numpy_data.Array, "numpy.dtype": numpy_data.Dtype}
     found |= {f"builtins.{kind.__name__}": kind for kind in (set, frozenset, complex)}
     found["builtins.bytes"] = numpy_data.no_bytes

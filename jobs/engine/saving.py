@@ -1,8 +1,8 @@
-"""When to save, and how a save stays off the training's way: a copy in memory, then a thread that writes it.
+"""When to save, and how to do it without delaying the training: copied in memory, written by a thread.
 
-Saves happen at step boundaries only, on all ranks together: by the config's own interval, before every
+Saves happen only at step boundaries, on all ranks together: by the config's own interval, before every
 validation, when the Young/Daly interval has passed (interval.py), when the run is preempted, and at the end.
-A disk that is full or gone does not end the training: it is reported, and tried again.
+A disk that is full or gone does not end the training: that is reported, and the save retried.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from jobs.run import metrics, story
 from jobs.supervise.heartbeat import Heartbeat
 
 RETRY = 60.0
-"""Seconds until a failed save is tried again."""
+"""Seconds before a failed save is retried."""
 
 RETRY_LEAVING = 2.0
-"""The same where the ranks wait for it to leave."""
+"""The same if the ranks wait for it in order to exit."""
 
 
 @dataclass
 class Settings:
-    """What the config says about saving: its CheckpointHook's arguments, and `baton.save_seconds`."""
+    """The config's settings for saving: its CheckpointHook's arguments, and `baton.save_seconds`."""
 
     interval: int = -1
     by_epoch: bool = True
@@ -38,22 +38,22 @@ class Settings:
     save_best: str | None = None
     rule: str | None = None
     seconds: float | None = None
-    """Seconds between saves; None: the Young/Daly optimum; 0: never by time."""
+    """Seconds between saves; None for the Young/Daly optimum; 0 for never by time."""
 
     def asks(self, done: int) -> bool:
-        """Whether the config's interval asks for a save after `done` epochs (or iterations)."""
+        """Whether the config's interval requires a save after `done` epochs (or iterations)."""
         return self.interval > 0 and done >= self.save_begin and (done - self.save_begin) % self.interval == 0
 
     def metric(self, computed: Collection[str]) -> str | None:
-        """The metric that the best checkpoint goes by, of a validation that has `computed` these (their names
-        without what an evaluator put before them); None of one without any."""
+        """The metric that decides the best checkpoint, for a validation that has `computed` these (names
+        without an evaluator's prefix); None if it would have to be the first of none."""
         asked = (self.save_best or "").rpartition("/")[2]
         if asked == "auto" or (not asked and metrics.USUAL not in computed):
             return next(iter(computed), None)
         return asked or metrics.USUAL
 
     def less(self, metric: str | None) -> bool:
-        """Whether less of it is better."""
+        """Whether less of the metric is better."""
         return self.rule == "less" or (self.rule is None and metrics.less_is_better(metric or ""))
 
 
@@ -66,7 +66,7 @@ class Saver:
         heart: Heartbeat,
         collect: Callable[[Any, Session, dict[str, Any]], dict[str, Any] | None],
     ) -> None:
-        """`collect` gives the state of a runner, with the manifest in it; None on ranks that save nothing."""
+        """`collect` returns the state of a runner, including the manifest; None on ranks that do not save."""
         self.session, self.settings, self.config_digest = session, settings, config_digest
         self.heart, self.collect = heart, collect
         self.directory = session.run.checkpoints
@@ -77,19 +77,19 @@ class Saver:
         self.fenced_off: checkpoints.FencedOff | None = None
         self.saved: tuple[int, int] | None = None
         self.on_disk = (0, 0)
-        """Step and epoch that a resume would begin with now."""
+        """The step and epoch from which a resume would start now."""
         self.failed: tuple[Any, ...] | None = None
-        """What `_write` could not write, until that, or a later state, is written."""
+        """What `_write` could not write, until that or a later state is written."""
         self.trouble = ""
-        """Why it could not."""
+        """Why it could not be written."""
         self.unnoted: tuple[metrics.Figure, checkpoints.Checkpoint, dict[str, float | None]] | None = None
-        """The best so far, until `best.json` says so: the disk may be full."""
+        """The best so far, while `best.json` does not say so yet: the disk may be full."""
         self.noting = threading.Lock()
-        """A validation finds a better one while the writing thread notes the one before."""
+        """A validation may find a better one while the writing thread notes the one before."""
         self.trying = threading.Lock()
-        """During a validation two threads may want to leave: each must know what came of the other's save."""
+        """During a validation, two threads may want to exit: each has to know how the other's save went."""
         self.patience = session.request.cluster.grace / 2
-        """Seconds for which a preempted run tries to save: before a time limit it must also leave in time."""
+        """Seconds for which a preempted run tries to save: it must also exit before the time limit."""
         self.cost = 1.0
         self.began = time.monotonic()
         if session.main:
@@ -101,7 +101,7 @@ class Saver:
         try:
             checkpoints.clear(self.directory, *self.fence)
         except OSError as error:
-            # Only room is lost.
+            # Only disk space is lost.
             print(f"half-written checkpoints could not be deleted: {error}", file=sys.stderr, flush=True)
 
     def _next(self) -> float:
@@ -111,7 +111,7 @@ class Saver:
         return now + seconds if seconds else float("inf")
 
     def due(self) -> bool:
-        """Whether it is time to save by the clock. Only rank 0's answer counts."""
+        """Whether it is time to save, by the clock. Only rank 0's answer counts."""
         return self.session.main and time.monotonic() >= self.next and not self.busy()
 
     def busy(self) -> bool:
@@ -128,8 +128,8 @@ class Saver:
     ) -> None:
         """Saves the state at this step boundary. All ranks must call it.
 
-        `validation_due`: the step's validation is still to come; a resume begins with it. With `wait`, the
-        state is on disk after, unless it failed for so many seconds (`on_disk` says what is).
+        `validation_due`: the step's validation is still to come; a resume starts with it. With `wait`, the
+        state is on disk afterwards, unless writing failed for that many seconds (`on_disk` says what is).
         """
         loop = runner.train_loop
         if self.saved != (loop.iter, loop.epoch):
@@ -158,12 +158,12 @@ class Saver:
         self.saved = (loop.iter, loop.epoch)
         if content is None:
             return
-        # The memory of the last snapshot is free once it is written.
+        # The last snapshot's memory is free once it is written.
         self.finish()
         copy = self.snapshots.take(content)
         name = f"epoch_{loop.epoch}.pth" if loop.by_epoch and loop.position == 0 else f"iter_{loop.iter}.pth"
         stall = time.monotonic() - began
-        # Set again by the writing thread, which may be done before `submit` returns.
+        # The writing thread sets it again, possibly before `submit` returns.
         self.next = float("inf")
         self.writing = self.thread.submit(self._write, name, copy, manifest, began, None if wait else stall)
         if wait:
@@ -203,22 +203,22 @@ class Saver:
         except checkpoints.FencedOff as error:
             self.fenced_off = error
         except OSError as error:
-            # What was to be deleted stays for the next time.
+            # What should have been deleted is left to the next time.
             session.report("checkpoint_failed", step=manifest["step"], reason=f"pruning: {error}")
             self.next = self._next()
         return checkpoint
 
     def finish(self) -> checkpoints.Checkpoint | None:
-        """Waits for the write that is under way. Returns its checkpoint, if it came to be one."""
+        """Waits for the write in progress. Returns its checkpoint; None if there is none, or it failed."""
         if self.writing is None:
             return None
         if self.busy():
-            # Whatever the ranks were at: from here on they stand still for the disk.
+            # Whatever the ranks were doing, from here on they wait for the disk.
             self.heart.beat("save", self.saved[0] if self.saved else 0)
         return self.writing.result()
 
     def retry_for(self, seconds: float) -> None:
-        """Waits for the write that is under way; if it fails, for so many seconds tries again."""
+        """Waits for the write in progress; if it fails, retries for so many seconds."""
         end = time.monotonic() + seconds
         with self.trying:
             self.finish()
@@ -232,7 +232,7 @@ class Saver:
             self.finish()
 
     def check_finished(self) -> None:
-        """Raises OSError if the state that was saved last, or which one is the best, is not on disk."""
+        """Raises OSError if the last saved state, or the note of the best one, is not on disk."""
         if self.failed:
             raise OSError(f"the final state could not be saved as {self.failed[0]}: {self.trouble}")
         self._note_best()
@@ -243,7 +243,7 @@ class Saver:
             raise self.fenced_off
 
     def validated(self, step: int, found: dict[str, float | None]) -> None:
-        """Takes a validation's result: is the checkpoint of that step, saved before it, the best so far?"""
+        """Handles a validation's result: notes that step's checkpoint, saved before it, if it is the best."""
         metric = self.settings.metric(found)
         if not self.session.main or metric is None or (value := found.get(metric)) is None:
             return
@@ -252,7 +252,7 @@ class Saver:
         try:
             checkpoint = next((c for c in checkpoints.listed(self.directory) if c.step == step), None)
             with self.noting:
-                # Where the note is damaged, that is what the events say, which have this validation, too.
+                # If the note is damaged, this is from the events, which already include this validation.
                 best = self.unnoted[0] if self.unnoted else checkpoints.best_figure(self.directory)
                 if checkpoint and (new.beats(best) or (best is not None and best.step == step)):
                     self.unnoted = new, checkpoint, found

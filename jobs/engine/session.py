@@ -1,4 +1,4 @@
-"""What one start of a rank knows: its run, its place among the ranks, its device, how it reports."""
+"""What a rank knows in one start: its run, its place among the ranks, its device, how it reports."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Session:
     local_rank: int
     local_ranks: int
     start: int
-    """Number of this start of the run, 1, 2, …; a later start fences off the earlier ones."""
+    """The number of this start of the run, 1, 2, …; a later start fences off earlier ones."""
     job: str | None
     began: float = field(default_factory=time.time)
-    """When the process began, seconds since 1970."""
+    """When the process started, in seconds since the epoch."""
     device: str = "cpu"
     control: Any = None
-    """A gloo process group for what the ranks agree on; None with one rank."""
+    """A gloo process group for agreements of the ranks; None with one rank."""
     store: Any = None
     """The TCPStore of the ranks; None with one rank."""
 
@@ -41,12 +41,12 @@ class Session:
         return self.rank == 0
 
     def report(self, event: str, **fields: Any) -> None:
-        """Appends an event. A full disk must not end a training: the event is then written with the next."""
+        """Appends an event. A full disk must not end a training: the event is written with the next one."""
         self._events.append(event, **fields)
 
 
 def from_environment(run: Run) -> Session:
-    """The session that the supervisor (jobs/supervise/supervisor.py) describes in environment variables."""
+    """The session described by the supervisor (jobs/supervise/supervisor.py) in environment variables."""
     env = os.environ
     return Session(
         run=run,

@@ -1,4 +1,4 @@
-"""Copies of a training's state in main memory, of tensors and plain values."""
+"""Copies of a training's state (tensors and plain values) in main memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Tree = Any
 
 
 def plain(value: Any) -> Any:
-    """`value` as tensors and plain Python values; what cannot be expressed so becomes its `repr`: for what
-    somebody may want to read, and nothing goes on from."""
-    if isinstance(value, np.generic):  # before the others: np.float64 is a float, and no plain one
+    """`value` as tensors and plain Python values; anything else becomes its `repr`: only for what people may
+    want to read, not for resuming."""
+    if isinstance(value, np.generic):  # first, because np.float64 is a float, but not a plain one
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str, bytes, torch.Tensor)):
         return value
@@ -30,14 +30,14 @@ def plain(value: Any) -> Any:
 
 
 class Snapshots:
-    """Copies of states in main memory, made into the same memory again and again: the step that follows may
-    change the originals while the copy is written to disk."""
+    """Copies states in main memory, into the same memory each time: the next step may change the originals
+    while the copy is written to disk."""
 
     def __init__(self) -> None:
         self.memory: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def take(self, tree: Tree) -> Tree:
-        """A copy of `tree` with all tensors on the CPU. The copy before this one is overwritten.
+        """A copy of `tree` with all tensors on the CPU; overwrites the previous copy.
 
         Raises UserError for what could not be loaded again."""
         taken = self._copy(tree, ())
@@ -51,9 +51,9 @@ class Snapshots:
         if isinstance(tree, torch.Tensor):
             old = self.memory.get(path)
             if old is None or old.shape != tree.shape or old.dtype != tree.dtype:
-                # Like it in the order of its elements, too (channels_last): fused optimizers rely on that.
+                # With the same memory format (channels_last): fused optimizers rely on that.
                 old = torch.empty_like(tree, device="cpu", pin_memory=devices.is_on_accelerator(tree))
-                storable.check(old, "checkpoint", path)  # of a kind of its own, perhaps
+                storable.check(old, "checkpoint", path)  # it may be a subclass
                 self.memory[path] = old
             old.copy_(tree.detach(), non_blocking=True)
             return old

@@ -1,4 +1,4 @@
-"""What a checkpoint can hold, so that a later start gets back exactly what was given."""
+"""What a checkpoint can contain, so that a later start gets back exactly what was saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.engine import numpy_data, safe_load
 from jobs.run.errors import UserError
 
 PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size))
-"""Types that are stored as they are, and that nothing can change meanwhile."""
+"""Immutable types that are stored as they are."""
 
 MAPPINGS = (dict, OrderedDict, Counter)
 
@@ -22,10 +22,10 @@ Path = tuple[Any, ...]
 
 
 def check(tree: Any, where: str, path: Path = ()) -> None:
-    """Raises UserError, naming the place below `where`, for a part of `tree` that could not be loaded back:
-    that has to be known at the first save, not when all checkpoints turn out to be useless.
+    """Raises UserError, naming the place below `where`, for a part of `tree` that could not be loaded again:
+    that must be known at the first save, not when all checkpoints turn out to be useless.
 
-    Of other types than the usual ones it asks the loader itself.
+    For other than the usual types, it tries the loader itself.
     """
     kind = type(tree)
     if is_usual(tree):
@@ -49,12 +49,12 @@ def check(tree: Any, where: str, path: Path = ()) -> None:
 
 
 def is_usual(value: Any) -> bool:
-    """Whether it is a tensor, an array or a plain value that comes back as it is."""
+    """Whether a value is a tensor, array or plain value that is loaded back unchanged."""
     return (type(value) in PLAIN and not _is_huge(value)) or _is_array(value)
 
 
 def _is_huge(value: Any) -> bool:
-    """Whether it is a whole number of more bytes than weights_only reads (pickle's LONG1)."""
+    """Whether a value is an int with more bytes than weights_only can read (pickle's LONG1)."""
     return type(value) is int and value.bit_length() >= 8 * 255
 
 
@@ -71,7 +71,7 @@ def _comes_back(value: Any) -> bool:
     try:
         return type(safe_load.round_trip(value)) is type(value)
     except Exception:
-        # Whatever pickling somebody's object leads to.
+        # Pickling somebody's object may raise anything.
         return False
 
 

@@ -1,7 +1,7 @@
-"""Values as bytes and back, for what ranks exchange: whoever can write to one of their sockets may send a
-false value, but nothing that is run when it is read, as a pickle is.
+"""Serializes what ranks exchange: whoever can write to one of their sockets may send a false value, but
+nothing that executes code when it is read, as a pickle does.
 
-msgpack (msgspec); beside its own types tuples, sets, tensors, arrays and NumPy's numbers are extensions. A
+The format is msgpack (msgspec), with extensions for tuples, sets, tensors, arrays and NumPy's numbers. A
 tensor comes back on the CPU, without gradient.
 """
 
@@ -23,15 +23,15 @@ _DTYPES = {
     if isinstance(dtype := getattr(torch, name), torch.dtype) and not name.startswith(("q", "bits"))
 }
 _KINDS = "biufcSUmM"
-"""Of NumPy's types: not objects, which only a pickle could carry."""
+"""NumPy's type kinds; not objects, which would need a pickle."""
 
 
 class WireError(ValueError):
-    """Bytes that are no value."""
+    """The bytes are not a valid value."""
 
 
 def pack(value: Any) -> bytearray:
-    """Raises UserError if something in it is of no type that can be sent."""
+    """`value` as bytes. Raises UserError if it contains a type that cannot be sent."""
     packed = bytearray()
     try:
         msgspec.msgpack.Encoder().encode_into(_plain(value), packed)
@@ -41,7 +41,7 @@ def pack(value: Any) -> bytearray:
 
 
 def unpack(data: bytes | bytearray | memoryview) -> Any:
-    """Raises WireError if `data` is nothing that `pack` has made."""
+    """The value in `data`. Raises WireError if that was not made by `pack`."""
     try:
         return msgspec.msgpack.decode(data, ext_hook=_extension)
     except (ValueError, TypeError, RecursionError, RuntimeError, OverflowError) as error:
@@ -49,7 +49,7 @@ def unpack(data: bytes | bytearray | memoryview) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in types that msgpack knows."""
+    """`value`, converted to types that msgpack supports."""
     kind = type(value)
     if value is None or kind in (bool, int, float, str, bytes):
         return value
