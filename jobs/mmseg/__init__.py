@@ -1,1 +1,1 @@
-"""MMSegmentation as the engine runs it: config, model, loop, state, data, metrics. Only jobs import it."""
+"""MMSegmentation, as run by the engine: config, model, loop, state, data, metrics. Only jobs import it."""

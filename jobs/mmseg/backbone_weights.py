@@ -1,4 +1,4 @@
-"""Every backbone weight comes from the file of pretrained weights, or the training does not begin.
+"""Ensures that every backbone weight comes from the file of pretrained weights, before a training starts.
 
 mmengine loads what matches and leaves the rest random, with a warning: torchvision's resnet50 in a ResNetV1c,
 for one, trains with a random stem. Here that is an error.
@@ -15,21 +15,21 @@ from typing import Any
 from jobs.run.errors import UserError
 
 ADDED = {"MAE": ("gamma_1", "gamma_2", "relative_position_bias_table")}
-"""Backbone -> what mmseg adds to the published one, all of it without effect at first."""
+"""Backbone -> parameters that mmseg adds to the published one, which initially have no effect."""
 UNUSED = ("fc.", "head.", "classifier.")
-"""A classifier's last layer, which a segmentation backbone does not have."""
+"""Prefixes of a classifier's last layer, which a segmentation backbone lacks."""
 
 
 def backbones(model: Any) -> list[Any]:
-    """The parts of a model that pretrained weights are for: its backbone; with SAN, the encoder of images."""
+    """The parts of a model that pretrained weights are for: its backbone; for SAN, the image encoder."""
     parts = [getattr(model, name, None) for name in ("backbone", "image_encoder")]
     return [part for part in parts if part is not None]
 
 
 @contextlib.contextmanager
 def every_weight_loaded(backbone: Any) -> Iterator[None]:
-    """Around a model's `init_weights`: every weight of `backbone` must then come from the file that its own
-    config names; a part of it that has a file of its own is judged by that. Without either nothing is done.
+    """Wraps a model's `init_weights`: every weight of `backbone` must then come from the file that its config
+    names; a part with a file of its own is checked against that. Without either, does nothing.
 
     All its parameters and running statistics are made NaN, at first (some backbones load for themselves) and
     again when mmengine loads the file (its ConvModule, for one, has given values by then); what still is NaN
@@ -59,7 +59,7 @@ def every_weight_loaded(backbone: Any) -> Iterator[None]:
 
 
 def _file(module: Any) -> str | None:
-    """The file that a module's own config says it is loaded from."""
+    """The file from which a module is loaded, according to its own config; None if there is none."""
     init_cfg = getattr(module, "init_cfg", None)
     for one in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
         if isinstance(one, dict) and one.get("type") in ("Pretrained", "Pretrained_Part"):
@@ -86,7 +86,7 @@ class _Watched:
                 tensor.fill_(math.nan)
 
     def check(self) -> None:
-        """Gives what was added its initial values back. Raises UserError for anything else missing."""
+        """Restores the initial values of what was added. Raises UserError if anything else is missing."""
         import torch
 
         missing = []

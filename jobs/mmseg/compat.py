@@ -1,4 +1,4 @@
-"""What it takes to run the two sets of OpenMMLab packages on current torch, all in one place.
+"""Everything needed to run the two sets of OpenMMLab packages with current torch, in one place.
 
 Set A: mmsegmentation 1.2.2, mmengine 0.10.7, mmcv-lite 2.1.0. Set B: the maintained forks (onedl-*), with the
 same import names. Call `prepare()` before the first import of mmengine, mmcv or mmseg; both sets then behave
@@ -30,7 +30,7 @@ from jobs.run.errors import UserError, one_line
 
 
 def prepare() -> None:
-    """Applies every fix. Calling it again does nothing more."""
+    """Applies every fix; idempotent."""
     stub_compiled_mmcv()
     find_packages_without_pkg_resources()
     know_the_standard_library()
@@ -43,11 +43,10 @@ def prepare() -> None:
 
 
 def stub_compiled_mmcv() -> None:
-    """mmseg imports mmcv.ops in four files, and mmcv-lite has no compiled `mmcv._ext` to import it with.
+    """mmseg imports mmcv.ops in four files, which needs the compiled `mmcv._ext` that mmcv-lite lacks.
 
-    A stand-in with a `__spec__` (torch._dynamo asks for it) satisfies the import. It has the operations of
-    pure_ops.py; another one that is really called says so. Nothing is done where the compiled extension is
-    installed.
+    A stand-in with a `__spec__` (torch._dynamo requires it) satisfies the import. It has the operations of
+    pure_ops.py; calling any other raises an error. Does nothing if the compiled extension is installed.
     """
     if "mmcv._ext" in sys.modules or not is_installed("mmcv") or has_compiled_mmcv():
         return
@@ -74,8 +73,8 @@ class _MissingOps(types.ModuleType):
 
 
 def find_packages_without_pkg_resources() -> None:
-    """`mmseg::…` in a config asks pkg_resources (dropped by setuptools 81) for a distribution called
-    mmsegmentation (set B's has another name). Python's own import system knows where `mmseg` lies."""
+    """For `mmseg::…` in a config, mmengine asks pkg_resources (dropped by setuptools 81) for a distribution
+    called mmsegmentation (set B's has another name). Python's own import system knows where `mmseg` is."""
     import mmengine.config.config as config
     from mmengine.config.utils import MODULE2PACKAGE
 
@@ -96,8 +95,8 @@ def find_packages_without_pkg_resources() -> None:
 
 
 def know_the_standard_library() -> None:
-    """A config in pure Python may call what it imports from the standard library (`deepcopy(model)`), and
-    nothing else. mmengine looks for the library beside the interpreter: a virtual environment has none there.
+    """A pure Python config may call what it imports from the standard library (`deepcopy(model)`), and
+    nothing else. mmengine looks for the library beside the interpreter, where a virtual environment has none.
     """
     import mmengine.config.config as config
     import mmengine.config.utils as utils
@@ -114,12 +113,12 @@ def know_the_standard_library() -> None:
 
 
 MOST_LABEL, VOID = 255, 65535
-"""What LoadAnnotations keeps of a mask; and what of 16 bits it takes for 255, as is meant."""
+"""The largest label that LoadAnnotations keeps; and the 16-bit value that becomes 255, as intended."""
 
 
 def refuse_labels_that_do_not_fit() -> None:
-    """mmseg's LoadAnnotations brings whatever it reads down to 8 bits without a word: of a mask of 16 bits
-    label 300 becomes 44. Here it raises ValueError instead (which data.py names the file of)."""
+    """mmseg's LoadAnnotations silently truncates masks to 8 bits: in a 16-bit mask, label 300 becomes 44.
+    This makes it raise ValueError instead (to which data.py adds the file)."""
     from mmseg.datasets.transforms import loading
 
     if isinstance(loading.mmcv, _Decoder):
@@ -147,7 +146,7 @@ def refuse_labels_that_do_not_fit() -> None:
 
 
 class _Decoder(types.ModuleType):
-    """mmcv, as a module of mmseg's sees it; `wide` is what it decoded last, if of more than 8 bits."""
+    """mmcv, as seen by one of mmseg's modules; `wide`: the last decoded image, if it has more than 8 bits."""
 
     wide: Any = None
 
@@ -165,7 +164,7 @@ class _Decoder(types.ModuleType):
 
 
 def normalise_any_number_of_channels() -> None:
-    """mmseg normalises images of any number of channels. In the forks it does so by mmengine's
+    """mmseg normalises images with any number of channels. The forks do so with mmengine's
     ImgDataPreprocessor, which refuses all but 1 and 3."""
     import torch
     from mmengine.model import ImgDataPreprocessor
@@ -188,10 +187,10 @@ def normalise_any_number_of_channels() -> None:
 
 
 def load_weights_only() -> None:
-    """mmengine 0.10.7 fails on its own checkpoints with torch >= 2.6; set B answers by unpickling anything.
+    """mmengine 0.10.7 fails on its own checkpoints with torch >= 2.6; set B just unpickles anything.
 
-    Whatever mmengine, mmseg or a module of the user's loads goes through `load` instead: data only, never
-    code, and from a file that is there (see download_nothing).
+    Whatever mmengine, mmseg or a module of the user's loads goes through `load` instead: only data, never
+    code, and from an existing file (see download_nothing).
     """
     import torch
     from mmengine.runner import CheckpointLoader
@@ -208,12 +207,12 @@ _torch_load: Any = None
 
 
 def load_anything(file: Any, map_location: Any = None, pickle_module: Any = None, **options: Any) -> Any:
-    """torch.load as everybody in a job gets it: weights only, whatever its caller says. Raises as `load`."""
+    """torch.load as everything in a job gets it: weights only, whatever the caller says. Raises as `load`."""
     import torch
 
-    # `load` itself, which may bring an unpickler of its own.
+    # Called by `load` itself, which may bring its own unpickler.
     restricted = getattr(pickle_module, "__name__", "") == "restricted_pickle"
-    # A caller's own will do from torch 2.6 on; before, it runs what a file has of TorchScript.
+    # A caller's own weights_only is safe since torch 2.6; before, it executes TorchScript in a file.
     safe = options.get("weights_only") is True and safe_load.release(torch.__version__) >= (2, 6)
     if restricted or (safe and pickle_module is None):
         return _torch_load(file, map_location, pickle_module, **options)
@@ -226,9 +225,9 @@ def load_anything(file: Any, map_location: Any = None, pickle_module: Any = None
 
 
 def download_nothing() -> None:
-    """A job loads what a preparation has fetched and checked; nothing from an address, at its own run time.
+    """Jobs load what a preparation has fetched and verified, and never download anything themselves.
 
-    torch.hub's one way to the network, which torchvision and mmengine use too, says so.
+    torch.hub's only access to the network, which torchvision and mmengine also use, raises UserError.
     """
     import torch.hub
 
@@ -239,17 +238,17 @@ def download_nothing() -> None:
         )
 
     torch.hub.download_url_to_file = refuse
-    # When imported it asks for a newer version of itself, and waits where there is no network; its newer
-    # releases report each pipeline that is made, with the machine it is on.
+    # On import, albumentations checks for a newer version, and hangs without a network; newer releases also
+    # report each pipeline that is made, and its machine.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     os.environ.setdefault("ALBUMENTATIONS_OFFLINE", "1")
 
 
 def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
-    """What mmengine is told to load: a file's path, or a name or an address that stands for one below
+    """Loads what mmengine is told to: a file's path, or a name or URL that stands for a file below
     data/pretrained.
 
-    Raises UserError if it is not there, or if it holds anything but data.
+    Raises UserError if it is missing, or contains anything but data.
     """
     path = pretrained.placed(filename, pretrained.PLACE) if "://" in filename else Path(filename)
     try:
@@ -260,8 +259,8 @@ def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
 
 
 def load_backbone(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
-    """`mmcls://PATH`: what a classifier's local file has of its backbone, as mmengine does after it has
-    downloaded the file."""
+    """`mmcls://PATH`: the backbone's weights in a classifier's local file, as mmengine loads them after a
+    download."""
     path = filename.removeprefix("mmcls://")
     content = load_named(path if os.path.isfile(path) else filename, map_location)
     weights = content.get("state_dict", content)
@@ -270,18 +269,18 @@ def load_backbone(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
 
 
 def _of_mmengine() -> dict[str, Any]:
-    """What checkpoints of mmengine's CheckpointHook hold beside tensors, plain values and NumPy's."""
+    """What checkpoints of mmengine's CheckpointHook contain besides tensors, plain values and NumPy's."""
     from mmengine.logging import HistoryBuffer
 
     return {
         "mmengine.logging.history_buffer.HistoryBuffer": HistoryBuffer,
-        # How pickle finds a method again; ours finds none but a HistoryBuffer's.
+        # Used by pickle to find a method; ours finds only those of a HistoryBuffer.
         "builtins.getattr": _statistic,
     }
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """The methods that a HistoryBuffer's checkpoint names: `mean`, `max`, `min` and `current`."""
+    """The methods named in a HistoryBuffer's checkpoint: `mean`, `max`, `min` and `current`."""
     from mmengine.logging import HistoryBuffer
 
     if owner is HistoryBuffer and name in ("mean", "max", "min", "current"):
@@ -294,15 +293,15 @@ load = safe_load.load
 
 
 def keep_config_text_plain() -> None:
-    """mmengine formats the whole config with yapf (0.9 s) at each use of its text, several times a start.
+    """mmengine formats the whole config with yapf (0.9 s) whenever its text is used, several times per start.
 
-    Only `formatted` (for the `config.py` that people read) still pays for that.
+    Only `formatted`, for the `config.py` that people read, still does.
     """
     _format_with(lambda text, **_: (text, True))
 
 
 def formatted(cfg: Any) -> str:
-    """The text of a config, laid out for people, in which mmengine fills in no templates when it reads it."""
+    """The text of a config, formatted for people, and escaped so that mmengine finds no templates in it."""
     _format_with(_yapf)
     try:
         return str(cfg.pretty_text).replace("{{", "{\\x7b")
@@ -321,7 +320,7 @@ def _format_with(function: Any) -> None:
 
     if _original_format is None:
         _original_format = yapf.FormatCode
-    # Set A has imported the function into its module, set B imports it each time.
+    # Set A imports the function into its module, set B at each use.
     yapf.FormatCode = function
     if hasattr(config, "FormatCode"):
         config.FormatCode = function

@@ -1,4 +1,4 @@
-"""torch.compile of what it is made for: the network's parts, tensors in and tensors out.
+"""torch.compile for what it is suited to: the network's parts, from tensors to tensors.
 
 mmengine compiles the whole `train_step`. In that are the loader's images, each of its own size, annotations
 with strides of their own, and the optimizer's step with the learning rate as a constant: with a schedule by
@@ -17,14 +17,14 @@ from torch import nn
 
 
 def compile_parts(model: nn.Module, options: dict[str, Any]) -> None:
-    """Has the forward of every part of `model` compiled, as `torch.compile(**options)` does, while it trains:
-    a validation's images have many sizes."""
+    """Compiles the forward of every part of `model` with `torch.compile(**options)`, for use in training mode
+    only: a validation's images have many sizes."""
     for part in parts(model):
         part.forward = _while_training(part, part.forward, torch.compile(part.forward, **options))
 
 
 def parts(model: nn.Module) -> Iterator[nn.Module]:
-    """Backbone, neck, heads: the children of a segmentor, those in lists one by one."""
+    """Backbone, neck, heads: the children of a segmentor, including those in lists."""
     for child in model.children():
         if isinstance(child, nn.ModuleList):
             yield from child

@@ -70,7 +70,7 @@ def resolve(session: Session) -> Config:
 
 
 def override(cfg: Config, session: Session) -> None:
-    """Raises UserError for what does not fit the config, and for what changes nothing in it."""
+    """Applies the overrides. Raises UserError for one that does not fit the config or changes nothing."""
     request, run = session.request, session.run
     written = cfg.to_dict()
     try:
@@ -80,14 +80,14 @@ def override(cfg: Config, session: Session) -> None:
     modules = [path for path in run.modules() if path != run.code / request.config]
     own = bool(modules) or supported.of_others(cfg.to_dict())
     for key in request.overrides:
-        # Of a config with a base that the login node cannot read, only this says so.
+        # If a base cannot be read on the login node, only this check finds it.
         if why := supported.unread(key, written, own):
             raise UserError(f"--set {key}: {why}")
 
 
 @contextlib.contextmanager
 def named(config: str) -> Iterator[None]:
-    """Puts the config's name before a UserError of what it says."""
+    """Prefixes UserErrors about a config's content with its name."""
     try:
         yield
     except UserError as error:
@@ -95,8 +95,8 @@ def named(config: str) -> Iterator[None]:
 
 
 def read(path: Path) -> Config:
-    """A config file, as plain values: a class that a config in pure Python names is its dotted path, and what
-    mmengine itself has put in for merging is gone. Its `custom_imports` are still to be imported.
+    """A config file as plain values: classes in a pure Python config become their dotted paths, and
+    mmengine's own marks for merging are removed. Does not import its `custom_imports`.
 
     Raises UserError instead of whatever reading it raises.
     """
@@ -108,27 +108,27 @@ def read(path: Path) -> Config:
     except (ConfigParsingError, FileNotFoundError, ModuleNotFoundError, OSError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     except (Exception, SystemExit) as error:
-        # A config is a program of the user's: it may raise anything.
+        # A config is the user's program: it may raise anything.
         raise UserError(f"{path} cannot be read: {_what_raised(error)}") from None
-    # Configs in pure Python have None there; names such as mmseg's "IoUMetric" are always understood here.
+    # It is None in pure Python configs; here, names such as mmseg's "IoUMetric" are always understood.
     content["default_scope"] = content.get("default_scope") or "mmseg"
     return Config(_without_marks(content, content["default_scope"]))
 
 
 def _what_raised(error: BaseException) -> str:
-    """The error in one line, with that of the config in pure Python, or of its base, which raised it."""
+    """The error in one line, with the line of the pure Python config, or of its base, that raised it."""
     lines = [one for one in traceback.extract_tb(error.__traceback__) if one.name == "<module>" and one.line]
     said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     if not lines:
         return said
-    # What mmengine makes of an imported name raises this, without a word, when it is called.
+    # mmengine's stand-in for an imported name raises this, without a message, when it is called.
     why = " (only what is imported from the standard library can be called)" if said == "RuntimeError" else ""
     return f"{Path(lines[-1].filename).name}, line {lines[-1].lineno}: {lines[-1].line}: {said}{why}"
 
 
 def _without_marks(node: Any, scope: str) -> Any:
-    """A copy without what mmengine writes into dicts that are inherited: `_scope_` where it is the config's
-    own scope, and a `_delete_` that had nothing to delete."""
+    """A copy without mmengine's marks in inherited dicts: `_scope_` if it is the config's own scope, and a
+    `_delete_` that had nothing to delete."""
     if isinstance(node, dict):
         return {
             key: _without_marks(value, scope)
@@ -141,7 +141,7 @@ def _without_marks(node: Any, scope: str) -> Any:
 
 
 def import_modules(cfg: Config, config: str) -> None:
-    """Imports what `custom_imports` names. Raises UserError, with the reason, for what cannot be imported."""
+    """Imports the config's `custom_imports`. Raises UserError, with the reason, if one cannot be imported."""
     given = supported.unmarked(cfg.get("custom_imports"))
     names = given.get("imports") or []
     for name in [names] if isinstance(names, str) else names:
@@ -155,22 +155,22 @@ def import_modules(cfg: Config, config: str) -> None:
             missing = not installed.is_installed(top)
             reason = f"{top} is not installed" if missing else f"{error}{users_place(error)}"
             raise UserError(f"{config}: custom_imports names {name}: {reason}") from None
-        except (Exception, SystemExit) as error:  # a program of the user's, too
+        except (Exception, SystemExit) as error:  # it is the user's program, too
             if data.transient(error) or budget.is_hardware(why := in_a_line(error)):
                 raise
             raise UserError(f"{config}: custom_imports names {name}, whose import raises {why}") from error
-    # Of a package that cannot be imported mmengine says no more than that it does not know the type.
+    # If a package cannot be imported, mmengine only says that it does not know the type.
     for package in sorted({kind.partition(".")[0] for kind in supported.types(cfg.to_dict())}):
         if package in supported.WITH:
             try:
                 importlib.import_module(package)
-            except Exception as error:  # whatever its import runs into, in a library below it, too
+            except Exception as error:  # its import may raise anything, even in a library that it uses
                 reason = one_line(error, 200)
                 raise UserError(f"{config}: {package} cannot be imported: {reason}") from None
 
 
 def add_tensorboard(cfg: Config, session: Session) -> None:
-    """TensorBoard beside mmengine's own files; services that are not installed are left out, said aloud."""
+    """Adds TensorBoard to mmengine's own files; removes services that are not installed, with a message."""
     visualizer = dict(cfg.get("visualizer") or {"type": "SegLocalVisualizer", "name": "visualizer"})
     # One folder for all starts: one curve in TensorBoard.
     visualizer.setdefault("save_dir", str(session.run.path / files.TENSORBOARD()))
@@ -203,10 +203,10 @@ def digest(cfg: Config) -> str:
 
 
 def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
-    """A copy of a resolved config for this start, with exact sampling and resuming put in.
+    """A copy of a resolved config for this start, with exact sampling and resuming added.
 
-    `global_batch`: samples an iteration, all ranks together, which the run has kept from its first start.
-    Raises UserError where a config has something that cannot be resumed exactly.
+    `global_batch`: samples per iteration, over all ranks, which the run keeps from its first start.
+    Raises UserError if the config has something that cannot be resumed exactly.
     """
     cfg = Config(cfg._cfg_dict.to_dict(), filename=None)
     own = settings(cfg)
@@ -217,7 +217,7 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
     endless = exact_sampling(cfg, session, global_batch)
     exact_loop(cfg, endless)
     curves.put_in(cfg)
-    # Ours saves; `Settings` has what it asks for.
+    # Our own code saves; `Settings` has the hook's options.
     cfg.default_hooks = dict(cfg.get("default_hooks") or {}) | {"checkpoint": None}
     if session.device == "cpu":
         without_gpu(cfg, session)
@@ -241,7 +241,7 @@ def prepare(cfg: Config, session: Session, global_batch: int) -> Config:
 
 
 def exact_sampling(cfg: Config, session: Session, global_batch: int) -> bool:
-    """Puts the exact sampler into the training's data loader. Returns whether it is endless."""
+    """Puts the exact sampler into the training data loader. Returns whether it is endless."""
     loader = cfg.train_dataloader
     endless = supported.sampler(loader)
     sampler = loader.get("sampler") or {}
@@ -273,17 +273,17 @@ def exact_loop(cfg: Config, endless: bool) -> None:
 
 
 def exact_compiling(options: Any) -> dict[str, Any]:
-    """The config's `compile`, with a kernel for each shape.
+    """The config's `compile` options, with one kernel per shape.
 
-    By default torch.compile makes one for any shape once it has seen two: which of them computes a batch
-    would depend on the batches that this start saw before.
+    By default, torch.compile makes a kernel for any shape once it has seen two: which one computes a batch
+    would depend on the batches that this start has seen before.
     """
     given = dict(options) if isinstance(options, dict) else {}
     return {"dynamic": False} | given
 
 
 def without_gpu(cfg: Config, session: Session) -> None:
-    """What mmengine asserts a GPU for: mixed precision, and DistributedDataParallel's device."""
+    """Replaces what mmengine requires a GPU for: mixed precision, and DistributedDataParallel's device."""
     if name_of(cfg.optim_wrapper.get("type", "")) == "AmpOptimWrapper":
         cfg.optim_wrapper.type = "CpuAmpOptimWrapper"
         if session.main and cfg.optim_wrapper.get("dtype") != "bfloat16":
@@ -299,16 +299,15 @@ def without_gpu(cfg: Config, session: Session) -> None:
 
 
 def pin(cfg: Config) -> None:
-    """Has torch's loaders put batches into pinned memory, unless the config says otherwise. What counts is
-    the thread that does so: it also takes them over from the workers, which the training does not wait for
-    then."""
+    """Makes torch's loaders pin memory unless the config says otherwise. The benefit is the thread that does
+    so: it also receives the batches from the workers, so the training need not wait for that."""
     for name in ("train_dataloader", "val_dataloader"):
         if cfg.get(name):
             cfg[name].setdefault("pin_memory", True)
 
 
 def saving(cfg: Config) -> Settings:
-    """What the resolved config says about saving. Raises UserError for a checkpoint hook of another type."""
+    """The resolved config's settings for saving. Raises UserError for another type of checkpoint hook."""
     hook = supported.checkpoint_hook((cfg.get("default_hooks") or {}).get("checkpoint"))
     return Settings(
         interval=hook.get("interval", -1),
@@ -322,8 +321,8 @@ def saving(cfg: Config) -> Settings:
 
 
 def begin_from(cfg: Config, resuming: bool) -> list[str]:
-    """Points a resolved config to the files of pretrained weights that it names, and returns them; where the
-    run resumes, it names none any more. Raises UserError if one is missing."""
+    """Replaces a resolved config's references to pretrained weights by their files, and returns these; if the
+    run resumes, removes the references. Raises UserError if a file is missing."""
     if resuming:
         return pretrained.forget(cfg.model)
     named = pretrained.parts(cfg)
@@ -333,7 +332,7 @@ def begin_from(cfg: Config, resuming: bool) -> list[str]:
 
 
 def check_data(cfg: Config, session: Session) -> None:
-    """Raises UserError, before anything is built, if a data set is not where the config looks for it."""
+    """Raises UserError, before anything is built, if a dataset is not where the config says."""
     for name in ("train_dataloader", "val_dataloader"):
         for dataset in _datasets(cfg.get(name) or {}):
             root, listing = dataset.get("data_root"), dataset.get("ann_file")

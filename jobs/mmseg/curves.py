@@ -1,4 +1,4 @@
-"""One run, one curve: TensorBoard's files over all starts, and what a config sends to other services.
+"""One run, one curve: TensorBoard files across all starts, and what a config sends to other services.
 
 A step that a later start does again replaces the first one (TensorBoard's `purge_step`). What W&B, MLflow
 and ClearML show is told them by a process beside the training (launch/track.py): here, their visualizer
@@ -28,12 +28,12 @@ from jobs.run import files, trackers
 from jobs.run.lines import Lines
 
 OURS = {"TensorboardVisBackend": "ExactTensorboard", "LocalVisBackend": "OpenLocal"}
-"""What stands in for a backend of mmengine's."""
+"""mmengine's backend -> our replacement."""
 
 
 def put_in(cfg: Config) -> None:
-    """Gives a config the backends of this module, and every scalar its step (by default mmengine gives those
-    of a validation the epoch, by which no curve could be continued)."""
+    """Puts this module's backends into a config, and logs every scalar by step (by default, mmengine logs
+    those of a validation by epoch, which would not continue the curve)."""
     hook = (cfg.get("default_hooks") or {}).get("logger")
     if hook is not None:
         hook.setdefault("log_metric_by_epoch", False)
@@ -49,8 +49,8 @@ def put_in(cfg: Config) -> None:
 
 
 def continue_from(visualizer: Any, session: Session, step: int | None) -> None:
-    """Tells a new visualizer's backends which run this is, and the step that it goes on from; None: from
-    scratch."""
+    """Tells a new visualizer's backends which run this is, and the step from which it resumes (None: from
+    scratch)."""
     for backend in visualizer._vis_backends.values():
         if isinstance(backend, ForTrackers):
             backend.session = session
@@ -60,7 +60,7 @@ def continue_from(visualizer: Any, session: Session, step: int | None) -> None:
 
 
 def _is_validated(session: Session, step: int) -> bool:
-    """Whether an earlier start has recorded the validation after that step."""
+    """Whether an earlier start has recorded the validation after this step."""
     try:
         with session.run.metrics.open("rb") as file:
             for line in file:
@@ -77,17 +77,17 @@ def _is_validated(session: Session, step: int) -> bool:
 
 @VISBACKENDS.register_module()
 class ExactTensorboard(TensorboardVisBackend):
-    """mmengine's, over several starts."""
+    """mmengine's backend, continued across several starts."""
 
     resumed_at: int | None = None
     validated = False
-    """The validation that a resume repeats, since its checkpoint was saved before it, is written already."""
+    """Whether the validation that a resume repeats (its checkpoint is older) has already been written."""
 
     def _init_env(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Readers drop what earlier files have from here on. Once only: after an error (see `runner.guard`)
-        # this start's own values must stay.
+        # Readers drop what earlier files have from this step on. Only once: after an error (see
+        # `runner.guard`), this start's own values must stay.
         purge = None if self.resumed_at is None else self.resumed_at + 1
         if getattr(self, "_tensorboard", None) is not None:
             purge = None
@@ -115,8 +115,8 @@ class ExactTensorboard(TensorboardVisBackend):
 
 
 def _keep_open(summary: Any) -> None:
-    """TensorBoard's writer opens its file again for every value; this has it keep it open. One that is made
-    otherwise, as where TensorFlow is installed, stays as it is."""
+    """Makes TensorBoard's writer keep its file open, instead of reopening it for every value. A writer of
+    another kind, as with TensorFlow installed, stays as it is."""
     records = summary
     for name in ("file_writer", "event_writer", "_async_writer", "_writer"):
         records = getattr(records, name, None)
@@ -127,7 +127,7 @@ def _keep_open(summary: Any) -> None:
 
 @VISBACKENDS.register_module()
 class OpenLocal(LocalVisBackend):
-    """mmengine's, which opens its files of scalars again for every line; this keeps them open."""
+    """mmengine's backend, but keeps its scalar files open instead of reopening them for every line."""
 
     def _dump(self, value_dict: dict[str, Any], file_path: str, file_format: str) -> None:
         lines = self.__dict__.setdefault("lines", {})
@@ -138,8 +138,8 @@ class OpenLocal(LocalVisBackend):
 
 @VISBACKENDS.register_module()
 class ForTrackers(BaseVisBackend):
-    """Keeps for `launch/track.py` what hooks show beside the figures in metrics.jsonl: pictures as
-    RUN/track/pictures/STEP/NAME.jpg, scalars of their own as lines of metrics.jsonl."""
+    """Stores for `launch/track.py` what hooks show in addition to the figures in metrics.jsonl: pictures as
+    RUN/track/pictures/STEP/NAME.jpg, their own scalars as lines of metrics.jsonl."""
 
     session: Session
 
@@ -147,7 +147,7 @@ class ForTrackers(BaseVisBackend):
         super().__init__(save_dir)
 
     def _init_env(self) -> None:
-        """There is nothing to open."""
+        """Nothing has to be opened."""
 
     @property
     def experiment(self) -> Any:
@@ -169,7 +169,7 @@ class ForTrackers(BaseVisBackend):
     def add_scalars(
         self, scalar_dict: dict[str, Any], step: int = 0, file_path: str | None = None, **_: Any
     ) -> None:
-        if file_path is None:  # with one it is mmengine's LoggerHook, whose figures metrics.jsonl has
+        if file_path is None:  # with one it is from mmengine's LoggerHook, whose figures metrics.jsonl has
             self.record(scalar_dict, step)
 
     def record(self, values: dict[str, Any], step: int) -> None:
@@ -178,7 +178,7 @@ class ForTrackers(BaseVisBackend):
 
 
 class Flush(Hook):
-    """What a checkpoint's readers take for told is on disk before the checkpoint is."""
+    """Flushes the backends before a checkpoint is written: readers assume that its steps are recorded."""
 
     priority = "VERY_LOW"
 

@@ -1,8 +1,8 @@
-"""The user's data: every error of it names the file, and a first start looks at some of it.
+"""The user's data: every error in it names the file, and a first start checks some of it.
 
-A label that is no class, a mask of another size or one that is missing come out late otherwise, as an error
-of some library that names no file. `look` takes seconds, on rank 0, before anything is trained; what it has
-not looked at, `sample` and `blame` name when it comes up. `--set baton.check_data=False` leaves `look` out.
+A label that is not a class, or a mask that is missing or of another size, would otherwise show up late, as
+some library's error without a file name. `look` takes seconds, on rank 0, before the training; what it has
+not checked is named by `sample` and `blame` when it comes up. `--set baton.check_data=False` disables `look`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from jobs.catalog.classes import differ
 from jobs.run.errors import UNREACHABLE, UserError, in_a_line
 
 SECONDS = 3.0
-"""How long `look` reads files of one dataset, at most; of a large one it sees a part, spread over all."""
+"""How long `look` reads files of one dataset at most; it samples a large one evenly."""
 STOCK = ("mmseg", "mmcv", "jobs")
-"""Packages whose transforms do not give labels another meaning."""
+"""Packages whose transforms do not change the meaning of labels."""
 TRANSIENT = (*UNREACHABLE, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
-"""Errors of a machine: the file may be read at the next start."""
+"""Errors of a machine: the next start may be able to read the file."""
 ESCAPE = "--set baton.check_data=False takes the data as it is"
 
 
 class DataError(UserError):
     """Wrong data: which file, what is in it, what was expected.
 
-    torch brings an exception of a loader's process with that process's traceback as its text; here only the
-    text itself is kept.
+    torch re-raises an exception of a data loader worker with that worker's traceback as its message; only the
+    original message is kept here.
     """
 
     def __init__(self, text: str) -> None:
@@ -41,15 +41,15 @@ class DataError(UserError):
 
 
 class LoadingError(RuntimeError):
-    """A sample could not be loaded for a reason that may have gone by the next start."""
+    """A sample could not be loaded, for a reason that may be gone at the next start."""
 
 
 # -------------------------------------------------------------------------------------------------- naming
 
 
 def sample(dataset: Any, index: int) -> Any:
-    """`dataset[index]`. Raises DataError, or LoadingError where the machine is to blame, with the files that
-    the sample is made from, instead of whatever loading it raises."""
+    """`dataset[index]`. Instead of whatever loading raises, raises DataError, or LoadingError if the machine
+    is to blame, naming the sample's files."""
     try:
         return dataset[index]
     except UserError:
@@ -60,9 +60,9 @@ def sample(dataset: Any, index: int) -> Any:
 
 
 def transient(error: BaseException) -> bool:
-    """Whether the machine is to blame for an error, or for one that it followed from."""
+    """Whether the machine is to blame for an error, or for one in its chain of causes."""
     one: BaseException | None = error
-    seen: set[int] = set()  # `raise error from error` is one that followed from itself
+    seen: set[int] = set()  # `raise error from error` makes an error its own cause
     while one is not None and id(one) not in seen:
         if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno in TRANSIENT):
             return True
@@ -72,7 +72,7 @@ def transient(error: BaseException) -> bool:
 
 
 def info_of(dataset: Any, index: int) -> dict[str, Any]:
-    """What a dataset knows of a sample; {} for one that does not say."""
+    """The dataset's info about a sample; {} if it has none."""
     with contextlib.suppress(Exception):
         return dict(dataset.get_data_info(index))
     return {}
@@ -87,8 +87,8 @@ def named(info: dict[str, Any]) -> str:
 
 
 def blame(runner: Any, batches: Iterable[Any]) -> DataError | None:
-    """After a failed step: what is wrong with the data of these batches, which may be nothing."""
-    with contextlib.suppress(Exception):  # the first error is the one that counts
+    """After a failed step: the error in the data of these batches; None if nothing is wrong with it."""
+    with contextlib.suppress(Exception):  # only the first error matters
         paths = {s.metainfo.get("img_path") for batch in batches for s in batch["data_samples"]}
         classes = classes_of(runner.model)
         for leaf in leaves(runner.train_loop.dataloader.dataset):
@@ -104,7 +104,7 @@ def blame(runner: Any, batches: Iterable[Any]) -> DataError | None:
 
 
 def build(description: Any) -> Any:
-    """The dataset of a config's description. Raises DataError for one without any image."""
+    """Builds a dataset from its config. Raises DataError if it has no images."""
     from mmengine.registry import DATASETS
 
     try:
@@ -123,7 +123,7 @@ def build(description: Any) -> Any:
 
 
 def why_empty(description: Any) -> str:
-    """Which folder, suffix or list of a dataset has nothing, and what lies there instead."""
+    """Which folder, suffix or list of a dataset yields nothing, and what is there instead."""
     from mmengine.registry import DATASETS
 
     for one in descriptions(description):
@@ -143,7 +143,7 @@ def why_empty(description: Any) -> str:
 
 
 def descriptions(node: Any) -> Iterator[dict[str, Any]]:
-    """The innermost datasets of a description with its wrappers."""
+    """The configs of the innermost datasets inside wrappers."""
     if isinstance(node, dict) and ("dataset" in node or "datasets" in node):
         yield from descriptions(node.get("dataset") or node["datasets"])
     elif isinstance(node, dict):
@@ -157,7 +157,7 @@ def descriptions(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def look(runner: Any) -> None:
-    """Raises DataError for what is wrong with the datasets of a training, as far as it is seen in seconds."""
+    """Raises DataError for whatever is wrong with a training's datasets, as far as seconds can show."""
     loops = {"train_dataloader": runner.train_loop, "val_dataloader": runner.val_loop}
     check_batches(runner)
     classes = classes_of(runner.model)
@@ -172,7 +172,7 @@ def look(runner: Any) -> None:
 
 
 def classes_of(model: Any) -> tuple[int | None, int]:
-    """(number of classes, ignored label) by the model's head; None if it does not say."""
+    """(number of classes, ignored label) of the model's head; None for the former if it does not say."""
     head: Any = getattr(getattr(model, "module", model), "decode_head", None)
     head = head[-1] if hasattr(head, "__getitem__") else head
     count, ignored = getattr(head, "num_classes", None), getattr(head, "ignore_index", 255)
@@ -185,25 +185,25 @@ def leaves(dataset: Any) -> Iterator[Any]:
         for one in dataset.datasets:
             yield from leaves(one)
     elif hasattr(getattr(dataset, "pipeline", None), "transforms") and hasattr(dataset, "get_data_info"):
-        # Wrappers pass on what they do not have themselves: ours, for one.
+        # Wrappers, such as ours, delegate attributes that they do not have.
         yield getattr(dataset, "dataset", dataset)
     elif hasattr(dataset, "dataset"):
         yield from leaves(dataset.dataset)
 
 
 class Reader:
-    """Reads image and mask of a sample as the dataset's own pipeline does."""
+    """Reads a sample's image and mask with the dataset's own pipeline."""
 
     def __init__(self, dataset: Any, classes: int | None, ignored: int) -> None:
         transforms = dataset.pipeline.transforms
         self.steps = [step for step in transforms if type(step).__name__.startswith("Load")]
-        # What a transform of the user's makes of the labels, only the training will see.
+        # What a user's transform does to the labels, only the training will see.
         self.told = all(type(step).__module__.partition(".")[0] in STOCK for step in transforms)
         self.classes, self.ignored = classes, ignored
 
     def labels(self, info: dict[str, Any]) -> set[int]:
-        """The labels of a sample's mask; none where they cannot be told. Raises DataError for files that
-        cannot be read, do not fit together, or have labels that are no class."""
+        """The labels in a sample's mask; empty if they cannot be determined. Raises DataError for files that
+        cannot be read, do not match, or have labels that are not classes."""
         try:
             found: Any = dict(info)
             for step in self.steps:
@@ -245,7 +245,7 @@ def size(array: np.ndarray) -> str:
 
 
 def look_at(dataset: Any, where: str, classes: int | None, ignored: int) -> None:
-    """Reads samples of one dataset for `SECONDS`, in an order of chance that is always the same."""
+    """Reads samples of one dataset for `SECONDS`, in a fixed random order. Raises DataError."""
     began = time.monotonic()
     check_files(dataset, where)
     reader = Reader(dataset, classes, ignored)
@@ -274,9 +274,9 @@ def look_at(dataset: Any, where: str, classes: int | None, ignored: int) -> None
 
 
 def check_classes(dataset: Any, where: str, count: int | None) -> None:
-    """Raises DataError for a model with more classes than the dataset that it is validated on: what it
-    predicts may be none of these, which only the evaluation after the training would say. A training's may
-    have less, as one of several has."""
+    """Raises DataError if a model has more classes than the dataset that it is validated on: it may predict
+    others, which only the evaluation after the training would show. A training dataset may have fewer, as one
+    of several."""
     names = dataset.metainfo.get("classes") or ()
     if count and names and count > len(names) and Reader(dataset, None, 255).told:
         raise DataError(
@@ -290,8 +290,8 @@ def folder_of(dataset: Any) -> Path:
 
 
 def check_files(dataset: Any, where: str) -> None:
-    """Raises DataError for an image or a mask that is not there. Folders are listed, each once: on a
-    network's file system that takes a fraction of asking for every file."""
+    """Raises DataError if an image or mask is missing. Lists each folder once: on a network file system, that
+    takes a fraction of the time of checking every file."""
     from jobs.mmseg.packed import PackedBackend
 
     backend = PackedBackend()
@@ -323,7 +323,7 @@ def check_files(dataset: Any, where: str) -> None:
 
 
 def list_of(dataset: Any) -> str:
-    """What is wrong with a dataset's list of images, where it is read in mmseg's way; "" for nothing."""
+    """What is wrong with a dataset's list of images, if it is read as mmseg does; "" if nothing is."""
     from mmseg.datasets import BaseSegDataset
 
     own = getattr(type(dataset), "load_data_list", None)
@@ -339,8 +339,8 @@ def other_suffix(path: Path, listed: dict[str, set[str]]) -> str:
 
 
 def check_order(runner: Any) -> None:
-    """Raises DataError if the first sample of the validation has its annotation in another size than the
-    image: predictions come in the image's own."""
+    """Raises DataError if the annotation of the first validation sample differs in size from the image:
+    predictions have the image's own size."""
     dataset = runner.val_loop.dataloader.dataset
     stock = [leaf for leaf in leaves(dataset) if Reader(leaf, None, 255).told]
     if not stock or type(runner.model).__module__.partition(".")[0] not in (*STOCK, "mmengine"):
@@ -355,7 +355,7 @@ def check_order(runner: Any) -> None:
 
 
 def unequal(meta: Any, image: Any, truth: Any) -> str:
-    """Says that an annotation arrives in another size than its image's own (both H × W)."""
+    """The message for an annotation that differs in size from its image (both H × W)."""
     return (
         f"{meta.get('img_path')} has {image[1]} × {image[0]} pixels and its annotation "
         f"{truth[1]} × {truth[0]}: in the pipeline of val_dataloader and test_dataloader LoadAnnotations "
@@ -364,7 +364,7 @@ def unequal(meta: Any, image: Any, truth: Any) -> str:
 
 
 def check_batches(runner: Any) -> None:
-    """Raises DataError if a rank would get a single sample where the model cannot learn from one."""
+    """Raises DataError if a rank would get a single sample although the model cannot train on one."""
     if (name := single_pooled(runner.model)) is None:
         return
     loop = runner.train_loop
@@ -385,8 +385,8 @@ def check_batches(runner: Any) -> None:
 
 
 def single_pooled(model: Any) -> str | None:
-    """The part of a model whose batch norm follows a pooling to a single pixel (PSPHead, ASPP); None if there
-    is none."""
+    """The part of a model with a batch norm after pooling to a single pixel (PSPHead, ASPP); None if there is
+    none."""
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 

@@ -1,15 +1,15 @@
-"""Images and masks that are decoded once a node: with `baton = dict(stage_decoded=True)`, whoever is the
-first to decode one of a packed dataset writes its pixels beside the dataset's copy (jobs/run/staged.py), and
-the others take them from there, in a small part of the time.
+"""Images and masks that are decoded once per node: with `baton = dict(stage_decoded=True)`, whoever first
+decodes one of a packed dataset writes its pixels beside the dataset's copy (jobs/run/staged.py), and the
+others read them from there, in a fraction of the time.
 
 STAGE/baton-UID-data/KEY.pixels
     a slot for each file of the container, in its order: where its pixels begin, their height, width, channels
     (0 of a mask, which has no such axis) and CRC-32, and the slot's own CRC-32; zeros where there are none
     then the pixels (a byte for each, and for each of the channels B, G, R), in the order in which they came
 
-KEY names one state of the container, one OpenCV and Pillow, and the node's boot: what was written before a
-crash may not have reached the disk. Any number of this user's processes read and fill it, once the dataset's
-copy is there; it goes as copies go.
+KEY identifies one state of the container, the versions of OpenCV and Pillow, and the node's boot: what was
+written before a crash may not have reached the disk. Any number of this user's processes can read and fill it
+once the dataset's copy exists; it is evicted like copies.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ Image = npt.NDArray[np.uint8]
 SLOT = struct.Struct("<QIIIII")
 LOCK = "lock-pixels"
 KEPT_FREE = 0.2
-"""Share of the file system that is left to others, copies of other datasets among them."""
+"""Fraction of the file system that is left to others, including copies of other datasets."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Pixels:
-    """Those of one container's images. Raises UserError or OSError where there can be none.
+    """The pixels of one container's images. Raises UserError or OSError if they cannot be kept.
 
-    What it has open, a process that is forked may go on with. Two threads of one process that write at once
-    spoil what they write, which is found when it is read.
+    Forked processes may continue to use it. Two threads of one process that write at once corrupt what they
+    write, which is detected on reading.
     """
 
     def __init__(self, container: containers.Container, stage: Path) -> None:
@@ -67,14 +67,14 @@ class Pixels:
                 raise UserError(f"{stage} is not a local disk of the node ({kind})")
             self._fd = _open(inside, self.path.name, len(self.numbers) * SLOT.size)
         self._over = mmap.mmap(-1, 1)
-        """Whether one of this process and of those it has forked could not go on; no other one tries."""
+        """Shared flag: this process or one forked from it had to give up, so the others do not try either."""
 
     def __del__(self) -> None:
         if hasattr(self, "_fd") and os is not None:  # else the process ends, and its modules are gone
             os.close(self._fd)
 
     def read(self, name: str, channels: int) -> Image | None:
-        """The pixels of a file, (height, width) or (height, width, `channels`); None where there are none."""
+        """The pixels of a file, (height, width) or (height, width, `channels`); None if there are none."""
         if self._over[0]:
             return None
         try:
@@ -91,19 +91,19 @@ class Pixels:
             trouble = str(error)
         self._give_up(f"{trouble}: is the node's disk bad?")
         with suppress(OSError):
-            if os.path.samestat(os.fstat(self._fd), os.lstat(self.path)):  # not another one's, begun since
+            if os.path.samestat(os.fstat(self._fd), os.lstat(self.path)):  # not a new one of another process
                 self.path.unlink()
         return None
 
     def _slot(self, number: int) -> tuple[int, ...]:
-        """Offset, height, width, channels and CRC-32 of a file's pixels; zeros where there are none, or where
-        they are just being written."""
+        """Offset, height, width, channels and CRC-32 of a file's pixels; zeros if there are none, or if they
+        are being written right now."""
         *fields, own = SLOT.unpack(os.pread(self._fd, SLOT.size, number * SLOT.size))
         return tuple(fields) if own == _check(*fields) else (0,) * len(fields)
 
     def write(self, name: str, image: Image) -> None:
-        """Keeps an image's pixels, if there is room for them, and unless another process is just writing:
-        that one may have been stopped."""
+        """Stores an image's pixels, if there is space, and unless another process is writing right now: it
+        may be suspended."""
         if self._over[0]:
             return
         try:
@@ -112,7 +112,7 @@ class Pixels:
                 trouble = self._append(self.numbers[name], image)
             finally:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
-        except (BlockingIOError, PermissionError):  # which of them, POSIX leaves open
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             return
         except OSError as error:
             trouble = str(error.strerror)
@@ -120,7 +120,7 @@ class Pixels:
             self._give_up(trouble)
 
     def _append(self, number: int, image: Image) -> str:
-        """Why it was not done; "" if it was, or had been meanwhile."""
+        """Why it was not stored; "" if it was, now or by another process meanwhile."""
         if self._slot(number)[0]:
             return ""
         offset, there = os.fstat(self._fd).st_size, os.fstatvfs(self._fd)
@@ -150,7 +150,7 @@ def _check(*fields: int) -> int:
 
 
 def _open(inside: int, name: str, size: int) -> int:
-    """A descriptor of the file in the open folder, made with empty slots if there is none, held against
+    """A descriptor of the file in the open folder, created with empty slots if missing, locked against
     eviction and marked as used now."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with staging.closing(staging.open_lock(inside, LOCK)):
@@ -174,10 +174,9 @@ def _open(inside: int, name: str, size: int) -> int:
 
 @TRANSFORMS.register_module()
 class LoadImageFromFileOnce(LoadImageFromFile):
-    """mmcv's LoadImageFromFile; 8-bit colour images as OpenCV decodes them come from `Pixels`, if they are
-    there, and go there if not.
+    """mmcv's LoadImageFromFile, but 8-bit colour images decoded by OpenCV come from `Pixels`, or go there.
 
-    Loading transforms are known by how their names begin (data.py, model.py).
+    The name has to start like that of a loading transform (data.py, model.py).
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
@@ -197,7 +196,7 @@ class LoadImageFromFileOnce(LoadImageFromFile):
 
 @TRANSFORMS.register_module()
 class LoadAnnotationsOnce(LoadAnnotationsFast):
-    """mmseg's LoadAnnotations; masks whose labels are used as they are in the file likewise."""
+    """mmseg's LoadAnnotations, but the same for masks whose labels are used as they are in the file."""
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         place = _Place.of(results["seg_map_path"]) if self.as_they_are(results) else None
@@ -226,27 +225,27 @@ class _Place(NamedTuple):
 
     @classmethod
     def of(cls, path: str) -> _Place | None:
-        """None if they are not."""
+        """The place of a path's pixels; None if they are not kept."""
         container, name = packed.find(path) or (None, "")
         pixels = _pixels_of(container) if container else None
         return cls(pixels, container, name) if pixels and container and name in pixels.numbers else None
 
     def write(self, image: Image) -> None:
-        if self.container.local:  # the copy comes first: it needs the room
+        if self.container.local:  # the copy has priority: it needs the space
             self.pixels.write(self.name, image)
 
 
 _kept: dict[Path, Pixels | None] = {}
-"""By the container's path; None where there can be none. A process that is forked goes on with it, one that
-is spawned opens it for itself."""
+"""Container path -> Pixels; None if there can be none. A forked process uses its parent's; a spawned one
+opens its own."""
 
 
 def decode_once(loaders: Sequence[Any], cores: int) -> int:
-    """Has the transforms of data loaders' configs that read packed images (packed.read_packed) keep their
-    pixels, in place; how many. Where none can be kept it says so.
+    """Makes the transforms of data loaders' configs that read packed images (packed.read_packed) keep their
+    pixels, in place; returns how many. Prints a message if none can be kept.
 
-    Such a loader gets no more workers than there are `cores`: they wait for nothing that others could use
-    the time of, and only push each other aside. What samples are made does not depend on it.
+    Such a loader gets at most `cores` workers: they never wait for I/O, so more would only compete. The
+    samples do not depend on that.
     """
     swapped = 0
     for loader in loaders:

@@ -1,4 +1,4 @@
-"""What deterministic kernels on a GPU need beside torch.use_deterministic_algorithms, which mmengine calls.
+"""What deterministic kernels on a GPU need besides torch.use_deterministic_algorithms, which mmengine calls.
 
 https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms.html lists what torch
 refuses then. Of what segmentors train with that is the gradient of adaptive pooling (the pyramid of UPerNet
@@ -47,7 +47,7 @@ def pooled(input: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _shares(length: int, parts: int, like: torch.Tensor) -> torch.Tensor:
-    """parts × length: what each element has in the mean of each part, by torch's own bounds."""
+    """parts × length: the weight of each element in the mean of each part, with torch's own bounds."""
     number = torch.arange(parts, device=like.device)[:, None]
     begin = number * length // parts
     end = ((number + 1) * length + parts - 1) // parts

@@ -1,4 +1,4 @@
-"""The metric of the validation inside a training: mmseg's IoUMetric, counted as in figures.py."""
+"""The metric for validations during a training: mmseg's IoUMetric, counted as in figures.py."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jobs.mmseg.figures import histogram
 
 @METRICS.register_module()
 class FastIoUMetric(IoUMetric):
-    """mmseg's IoUMetric; counts in a tenth of the time, and adds up exactly.
+    """mmseg's IoUMetric, but counts in a tenth of the time, and sums exactly.
 
-    IoUMetric's sums are float32, which is inexact from 16 million pixels of a class on (some 90 images);
-    these are float64, exact up to 9e15.
+    IoUMetric sums in float32, which is inexact beyond 16 million pixels of a class (some 90 images); this
+    sums in float64, which is exact up to 9e15.
     """
 
     def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
-        """mmseg's. Raises DataError, with the image, for a prediction of another size than the annotation."""
+        """As mmseg's. Raises DataError, naming the image, if prediction and annotation differ in size."""
         for sample in data_samples:
             if "gt_sem_seg" in sample:
                 truth, prediction = (sample[key]["data"].shape[-2:] for key in ("gt_sem_seg", "pred_sem_seg"))
@@ -38,7 +38,7 @@ class FastIoUMetric(IoUMetric):
         truth, prediction = label.cpu().numpy(), pred_label.cpu().numpy()
         matrix = histogram(truth, prediction, num_classes, ignore_index)
         if matrix is None:
-            # Labels that are no class, for example: mmseg has its own rules for them.
+            # For example labels that are not classes: mmseg has its own rules for them.
             areas = IoUMetric.intersect_and_union(pred_label, label, num_classes, ignore_index)
             return tuple(area.double() for area in areas)
         counts = torch.from_numpy(matrix).double()
@@ -47,9 +47,9 @@ class FastIoUMetric(IoUMetric):
 
 
 def use_fast_metric(evaluator: Any) -> int:
-    """Puts FastIoUMetric in the place of IoUMetric in a config's evaluator (one or a list), in place.
+    """Replaces IoUMetric by FastIoUMetric in a config's evaluator (one or a list), in place.
 
-    Returns how many were swapped; classes of the user's own stay.
+    Returns how many were replaced; the user's own classes stay.
     """
     if isinstance(evaluator, (list, tuple)):
         return sum(map(use_fast_metric, evaluator))

@@ -1,5 +1,5 @@
-"""From label maps to figures. Everything is summed as integers, so it does not matter which rank saw which
-image, nor in which order: any number of processes gives the same figures to the last digit."""
+"""From label maps to metrics. Everything is summed as integers, so it does not matter which rank saw which
+image, or in which order: any number of processes yields the same figures to the last digit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: i
     """Pixels (int64, classes × classes) by true class (row) and predicted class (column).
 
     `truth` and `prediction` are label maps of one shape (integers); pixels with truth `ignore` do not count.
-    Raises ValueError for maps of different shapes, or a label that is no class.
+    Raises ValueError for maps of different shapes, or a label that is not a class.
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"the truth has shape {truth.shape}, the prediction {prediction.shape}")
@@ -33,7 +33,7 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: i
 
 
 def histogram(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int) -> np.ndarray | None:
-    """The same by OpenCV, in a third of the time; None where that does not apply or a label is no class."""
+    """The same with OpenCV, in a third of the time; None if not applicable or a label is not a class."""
     if (
         truth.ndim != 2
         or not 0 < truth.size <= EXACT_IN_FLOAT32
@@ -54,13 +54,13 @@ def histogram(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: i
 
 
 EXACT_IN_FLOAT32 = 1 << 24
-"""OpenCV's histograms are float32: up to here, every whole number has one."""
+"""OpenCV's histograms are float32, which represents every integer up to here exactly."""
 
 
 PER_CLASS = ("IoU", "Acc", "Dice", "Fscore", "Precision", "Recall")
 
 BOUNDARY_WIDTH = 0.02
-"""Of an image's diagonal: how far from a boundary a pixel still counts as near it."""
+"""How far from a boundary a pixel counts as near it, as a fraction of the image's diagonal."""
 
 
 def near_boundaries(truth: np.ndarray) -> np.ndarray:
@@ -82,9 +82,9 @@ def near_boundaries(truth: np.ndarray) -> np.ndarray:
 def figures(
     matrix: np.ndarray, names: Sequence[str], beta: float = 1.0, boundary: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """aAcc, fwIoU, the figures of each class (PER_CLASS) and their means (mIoU, mAcc, …), in percent, of a
-    confusion matrix; the definitions are in jobs/run/counts.py. `boundary`: the pixels near boundaries by
-    class (counts.KINDS × classes), for BoundaryIoU.
+    """aAcc, fwIoU, the metrics of each class (PER_CLASS) and their means (mIoU, mAcc, …), in percent, from a
+    confusion matrix; jobs/run/counts.py defines them. `boundary`: the counts near boundaries (counts.KINDS ×
+    classes), for BoundaryIoU.
 
     The means leave out classes of which a figure is not defined, such as those that occur neither in truth
     nor prediction; a figure that is not defined is None.

@@ -1,6 +1,6 @@
-"""Which images are meant, where their results go, and reading each as what a person sees.
+"""Which images are meant, where their results go, and how to read them as people see them.
 
-What a model sees of an image is read by its config's own steps; `read` is for pictures that people look at.
+A model's input is read by its config's own steps; `read` is for pictures that people look at.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ ENDINGS = {
 config's own step cannot read is told as such."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000")
-"""Read by content, whatever the name says. Pillow knows forty more, and for one of them (EPS) starts
-Ghostscript."""
+"""Formats that are read, by content, whatever the name says. Pillow has forty more, and for one of them (EPS)
+starts Ghostscript."""
 
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own bound, at the double of it, is lower
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own limit, at which it raises at twice the value, is lower
 
 
 def find(asked: Sequence[str]) -> list[Path]:
-    """Files as they are, folders with all images below them but results, and globs; each image once, in this
-    order.
+    """The images meant by files, folders (all images below them except results), and globs; each image once,
+    in this order.
 
     Raises UserError for one that matches nothing.
     """
@@ -69,7 +69,7 @@ def names(images: Sequence[Path]) -> list[Path]:
 
 
 def unlike(paths: Sequence[str]) -> Iterator[str]:
-    """Each path without its ending, but for those that would be alike without: never two the same."""
+    """Each path without its extension, except where that would be ambiguous; all are distinct."""
     times = Counter(os.path.splitext(path)[0] for path in paths)
     alone = {stem for stem, number in times.items() if number == 1}
     taken = set(alone)
@@ -82,7 +82,7 @@ def unlike(paths: Sequence[str]) -> Iterator[str]:
 
 
 def distinct(text: str, taken: set[str]) -> str:
-    """The text, or with so many underscores behind it that it is none of `taken`, to which it is added."""
+    """The text, with underscores appended until it is not in `taken`, to which it is then added."""
     while text in taken:
         text += "_"
     taken.add(text)
@@ -91,7 +91,7 @@ def distinct(text: str, taken: set[str]) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """The image, of which Pillow has read the header. Raises UserError for one of more than MOST_PIXELS."""
+    """The image, with only its header read by Pillow. Raises UserError if it has more than MOST_PIXELS."""
     with unbounded(path) as file:
         if file.width * file.height > MOST_PIXELS:
             raise UserError(
@@ -103,9 +103,9 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def unbounded(path: Path) -> Iterator[Image.Image]:
-    """The same for one of any size, whose pixels are not to be decoded."""
+    """The same for images of any size, whose pixels are not decoded."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of what is checked here
+        warnings.simplefilter("ignore")  # Pillow's warning about what is checked here
         Image.MAX_IMAGE_PIXELS = None
         try:
             file = Image.open(path, formats=FORMATS)
@@ -116,16 +116,16 @@ def unbounded(path: Path) -> Iterator[Image.Image]:
 
 
 def size(path: Path) -> tuple[int, int] | None:
-    """Width and height by the header; None of what Pillow does not know."""
+    """Width and height from the header; None if Pillow cannot read it."""
     try:
         with unbounded(path) as file:
             return file.size
-    except Exception:  # of a broken file: whoever reads it will say
+    except Exception:  # of a broken file: reading it will report that
         return None
 
 
 def is_turned(path: Path) -> bool:
-    """Whether its EXIF says that it is not upright."""
+    """Whether an image's EXIF orientation is not upright."""
     try:
         with unbounded(path) as file:
             return file.getexif().get(0x0112, 1) != 1
@@ -134,16 +134,16 @@ def is_turned(path: Path) -> bool:
 
 
 def start_no_ghostscript() -> None:
-    """Takes EPS from what Pillow opens in this process, also where a config's loading steps use it: for that
-    it starts Ghostscript."""
+    """Keeps Pillow from opening EPS in this process, even in a config's loading steps: it would start
+    Ghostscript."""
     Image.init()
     Image.OPEN.pop("EPS", None)
     Image.ID[:] = [kind for kind in Image.ID if kind != "EPS"]
 
 
 def read(path: Path, turned: bool = True) -> np.ndarray:
-    """An image as RGB (H × W × 3, uint8); grey, palette, 16-bit and transparent ones (on black) included.
-    `turned`: upright as its EXIF says.
+    """An image as RGB (H × W × 3, uint8), including grey, palette, 16-bit and transparent ones (on black).
+    `turned`: upright, according to its EXIF.
 
     Raises UserError for a file that is none of FORMATS, a broken one, and one of more than MOST_PIXELS.
     """
@@ -153,12 +153,12 @@ def read(path: Path, turned: bool = True) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:
-        # A decoder raises anything for a broken file: struct.error, KeyError, MemoryError, …
+        # Decoders raise anything for a broken file: struct.error, KeyError, MemoryError, …
         raise unreadable(path, error) from None
 
 
 def loaded(load: Any, path: Path) -> Any:
-    """What the config's first step makes of an image's path. Raises UserError for what it cannot read."""
+    """The result of the config's first step for an image's path. Raises UserError if it cannot read it."""
     try:
         found = load({"img_path": str(path), "seg_fields": []})
     except Exception as error:  # a decoder raises anything for a broken file
@@ -177,7 +177,7 @@ def unreadable(path: Path, error: BaseException) -> UserError:
 
 
 def upright(file: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; as it is where that is broken, as all viewers show it."""
+    """The image turned upright according to its EXIF; unchanged if that is broken, as all viewers show it."""
     try:
         orientation = file.getexif().get(0x0112, 1)
     except Exception:
@@ -188,12 +188,12 @@ def upright(file: Image.Image) -> Image.Image:
 def rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, np.float32)
-        # 16-bit grey has a fixed range; other deep images only that of their values.
+        # 16-bit grey has a fixed range; other deep images only the range of their values.
         top = 65535.0 if image.mode.startswith("I;16") or values.max() > 255 else 255.0
         return np.repeat((values * (255 / top)).clip(0, 255).round().astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        # On black a colour keeps the share that its opacity says.
+        # On black, a colour is scaled by its opacity.
         black = Image.new("RGB", image.size)
         black.paste(image, mask=image.getchannel("A"))
         return np.asarray(black)

@@ -1,7 +1,7 @@
-"""From a model's scores to class numbers, as mmseg does it, but without torch's slow argmax on the CPU.
+"""From a model's scores to class labels, as in mmseg, but without torch's slow argmax on the CPU.
 
-`argmax` over the first axis walks through memory class by class for each pixel; with a small model on the CPU
-that takes a fifth of the whole evaluation. Comparing whole planes gives the same numbers much sooner.
+`argmax` over the first axis strides through memory for each pixel; with a small model on the CPU, that takes
+a fifth of the whole evaluation. Comparing whole planes yields the same labels much faster.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mmseg.models.utils import resize
 
 
 def use_fast_labels(model: Any) -> bool:
-    """Makes `model.predict` take its class numbers from `best_class`; its results then lack the scores.
+    """Makes `model.predict` use `best_class` for its labels; its results then lack the scores.
 
-    False, and nothing done, for a model with its own way to results.
+    Returns False, without doing anything, for a model with its own postprocessing.
     """
     if getattr(type(model), "postprocess_result", None) is not BaseSegmentor.postprocess_result:
         return False
@@ -30,8 +30,8 @@ def use_fast_labels(model: Any) -> bool:
 
 @contextlib.contextmanager
 def scores_alone(model: Any) -> Iterator[None]:
-    """Makes `model.predict` give its scores (`seg_logits`) in the images' sizes and no class numbers, which
-    are nobody's wish where scores are added up; a model with its own way to results keeps it."""
+    """Makes `model.predict` return its scores (`seg_logits`) in the images' sizes without labels, which are
+    not needed if scores are summed; a model with its own postprocessing keeps that."""
     before = vars(model).pop("postprocess_result", None)
     if getattr(type(model), "postprocess_result", None) is BaseSegmentor.postprocess_result:
         model.postprocess_result = types.MethodType(_scores, model)
@@ -79,13 +79,13 @@ def _postprocess(model: Any, scores: torch.Tensor, samples: Any = None) -> Any:
 
 
 MOST_SCORES = 1 << 26
-"""Scores (of 4 bytes) that are enlarged at once; of a larger image, one class after the other."""
+"""The most scores (of 4 bytes) that are resized at once; for a larger image, class by class."""
 
 
 def enlarged(scores: torch.Tensor, size: tuple[int, int], align_corners: bool) -> torch.Tensor:
-    """The class numbers (int64, H × W in `size`) of scores (1 × classes × h × w), enlarged first.
+    """The labels (int64, H × W in `size`) of scores (1 × classes × h × w) after resizing these.
 
-    An image of 25 megapixels has 2 GB of scores for VOC's classes: those are never there all together.
+    A 25-megapixel image has 2 GB of scores for VOC's classes, which are never all in memory.
     """
     options = {"size": size, "mode": "bilinear", "align_corners": align_corners, "warning": False}
     if scores.shape[1] * size[0] * size[1] <= MOST_SCORES:
@@ -94,7 +94,7 @@ def enlarged(scores: torch.Tensor, size: tuple[int, int], align_corners: bool) -
     labels = torch.zeros(best.shape, dtype=torch.uint8 if scores.shape[1] <= 256 else torch.int16)
     for number in range(1, scores.shape[1]):
         plane = resize(scores[:, number : number + 1], **options)[0, 0]
-        # NaN is the highest, as for argmax.
+        # NaN counts as the highest, as for argmax.
         higher = (plane > best) | (plane.isnan() & ~best.isnan())
         labels[higher] = number
         best = torch.where(higher, plane, best)
@@ -102,7 +102,7 @@ def enlarged(scores: torch.Tensor, size: tuple[int, int], align_corners: bool) -
 
 
 def best_class(scores: torch.Tensor) -> torch.Tensor:
-    """`scores.argmax(0)` of classes × H × W floats: the first of the highest (int64, H × W)."""
+    """`scores.argmax(0)` of classes × H × W floats: the first class with the highest (int64, H × W)."""
     if len(scores) > 256:
         return scores.argmax(0)
     best = scores[0].clone()
@@ -111,9 +111,9 @@ def best_class(scores: torch.Tensor) -> torch.Tensor:
     for number in range(1, len(scores)):
         torch.gt(scores[number], best, out=higher)
         torch.maximum(best, scores[number], out=best)
-        # Numbers grow from class to class, so the last one that was higher is the greatest.
+        # Class numbers increase, so the maximum is the last class that was higher.
         torch.maximum(labels, higher.view(torch.uint8).mul_(number), out=labels)
     if best.isnan().any():
-        # Nothing compares with NaN, but argmax takes it for the highest.
+        # Comparisons with NaN are False, but argmax treats it as the highest.
         return scores.argmax(0)
     return labels.long()

@@ -1,9 +1,8 @@
-"""What every start imports and few trainings use, imported when it is used: torch's compiler (0.6 s),
-matplotlib (0.4 s), torch's ways to shard a training over GPUs (0.5 s), CLIP's tokenizer (0.2 s), what mmseg
-calls of scipy (0.2 s).
+"""Lazy imports of what every start would import but few trainings use: torch's compiler (0.6 s), matplotlib
+(0.4 s), torch's sharded training (0.5 s), CLIP's tokenizer (0.2 s), what mmseg uses of scipy (0.2 s).
 
-Whoever imports any of it gets all of it, as ever. BATON_IMPORT_ALL=1 in the environment leaves all as it is,
-and so does a torch, an mmengine or an mmseg that is not as expected here.
+An explicit import of any of it still gets all of it. BATON_IMPORT_ALL=1 in the environment disables this, and
+so does a torch, mmengine or mmseg that is not as expected here.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ VARIABLE = "BATON_IMPORT_ALL"
 
 
 def import_less() -> None:
-    """Applies all. What is imported already stays as it is."""
+    """Applies all of them. What is already imported stays as it is."""
     if os.environ.get(VARIABLE, "0") in ("", "0"):
         no_compiler_for_a_step()
         sharding_when_named()
@@ -37,8 +36,8 @@ def import_less() -> None:
 
 def no_compiler_for_a_step() -> None:
     """Optimizers import the compiler to tell it what not to compile (torch/_compile.py and the wrapper
-    `_use_grad` of torch/optim/optimizer.py), at their first step and wherever their state is read. As long as
-    nobody else has imported it, nothing is being compiled, and they do without."""
+    `_use_grad` of torch/optim/optimizer.py), at their first step and whenever their state is read. Until
+    something else has imported it, nothing is being compiled, and they do without."""
     import torch
 
     classes = [torch.optim.Optimizer, *torch.optim.Optimizer.__subclasses__()]
@@ -55,7 +54,7 @@ def no_compiler_for_a_step() -> None:
 
 
 def _until_compiled(method: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Calls `method` where the compiler is imported, or compiles this very call, otherwise `plain`."""
+    """Calls `method` if the compiler is imported, or compiling this call, otherwise `plain`."""
     from torch import compiler
 
     compiling = getattr(compiler, "is_compiling", bool)  # not before torch 2.2
@@ -78,7 +77,7 @@ def _with_grad_as_wanted(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Named(NamedTuple):
-    """A class that mmengine registers in a module of its own, and the packages that hand it on."""
+    """A class that mmengine registers in a module of its own, and the packages that re-export it."""
 
     module: str
     name: str
@@ -104,8 +103,8 @@ SHARDING = (
 
 
 def sharding_when_named() -> None:
-    """Three classes of mmengine's are made from torch's ways to shard a training. While mmengine is imported
-    others stand for them; whoever builds one of them by its name, or imports it, gets the real one."""
+    """Three of mmengine's classes are based on torch's sharded training. Stand-ins replace them while
+    mmengine is imported; building one by its name, or importing it, yields the real one."""
     if "mmengine.optim" in sys.modules or not all(_is_there(one.module) for one in SHARDING):
         return
     from mmengine import registry
@@ -146,7 +145,7 @@ def _found_later(package: types.ModuleType, one: _Named) -> Callable[[str], Any]
 
 
 class _Making(importlib.abc.MetaPathFinder):
-    """Makes room in the registry for a class that is about to be made."""
+    """Removes the stand-in from the registry when the real class is about to be imported."""
 
     def find_spec(self, fullname: str, *_: Any) -> None:
         for one in SHARDING:
@@ -160,7 +159,7 @@ TOKENIZER = "mmseg.utils.tokenizer"
 
 
 def tokenizer_when_called() -> None:
-    """mmseg reads CLIP's vocabulary when it is imported; what it wants of that module is `tokenize`."""
+    """mmseg reads CLIP's vocabulary on import, but only needs that module's `tokenize`."""
     if "mmseg" not in sys.modules and _is_there(TOKENIZER):
         sys.modules[TOKENIZER] = _Tokenizer(TOKENIZER)
 
@@ -181,7 +180,7 @@ class _Tokenizer(types.ModuleType):
 
 
 def _is_there(module: str) -> bool:
-    """Whether a module's file is installed; nothing is imported."""
+    """Whether a module's file is installed; imports nothing."""
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
@@ -194,11 +193,11 @@ SCIPY = {
     "mmseg.models.backbones.beit": ("scipy", "interpolate"),
     "mmseg.models.losses.huasdorff_distance_loss": ("scipy.ndimage", "distance_transform_edt"),
 }
-"""What these modules import from scipy, each for one class of theirs."""
+"""What these modules import from scipy, each for one of its classes."""
 
 
 def scipy_when_called() -> None:
-    """Stand-ins are for what SCIPY names in those modules that are imported from now on."""
+    """Gives modules that are imported from now on stand-ins for what SCIPY lists."""
     if importlib.util.find_spec("scipy") is not None and not any(
         isinstance(finder, _WithoutScipy) for finder in sys.meta_path
     ):
@@ -216,8 +215,8 @@ class _WithoutScipy(importlib.abc.MetaPathFinder):
 
 
 class _Less(importlib.abc.Loader):
-    """Executes a module with stand-ins for what SCIPY says of it. Nothing else that is imported meanwhile,
-    by itself or by others, is another one than usual."""
+    """Executes a module with stand-ins for what SCIPY lists for it. All other imports meanwhile, by it or by
+    others, work as usual."""
 
     def __init__(self, usual: importlib.abc.Loader) -> None:
         self.usual = usual
@@ -231,7 +230,7 @@ class _Less(importlib.abc.Loader):
         wanted, importing = SCIPY[module.__name__], builtins.__import__
 
         def less(name: str, *how: Any, **named: Any) -> Any:
-            # `from … import …` gives all in their order; who calls __import__ may name them.
+            # `from … import …` passes all by position; explicit calls of __import__ may use keywords.
             space, _, names = (*how, None, None, None)[:3]
             if space is vars(module) and (name, *(names or ())) == wanted:
                 return types.SimpleNamespace(**{wanted[1]: _Later(*wanted)})
@@ -245,7 +244,7 @@ class _Less(importlib.abc.Loader):
 
 
 class _Later:
-    """Stands for what `from MODULE import NAME` brings."""
+    """Stands for the result of `from MODULE import NAME`."""
 
     def __init__(self, module: str, name: str) -> None:
         self.wanted = module, name
@@ -268,7 +267,7 @@ _NAMES = {*FIGURE, "fig_save_cfg", "_initialize_fig", "get_dpi"}
 
 
 def figures_when_drawn() -> None:
-    """mmengine's Visualizer makes a figure before anything is drawn on it."""
+    """mmengine's Visualizer creates a matplotlib figure even if nothing is ever drawn."""
     from mmengine.visualization import Visualizer
 
     init, figure = Visualizer.__init__, Visualizer._initialize_fig
@@ -296,13 +295,13 @@ def figures_when_drawn() -> None:
             vars(self).setdefault(key, value)
         return vars(self)[name]
 
-    # Its metaclass looks at the arguments, past what is wrapped.
+    # Its metaclass inspects the signature.
     late_init.__signature__ = signature  # type: ignore[attr-defined]
     Visualizer.__init__, Visualizer.__getattr__ = late_init, get
 
 
 class _Undrawn:
-    """The figure while a visualizer is made: what that keeps of it is forgotten."""
+    """Stands for the figure while a visualizer is created, which then forgets it."""
 
     def get_dpi(self) -> None:
         pass

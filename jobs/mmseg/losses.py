@@ -1,4 +1,4 @@
-"""Class weights where pixels are ignored: mmseg's cross entropy looks up the weight of every label, 255 too.
+"""Class weights with ignored pixels: mmseg's cross entropy looks up the weight of every label, including 255.
 
 mmseg/models/losses/cross_entropy_loss.py of 1.2.2 ends with "index 255 is out of bounds" then, and padding is
 always 255.
@@ -12,8 +12,8 @@ import torch
 
 
 def weigh_ignored_pixels() -> None:
-    """Has mmseg's CrossEntropyLoss, built after this, average class-weighted losses over pixels that count,
-    as torch's own does; nothing else changes. Calling it again does nothing more."""
+    """Makes mmseg's CrossEntropyLoss, if built after this, average class-weighted losses over pixels that are
+    not ignored, like torch's own; nothing else changes. Idempotent."""
     from mmseg.models.losses import cross_entropy_loss as module
 
     theirs = module.cross_entropy
@@ -33,7 +33,7 @@ def weigh_ignored_pixels() -> None:
         if class_weight is not None and avg_factor is None and reduction == "mean":
             counts = label != ignore_index
             weights = class_weight[torch.where(counts, label, 0)] * counts
-            # Never 0: a batch of ignored pixels alone has no loss, and not one that is no number.
+            # Never 0: a batch with only ignored pixels has loss 0, not NaN.
             avg_factor = weights.sum().clamp(min=torch.finfo(torch.float32).eps)
         found: torch.Tensor = theirs(
             pred, label, weight, class_weight, reduction, avg_factor, ignore_index, avg_non_ignore

@@ -1,4 +1,4 @@
-"""What a training says of itself while it runs: metrics.jsonl, progress.json, and events.
+"""What a training reports while it runs: metrics.jsonl, progress.json, and events.
 
 Only rank 0 writes. Everything is read from mmengine's message hub, where models, hooks and the optimizer
 already leave their numbers; nothing is computed twice.
@@ -24,11 +24,11 @@ from jobs.run import files
 from jobs.run.errors import MALFORMED, UserError
 
 HISTORY = 1000
-"""Values of a logged scalar that are kept. mmengine keeps a million, and copies all of them in every step."""
+"""Values kept per logged scalar. mmengine keeps a million, and copies all of them in every step."""
 
 
 class Metrics(Hook):
-    """Collects a validation's result, and writes what the run's readers see."""
+    """Collects validation results, and writes what the run's readers see."""
 
     priority = "LOWEST"
 
@@ -40,8 +40,8 @@ class Metrics(Hook):
         stood_still: Callable[[], float] = lambda: 0.0,
         stop_at_nan: bool = False,
     ) -> None:
-        """`stood_still`: seconds for which this process was stopped so far; `stop_at_nan`: a loss that is not
-        finite ends the run."""
+        """`stood_still`: seconds for which this process has been suspended so far; `stop_at_nan`: a loss that
+        is not finite ends the run."""
         self.stop_at_nan, self.diverged = stop_at_nan, False
         self.session, self.heart, self.log_interval = session, heart, log_interval
         self.stood_still, self.known_still = stood_still, 0.0
@@ -99,7 +99,7 @@ class Metrics(Hook):
         self.progress("train")
 
     def watch_loss(self, step: int) -> None:
-        """Tells, once a start, of a loss that is not finite. Raises UserError if the run is to stop there."""
+        """Reports, once per start, a loss that is not finite. Raises UserError if the run is to stop then."""
         buffer = self.runner.message_hub.log_scalars.get("train/loss")
         if self.diverged or buffer is None or finite(loss := buffer.current()) is not None:
             return
@@ -111,7 +111,7 @@ class Metrics(Hook):
             raise UserError(f"the loss is {float(loss)} at step {step} (baton.stop_at_nan): {advice}")
 
     def forget_suspension(self) -> None:
-        """A step during which the process was stopped counts as long as the others."""
+        """Makes a step during which the process was suspended count as long as the others."""
         if (still := self.stood_still()) == self.known_still:
             return
         self.known_still, stopped = still, still - self.known_still
@@ -135,7 +135,7 @@ class Metrics(Hook):
         self.epoch_began = time.time()
 
     def validation_done(self, settings: Settings) -> dict[str, float | None]:
-        """Records the validation that has just ended; returns its metrics."""
+        """Records the validation that has just finished; returns its metrics."""
         runner = self.runner
         if self.session.main:
             metric = settings.metric(self.validation)
@@ -154,8 +154,8 @@ class Metrics(Hook):
     # -- writing
 
     def scalars(self) -> dict[str, float | None]:
-        """The latest value of each training scalar that the message hub holds; None for one that is not
-        finite, as JSON knows no NaN."""
+        """The latest value of each training scalar in the message hub; None for one that is not finite,
+        because JSON has no NaN."""
         buffers = self.runner.message_hub.log_scalars
         return {
             key.removeprefix("train/"): finite(buffer.current())
@@ -201,8 +201,7 @@ def read_best(session: Session) -> dict[str, Any] | None:
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """The scalars among `metrics`, without the prefix that some evaluators put before them; None for one that
-    is not finite."""
+    """The scalars in `metrics`, by name without an evaluator's prefix; None for one that is not finite."""
     return {
         key.rsplit("/", 1)[-1]: finite(value)
         for key, value in metrics.items()

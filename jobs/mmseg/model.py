@@ -1,4 +1,4 @@
-"""A run's trained model, for evaluating and for segmenting: the config's, with a checkpoint's weights."""
+"""A run's trained model, for evaluation and inference: the config's model with a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jobs.run.errors import UserError, one_line
 
 
 def chosen_checkpoint(run: Run, which: str) -> Path:
-    """The file that `which` means: `best` by mIoU (the last, where nothing was validated), `last`, or a path,
-    absolute or below the run's checkpoints. Raises UserError where there is none."""
+    """The file meant by `which`: `best` (the last, if there is no best), `last`, or a path, absolute or below
+    the run's checkpoints. Raises UserError if there is none."""
     if which in ("best", "last"):
         found = checkpoint_files.meant(run.checkpoints, which)
         if found is None:
@@ -77,7 +77,7 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
     try:
         missing, unknown = put(model, weights)
     except RuntimeError as error:
-        # torch lists every weight of another shape, after a headline.
+        # torch lists every weight with a different shape, after a headline.
         first = str(error).partition("\n")[2].partition("\n")[0]
         raise UserError(f"{checkpoint} does not fit the run's model: {' '.join(first.split())}") from None
     if missing or unknown:
@@ -91,34 +91,34 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
 
 
 def put(model: Any, weights: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Loads weights into a model. Returns the names that are missing, and those that have no place.
+    """Loads weights into a model. Returns the missing names, and the unexpected ones.
 
-    What the model itself drops of the weights that it is given is not missing: mmpretrain's Swin-v2, for one,
-    saves the tables that it has computed from its window's size, and computes them again.
+    Weights that the model itself drops on loading are not missing: mmpretrain's Swin-v2, for example, saves
+    tables that it computes from its window size, and computes them again.
     """
     missing, unknown = model.load_state_dict(weights, strict=False)
     return [name for name in missing if name not in weights], unknown
 
 
 def weights_of(checkpoint: Path) -> dict[str, Any]:
-    """Name -> weight of a checkpoint's model. Raises UserError for what is none, or damaged."""
+    """Name -> weight of a checkpoint's model. Raises UserError if it is damaged or not a checkpoint."""
     try:
         content = compat.load(checkpoint)
     except Exception as error:
-        # Whatever a damaged file makes the reader stumble over; it runs no code from it.
+        # A damaged file may make the reader raise anything; it never executes code from it.
         known = isinstance(error, OSError) or checkpoint_files.is_saved(checkpoint)
         why = one_line(error, 200) if known else "this is not a checkpoint as torch.save writes it"
         raise UserError(f"{checkpoint} cannot be loaded: {why}") from None
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{checkpoint} is not a model checkpoint: it has no named weights")
-    # As a model that was saved inside its wrapper for several GPUs has them.
+    # The prefix of a model that was saved inside its multi-GPU wrapper.
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
 def meta(cfg: Any) -> dict[str, Any]:
-    """Class names and palette (RGB, 0..255) of the config's test dataset, whose files need not be there where
-    its class knows both."""
+    """Class names and palette (RGB, 0..255) of the config's test dataset; its files need not exist if its
+    class knows both."""
     from mmseg.registry import DATASETS
 
     dataset = dict(innermost(cfg.test_dataloader.dataset))
@@ -143,8 +143,8 @@ def loads_annotations(step: Any) -> bool:
 
 
 def turns(cfg: Any) -> bool:
-    """Whether the config's test pipeline turns images as their EXIF says, as mmcv's LoadImageFromFile does
-    in some of its modes (mmcv/image/io.py)."""
+    """Whether the config's test pipeline applies the EXIF orientation, as mmcv's LoadImageFromFile does in
+    some of its modes (mmcv/image/io.py)."""
     for step in test_pipeline(cfg):
         if name_of(step.get("type")) == "LoadImageFromFile":
             backend = step.get("imdecode_backend") or "cv2"
@@ -160,7 +160,7 @@ def innermost(dataset: Any) -> Any:
 
 
 def synchronised_to_plain(node: Any) -> None:
-    """SyncBN does not run on the CPU, and in evaluation it is the same as BN."""
+    """Replaces SyncBN by BN, in place: it does not run on the CPU, and in evaluation both are the same."""
     if isinstance(node, dict):
         if name_of(node.get("type")) in ("SyncBN", "SyncBatchNorm"):
             node["type"] = "BN"
@@ -172,10 +172,10 @@ def synchronised_to_plain(node: Any) -> None:
 
 
 def reading(cfg: Any) -> tuple[Any, Any]:
-    """The transforms of the config's test dataset, for an image that has no annotation: the one that reads
-    the file, and the others.
+    """The transforms of the config's test dataset, for an image without annotation: the one that reads the
+    file, and the rest.
 
-    Raises UserError if the config has none, or begins with something that reads no file.
+    Raises UserError if there are none, or if the first does not read a file.
     """
     from mmengine.dataset import Compose
 

@@ -1,5 +1,5 @@
-"""Any config reads a packed dataset unchanged: by a file backend of mmengine's that takes its files from the
-container (jobs/run/packed.py), put into the config's `backend_args`.
+"""Lets any config read a packed dataset: a file backend for mmengine that reads from the container
+(jobs/run/packed.py) is put into the config's `backend_args`.
 
 A path means the same file as in the unpacked tree. What is in no container is read from the
 disk. Custom transforms that open paths by themselves, past mmengine's `fileio`, need the unpacked tree.
@@ -24,8 +24,8 @@ from jobs.supervise import heartbeat
 
 
 class _Name(str):
-    """The backend's name in a config. A worker that is spawned, not forked, knows it once it has this: it
-    comes with the module that registers it."""
+    """The backend's name in a config. Unpickling it in a worker that is spawned, not forked, imports this
+    module, which registers the backend."""
 
     __slots__ = ()
 
@@ -41,19 +41,19 @@ BACKEND = _Name("baton_packed")
 
 
 class PackedBackend(LocalBackend):
-    """Reads from containers, one open file each in a process; everything else as its base does."""
+    """Reads from containers, each opened once per process; otherwise behaves as its base class."""
 
     def __init__(self) -> None:
         super().__init__()
         self._containers: dict[Path, packed.Container] = {}
         self._folders: dict[str, tuple[packed.Container, str] | None] = {}
         self._roots: dict[str, packed.Container] = {}
-        """By the path of the folder that a container holds, as it was asked for."""
+        """Path of a container's folder, as it was requested -> container."""
 
     def find(self, path: str | Path) -> tuple[packed.Container, str] | None:
-        """(container, name in it) of a path; None where its folder lies in no packed dataset."""
+        """(container, name in it) of a path; None if its folder is not in a packed dataset."""
         text = os.fspath(path)
-        # A loader's worker that is forked anew for every epoch knows at least what its parent does.
+        # A data loader worker, forked anew for every epoch, inherits what its parent knows.
         for root, container in self._roots.items():
             if text.startswith(root) and text[len(root) :] in container.files:
                 return container, text[len(root) :]
@@ -98,7 +98,7 @@ class PackedBackend(LocalBackend):
 
     @contextlib.contextmanager
     def get_local_path(self, filepath: str | Path) -> Iterator[str | Path]:
-        """A file for readers that need one: a copy, for as long as the context lasts."""
+        """A file for readers that need one: a temporary copy, for the duration of the context."""
         found = self.find(filepath)
         if not found or found[1] not in found[0].files:
             yield filepath
@@ -116,7 +116,7 @@ class PackedBackend(LocalBackend):
         suffix: str | tuple[str, ...] | None = None,
         recursive: bool = False,
     ) -> Iterator[str]:
-        """As its base has it (paths below `dir_path`, no hidden files), in the order of names."""
+        """As in its base class (paths relative to `dir_path`, no hidden files), sorted by name."""
         found = self.find(dir_path)
         if not found or found[1] not in found[0].folders:
             yield from super().list_dir_or_file(dir_path, list_dir, list_file, suffix, recursive)
@@ -151,41 +151,41 @@ register_backend(BACKEND, PackedBackend, force=True)
 
 
 def exists(path: Path) -> bool:
-    """Whether a path is there, on the disk or in a packed dataset. Raises UserError for a damaged one."""
+    """Whether a path exists, on disk or in a packed dataset. Raises UserError if that is damaged."""
     return path.exists() or _ours().exists(path)
 
 
 def find(path: str | Path) -> tuple[packed.Container, str] | None:
-    """(container, name in it) of a path; None where its folder lies in no packed dataset."""
+    """(container, name in it) of a path; None if its folder is not in a packed dataset."""
     return _ours().find(path)
 
 
 def local(path: Path) -> contextlib.AbstractContextManager[str | Path]:
-    """A file with the content of `path`, for as long as the context lasts."""
+    """A file with the content of `path`, for the duration of the context."""
     return _ours().get_local_path(path)
 
 
 def _ours() -> PackedBackend:
-    """The one that the transforms of this process use too."""
+    """The backend that this process's transforms use, too."""
     backend = get_file_backend(backend_args={"backend": BACKEND}, enable_singleton=True)
     assert isinstance(backend, PackedBackend)
     return backend
 
 
 def read_packed(node: Any) -> int:
-    """Has the datasets below a (part of a) config, and their transforms, read through `PackedBackend`, if one
-    of them is packed; in place. How many got it: one that names a backend of its own keeps it."""
+    """Makes the datasets in a (part of a) config, and their transforms, read through `PackedBackend`, if one
+    of them is packed; in place. Returns how many got it; those that name their own backend keep it."""
     return _put_in(node, DATASETS) if any(_packed_paths(node)) else 0
 
 
 def containers_of(node: Any) -> list[packed.Container]:
-    """Those that the datasets below a (part of a) config lie in, open."""
+    """The open containers of the datasets in a (part of a) config."""
     found = [_ours().find(f"{path}/") for path in _packed_paths(node)]
     return list({one[0].path: one[0] for one in found if one}.values())
 
 
 def _packed_paths(node: Any) -> Iterator[str]:
-    """What the datasets below name that lies in a packed one."""
+    """The paths named by datasets in `node` that are in packed ones."""
     if isinstance(node, (list, tuple)):
         for value in node:
             yield from _packed_paths(value)
@@ -218,8 +218,7 @@ def _put_in(node: Any, registry: Registry) -> int:
 
 
 def _takes_backend(kind: type) -> bool:
-    """Whether `backend_args` is an argument of a class, or of a base to which it hands all that it does not
-    know itself."""
+    """Whether a class accepts `backend_args`, itself or by passing unknown arguments to a base class."""
     for one in kind.__mro__:
         if "__init__" not in vars(one):
             continue

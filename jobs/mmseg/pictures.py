@@ -13,16 +13,16 @@ from PIL.PngImagePlugin import PngInfo
 from jobs.run.directory import write_atomically
 
 IGNORED = (224, 224, 192)
-"""What PASCAL VOC paints label 255 with."""
+"""PASCAL VOC's colour for label 255."""
 
 
 BAND = 1 << 18
-"""Pixels that are mixed at a time."""
+"""Pixels blended at a time."""
 
 
 def table(palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """N × 3 RGB colours (uint8): those of the classes, then black. N is 256, and 255 VOC's border colour, up
-    to 255 classes; with more it is 65,536."""
+    """N × 3 RGB colours (uint8): those of the classes, then black. N is 256 (65,536 for more than 256
+    classes); with at most 255 classes, entry 255 is VOC's border colour."""
     colours = np.zeros((256 if len(palette) <= 256 else 1 << 16, 3), np.uint8)
     colours[: len(palette)] = np.asarray(palette, np.uint8)
     if len(palette) < 256:
@@ -31,8 +31,8 @@ def table(palette: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def mask(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
-    """A label map (H × W, uint8) as a palette image: its pixel values are the labels. One of uint16 becomes
-    16-bit grey, for palettes end at 256."""
+    """A label map (H × W, uint8) as a palette image, whose pixel values are the labels; uint16 becomes 16-bit
+    grey, since palettes have at most 256 colours."""
     if labels.dtype == np.uint16:
         return Image.fromarray(np.ascontiguousarray(labels))
     image = Image.fromarray(np.ascontiguousarray(labels, np.uint8), mode=None).convert("L")
@@ -50,7 +50,7 @@ def overlay(
         raise ValueError(f"the image is {_size(image)}, its labels are {_size(labels)}")
     colours = table(palette)
     shown = np.empty(image.shape, np.uint8)
-    # In bands: a large image as floating-point numbers would take 24 bytes a pixel.
+    # In bands: as floats, a large image would take 24 bytes per pixel.
     rows = max(1, BAND // max(1, image.shape[1]))
     for top in range(0, len(image), rows):
         part, painted = image[top : top + rows], colours[labels[top : top + rows]]
@@ -64,7 +64,7 @@ def _size(array: np.ndarray) -> str:
 
 
 def save(image: Image.Image, path: Path, **text: str) -> None:
-    """Writes a picture whole or not at all, in the format of its ending. `text`: what a PNG says itself."""
+    """Writes a picture atomically, in the format of its extension. `text`: a PNG's text chunks."""
     buffer = io.BytesIO()
     said = PngInfo()
     for key, value in text.items():

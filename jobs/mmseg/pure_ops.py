@@ -2,8 +2,8 @@
 
 mmcv-lite, and the forks' mmcv from PyPI, come without the compiled `mmcv._ext`. Each function here has the
 name and the arguments of one of its functions, so that mmcv's own autograd functions (mmcv/ops/*.py) call it
-where nothing was compiled (compat.py); where the extension is installed, this file is not used. All are
-deterministic, but for the gradient of `grid_sample` on CUDA, which `ms_deform_attn_backward` takes.
+if nothing was compiled (compat.py); if the extension is installed, this file is not used. All are
+deterministic, except the gradient of `grid_sample` on CUDA, which `ms_deform_attn_backward` uses.
 
 Sources: mmcv/ops/csrc/pytorch/cpu/psamask.cpp, common/cuda/sigmoid_focal_loss_cuda_kernel.cuh and
 mmcv/ops/multi_scale_deform_attn.py of https://github.com/open-mmlab/mmcv, 2.1.0.

@@ -13,7 +13,7 @@ from jobs.run.errors import take_all_characters
 
 
 def main() -> int:
-    # The signal handlers must stand before the seconds that importing torch takes.
+    # Install the signal handlers before importing torch, which takes seconds.
     preemption = Preemption()
     preemption.listen()
     take_all_characters()
@@ -24,7 +24,7 @@ def main() -> int:
 
 
 if __name__ == "__mp_main__":
-    # A loader's process, with `mp_start_method="spawn"`, before its dataset comes: which imports mmseg.
+    # A data loader worker with `mp_start_method="spawn"`, before unpickling its dataset imports mmseg.
     from jobs.mmseg import compat
 
     compat.prepare()

@@ -1,4 +1,4 @@
-"""mmengine's Runner, with what a start does not need left out, and resuming decided by the run directory."""
+"""mmengine's Runner, without what a start does not need, and with resuming decided by the run directory."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DATA_SAMPLERS.register_module(module=sampling.Batches, force=True)
 def build(
     cfg: Config, session: Session, resume_from: Checkpoint | None, weights: list[str]
 ) -> TrainingRunner:
-    """A runner for a prepared config. `resume_from`: the checkpoint to go on from; `weights`: the pretrained
-    files that the model is initialised from otherwise."""
+    """A runner for a prepared config. `resume_from`: the checkpoint to resume from; `weights`: the pretrained
+    files from which the model is initialised otherwise."""
     names = [name for name in inspect.signature(Runner.__init__).parameters if name in cfg]
     arguments = {name: cfg[name] for name in names if name != "cfg"}
     arguments["resume"] = resume_from is not None
@@ -68,8 +68,8 @@ class TrainingRunner(Runner):
         self.own_attributes = {*vars(self), *TrainingRunner.__annotations__}
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
-        """mmengine's own takes a second (it starts nvcc and gcc), and fails where torchvision does not fit
-        torch; run.yaml has the versions."""
+        """Logs the essentials. mmengine's own takes a second (it starts nvcc and gcc), and fails if
+        torchvision does not match torch; run.yaml has the versions."""
         self.logger.info(f"seed {self.seed}, {self.world_size} ranks, torch {torch.__version__}, {env_cfg}")
 
     def build_visualizer(self, visualizer: Any = None) -> Any:
@@ -80,27 +80,27 @@ class TrainingRunner(Runner):
         return built
 
     def build_evaluator(self, evaluator: Any) -> Any:
-        """Ranks exchange their results through the process group ("gpu", which gloo does as well); by
-        default mmengine does it through files on the shared file system."""
+        """Makes ranks exchange their results through the process group ("gpu", which also works with gloo);
+        by default, mmengine uses files on the shared file system."""
         built = super().build_evaluator(evaluator)
         for metric in built.metrics:
             metric.collect_device = "gpu"
         return built
 
     def dump_config(self) -> None:
-        """RUN/config.py is there already."""
+        """Does nothing: RUN/config.py exists already."""
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: Any) -> Any:
         if self.session.device == "cpu":
             # SyncBN has no CPU version. `state.average_statistics` keeps the ranks' statistics together.
             model = revert_sync_batchnorm(model)
         if (self.cfg.get("baton") or {}).get("channels_last"):
-            # Activations follow the weights from the first convolution on.
+            # Activations adopt the memory format of the weights from the first convolution on.
             model = model.to(memory_format=torch.channels_last)
         return super().wrap_model(model_wrapper_cfg, model)
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
-        """By the global batch, which stays the same when the run goes on with other GPUs."""
+        """Scales by the global batch, which stays the same when the run resumes on other GPUs."""
         if not auto_scale_lr or not auto_scale_lr.get("enable"):
             return
         batch, base = self.train_loop.plan.batch, auto_scale_lr["base_batch_size"]
@@ -113,7 +113,7 @@ class TrainingRunner(Runner):
                 group["lr"] *= batch / base
 
     def _init_model_weights(self) -> None:
-        """Not at all when resuming; and with proof that pretrained weights are really used."""
+        """Does nothing when resuming; otherwise also verifies that pretrained weights are really used."""
         self.built = set(kept.weights(state.bare(self.model)))
         self.groups = kept.groups(state.wrappers(self.optim_wrapper))
         self.schedules = schedules.states(self.param_schedulers)
@@ -145,9 +145,9 @@ class TrainingRunner(Runner):
 
 
 def say_nothing_of_dead_writers() -> None:
-    """TensorBoard writes in a thread, which dies of a full disk with a traceback: one for each value that
-    comes. One that is just printed at the end of the process makes Python abort, and a finished training
-    fail ("could not acquire lock … at interpreter shutdown")."""
+    """Silences TensorBoard's writer thread, which dies of a full disk with a traceback, for each value. If
+    one is being printed when the process exits, Python aborts, and a finished training fails ("could not
+    acquire lock … at interpreter shutdown")."""
     hook = threading.excepthook
     if getattr(hook, "quiet", False):
         return
@@ -161,10 +161,10 @@ def say_nothing_of_dead_writers() -> None:
 
 
 def guard(backend: Any) -> None:
-    """Makes a training outlive what a visualizer's backend raises, whatever that is (a full disk, a service
-    that is gone): what it cannot write is lost, and said once.
+    """Makes a training survive whatever a visualizer's backend raises (a full disk, a service that is gone):
+    what it cannot write is lost, and reported once.
 
-    TensorBoard's writer is dead after an OSError; the next value that comes opens a new file.
+    TensorBoard's writer is dead after an OSError; the next value opens a new file.
     """
     say_nothing_of_dead_writers()
     said = False
@@ -193,7 +193,7 @@ def guard(backend: Any) -> None:
 
 @OPTIM_WRAPPERS.register_module()
 class CpuAmpOptimWrapper(OptimWrapper):
-    """AmpOptimWrapper where there is no GPU: bfloat16, which needs no loss scaling."""
+    """AmpOptimWrapper without a GPU: bfloat16, which needs no loss scaling."""
 
     def __init__(self, **kwargs: Any) -> None:
         for needless in ("loss_scale", "dtype", "use_fsdp"):

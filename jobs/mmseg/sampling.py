@@ -4,8 +4,8 @@ Nothing of this is saved, replayed or fast-forwarded. A global batch depends on 
 augmentation on (seed, epoch, position), a step's dropout on (seed, iteration, slot). So a run that starts at
 any iteration, with any number of ranks or workers, sees what the uninterrupted run would have seen.
 
-A global batch is dealt out to `ranks * rounds` slots: a rank works through `rounds` slots an iteration and
-accumulates their gradients (1 round in an ordinary run; 2 where a run made for 4 GPUs goes on with 2).
+A global batch is distributed over `ranks * rounds` slots: a rank processes `rounds` slots per iteration and
+accumulates their gradients (1 round in an ordinary run; 2 if a run made for 4 GPUs resumes on 2).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from jobs.mmseg import data
 from jobs.run.errors import UserError
 
-# What a seed is for: keeps the streams apart.
+# The purposes of seeds: keep their random streams apart.
 ORDER, SAMPLE, STEP, VALIDATION, HOOKS, EVALUATION = 1, 2, 3, 4, 5, 6
 
 _MASK = (1 << 64) - 1
@@ -65,7 +65,7 @@ def order(seed: int, epoch: int, samples: int) -> npt.NDArray[np.int64]:
 
 
 class Sample(int):
-    """An index into a dataset that carries the seed of this very sample. Any dataset takes it as an int."""
+    """An index into a dataset that carries this sample's seed. Any dataset accepts it as an int."""
 
     seed: int
 
@@ -88,12 +88,12 @@ class Plan:
     seed: int
     shuffle: bool = True
     endless: bool = False
-    """Epochs follow each other without a break (InfiniteSampler); a batch may hold samples of two."""
+    """Whether epochs follow each other without a break (InfiniteSampler); a batch may span two."""
     drop_last: bool = False
 
     @property
     def iterations(self) -> int:
-        """Iterations an epoch."""
+        """Iterations per epoch."""
         if self.drop_last:
             return self.samples // self.batch
         return -(-self.samples // self.batch)
@@ -113,8 +113,8 @@ class Plan:
 
 
 def rounds_for(batch: int, ranks: int, most: int) -> int:
-    """How often each of `ranks` ranks runs an iteration to make a global batch of `batch`, with at most
-    `most` samples at a time. Raises UserError if there are more ranks than samples."""
+    """The rounds per iteration for a global batch of `batch` samples on `ranks` ranks with at most `most`
+    samples at a time. Raises UserError if there are more ranks than samples."""
     if batch < ranks:
         raise UserError(
             f"a global batch of {batch} cannot be split over {ranks} ranks: use at most {batch} GPUs"
@@ -125,8 +125,8 @@ def rounds_for(batch: int, ranks: int, most: int) -> int:
 def deal(batch: list[Sample], rank: int, ranks: int, rounds: int) -> list[tuple[list[Sample], float]]:
     """A rank's part of a global batch: for each round the samples, and the weight of their mean loss.
 
-    The weights make the mean over all ranks and rounds the mean over the batch, however unevenly it divides;
-    they are 1 where it divides evenly. A slot for which there is no sample left repeats one, with weight 0.
+    With the weights, the mean over all ranks and rounds is the mean over the batch, however unevenly it
+    divides; they are 1 if it divides evenly. A slot without a sample repeats one, with weight 0.
     """
     slots = ranks * rounds
     parts = [batch[slot::slots] for slot in range(rank, slots, ranks)]
@@ -147,7 +147,7 @@ class Batches:
 
     def __len__(self) -> int:
         plan = self.sampler.plan
-        # As in mmengine: an endless sampler counts its own epoch by the samples of one rank.
+        # As in mmengine: an endless sampler's epoch counts as if one rank had all samples.
         return -(-plan.samples // self.batch_size) if plan.endless else plan.iterations
 
     def __iter__(self) -> Iterator[list[Sample]]:
@@ -162,7 +162,7 @@ class Batches:
 
 
 class ExactSampler:
-    """Stands in a config's `sampler`, for DefaultSampler and InfiniteSampler; `Batches` does the work."""
+    """Replaces DefaultSampler and InfiniteSampler in a config's `sampler`; `Batches` does the work."""
 
     def __init__(
         self,
@@ -185,15 +185,14 @@ class ExactSampler:
         self.rank, self.ranks, self.rounds = rank, ranks, rounds
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: the epoch follows from the iteration."""
+        """Does nothing: the epoch follows from the iteration."""
 
     def __len__(self) -> int:
         return self.plan.samples
 
 
 class SeededDataset:
-    """Any dataset, with everything random in it seeded by the sample that is asked for, and errors that name
-    its files."""
+    """Wraps any dataset: everything random in it is seeded by the sample, and errors name its files."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = data.build(dataset) if isinstance(dataset, dict) else dataset
@@ -218,15 +217,15 @@ class SeededDataset:
 
 
 INNER = {"pipeline", "dataset", "datasets"}
-"""What a dataset has of transforms, and of datasets inside it."""
+"""Attributes in which a dataset has its transforms, and inner datasets."""
 MOST = 1000
-"""Parts of a transform that are looked through; what has more is data."""
+"""The most parts of a transform that are searched; anything with more is data."""
 
 
 def own_generators(dataset: Any) -> list[Any]:
-    """The generators that the transforms of a dataset, and of those inside it, keep for themselves
-    (albumentations' do): seeding Python, NumPy and torch does not reach them. What takes generators stands
-    for those that it has, and for all below it."""
+    """The generators that the transforms of a dataset, and of inner datasets, keep for themselves (as
+    albumentations' do), which seeding Python, NumPy and torch does not affect. An object that accepts
+    generators stands for its own and all below it."""
     import torch
 
     kinds = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
@@ -243,24 +242,24 @@ def own_generators(dataset: Any) -> list[Any]:
             continue
         kept = one if isinstance(one, dict) else getattr(one, "__dict__", {})
         if kept.keys() & INNER and one is not kept:
-            # A dataset: what else it has may be the list of all images.
+            # A dataset: its other attributes may include the list of all images.
             kept = {name: value for name, value in kept.items() if name in INNER or isinstance(value, kinds)}
         values = list(one) if isinstance(one, (list, tuple)) else list(kept.values())
         left += values if len(values) <= MOST else []
-    # Those of everybody are seeded already.
+    # The global ones are seeded already.
     shared = (getattr(random, "_inst", None), np.random.mtrand._rand, torch.default_generator)
     return [one for one in reversed(found) if all(one is not other for other in shared)]
 
 
 def takes_generators(one: Any) -> bool:
-    """Whether it is albumentations' and can be given generators. Its newer releases (AlbumentationsX) make
-    their own when first used, and anew in each process, so that there is none to be found, or to be kept."""
+    """Whether an object is albumentations' and accepts generators. Newer releases (AlbumentationsX) create
+    their own on first use, and anew in each process, so that there is none to be found or kept."""
     theirs = any(base.__module__.partition(".")[0] == "albumentations" for base in type(one).__mro__)
     return theirs and hasattr(one, "set_random_state")
 
 
 def seed_generator(generator: Any, seed: int) -> None:
-    """Gives a generator the state of one that was made with this seed."""
+    """Gives a generator the state of a new one with this seed."""
     if hasattr(generator, "set_random_state"):
         generator.set_random_state(np.random.default_rng(seed), random.Random(seed))
     elif isinstance(generator, np.random.Generator):

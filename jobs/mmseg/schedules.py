@@ -1,4 +1,4 @@
-"""Schedulers of a training: what of their state comes from the training, and what from the config."""
+"""A training's schedulers: which state comes from the training, and which from the config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVOLVING = {
     "num_bad_epochs",
     "cooldown_counter",
 }
-"""What of a scheduler's state comes from training. The rest comes from the config, which may have been
+"""State of a scheduler that comes from the training. The rest comes from the config, which may have been
 extended since: mmengine would restore the old `end`, and the learning rate would stay at its minimum."""
 
 PLAIN = (int, float, str, tuple, list, dict)
@@ -28,8 +28,8 @@ def flat(schedulers: Any) -> list[Any]:
 
 
 def changed(schedulers: Any, saved: Any, evolved: Any = ()) -> bool:
-    """Whether the config now says something else of its schedulers than when their state was saved: the
-    training has been made longer, say."""
+    """Whether the config of the schedulers has changed since their state was saved, for example because the
+    training has been made longer."""
     before = flat(saved)
     return len(before) == len(flat(schedulers)) and any(
         plain(value) != old[key]
@@ -40,12 +40,12 @@ def changed(schedulers: Any, saved: Any, evolved: Any = ()) -> bool:
 
 
 def of_each(evolved: Any, schedulers: list[Any]) -> list[set[str]]:
-    """What has `evolved` of each scheduler; nothing that earlier versions knew of."""
+    """What has `evolved` in each scheduler; empty sets for checkpoints of earlier versions."""
     return [set(keys) for keys in evolved] if len(evolved) == len(schedulers) else [set() for _ in schedulers]
 
 
 def states(schedulers: Any) -> list[dict[str, Any]]:
-    """Of each scheduler what may be state, as it is saved."""
+    """What may be state in each scheduler, as it is saved."""
     return [
         {key: plain(value) for key, value in one.state_dict().items() if isinstance(value, PLAIN)}
         for one in flat(schedulers)
@@ -53,8 +53,8 @@ def states(schedulers: Any) -> list[dict[str, Any]]:
 
 
 def evolved(schedulers: Any, began: list[dict[str, Any]]) -> list[list[str]]:
-    """Of each scheduler what the training has changed since it `began`, beside what is known to change: one
-    of the user's own may count its restarts, say."""
+    """What the training has changed in each scheduler since it `began`, besides what is known to change: a
+    user's own one may count its restarts, for example."""
     return [
         [key for key in first if key not in EVOLVING and key in now and repr(now[key]) != repr(first[key])]
         for now, first in zip(states(schedulers), began, strict=True)
@@ -62,10 +62,10 @@ def evolved(schedulers: Any, began: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def replay(runner: Any) -> bool:
-    """Brings fresh schedulers to where the training is, as if they had been like this from its beginning.
+    """Advances fresh schedulers to the training's current step, as if they had been the same from the start.
 
-    What they compute follows from the value before: a decay that had come to its end would stay there. False,
-    and nothing done, for those that go by the validations.
+    They compute each value from the one before, so a decay that had reached its end would stay there. Returns
+    False, without doing anything, for schedulers that depend on validations.
     """
     schedulers, loop = flat(runner.param_schedulers), runner.train_loop
     if any(getattr(one, "need_val_args", False) for one in schedulers):
@@ -84,7 +84,7 @@ def replay(runner: Any) -> bool:
 
 
 def restore(schedulers: Any, saved: Any, evolved: Any = ()) -> None:
-    """Gives schedulers what the training had made of them."""
+    """Restores the schedulers' state from the training."""
     before = flat(saved)
     for one, state, own in zip(flat(schedulers), before, of_each(evolved, before), strict=False):
         fresh = one.state_dict()

@@ -1,4 +1,4 @@
-"""A rank's training. Read `train` for the whole story of a start."""
+"""A rank's training. Read `train` for all that happens in a start."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def main(preemption: Preemption) -> int:
         session = from_environment(run)
         stacks = (run.job / files.STACKS(START=session.start, RANK=session.rank)).open("a")
         faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
-        faulthandler.enable(2)  # where it was when native code ends it
+        faulthandler.enable(2)  # shows where it was if native code ends it
         train(session, preemption)
     except BaseException as error:
         start, rank = (session.start, session.rank) if session else (1, 0)
-        if isinstance(error, SystemExit) and error.code == USER_ERROR:  # some hook's, perhaps without a word
+        if isinstance(error, SystemExit) and error.code == USER_ERROR:  # a hook's, perhaps without a message
             print(described(error), file=sys.stderr, flush=True)
         endings.end(error, run, start, rank, preemption)
     return FINISHED
 
 
 def train(session: Session, preemption: Preemption) -> None:
-    """One start of a training, from nothing to its end, or to `preemption.leave`."""
+    """One start of a training, until it is finished, or until `preemption.leave`."""
     heart = Heartbeat()
     heart.beat("start", 0)
-    # Nothing made on the way to the first step is garbage; looking for it takes a second of it.
+    # Nothing created before the first step is garbage; collecting would take a second.
     gc.disable()
     compat.prepare()
     safe_load.prove()
@@ -61,10 +61,10 @@ def train(session: Session, preemption: Preemption) -> None:
     from jobs.mmseg import config, curves, data, metrics, runner, state
     from jobs.mmseg.survival import Survival
 
-    # mmengine collects by itself for each data set: not what is there already.
+    # mmengine itself collects garbage for each dataset: exclude what exists already.
     gc.freeze()
 
-    # The ranks come together; the run's directory says what there is to go on from.
+    # Connect the ranks; the run directory says what to resume from.
     distributed.join(session)
     cfg = config.resolve(session)
     settings = config.saving(cfg)
@@ -77,7 +77,7 @@ def train(session: Session, preemption: Preemption) -> None:
     weights = config.begin_from(cfg, resuming=checkpoint is not None)
     config.check_data(cfg, session)
 
-    # The runner, built as the config says, with exact sampling, loop and saving put in.
+    # Build the runner from the config, with exact sampling, loop and saving.
     prepared = config.prepare(cfg, session, global_batch)
     with user_errors(session):
         runner_ = runner.build(prepared, session, checkpoint, weights)
@@ -100,7 +100,7 @@ def train(session: Session, preemption: Preemption) -> None:
     if checkpoint and session.main:
         say_resumed(session, checkpoint, prepared)
 
-    # All of it: loading, every epoch and validation, every save.
+    # The whole training: loading, every epoch and validation, every save.
     with user_errors(session):
         runner_.train()
 
@@ -110,8 +110,8 @@ def train(session: Session, preemption: Preemption) -> None:
 
 
 def keep_global_batch(session: Session, cfg: Any, checkpoint: checkpoints.Checkpoint | None) -> int:
-    """Samples an iteration: what the run began with, whatever number of ranks it has now. Rank 0 alone asks,
-    for it also writes."""
+    """Samples per iteration: those that the run started with, whatever its number of ranks is now. Only for
+    rank 0, since it also writes them."""
     if checkpoint:
         return int(checkpoint.manifest["global_batch"])
     path = session.run.job / files.GLOBAL_BATCH()
@@ -146,8 +146,8 @@ def say_resumed(session: Session, checkpoint: checkpoints.Checkpoint, prepared: 
 
 @contextlib.contextmanager
 def user_errors(session: Session) -> Iterator[None]:
-    """Turns what building raises for a type that mmengine does not know, or for an argument that a type does
-    not take, lacks, or whose value it refuses, into the user's error that it is."""
+    """Turns errors from building an unknown type, or one with an unexpected, missing or invalid argument,
+    into a UserError."""
     try:
         yield
     except (TypeError, ValueError, AssertionError) as error:
@@ -158,7 +158,7 @@ def user_errors(session: Session) -> Iterator[None]:
             (str(frame.f_globals.get("__name__")), frame.f_code, line)
             for frame, line in traceback.walk_tb(error.__traceback__)
         ]
-        # mmengine's alone: others, in the midst of a training, have functions of such names, too.
+        # Only mmengine's: others, during a training, have functions with such names, too.
         building = any(m.startswith("mmengine.") and code.co_name.startswith("build") for m, code, _ in steps)
         reason = one_line(error)
         if isinstance(error, TypeError):
@@ -166,7 +166,7 @@ def user_errors(session: Session) -> Iterator[None]:
         else:
             wrong = not data.transient(error) and not steps[-1][0].startswith(devices.RAISING)
             if str(error).strip():
-                # Words that do not tell where they come from, as those of Python and its library.
+                # A message that does not say where it comes from, such as one of Python's library.
                 outside = [one for one in steps if one[0].partition(".")[0] not in sys.stdlib_module_names]
                 reason += f" ({Path(outside[-1][1].co_filename).name}:{outside[-1][2]})"
         if not wrong or not building:

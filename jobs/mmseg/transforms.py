@@ -1,6 +1,6 @@
-"""The recipe's training transforms, faster and equal to mmseg's bit for bit.
+"""The recipe's training transforms, faster than mmseg's, and equal bit for bit.
 
-Each class here takes the place of one of mmseg's: same arguments, same results, and the same
+Each class here replaces one of mmseg's: same arguments, same results, and the same
 draws from numpy's global generator in the same order, so that swapping them changes no sample.
 `use_fast_transforms` swaps them in a config; `baton = dict(fast_transforms=False)` there keeps mmseg's own.
 
@@ -42,14 +42,14 @@ LEVELS = np.arange(256, dtype=np.uint8)
 
 @TRANSFORMS.register_module()
 class LoadAnnotationsFast(LoadAnnotations):
-    """mmseg's LoadAnnotations; a mask that is an 8-bit PNG with unfiltered rows is only inflated.
+    """mmseg's LoadAnnotations, but a mask that is an 8-bit PNG with unfiltered rows is only inflated.
 
-    Loading transforms are known by how their names begin (data.py, model.py).
+    The name has to start like that of a loading transform (data.py, model.py).
     """
 
     reduce_zero_label: bool | None
     inflates = True
-    """Until a mask is of another kind: a dataset's masks are of one kind, and each would be read twice."""
+    """False once a mask is of another kind: a dataset's masks are alike, and each would be read twice."""
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         if self.inflates and self.as_they_are(results):
@@ -62,12 +62,12 @@ class LoadAnnotationsFast(LoadAnnotations):
         super()._load_seg_map(results)
 
     def as_they_are(self, results: dict[str, Any]) -> bool:
-        """Whether the labels are those that Pillow finds in the file, 8 bits of each."""
+        """Whether the labels are used as Pillow reads them from the file, with 8 bits."""
         unchanged = not self.reduce_zero_label and results["reduce_zero_label"] is False
         return unchanged and results.get("label_map") is None and self.imdecode_backend == "pillow"
 
     def take(self, results: dict[str, Any], mask: Image) -> None:
-        """Does with such labels (height, width) what mmseg's does."""
+        """Stores such labels (height, width), as mmseg's does."""
         self.reduce_zero_label = False
         results["gt_seg_map"] = mask
         results["seg_fields"].append("gt_seg_map")
@@ -75,7 +75,7 @@ class LoadAnnotationsFast(LoadAnnotations):
 
 @TRANSFORMS.register_module()
 class FastRandomCrop(RandomCrop):
-    """mmseg's RandomCrop; crops are tested against `cat_max_ratio` by counting instead of sorting."""
+    """mmseg's RandomCrop, but crops are tested against `cat_max_ratio` by counting instead of sorting."""
 
     @cache_randomness
     def crop_bbox(self, results: dict[str, Any]) -> Box:
@@ -85,7 +85,7 @@ class FastRandomCrop(RandomCrop):
             return box
         mask = results["gt_seg_map"]
         test = _CropTest(mask, self.ignore_index, self.cat_max_ratio)
-        # An image that fits into the crop has one crop only, drawn again and again.
+        # An image that fits into the crop has only one crop, drawn repeatedly.
         tested: dict[Box, bool] = {}
         for _ in range(10):
             if box not in tested:
@@ -103,11 +103,11 @@ class FastRandomCrop(RandomCrop):
 
 
 class _CropTest:
-    """Whether crops of one mask have more than one label, and none of them more than its part.
+    """Tests whether crops of one mask have more than one label, none of which covers too much.
 
-    Comparing a crop with one value takes a small part of sorting's time. Where labels have 8 bits, two or
-    three answer it: the ignored one, and the commonest ones of every eighth pixel, until what is left could
-    be too much no more.
+    Comparing a crop with one value takes a fraction of the time of sorting. With 8-bit labels, two or three
+    comparisons suffice: with the ignored label, and the most common ones of every eighth pixel, until no
+    remaining label could cover too much.
     """
 
     def __init__(self, mask: npt.NDArray[Any], ignored: int, part: float) -> None:
@@ -132,7 +132,7 @@ class _CropTest:
                 return labels > 1
             if labels and left / counted < self.part:
                 return True
-        # Labels of another kind, or of few pixels.
+        # Undecided by the comparisons above.
         found, counts = np.unique(crop, return_counts=True)
         counts = counts[found != self.ignored]
         return len(counts) > 1 and bool(counts.max() / counts.sum() < self.part)
@@ -140,7 +140,7 @@ class _CropTest:
 
 @TRANSFORMS.register_module()
 class FastPhotoMetricDistortion(PhotoMetricDistortion):
-    """mmseg's PhotoMetricDistortion; each step on 8-bit images is a table, made by mmseg's arithmetic."""
+    """mmseg's PhotoMetricDistortion, but each step on 8-bit images is a table made by mmseg's arithmetic."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         image = results["img"]
@@ -185,7 +185,7 @@ class FastPhotoMetricDistortion(PhotoMetricDistortion):
 
 
 def _then(first: Image | None, second: Image | None) -> Image | None:
-    """The table that does what `first` and then `second` do; None changes nothing."""
+    """The table equivalent to `first` followed by `second`; None is the identity."""
     if first is None or second is None:
         return second if first is None else first
     return second[first]
@@ -205,7 +205,7 @@ def _through_hsv(image: Image, channel: int, table: Image | None) -> Image:
 
 @TRANSFORMS.register_module()
 class FastRandomFlip(RandomFlip):
-    """mmseg's RandomFlip; flips 8-bit images and masks into new arrays, not views for later steps to copy."""
+    """mmseg's RandomFlip, but flips 8-bit arrays into new ones, not into views that later steps copy."""
 
     AXES = {"horizontal": 1, "vertical": 0, "diagonal": -1}  # noqa: RUF012
 
@@ -224,7 +224,7 @@ class FastRandomFlip(RandomFlip):
 
 @TRANSFORMS.register_module()
 class FastPad(Pad):
-    """mmcv's Pad; what has the padded size already is not copied."""
+    """mmcv's Pad, but does not copy what already has the padded size."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         image, labels = results["img"], results.get("gt_seg_map")
@@ -241,7 +241,7 @@ class FastPad(Pad):
 
 @TRANSFORMS.register_module()
 class FastPackSegInputs(PackSegInputs):
-    """mmseg's PackSegInputs; 8-bit colour images are split into planes by OpenCV."""
+    """mmseg's PackSegInputs, but splits 8-bit colour images into planes with OpenCV."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         image = results["img"]
@@ -254,7 +254,7 @@ class FastPackSegInputs(PackSegInputs):
 
 
 def _is_plain(array: npt.NDArray[Any]) -> bool:
-    """An 8-bit mask or colour image. (OpenCV would drop a third axis of length 1.)"""
+    """Whether it is an 8-bit mask or colour image. (OpenCV would drop a third axis of length 1.)"""
     return array.dtype == np.uint8 and (array.ndim == 2 or array.shape[2:] == (3,))
 
 
@@ -269,17 +269,17 @@ FAST: dict[type, type] = {
 
 
 def use_fast_transforms(node: Any) -> int:
-    """Puts the fast transforms into a (part of a) config with the default scope mmseg, in place; how many."""
+    """Puts the fast transforms into a (part of a) config with default scope mmseg, in place; how many."""
     return swap_in(node, FAST)
 
 
 def swap_in(node: Any, others: dict[type, type], where: Callable[[Any], bool] = lambda _: True) -> int:
-    """Swaps the transforms of a (part of a) config for `others`, which are registered with mmseg, where
-    `where` says yes to a transform's description; in place; how many.
+    """Replaces transforms in a (part of a) config by `others`, which are registered with mmseg, if `where`
+    accepts the transform's description; in place; returns how many.
 
-    A `type` is swapped where it means exactly one of the stock classes, by whichever name or as a class, at
-    any depth (dataset wrappers, RandomChoice); a user's own class, even one registered under a stock name,
-    stays, and so does what another package is to look up.
+    A `type` is replaced if it means exactly one of the stock classes, by any name or as a class, at any depth
+    (dataset wrappers, RandomChoice); a user's own class, even if registered under a stock name, stays, and so
+    does one that another package looks up.
     """
     if isinstance(node, (list, tuple)):
         return sum(swap_in(value, others, where) for value in node)
@@ -287,7 +287,7 @@ def swap_in(node: Any, others: dict[type, type], where: Callable[[Any], bool] = 
         return 0
     swapped = sum(swap_in(value, others, where) for value in list(node.values()))
     kind = node.get("type")
-    # Only names that end like a stock class are looked up: a lookup of an unknown name searches far.
+    # Only names that end like a stock class are looked up: looking up unknown names is slow.
     if isinstance(kind, str) and kind.rpartition(".")[2] in {stock.__name__ for stock in others}:
         kind = TRANSFORMS.get(kind)
     ours = node.get("_scope_", "mmseg") == "mmseg"
