@@ -1,7 +1,7 @@
 """`python -m jobs.prepare`: the prepare job's command, for a batch script as for a terminal.
 
 Exit codes: 0 the dataset is there and sound; 2 the user's mistake, or `--verify` found something wrong;
-85 the job was asked to leave (preemption): the same command goes on where it stopped.
+85 the job was asked to exit (preemption): the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from jobs.run.directory import Run
 from jobs.run.errors import UNREACHABLE, UserError, run_command
 
 SHOWN = 20
-"""Problems that --verify prints; the rest is counted."""
+"""The most problems that --verify prints; the rest is counted."""
 
 
 class Preempted(BaseException):
-    """USR2 or TERM arrived. Everything on disk is restartable at any moment, so leaving at once is right."""
+    """USR2 or TERM arrived. Everything on disk can be resumed at any moment, so exiting at once is right."""
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number).name
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def prepared(args: argparse.Namespace) -> int:
-    """Prepares, and records how that went. Returns the exit code."""
+    """Prepares, and records the outcome. Returns the exit code."""
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, leave)
     begun, host = time.monotonic(), socket.gethostname()
@@ -166,7 +166,7 @@ def record_prepared(args: argparse.Namespace, found: Manifest, seconds: float, *
 
 
 def images_of(found: Manifest) -> int | None:
-    """How many images a dataset's lists name; None of what a converter made: it counts files."""
+    """The number of images in a dataset's lists; None for a converter's dataset, which counts files."""
     for names in (("trainaug", "val"), ("train", "val")):
         if all(name in found.lists for name in names):
             return sum(int(found.lists[name]["count"]) for name in names)
@@ -193,7 +193,7 @@ def look(args: argparse.Namespace, root: Path, begun: float) -> int:
         print(problem, file=sys.stderr)
     if problems:
         more = f" (and {len(problems) - 1:,} more)" if len(problems) > 1 else ""
-        # A preparation looks at names and sizes alone, and would find it ready.
+        # A preparation checks only names and sizes, and would find it ready.
         fix = "prepare it again" if verify.quick(root) else "move it away, and prepare it again"
         raise UserError(f"{root} is not sound: {problems[0]}{more}; {fix}")
     seconds = time.monotonic() - begun
@@ -211,7 +211,7 @@ def look(args: argparse.Namespace, root: Path, begun: float) -> int:
 
 
 def leave(number: int, _: object) -> None:
-    # Only the first counts; the way out must not be interrupted by the second.
+    # Only the first signal counts; a second one must not interrupt the exit.
     for other in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(other, signal.SIG_IGN)
     raise Preempted(number)
@@ -229,7 +229,7 @@ def restart() -> int | None:
 
 
 def explain(error: OSError, data_root: Path) -> UserError | None:
-    """The one line for what a file system can refuse; None for what is our defect."""
+    """The one-line error for what a file system can refuse; None for a bug of ours."""
     if error.errno == errno.ENOENT and not os.path.exists(data_root):
         return UserError(f"{data_root} no longer exists: somebody has removed it")
     where = error.filename or "the data root"

@@ -1,8 +1,8 @@
-"""Thin, strict readers for the archives: every damage that Python's tarfile and GNU tar let pass is an error.
+"""Thin, strict readers for the archives: any damage that Python's tarfile and GNU tar let pass is an error.
 
-Both accept a plain tar that was cut at a member boundary; tarfile accepts flipped bits and a missing end of
-a gzip stream. Here the gzip checksum and length, every header's checksum and the two closing zero blocks
-are required. Nothing is extracted by name: `walk` yields members, the caller asks for whole, known names.
+Both accept a plain tar that was truncated at a member boundary; tarfile accepts flipped bits and a missing
+end of a gzip stream. Here the gzip checksum and length, every header's checksum and the two final zero blocks
+are required. Nothing is extracted by name: `walk` yields members, and the caller picks exact, known names.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ CHUNK = 1 << 20
 READ_ERRORS: tuple[type[Exception], ...] = (*GUNZIP_ERRORS, lzma.LZMAError, OSError)
 
 MOST_HEADER = 1 << 20
-"""Bytes that a long name or a pax header may have: it is read whole, whatever size it claims."""
+"""The most bytes of a long name or pax header, which is read at once."""
 
 MOST_CONTENT = 64 << 20
-"""Bytes that a member which is read whole (a mask, an image, a list) may have; the release's have less."""
+"""The most bytes of a member that is read at once (a mask, an image, a list); the release's have fewer."""
 
 
 class DamagedArchive(UserError):
-    """The archive is cut off, altered, or not what its name says."""
+    """The archive is truncated, altered, or not what its name says."""
 
 
 @dataclass(frozen=True)
 class Member:
     name: str
-    """Whole path inside the archive, a leading ./ removed."""
+    """Full path inside the archive, without a leading ./."""
     regular: bool
-    """A plain file; folders, links and devices are not."""
+    """Whether it is a plain file, not a folder, link or device."""
     folder: bool
     offset: int
-    """Where the content begins, in bytes of the (inflated) archive."""
+    """Where the content begins, in bytes of the (decompressed) archive."""
     size: int
 
 
 class Stream:
-    """A tar archive read front to back, plain or packed (gzip, bzip2, xz), decided by its first bytes.
+    """A tar archive read sequentially, plain or compressed (gzip, bzip2, xz), detected by its first bytes.
 
-    Use as a context manager. Raises DamagedArchive when it is neither.
+    Use as a context manager. Raises DamagedArchive if it is neither.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,7 +94,7 @@ class Stream:
         return content
 
     def skip_to(self, position: int) -> None:
-        """Goes forward; raises DamagedArchive if the archive ends before."""
+        """Skips forward. Raises DamagedArchive if the archive ends before that."""
         if self.size is not None:
             if position > self.size:
                 raise self.cut_off()
@@ -105,7 +105,7 @@ class Stream:
                 raise self.cut_off()
 
     def packed_position(self) -> int:
-        """Bytes of the file on disk that were read so far, for progress; inflating reads some MB ahead."""
+        """Bytes of the file on disk read so far, for progress; decompression reads some MB ahead."""
         return self.packed.tell() if self.size is None else self.position
 
     def cut_off(self) -> DamagedArchive:
@@ -113,11 +113,10 @@ class Stream:
 
 
 def walk(stream: Stream) -> Iterator[Member]:
-    """Every member in the archive's order; `stream.read(member.size)` before the next one gives its content.
+    """Every member in the archive's order; `stream.read(member.size)`, before the next, returns its content.
 
-    Understands ustar prefixes, GNU long names and pax paths. Raises DamagedArchive for a cut or altered
-    archive and for a member that would leave the folder (`..`, an absolute path), as tarfile's
-    filter="data" does.
+    Supports ustar prefixes, GNU long names and pax paths. Raises DamagedArchive for a truncated or altered
+    archive, and, like tarfile's filter="data", for a member that would leave the folder (`..`, absolute).
     """
     long_name: str | None = None
     while True:
@@ -153,7 +152,7 @@ def walk(stream: Stream) -> Iterator[Member]:
 
 
 def whole(stream: Stream, size: int, most: int, what: str) -> bytes:
-    """The next `size` bytes. Raises DamagedArchive if they are not there, or if they are more than `most`."""
+    """The next `size` bytes. Raises DamagedArchive if they are missing, or more than `most`."""
     if size > most:
         raise DamagedArchive(
             f"{stream.path} is damaged: {what} claims {size:,} bytes, but at most {most:,} are allowed: "
@@ -166,11 +165,11 @@ def whole(stream: Stream, size: int, most: int, what: str) -> bytes:
 
 
 def unpack_tar(archive: Path, target: Path) -> None:
-    """Every folder and plain file of a tar below `target`, with fresh permissions and times.
+    """Extracts every folder and plain file of a tar below `target`, with new permissions and times.
 
-    Links and devices are left out: nothing is written through them, and the counts tell if a dataset needed
-    one. By our own reader: Python 3.10 and Debian 12's 3.11 have no tarfile.data_filter, without which
-    tarfile writes wherever an archive says. Raises DamagedArchive.
+    Links and devices are left out: nothing is written through them, and the counts show if a dataset needed
+    one. Uses our own reader: Python 3.10 and Debian 12's 3.11 lack tarfile.data_filter, without which tarfile
+    writes wherever an archive says. Raises DamagedArchive.
     """
     with Stream(archive) as stream:
         for member in walk(stream):
@@ -209,19 +208,19 @@ def parse_header(block: bytes, stream: Stream) -> tuple[str, bytes, int]:
 
 
 def octal(field: bytes) -> int:
-    """The number in a header's field. Raises ValueError for a negative one, which would lead backwards."""
+    """The number in a header field. Raises ValueError for a negative one, which would lead backwards."""
     if field[0] & 0x80:  # GNU's base-256 for sizes of 8 GiB and more
         if field[0] & 0x40:
             raise ValueError(field)
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.strip(b" \0") or b"0"
-    if not digits.isdigit():  # Python's int would take a sign and underscores
+    if not digits.isdigit():  # Python's int would accept a sign and underscores
         raise ValueError(field)
     return int(digits, 8)
 
 
 def pax_path(content: bytes, stream: Stream) -> str | None:
-    """The `path` record of a pax header; a `size` record is beyond these archives and refused."""
+    """The `path` record of a pax header, or None; refuses a `size` record, which these never need."""
     path = None
     while content:
         try:
@@ -243,7 +242,7 @@ def pax_path(content: bytes, stream: Stream) -> str | None:
 
 
 def drain(stream: Stream) -> None:
-    """Reads to the end, so that a gzip stream's checksum and length are checked."""
+    """Reads to the end, so that a gzip stream's checksum and length are verified."""
     while stream.read(CHUNK):
         pass
 

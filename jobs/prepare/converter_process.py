@@ -1,7 +1,7 @@
-"""`python guarded.py PARENT SCRIPT ARGS…`: a converter that does not outlive the job.
+"""`python converter_process.py PARENT SCRIPT ARGS…`: a converter that does not outlive the job.
 
-Started as the leader of a session of its own. When the job is killed, even by -9, the kernel tells this
-process, which kills its whole group: the converter and the pool of processes that it may have made.
+It is started as the leader of its own session. When the job is killed, even by SIGKILL, the kernel signals
+this process, which kills its whole group: the converter and any process pool that it has created.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main() -> int:
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGHUP)
     parent, *script = sys.argv[1:]
-    if os.getppid() != int(parent):  # it had gone before
+    if os.getppid() != int(parent):  # it has already gone
         return 1
     return subprocess.call([sys.executable, *script])
 

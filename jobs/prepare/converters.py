@@ -1,7 +1,7 @@
 """Datasets other than VOC: `--dataset NAME` runs the installed mmsegmentation's own converter.
 
-The same frame as VOC's: lock, checksums, a staging folder, counts, manifest, one rename. A start that was
-interrupted begins anew, but neither downloads nor hashes again; converters cannot be resumed.
+The same procedure as for VOC: lock, checksums, a staging folder, counts, manifest, one rename. After an
+interruption, it starts anew without downloading or hashing again; converters cannot be resumed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from jobs.run.errors import UserError
 from jobs.slurm import calls as slurm
 
 END_OF_JOB = 600.0
-"""Seconds before the time limit in which a signal to leave is about that limit."""
+"""Seconds before the time limit within which a signal means that limit."""
 
 DYING = 10.0
-"""Seconds that a killed converter may take to be gone."""
+"""Seconds that a killed converter may take to end."""
 
 
 OF_ITS_NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-"""What a file system says of an archive whose names do not fit together, or fit no file."""
+"""Errors from a file system for an archive whose names conflict or are not valid file names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Order:
 
 
 def order_of(args: argparse.Namespace) -> Order:
-    """Raises UserError for a dataset that neither we nor the installed mmsegmentation know."""
+    """The order on a command line. Raises UserError for a dataset that is not known."""
     name = check_name(args.dataset, args.converter_args is not None)
     recipe = RECIPES.get(name) or Recipe(name, ())
     if args.converter_args is not None:
@@ -80,7 +80,7 @@ def order_of(args: argparse.Namespace) -> Order:
 
 
 def prepare_other(order: Order) -> prepare.Result:
-    """Makes DATA/FOLDER unless it is there and sound. Raises UserError for whatever the user can fix."""
+    """Makes DATA/FOLDER unless it exists and is sound. Raises UserError for whatever the user can fix."""
     begun = time.monotonic()
     folder = order.recipe.folder
     work = order.data_root / f"{prepare.WORK}-{order.name}"
@@ -106,7 +106,7 @@ def prepare_other(order: Order) -> prepare.Result:
         prepare.work_folder(work)
         for left in work.glob("start-*"):
             remove(left)
-        # A folder of this start's own: what a killed start's converter may still write goes nowhere.
+        # A new folder for each start: what a killed start's converter may still write is ignored.
         staging = work / f"start-{uuid.uuid4().hex[:8]}" / folder
         staging.mkdir(parents=True)
         made = make(order, work, staging)
@@ -118,13 +118,13 @@ def prepare_other(order: Order) -> prepare.Result:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder that a converter which is just being killed may still write into."""
+    """Removes a folder into which a converter that is being killed may still be writing."""
     deadline = time.monotonic() + DYING
     while folder.exists():
         try:
             shutil.rmtree(folder)
         except OSError as error:
-            # Another file came in between, or one went.
+            # Meanwhile, another file was added or removed.
             if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
@@ -166,7 +166,7 @@ def find_converter(name: str, recipe: Recipe) -> Path:
 
 
 def find_archives(order: Order, work: Path) -> list[tuple[str, Source | None, Path]]:
-    """(name, source if known, path) of every archive; downloads what is not given and can be."""
+    """(name, source if known, path) of every archive; downloads those not given, if possible."""
     result: list[tuple[str, Source | None, Path]] = []
     folder = order.archives or order.data_root
     if order.archives is not None and not folder.is_dir():
@@ -195,10 +195,10 @@ def find_archives(order: Order, work: Path) -> list[tuple[str, Source | None, Pa
 
 
 def check(source: Source | None, path: Path, order: Order, work: Path) -> Checked:
-    """By the published digest or a checksums file; a zip that has neither, by the CRC of each member."""
+    """Checks an archive by the published digest or a checksums file; else a zip by the CRC of each member."""
     crc = source is None and zipfile.is_zipfile(path) and listed_digest(path) is None
     if crc and order.checksum:
-        if not order.recipe.unpack:  # unpacking checks it as well
+        if not order.recipe.unpack:  # unpacking would check it as well
             check_zip(path)
         say(f"{path.name}: no checksum is published or listed; the CRC of each member is checked")
         return Checked(path.stat().st_size, "crc", "", False)
@@ -219,7 +219,7 @@ def check_zip(path: Path) -> None:
 
 
 def unpacked_size(archive: Path) -> int:
-    """Bytes of an archive's content; of a tar, which may be packed, its own size. Raises DamagedArchive."""
+    """Bytes of an archive's content; for a tar, even if compressed, its own size. Raises DamagedArchive."""
     if not zipfile.is_zipfile(archive):
         return archive.stat().st_size
     try:
@@ -232,7 +232,7 @@ def unpacked_size(archive: Path) -> int:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Every plain file, none outside `target`, each checksum checked. Raises DamagedArchive."""
+    """Extracts every plain file, none outside `target`, verifying each checksum. Raises DamagedArchive."""
     try:
         if zipfile.is_zipfile(archive):
             with (
@@ -250,8 +250,8 @@ def unpack(archive: Path, target: Path) -> None:
     except DamagedArchive:
         raise
     except OSError as error:
-        # A file where another member needs a folder, or a name that no file system takes; a full disk is not
-        # the archive's fault.
+        # A file where another member needs a folder, or an invalid file name; but a full disk is not the
+        # archive's fault.
         if error.errno not in (None, *OF_ITS_NAMES):
             raise
         raise DamagedArchive(f"{archive} is damaged ({error}): download it again") from None
@@ -260,12 +260,12 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def convert(converter: Path, order: Order, archives: dict[str, Path], staging: Path) -> None:
-    """Runs mmsegmentation's converter in a process group of its own, which ends with this process however
-    that ends; its output is passed on."""
+    """Runs mmsegmentation's converter in its own process group, which ends with this process however that
+    ends; its output is passed through."""
     assert order.recipe.arguments is not None
     folder = (order.archives or order.data_root).resolve()
     if archives:
-        # Some take whatever archive lies in the folder: they get to see their own.
+        # Some take any archive in the folder: show them only their own.
         folder = staging.parent.resolve() / "archives"
         for name, path in archives.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ def convert(converter: Path, order: Order, archives: dict[str, Path], staging: P
         try:
             code = process.wait()
         except BaseException:
-            # Preempted: the converter and its pool go with us.
+            # Preempted: end the converter and its pool, too.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if limit_is_too_short(began, time.time(), job):
@@ -320,8 +320,8 @@ def convert(converter: Path, order: Order, archives: dict[str, Path], staging: P
 
 
 def limit_is_too_short(began: float, now: float, job: tuple[float, float] | None) -> bool:
-    """Whether a converter that began at `began` and is told to leave `now` had most of the time of its job
-    (from, to), and that is nearly over: in another start of the job it would fare no better."""
+    """Whether a converter that started at `began` and is told to exit `now` has had most of its job's time
+    (from, to), which is nearly over: another start of the job would not do better."""
     if job is None:
         return False
     start, end = job
@@ -329,7 +329,7 @@ def limit_is_too_short(began: float, now: float, job: tuple[float, float] | None
 
 
 def count(recipe: Recipe, staging: Path, partial: bool) -> dict[str, int]:
-    """Files by pattern. Raises UserError if they are not the release's, or images and masks do not match."""
+    """File counts by pattern. Raises UserError if not the release's, or if images and masks do not match."""
     counts = {pattern: sum(1 for _ in staging.glob(pattern)) for pattern in recipe.counts}
     for pattern, expected in recipe.counts.items():
         if counts[pattern] != expected and not (partial and counts[pattern]):
@@ -342,7 +342,7 @@ def count(recipe: Recipe, staging: Path, partial: bool) -> dict[str, int]:
             twin = staging / Path(images).parent / split.name
             number, of_masks = files_in(twin), files_in(split)
             counts[f"{split.relative_to(staging)}"] = of_masks
-            # Some have two annotators: a whole number of masks an image, never none.
+            # Some have two annotators: a whole number of masks per image, at least one.
             if not number or not of_masks or of_masks % number:
                 raise UserError(
                     f"{recipe.folder}: {number:,} images in {twin.relative_to(staging)}, "

@@ -1,4 +1,4 @@
-"""What was written, brought to the disk: a power cut must not leave a marker without its data."""
+"""Syncs what was written to the disk: a power cut must not leave a marker without its data."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 INTERVAL = 1.0
-"""Seconds between two rounds of writing to the disk while files are made."""
+"""Seconds between syncs while files are being written."""
 
 
 def sync(folder: Path) -> None:
-    """The file system of `folder`, whole. Raises OSError for what could not be written."""
+    """Syncs the whole file system of `folder`. Raises OSError for what could not be written."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(fd):
@@ -25,7 +25,7 @@ def sync(folder: Path) -> None:
 
 @contextmanager
 def writing_behind(folder: Path) -> Iterator[None]:
-    """Has the disk take what the body writes meanwhile, so that the last `sync` finds little to wait for."""
+    """Syncs in the background while the body writes, so that the final `sync` has little left to do."""
     over = threading.Event()
     failed: list[OSError] = []
 
@@ -36,7 +36,7 @@ def writing_behind(folder: Path) -> Iterator[None]:
         except OSError as error:
             failed.append(error)
 
-    # A daemon: whoever is told to leave does not wait for the disk.
+    # A daemon thread: a process that is told to exit does not wait for the disk.
     thread = threading.Thread(target=write, daemon=True)
     thread.start()
     try:
@@ -44,5 +44,5 @@ def writing_behind(folder: Path) -> Iterator[None]:
     finally:
         over.set()
     thread.join()
-    if failed:  # the kernel reports a failed write once, so a later sync would not see it
+    if failed:  # the kernel reports a failed write only once, so a later sync would not see it
         raise failed[0]

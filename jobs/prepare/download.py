@@ -1,7 +1,7 @@
-"""Downloads that survive a bad network: resumed where they broke, mirrors in order, nothing wrong kept.
+"""Downloads that survive a bad network: resumed where they broke, mirrors in order, nothing invalid kept.
 
-What has arrived stays in `NAME.part`; only a file of the right size and digest gets its name. Proxies are
-taken from the environment (`https_proxy`, …), as requests does.
+Partial content stays in `NAME.part`; only a file of the right size and digest gets its name. Proxies are
+taken from the environment (`https_proxy`, …), as in requests.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from jobs.prepare.progress import say, task
 from jobs.run.errors import UserError
 
 BLOCK = 1 << 16
-"""A break loses what has arrived of one block; small enough to matter little."""
+"""A broken transfer loses at most this much."""
 
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": "baton-prepare"}
 
 
 class Broken(Exception):
-    """The transfer stopped; trying again may help."""
+    """The transfer broke; a retry may help."""
 
 
 class Unusable(Exception):
@@ -40,9 +40,9 @@ class Unusable(Exception):
 @dataclass(frozen=True)
 class Patience:
     attempts: int = 6
-    """Tries in a row, on one mirror, that bring no new byte."""
+    """The most consecutive attempts, on one mirror, without a new byte."""
     backoff: float = 2.0
-    """Seconds before the second try; doubled for each further one, up to a minute."""
+    """Seconds before the second attempt; doubled for each further one, up to a minute."""
     connect: float = 15.0
     stall: float = 60.0
     """Seconds without a byte after which a transfer counts as broken."""
@@ -61,7 +61,7 @@ def fetch(
     if target.exists():
         try:
             check_archive(source, target, None, True, folder)
-        except DamagedArchive as error:  # by its disk: it was whole
+        except DamagedArchive as error:  # by its disk: it was complete
             say(f"{error}; doing so")
             target.unlink()
         else:
@@ -74,7 +74,7 @@ def fetch(
     for url in source.urls:
         try:
             transfer_all(url, source, part, patience)
-            # Before the check, whose result counts from then on: also after a crash of this machine.
+            # Before the check, whose result counts from then on, even after a crash of this machine.
             sync(folder)
             check_archive(source, part, None, True, folder)
         except (Unusable, Broken) as error:
@@ -90,7 +90,7 @@ def fetch(
 
 
 def with_size(source: Source, patience: Patience) -> Source:
-    """The source with the size that the first mirror to answer tells; it has published none."""
+    """The source, of unpublished size, with the size from the first mirror that answers."""
     reasons = []
     for url in source.urls:
         try:
@@ -101,7 +101,7 @@ def with_size(source: Source, patience: Patience) -> Source:
 
 
 def length_of(url: str, patience: Patience) -> int:
-    """Bytes that the server has there. Raises Unusable if it does not tell, Broken when patience ends."""
+    """The size of the file on the server. Raises Unusable if it does not tell, Broken once patience ends."""
     tries = Tries(url, patience)
     while True:
         try:
@@ -111,8 +111,8 @@ def length_of(url: str, patience: Patience) -> int:
 
 
 def ask_length(url: str, patience: Patience) -> int:
-    """Of a request for the file itself, whose body is not read: some servers refuse HEAD, or sign addresses
-    for GET alone."""
+    """Requests the file itself without reading the body: some servers refuse HEAD, or sign URLs only for
+    GET. Raises Unusable or Broken."""
     timeouts = (patience.connect, patience.stall)
     try:
         with requests.get(url, headers=HEADERS, stream=True, timeout=timeouts) as response:
@@ -151,7 +151,7 @@ def size_of(path: Path) -> int:
 
 
 class Tries:
-    """Counts the tries in a row that came to nothing, and waits before the next: longer each time."""
+    """Counts consecutive failed attempts, and waits before the next one, longer each time."""
 
     def __init__(self, url: str, patience: Patience) -> None:
         self.url = url
@@ -159,7 +159,7 @@ class Tries:
         self.fruitless = 0
 
     def again(self, error: Broken, where: str, fruitful: bool = False) -> None:
-        """Waits. Raises `error` when patience ends."""
+        """Waits. Raises `error` once patience ends."""
         self.fruitless = 1 if fruitful else self.fruitless + 1
         if self.fruitless >= self.patience.attempts:
             raise error
@@ -169,10 +169,10 @@ class Tries:
 
 
 def transfer_all(url: str, source: Source, part: Path, patience: Patience) -> None:
-    """Transfers until `part` has its whole size. Raises Unusable, or Broken when patience ends."""
+    """Transfers until `part` is complete. Raises Unusable, or Broken once patience ends."""
     tries = Tries(url, patience)
-    # The most that has ever been there: a server without ranges begins anew each time, and that it comes
-    # further than the last time is no progress.
+    # The most that has ever been there: a server without ranges starts anew each time, and getting further
+    # than the last time alone is not progress.
     most = size_of(part)
     while True:
         try:
@@ -187,7 +187,7 @@ def transfer_all(url: str, source: Source, part: Path, patience: Patience) -> No
 
 
 def transfer(url: str, source: Source, part: Path, patience: Patience) -> Iterator[int]:
-    """One request, from where `part` ends; yields the bytes of each block written."""
+    """One request, from where `part` ends; yields each written block's size. Raises Unusable or Broken."""
     have = size_of(part)
     if have == source.size:
         return
@@ -231,7 +231,7 @@ def check_response(response: requests.Response, source: Source, have: int) -> in
         if begins != have:
             raise Unusable(f"sent a part from byte {begins:,}, asked for {have:,}")
     else:
-        # A server that knows no ranges sends everything again.
+        # A server without range support sends everything again.
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
     if total is not None and total != source.size:

@@ -1,4 +1,4 @@
-"""Archives that are there already: found, told apart from the real release, and checked before use."""
+"""Archives that exist already: finds them, tells whether they are the real release, and checks them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Checked:
     """Empty if nothing was checked (--no-checksum)."""
     digest: str
     real: bool
-    """It is the published release, to the last byte."""
+    """Whether it is the published release, byte for byte."""
 
     @property
     def record(self) -> dict[str, int | str]:
-        """For the manifest."""
+        """The entry for the manifest."""
         return {"bytes": self.size, self.algorithm or "unchecked": self.digest}
 
 
 def find_local(folder: Path, wanted: Iterable[Source]) -> dict[str, Path]:
-    """The archives in `folder`. Raises UserError naming those that are not there."""
+    """The archives in `folder`. Raises UserError, naming those that are missing."""
     if not folder.is_dir():
         raise UserError(f"--archives {folder} is not a folder")
     paths = {source.name: folder / source.name for source in wanted}
@@ -53,19 +53,19 @@ def find_local(folder: Path, wanted: Iterable[Source]) -> dict[str, Path]:
 
 
 class Checks:
-    """The checks of several archives, each in a thread: reading and hashing both leave Python's lock."""
+    """The checks of several archives, each in a thread: reading and hashing both release the GIL."""
 
     def __init__(self, futures: dict[str, Future[Checked]]) -> None:
         self.futures = futures
 
     def look(self) -> None:
-        """Raises what a check has found so far; does not wait."""
+        """Raises the error of a check that has failed so far; does not wait."""
         for future in self.futures.values():
             if future.done():
                 future.result()
 
     def results(self) -> dict[str, Checked]:
-        """What was checked, by the archive's name. Waits; raises what a check has found."""
+        """The results by archive name. Waits; raises the error of a failed check."""
         return {name: future.result() for name, future in self.futures.items()}
 
 
@@ -73,16 +73,16 @@ class Checks:
 def checking(
     wanted: Iterable[Source], paths: dict[str, Path], checksum: bool, work: Path
 ) -> Iterator[Checks]:
-    """Checks the archives while the body uses them, which must publish nothing before `results`.
+    """Checks the archives while the body uses them; it must publish nothing before `results`.
 
-    When the body finds something wrong with them and a check finds damage, the damage, the cause, is raised.
+    If the body fails and a check finds damage, raises the latter, which is the cause.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(initializer=stand_back) as threads:
         futures = {}
         for source in wanted:
             path = paths[source.name]
-            # Beside an archive of the user's own may lie its checksum; a download is the release.
+            # A user's own archive may have its checksum beside it; a download must be the release.
             given = path.parent if path.parent != work else None
             futures[source.name] = threads.submit(check_archive, source, path, given, checksum, work, stop)
         checks = Checks(futures)
@@ -96,13 +96,13 @@ def checking(
 
 
 def stand_back() -> None:
-    """Lets the thread that inflates, the longest, go first."""
-    # On Linux a thread has a nice value of its own.
+    """Lowers this thread's priority below that of the decompression, which takes longest."""
+    # On Linux, each thread has its own nice value.
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + NICER)
 
 
 class Stopped(Exception):
-    """Nobody waits for this check any more."""
+    """This check is no longer needed."""
 
 
 def check_archive(
@@ -115,7 +115,7 @@ def check_archive(
 ) -> Checked:
     """Checks an archive against the release's digest, or against a checksums file beside it.
 
-    Raises DamagedArchive if it is damaged, UserError if nothing tells whether it is, Stopped after `stop`.
+    Raises DamagedArchive if it is damaged, UserError if that cannot be determined, Stopped after `stop`.
     """
     status = path.stat()
     algorithm, expected = next(iter(source.digests.items()))
@@ -137,7 +137,7 @@ def check_archive(
             "given"
         )
     key = f"{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {algorithm}"
-    # A start that picks up an interrupted one does not read gigabytes for what is known.
+    # A start that continues an interrupted one need not read gigabytes again.
     stamp = work / f"{source.name}.{STAMP}"
     found = recall(stamp, key)
     if found is None:
@@ -165,7 +165,7 @@ def recall(stamp: Path, key: str) -> str | None:
 
 
 def listed(source: Source, path: Path, given: Path | None) -> tuple[str, str]:
-    """(algorithm, digest) to check an archive by that has not the release's size."""
+    """(algorithm, digest) for an archive that does not have the release's size. Raises DamagedArchive."""
     if given is not None and (found := listed_digest(path)):
         return found
     if source.size == 0:  # no size is published, the digest alone decides
@@ -179,7 +179,7 @@ def listed(source: Source, path: Path, given: Path | None) -> tuple[str, str]:
 
 
 def listed_digest(path: Path) -> tuple[str, str] | None:
-    """(algorithm, digest) that a checksums file beside the archive gives for it; None if none does."""
+    """(algorithm, digest) from a checksums file beside the archive; None without one. Raises UserError."""
     for name, algorithm in SUMS.items():
         try:
             lines = (path.parent / name).read_text(encoding="utf-8", errors="replace").splitlines()

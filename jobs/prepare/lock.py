@@ -1,11 +1,11 @@
-"""One preparation at a time in a data root, across processes and nodes, and none held up by a dead one.
+"""One preparation at a time in a data root, across processes and nodes, and none blocked by a dead one.
 
-`.prepare.lock` names its owner: job, host, process. It is created exclusively, which is atomic on NFS too,
-and its modification time is the owner's heartbeat. A lock is left over if its owner is a process of this
-machine that has gone, an earlier start of this very Slurm job, or if its heartbeat stands still for a minute
-by the watcher's own clock: no two nodes' clocks are compared. Taking over is guarded by a kernel lock; where
-the file system has none, or somebody holds it who has no business with it (to read the folder is enough for
-that), `Lock.check` before publishing still tells an owner that it was superseded.
+`.prepare.lock` names its owner: job, host, process. It is created exclusively, which is atomic even on NFS,
+and its modification time is the owner's heartbeat. A lock is stale if its owner is a process of this machine
+that has exited, or an earlier start of this same Slurm job, or if its heartbeat stops for a minute on the
+watcher's own clock: clocks of different nodes are never compared. Taking over is guarded by a kernel lock; if
+the file system has none, or somebody else holds it (for which read access to the folder suffices),
+`Lock.check` before publishing still tells an owner that it was superseded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEAT = 5.0
 STALE = 60.0
 POLL = 0.5
 GUARD_SECONDS = 10.0
-"""How long the kernel lock is waited for, which is held for the blink of an eye."""
+"""How long to wait for the kernel lock, which is normally held only for a moment."""
 TELL_SECONDS = 1.0
 
 
@@ -50,7 +50,7 @@ class Lock:
                 os.utime(self.path)
 
     def is_ours(self) -> bool:
-        """Raises OSError where that cannot be read now."""
+        """Whether the lock is still ours. Raises OSError if it cannot be read now."""
         try:
             return bool(json.loads(self.path.read_text(encoding="utf-8"))["token"] == self.owner.token)
         except (FileNotFoundError, *MALFORMED):
@@ -82,7 +82,7 @@ def hold(
     stale: float = STALE,
     folder: str = "",
 ) -> Iterator[Lock | None]:
-    """Holds the data root's lock; waits for its owner, who is reported to `on_wait` once.
+    """Holds the data root's lock; waits for its owner, which is reported to `on_wait` once.
 
     `folder`: what will be prepared, for others to read.
     Yields None if `done()` became true while waiting: the owner did the work. Raises UserError if another
@@ -130,14 +130,14 @@ def acquire(
         if held[0].token != announced:
             announced = held[0].token
             on_wait(held[0])
-        # The owner may be on another node: there is no event to wait for, only its file to look at.
+        # The owner may be on another node: there is no event to wait for, only its file to poll.
         time.sleep(POLL)
         if done():
             return None
 
 
 def create(path: Path, owner: Owner) -> bool:
-    """Whether the lock could be created. Raises OSError if the folder cannot be written."""
+    """Creates the lock; False if it exists already. Raises OSError if the folder cannot be written."""
     try:
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -147,7 +147,7 @@ def create(path: Path, owner: Owner) -> bool:
         with contextlib.suppress(OSError):
             os.fchmod(fd, 0o644)  # for colleagues to read, whatever the umask
     except OSError:
-        # A full disk: an empty lock would hold up everybody.
+        # On a full disk: an empty lock would block everybody.
         path.unlink(missing_ok=True)
         raise
     finally:
@@ -157,9 +157,9 @@ def create(path: Path, owner: Owner) -> bool:
 
 @contextlib.contextmanager
 def guard(data_root: Path) -> Iterator[None]:
-    """A kernel lock on the folder, so that two processes do not take over one left-over lock at once.
+    """A kernel lock on the folder, so that two processes do not take over one stale lock at once.
 
-    Whoever holds it for long is named on stderr, and after GUARD_SECONDS passed over, then and later.
+    A process that holds it for long is named on standard error, and from GUARD_SECONDS on ignored.
     """
     try:
         fd = os.open(data_root, os.O_RDONLY | os.O_DIRECTORY)
@@ -181,7 +181,7 @@ def guard(data_root: Path) -> Iterator[None]:
                     )
                 _passed_over.add(data_root)
                 break
-            time.sleep(0.02)  # a kernel lock wakes only whoever waits without an end
+            time.sleep(0.02)  # a kernel lock has no wait with a timeout
         yield
     finally:
         os.close(fd)
@@ -191,7 +191,7 @@ _passed_over: set[Path] = set()
 
 
 def _holders(fd: int) -> str:
-    """Who holds the kernel lock on what is open, by proc(5): `1: FLOCK ADVISORY WRITE PID MAJ:MIN:INODE`."""
+    """Who holds the kernel lock on an open file; proc(5): `1: FLOCK ADVISORY WRITE PID MAJ:MIN:INODE`."""
     status = os.fstat(fd)
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     found = []

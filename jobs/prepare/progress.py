@@ -1,4 +1,4 @@
-"""Progress for whoever watches: a bar on a terminal, a line now and then in a log."""
+"""Progress display: a bar on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 FIRST, INTERVAL = 3.0, 15.0
-"""Seconds until the first line of a task in a log, and between two. Quick tasks say nothing."""
+"""Seconds until a task's first line in a log, and between lines. Quick tasks print nothing."""
 
 Advance = Callable[[int], None]
 
@@ -19,7 +19,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def task(name: str, total: int, unit: str = "", done: int = 0) -> Iterator[Advance]:
-    """Yields a function that is told how much more is done. `unit` "B" shows bytes."""
+    """Yields a function to be called with each increment. `unit` "B" shows bytes."""
     if sys.stdout.isatty():
         from rich import progress
 

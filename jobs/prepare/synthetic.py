@@ -32,14 +32,14 @@ VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 SBD_ARCHIVE = "benchmark.tgz"
 
 REAL_IMAGES = 17_125
-"""JPEGs (and Annotations) of the real VOC archive, most of them without a mask."""
+"""JPEGs (and Annotations) in the real VOC archive, most of them without a mask."""
 JPEG_BYTES = 110_000
-"""A typical JPEG of the real archive."""
+"""Size of a typical JPEG in the real archive."""
 
 
 @dataclass(frozen=True)
 class Lists:
-    """The four id lists that the real archives carry."""
+    """The four id lists of the real archives."""
 
     voc_train: list[str]
     voc_val: list[str]
@@ -142,8 +142,8 @@ def write_archives(
 ) -> None:
     """Writes both archives and SHA256SUMS into `out`.
 
-    `full` adds what the pipeline never reads but an extraction has to write: JPEGs to 110 kB, images without
-    masks, XML annotations.
+    `full` adds what the pipeline never reads but an extraction has to write: JPEGs of up to 110 kB, images
+    without masks, XML annotations.
     """
     out.mkdir(parents=True, exist_ok=True)
     jpeg_bytes = JPEG_BYTES if full else 0
@@ -223,7 +223,7 @@ def annotation(name: str) -> bytes:
 
 
 def write_tar(file: IO[bytes], members: Members, tar_format: int) -> None:
-    """Regular files with their folders before them, owner and times fixed: equal seeds, equal bytes."""
+    """Writes regular files after their folders, with fixed owner and times: equal seeds yield equal bytes."""
     folders: set[str] = set()
     with tarfile.open(fileobj=file, mode="w|", format=tar_format, bufsize=1 << 20) as tar:
         for name, content in members:
@@ -240,7 +240,7 @@ def write_tar(file: IO[bytes], members: Members, tar_format: int) -> None:
 
 
 def gzip_writer(path: Path) -> IO[bytes]:
-    # isal packs the full-size stand-in several times faster; a gzip stream without name and time either way.
+    # isal compresses the full-size stand-in several times faster. Neither stream has a name or time.
     try:
         from isal import igzip
     except ImportError:

@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw
 
 Mask = NDArray[np.uint8]
 
-# (width, height) of the real masks at 500 px, with how many of 12,031 have it.
+# (width, height) of the real masks at 500 px, and how many of 12,031 have it.
 SHAPES = [((500, 375), 5025), ((500, 333), 1559), ((375, 500), 1042), ((333, 500), 378), ((500, 334), 289)]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image with its labels; shared by many ids when pooled."""
+    """One image with its labels; shared by many ids if pooled."""
 
     jpeg: bytes
     mask: Mask
@@ -136,14 +136,14 @@ def inst_mat(instance: Mask, labels: list[int]) -> bytes:
 
 
 def edge(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The 4-connected inner boundary; the image's border is none."""
+    """The 4-connected inner boundary; the image's border does not count."""
     padded = np.pad(area, 1, constant_values=True)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return area & ~inner
 
 
 def palette_png(mask: Mask) -> bytes:
-    """As VOC's own masks: palette PNG, a border of 255 around every object (5 px on a 500 px image)."""
+    """A palette PNG like VOC's own masks, with a border of 255 around every object (5 px at 500 px)."""
     border = np.zeros(mask.shape, bool)
     border[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     border[1:] |= mask[1:] != mask[:-1]

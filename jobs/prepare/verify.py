@@ -1,4 +1,4 @@
-"""Is the dataset still what was made? In seconds by lists, names and sizes; deep, by every byte and pixel."""
+"""Is the dataset unchanged? In seconds by lists, names and sizes; in depth by every byte and pixel."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Finding(NamedTuple):
 
     path: str
     text: str
-    """The whole line, the path included."""
+    """The whole line, including the path."""
 
 
 def quick(root: Path) -> list[str]:
-    """What is wrong with the dataset at `root`, a line each: lists, names and sizes of all files."""
+    """The problems of the dataset at `root`, one line each, from the lists, names and sizes of all files."""
     return [finding.text for finding in look_quickly(root)[0]]
 
 
@@ -46,7 +46,7 @@ def look_quickly(root: Path) -> tuple[list[Finding], list[Entry], str]:
         return [Finding(str(root), str(error))], [], ""
     if found.packed:
         problems = check_container(root, entries)
-        # Without the others, which people open, it was packed before they were left beside.
+        # The others, which people open, are missing if it was packed before they were kept beside.
         lists = (root / entry.path for entry in lists_of(entries))
         problems += [finding(path, "is missing") for path in lists if not path.exists()]
         small = beside(entries)
@@ -76,7 +76,7 @@ def check_sizes(root: Path, entries: list[Entry]) -> list[Finding]:
 
 
 def check_container(root: Path, entries: list[Entry]) -> list[Finding]:
-    """Names, sizes and digests as the container's directory has them."""
+    """Checks names, sizes and digests in the container's directory."""
     path = root / packed.NAME
     try:
         container = packed.Container(path)
@@ -112,22 +112,22 @@ def by_folder(entries: list[Entry]) -> dict[str, dict[str, int]]:
 
 
 def check_bytes(root: Path, entries: list[Entry]) -> list[Finding]:
-    """Lists to the byte: they are small, and a changed one trains on the wrong images."""
+    """Checks every byte of lists: they are small, and a changed one trains on the wrong images."""
     problems = []
     for entry in entries:
         try:
             content = (root / entry.path).read_bytes()
         except FileNotFoundError:
-            continue  # it was said, or need not be there
+            continue  # already reported, or not required
         if content_digest(content) != entry.digest:
             problems.append(finding(root / entry.path, "was altered"))
     return problems
 
 
 def deep(root: Path, processes: int | None = None) -> list[str]:
-    """As `quick`, and every byte of every file, every pixel of every mask, its size against its image's."""
+    """As `quick`, plus every byte of every file, every pixel of every mask, and mask against image sizes."""
     problems, entries, dataset = look_quickly(root)
-    # Where the container itself cannot be opened there is nothing to look into.
+    # If the container itself cannot be opened, there is nothing to check in it.
     container = root / packed.NAME if (root / packed.NAME).exists() else None
     if container and any(problem.path == str(container) for problem in problems):
         entries = []
@@ -147,7 +147,7 @@ def deep(root: Path, processes: int | None = None) -> list[str]:
             if image in sizes and sizes[image] != size:
                 (width, height), (w, h) = size, sizes[image]
                 damaged.append(finding((container or root) / path, f"is {width}×{height}, its image {w}×{h}"))
-    # A file of the wrong size is named by both; once is enough.
+    # Both report a file of the wrong size; once is enough.
     named = {problem.path for problem in problems}
     return [problem.text for problem in problems + [one for one in damaged if one.path not in named]]
 
@@ -182,7 +182,7 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
                 check_labels(labels)
                 sizes[entry.path] = (labels.shape[1], labels.shape[0])
         except (FileNotFoundError, KeyError):
-            continue  # quick has said so
+            continue  # reported by `quick`
         except UserError as error:
             problems.append(Finding(str(path), str(error)))
         except (BadImage, BadMask) as error:
@@ -193,7 +193,7 @@ def look(root: Path, batch: list[Entry], voc: bool) -> tuple[dict[str, tuple[int
 
 
 FORMATS = ("PNG", "BMP", "JPEG", "TIFF")
-"""What converters write below a name that ends with .png; Pillow would start programs for others (EPS)."""
+"""Formats that converters write into .png files; Pillow would start programs for others (EPS)."""
 
 
 def read_png(content: bytes) -> None:

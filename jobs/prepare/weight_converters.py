@@ -1,7 +1,7 @@
-"""Weights as timm and the models' authors publish them, under the names that MMSegmentation's backbones have.
+"""Renames weights published by timm and the models' authors to the names in MMSegmentation's backbones.
 
-By mmsegmentation's own converters (tools/model_converters); those read with pickle what they convert, so only
-their renaming is called, on weights that were read safely.
+With mmsegmentation's own converters (tools/model_converters); these unpickle what they convert, so only their
+renaming is called, on weights that were read safely.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jobs.run.errors import UserError
 
 
 def convert(kind: str, source: Path, target: Path) -> None:
-    """Writes what `source` has to `target`, whole or not at all, by KIND2mmseg.py; the two may be the same.
+    """Converts `source` to `target`, atomically, with KIND2mmseg.py; the two may be the same.
 
-    Raises UserError if the installed mmsegmentation has no such converter, or if the file is none for it.
+    Raises UserError if the installed mmsegmentation has no such converter, or if it is not for this file.
     """
     script = converters("model_converters").get(f"{kind}2mmseg")
     if script is None:
@@ -39,7 +39,7 @@ def convert(kind: str, source: Path, target: Path) -> None:
 
 
 PART = "patch_embed.proj.weight"
-"""What all of them have, and none that is converted."""
+"""A weight that all unconverted files have, and no converted one."""
 
 
 def _function(script: Path, name: str) -> Any:

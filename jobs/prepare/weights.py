@@ -16,7 +16,7 @@ from jobs.catalog import pretrained
 from jobs.run.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    # Launchers want the names below at once; requests and the like are imported where they are needed.
+    # Commands need the names below at once; requests and the like are imported where they are used.
     from jobs.catalog.owner import Owner
     from jobs.prepare.download import Patience
 
@@ -26,32 +26,32 @@ MIRRORS = {
         "resnet50_v1c-2cccc1ad.pth",
     ),
 }
-"""File name -> further addresses, tried in this order after the one that mmengine knows."""
+"""File name -> further URLs, tried in this order after mmengine's own."""
 
 PUBLISHERS = (
     "https://download.pytorch.org/", "https://download.openmmlab.com/", pretrained.TIMM,
     "https://dl.fbaipublicfiles.com/deit/",
 )  # fmt: skip
-"""Whose names hold the digest: a file from there with another is damaged, whichever mirror sent it."""
+"""Hosts whose file names contain the digest: a file with another is damaged, whichever mirror sent it."""
 
 DIGESTS = {
-    # Published under digests of other files (https://github.com/open-mmlab/mmcv/issues/600).
+    # Published with digests of other files in their names (https://github.com/open-mmlab/mmcv/issues/600).
     "resnext50_32x4d_gn-c7e8b754.pth": "f29c35b885c70395dfee2e509420cb0d9fd31508bc457810abee1189b2682381",
     "resnext101_32x4d_gn-ac3bb84e.pth": "bf34560d",
 }
-"""File name -> its sha256, or the beginning of it, where more is known than the name says. Of the recipe's
-file no more than the eight digits of its name was published; the whole digest belongs here once it is known.
+"""File name -> its sha256, or a prefix of it, if more is known than the name says. For the recipe's file,
+only the eight digits in its name were published; the whole digest belongs here once it is known.
 """
 
 
 def fetch(
     reference: str, data_root: Path, given: Path | None = None, patience: Patience | None = None
 ) -> Path | None:
-    """The file for a reference (open-mmlab://NAME, torchvision://NAME, mmcls://NAME, an address, a path that
-    stands for a converted one), in its place; downloaded, or taken from the folder `given`. None, and said,
-    if it is not in that folder.
+    """Puts the file for a reference (open-mmlab://NAME, torchvision://NAME, mmcls://NAME, a URL, a path that
+    stands for a converted one) into its place: downloads it, or takes it from the folder `given`. None, with
+    a message, if it is not in that folder.
 
-    One that is there and is not what its name says is set aside, and fetched again. Raises UserError if no
+    An existing file that is not what its name says is renamed, and fetched again. Raises UserError if no
     mirror has it, or if the one given is damaged; OSError if the disk refuses.
     """
     from jobs.prepare.disk import sync
@@ -66,7 +66,7 @@ def fetch(
     if target.is_file():
         if not difference(target, name, url):
             return target
-        with hold(data_root, True, partial(say_who, data_root)):  # another process may just be doing this
+        with hold(data_root, True, partial(say_who, data_root)):  # another process may be doing this
             if target.is_file() and (wrong := difference(target, name, url)):
                 set_aside(target, wrong)
     part = folder / f"{name}.part"
@@ -94,9 +94,9 @@ def fetch(
 def converted(
     url: str, kind: str, target: Path, given: Path | None, patience: Patience | None
 ) -> Path | None:
-    """`target`, made by mmsegmentation's converter KIND2mmseg.py of what `url` has. None and errors: `fetch`.
+    """`target`, converted by mmsegmentation's KIND2mmseg.py from the file at `url`. None, errors: as `fetch`.
 
-    One that is there is taken as it is, unless its digest says that it is still the published one.
+    An existing one is used as it is, unless its digest shows that it is still the published one.
     """
     from jobs.prepare import weight_converters
     from jobs.prepare.lock import hold
@@ -155,9 +155,9 @@ def transfer(name: str, urls: tuple[str, ...], part: Path, patience: Patience | 
 
 
 def difference(file: Path, name: str, url: str) -> str:
-    """What is wrong with the file that was published at `url` as `name`; "" if nothing is.
+    """What is wrong with a file that was published at `url` as `name`; "" if nothing is.
 
-    Of an address that nobody vouches for, a name that is not the digest's is only said.
+    For an unknown host, a digest that differs from the name is only printed.
     """
     from jobs.prepare.progress import say
     from jobs.run.digests import digest
@@ -176,13 +176,13 @@ def difference(file: Path, name: str, url: str) -> str:
 
 
 def of_name(name: str) -> str:
-    """The beginning of the digest that a file's name ends with; "" if it has none, or rather a date."""
+    """The digest prefix at the end of a file's name; "" if there is none, or if it is a date."""
     found = re.search(r"-([0-9a-f]{8,64})\.[A-Za-z]+$", name)
     return "" if found is None or re.fullmatch(r"20\d\d[01]\d[0-3]\d", found[1]) else found[1]
 
 
 def set_aside(file: Path, why: str) -> Path:
-    """Renames a file that is not what its name says, so that nothing loads it and nobody has lost it."""
+    """Renames a file that is not what its name says, so that it is not loaded, but not lost either."""
     from jobs.prepare.progress import say
 
     aside = file.with_name(f"{file.name}.damaged")
@@ -192,7 +192,7 @@ def set_aside(file: Path, why: str) -> Path:
 
 
 def check_file(file: Path, name: str, url: str) -> None:
-    """Holds a file of the user's against the checksums file beside it, and against its own name. Raises
+    """Checks a user's file against the checksums file beside it, and against its own name. Raises
     UserError."""
     from jobs.prepare.local_archives import listed_digest
     from jobs.run.digests import digest
@@ -207,9 +207,9 @@ def check_file(file: Path, name: str, url: str) -> None:
 
 
 def check_content(file: Path) -> None:
-    """Sets a file aside that holds more than weights, or that cannot be read. Raises UserError then.
+    """Renames a file that contains more than weights, or cannot be read, and then raises UserError.
 
-    Reading it runs no code of it. Not where there is no torch: the training, which has one, looks as well.
+    Reading it executes no code from it. Does nothing without torch: the training, which has it, checks, too.
     """
     from jobs.prepare.progress import say
 
@@ -221,7 +221,7 @@ def check_content(file: Path) -> None:
         say(f"{file} is not looked into: {error}")
     except OSError:
         raise
-    except Exception as error:  # whatever a damaged file makes the reader stumble over
+    except Exception as error:  # a damaged file may make the reader raise anything
         reason = one_line(error, 200)
         aside = set_aside(file, reason)
         raise UserError(

@@ -1,4 +1,4 @@
-"""All the cores the job was given, for work that comes in batches."""
+"""Uses all the cores that the job was given, for work in batches."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from contextlib import contextmanager
 from typing import Any
 
 BUSY, MOST_PENDING = 4, 64
-"""Batches waiting for each worker: enough to keep it busy, and few enough to bound the memory."""
+"""Batches queued per worker to keep it busy, and the most in total, to bound the memory."""
 
 MOST = 16
-"""Workers, however many cores there are: inflating SBD takes one thread longer than these need to follow it,
-and each takes some 30 MB of memory, so all together stay well below 1 GiB."""
+"""The most workers, however many cores there are: they keep up with the one thread that inflates SBD, and at
+some 30 MB of memory each stay well below 1 GiB."""
 
 
 NICER = 5
-"""By how much whatever can be spread over the cores stands back for what cannot."""
+"""Increment of the nice value for parallel work, relative to what cannot be parallelised."""
 
 
 def cores() -> int:
-    """The cores this process may use, up to `MOST`: Slurm's figure where it is below the affinity."""
+    """The cores that this process may use, up to `MOST`: by affinity, or Slurm's figure if that is less."""
     count = len(os.sched_getaffinity(0))
     return max(1, min(count, int(os.environ.get("SLURM_CPUS_PER_TASK") or count), MOST))
 
 
 class Workers:
-    """`submit` work, then `results`; with one worker everything happens at once in this process."""
+    """`submit` work, then get the `results`; with one worker, everything runs at once in this process."""
 
     def __init__(self, count: int) -> None:
         self.pool: ProcessPoolExecutor | None = None
@@ -41,12 +41,12 @@ class Workers:
         self.count = count
         keep_memory()
         if count > 1:
-            # Spawned, not forked: the heartbeat and the inflating thread are running.
+            # Spawned, not forked, because the heartbeat and the inflating thread are running.
             context = multiprocessing.get_context("spawn")
             self.pool = ProcessPoolExecutor(count, context, initializer=begin, initargs=(os.getpid(),))
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> None:
-        """Runs `work`; blocks while too much is waiting. Raises what earlier work raised."""
+        """Runs `work`; blocks while too much is queued. Raises what earlier work raised."""
         if self.pool is None:
             self.collected.append(work(*arguments))
             return
@@ -55,19 +55,19 @@ class Workers:
             self.collected.append(self.pending.popleft().result())
 
     def room(self) -> bool:
-        """Whether the workers could soon be without work. Raises what earlier work raised."""
+        """Whether the workers could soon run out of work. Raises what earlier work raised."""
         while self.pending and self.pending[0].done():
             self.collected.append(self.pending.popleft().result())
         return len(self.pending) < BUSY * self.count
 
     def ready(self) -> list[Any]:
-        """What the first of the work returned, as far as it is done, in order. Raises what it raised."""
+        """The results that are ready so far, in order. Raises what the work raised."""
         self.room()
         collected, self.collected = self.collected, []
         return collected
 
     def results(self) -> list[Any]:
-        """What all work submitted so far returned, in order. Raises what it raised."""
+        """The results of all work submitted so far, in order. Raises what it raised."""
         while self.pending:
             self.collected.append(self.pending.popleft().result())
         collected, self.collected = self.collected, []
@@ -77,7 +77,7 @@ class Workers:
         if self.pool is None:
             return
         if kill:
-            # They ignore signals; nothing of theirs is wanted any more.
+            # They ignore signals, and nothing of theirs is needed any more.
             for process in multiprocessing.active_children():
                 process.kill()
             let_go(self.pool)
@@ -85,8 +85,8 @@ class Workers:
 
 
 def let_go(pool: ProcessPoolExecutor) -> None:
-    """Python 3.10, and 3.11 as Debian 12 has it, wait for ever for workers that are gone to read what is on
-    its way to them (github.com/python/cpython/issues/94777). Where nobody can read it, it is given up."""
+    """Python 3.10, and Debian 12's 3.11, wait for ever for dead workers to read what was sent to them
+    (github.com/python/cpython/issues/94777). Closing the reading end makes them give up."""
     queue: Any = getattr(pool, "_call_queue", None)
     if queue is not None and not hasattr(queue, "_terminate_broken"):
         queue._reader.close()
@@ -104,13 +104,13 @@ def start(count: int) -> Iterator[Workers]:
 
 
 def no_inner_threads() -> None:
-    """Keeps NumPy, imported after this, from threads of its own: every process would be one too many, and
-    their first act is to spin, which costs as much as converting hundreds of masks."""
+    """Keeps NumPy, if imported after this, from creating its own threads: there are enough processes, and the
+    threads first spin, which costs as much as converting hundreds of masks."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def keep_memory() -> None:
-    """Has malloc keep freed blocks of a mask's size: fetching them anew costs more than converting one."""
+    """Makes malloc keep freed blocks of a mask's size: getting them anew costs more than converting one."""
     m_trim_threshold, m_mmap_threshold = -1, -3
     with contextlib.suppress(AttributeError):  # musl has no mallopt, and does not need it
         libc = ctypes.CDLL(None)
@@ -119,11 +119,11 @@ def keep_memory() -> None:
 
 
 def begin(parent: int) -> None:
-    """A worker's first act: outlive no parent, leave signals to it."""
+    """Initializes a worker: it ends with its parent, and leaves signals to it."""
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     keep_memory()
-    # Inflating SBD is one long thread of the parent's: the workers take what it leaves of the cores.
+    # Inflating SBD is one long thread in the parent, which has priority over the workers.
     os.nice(NICER)
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Writes the dataset into the staging folder: images linked or copied, masks as labels, lists, what it is."""
+"""Writes the dataset into the staging folder: images (linked or copied), label masks, lists, description."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from jobs.run.png import encode_grey
 
 BATCH = 32
 NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES)
-"""Why a hard link is not made: another file system, one that has none, or someone else's file."""
+"""Errors on making a hard link: another file system, one without links, or someone else's file."""
 SAMPLE = 1000
-"""Training images that mean and standard deviation are taken of, spread evenly over the list."""
+"""Training images, spread evenly over the list, from which mean and standard deviation are computed."""
 
 
 class Plan(msgspec.Struct):
@@ -39,14 +39,14 @@ class Plan(msgspec.Struct):
     item: Item
     row: Row
     image: str
-    """Below the dataset's folder."""
+    """The image's path below the dataset's folder."""
     mask: str
     convert: bool
     link_mask: bool
 
 
 class Job(msgspec.Struct):
-    """What is the same for all items."""
+    """What all items have in common."""
 
     staging: str
     how: How
@@ -64,7 +64,7 @@ def plan(pairs: Sequence[Pair], bands: Bands, table: dict[int, int]) -> tuple[li
     for (item, row), suffix in zip(pairs, suffixes, strict=True):
         stem = below_split(item)
         name = stem if common else f"{stem}{suffix}"
-        # A palette or grey PNG whose values are the classes' already is a mask of ours.
+        # A palette or grey PNG whose values are already the classes can be used as it is.
         linked = row.plain_mask and labels
         plans.append(
             Plan(
@@ -85,7 +85,7 @@ def below_split(item: Item) -> str:
 
 
 def as_it_is(row: Row, bands: Bands) -> bool:
-    """Whether the config's reader gives the right pixels of the file."""
+    """Whether the config's reader reads the right pixels from the file as it is."""
     assert row.picture
     form, plain = row.picture.format, row.picture.plain
     if bands.reader == "tiff":
@@ -101,7 +101,7 @@ def suffix_of(row: Row, bands: Bands) -> str:
 
 
 def list_of(plans: list[Plan], split: str, suffix: str) -> list[str]:
-    """Names as the dataset class reads them, sorted."""
+    """The names in the list, as the dataset class reads them, sorted."""
     names = [one.image.removeprefix(f"img_dir/{split}/") for one in plans if one.item.split == split]
     return sorted(name[: len(name) - len(suffix)] if suffix else name for name in names)
 
@@ -157,13 +157,13 @@ def place(source: str, staging: Path, target: str, copy: bool) -> Entry | None:
         except OSError as error:
             if error.errno not in NO_LINK:
                 raise
-    if path.exists() and path.samefile(real):  # linked by a start that was not told to copy
+    if path.exists() and path.samefile(real):  # linked by an earlier start without --copy
         path.unlink()
     return put(staging, target, Path(real).read_bytes())
 
 
 def converted(one: Plan, job: Job) -> bytes:
-    """The image in a format that the config's reader takes; lossless."""
+    """The image, converted losslessly to a format for the config's reader."""
     pixels = pixels_of(one.item, one.row, job.how)
     if job.bands.reader == "tiff":
         return tiff(pixels)
@@ -176,7 +176,7 @@ def converted(one: Plan, job: Job) -> bytes:
 
 
 def tiff(pixels: NDArray[Any]) -> bytes:
-    """Bands last, one image, not compressed: what tifffile reads without further packages."""
+    """A TIFF with bands last, one image, uncompressed: tifffile reads it without further packages."""
 
     content = io.BytesIO()
     flat = np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
@@ -211,7 +211,7 @@ def normalisation(plans: list[Plan], bands: Bands, processes: int | None) -> tup
     number, sums, squares = (sum(part[index] for part in parts) for index in range(3))
     mean = sums / number
     deviation = np.sqrt(np.maximum(squares / number - mean**2, 0))
-    # A band that is the same everywhere must not be divided by nothing.
+    # Do not divide a constant band by zero.
     return [round(float(one), 4) for one in mean], [round(float(one), 4) or 1.0 for one in deviation]
 
 

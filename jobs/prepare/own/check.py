@@ -1,4 +1,4 @@
-"""`--check CONFIG`: the checks of a dataset of one's own on whatever dataset a config reads."""
+"""`--check CONFIG`: the checks for one's own datasets, applied to any dataset that a config reads."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Read(msgspec.Struct):
     load: Any
     """The config's loading step; None for one that is not mmcv's."""
     first: Callable[[], list[Finding]]
-    """What comes of the first image in the config's pipeline."""
+    """The findings from the first image in the config's pipeline."""
 
 
 def check_config(args: argparse.Namespace) -> int:
-    """Checks everything that the config trains and validates on; returns how many images that were.
+    """Checks everything that the config trains and validates on; returns the number of images.
 
     Raises UserError if a dataset cannot be read at all, or if there is an error in it.
     """
@@ -58,7 +58,7 @@ def check_config(args: argparse.Namespace) -> int:
         before = len(found)
         for item, row in scan(items, how, args.processes, None):
             found += judge.of_one(item, row, how, dataset.table)
-            if row.several_bands and not row.problems:  # LoadAnnotations takes them as they are
+            if row.several_bands and not row.problems:  # LoadAnnotations uses them as they are
                 text, fix = "has several bands, and a training reads one", "save it with one, in grey"
                 found.append(error("several bands", item.mask, text, fix))
             counts = dict(judge.by_class(row, dataset.table))
@@ -108,7 +108,7 @@ def datasets(cfg: Any, path: Path) -> Iterator[Read]:
                 packed.read_packed(description)
                 try:
                     yield read_of(DATASETS.build(description), leaf, split)
-                except (Exception, SystemExit) as problem:  # a class of the user's may raise anything
+                except (Exception, SystemExit) as problem:  # a user's class may raise anything
                     lacking = missing(leaf)
                     text = f"{lacking} is not there" if lacking else in_a_line(problem)
                     raise UserError(
@@ -117,7 +117,7 @@ def datasets(cfg: Any, path: Path) -> Iterator[Read]:
 
 
 def leaves(node: Any) -> Iterator[dict[str, Any]]:
-    """The datasets inside of wrappers such as ConcatDataset and RepeatDataset."""
+    """The datasets inside wrappers such as ConcatDataset and RepeatDataset."""
     if isinstance(node, (list, tuple)):
         for one in node:
             yield from leaves(one)
@@ -130,8 +130,8 @@ def leaves(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def missing(leaf: dict[str, Any]) -> str:
-    """A file or folder that a dataset's description names, and that is not there, not in a packed one either;
-    "" for none. mmseg's classes assert it, and some say no more."""
+    """A file or folder in a dataset's config that does not exist, not even in a packed dataset; "" if there
+    is none. mmseg's classes assert that it exists, some without a message."""
     from jobs.mmseg import packed
 
     prefixes = leaf.get("data_prefix")
@@ -172,11 +172,11 @@ def read_of(dataset: Any, leaf: dict[str, Any], split: str) -> Read:
 
 
 def try_first(dataset: Any, steps: Any, item: Item) -> list[Finding]:
-    """What ends the config's pipeline at an image that nothing is wrong with, and so each training."""
+    """The error of the config's pipeline for a sound image, which would end each training."""
     from mmengine.dataset import Compose
 
     if not steps or not all(Path(path).is_file() for path in (item.image, item.mask) if path):
-        return []  # a packed one: a training reads it by other means
+        return []  # packed: a training reads it by other means
     try:
         dataset.pipeline = Compose(steps)
         dataset[0]  # a class of the user's may add to it
@@ -187,8 +187,8 @@ def try_first(dataset: Any, steps: Any, item: Item) -> list[Finding]:
 
 
 def table_of(count: int, label_map: dict[int, int] | None, reduce_zero: bool, ignored: int) -> dict[int, int]:
-    """What a mask's value becomes, as mmseg's LoadAnnotations has it (mmseg/datasets/transforms/loading.py);
-    values that would be no class are left out."""
+    """Mask value -> class, as in mmseg's LoadAnnotations (mmseg/datasets/transforms/loading.py), without
+    values that do not become a class."""
     table = {}
     for value in range(256):
         label = (label_map or {}).get(value, value)
@@ -202,7 +202,7 @@ def table_of(count: int, label_map: dict[int, int] | None, reduce_zero: bool, ig
 
 
 def ignores_exif(pipeline: Any) -> bool:
-    """Whether the config's loading leaves images as they are stored."""
+    """Whether the config's loading step ignores the EXIF orientation."""
     for step in pipeline or []:
         if isinstance(step, dict) and str(step.get("type")).endswith("LoadImageFromFile"):
             colour = str(step.get("color_type", "color"))
@@ -221,7 +221,7 @@ def loading(pipeline: Any) -> Any:
 
 
 def of_reading(load: Any, path: Path) -> list[Finding]:
-    """Of an image that readers may make different things of."""
+    """Findings for an image that readers may interpret differently."""
     fix = "save it as a PNG of grey or RGB, as prepare.py --images does"
     if not path.is_file():  # in a packed dataset, whose images are converted
         return []

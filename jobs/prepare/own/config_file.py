@@ -1,4 +1,4 @@
-"""The config that trains on the dataset: it inherits one that is there, and says what is the data's."""
+"""The config that trains on the dataset: it inherits from an existing one, and sets what is the data's."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from jobs.run.errors import UserError, in_a_line
 
 MOST_CROP = 512
 MOST_SIDE = 1024
-"""Of the shorter side that whole images are resized to; crops stay as they are."""
+"""The most for the shorter side to which whole images are resized; crops are not affected."""
 SMALLEST = 32
-"""The backbone's stride: sides are multiples of it."""
+"""The backbone's stride, of which sides are multiples."""
 LEAST_CROP = {"LRASPPHead": 416}
-"""It pools 49 × 49 features, one for 8 × 8 pixels: 392, rounded up to a multiple of SMALLEST."""
+"""It pools 49 × 49 features, one per 8 × 8 pixels: 392, rounded up to a multiple of SMALLEST."""
 ONE_SIZE = ("BEiT", "MAE")
-"""Backbones whose positions are those of one size of image, `img_size`."""
+"""Backbones whose position embeddings are for one image size, `img_size`."""
 ENOUGH = 64
-"""Training images from which the last, smaller batch of an epoch is left out: one image alone in it has no
-statistics for batch normalisation."""
+"""Number of training images from which an epoch's last, smaller batch is dropped: a single image in it would
+have no statistics for batch normalisation."""
 
 GREY_AS_COLOUR = "grey as colour"
-"""A reader, as in Bands: grey images as three equal bands, for a base that begins with pretrained weights."""
+"""A reader, as in Bands: grey images as three equal bands, for a base with pretrained weights."""
 
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 """What the recipe's pretrained weights were trained with (mean, standard deviation)."""
@@ -48,26 +48,26 @@ class Description(msgspec.Struct):
     bands: Bands
     ignore_exif: bool
     suffix: str
-    """Of the images; "" if names in the lists have theirs."""
+    """The images' suffix; "" if the names in the lists include it."""
     images: dict[str, int]
-    """By split."""
+    """Number of images by split."""
     short_side: int
-    """Median of the images', in pixels."""
+    """Median of the images' shorter sides, in pixels."""
     mean: list[float]
     std: list[float]
     frequencies: list[float]
-    """Share of each class in the training images' pixels that count."""
+    """Fraction of each class in the training images' pixels that are not ignored."""
     weights: list[float]
     """Median-frequency weights."""
     masks: str
-    """What the masks were: labels, colours, coco, labelme."""
+    """The kind of the original masks: labels, colours, coco, labelme, …"""
     links: int
-    """Files that are hard links of the user's."""
+    """Number of files that are hard links to the user's."""
 
 
 def crop_of(made: Description, asked: str, model: dict[str, Any]) -> int:
-    """The side of the crops, in pixels: 512, or what the shorter side of smaller images has, but what the
-    base's model needs at least. Raises UserError for less, if it was asked for."""
+    """The side of the crops, in pixels: 512, or less for smaller images, but at least what the base's model
+    needs. Raises UserError if less was asked for."""
     least = max(LEAST_CROP.get(str(head.get("type")), 0) for head in heads_of(model))
     if asked and int(asked) < least:
         raise UserError(f"--crop {asked}: the model of --base needs {least} at least")
@@ -135,7 +135,7 @@ def text_of(made: Description, base: str, model: dict[str, Any], crop: int, weig
         extra = ", drop_last=True" if split == "train" and made.images["train"] >= ENOUGH else ""
         lines += dataset_lines(made, split, extra)
     lines += ["test_dataloader = val_dataloader", ""]
-    # Names may have what mmengine fills in templates for.
+    # Names may contain what mmengine would take for templates.
     return "\n".join(lines).replace("{{", "{\\x7b")
 
 
@@ -163,7 +163,7 @@ def train_steps(made: Description, model: dict[str, Any]) -> list[str]:
         'dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75)',
         'dict(type="RandomFlip", prob=0.5)',
     ]
-    if made.bands.reader == "colour":  # its hue and saturation are of 8 bits and three bands
+    if made.bands.reader == "colour":  # hue and saturation need 8 bits and three bands
         steps.append('dict(type="PhotoMetricDistortion")')
     if any(head.get("type") == "PIDHead" for head in heads_of(model)):  # which learns the classes' edges, too
         steps.append('dict(type="GenerateEdge", edge_width=4)')
@@ -190,8 +190,8 @@ def preprocessor(made: Description, padded: str = "") -> str:
 
 
 def padding(model: dict[str, Any]) -> str:
-    """How images are padded that are not cropped, for a model that does not take every size; the padding is
-    cut off what it draws."""
+    """How images that are not cropped are padded, for a model that does not accept every size; its output is
+    cropped accordingly."""
     kind = (model.get("backbone") or {}).get("type")
     if (model.get("data_preprocessor") or {}).get("test_cfg"):
         return ""
@@ -202,7 +202,7 @@ def padding(model: dict[str, Any]) -> str:
 
 
 def divisor_of(model: dict[str, Any]) -> int:
-    """What the sides of an image are multiples of, for the base's model."""
+    """The number of which image sides have to be multiples for the base's model."""
     backbone = model.get("backbone") or {}
     # DDRNet and PIDNet add features of an eighth of the size to others that were made smaller and larger
     # again. UNet halves the size at each stage but the first, unless told otherwise (`downsamples`).
@@ -211,20 +211,20 @@ def divisor_of(model: dict[str, Any]) -> int:
 
 
 def heads_of(model: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those that draw; the last one's is what counts."""
+    """The heads that predict; the last one's prediction counts."""
     heads = model["decode_head"]
     return heads if isinstance(heads, list) else [heads]
 
 
 def head_text(name: str, model: dict[str, Any], made: Description, weighted: bool) -> str:
-    """What is to be changed of a head; several are written out, as a config can only replace a list whole."""
+    """The changes to a head; several are written out, because a config can only replace a list as a whole."""
     heads = model[name]
     if not isinstance(heads, list):
         return written(changes(name, heads, made, weighted))
     last = heads_of(model)[-1]
     fitted = []
     for head in heads:
-        # Others tell other things apart, as STDC's edges.
+        # Others predict something else, such as STDC's edges.
         if head.get("num_classes") == last.get("num_classes"):
             for key, value in changes(name, head, made, weighted).items():
                 head = {**head, key: {**head[key], **value} if isinstance(value, dict) else value}
@@ -233,7 +233,7 @@ def head_text(name: str, model: dict[str, Any], made: Description, weighted: boo
 
 
 def written(value: Any) -> str:
-    """Plain values as a config has them; of several heads each in a line."""
+    """Plain values as written in a config, with each of several heads on its own line."""
     if isinstance(value, dict) and all(str(key).isidentifier() for key in value):
         return f"dict({', '.join(f'{key}={written(one)}' for key, one in value.items())})"
     if isinstance(value, list) and any(isinstance(one, dict) for one in value):
@@ -242,8 +242,8 @@ def written(value: Any) -> str:
 
 
 def changes(name: str, head: dict[str, Any], made: Description, weighted: bool) -> dict[str, Any]:
-    """Raises UserError for a head that cannot be fitted to other classes."""
-    if "kernel_generate_head" in head:  # K-Net: one head that draws, and several that refine what it drew
+    """The changes to a head. Raises UserError if it cannot be adapted to other classes."""
+    if "kernel_generate_head" in head:  # K-Net: one head that predicts, and several that refine it
         refining = [{**one, "num_classes": len(made.classes)} for one in head["kernel_update_head"]]
         drawing = changes(name, head["kernel_generate_head"], made, weighted)
         return {"kernel_update_head": refining, "kernel_generate_head": drawing}
@@ -269,11 +269,11 @@ def changes(name: str, head: dict[str, Any], made: Description, weighted: bool) 
 
 
 def without_weights(loss: Any, before: int, count: int) -> dict[str, Any]:
-    """What is to be changed of a loss that has weights of the base's classes, which are `before`."""
+    """The changes to a loss that has weights for the base's classes, of which there are `before`."""
     weights = loss.get("class_weight") if isinstance(loss, dict) else None
     if not isinstance(weights, list):
         return {}
-    rest = weights[before:]  # Mask2Former has one more, of what is none of the classes
+    rest = weights[before:]  # Mask2Former has one more, for "no class"
     return {"class_weight": [1.0] * count + rest if rest else None}
 
 
@@ -303,7 +303,7 @@ MARK = re.compile(r'"""Trains on data/\S+; made by launch/prepare.py, digest ([0
 
 
 def place(target: Path, name: str, text: str) -> bool:
-    """Writes it, unless the user has one there that is not, or no more, what was made here: says whether."""
+    """Writes the config unless there is one that the user made or changed; returns whether it did."""
     content = f"\n{text}"
     head = f'"""Trains on data/{name}; made by launch/prepare.py, digest {digest(content)}."""\n'
     if target.exists():
@@ -325,7 +325,7 @@ def digest(text: str) -> str:
 
 
 def base_name(base: str, target: Path) -> str:
-    """How the config names its base: as given if in a package or far away, else by a relative path."""
+    """The name of the base in the config: as given if in a package or far away, else a relative path."""
     if "::" in base:
         return base
     near = Path(os.path.relpath(base, target.parent)).as_posix()
@@ -334,7 +334,7 @@ def base_name(base: str, target: Path) -> str:
 
 def model_of(base: Path) -> dict[str, Any]:
     """A config's model, as plain values. Raises UserError for a config that cannot be read."""
-    # Not jobs.mmseg.config's: that loads all of mmseg, which takes ten seconds, and runs the same program.
+    # Not with jobs.mmseg.config, which would load all of mmseg and take ten seconds.
     from jobs.mmseg import compat
 
     compat.find_packages_without_pkg_resources()
@@ -342,7 +342,7 @@ def model_of(base: Path) -> dict[str, Any]:
 
     try:
         model = Config.fromfile(str(base), import_custom_modules=False).to_dict().get("model") or {}
-    except (Exception, SystemExit) as error:  # a config is a program of the user's
+    except (Exception, SystemExit) as error:  # a config is the user's program
         raise UserError(f"--base {base} cannot be read: {in_a_line(error)}") from None
     if not model.get("decode_head"):
         raise UserError(f"--base {base}: its model has no decode_head")

@@ -1,4 +1,4 @@
-"""Annotations, COCO's, LabelMe's and Label Studio's, to labels.
+"""Draws annotations from COCO, LabelMe and Label Studio as label maps.
 
 COCO: https://cocodataset.org/#format-data (object detection, and its run-length encoding, by pycocotools).
 LabelMe: https://github.com/wkentaro/labelme (shapes as its own labelme/utils/shape.py draws them).
@@ -24,9 +24,8 @@ from jobs.run.errors import MALFORMED
 
 
 def drawn(kind: str, shapes: list[Any], width: int, height: int, classes: Classes) -> NDArray[np.uint8]:
-    """H×W labels from annotations of one image. What nobody drew over is the background where there is such
-    a class, else it is ignored. Raises BadMask, naming the annotation: by its id, or if it has none, by its
-    number."""
+    """H×W labels from the annotations of one image. Unannotated pixels are background if there is such a
+    class, else ignored. Raises BadMask, naming the annotation by its id, or without one, by its number."""
     background = classes.background
     labels = np.full((height, width), IGNORED if background is None else background, np.uint8)
     draw = {"coco": draw_coco, "labelme": draw_labelme, "label-studio": draw_picture}[kind]
@@ -36,14 +35,14 @@ def drawn(kind: str, shapes: list[Any], width: int, height: int, classes: Classe
             draw(labels, label, given)
         except BadMask as error:
             raise BadMask(error.kind, f"{name}: {error}", error.fix) from None
-        except Exception as error:  # whatever a wrong file leads to
+        except Exception as error:  # an invalid file may cause anything
             text = f"{name} cannot be drawn ({short(error)})"
             raise BadMask("bad annotation", text, "draw it anew") from None
     return labels
 
 
 def draw_picture(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -> None:
-    """One of Label Studio's PNGs, which is drawn wherever it is not 0."""
+    """Draws one of Label Studio's PNGs wherever it is not 0."""
     pixels = open_picture(read_file(Path(given["file"])))
     there = pixels > 0 if pixels.ndim == 2 else (pixels > 0).any(2)
     if there.shape != labels.shape:
@@ -54,7 +53,7 @@ def draw_picture(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -
 
 
 def draw_coco(labels: NDArray[np.uint8], label: int, segmentation: Any) -> None:
-    """One of COCO's, by its `segmentation`."""
+    """Draws a COCO annotation, given its `segmentation`."""
     from pycocotools import mask as coco
 
     height, width = labels.shape
@@ -81,21 +80,21 @@ def draw_coco(labels: NDArray[np.uint8], label: int, segmentation: Any) -> None:
                 )
             if max(abs(float(one)) for one in ring) > 4 * max(height, width):
                 raise BadMask("bad annotation", "a polygon lies far outside the image", REDO)
-        # Of a thing in parts, as one that a tile has cut, some may lie outside.
+        # Some parts of an object, such as one cut by a tile, may be outside.
         refuse_outside([float(one) for ring in polygons for one in ring], width, height, "polygon")
         runs = coco.frPyObjects(polygons, height, width)
     labels[coco.decode(coco.merge(runs)).astype(bool)] = label
 
 
 def run_lengths(segmentation: dict[str, Any]) -> list[int]:
-    """Pixels that are not the thing's, and that are, in turns."""
+    """Alternating numbers of pixels outside and inside the object."""
     counts = segmentation.get("counts")
     return counts if isinstance(counts, list) else unpacked(str(counts))
 
 
 def area_of(annotation: dict[str, Any]) -> float:
-    """Pixels of one of COCO's annotations, by which they are put in order: as it says, else computed, as not
-    all programs say it. 0 for what cannot be drawn."""
+    """A COCO annotation's area in pixels, by which they are sorted: as given, or computed, since not all
+    programs write it. 0 for what cannot be drawn."""
     with contextlib.suppress(*MALFORMED):
         if (given := float(annotation.get("area") or 0)) > 0:
             return given
@@ -112,14 +111,14 @@ def area_of(annotation: dict[str, Any]) -> float:
 
 
 def polygon_area(ring: list[float]) -> float:
-    """Of x, y, x, y …: the shoelace formula."""
+    """The area of a polygon x, y, x, y …, by the shoelace formula."""
     x, y = np.array(ring, np.float64).reshape(-1, 2).T
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
 def unpacked(text: str) -> list[int]:
-    """The lengths of COCO's compressed RLE (cocoapi, common/maskApi.c, rleFrString), which pycocotools takes
-    without looking whether they are those of an image."""
+    """The run lengths in COCO's compressed RLE (cocoapi, common/maskApi.c, rleFrString), which pycocotools
+    uses without checking that they fit the image."""
     found: list[int] = []
     value = shift = 0
     for character in text:
@@ -137,12 +136,12 @@ REDO = "export the annotations again, for exactly these images"
 
 
 CORNERS = {"rectangle": (2, 4), "circle": (2,), "oriented_rectangle": (4,), "rotation": (4,)}
-"""LabelMe's shapes that cover an area, beside polygons, and how many points each has. X-AnyLabeling writes
-its format, too: a rectangle with all four corners, and one that is turned as `rotation`."""
+"""LabelMe's shapes with an area, besides polygons -> their possible numbers of points. X-AnyLabeling uses the
+same format, but writes all four corners of a rectangle, and rotated ones as `rotation`."""
 
 
 def draw_labelme(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -> None:
-    """One of LabelMe's shapes."""
+    """Draws one of LabelMe's shapes."""
     kind = given.get("shape_type") or "polygon"
     points = [(float(x), float(y)) for x, y in given["points"]]
     if not all(math.isfinite(one) for point in points for one in point):
@@ -172,11 +171,11 @@ def draw_labelme(labels: NDArray[np.uint8], label: int, given: dict[str, Any]) -
 
 
 def draw_mask(labels: NDArray[np.uint8], label: int, coded: str, points: list[tuple[float, float]]) -> None:
-    """LabelMe's shape that is a picture, from the first corner of its box on. The last row and column are in
-    the box, whose corners may have fractions, and lie outside of the image where it was moved."""
+    """Draws LabelMe's mask shape, from the first corner of its box, which includes the last row and column.
+    The corners may be fractional, and outside of the image if it was moved."""
     (left, top), (right, bottom) = ((round(x), round(y)) for x, y in points)
     with Image.open(io.BytesIO(base64.b64decode(coded)), formats=["PNG"]) as image:
-        width, height = image.size  # looked at before anything is decoded
+        width, height = image.size  # checked before anything is decoded
         unlike = max(abs(right - left + 1 - width), abs(bottom - top + 1 - height))
         larger = height > labels.shape[0] or width > labels.shape[1]
         if unlike > 1 or larger or len(image.getbands()) > 1:
@@ -189,8 +188,8 @@ def draw_mask(labels: NDArray[np.uint8], label: int, coded: str, points: list[tu
 
 
 def refuse_outside(numbers: list[float], width: int, height: int, kind: str) -> None:
-    """Raises BadMask for x, y, x, y … that are all beside the image: they are another image's, or one's of
-    another size. (A pixel beside it, rounding may have put them.) So it does for shares of the sides."""
+    """Raises BadMask for x, y, x, y … that are all outside the image (by more than a pixel, which may be
+    rounding): they belong to another image or size; and for coordinates relative to the sides."""
     x, y = numbers[::2], numbers[1::2]
     if max(x) < -1 or max(y) < -1 or min(x) > width + 1 or min(y) > height + 1:
         text = f"a {kind} lies outside of the image, from {min(x):g}, {min(y):g} on"

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, as one table: what, in which file, and the fix."""
+"""The findings about a dataset, as one table: what is wrong, in which file, and the fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.prepare.progress import say
 from jobs.run.errors import UserError
 
 SHOWN = 5
-"""Files that the table names of each kind of finding; the file of findings has all."""
+"""The most files that the table names per kind of finding; the findings file has all."""
 
 ERROR, WARNING = "error", "warning"
 
@@ -35,7 +35,7 @@ def warning(kind: str, file: str, text: str, fix: str) -> Finding:
 
 
 def label_of(name: str, classes: Classes, file: str, unknown: set[str], found: list[Finding]) -> int | None:
-    """The class of a name; None for what is none, which is told once: `unknown` are those that were."""
+    """The class of a name, or IGNORED; None for an unknown one, reported once (then it is in `unknown`)."""
     if name in classes.names:
         return classes.names.index(name)
     if name.lower() in IGNORES:
@@ -48,13 +48,12 @@ def label_of(name: str, classes: Classes, file: str, unknown: set[str], found: l
 
 
 def visible(text: str) -> str:
-    """Names of files and of labels come from anywhere: what a terminal would obey, and what is no text, is
-    shown as an escape."""
+    """Text from file names and labels, made safe: control characters and undecodable bytes become escapes."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def by_kind(found: Iterable[Finding]) -> list[list[Finding]]:
-    """Errors first, each kind together, in order of the first of it."""
+    """Findings grouped by kind, errors first, kinds in the order of their first finding."""
     kinds: dict[tuple[str, str], list[Finding]] = {}
     for one in found:
         kinds.setdefault((one.level, one.kind), []).append(one)
@@ -74,7 +73,7 @@ def show(found: list[Finding]) -> None:
 
 
 def table(found: list[Finding]) -> bytes:
-    """All of them, tab-separated, for a spreadsheet or a script."""
+    """All findings, tab-separated, for a spreadsheet or script."""
     lines = ["level\tkind\tfile\ttext\tfix"]
     for group in by_kind(found):
         for one in group:
@@ -84,7 +83,7 @@ def table(found: list[Finding]) -> bytes:
 
 
 def summary(found: list[Finding]) -> list[str]:
-    """A line a kind, for the manifest."""
+    """One line per kind, for the manifest."""
     lines = []
     for group in by_kind(found):
         first = group[0]
@@ -95,7 +94,7 @@ def summary(found: list[Finding]) -> list[str]:
 
 
 def stop_at_errors(found: list[Finding], what: str, where: str) -> None:
-    """Raises UserError if there is an error among them. `where`: the file that has all of them."""
+    """Raises UserError if there is an error among the findings. `where`: the file with all of them."""
     errors = [one for one in found if one.level == ERROR]
     if errors:
         first = errors[0]

@@ -1,4 +1,4 @@
-"""Images of any kind that Pillow or tifffile reads: what one is, whether it is whole, its pixels."""
+"""Images of any kind that Pillow or tifffile can read: what an image is, whether it is intact, its pixels."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from jobs.run import packed
 from jobs.run.errors import UserError
 
 MOST_PIXELS = 1 << 28
-"""Of an image or a mask, as an inference has it (jobs/mmseg/images.py): some 10 bytes of memory a pixel."""
+"""The most pixels of an image or mask, as for inference (jobs/mmseg/images.py): some 10 bytes each."""
 MOST_BYTES = 8 * MOST_PIXELS
-"""Of a TIFF's pixels, all bands."""
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own bound, at the double of it, is lower
+"""The most bytes of a TIFF's pixels, all bands together."""
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # Pillow's own limit, at which it raises at twice the value, is lower
 THUMB = 16
-"""Side of the thumbnail by which duplicates are confirmed."""
+"""Side of the thumbnails with which duplicates are confirmed."""
 
 SUFFIXES = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
@@ -41,7 +41,7 @@ SUFFIXES = {
     **dict.fromkeys((".jp2", ".j2k"), "JPEG2000"),
     **dict.fromkeys((".tga",), "TGA"),
 }
-"""Names that are taken for images. Others that Pillow knows (EPS, PDF …) would start programs."""
+"""Suffixes that count as images. Others that Pillow knows (EPS, PDF …) would start programs."""
 
 SUFFIX_OF = {
     "JPEG": ".jpg",
@@ -52,14 +52,14 @@ SUFFIX_OF = {
     "WEBP": ".webp",
     "PPM": ".ppm",
 }
-"""What the training's reader (OpenCV) takes as it is, and the suffix that it gets."""
+"""Formats that the training's reader (OpenCV) can read as they are -> the suffix in the dataset."""
 
 FORMATS = sorted(set(SUFFIXES.values()))
 
 ALPHA = {1, 2}
 """TIFF 6.0, ExtraSamples: associated and unassociated alpha; 0 is any further band."""
 OTHERWISE = {tifffile.PHOTOMETRIC[name] for name in ("YCBCR", "CIELAB")}
-"""TIFF 6.0, PhotometricInterpretation: what is stored is not what is seen, and what OpenCV gives."""
+"""TIFF 6.0, PhotometricInterpretation: stored values that are not RGB, which OpenCV would return."""
 ORIENTATION = 0x0112
 
 
@@ -67,37 +67,37 @@ class Picture(msgspec.Struct):
     """What an image file is."""
 
     format: str
-    """Pillow's name of it."""
+    """Pillow's name of the format."""
     width: int
     height: int
-    """As stored."""
+    """Height as stored, before turning."""
     bands: int = 3
-    """Without alpha."""
+    """Number of bands without alpha."""
     dtype: str = "uint8"
-    """NumPy's."""
+    """NumPy's name of the type."""
     alpha: bool = False
-    """It is transparent somewhere."""
+    """Whether it is transparent somewhere."""
     orientation: int = 1
-    """EXIF's: how it has to be turned to be looked at; 1 is not at all, from 5 on width and height change."""
+    """EXIF orientation: 1 needs no turning; from 5 on, width and height are swapped."""
     plain: bool = True
-    """The readers of the training take the file as it is."""
+    """Whether the training's readers can read the file as it is."""
     hash: int = 0
-    """dHash, 64 bits: of 9×8 grey pixels, whether each is brighter than the next."""
+    """64-bit dHash: for 9×8 grey pixels, whether each is darker than the next in its row."""
     thumb: bytes = b""
     """THUMB × THUMB grey pixels."""
 
     @property
     def shown(self) -> tuple[int, int]:
-        """(width, height) after turning."""
+        """(width, height) after turning it upright."""
         return (self.height, self.width) if self.orientation > 4 else (self.width, self.height)
 
 
 class BadPicture(ValueError):
-    """What is wrong with an image, without its name."""
+    """What is wrong with an image, without its name: the message."""
 
 
 def look(content: bytes) -> Picture:
-    """What an image is, with all of it decoded. Raises BadPicture."""
+    """Decodes all of an image, and returns what it is. Raises BadPicture."""
     if not content:
         raise BadPicture("is empty")
     try:
@@ -131,7 +131,7 @@ def look_at(image: Image.Image, content: bytes) -> Picture:
     check_size(found)
     if form in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         found.bands = len(image.getbands())
-        # Every byte is decoded; an eighth of the pixels is computed.
+        # Every byte is decoded, but only at an eighth of the size.
         image.draft("L", (THUMB, THUMB))
         grey = np.asarray(image.convert("L"))
     else:
@@ -141,7 +141,7 @@ def look_at(image: Image.Image, content: bytes) -> Picture:
         found.alpha = is_transparent(image)
         if is_deep_png(content):
             found.dtype, found.bands = "uint16", png_bands(content)
-            # Of 16 bits they take every band that is there, alpha too, whatever it says.
+            # Of 16-bit images, they read all bands, including alpha.
             found.plain &= not has_png_alpha(content)
         grey = grey_of(pixels)
     describe(found, grey)
@@ -149,12 +149,12 @@ def look_at(image: Image.Image, content: bytes) -> Picture:
 
 
 def is_deep_png(content: bytes) -> bool:
-    """A PNG of 16 bits (PNG specification, 11.2.2)."""
+    """Whether it is a 16-bit PNG (PNG specification, 11.2.2)."""
     return content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:25] == b"\x10"
 
 
 def png_bands(content: bytes) -> int:
-    """Bands of a PNG without alpha, from its header (PNG specification, 11.2.2, colour type)."""
+    """Number of bands of a PNG without alpha, from its header (PNG specification, 11.2.2, colour type)."""
     return 3 if content[25] in (2, 3, 6) else 1
 
 
@@ -169,7 +169,7 @@ def check_size(found: Picture) -> None:
 
 
 def is_turned_alike(found: Picture) -> bool:
-    """Whether every version of the training's readers turns it: only of JPEG they all heed EXIF."""
+    """Whether all versions of the training's readers turn it alike: all respect EXIF only for JPEG."""
     return found.orientation == 1 or found.format in ("JPEG", "MPO")
 
 
@@ -179,8 +179,8 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def pixels_of(image: Image.Image) -> NDArray[Any]:
-    """H×W or H×W×bands without alpha. Pillow brings colours of 16 bits down to 8; `read` does not."""
-    if image.mode in ("L", "RGB"):  # converting would make a copy
+    """H×W or H×W×bands without alpha. Pillow reduces 16-bit colours to 8 bits; `read` does not."""
+    if image.mode in ("L", "RGB"):  # converting would copy
         return np.asarray(image)
     if image.mode in ("1", "LA", "La"):
         return np.asarray(image.convert("L"))
@@ -213,8 +213,8 @@ def look_at_tiff(content: bytes) -> Picture:
 
 
 def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
-    """(H×W or H×W×bands without alpha, whether tifffile.imread gives just that, whether an alpha was left
-    out, EXIF orientation). Raises BadPicture."""
+    """(H×W or H×W×bands without alpha, whether tifffile.imread returns just that, whether alpha was removed,
+    EXIF orientation). Raises BadPicture."""
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page, series = file.pages.first, file.series[0]
         others = [one for one in file.series[1:] if not one.keyframe.subfiletype & 4]  # 4: a mask of no data
@@ -232,7 +232,7 @@ def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
             elif page.photometric in OTHERWISE and pixels.dtype == np.uint8 and axes == "YXS":
                 pixels = by_opencv(content, orientation)
         except (ValueError, NotImplementedError, RuntimeError, ImportError):
-            # A compression that tifffile needs another package for: OpenCV's libtiff has the usual ones.
+            # A compression for which tifffile needs another package; OpenCV's libtiff has the usual ones.
             pixels, plain, axes = by_opencv(content, orientation), False, "YXS"
         extra = tuple(int(one) for one in page.extrasamples or ())
         palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
@@ -258,8 +258,8 @@ def read_tiff(content: bytes) -> tuple[NDArray[Any], bool, bool, int]:
 
 
 def by_opencv(content: bytes, orientation: int = 1) -> NDArray[Any]:
-    """RGB or grey, in the file's own depth, as stored. `orientation`: that of a TIFF, which OpenCV turns
-    whatever it was asked for. Raises BadPicture."""
+    """RGB or grey, in the file's own depth, as stored. `orientation`: a TIFF's, which OpenCV always applies.
+    Raises BadPicture."""
     pixels: Any = None
     with contextlib.suppress(cv2.error):
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -270,10 +270,10 @@ def by_opencv(content: bytes, orientation: int = 1) -> NDArray[Any]:
 
 
 def is_opencvs(content: bytes, pixels: NDArray[Any]) -> bool:
-    """Whether OpenCV, a training's reader of 8 bits in 1 band or 3, gives just these: not of small tiles."""
+    """Whether OpenCV, the training's reader for 8 bits in 1 or 3 bands, returns just these pixels."""
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page = file.pages.first
-        # The usual ones, of grey (1) and RGB (2), need not take the time of decoding them twice.
+        # The usual ones, grey (1) and RGB (2), need not be decoded twice.
         usual = not page.is_tiled and page.compression in (1, 5, 8, 32946)  # none, LZW, deflate; no LZMA
         if usual and page.samplesperpixel == {1: 1, 2: 3}.get(page.photometric):
             return True
@@ -283,7 +283,7 @@ def is_opencvs(content: bytes, pixels: NDArray[Any]) -> bool:
 
 
 def to_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
-    """OpenCV's order of bands to the file's."""
+    """Converts OpenCV's order of bands to the file's."""
     return pixels[..., [2, 1, 0, *range(3, pixels.shape[2])]]
 
 
@@ -309,7 +309,7 @@ def read(content: bytes) -> NDArray[Any]:
 
 
 def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """As EXIF's orientation says (TIFF 6.0, Orientation)."""
+    """The pixels turned according to the EXIF orientation (TIFF 6.0, Orientation)."""
     if orientation in (2, 3):
         pixels = pixels[:, ::-1]
     if orientation in (3, 4):
@@ -324,8 +324,8 @@ def turned(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def shown(path: Path, turn: bool) -> NDArray[np.uint8]:
-    """An image as people see it (H×W×3), `turn`: upright; also a TIFF that Pillow does not know, of 16 bits
-    or many bands. Raises UserError."""
+    """An image as people see it (H×W×3), upright with `turn`; also TIFFs that Pillow cannot read, with 16
+    bits or many bands. Raises UserError."""
     try:
         return viewed.read(path, turn)
     except UserError as error:
@@ -339,13 +339,13 @@ def shown(path: Path, turn: bool) -> NDArray[np.uint8]:
 
 
 def for_eyes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """H×W×3 uint8 to look at: three bands, other depths stretched to what 1 to 99 % of the pixels have."""
+    """H×W×3 uint8 for display: three bands, other depths stretched from the 1st to the 99th percentile."""
     pixels = (np.repeat(pixels, 3, 2) if pixels.shape[2] < 3 else pixels)[..., :3]
     if pixels.dtype != np.uint8:
         step = max(1, min(pixels.shape[:2]) // 1024)
         low, high = np.percentile(pixels[::step, ::step], (1, 99))
         stretched = np.empty(pixels.shape, np.uint8)
-        for row, values in enumerate(pixels):  # of a large image all at once would take 48 bytes a pixel
+        for row, values in enumerate(pixels):  # by rows: a large image at once would take 48 bytes per pixel
             stretched[row] = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255
         return stretched
     return np.ascontiguousarray(pixels)
@@ -363,19 +363,19 @@ def grey_of(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def describe(found: Picture, grey: NDArray[Any]) -> None:
-    """Puts hash and thumbnail into it."""
+    """Adds hash and thumbnail."""
     small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
     found.hash = int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
     found.thumb = cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
 
 
 def read_file(path: Path) -> bytes:
-    """Raises BadPicture for what cannot be read as a file: of a pipe or a device there is no end.
+    """A file's content. Raises BadPicture if it is not a regular file: a pipe or device may never end.
 
-    A path below a packed dataset's container is a file in it.
+    A path below a packed dataset's container means a file in it.
     """
     try:
-        # Or opening a pipe would wait for somebody who writes into it.
+        # Otherwise opening a pipe would wait for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BadPicture("is no file but a pipe, a folder or a device")

@@ -1,4 +1,4 @@
-"""From the rows of a scan to findings, and to what the dataset is: its bands, its classes, its sizes."""
+"""From the rows of a scan to findings, and to the dataset's properties: bands, classes, sizes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from jobs.prepare.own.scan import How, Row, shown
 from jobs.prepare.own.sources import SPLITS, Item
 
 NEARLY_EMPTY = 0.0005
-"""Share of the pixels below which what is drawn is rather a slip of the hand."""
+"""Fraction of the pixels below which an annotation is probably accidental."""
 NEARLY_IGNORED = 0.999
 HASH_BITS = 5
 """Bits of a dHash in which two pictures of the same scene may differ, and the thumbnails' mean difference
 relative to their contrast: found with re-encoded, resized and slightly cropped copies."""
 SAME = 0.2
 LEAST_CONTRAST = 3.0
-"""Of a thumbnail, in grey levels: flatter ones look all the same."""
+"""Minimum contrast of a thumbnail, in grey levels: flatter ones all look the same."""
 
 Pair = tuple[Item, Row]
 
 
 def judge(pairs: Sequence[Pair], how: How, table: dict[int, int]) -> list[Finding]:
-    """What is wrong, file by file and altogether. `table`: what values of label masks mean."""
+    """All findings, per file and overall. `table`: label mask value -> class."""
     found: list[Finding] = []
     for item, row in pairs:
         found += of_one(item, row, how, table)
@@ -95,8 +95,8 @@ def of_files(item: Item, row: Row, how: How, table: dict[int, int]) -> list[Find
 
 
 def grey_among_colours(pairs: Sequence[Pair], how: How) -> list[Finding]:
-    """Masks in grey that can be of colours, as the others are, and be other classes then, or none: what makes
-    files small saves a picture of colours that is all black in grey. (Of a palette the colours are known.)"""
+    """Errors for grey masks among colour masks that, as colours, would mean other classes, or none:
+    optimizers save an all-black colour picture as grey. (For a palette, the colours are known.)"""
     if how.kind != "auto" or not any(row.mask_kind == "colours" for _, row in pairs):
         return []
     found = []
@@ -142,7 +142,7 @@ def outside_text(outside: dict[int, int], classes: Classes, table: dict[int, int
 
 
 def by_class(row: Row, table: dict[int, int]) -> Counter[int]:
-    """Pixels by class, IGNORED among them; values that are no label are left out."""
+    """Pixels by class, including IGNORED; values that are not labels are left out."""
     if row.classes:
         return Counter(row.values)
     counts: Counter[int] = Counter()
@@ -153,7 +153,7 @@ def by_class(row: Row, table: dict[int, int]) -> Counter[int]:
 
 
 def values_table(pairs: Sequence[Pair], how: How) -> tuple[dict[int, int], list[Finding]]:
-    """What the values of label masks mean: those of the classes file, or 0 and 255 for two classes."""
+    """Label mask value -> class: from the classes file, or 0 and 255 for two classes; and findings."""
     classes = how.classes
     of_labels = [(item, row) for item, row in pairs if not row.classes and row.mask_kind]
     if len(classes.names) != 2 or classes.numbered or how.kind not in ("auto", "binary"):
@@ -168,7 +168,7 @@ def values_table(pairs: Sequence[Pair], how: How) -> tuple[dict[int, int], list[
         )
         return {0: 0, 1: 1, 255: 1}, [error("label outside", mask, text, fix) for mask in sorted(both)]
     if ones and whites and not both:
-        # What saves masks small makes those of 0 and 255 some of 1 bit, of which the values are 0 and 1.
+        # Optimizers turn 0/255 masks into 1-bit ones, whose values are 0 and 1.
         text = f"has 255 and no 1, {ones[0]} 1 and no 255: whether both are {name!r} cannot be seen"
         fix = "--mask-kind binary if they are; --mask-kind labels if 255 does not count"
         return classes.values, [error("0/255 masks", whites[0], text, fix)]
@@ -180,8 +180,8 @@ def values_table(pairs: Sequence[Pair], how: How) -> tuple[dict[int, int], list[
 
 
 def one_bit(of_labels: Sequence[Pair], how: How) -> list[Finding]:
-    """Masks of 1 bit beside others that have 255: its white can be the label 1, and can be that 255, for what
-    saves pictures small makes one of 0 and 255 of it."""
+    """Errors for 1-bit masks among others that have 255: their white may mean label 1 or 255, because
+    optimizers turn 0/255 masks into 1-bit ones."""
     if how.kind != "auto" or not any(IGNORED in row.values for _, row in of_labels):
         return []
     text = "has 1 bit, and other masks 255: whether its white is 1 or 255 cannot be seen"
@@ -195,7 +195,7 @@ def of_classes(pairs: Sequence[Pair], classes: Classes, table: dict[int, int]) -
     found = []
     learnt = [name for label, name in enumerate(classes.names) if pixels["train"][label]]
     if len(learnt) == 1:
-        # 0/255 masks among them, in which 255 is ignored: every figure would be 100, and nothing is learnt.
+        # Such as 0/255 masks in which 255 is ignored: all metrics would be 100, and nothing is learnt.
         text = f"the training's masks have {learnt[0]!r} only, and what is ignored ({IGNORED})"
         fix = "two classes at least; of 0/255 masks in the classes file `value=255`, or two lines and no more"
         found.append(error("one class only", "", text, fix))
@@ -225,10 +225,10 @@ def pixels_by_class(pairs: Sequence[Pair], table: dict[int, int], split: str) ->
 def frequencies(
     pairs: Sequence[Pair], classes: Classes, table: dict[int, int]
 ) -> tuple[list[float], list[float]]:
-    """(share of each class in the pixels that count, of the training images; the median-frequency weights).
+    """(fraction of each class in the training images' pixels that are not ignored, median-frequency weights).
 
-    Weights as in Eigen & Fergus 2015: median(f) / f, where f is a class's share in the images that have it; 1
-    for a class that occurs nowhere.
+    Weights as in Eigen & Fergus 2015: median(f) / f, where f is a class's fraction in the images that contain
+    it; 1 for a class that does not occur.
     """
     total: Counter[int] = Counter()
     where: Counter[int] = Counter()
@@ -261,14 +261,14 @@ class Bands(msgspec.Struct):
 
 
 USUAL = {(1, "uint8"), (3, "uint8")}
-"""(bands, type) of grey and of colour."""
+"""(bands, type) of grey and colour images."""
 
 
 def bands_of(pairs: Sequence[Pair]) -> tuple[Bands, list[Finding]]:
-    """One kind for all, and who does not fit."""
+    """One kind for all images, and findings for those that do not fit."""
     pictures = [(item, row.picture) for item, row in pairs if row.picture]
     kinds = Counter((one.bands, one.dtype) for _, one in pictures)
-    # Grey and colour of 8 bits are one kind: both can be read as either.
+    # 8-bit grey and colour count as one kind: each can be read as the other.
     usual = USUAL & kinds.keys()
     others = Counter({kind: count for kind, count in kinds.items() if kind not in usual}).most_common(1)
     together = not others or sum(kinds[kind] for kind in usual) >= others[0][1]
@@ -296,7 +296,7 @@ def describe(bands: int, dtype: str) -> str:
 
 
 def duplicates(pairs: Sequence[Pair]) -> list[Finding]:
-    """Images of one split that are in the other too, or nearly: what is validated on has been trained on."""
+    """Findings for validation images that are also, or nearly, among the training images."""
     sides: dict[str, list[Pair]] = defaultdict(list)
     for item, row in pairs:
         if row.picture and item.split:
@@ -319,7 +319,7 @@ def duplicates(pairs: Sequence[Pair]) -> list[Finding]:
 
 
 def near(train: list[Pair], val: list[Pair]) -> list[tuple[int, int]]:
-    """(index in val, index in train) of near duplicates, one for each of val that has any."""
+    """(index in val, index in train) of near duplicates, at most one for each in val."""
     if not train or not val:
         return []
     hashes, thumbs = arrays(train)
@@ -347,7 +347,7 @@ def arrays(pairs: list[Pair]) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
 
 
 def bits(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Set bits of each (NumPy 1 has no bitwise_count)."""
+    """The number of bits set in each (NumPy 1 has no bitwise_count)."""
     return BITS[values.view(np.uint16).reshape(-1, 4)].sum(1)
 
 

@@ -26,23 +26,23 @@ from jobs.run.errors import MALFORMED, UserError
 NAME = re.compile(
     r"task-(?P<task>\d{1,18})-(?:annotation-\d+-by-[^-]*-|(?=tag-))(?P<label>.+)-\d{1,9}\.png", re.DOTALL
 )
-"""`label`: with what its tag is called, which is `tag` in Label Studio's own templates."""
+"""`label`: includes the tag's name, which is `tag` in Label Studio's own templates."""
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")
-"""What Label Studio puts before the name of a file that was uploaded."""
+"""Prefix that Label Studio adds to the name of an uploaded file."""
 
 Drawn = dict[str, list[tuple[int, dict[str, Any]]]]
-"""Image's name -> its shapes, as Item has them."""
+"""Image name -> its shapes, as in Item."""
 
 
 def is_export(names: list[str]) -> bool:
-    """Whether all pictures of a folder are named so."""
+    """Whether all pictures of a folder are named like such an export."""
     return bool(names) and all(NAME.fullmatch(PurePosixPath(name).name) for name in names)
 
 
 def shapes(
     pictures: dict[str, Path], listed: list[tuple[Path, Any]], images: dict[str, Path], classes: Classes
 ) -> tuple[Drawn, list[Finding]]:
-    """The shapes of each image that has any. `listed`: the JSON files of the folder and what is in them.
+    """The shapes of each image that has any; findings. `listed`: the folder's JSON files and their content.
 
     Raises UserError where none of them says which images the tasks are.
     """
@@ -87,7 +87,7 @@ def shapes(
 
 
 def tags_of(content: Any) -> Iterator[str]:
-    """What the tags are called whose labels a JSON export has: in JSON_MIN each is a key of a task's."""
+    """The names of the tags with labels in a JSON export: in JSON_MIN, each is a key of a task."""
     for task in content:
         with contextlib.suppress(*MALFORMED):
             for annotation in task.get("annotations") or []:
@@ -98,12 +98,12 @@ def tags_of(content: Any) -> Iterator[str]:
 
 
 def order(name: str) -> tuple[Any, ...]:
-    """As they were drawn, as far as names tell: by task, annotation and number."""
+    """Sort key for the order of drawing, as far as names tell: by task, annotation and number."""
     return tuple(int(one) if one.isdigit() else one for one in re.split(r"(\d+)", name))
 
 
 def tasks(file: Path, content: Any, images: dict[str, Path]) -> Iterator[tuple[int, str, str]]:
-    """(number, image's name, what the export calls it) of the tasks of a JSON export whose image is there."""
+    """(number, image name, its name in the export) of a JSON export's tasks whose image exists."""
     bare: dict[str, list[str]] = {}
     for name in images:
         bare.setdefault(PurePosixPath(name).name, []).append(name)
@@ -122,7 +122,7 @@ def tasks(file: Path, content: Any, images: dict[str, Path]) -> Iterator[tuple[i
 
 
 def name_of(written: str) -> str:
-    """The name of the file behind what a task has as its image; "" if that is none."""
+    """The file name in a task's image reference; "" if it is not an image."""
     parts = urlsplit(written)
     local = parse_qs(parts.query).get("d", [""])[0]  # /data/local-files/?d=PATH
     name = PurePosixPath(local or unquote(parts.path)).name

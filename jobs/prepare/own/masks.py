@@ -1,4 +1,4 @@
-"""Masks that are pictures, of labels, of colours or of 0 and 255, to labels."""
+"""Converts picture masks, with labels, colours or 0/255, to labels."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from jobs.prepare.own.images import MOST_PIXELS, BadPicture, is_tiff, orientatio
 FORMATS = ("PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG")
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm", ".ppm")
 BLURRED = (".jpg", ".jpeg")
-"""No masks, but taken for some where there are no others, and then refused by what they are."""
+"""Not valid masks, but considered if there are no others, so that they are refused with the reason."""
 
 UNKNOWN = 254
-"""In a picture of colours, before it is refused: none of the classes'. (There are fewer than 254 then.)"""
+"""Marks colours of no class, before the mask is refused. (There are fewer than 254 classes then.)"""
 MOST_NAMED = 8
-"""Values or colours of one mask that are named."""
+"""The most values or colours of one mask that are listed."""
 
 
 class BadMask(BadPicture):
-    """What is wrong with a mask, without its name; `kind`: what the table calls it; `fix`: what to do."""
+    """What is wrong with a mask, without its name; `kind`: its name in the table; `fix`: what to do."""
 
     def __init__(self, kind: str, text: str, fix: str) -> None:
         super().__init__(text)
@@ -80,7 +80,7 @@ def open_picture(content: bytes, kind: str = "labels", classes: Classes | None =
 
 
 def check_file(image: Image.Image, content: bytes) -> None:
-    """Raises BadMask for a file whose pixels are not those that were drawn, or not all of them."""
+    """Raises BadMask for a file whose pixels may not be exactly those drawn (lossy), or not all of them."""
     lossy = {"JPEG": True, "MPO": True, "WEBP": is_lossy_webp(content)}.get(image.format or "")
     if lossy or image.info.get("compression") in ("jpeg", "tiff_jpeg"):
         name = "lossy WebP" if image.format == "WEBP" else "JPEG"
@@ -91,7 +91,7 @@ def check_file(image: Image.Image, content: bytes) -> None:
 
 
 def pictures_in(image: Image.Image, content: bytes) -> int:
-    """Frames, or pages of the first one's size. (Not by Pillow, which fails at pages that are masks.)"""
+    """The number of frames, or of pages with the first one's size. (Pillow fails on pages that are masks.)"""
     if not is_tiff(content):
         return getattr(image, "n_frames", 1)
     with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -102,7 +102,7 @@ def pictures_in(image: Image.Image, content: bytes) -> int:
 
 
 def is_lossy_webp(content: bytes) -> bool:
-    """By its chunks (WebP Container Specification): VP8 is lossy, VP8L is not."""
+    """Whether a WebP is lossy, from its chunks (WebP Container Specification): VP8 is, VP8L is not."""
     at = 12
     while content[:4] == b"RIFF" and at + 8 <= len(content):
         if content[at : at + 4] in (b"VP8 ", b"VP8L"):
@@ -113,16 +113,16 @@ def is_lossy_webp(content: bytes) -> bool:
 
 
 def depth_of(image: Image.Image, content: bytes) -> int:
-    """Bits of a band, of a PNG and a TIFF; 8 of others."""
+    """Bits per band of a PNG or TIFF; 8 for others."""
     if image.format == "PNG":
         return content[24]
     return int(max(getattr(image, "tag_v2", {}).get(258, (8,))))
 
 
 def check_shallow(pixels: NDArray[Any], depth: int, classes: Classes | None) -> None:
-    """Raises BadMask for grey of 2 or 4 bits that is more than black and white: as a grey, which is what
-    Pillow gives, its 1 is 85 or 17; as a label it is 1. Unless the greys alone are values of classes: what
-    saves pictures small makes 2 bits of 0, 85 and 170."""
+    """Raises BadMask for 2- or 4-bit grey other than black and white: its value 1 may mean label 1, or the
+    grey level 85 or 17 that Pillow returns. Accepts it if only the grey levels are values of classes:
+    optimizers reduce 0, 85 and 170 to 2 bits."""
     greys, known = set(count(pixels)), classes.values if classes else {}
     labels = {grey * (2**depth - 1) // 255 for grey in greys}
     if not greys <= {0, 255} and (not greys <= known.keys() or labels <= known.keys()):
@@ -131,8 +131,8 @@ def check_shallow(pixels: NDArray[Any], depth: int, classes: Classes | None) -> 
 
 
 def deep(content: bytes) -> NDArray[Any]:
-    """Pixels of several bands of 16 bits, of which Pillow gives the upper 8: labels if the bands are equal,
-    else colours. Raises BadMask for what is neither."""
+    """Pixels of several 16-bit bands, of which Pillow returns only the upper 8 bits: labels if the bands are
+    equal, else colours. Raises BadMask if neither."""
     pixels = read(content)
     if pixels.shape[2] == 3 and not (pixels % 257).any():
         return (pixels // 257).astype(np.uint8)
@@ -144,14 +144,14 @@ def deep(content: bytes) -> NDArray[Any]:
 
 
 def mode_of(content: bytes) -> str:
-    """Pillow's name of what the pixels of a mask are that can be read, by its header."""
+    """Pillow's mode of a readable mask, from its header."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         return str(image.mode)
 
 
 def is_turned(content: bytes) -> bool:
-    """Whether a mask that can be read says of itself, by EXIF, that it is to be turned."""
-    # Of a PNG without, Pillow would decode all to find none.
+    """Whether a readable mask has an EXIF orientation other than upright."""
+    # Without one, Pillow would decode all of a PNG in search of it.
     if b"eXIf" not in content and not is_tiff(content):
         return False
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -159,17 +159,17 @@ def is_turned(content: bytes) -> bool:
 
 
 def is_of_colours(image: Image.Image, classes: Classes | None) -> bool:
-    """Whether a picture that is to be of colours, in one band, can be that. What makes a palette of a picture
-    makes a grey one of black and white."""
+    """Whether a single-band picture can be a colour mask: a palette, or grey whose levels are colours of
+    classes, since programs that write palettes turn black and white into grey."""
     if image.mode in ("1", "L", "LA") and classes is not None:
         return all((grey, grey, grey) in classes.colours for grey in count(np.asarray(image.convert("L"))))
     return image.mode in ("P", "PA")
 
 
 def contradiction(value: int, colour: Colour, classes: Classes) -> str:
-    """What a value and its colour say, if that is two classes; else ""."""
+    """How a value and its colour contradict each other, if they mean different classes; else ""."""
     shown, meant = classes.colours.get(colour), classes.values.get(value)
-    # 255 is ignored in whatever colour, and white in most palettes.
+    # 255 is ignored in any colour, and white in most palettes.
     if value == IGNORED or shown is None or shown == meant:
         return ""
     named = f"{classes.called(meant)} by the classes file"
@@ -180,19 +180,19 @@ BY_WHAT = "say which counts in all masks: --mask-kind colours, or --mask-kind la
 
 
 def check_palette(indices: NDArray[Any], palette: list[int], classes: Classes) -> None:
-    """Raises BadMask if an index has the colour of another class than its own.
+    """Raises BadMask if an index has the colour of a class other than its own.
 
-    Programs that save pictures of colours with a palette number it as they like, each file anew; others save
-    labels with a palette of theirs. Which it is only the user knows. A palette without any of the classes'
-    colours says nothing, nor does one whose greys are no labels.
+    Some programs save colour pictures with a palette, numbered arbitrarily in each file; others save labels
+    with their own palette. Only the user knows which it is. A palette without any of the classes' colours
+    says nothing, and neither does one whose greys are not labels.
     """
     colours = list(zip(palette[::3], palette[1::3], palette[2::3], strict=False))
     used = {index: colours[index] for index in count(indices) if index < len(colours)}
     for index, colour in used.items() if classes.colours else ():
         if text := contradiction(index, colour, classes):
             raise BadMask("colours contradict", f"is a palette picture: {text}", BY_WHAT)
-    # What numbers greys anew gives each one number, from 0 on. Others are in a palette for people to look at,
-    # as Cityscapes' has the same black for several labels.
+    # Renumbering gives each grey one number, from 0 on. Other greys are in palettes for display, such as
+    # Cityscapes', which has the same black for several labels.
     anew = [*used] == [*range(len({*used.values()}))]
     if anew and all(len({*colour}) == 1 and colour[0] in classes.values for colour in used.values()):
         for index, (grey, *_) in used.items():
@@ -209,7 +209,7 @@ def labels16(pixels: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def count(labels: NDArray[Any]) -> dict[int, int]:
-    """Pixels of each value that occurs."""
+    """The number of pixels of each value that occurs."""
     if labels.dtype == np.uint8:
         found: NDArray[Any] = cv2.calcHist([np.ascontiguousarray(labels)], [0], None, [256], [0, 256]).ravel()
     else:
@@ -218,13 +218,13 @@ def count(labels: NDArray[Any]) -> dict[int, int]:
 
 
 def grey_if_equal(pixels: NDArray[Any]) -> NDArray[Any] | None:
-    """The one band of three equal ones, as 0/255 masks are often saved."""
+    """One of three bands if they are equal, as 0/255 masks are often saved; else None."""
     first = pixels[..., 0]
     return first if (first == pixels[..., 1]).all() and (first == pixels[..., 2]).all() else None
 
 
 class Painter:
-    """Colours to classes, by a table of all 2^24."""
+    """Converts colours to classes, with a table of all 2^24."""
 
     def __init__(self, classes: Classes) -> None:
         self.table = np.full(1 << 24, UNKNOWN, np.uint8)
@@ -232,7 +232,7 @@ class Painter:
             self.table[red << 16 | green << 8 | blue] = label
 
     def labels(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-        """Raises BadMask for a colour that no class has."""
+        """The labels of H×W×3 colours. Raises BadMask for a colour that no class has."""
         codes = pixels[..., 0].astype(np.uint32) << 16
         codes |= pixels[..., 1].astype(np.uint32) << 8
         codes |= pixels[..., 2]
@@ -254,7 +254,7 @@ class Painter:
 
 
 def apply(labels: NDArray[Any], table: dict[int, int]) -> NDArray[np.uint8]:
-    """Values to classes. Those that the table lacks are IGNORED: the check has refused them before."""
+    """Converts values to classes; those not in the table, which the check refuses, to IGNORED."""
     lookup = np.full(65536 if labels.dtype == np.uint16 else 256, IGNORED, np.uint8)
     for value, label in table.items():
         if value < len(lookup):

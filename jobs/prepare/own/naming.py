@@ -1,4 +1,4 @@
-"""Names of files: which lie below a folder, which look the same, and which no list can have."""
+"""File names: those below a folder, those that look the same, and those that no list can contain."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from jobs.catalog import listing
 
 
 def composed(name: str) -> str:
-    """The same for names that look the same: macOS writes ü as two characters, others as one."""
+    """Equal for names that look the same: macOS writes ü as two characters, others as one."""
     return unicodedata.normalize("NFC", name)
 
 
 def alike(name: str) -> str:
-    """The same for names that look the same but for their suffix's case."""
+    """Equal for names that look the same, apart from the suffix's case."""
     stem, suffix = os.path.splitext(composed(name))
     return stem + suffix.lower()
 
 
 class Names:
-    """Files to be found by their names, and where there is none of a name, by what looks the same."""
+    """Finds files by name, or if there is no exact match, by names that look the same."""
 
     def __init__(self, names: Iterable[str], called: Callable[[str], str] = str) -> None:
-        """`called`: what of a name it is found by."""
+        """`called`: maps a name to what it is found by."""
         self.exact: dict[str, list[str]] = {}
         self.alike: dict[str, list[str]] = {}
         for name in names:
@@ -33,12 +33,12 @@ class Names:
             self.alike.setdefault(alike(called(name)), []).append(name)
 
     def find(self, name: str) -> list[str]:
-        """All that can be meant."""
+        """All files that may be meant."""
         return self.exact.get(name) or self.alike.get(alike(name), [])
 
 
 def files_below(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Path below the folder -> file, of files with these suffixes, sorted; hidden ones are left out."""
+    """Path below the folder -> file, for non-hidden files with these suffixes, sorted."""
     wanted = set(suffixes)
     found = {}
     for at, names in listing.walk(folder):
@@ -50,8 +50,8 @@ def files_below(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
 
 
 def unlistable(name: str) -> str:
-    """Why no list of images can have this name; "" if one can. A list is read line by line, as UTF-8, and
-    without the blanks around a line, which is the name with its suffix or without."""
+    """Why a list of images cannot contain this name; "" if it can. Lists are read line by line, as UTF-8,
+    with blanks stripped; a line is a name with or without suffix."""
     if any(one != one.strip() for one in (name, os.path.splitext(name)[0])):
         return "begins or ends with a blank, which is lost in a list"
     kinds = set(map(unicodedata.category, name))

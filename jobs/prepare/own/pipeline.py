@@ -1,7 +1,7 @@
-"""A dataset of one's own, from the user's folders, of which nothing is changed, to DATA/NAME and a config.
+"""One's own dataset: from the user's folders, which are not changed, to DATA/NAME and a config.
 
-The same frame as the others': lock, staging, manifest with digests, one rename. What was checked is kept, so
-a start that was interrupted goes on.
+The same procedure as for others: lock, staging, manifest with digests, one rename. The results of checks are
+kept, so an interrupted start can be continued.
 
 DATA/NAME/img_dir/{train,val}   the images: hard links or copies; converted where training cannot read them
 DATA/NAME/ann_dir/{train,val}   the masks: PNG of 8 bits, the classes' numbers, 255 does not count
@@ -44,13 +44,13 @@ from jobs.run.directory import write_atomically
 from jobs.run.errors import MALFORMED, UserError
 
 ROWS = "rows.kept"
-"""What was read of each file, beside the staging folder, which is called as the dataset."""
+"""The file with what was read from each file, beside the staging folder, which has the dataset's name."""
 
 
 def prepare_own(args: argparse.Namespace) -> prepare.Result:
-    """Makes DATA/NAME, unless it is there, sound, and made of the same; then the config, unless it is there.
+    """Makes DATA/NAME, unless it exists, sound and from the same input; then the config, unless it exists.
 
-    Raises UserError for whatever the user can fix; errors in the data are among that.
+    Raises UserError for whatever the user can fix, including errors in the data.
     """
     begun = time.monotonic()
     own_options.check(args)
@@ -65,7 +65,7 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
     request = request_of(args)
     data_root.mkdir(parents=True, exist_ok=True)
     with hold(data_root, not args.no_wait, prepare.say_waiting(data_root), folder=name) as lock:
-        assert lock is not None  # nothing is `done` by others: whether theirs is ours is seen below
+        assert lock is not None  # without `done`; whether another process made the same is checked below
         prepare.put_back(data_root)
         made = prepare.present(data_root, name)
         before = made is not None
@@ -74,7 +74,7 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
             made = make(args, known, request, lock)
         else:
             refuse_other(data_root / name, request)
-            # Of a start that was killed when it had made this.
+            # From a start that was killed after making this.
             shutil.rmtree(work_of(args), ignore_errors=True)
     told = told_of(data_root / name)
     if args.write_config and args.base:
@@ -83,7 +83,7 @@ def prepare_own(args: argparse.Namespace) -> prepare.Result:
 
 
 def told_of(root: Path) -> dict[str, Any]:
-    """What the event `prepared` says of the checks."""
+    """The fields of the event `prepared` about the checks."""
     found, sheet_file = root / own_options.FINDINGS, root / own_options.SHEET
     if not found.is_file():  # packed before it was left beside the container
         return {}
@@ -92,7 +92,7 @@ def told_of(root: Path) -> dict[str, Any]:
 
 
 def request_of(args: argparse.Namespace) -> str:
-    """A digest of what the dataset is made from and how: classes, options, the files' names, sizes, times."""
+    """A digest of the dataset's input: classes, options, the files' names, sizes and times."""
     digest = hashlib.blake2b(digest_size=16)
     for name in ("classes", "train_list", "val_list"):
         if path := getattr(args, name):
@@ -102,7 +102,7 @@ def request_of(args: argparse.Namespace) -> str:
     digest.update(msgspec.json.encode(said))
     for folder in dict.fromkeys([args.images, *args.masks]):
         for path in files_of(Path(folder)):
-            status = path.stat() if path.exists() else path.lstat()  # a link to nothing is told later
+            status = path.stat() if path.exists() else path.lstat()  # a broken link is reported later
             stated = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(stated.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
@@ -115,7 +115,7 @@ def files_of(place: Path) -> list[Path]:
 
 
 def refuse_other(root: Path, request: str) -> None:
-    """Raises UserError if what is there was made of other files or by other options."""
+    """Raises UserError if the existing dataset was made from other files or with other options."""
     if description(root).request != request:
         raise UserError(
             f"{root} was made from other files, classes or options: move it away, or give this one another "
@@ -139,7 +139,7 @@ def description(root: Path) -> Description:
 
 
 class Checked(NamedTuple):
-    """What was read, and found to be without errors."""
+    """What was read, and found to have no errors."""
 
     pairs: list[Pair]
     how: How
@@ -149,7 +149,7 @@ class Checked(NamedTuple):
 
 
 def check_all(args: argparse.Namespace, known: Classes, work: Path) -> Checked:
-    """Reads and judges everything; prints what it finds. Raises UserError if there is an error among that."""
+    """Reads and checks everything, and prints the findings. Raises UserError if one is an error."""
     kind = args.mask_kind or "auto"
     pictures = kind in ("labels", "colours", "binary")
     given = [Path(path) for path in args.masks]
@@ -226,7 +226,7 @@ def describe(
 
 
 def report(found: list[Finding], file: Path, what: str) -> None:
-    """Prints the findings and writes all of them. Raises UserError if there is an error among them."""
+    """Prints the findings, and writes all of them. Raises UserError if one is an error."""
     write_atomically(file, findings.table(found))
     findings.show(found)
     findings.stop_at_errors(found, what, str(file))
@@ -264,8 +264,8 @@ def finish(
 
 
 def write_config(args: argparse.Namespace, root: Path) -> dict[str, str]:
-    """Writes the config where the launcher says and of the base that it says; returns what `prepared` says of
-    it."""
+    """Writes the config to the place, and from the base, that the launcher specified; returns the fields for
+    `prepared`."""
     made, target = description(root), Path(args.write_config)
     model = config_file.model_of(base_path(args.base))
     base = config_file.base_name(args.base, target)
@@ -280,7 +280,7 @@ def write_config(args: argparse.Namespace, root: Path) -> dict[str, str]:
 
 
 def base_path(base: str) -> Path:
-    """The base's file; of PACKAGE::PATH the package's copy."""
+    """The base's file; for PACKAGE::PATH, the package's copy."""
     package, colons, inside = base.partition("::")
     if not colons:
         return Path(base)

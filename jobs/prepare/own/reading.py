@@ -1,4 +1,4 @@
-"""What a config's loading step makes of an image, against what is stored in it."""
+"""Compares what a config's loading step reads from an image with what is stored in it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import tifffile
 from jobs.prepare.own import images
 
 ROUNDING = 2
-"""Two decoders may differ by that in a lossy image."""
+"""The most by which two decoders may differ for a lossy image."""
 
 
 def is_usual(path: Path) -> bool:
-    """Whether a file is none of the TIFFs that readers make different things of: by its header."""
+    """Whether a file, judged by its header, is not a TIFF that readers may interpret differently."""
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
             return bool(page.samplesperpixel == {0: 1, 1: 1, 2: 3}.get(page.photometric))
-    except Exception:  # no TIFF, or a broken one, which its reader will say
+    except Exception:  # not a TIFF, or a broken one, which its reader will report
         return True
 
 
 def unread(load: Callable[[dict[str, Any]], Any], path: Path) -> str:
-    """Why a training could not read the image by its loading step; "" if it can."""
+    """Why a training could not read the image with its loading step; "" if it can."""
     try:
         return "" if load({"img_path": str(path), "seg_fields": []}) is not None else "it gives nothing"
     except Exception as error:
@@ -34,8 +34,8 @@ def unread(load: Callable[[dict[str, Any]], Any], path: Path) -> str:
 
 
 def misread(load: Callable[[dict[str, Any]], Any], path: Path) -> bool:
-    """Whether a loading step that reads the image gives other pixels than are stored without alpha: that is
-    an alpha mixed into the colours, or bands taken for something else. As many bands as are asked for."""
+    """Whether a loading step returns pixels that differ from those stored without alpha: because alpha is
+    mixed into the colours, or bands are misinterpreted. Compares as many bands as it returns."""
     try:
         content = images.read_file(path)
         stored = images.read(content).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Looks at every image and its mask with all cores: a row each, kept on disk, so that a later start goes on.
+"""Checks every image and its mask with all cores: one row each, kept on disk for a later start to continue.
 
-A row is a pure function of the two files and of what they are read as.
+A row is a pure function of the two files and of how they are read.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from jobs.run.deflate import content_digest
 from jobs.run.errors import MALFORMED
 
 ROWS = 5
-"""How rows are made: another number whenever the same files would give another row than before."""
+"""Version of the rows: changes whenever the same files would yield different rows than before."""
 BATCH = 32
 MOST_VALUES = 1000
-"""Values of one mask that a row keeps; more are no labels."""
+"""The most values of one mask; more cannot be labels."""
 PARALLEL_FROM = 200
-"""Images from which starting worker processes pays."""
+"""Number of images from which starting worker processes pays off."""
 
 
 class Problem(msgspec.Struct):
@@ -45,7 +45,7 @@ class Problem(msgspec.Struct):
 
 
 def problem(file: str, kind: str, found: Exception, fix: str) -> Problem:
-    # Made visible here: a row is UTF-8, and what is said may quote half a character.
+    # Made printable here: a row is UTF-8, and the text may contain lone surrogates.
     return Problem(file, kind, visible(str(found)), visible(fix))
 
 
@@ -53,24 +53,24 @@ class Row(msgspec.Struct):
     key: str
     picture: Picture | None = None
     image_digest: str = ""
-    """crc32 and size of the file, as the manifest has them."""
+    """CRC-32 and size of the file, as in the manifest."""
     image_bytes: int = 0
     mask_size: tuple[int, int] | None = None
     """(width, height)."""
     values: dict[int, int] = {}
-    """Pixels by value; of colours and annotations, by class."""
+    """Pixels by value; for colours and annotations, by class."""
     classes: bool = False
-    """Whether `values` counts classes already."""
+    """Whether `values` are already classes."""
     mask_kind: str = ""
     """labels, colours, coco or labelme."""
     plain_mask: bool = False
-    """The mask is a PNG of 8 bits whose pixels are the values."""
+    """Whether the mask is an 8-bit PNG whose pixels are the values."""
     palette: bool = False
-    """The mask is a palette picture, looked at as one."""
+    """Whether the mask is a palette picture, and was checked as one."""
     one_bit: bool = False
-    """The mask has a bit a pixel: black and white."""
+    """Whether the mask has one bit per pixel: black and white."""
     several_bands: bool = False
-    """The mask has more bands than the one of labels: equal ones, or one of transparency."""
+    """Whether the mask has bands besides the labels: equal ones, or transparency."""
     problems: list[Problem] = []
 
 
@@ -79,7 +79,7 @@ class How(msgspec.Struct):
 
     classes: Classes
     kind: str = "auto"
-    """labels, colours, binary, or auto: a picture of three bands has colours."""
+    """labels, colours, binary, or auto: a picture with three bands has colours."""
     ignore_exif: bool = False
 
 
@@ -87,7 +87,7 @@ _painters: dict[int, masks.Painter] = {}
 
 
 def painter(classes: Classes) -> masks.Painter:
-    """One for each process: its table takes 16 MiB."""
+    """The process's only painter: its table takes 16 MiB."""
     key = hash(tuple(classes.colours.items()))
     if key not in _painters:
         _painters.clear()
@@ -129,7 +129,7 @@ def take(batches: list[list[bytes]], known: dict[str, bytes], decoder: Any, file
 
 
 def read_rows(path: Path, wanted: set[str]) -> dict[str, bytes]:
-    """Rows of an earlier start; a torn end, or one that is not ours, is cut off."""
+    """The rows of an earlier start; truncates the file at the first torn or invalid one."""
     known: dict[str, bytes] = {}
     decoder = msgspec.msgpack.Decoder(Row)
     if not path.is_file():
@@ -150,7 +150,7 @@ def read_rows(path: Path, wanted: set[str]) -> dict[str, bytes]:
 
 
 def key_of(item: Item, salt: bytes) -> str:
-    """Changes with the files' names, sizes and times, with the annotations and with how they are read."""
+    """A key that changes with the files' names, sizes and times, the annotations, and how they are read."""
     digest = hashlib.blake2b(salt, digest_size=16)
     for path in (item.image, item.mask):
         try:
@@ -159,7 +159,7 @@ def key_of(item: Item, salt: bytes) -> str:
         except OSError:
             said = f"{path}\0"
         digest.update(said.encode("utf-8", "surrogateescape"))
-    # Not by msgspec, which refuses numbers of more than 64 bits and half characters.
+    # Not with msgspec, which refuses numbers of more than 64 bits and lone surrogates.
     digest.update(json.dumps([item.kind, item.size, item.shapes]).encode())
     return digest.hexdigest()
 
@@ -205,7 +205,7 @@ def look_at_mask(item: Item, row: Row, how: How) -> None:
     content = images.read_file(Path(item.mask))
     pixels = masks.open_picture(content, how.kind, how.classes)
     row.mask_size = (pixels.shape[1], pixels.shape[0])
-    # A TIFF is turned by some versions of Pillow, whatever was asked for.
+    # Some versions of Pillow always turn TIFFs.
     if (images.is_tiff(content) or not how.ignore_exif) and masks.is_turned(content):
         text = "is turned by its own EXIF, and a training reads masks as they are stored"
         raise BadMask("EXIF turned", text, "save it upright, and without that")
@@ -239,13 +239,13 @@ def look_at_mask(item: Item, row: Row, how: How) -> None:
 
 
 def size_of(item: Item, row: Row, how: How) -> tuple[int, int]:
-    """(width, height) that annotations are drawn at."""
+    """(width, height) at which annotations are drawn."""
     assert item.size or row.picture
     return item.size or shown(row.picture, how.ignore_exif)  # type: ignore[arg-type]
 
 
 def is_8_bit(content: bytes) -> bool:
-    """PNG, 11.2.2: a depth of 8; colour type 0 (grey) or 3 (palette)."""
+    """Whether it is an 8-bit grey or palette PNG (PNG specification, 11.2.2: colour type 0 or 3)."""
     return content[24] == 8 and content[25] in (0, 3)
 
 
@@ -255,7 +255,7 @@ def shown(picture: Picture, ignore_exif: bool) -> tuple[int, int]:
 
 
 def labels_of(item: Item, row: Row, how: How, table: dict[int, int]) -> Any:
-    """The mask's classes, H×W uint8, of an item that the check has passed. `table`: value -> class."""
+    """The mask's classes, H×W uint8, of an item that has passed the check. `table`: value -> class."""
     if item.kind != "picture":
         return drawing.drawn(item.kind, item.shapes, *size_of(item, row, how), how.classes)
     pixels = masks.open_picture(images.read_file(Path(item.mask)), how.kind, how.classes)

@@ -1,4 +1,4 @@
-"""contact.html: what the dataset looks like, on one page that needs nothing from outside."""
+"""contact.html: shows what the dataset looks like, on one self-contained page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jobs.prepare.own.scan import How
 SIDE = 240
 """Longer side of a thumbnail, in pixels."""
 EACH, MOST = 3, 90
-"""Images of each class, and of all."""
+"""Images per class, and in total."""
 
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#222}
@@ -39,7 +39,7 @@ figure div{display:flex;gap:3px}img{max-width:calc(33.3% - 2px);height:auto;obje
 def page(
     made: Description, pairs: Sequence[Pair], how: How, table: dict[int, int], found: Sequence[Finding]
 ) -> bytes:
-    """UTF-8 HTML: figures, findings, and for each class its images with the masks."""
+    """UTF-8 HTML: figures, findings, and for each class example images with their masks."""
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width'>",
@@ -97,7 +97,7 @@ def numbers(values: Sequence[float]) -> str:
 
 
 def examples(pairs: Sequence[Pair], table: dict[int, int], label: int, number: int) -> list[Pair]:
-    """Images that have a class: the one with most of it, one in the middle, and one with little."""
+    """Images with a class: the one with most of it, one in the middle, and one with little."""
     having = [(by_class(row, table).get(label, 0), item.name, item, row) for item, row in pairs]
     there = sorted((one for one in having if one[0]), key=lambda one: (-one[0], one[1]))
     picks = (
@@ -125,14 +125,14 @@ def example(item: Any, row: Any, how: How, table: dict[int, int], made: Descript
 
 
 def highlighted(image: NDArray[Any], there: NDArray[Any], colour: NDArray[Any]) -> NDArray[Any]:
-    """The image in a class's colour where the class is; the rest away from it, for a black class would not be
-    seen in the dark."""
+    """The image, tinted in a class's colour where the class is, and darkened elsewhere, or brightened if the
+    colour is dark."""
     away = 0 if colour.mean() >= 96 else 128
     return np.where(there[..., None], image * 0.4 + colour * 0.6, image // 2 + away).astype(np.uint8)
 
 
 def small(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Fewer pixels of a large image, before the rest is computed."""
+    """Subsamples a large image, before further computation."""
     step = max(1, min(pixels.shape[1] // size[0], pixels.shape[0] // size[1]) // 2)
     return pixels[::step, ::step]
 

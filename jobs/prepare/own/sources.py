@@ -1,4 +1,4 @@
-"""From what the user gave to a list of images, each with its mask or its annotations, and its split."""
+"""From the user's input to a list of images, each with its mask or annotations, and its split."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ SPLITS = ("train", "val")
 
 
 class Item(msgspec.Struct):
-    """An image and what says its labels."""
+    """An image and the source of its labels."""
 
     name: str
     """The image's path below its folder, with forward slashes."""
     image: str
     mask: str = ""
-    """The mask, or the file that has the annotations."""
+    """The mask, or the file with the annotations."""
     kind: str = "labels"
     """`picture` of labels or colours, `coco`, `labelme`, `label-studio`."""
     shapes: list[Any] = []
-    """Of annotations: (class, shape), or (class, shape, id), in the order in which they are drawn."""
+    """Annotations: (class, shape) or (class, shape, id), in drawing order."""
     size: tuple[int, int] | None = None
-    """(width, height) that the annotations are for, if they say it."""
+    """(width, height) of the image according to the annotations, if they say it."""
     written: str = ""
-    """What COCO's file calls the image."""
+    """The image's name in the COCO file."""
     split: str = ""
     folder: str = ""
-    """The first part of `name` where it is a split's folder."""
+    """The first part of `name`, if it is the folder of a split."""
 
     @property
     def stem(self) -> str:
@@ -47,7 +47,7 @@ class Item(msgspec.Struct):
 
 
 def images_in(folder: Path) -> dict[str, Path]:
-    """Raises UserError if there are none, and says what lies there."""
+    """The images below a folder. Raises UserError if there are none, and says what is there."""
     found = files_below(folder, SUFFIXES)
     if not found:
         there = Counter(
@@ -73,7 +73,7 @@ def collect(
 ) -> tuple[list[Item], str, list[Finding]]:
     """(items sorted by name, the kind of the masks, findings). Raises UserError if nothing fits at all."""
     files = images_in(images)
-    if images in given[0].parents and given[0].is_dir():  # masks in a folder of the images' are no images
+    if images in given[0].parents and given[0].is_dir():  # masks in a subfolder of the images are not images
         files = {name: path for name, path in files.items() if given[0] not in path.parents}
         if not files:
             raise UserError(f"--images {images}: all images there are in the folder of --masks")
@@ -93,7 +93,7 @@ def collect(
 
 
 def kind_of(given: list[Path], images: dict[str, Path], suffix: str) -> str:
-    """coco, labelme, label-studio or picture, by what lies there."""
+    """coco, labelme, label-studio or picture, judged by the files there."""
     first = given[0]
     if first.is_file():
         return "coco"
@@ -101,20 +101,20 @@ def kind_of(given: list[Path], images: dict[str, Path], suffix: str) -> str:
     if label_studio.is_export(list(pictures)):
         return "label-studio"
     found = files_below(first, [".json"])
-    # Annotations may lie beside the images, and so may masks, by their suffix.
+    # Annotations may be beside the images, and so may masks, recognised by their suffix.
     if not found or not set(pictures.values()) <= (set() if suffix else set(images.values())):
         return "picture"
     content = parsed(next(iter(found.values())))
     if isinstance(content, dict) and "annotations" in content:
         return "coco"
-    # What has the name of no image, as meta.json, makes no annotations of masks beside their images.
+    # JSON files not named like an image, such as meta.json, do not count as annotations.
     stems = {path.with_suffix("") for path in images.values()}
     some = any(path.with_suffix("") in stems for path in found.values())
     return "labelme" if some or not pictures else "picture"
 
 
 def parsed(path: Path) -> Any:
-    """Raises UserError for a file that is no JSON."""
+    """The content of a JSON file. Raises UserError if it is not JSON."""
     try:
         return json.loads(read_file(path))
     except OSError as error:
@@ -126,7 +126,7 @@ def parsed(path: Path) -> Any:
 
 
 def twins(items: list[Item]) -> list[Finding]:
-    """Images that would share one mask: a.jpg beside a.png."""
+    """Findings for images that would share one mask: a.jpg beside a.png."""
     by_stem: dict[str, str] = {}
     found = []
     for item in items:
@@ -160,7 +160,7 @@ def from_pictures(files: dict[str, Path], given: list[Path], suffix: str) -> tup
             taken.add(fitting[0])
             items.append(Item(name, str(path), str(pictures[fitting[0]]), "picture"))
         elif not (suffix and path in paths and composed(name).lower().endswith(composed(suffix).lower())):
-            # With both in one folder, a mask is no image.
+            # If both are in one folder, a mask is not an image.
             text = f"there is no {folder / stem}{ends[0]}"
             found.append(error("no mask", str(path), text, "draw it, or move the image away"))
     of_images = {visible(item.mask) for item in items}  # as a.png beside a.jpg
@@ -236,7 +236,7 @@ def read_labelme(item: Item, content: Any, classes: Classes, found: list[Finding
 
 
 def size_of(width: Any, height: Any) -> tuple[int, int]:
-    """(width, height) as annotations say it. Raises one of MALFORMED for what is no size."""
+    """(width, height) from annotations. Raises one of MALFORMED for an invalid size."""
     size = (int(width), int(height))
     if not (min(size) > 0 and size[0] * size[1] <= MOST_PIXELS):
         raise ValueError(f"an image of {width}×{height}")
@@ -268,7 +268,7 @@ def from_label_studio(
 def from_coco(
     files: dict[str, Path], given: list[Path], classes: Classes
 ) -> tuple[list[Item], list[Finding]]:
-    """Images by their paths, or by their bare names where these are unique."""
+    """Finds images by path, or by bare name if that is unique."""
     listed = [
         one for path in given for one in (files_below(path, [".json"]).values() if path.is_dir() else [path])
     ]
@@ -285,7 +285,7 @@ def from_coco(
                 "images (id, file_name, width, height), categories (id, name) and annotations (image_id, "
                 "category_id, segmentation)"
             ) from None
-    for item in items.values():  # small things lie on large ones, whichever file has them
+    for item in items.values():  # small objects are drawn over large ones, whichever file has them
         item.shapes = [shape for _, shape in sorted(item.shapes, key=lambda sized: -sized[0])]
     missing = [name for name in files if name not in items]
     found += [
@@ -316,7 +316,7 @@ def read_coco(
         same = named[0].find(written)
         if not same:
             same = named[1].find(PurePosixPath(written).name)
-            # Frames of two films have the same names: what is listed by its path is nothing else besides.
+            # Frames of two films may have the same names: an image listed by path means no other.
             same = [] if len(same) == 1 and same[0] in by_path else same
         if len(same) != 1:
             text = f"lists {written}, which {'several folders have' if same else 'is not there'}"
@@ -350,8 +350,8 @@ def read_coco(
 
 
 def same_image(item: Item, written: str, path: Path) -> bool:
-    """Whether a file that calls an image so means the same as the one that listed it first: a file by one
-    name, others by that with fewer or more of its folders."""
+    """Whether a file that lists an image as `written` means the one listed first: in one file by the same
+    name, across files also with fewer or more folders."""
     if item.mask == str(path):
         return item.written == written
     one, other = (f"/{alike(name)}" for name in (item.written, written))
@@ -359,8 +359,8 @@ def same_image(item: Item, written: str, path: Path) -> bool:
 
 
 def named_by_id(path: Path, content: dict[str, Any], kind: str, key: str) -> dict[Any, str]:
-    """What the images or the categories of a file are called, by their ids. Raises UserError for an id that
-    two of them have, as files have that were put together: the annotations of both would be one's."""
+    """Id -> name of a file's images or categories. Raises UserError if two share an id, as in files that were
+    concatenated: all annotations would belong to one."""
     named: dict[Any, str] = {}
     for one in content[kind]:
         name = str(one[key])

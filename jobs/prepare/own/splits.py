@@ -1,4 +1,4 @@
-"""Which images are trained on and which are validated on: drawn, by groups, or by lists."""
+"""Which images are for training and which for validation: drawn, by groups, or by lists."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jobs.run.errors import UserError
 def split(
     items: list[Item], share: float | None, seed: int | None, group_by: str, lists: tuple[str, str]
 ) -> tuple[list[Item], list[Finding]]:
-    """Gives each item its split; returns those that have one. Without a share and lists, folders that are
-    called so are the splits, else 0.8 are trained on. Raises UserError for folders that may be meant so, and
-    for a seed beside those that are."""
+    """Assigns each item its split; returns those that have one. Without `share` and `lists`, folders named
+    like splits are the splits, else 0.8 is for training. Raises UserError for folders that may be meant as
+    splits, and for a seed together with those that are."""
     if lists[0]:
         return by_lists(items, lists)
     found: list[Finding] = []
@@ -47,13 +47,13 @@ def split(
             )
     groups, ungrouped = grouped(items, group_by)
     found += ungrouped
-    # A pure function of seed and name: the same on every machine and in whatever order the files lie.
+    # A pure function of seed and name: the same on every machine, in any order of files.
     order = sorted(groups, key=lambda group: hashlib.blake2b(f"{seed or 0}:{group}".encode()).digest())
     wanted = len(items) * (0.8 if share is None else share)
     taken = 0
     for number, group in enumerate(order):
         members = groups[group]
-        # The first group is trained on and the last one validated on, whatever their sizes.
+        # The first group is for training and the last one for validation, whatever their sizes.
         train = number == 0 or (taken + len(members) / 2 <= wanted and number + 1 < len(order))
         taken += len(members) if train else 0
         for item in members:
@@ -66,17 +66,17 @@ FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-"""What folders of a split are called, in whatever case."""
+"""Split -> names of its folders, in any case."""
 
 
 def called(split: str, tops: set[str]) -> list[str]:
-    """The folders that are called as a split's; the very name before others."""
+    """The folders named like a split; only the exact name if there is one."""
     return [split] if split in tops else sorted(top for top in tops if top.lower() in FOLDERS[split])
 
 
 def folders_of(named: dict[str, list[str]]) -> dict[str, str]:
-    """Folder -> split, if there is a folder for either. Raises UserError where it is unclear which is meant:
-    images that were kept for the test might be trained on. `named`: split -> folders that are called so."""
+    """Folder -> split, if there is one folder for each. Raises UserError if it is unclear which is meant:
+    images kept for a test might be trained on. `named`: split -> folders named like it."""
     train, val = (named[split] for split in SPLITS)
     if len(train) == len(val) == 1:
         return {train[0]: "train", val[0]: "val"}
@@ -91,8 +91,8 @@ def folders_of(named: dict[str, list[str]]) -> dict[str, str]:
 
 
 def refuse_deeper(items: list[Item]) -> None:
-    """Raises UserError for folders of splits that lie below others, as in site1/train and site1/val: whoever
-    made them wants what is validated on apart from what is trained on."""
+    """Raises UserError for split folders below others, as in site1/train and site1/val: their author wants
+    validation images to be separate."""
     seen: dict[str, str] = {}
     for item in items:
         parts = item.name.split("/")
@@ -112,7 +112,7 @@ def by_folders(items: list[Item], folders: dict[str, str]) -> tuple[list[Item], 
     for item in items:
         top, _, rest = item.name.partition("/")
         item.split = folders.get(top, "")
-        # The split's name stands there already. A name that begins with a blank would not survive in a list.
+        # The path includes the split already. A name that starts with a blank would not survive in a list.
         item.folder = top if item.split and rest == rest.strip() else ""
         if not item.split:
             text = f"it lies in neither {'/ nor '.join(folders)}/"
@@ -147,7 +147,7 @@ def by_lists(items: list[Item], lists: tuple[str, str]) -> tuple[list[Item], lis
     for item in items:
         named[item.name] = item
         named.setdefault(item.stem, item)
-    # Only what one image can be meant by: without its suffix, a name has others in other folders.
+    # Only names that are unique: without suffix, there may be others in other folders.
     for called_as in (lambda path: path.name, lambda path: path.stem):
         times = Counter(called_as(PurePosixPath(item.name)) for item in items)
         for item in items:
@@ -181,7 +181,7 @@ def by_lists(items: list[Item], lists: tuple[str, str]) -> tuple[list[Item], lis
 
 
 def names_in(file: Path) -> list[str]:
-    """The names of a list; a byte-order mark, Windows' line ends and blank lines do not count."""
+    """The names in a list, without byte-order mark, Windows line ends and blank lines. Raises UserError."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:

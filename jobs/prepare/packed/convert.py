@@ -1,4 +1,4 @@
-"""A dataset that is there, packed into one file, and back. Either way it is replaced whole, by one rename."""
+"""Packs an existing dataset into one file, and back. Either way, one rename replaces all of it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ WORK = ".prepare-pack"
 
 
 def pack(data_root: Path, folder: str, wait: bool = True) -> Manifest:
-    """Makes DATA/FOLDER, which prepare has made, a packed one, if it is not. Raises UserError if it is not
-    there, or a file of it is not as it was prepared."""
+    """Packs DATA/FOLDER, which prepare.py has made, unless it is packed. Raises UserError if it does not
+    exist, or if one of its files has changed since."""
     return _turn(data_root, folder, wait, True)
 
 
 def unpack(data_root: Path, folder: str, wait: bool = True) -> Manifest:
-    """The contrary of `pack`: the same files again, byte for byte."""
+    """The inverse of `pack`: restores the same files, byte for byte."""
     return _turn(data_root, folder, wait, False)
 
 
@@ -73,7 +73,7 @@ def _there(root: Path) -> Manifest:
 
 
 def pack_tree(root: Path, target: Path) -> Manifest:
-    """Packs the dataset at `root` into the empty folder `target`, each file checked on the way."""
+    """Packs the dataset at `root` into the empty folder `target`, verifying each file."""
     found = _there(root)
     entries = manifest.read_files(root, found)
     check_space(target, found.bytes, 10)
@@ -90,7 +90,7 @@ def pack_tree(root: Path, target: Path) -> Manifest:
 
 
 def unpack_tree(root: Path, target: Path) -> Manifest:
-    """Unpacks the dataset at `root` into the empty folder `target`, each file checked on the way."""
+    """Unpacks the dataset at `root` into the empty folder `target`, verifying each file."""
     found = _there(root)
     entries = manifest.read_files(root, found)
     check_space(target, found.bytes, len(entries))
@@ -109,7 +109,7 @@ def unpack_tree(root: Path, target: Path) -> Manifest:
 
 
 def _inside(entry: Entry) -> str:
-    """The path, if it leads nowhere else: a table of files may be of others' making."""
+    """The entry's path. Raises UserError if it leads outside: others may have made the table of files."""
     path = PurePosixPath(entry.path)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise UserError(f"the table of files names {entry.path!r}, outside the dataset: prepare it again")

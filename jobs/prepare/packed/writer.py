@@ -1,8 +1,8 @@
 """Writes a packed dataset's container, from several processes of this machine at once.
 
-Each file goes to the end of the container, header and content in one write; the directory, which makes a zip
-of it, is written at last by one of them. What was written and is not listed there is a gap, which the format
-allows. An interrupted container is begun anew: without its directory nobody knows what of it is whole.
+Each file is appended to the container, header and content in one write; finally, one process writes the
+directory, which makes it a zip file. Files not listed there are gaps, which the format allows. An interrupted
+container is started anew: without its directory, it is unknown which files are complete.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from jobs.run.deflate import content_digest
 from jobs.run.errors import UserError
 
 BESIDE = 7
-"""Lists (.txt) that also lie beside the container, so that whoever opens them by path finds them: with the
-container, manifest and digests ten files. Where there are more they are no lists but annotations."""
+"""The most lists (.txt) that are also kept beside the container, for readers that open them by path: with
+container, manifest and digests, ten files. If there are more, they are not lists but annotations."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Placed(Entry):
     """A file in a container."""
 
     offset: int
-    """Of its header."""
+    """Offset of its header."""
 
 
 _opened: dict[Path, tuple[int, int]] = {}
-"""Descriptors of this process: the container's and its lock's. A worker has them until it ends, which it does
-when the container is made."""
+"""This process's descriptors of the container and its lock. A worker keeps them until it exits, when the
+container is complete."""
 
 
 def _open(path: Path, lock: Path) -> tuple[int, int]:
@@ -47,11 +47,11 @@ def _open(path: Path, lock: Path) -> tuple[int, int]:
 
 
 class Writer:
-    """A container that is being made at `folder`/packed.zip; may be sent to other processes."""
+    """A container being written at `folder`/packed.zip; can be sent to other processes."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / packed.NAME
-        # On this machine, where all who write are: a shared file system may have no locks.
+        # On this machine, like all writers: a shared file system may have no locks.
         name = hashlib.blake2b(os.fsencode(self.path.absolute()), digest_size=8).hexdigest()
         self.lock = private.folder("pack") / name
 
@@ -66,7 +66,7 @@ class Writer:
         self.lock.unlink(missing_ok=True)
 
     def put(self, path: str, content: bytes) -> Placed:
-        """Appends a file; returns where. Raises OSError, for a full disk, say."""
+        """Appends a file; returns where. Raises OSError, for example on a full disk."""
         file, lock = _open(self.path, self.lock)
         digest = content_digest(content)
         header = _info(path, len(content), digest).FileHeader()
@@ -74,7 +74,7 @@ class Writer:
         try:
             begin = at = os.fstat(file).st_size
             view = memoryview(header + content)
-            while view:  # a nearly full disk takes a part and says so only the next time
+            while view:  # a nearly full disk takes a part, and reports the error only at the next write
                 wrote = os.pwrite(file, view, at)
                 at, view = at + wrote, view[wrote:]
         except OSError as error:
@@ -95,16 +95,16 @@ class Writer:
             ) from None
 
     def content(self, entry: Placed) -> bytes:
-        """What was put there."""
+        """The content that was put there."""
         file, _ = _open(self.path, self.lock)
         header = len(_info(entry.path, entry.size, entry.digest).FileHeader())
         return os.pread(file, entry.size, entry.offset + header)
 
     def finish(self, entries: Iterable[Placed]) -> None:
-        """Writes the directory: of all that was put, `entries` are the dataset."""
+        """Writes the central directory; of all files put, `entries` are the dataset."""
         with self.path.open("r+b") as file:
             file.seek(0, os.SEEK_END)
-            with zipfile.ZipFile(file, "w") as archive:  # begins where the file stands
+            with zipfile.ZipFile(file, "w") as archive:  # starts at the file's current position
                 for entry in sorted(entries, key=lambda entry: entry.path):
                     one = _info(entry.path, entry.size, entry.digest)
                     one.header_offset = entry.offset
@@ -120,13 +120,13 @@ def _info(path: str, size: int, digest: str) -> zipfile.ZipInfo:
 
 
 def beside(entries: Iterable[Entry]) -> list[Entry]:
-    """What of the dataset lies beside the container too: its lists, and what says what one's own is."""
+    """The files that are also kept beside the container: lists, and the description of one's own dataset."""
     entries = list(entries)
     of_own = (own_images.DESCRIPTION, own_images.SHEET, own_images.FINDINGS)
     return lists_of(entries) + [entry for entry in entries if entry.path in of_own]
 
 
 def lists_of(entries: Iterable[Entry]) -> list[Entry]:
-    """The dataset's lists; none where they are too many for lists."""
+    """The dataset's lists; none if there are too many to be lists."""
     lists = [entry for entry in entries if entry.path.endswith(".txt")]
     return lists if len(lists) <= BESIDE else []

@@ -1,10 +1,10 @@
 """Both archives, in one pass, to a dataset in a staging folder; nothing else of them touches the disk.
 
-VOC's tar is indexed first (it can be sought in), which gives the lists. SBD's stream is then inflated once,
-which takes longest: its masks are converted as they pass, and in what time is left the workers copy VOC's own
-files and the images of those masks out of VOC's tar. At its end its lists say what is still missing. Every
-file goes through `put`, which leaves alone what an earlier, interrupted run wrote right: so a restart picks
-up, and a torn or empty file is never taken for done.
+VOC's tar is indexed first (it is seekable), which yields the lists. SBD's stream is then inflated once, which
+takes longest: its masks are converted on the way, while spare workers copy VOC's own files and the images of
+those masks out of VOC's tar. At its end, its lists say what is still missing. Every file goes through `put`,
+which keeps what an earlier, interrupted run wrote correctly: so a restart continues, and a torn or empty file
+never counts as done.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jobs.prepare.workers import Workers
 from jobs.run.errors import UserError
 from jobs.run.png import BadImage, encode_grey, jpeg_size
 
-# Whole prefixes: SBD carries a decoy dataset below benchmark_code_RELEASE/demo.
+# Full prefixes: SBD has a decoy dataset below benchmark_code_RELEASE/demo.
 VOC_ROOT = "VOCdevkit/VOC2012/"
 SBD_ROOT = "benchmark_RELEASE/dataset/"
 BATCH = 64
@@ -50,10 +50,10 @@ def build(
     look: Callable[[], None],
     pack: Writer | None = None,
 ) -> tuple[voc.Splits, list[Entry]]:
-    """Writes the dataset below `staging`; returns the lists and every file written. With `pack` they go into
-    that container, and the lists below `staging` too.
+    """Writes the dataset below `staging`; returns the lists and every file written. With `pack`, the files go
+    into that container, and the lists also below `staging`.
 
-    `look` is called now and then, to raise what became known of the archives meanwhile.
+    `look` is called repeatedly, to raise errors found in the archives meanwhile.
     Raises UserError, in one line, for whatever is wrong with the archives; OSError for a full disk.
     """
     index = index_voc(voc_tar)
@@ -104,7 +104,7 @@ def build(
 
 
 def keep_only(staging: Path, kept: set[str], written: dict[str, Written], picking_up: bool) -> None:
-    """Removes what no list names, and what an interrupted run may have left."""
+    """Removes files that are in no list, and leftovers of an interrupted run."""
     if picking_up:
         remove_strangers(staging, kept)
     for one in written.values():
@@ -113,7 +113,7 @@ def keep_only(staging: Path, kept: set[str], written: dict[str, Written], pickin
 
 
 def room_for(voc_tar: Path, index: dict[str, Member], names: list[str]) -> tuple[int, int]:
-    """(bytes, files) of the dataset: VOC's own at least; what SBD adds is known of the release."""
+    """(bytes, files) of the dataset: at least VOC's own; for the real release, including SBD's."""
     if voc_tar.stat().st_size == sources.VOC.size:
         return sources.DATASET_BYTES, sources.DATASET_FILES
     return sum(find(index, name, voc_tar).size for name in names), len(names)
@@ -140,7 +140,7 @@ def mask_of_sbd(name: str) -> str:
 
 
 def index_voc(voc_tar: Path) -> dict[str, Member]:
-    """Every member that can be needed, by its path below VOCdevkit/VOC2012/."""
+    """Every member that may be needed, by its path below VOCdevkit/VOC2012/."""
     wanted = ("ImageSets/Segmentation/", "JPEGImages/", "SegmentationClass/")
     index: dict[str, Member] = {}
     with Stream(voc_tar) as stream:
@@ -191,7 +191,7 @@ def find(index: dict[str, Member], name: str, voc_tar: Path) -> Member:
 def convert_sbd(
     sbd_tgz: Path, skip: set[str], copier: Copier, look: Callable[[], None]
 ) -> tuple[tuple[list[str], list[str]], set[str]]:
-    """One pass: ((train, val) lists, ids of the masks converted). The ids in `skip` are VOC's matter."""
+    """One pass: ((train, val) lists, ids of the masks converted). Skips the ids in `skip`, which VOC has."""
     lists: dict[str, list[str]] = {}
     seen: dict[str, Member] = {}
     converted: set[str] = set()
@@ -202,7 +202,7 @@ def convert_sbd(
         look()
         copier.workers.submit(write_masks, sbd_tgz, copier.into, batch)
         converted.update(name for name, _ in batch)
-        # Their images are most likely wanted; those that no list names are removed at the end.
+        # Their images are most likely needed; those that are in no list are removed at the end.
         copier.want([image_of(name) for name, _ in batch], required=False)
 
     with Stream(sbd_tgz) as stream, task(f"convert {sbd_tgz.name}", sbd_tgz.stat().st_size, "B") as advance:
@@ -261,7 +261,7 @@ def write_masks(
 
 
 class Copier:
-    """Copies members of VOC's tar by name, each once, in the workers."""
+    """Copies members of VOC's tar by name, each only once, in the workers."""
 
     def __init__(
         self, voc_tar: Path, index: dict[str, Member], into: Path | Writer, workers: Workers
@@ -274,7 +274,7 @@ class Copier:
         self.batches: deque[list[tuple[Member, str]]] = deque()
 
     def want(self, names: list[str], required: bool = True) -> None:
-        """Raises UserError for a name that is not there, unless it is not `required` (yet)."""
+        """Queues names for copying. Raises UserError for a missing one, if `required`."""
         fresh = [name for name in names if name not in self.wanted]
         if not required:
             fresh = [name for name in fresh if name in self.index and self.index[name].regular]
@@ -285,7 +285,7 @@ class Copier:
         self.batches += [jobs[at : at + BATCH] for at in range(0, len(jobs), BATCH)]
 
     def copy_some(self) -> None:
-        """What keeps the workers busy, no more: inflating SBD takes longest, and must not wait for them."""
+        """Copies just enough to keep the workers busy: inflating SBD takes longest, and must not wait."""
         while self.batches and self.workers.room():
             self.copy()
 
@@ -300,7 +300,7 @@ class Copier:
 def copy_members(
     archive: Path, into: Path | Writer, batch: list[tuple[Member, str]]
 ) -> list[tuple[str, Written]]:
-    """Copies members to their places, looking at each; runs in a worker."""
+    """Copies members to their places, checking each; runs in a worker."""
     written = []
     with open(archive, "rb", buffering=0) as file:
         for member, name in batch:
@@ -324,7 +324,7 @@ def read_at(fd: int, offset: int, size: int) -> bytes:
 
 
 def link_own_masks(splits: voc.Splits, masks: dict[str, Written], staging: Path) -> list[Entry]:
-    """VOC's training masks in SegmentationClassAug too, so that trainaug.txt finds all its masks there."""
+    """Links VOC's training masks into SegmentationClassAug, where trainaug.txt expects all its masks."""
     entries = []
     for name in splits.train:
         source = masks[name].entry
@@ -341,7 +341,7 @@ def link_own_masks(splits: voc.Splits, masks: dict[str, Written], staging: Path)
 
 
 def repeat_own_masks(splits: voc.Splits, masks: dict[str, Written], pack: Writer) -> list[Entry]:
-    """The same in a container, which has no links; they are small."""
+    """The same in a container, which has no links: stores them again; they are small."""
     entries: list[Entry] = []
     for name in splits.train:
         source = masks[name].entry
@@ -351,7 +351,7 @@ def repeat_own_masks(splits: voc.Splits, masks: dict[str, Written], pack: Writer
 
 
 def write_lists(splits: voc.Splits, staging: Path, pack: Writer | None) -> list[Entry]:
-    """In a container too, if there is one; then the entries are those there."""
+    """Writes the lists, also into the container if there is one; then the entries are the container's."""
     entries = []
     for name, listed in splits.by_name().items():
         path = f"VOC2012/ImageSets/Segmentation/{name}.txt"

@@ -1,4 +1,4 @@
-"""The id lists: read strictly, and joined so that no validation image is trained on."""
+"""The id lists: parsed strictly, and joined so that no validation image is trained on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ID = re.compile(r"[0-9]{4}_[0-9]{6}")
 
 
 class BadList(UserError):
-    """An id list that is damaged, or whose union is not the one it has to be."""
+    """An id list is damaged, or the union of the lists is wrong."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Sorted ids of every list that the dataset offers."""
+    """The sorted ids of every list of the dataset."""
 
     train: list[str]
     """VOC's own training set."""
@@ -28,7 +28,7 @@ class Splits:
     trainaug: list[str]
     """(SBD train ∪ SBD val ∪ VOC train) without VOC val: the guide's list."""
     aug: list[str]
-    """SBD outside VOC train and val: with train, the pair of lists that mmseg's config reads."""
+    """SBD without VOC train and val: together with train, the lists that mmseg's config reads."""
 
     def by_name(self) -> dict[str, list[str]]:
         return {name: getattr(self, name) for name in ("train", "val", "trainval", "trainaug", "aug")}
@@ -55,10 +55,10 @@ def parse(content: bytes, where: str) -> list[str]:
 
 
 def join(train: list[str], val: list[str], sbd_train: list[str], sbd_val: list[str]) -> Splits:
-    """The five lists out of the four published ones.
+    """The five lists, from the four published ones.
 
-    Raises BadList if the four contradict each other, or if they have the real lists' lengths and their
-    union is still not the real one.
+    Raises BadList if the four contradict each other, or if they have the real lists' lengths but not the real
+    union.
     """
     for name, one, two in (("VOC", train, val), ("SBD", sbd_train, sbd_val)):
         if both := sorted(set(one) & set(two)):
@@ -78,7 +78,7 @@ def join(train: list[str], val: list[str], sbd_train: list[str], sbd_val: list[s
 
 
 def check_real(splits: Splits) -> None:
-    """Raises BadList unless trainaug is, id for id, the list that the field uses."""
+    """Raises BadList unless trainaug is, id for id, the commonly used list."""
     found = md5(splits.trainaug)
     if found != sources.REAL_TRAINAUG_MD5:
         raise BadList(

@@ -1,4 +1,4 @@
-"""VOC's own masks, PNGs with a palette or grey: whether one is sound."""
+"""Checks VOC's own masks, which are palette or grey PNGs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 
 def own_mask_size(content: bytes) -> Size:
-    """(width, height) of one of VOC's masks, after a look at every label. Raises BadMask or BadImage."""
+    """(width, height) of one of VOC's masks; checks every label. Raises BadMask or BadImage."""
     size = png_size(content)
     labels = decode_mask(content)
     check_labels(labels)

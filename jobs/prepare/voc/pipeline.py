@@ -1,4 +1,4 @@
-"""VOC 2012 + SBD, from wherever the archives are to a dataset in the data root; nothing in between counts.
+"""VOC 2012 + SBD, from archives anywhere to a dataset in the data root, without intermediate states.
 
 DATA/.prepare.lock     who prepares it
 DATA/.prepare/         downloads and the staging folder: a later start goes on with them
@@ -49,7 +49,7 @@ class Result:
     seconds: float
     done_before: bool
     told: dict[str, Any] = field(default_factory=dict)
-    """What the event `prepared` says besides."""
+    """Further fields of the event `prepared`."""
 
 
 def prepare(
@@ -60,7 +60,7 @@ def prepare(
     processes: int | None = None,
     pack: bool = False,
 ) -> Result:
-    """Makes DATA/VOCdevkit, unless it is there and sound. Idempotent; may be killed at any moment.
+    """Makes DATA/VOCdevkit, unless it exists and is sound. Idempotent; may be killed at any moment.
 
     `archives`: a folder with the two archives; without it they are downloaded. `processes`: workers, by
     default all cores of the job. `pack`: makes it as one file, if it
@@ -92,7 +92,7 @@ def say_waiting(data_root: Path) -> Callable[[Owner], None]:
 
 
 def present(data_root: Path, folder: str = FOLDER) -> Manifest | None:
-    """The dataset's manifest if it is there and passes the quick check; says what is wrong otherwise."""
+    """The dataset's manifest if it exists and passes the quick check; else prints what is wrong."""
     root = data_root / folder
     found = manifest.read(root)
     if found is None:
@@ -105,7 +105,7 @@ def present(data_root: Path, folder: str = FOLDER) -> Manifest | None:
 
 
 def watcher(data_root: Path, folder: str = FOLDER) -> Callable[[], Manifest | None]:
-    """`present` for who looks again and again: silent, and not twice at what it has found damaged."""
+    """`present` for polling: silent, and does not check again what it has found damaged."""
     root = data_root / folder
     damaged: tuple[int, int] | None = None
 
@@ -128,20 +128,20 @@ def watcher(data_root: Path, folder: str = FOLDER) -> Callable[[], Manifest | No
 
 
 def tidy(data_root: Path, work: str) -> None:
-    """Removes what a start left behind that was killed when it had just published the dataset."""
+    """Removes the leftovers of a start that was killed right after publishing the dataset."""
     if not (data_root / work).exists():
         return
-    # Held by another process, or not to be written: it is not ours to remove.
+    # If another process holds the lock, or it cannot be written, it is not ours to remove.
     with contextlib.suppress(UserError, OSError), hold(data_root, wait=False):
         put_back(data_root)
         shutil.rmtree(data_root / work)
 
 
 def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.STALE) -> Manifest:
-    """Makes nothing: returns when others have made the dataset and are gone (they may have more to do there).
+    """Makes nothing: returns once others have made the dataset and ended (they may have more to do there).
 
-    `preparer`: id of a process of this machine that makes it, or is about to; 0 for none. Raises UserError
-    when neither that process nor an owner of the data root's lock is left and the dataset is not there.
+    `preparer`: id of a process on this machine that makes it, or is about to; 0 for none. Raises UserError if
+    neither that process nor an owner of the data root's lock is left, and there is no dataset.
     """
     look = watcher(data_root, folder)
     started = owners.process_start(preparer) if preparer else None
@@ -149,14 +149,14 @@ def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.
     beat, since = 0.0, time.monotonic()
     announced = False
     while True:
-        # Whether they live is asked before their work is looked at, so that a last act is not missed.
+        # Check whether they are alive before checking their work, so that the end of it is not missed.
         lives = started is not None and owners.process_start(preparer) == started
         held = owners.read(data_root)
         if held and held[0].folder in ("", folder) and not owners.is_dead(held[0]):
             if held != (owner, beat):
                 (owner, beat), since = held, time.monotonic()
             lives = lives or time.monotonic() - since < stale
-        # Between two holds of the lock, a process of this machine is seen to live on.
+        # Between two holds of the lock, a process on this machine is still seen to be alive.
         lives = lives or (held is None and owner is not None and owners.is_alive(owner))
         found = look()
         if not lives and found:
@@ -170,7 +170,7 @@ def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.
         if not announced:
             say(f"{data_root / folder} is being prepared; waiting for it")
             announced = True
-        # The owner may be on another node: there is no event to wait for, only files to look at.
+        # The owner may be on another node: there is no event to wait for, only files to poll.
         time.sleep(locks.POLL)
 
 
@@ -189,8 +189,8 @@ def refuse_foreign(data_root: Path, folder: str = FOLDER) -> None:
 
 
 def work_folder(work: Path) -> Path:
-    """Makes the folder in which a dataset is made. Raises UserError for one from which it could not be moved
-    into its place by a rename: that is found out before the work, not after it."""
+    """Makes the folder in which a dataset is built. Raises UserError if it could not be renamed from there
+    into its place, before the work rather than after it."""
     work.mkdir(exist_ok=True)
     if work.is_symlink() or work.stat().st_dev != work.parent.stat().st_dev:
         what = "a link" if work.is_symlink() else "on another file system"
@@ -214,13 +214,13 @@ def make(
     paths = obtain(data_root, both, work) if archives is None else find_local(archives, both)
     staging = work / FOLDER
     if staging.exists() and (pack or (staging / packed.NAME).exists()):
-        shutil.rmtree(staging)  # a container is not gone on with, nor a tree as one
+        shutil.rmtree(staging)  # a container is not continued, nor is a tree as a container
     staging.mkdir(exist_ok=True)
     count = processes or workers.cores()
     if processes is None and sum(path.stat().st_size for path in paths.values()) < PARALLEL_FROM:
         count = 1
     say(f"preparing {data_root / FOLDER} with {count} process{'es' if count > 1 else ''}")
-    # The checksums are taken beside the conversion: nothing is published before they are known to be right.
+    # The checksums are computed during the conversion: nothing is published before they are verified.
     with (
         checking(both, paths, checksum, work) as checks,
         writing_behind(staging),
@@ -250,8 +250,8 @@ def make(
 
 
 def obtain(data_root: Path, wanted: tuple[Source, ...], work: Path) -> dict[str, Path]:
-    """The archives: those that the user placed in the data root, the others downloaded."""
-    from jobs.prepare.download import fetch  # a node without network need not import requests
+    """The archives: those that the user has put into the data root; the others are downloaded."""
+    from jobs.prepare.download import fetch  # not needed on a node without network
 
     paths = {}
     room = sources.DATASET_BYTES + sum(source.size for source in wanted)
@@ -263,8 +263,8 @@ def obtain(data_root: Path, wanted: tuple[Source, ...], work: Path) -> dict[str,
 
 
 def publish(staging: Path, target: Path) -> None:
-    """One rename; an earlier dataset, damaged or in the other form, steps aside before it, and goes then
-    where the staged one was, to be removed with it. The caller holds the lock, and has called `put_back`."""
+    """Publishes by one rename. An earlier dataset, damaged or in the other form, is moved aside first, then
+    to where the staged one was, to be removed there. The caller holds the lock and has called `put_back`."""
     aside = own_options.aside(target.parent, target.name)
     if not target.exists():
         os.rename(staging, target)
@@ -275,7 +275,7 @@ def publish(staging: Path, target: Path) -> None:
     try:
         os.rename(staging, target)
     except OSError:
-        with contextlib.suppress(OSError):  # else the next start puts it back
+        with contextlib.suppress(OSError):  # if it fails, the next start moves it back
             os.rename(aside, target)
         raise
     os.rename(aside, staging)
@@ -283,8 +283,8 @@ def publish(staging: Path, target: Path) -> None:
 
 
 def put_back(data_root: Path) -> None:
-    """Moves a dataset back that stepped aside when its start was killed before the new one came: it may have
-    files of the user's, which nobody else has. Only whoever holds the lock may call it."""
+    """Moves a dataset back that was moved aside by a start that was then killed: it may contain the user's
+    only copy of some files. Only the holder of the lock may call it."""
     aside = own_options.aside(data_root)
     if not aside.exists():
         return
@@ -292,4 +292,4 @@ def put_back(data_root: Path) -> None:
         if not os.path.lexists(data_root / old.name):
             say(f"{data_root / old.name} is put back: the process that was about to replace it was killed")
             os.rename(old, data_root / old.name)
-    shutil.rmtree(aside)  # what is there has all that was to be kept
+    shutil.rmtree(aside)  # the new one has everything that was to be kept

@@ -1,7 +1,7 @@
-"""A mask out of one of SBD's GTcls .mat files, without building the sparse matrices nobody reads.
+"""Reads the mask from one of SBD's GTcls .mat files, without building the sparse matrices beside it.
 
-The fast way walks the MATLAB 5 elements to the one array wanted. Whatever is not exactly as in the release
-goes to scipy instead, and what scipy makes of it is checked as strictly.
+The fast path walks the MATLAB 5 elements to the one array needed. Any file that is not exactly like the
+release's is read with scipy instead, and the result checked as strictly.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Unlike(Exception):
 
 
 def fast(mat: bytes) -> Mask | None:
-    """The mask of a file laid out as SBD's are; None if anything at all is different."""
+    """The mask of a file with exactly SBD's layout; None if anything is different."""
     if mat[124:128] != b"\x00\x01IM" or len(mat) < 136:
         return None
     kind, length = struct.unpack_from("<II", mat, 128)
@@ -142,8 +142,8 @@ sys.stdout.buffer.write(content.getvalue())
 
 
 def by_scipy(mat: bytes) -> Mask:
-    """The mask as scipy reads it; only what converts without loss. Raises BadMask."""
-    # In a process of its own: a damaged file can crash scipy's reader, or make it ask for all memory.
+    """The mask as read by scipy, if it converts without loss. Raises BadMask."""
+    # In a separate process: a damaged file can crash scipy's reader, or make it allocate all memory.
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     try:
         command = [sys.executable, "-I", "-c", READER]
@@ -159,7 +159,7 @@ def by_scipy(mat: bytes) -> Mask:
     if mask.ndim != 2:
         raise BadMask(f"has a mask of shape {mask.shape}, not height × width")
     if mask.dtype != np.uint8:
-        # Other types are taken only if every value is a label as it stands: 271 must not become 15.
+        # Other types are accepted only if every value is a valid label: 271 must not become 15.
         if mask.dtype.kind not in "iuf" or not np.isin(mask, np.arange(CLASSES + 1)).all():
             raise BadMask(f"has a mask of type {mask.dtype} with values that are not labels")
         mask = mask.astype(np.uint8)

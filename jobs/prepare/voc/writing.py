@@ -1,4 +1,4 @@
-"""The files of a dataset in its staging folder, written so that an interrupted run is picked up."""
+"""Writes a dataset's files into its staging folder, so that an interrupted run can be continued."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jobs.run.errors import UserError
 
 
 def put(into: Path | Writer, path: str, content: bytes) -> Entry:
-    """Writes `content` to `path` below a folder, unless exactly that is there already, or in a container."""
+    """Writes `content` to `path` in a container, or below a folder unless exactly that is there already."""
     if isinstance(into, Writer):
         return into.put(path, content)
     target = os.path.join(into, path)
@@ -34,7 +34,7 @@ def put(into: Path | Writer, path: str, content: bytes) -> Entry:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         view = memoryview(content)
-        while view:  # a nearly full disk takes a part and says so only the next time
+        while view:  # a nearly full disk takes a part, and fails only at the next write
             view = view[os.write(fd, view) :]
     except OSError as error:
         raise OSError(error.errno, error.strerror, target) from None
@@ -44,7 +44,7 @@ def put(into: Path | Writer, path: str, content: bytes) -> Entry:
 
 
 def put_manifest(staging: Path, dataset: str, entries: Sequence[Entry], **more: Any) -> Manifest:
-    """Writes the table of a staged dataset's files, and its manifest, with `more` of its fields."""
+    """Writes a staged dataset's table of files, and its manifest, with `more` as further fields."""
     table = manifest.files_text(entries)
     put(staging, manifest.FILES, table)
     made = Manifest(
@@ -60,7 +60,7 @@ def put_manifest(staging: Path, dataset: str, entries: Sequence[Entry], **more: 
 
 
 def check_space(staging: Path, size: int, files: int) -> None:
-    """Raises UserError unless the file system takes that much more; what is staged counts as there."""
+    """Raises UserError unless the file system has space for that; what is already staged is subtracted."""
     there = sum(len(names) for _, _, names in os.walk(staging))
     used = 0
     if there:
@@ -82,8 +82,8 @@ def check_space(staging: Path, size: int, files: int) -> None:
 
 
 def strangers(root: Path, expected: set[str]) -> Iterator[str]:
-    """The paths below a folder of files, and of links to folders, that are none of those expected.
-    Raises OSError for a folder that cannot be looked into."""
+    """The paths of files, and of links to folders, below a folder that are not expected.
+    Raises OSError for a folder that cannot be read."""
     for at, folders, names in os.walk(root, onerror=_stop):
         inside = "" if at == str(root) else f"{os.path.relpath(at, root)}/"
         yield from (inside + name for name in names if inside + name not in expected)
@@ -99,14 +99,14 @@ def _stop(error: OSError) -> NoReturn:
 
 
 def remove_strangers(staging: Path, expected: set[str]) -> None:
-    """Removes what an interrupted run of other archives may have left."""
+    """Removes what an interrupted run with other archives may have left."""
     for path in strangers(staging, expected):
         os.unlink(staging / path)
 
 
 def refuse_immovable(root: Path) -> None:
-    """Raises UserError if the dataset at `root` has a folder that this user may not empty, as one of a
-    colleague's: the whole dataset could not be replaced by another."""
+    """Raises UserError if the dataset at `root` has a folder that this user cannot empty, such as a
+    colleague's: the dataset as a whole could then not be replaced."""
     inner = (os.path.join(at, name) for at, folders, _ in os.walk(root) for name in folders)
     for folder in (str(root), *inner):
         status = os.lstat(folder)
@@ -122,15 +122,15 @@ def refuse_immovable(root: Path) -> None:
 
 
 def keep_strangers(root: Path, staging: Path) -> None:
-    """Brings along what somebody has put to the dataset at `root`, such as VOC 2010 beside 2012, before the
-    staged one takes its place. Raises UserError where the two have a file of the same path, and as
-    `refuse_immovable`."""
+    """Copies what somebody has added to the dataset at `root`, such as VOC 2010 beside 2012, to the staged
+    one that will replace it. Raises UserError if both have a file of the same path, and as `refuse_immovable`
+    does."""
     refuse_immovable(root)
     found, made = manifest.read(root), manifest.read(staging)
     assert made is not None
     try:
         entries = manifest.read_files(root, found) if found else []
-    except UserError:  # its table of files is gone: its own are those that the new one has, too
+    except UserError:  # its table of files is gone: take the new one's instead
         entries = manifest.read_files(staging, made)
     own = {manifest.MANIFEST, manifest.FILES}
     if found and found.packed:
