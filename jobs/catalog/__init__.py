@@ -1,2 +1,2 @@
-"""What is known without loading a training library: models, weights and datasets, and what lies ready.
-The login node reads it too."""
+"""What is known without loading a training library: models, weights, datasets, and which of them are ready.
+Also used on the login node."""

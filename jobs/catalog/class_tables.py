@@ -1,4 +1,4 @@
-"""A file of classes as rows of name, value and colour, in whichever of the forms that programs leave it.
+"""Reads a file of classes into rows of name, value and colour, in any of the formats that programs write.
 
 What a number beside a name means is said by a table's first line, or by all lines: where they do not agree,
 numbers belong to the names; where they can mean two things, the file is refused. Nothing is guessed.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from jobs.run.errors import UserError
 
 IGNORES = ("ignore", "__ignore__")
-"""Names of what is no class; LabelMe's labels.txt begins with the second."""
+"""Names that are not classes; LabelMe's labels.txt starts with the second."""
 
 LINE = re.compile(
     r"(?P<name>.*?\S)"
@@ -22,20 +22,20 @@ LINE = re.compile(
     r"(?:[\s,;]+value\s*=\s*(?P<value>\d{1,9}))?"
 )
 BEFORE = re.compile(r"(\d{1,9})(?:\s+[-=>|]+\s+|[\s,;:)=|]+|\.(?!\d)\s*)(?=\S)")
-"""A number before a name, as in `0 sky`, `0: 2-wheeler`, `1) sky`; the 2 of `2-wheeler` and 2.5 are none."""
+"""A number before a name, as in `0 sky`, `0: 2-wheeler`, `1) sky`; not the 2 in `2-wheeler`, nor 2.5."""
 BEHIND = re.compile(r"(?<=[^\s,;:=|])(?:\s+[-=>|]+\s+|[\s,;:=|]+)(\d{1,9})$")
 QUOTED = re.compile(r'"((?:[^"]|"")+)"|\'([^\']+)\'')
 NUMBER = re.compile(r'(^|[,;\t]\s*)"(\d[\d\s,]*|#[0-9a-fA-F]{6})"(?=\s*(?:[,;\t]|$))')
-"""One, or a colour, between quotes: there are files with quotes around everything."""
+"""A number or colour in quotes: some files have quotes around everything."""
 BRACKETS = re.compile(r"(?:rgb)?[(\[]\s*(\d{1,3}[\s,]+\d{1,3}[\s,]+\d{1,3})\s*[)\]]")
-"""A colour as Python and YAML write it."""
+"""A colour as written in Python and YAML."""
 STRUCTURED = re.compile(
     r"[{\[|]|<\?|-\s|[\w\s\"']+:$|.*[:=]\s*\w*[\[{]|(names|nc|classes)\s*:"
     r"|(.*[:=]\s*\w*|\w+)\((\s*[\"'\[{]|[^)]*=|\s*$)"
 )
-"""A line of YAML, JSON or Python: what holds a list of classes, and other things; `tree(dead)` is a name."""
+"""A line of YAML, JSON or Python, such as what contains a list of classes; `tree(dead)` is a name."""
 COMMENT = re.compile(r"\s*#(?![0-9a-fA-F]{6}[\s,;])|sep=.$")
-"""A line that is none, also Excel's first one; a colour before a name is no comment."""
+"""A comment, or Excel's first line; a colour before a name is not a comment."""
 
 KINDS = {
     "name": "name names class classes classname classnames label labels labelname labelnames",
@@ -46,7 +46,7 @@ KINDS = {
     "b": "b blue",
 }
 KIND = {word: kind for kind, words in KINDS.items() for word in words.split()}
-"""What a table's first line calls its columns: letters and digits only, in lower case."""
+"""Column name in a table's first line (only letters and digits, in lower case) -> kind."""
 TELLS = "a first line that names the columns (`name,id,r,g,b`) would tell"
 
 
@@ -61,7 +61,7 @@ Line = tuple[int, str]
 
 
 def rows(text: str, where: str) -> list[Row]:
-    """The rows of a file. Raises UserError, naming the line, for what cannot be meant or told."""
+    """The rows of a file. Raises UserError, naming the line, for what is invalid or ambiguous."""
     lines = [
         (number, line)
         for number, line in enumerate(text.splitlines(), 1)
@@ -79,8 +79,8 @@ def rows(text: str, where: str) -> list[Row]:
 
 
 def _uncounted(found: list[Row]) -> list[Row]:
-    """Rows without values, where these only count the classes from 0. With `ignore` among them its number is
-    no class's, and those behind it are not the classes' places."""
+    """Rows without values, if these only count the classes from 0. If `ignore` is among them, its number is
+    not a class's, and the numbers after it are not the classes' positions."""
     ignored = any(row.name.lower() in IGNORES for row in found)
     if ignored or [row.value for row in found] != list(range(len(found))):
         return found
@@ -128,7 +128,7 @@ def _is_head(names: list[str], kinds: list[str], delimiter: str) -> bool:
 def _under(
     names: list[str], kinds: list[str], lines: list[tuple[int, str, list[str]]], where: str
 ) -> list[Row]:
-    """The rows below a first line, which may have columns that are of no use here."""
+    """The rows below a first line, which may have columns that are not needed."""
     even = [fields for *_, fields in lines if len(fields) == len(kinds)]
     numeric = [bool(even) and all(_is_number(one[at]) for one in even) for at in range(len(kinds))]
     called = [at for at, kind in enumerate(kinds) if kind == "name"]
@@ -170,7 +170,7 @@ def _under(
 
 
 def _even(line: str, fields: list[str], place: int, columns: int, at: str) -> list[str]:
-    """A row's fields; a name may have the delimiter in it where all others are numbers."""
+    """A row's fields; a name may contain the delimiter if all others are numbers."""
     if len(fields) == columns:
         return fields
     tokens = list(re.finditer(r"[^\s,;:]+", line))
@@ -195,7 +195,7 @@ def _free(lines: list[Line], where: str) -> list[Row]:
             )
     number, first = cleaned[0]
     called = KIND.get(_unquoted(first).lower().replace("_", "").replace(" ", ""))
-    if len(cleaned) > 1 and called == "name":  # `red` is a class
+    if len(cleaned) > 1 and called == "name":  # so `red` is a class
         raise UserError(
             f"{where}, line {number}: {first!r} reads like the first line of a table: delete it, or, if it "
             f"is a class, write `{first} value=0`"
@@ -220,13 +220,13 @@ def _free(lines: list[Line], where: str) -> list[Row]:
 
 def _cleaned(line: str) -> str:
     line = line.strip()
-    # CVAT's has two more fields, mostly empty.
+    # CVAT's format has two more fields, mostly empty.
     line = re.sub(r"(:[^:\s]*){2}$", "", line) if line.count(":") >= 3 else line
     return BRACKETS.sub(r"\1", NUMBER.sub(r"\1\2", line))
 
 
 def _numbers(parts: Sequence[tuple[int, re.Match[str]]]) -> tuple[int, int]:
-    """How many numbers stand before the name in all lines, and behind it: as many as leave each its own."""
+    """How many numbers precede and follow the name in all lines: as many as leave the names distinct."""
     names = [one["name"] for _, one in parts]
     before = behind = 0
     for count in range(1, 5):
@@ -246,7 +246,7 @@ def _distinct(names: list[str], before: int, behind: int) -> bool:
 
 
 def _taken(name: str, before: int, behind: int) -> tuple[list[str], str, list[str]]:
-    """A name without so many numbers before it and behind it, as far as it has them, and these."""
+    """Splits off up to so many numbers before and after a name: (before, name, after)."""
     ahead: list[str] = []
     after: list[str] = []
     while len(ahead) < before and (found := BEFORE.match(name)):
@@ -259,7 +259,7 @@ def _taken(name: str, before: int, behind: int) -> tuple[list[str], str, list[st
 
 
 def _check(parts: Sequence[tuple[int, re.Match[str]]], before: int, behind: int, where: str) -> None:
-    """Raises UserError where the numbers, or the fields, of all lines can mean more than one thing."""
+    """Raises UserError if the numbers, or the fields, of all lines are ambiguous."""
     names = [_taken(one["name"], before, behind)[1].rstrip(":,;") for _, one in parts]
     coloured = [bool(one["hex"] or one["rgb"]) for _, one in parts]
     clear = (

@@ -1,4 +1,4 @@
-"""classes.txt: the classes, one a line in the order of their labels, and how masks name them.
+"""classes.txt: the classes, one per line in the order of their labels, and how masks represent them.
 
     # a comment
     background
@@ -26,13 +26,13 @@ from jobs.run import output
 from jobs.run.errors import UserError
 
 IGNORED = 255
-"""The label that counts nowhere: BaseSegDataset's and every head's `ignore_index`."""
+"""The label that is ignored: BaseSegDataset's and every head's `ignore_index`."""
 MOST = 254
-"""Classes that fit into masks of 8 bits beside it, and beside one value for what is unknown."""
+"""The most classes in 8-bit masks, besides IGNORED and one value for unknown colours."""
 MOST_VALUE = 65535
 
 BACKGROUNDS = ("background", "_background_", "bg")
-"""Names of the class that every pixel has which nobody has drawn over."""
+"""Names of the class of unannotated pixels."""
 
 Colour = tuple[int, int, int]
 
@@ -40,41 +40,41 @@ Colour = tuple[int, int, int]
 class Classes(NamedTuple):
     names: tuple[str, ...]
     palette: tuple[Colour, ...]
-    """A colour each; made where the file gives none."""
+    """A colour per class; generated if the file has none."""
     values: dict[int, int]
-    """A label mask's value -> class, or IGNORED."""
+    """Value in a label mask -> class, or IGNORED."""
     colours: dict[Colour, int]
-    """A colour mask's colour -> class, or IGNORED; empty unless every class has one."""
+    """Colour in a colour mask -> class, or IGNORED; empty unless every class has one."""
     numbered: bool
-    """Whether the file gives values; if not, they count from 0."""
+    """Whether the file has values; if not, they count from 0."""
 
     @property
     def background(self) -> int | None:
-        """The class of what nobody has drawn over, if there is one."""
+        """The class of unannotated pixels; None if there is none."""
         found = [index for index, name in enumerate(self.names) if name.lower() in BACKGROUNDS]
         return found[0] if found else None
 
     def called(self, label: int | None) -> str:
-        """A class as messages name it; also IGNORED, and None for what is no class."""
+        """A class's name in messages; also for IGNORED, and for None (no class)."""
         if label is None:
             return "no class"
         return "`ignore`" if label == IGNORED else repr(self.names[label])
 
 
 def differ(number: int, names: Sequence[str]) -> str:
-    """What is wrong where a model's head has `number` classes and its dataset these; "" for nothing."""
+    """What is wrong if a model's head has `number` classes and its dataset these; "" if nothing is."""
     if number == len(names):
         return ""
     return f"the decode_head has num_classes={number}, the dataset {len(names)} classes"
 
 
 def read(path: Path) -> Classes:
-    """The classes of a file. Raises UserError, naming the line, for what cannot be meant."""
+    """The classes in a file. Raises UserError, naming the line, for invalid content."""
     if output.special(path):
         raise UserError(f"--classes {path} is a device or a pipe: the job reads it too, so name a file")
     try:
         content = path.read_bytes()
-        # "Unicode text" of Excel's has two bytes a character.
+        # Excel's "Unicode text" has two bytes per character.
         wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except OSError as error:
@@ -120,7 +120,7 @@ def parse(text: str, where: str) -> Classes:
         if value is None:
             add(values, label, label, f"{where}: {names[label]!r} without `value`, so {label},")
     values.setdefault(IGNORED, IGNORED)
-    # The palette of what has no colour avoids those that are taken.
+    # Generated colours avoid those that are taken.
     made = (colour for colour in map(generated, range(1 << 16)) if colour not in colours)
     palette = tuple(colour if colour is not None else next(made) for colour in given)
     return Classes(tuple(names), palette, values, colours if None not in given else {}, numbered)

@@ -1,4 +1,4 @@
-"""What a dataset's folder holds where it should hold images, for the launcher as for the job."""
+"""Checks whether a dataset's folder has images, for both launcher and job."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def nothing_there(folder: Path, suffix: str) -> str:
 
 
 def holds(folder: Path, suffix: str) -> bool:
-    """Whether any file below a folder ends so; the first one will do."""
+    """Whether any file below a folder has this suffix; stops at the first."""
     return any(path.is_file() for path in folder.rglob(f"*{suffix}"))
 
 
 def wrong_list(names: Path, folder: Path, suffix: str) -> str:
-    """What is wrong with a list of images as BaseSegDataset reads it (a name a line, in a folder, without its
-    suffix); "" for nothing. Of the images it looks for the first alone."""
+    """What is wrong with a list of images as read by BaseSegDataset (one name per line, without suffix); ""
+    if nothing is. Checks only for the first image."""
     try:
         lines = names.read_bytes().decode().split("\n")
     except FileNotFoundError:
@@ -74,8 +74,8 @@ def walk(
     leave_out: Callable[[str], bool] = is_hidden,
     unreadable: Callable[[OSError], object] | None = None,
 ) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names of the files in it) of all below a folder, through links too, without the folders that
-    are to be left out. A link to a folder in which it lies is not followed: there would be no end."""
+    """(folder, names of files in it) for all folders below one, including links, except those to be left out.
+    Links to a folder that contains them are not followed, since that would never end."""
     for at, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         above = Path(os.path.realpath(at))
         folders[:] = [

@@ -1,4 +1,4 @@
-"""`manifest.json` and `files.tsv`: the mark that a dataset is whole, and what each of its files must be.
+"""`manifest.json` and `files.tsv`: the mark that a dataset is complete, and its files with digests.
 
 VOCdevkit/manifest.json   written last; without it there is no dataset. Small, read at every launch
 VOCdevkit/files.tsv       path, bytes and crc32 of every other file, a line each, sorted by path
@@ -33,14 +33,14 @@ class Manifest:
     files_digest: str
     """blake2b of files.tsv."""
     lists: dict[str, dict[str, int | str]] = field(default_factory=dict)
-    """name -> count and md5 of the sorted ids."""
+    """List name -> count and md5 of the sorted ids."""
     archives: dict[str, dict[str, int | str]] = field(default_factory=dict)
-    """file name -> bytes and the digest it was verified by."""
+    """File name -> bytes, and the digest with which it was verified."""
     findings: list[str] = field(default_factory=list)
-    """What was found in a dataset of the user's own, a line each kind."""
+    """The findings about one's own dataset, one line per kind."""
     version: int = VERSION
     packed: bool = False
-    """Whether the files are in one container, lists excepted, which are there too."""
+    """Whether the files are in one container; lists are also kept beside it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def table_digest(content: bytes) -> str:
 
 
 def files_text(entries: Iterable[Entry]) -> bytes:
-    """Raises UserError for a file whose name a line cannot hold; any other will do."""
+    """The content of files.tsv. Raises UserError for a file name with a line break."""
     lines = []
     for entry in sorted(entries, key=lambda entry: entry.path):
         if "\n" in entry.path:
@@ -95,7 +95,7 @@ def read_files(root: Path, manifest: Manifest) -> list[Entry]:
         for line in content.decode(errors="surrogateescape").split("\n")[:-1]:  # not at a CR, as in `Icon\r`
             name, size, digest = line.rsplit("\t", 2)
             entries.append(Entry(name, int(size), digest))
-    except ValueError:  # as it was written, for its digest is right
+    except ValueError:  # it was written so, since its digest is right
         raise UserError(f"{path} is damaged: prepare again") from None
     return entries
 

@@ -1,4 +1,4 @@
-"""The command line of a dataset of one's own, which the launcher and the job share. Imports nothing heavy."""
+"""The command line for one's own dataset, shared by launcher and job. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = ("auto", "labels", "colours", "binary", "coco", "labelme", "label-studio
 TAKEN = {VOC_FOLDER.lower(), "pretrained", *VOC, *RECIPES, *(one.folder.lower() for one in RECIPES.values())}
 
 DESCRIPTION, SHEET, FINDINGS = "dataset.json", "contact.html", "findings.tsv"
-"""What such a dataset is, how it looks, and what was found in it; in its folder, also where it is packed."""
+"""The description, contact sheet and findings of such a dataset; in its folder, even if it is packed."""
 NAME = "[a-z][a-z0-9_]{0,40}"
 DEFAULT_BASE = "configs/upernet_r50_voc-aug_512x512_epoch-200.py"
 
@@ -68,7 +68,7 @@ def add(to: argparse.ArgumentParser) -> None:
 
 
 def asked(args: argparse.Namespace) -> bool:
-    """Whether a dataset of one's own is to be made. Raises UserError for some of its options alone."""
+    """Whether one's own dataset is to be made. Raises UserError if only some of its options are given."""
     given = [name for name in (*PATHS, "masks", *FLAGS, *VALUES) if getattr(args, name)]
     if not given:
         return False
@@ -82,7 +82,7 @@ def asked(args: argparse.Namespace) -> bool:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError, in one line, for what cannot work; paths become absolute."""
+    """Raises UserError for options that cannot work; makes paths absolute."""
     name = args.dataset
     if not re.fullmatch(NAME, name):
         raise UserError(
@@ -131,7 +131,7 @@ def check_split(args: argparse.Namespace) -> None:
 
 
 def is_there(data_root: Path, name: str) -> bool:
-    """Whether a dataset lies there that was prepared by a name of one's own, or by a converter's."""
+    """Whether there is a dataset of this name that was made from own images, or by a converter."""
     folder = name.lower()
     if not re.fullmatch(NAME, folder) or folder in TAKEN:
         return False
@@ -140,12 +140,12 @@ def is_there(data_root: Path, name: str) -> bool:
 
 
 def aside(data_root: Path, folder: str = "") -> Path:
-    """Where a dataset is for the moment in which another one takes its place. (No dataset is called so.)"""
+    """Where a dataset is kept while another one replaces it. (No dataset has this name.)"""
     return data_root / ".prepare.old" / folder
 
 
 def command_line(args: argparse.Namespace) -> list[str]:
-    """The options as the job takes them; paths as `check` made them."""
+    """The options as arguments of the job; with the paths from `check`."""
     argv = []
     for name in (*PATHS, *VALUES):
         if value := getattr(args, name):
@@ -155,7 +155,7 @@ def command_line(args: argparse.Namespace) -> list[str]:
 
 
 def folders(args: argparse.Namespace) -> list[Path]:
-    """What a container has to see: the folders of everything that is given."""
+    """The folders to mount in a container: those of all inputs."""
     files = [args.classes, args.train_list, args.val_list, args.write_config]
     found = [Path(args.images), *(Path(path) for path in args.masks)]
     found = [path if path.is_dir() else path.parent for path in found]

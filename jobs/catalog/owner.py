@@ -1,4 +1,4 @@
-"""Who prepares a data root now: what its lock (jobs/prepare/lock.py) says of its owner."""
+"""Who is preparing a data root: the owner recorded in its lock (jobs/prepare/lock.py)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Owner:
     host: str
     pid: int
     process_start: int
-    """From /proc, so that a reused process id is not taken for the owner."""
+    """From /proc, to recognise a reused process id."""
     namespace: str
-    """Process ids mean something only within one."""
+    """The boot and pid namespace, outside of which process ids mean nothing."""
     job: str
     """Slurm job id, or empty."""
     restart: int
     token: str
     folder: str = ""
-    """What it prepares; "" if it has not said."""
+    """What it prepares; "" if unknown."""
 
     def __str__(self) -> str:
         return f"{f'job {self.job}' if self.job else f'process {self.pid}'} on {self.host}"
@@ -48,7 +48,7 @@ def myself(folder: str = "") -> Owner:
 
 
 def process_start(pid: int) -> int | None:
-    """Clock ticks since boot at which the process started; None if there is no such (living) process."""
+    """When the process started, in clock ticks since boot; None if there is no such live process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -66,14 +66,14 @@ def namespace() -> str:
 
 
 def read(data_root: Path) -> tuple[Owner, float] | None:
-    """(owner, time of the last heartbeat) of the lock; None if nobody holds it.
+    """(owner, time of the last heartbeat) from the lock; None if nobody holds it.
 
-    A lock that was just created may still be empty, and a colleague's may be closed to us: its owner is then
+    A lock that was just created may still be empty, and a colleague's may be unreadable: its owner is then
     unknown (`token` is empty).
     """
     content = b""
     try:
-        # Opened, not stat'ed: NFS looks at the server again then.
+        # Opened, not stat'ed: then NFS asks the server again.
         with open(data_root / NAME, "rb") as file:
             beat = os.fstat(file.fileno()).st_mtime
             content = file.read()
@@ -91,16 +91,16 @@ def read(data_root: Path) -> tuple[Owner, float] | None:
 
 
 def is_dead(owner: Owner) -> bool:
-    """Whether the owner has certainly gone. False: it lives, or cannot be seen from here."""
+    """Whether the owner has certainly exited. False if it is alive, or not visible from here."""
     same_job = owner.job != "" and owner.job == os.environ.get("SLURM_JOB_ID")
     if same_job and owner.restart < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-        # Slurm starts a job again only when its earlier start is over.
+        # Slurm restarts a job only after its earlier start has ended.
         return True
     return is_here(owner) and process_start(owner.pid) != owner.process_start
 
 
 def is_alive(owner: Owner) -> bool:
-    """Whether the owner is seen to live. False: it has gone, or cannot be seen from here."""
+    """Whether the owner is visibly alive. False if it has exited, or is not visible from here."""
     return is_here(owner) and process_start(owner.pid) == owner.process_start
 
 

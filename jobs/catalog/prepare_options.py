@@ -1,4 +1,4 @@
-"""The options of a preparation that the launcher and the job share. Imports nothing heavy."""
+"""The options of a preparation, shared by launcher and job. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def add(to: argparse.ArgumentParser) -> None:
 
 
 def command_line(args: argparse.Namespace, dataset: str) -> list[str]:
-    """The options as the job takes them, but for those of a dataset of one's own; paths as they are."""
+    """The options as arguments of the job, except those for one's own dataset; paths are unchanged."""
     argv = ["--archives", str(args.archives)] if args.archives else []
     argv += ["--dataset", dataset] if args.dataset else []
     argv += [f"--verify={args.verify}"] if args.verify else []

@@ -19,7 +19,7 @@ from jobs.run import secrets
 from jobs.run.errors import UserError
 
 DEFAULT = "open-mmlab://resnet50_v1c"
-"""What the recipe's configs begin with."""
+"""The pretrained weights of the recipe's configs."""
 
 PLACE = Path("data/pretrained")
 """Where weights are looked for, from the job's working directory (RUN/code); `data` is the data root."""
@@ -31,7 +31,7 @@ TORCHVISION = {
     "resnet101": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
     "resnet152": "https://download.pytorch.org/models/resnet152-394f9c45.pth",
 }
-"""torchvision names, without importing torchvision."""
+"""torchvision's names -> URLs, without importing torchvision."""
 
 TABLES = {
     "open-mmlab": ("deprecated.json", "openmmlab.json"),
@@ -40,7 +40,7 @@ TABLES = {
     "torchvision": ("torchvision_0.12.json",),
     "modelzoo": ("torchvision_0.12.json",),
 }
-"""Scheme -> mmengine's tables of names, each applied to what the one before it gave."""
+"""Scheme -> mmengine's tables of names, each applied to the result of the one before."""
 
 TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/"
 CONVERTED = {
@@ -76,15 +76,15 @@ CLIP = {
     "base": "https://download.openmmlab.com/mmsegmentation/v0.5/san/clip_vit-base-patch16-224_3rdparty-d08f8887.pth",
     "large": "https://download.openmmlab.com/mmsegmentation/v0.5/san/clip_vit-large-patch14-336_3rdparty-0b5df9cb.pth",
 }
-"""What SAN begins with, by the size of its image encoder: from the zoo's own configs for coco-stuff164k."""
+"""SAN's pretrained weights, by the size of its image encoder, from the zoo's configs for coco-stuff164k."""
 
 CLASSIFIER = "mmcls://"
-"""Of a file from there, only the backbone's weights are loaded (jobs/mmseg/compat.py)."""
+"""From such a file, only the backbone's weights are loaded (jobs/mmseg/compat.py)."""
 
 
 def localise(config: Any) -> list[str]:
     """Replaces every reference to pretrained weights in a model config (nested dicts, changed in place) by
-    the path of the file that holds them. Returns the paths.
+    the path of their file. Returns the paths.
 
     Raises UserError, naming the file and where to get it, if one is missing.
     """
@@ -94,19 +94,19 @@ def localise(config: Any) -> list[str]:
         found.append(path)
         holder[key] = CLASSIFIER + path if holder[key].startswith(CLASSIFIER) else path
         if key == "checkpoint" and name_of(holder["type"]) == "PretrainedInit":
-            # Backbones that load for themselves know it by its short name only.
+            # Backbones that load weights themselves know only the short name.
             holder["type"] = "Pretrained"
     return found
 
 
 def parts(values: Any) -> dict[str, Any]:
-    """What of a config can refer to pretrained weights."""
+    """The parts of a config that can refer to pretrained weights."""
     return {"model": values.get("model"), "load_from": values.get("load_from")}
 
 
 def forget(config: Any) -> list[str]:
     """Removes every reference to pretrained weights from a model config (nested, changed in place): a model
-    that gets all its weights from a checkpoint needs no such file, and it may be gone by now. Returns []."""
+    that gets all weights from a checkpoint does not need the file, which may be gone. Returns []."""
     if isinstance(config, dict):
         if "pretrained" in config:
             config["pretrained"] = None
@@ -167,7 +167,7 @@ def placed(reference: str, place: Path, without: str = "") -> Path:
         if path.parts[:1] == ("data",):
             path = place.parent.joinpath(*path.parts[1:])
         elif path.parts[:1] == ("configs",):
-            # The checkout's; in a job, those of the run's snapshot.
+            # The checkout's; in a job, the run snapshot's.
             path = Path(__file__).resolve().parents[2] / path
         elif not path.is_absolute():
             path = place / path.name
@@ -191,7 +191,7 @@ def placed(reference: str, place: Path, without: str = "") -> Path:
 
 
 def address(reference: str) -> str | None:
-    """The address of published weights; None for a path, but those of CONVERTED. mmengine's tables are read
+    """The URL of published weights; None for a path, except those in CONVERTED. Reads mmengine's tables
     without importing it.
 
     Raises UserError for a name that they do not have.
@@ -215,16 +215,16 @@ def address(reference: str) -> str | None:
 
 
 def converted(reference: str) -> tuple[str, str] | None:
-    """Of a path as CONVERTED has it: where its weights are published, and the kind of their converter."""
+    """For a path in CONVERTED: the URL of its weights, and the kind of converter; else None."""
     path = Path(reference)
     own = path.is_absolute() or path.parts[:1] in (("data",), ("configs",), ("~",)) or "://" in reference
     return None if own else CONVERTED.get(path.name)
 
 
 def check_timm(node: Any, where: str = "model") -> None:
-    """Raises UserError where a model config (nested dicts and lists, `where` it is) has a TIMMBackbone that
-    would fetch its weights itself, at every start."""
-    # mmseg's does unless it is told not to, mmpretrain's if it is told to.
+    """Raises UserError if a model config (nested dicts and lists, named `where`) has a TIMMBackbone that
+    would download its weights itself, at every start."""
+    # mmseg's does so by default, mmpretrain's does not.
     default = isinstance(node, dict) and not str(node.get("type")).startswith("mmpretrain.")
     if isinstance(node, dict) and _is_timm(node) and node.get("pretrained", default):
         name = node.get("model_name")
@@ -252,8 +252,8 @@ def meant_clip(model: Any) -> str:
 
 
 def published(reference: str) -> tuple[str, str]:
-    """The address and the file name of published weights. Raises UserError for what is neither a known name
-    nor an address."""
+    """The URL and file name of published weights. Raises UserError for anything other than a known name or a
+    URL."""
     url = address(reference)
     if url is None:
         raise UserError(f"--weights {reference}: give a name such as {DEFAULT}, or a URL")
@@ -261,7 +261,7 @@ def published(reference: str) -> tuple[str, str]:
 
 
 def file_name(source: str) -> str:
-    """The name of the file behind an address, without what follows a `?` or `#`.
+    """The file name in a URL, without query (`?`) and fragment (`#`).
 
     Raises UserError for an address that names none, or none that could be a file's of ours (`..`), and for
     one with a secret in it: addresses are kept, and shown.

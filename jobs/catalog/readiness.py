@@ -22,9 +22,9 @@ class State:
     kind: str
     """`ready`, `in progress` or `missing`."""
     owner: lock.Owner | None = None
-    """Who prepares it, if in progress."""
+    """Who is preparing it, if in progress."""
     reason: str = ""
-    """What is wrong, if missing although something is there."""
+    """What is wrong, if it counts as missing although something is there."""
 
     @property
     def ready(self) -> bool:
@@ -32,7 +32,7 @@ class State:
 
 
 def state(data_root: Path | str, folder: str = "VOCdevkit") -> State:
-    """The state of `folder` in a data root. Ready means published whole; verify.py looks deeper."""
+    """The state of `folder` in a data root. Ready means completely published; verify.py checks more."""
     data_root = Path(data_root)
     reason = ""
     try:

@@ -1,4 +1,4 @@
-"""The datasets other than VOC that can be made: their archives, converter arguments and sizes.
+"""The datasets besides VOC that can be made: their archives, converter arguments and sizes.
 
 Folders are those that mmsegmentation's own dataset configs name, so these find the data as they stand; names
 and sizes are those of its instructions. Each is made in the tests from small archives in the real layout.
@@ -19,9 +19,9 @@ from jobs.run.errors import UserError
 VOC = ("voc", "voc_aug")
 VOC_FOLDER = "VOCdevkit"
 VOC_FILES = 25_533
-"""Of the prepared VOC 2012 with SBD."""
+"""Number of files of the prepared VOC 2012 with SBD."""
 PACKED_FILES = 10
-"""Of a packed dataset, at most."""
+"""The most files of a packed dataset."""
 
 ADE20K = Source(
     name="ADEChallengeData2016.zip",
@@ -36,26 +36,26 @@ class Recipe:
     folder: str
     """Where the dataset appears, below the data root."""
     archives: tuple[str | Source, ...]
-    """Files, by their paths, that the archives folder has to hold; a Source can be downloaded too."""
+    """Paths of files required in the archives folder; a Source can also be downloaded."""
     unpack: bool = False
     """Whether the archives are unpacked into the folder before the converter runs."""
     arguments: tuple[str, ...] | None = ()
-    """The converter's; {archives}, {out} and {processes} are filled in. None: no conversion is needed."""
+    """The converter's arguments, with {archives}, {out} and {processes} to fill in. None: no conversion."""
     needs: str = ""
-    """A module that the converter imports and mmsegmentation does not bring."""
+    """A module that the converter imports, and that mmsegmentation does not install."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Files the release must give, by pattern below the folder."""
+    """Number of files that the release must yield, by pattern below the folder."""
     pairs: tuple[tuple[str, str], ...] = (("images/*", "annotations/*"), ("img_dir/*", "ann_dir/*"))
-    """Folders of images and of their masks: one mask an image, or one of each annotator, in every split."""
+    """Folders of images and masks: in every split, one mask per image, or per image and annotator."""
 
 
 def zipped(folder: str, *names: str) -> Recipe:
-    """A converter that is told each of its archives, and unpacks them itself."""
+    """The recipe for a converter that gets each archive as an argument, and unpacks them itself."""
     return Recipe(folder, names, arguments=(*(f"{{archives}}/{name}" for name in names), "-o", "{out}"))
 
 
 def files_of(dataset: str) -> int:
-    """How many files a prepared dataset is, about; 0 where that is not known."""
+    """The approximate number of files of a prepared dataset; 0 if unknown."""
     if dataset.lower() in VOC:
         return VOC_FILES
     recipe = RECIPES.get(dataset)
@@ -63,7 +63,7 @@ def files_of(dataset: str) -> int:
 
 
 def foldered(folder: str, *names: str, flag: str = "", counts: dict[str, int] | None = None) -> Recipe:
-    """A converter that looks for its archives in a folder, and unpacks them itself."""
+    """The recipe for a converter that finds its archives in a folder, and unpacks them itself."""
     given = (flag, "{archives}") if flag else ("{archives}",)
     return Recipe(folder, names, arguments=(*given, "-o", "{out}"), counts=counts or {})
 
@@ -175,7 +175,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def folder_of(dataset: str) -> str:
-    """The folder below the data root in which a dataset appears; `dataset` as `--dataset` names it."""
+    """The folder below the data root in which a dataset appears; `dataset` as for `--dataset`."""
     name = dataset.lower() or "voc"
     if name in VOC:
         return VOC_FOLDER
@@ -190,7 +190,7 @@ def dataset_of(folder: str) -> str:
 
 
 def check_name(dataset: str, own_arguments: bool) -> str:
-    """The dataset's name as it is kept. `own_arguments`: --converter-args is given.
+    """The dataset's name as it is stored. `own_arguments`: --converter-args is given.
 
     Raises UserError for a dataset that neither we nor the installed mmsegmentation know.
     """
@@ -200,7 +200,7 @@ def check_name(dataset: str, own_arguments: bool) -> str:
     if name in RECIPES:
         return name
     there = sorted(set(converters()) - {*RECIPES, *VOC})
-    # Without mmsegmentation here (the job's interpreter may be another) the job itself decides.
+    # Without mmsegmentation here (the job's interpreter may differ), the job itself decides.
     if own_arguments and re.fullmatch(r"[a-z0-9_]+", name) and (name in there or not there):
         return name
     more = f"; with --converter-args also {', '.join(there)}" if there else ""
@@ -210,7 +210,7 @@ def check_name(dataset: str, own_arguments: bool) -> str:
 
 
 def split_arguments(text: str) -> tuple[str, ...]:
-    """--converter-args as separate arguments, quoted as a shell's are. Raises UserError."""
+    """--converter-args split into arguments, with shell quoting. Raises UserError."""
     try:
         return tuple(shlex.split(text))
     except ValueError as error:

@@ -53,8 +53,8 @@ REAL_COUNTS = {"train": 1464, "val": 1449, "sbd_train": 8498, "sbd_val": 2857}
 """Ids in the four lists of the real archives."""
 
 DATASET_BYTES, DATASET_FILES = 1_500_000_000, 24_100
-"""What the dataset made of the real archives takes, beside them; masks that are in two folders count once."""
+"""Size of the dataset made from the real archives, without these; masks in two folders count once."""
 
 REAL_TRAINAUG = 10_582
 REAL_TRAINAUG_MD5 = "215992f6fd958f89800449fdb4bbabe6"
-"""md5 of the sorted ids, one a line, that the real archives must give: the list the field uses."""
+"""md5 of the sorted ids, one per line, that the real archives must yield: the commonly used list."""

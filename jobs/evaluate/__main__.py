@@ -27,7 +27,7 @@ ABOUT = (
     *("asked", "not_computed", "checkpoint", "digest", "augmented", "images", "processes", "batch"),
     *("seconds", "seconds_rank_0"),
 )
-"""What metrics.json has beside figures."""
+"""Keys of metrics.json other than figures."""
 
 
 def main() -> int:
@@ -49,7 +49,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
         output.claim(where, "--out")
     done = None if arguments.again else results.finished(where)
 
-    # Only now what takes seconds to import.
+    # Imported late, because it takes seconds.
     compat.prepare()
     from jobs.evaluate import counting
 
@@ -86,7 +86,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
 
 
 def tell(run: Run, job: str | None, found: dict[str, Any], where: Path) -> None:
-    """Everybody who wants to know that there is a result."""
+    """Reports a result: to the events, notifications, services and the report."""
     results.show(found)
     print(f"figures and pictures: {where}", flush=True)
     events.append(
@@ -103,9 +103,9 @@ def tell(run: Run, job: str | None, found: dict[str, Any], where: Path) -> None:
 
 
 def repeat(run: Run, us: ranks.Ranks, checkpoint: str, done: dict[str, Any], where: Path) -> int:
-    """A result that is there: told once by each job, since one that was killed before it could tell has left
-    that to the next, and one after a training made longer may find the best checkpoint unchanged. Every rank
-    has seen the same folder, so all of them end here."""
+    """Reports an existing result, once per job: a job that was killed before it could do so leaves that to
+    the next, and after a longer training the best checkpoint may be unchanged. Every rank has seen the same
+    folder, so all end here."""
     if us.rank == 0:
         print(f"{checkpoint} has already been evaluated (--again repeats it): {where}")
         if story.read(run.events).is_evaluated_in(str(where), us.job):

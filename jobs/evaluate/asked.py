@@ -1,4 +1,4 @@
-"""What a config's test asks for: which figures, which other metrics, which label does not count."""
+"""What a config's test requests: which figures, which other metrics, which label is ignored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jobs.catalog.supported import name_of
 from jobs.run.metrics import EVALUATED, FIGURES
 
 OURS = {"type", "iou_metrics", "ignore_index", "beta", "prefix", "collect_device", "collect_dir"}
-"""Options of an IoUMetric whose figures are those of the confusion matrix; with another it is run itself."""
+"""Options of an IoUMetric that is computed from the confusion matrix; with others, it is run itself."""
 
 
 def evaluators(cfg: Any) -> list[Any]:
@@ -18,14 +18,14 @@ def evaluators(cfg: Any) -> list[Any]:
 
 
 def ignored(cfg: Any) -> int:
-    """The label that does not count; 255 unless the config's first IoUMetric says otherwise."""
+    """The label that is ignored; 255 unless the config's first IoUMetric says otherwise."""
     first = [one for one in evaluators(cfg) if _is_iou(one)][:1]
     return int(first[0].get("ignore_index", 255)) if first else 255
 
 
 def wanted(cfg: Any) -> tuple[list[str], list[Any], float]:
-    """What the config's evaluators ask for: the figures that are counted here, by name; the descriptions of
-    the metrics that are not; and the weight of an F-score."""
+    """What the config's evaluators request: the names of figures counted here; the configs of other metrics;
+    and the beta of an F-score."""
     asked, others, beta = list(EVALUATED), [], 1.0
     for one in evaluators(cfg):
         if not _is_iou(one) or set(one) - OURS or one.get("ignore_index", 255) != ignored(cfg):

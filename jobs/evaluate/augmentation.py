@@ -1,4 +1,4 @@
-"""Test-time augmentation: what a config says of it (`tta_model`, `tta_pipeline`), or scales and flips."""
+"""Test-time augmentation: from the config (`tta_model`, `tta_pipeline`), or scales and flips."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from jobs.mmseg import model as models
 from jobs.run.errors import UserError, one_line
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""Of the size that is tested at, each also flipped: as in mmseg's own configs (configs/_base_/datasets)."""
+"""Scales relative to the test size, each also flipped, as in mmseg's configs (configs/_base_/datasets)."""
 FLIP_KEYS = ("flip", "flip_direction")
-"""What a model must know of an image to turn its result back."""
+"""What a model must know about an image to flip its result back."""
 
 
 def use(cfg: Any) -> str:
-    """Has all datasets of the config's test read their images augmented, in place. Returns whose
-    augmentation it is: "the config's", or "6 scales, flipped". Raises UserError for a pipeline that cannot be
-    augmented."""
+    """Makes all test datasets in the config load augmented images, in place. Returns which augmentation is
+    used: "the config's", or "6 scales, flipped". Raises UserError for a pipeline that cannot be augmented."""
     given = cfg.get("tta_pipeline")
     for description in _with_pipelines(cfg.test_dataloader.dataset):
         description["pipeline"] = copy.deepcopy(given) if given else augmented(description["pipeline"])
@@ -46,8 +45,8 @@ def wrapped(cfg: Any, model: Any) -> Any:
 
 
 def take_probabilities_as_such(built: Any) -> None:
-    """mmseg puts what a model with one output gives through a sigmoid, and its SegTTAModel does so once more:
-    no pixel is below one half then. It gets what the sigmoid makes the probabilities of again."""
+    """mmseg applies a sigmoid to a single output, and its SegTTAModel does so again: then no pixel is below
+    one half. So SegTTAModel gets the logits, which its sigmoid turns into the probabilities again."""
     import torch
     from mmengine.structures import PixelData
     from mmseg.models import SegTTAModel
@@ -65,8 +64,8 @@ def take_probabilities_as_such(built: Any) -> None:
 
 
 def augmented(pipeline: Any) -> list[dict[str, Any]]:
-    """A test pipeline with every image in RATIOS of the size that it is resized to (of its own, without a
-    Resize), each also flipped. The annotation is read last, for it is to stay as it is."""
+    """A test pipeline with every image at RATIOS of the size to which it is resized (of its own, without a
+    Resize), each also flipped. The annotation is loaded last, so that it stays unchanged."""
     steps = [copy.deepcopy(dict(step)) for step in pipeline]
     annotations = [step for step in steps if models.loads_annotations(step)]
     steps = [step for step in steps if not models.loads_annotations(step)]
@@ -101,7 +100,7 @@ def _scaled(resize: dict[str, Any], ratio: float) -> dict[str, Any]:
 
 
 def _with_pipelines(node: Any) -> list[Any]:
-    """Every dataset's description in a wrapper's (ConcatDataset, RepeatDataset) that has a pipeline."""
+    """The configs of all datasets with a pipeline inside wrappers (ConcatDataset, RepeatDataset)."""
     if isinstance(node, (list, tuple)):
         return [found for one in node for found in _with_pipelines(one)]
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""Samples of a test as the model takes them: one by one, or several whose images are of one size."""
+"""Batches test samples for the model: one by one, or several images of the same size."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 WAITING = 8
-"""Batches' worth of images that may wait for others of their size."""
+"""The most images, in batches, that may wait for others of their size."""
 
 
 def of_one_size(samples: Iterable[tuple[Any, Any]], most: int) -> Iterator[list[tuple[Any, Any]]]:
-    """Groups of up to `most` numbered samples whose images are of one size, as they are and as the model
-    sees them; in order within a group. No more than WAITING times `most` are held."""
+    """Groups of up to `most` numbered samples with the same image size, both original and model input; in
+    order within a group. Holds at most WAITING times `most` samples."""
     waiting: dict[Any, list[tuple[Any, Any]]] = {}
     for number, sample in samples:
         size = size_of(sample) if most > 1 else ()
@@ -29,7 +29,7 @@ def size_of(sample: Any) -> tuple[Any, ...]:
 
 
 def batch_of(samples: list[Any]) -> dict[str, Any]:
-    """A batch, as mmengine's loaders make it; of augmented samples, a list of such batches' parts
+    """A batch like those of mmengine's loaders; for augmented samples, with lists of augmentations
     (mmengine's BaseTTAModel)."""
     keys = samples[0].keys()
     if isinstance(samples[0]["data_samples"], list):
@@ -38,6 +38,6 @@ def batch_of(samples: list[Any]) -> dict[str, Any]:
 
 
 def first_of(sample: Any) -> Any:
-    """The data sample; of an augmented one the first, whose annotation mmseg's SegTTAModel takes too."""
+    """The data sample; for an augmented one the first, whose annotation mmseg's SegTTAModel uses, too."""
     found = sample["data_samples"]
     return found[0] if isinstance(found, list) else found

@@ -1,4 +1,4 @@
-"""One process's part of an evaluation: the model, the images, what is counted of each."""
+"""One process's part of an evaluation: the model, the images, and the counts of each."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from jobs.run.errors import UserError
 
 @dataclass
 class Gathered:
-    """What all processes have counted, on rank 0."""
+    """The counts of all processes, on rank 0."""
 
     matrix: np.ndarray
     counts: np.ndarray
-    """per_image.joined."""
+    """As from per_image.joined."""
     order: list[int]
-    """The images' numbers, the worst first."""
+    """The images' numbers, worst first."""
     scores: list[tuple[float, float]]
-    """per_image.score, by number."""
+    """per_image.score of each image, by number."""
     figures: dict[str, Any]
 
 
@@ -50,7 +50,7 @@ class Test:
         pictures: list[str],
         batch: int = 1,
     ) -> None:
-        """`batch`: images of one size that the model may see at once. Raises UserError for whatever does not
+        """`batch`: the most images of the same size per model call. Raises UserError for whatever does not
         fit: the checkpoint, the dataset, what is to be drawn."""
         cfg = models.config(run)
         self.us, self.cfg, self.where, self.batch = us, cfg, where, batch
@@ -65,7 +65,7 @@ class Test:
         self.dataset = test_dataset(cfg)
         self.names = model.dataset_meta["classes"]
         self.others = Others(others, self.dataset.metainfo)
-        if not tta and not self.others:  # both may read the scores
+        if not tta and not self.others:  # both may use the scores
             labels.use_fast_labels(model)
         self.pictures = Pictures(
             where, self.dataset, pictures, model.dataset_meta["palette"], models.turns(cfg)
@@ -83,7 +83,7 @@ class Test:
             before: list[tuple[sampling.Sample, Any, Any, np.ndarray]] = []
             for alike in of_one_size(zip(samples, ready, strict=True), self.batch):
                 outputs = timed(self.spent, "model", lambda alike=alike: self.predicted(alike))
-                # While a GPU still computes: its labels are waited for after that.
+                # While a GPU is still computing: its labels are needed only after this.
                 self.take(before, advance)
                 found = timed(self.spent, "model", lambda outputs=outputs: [*map(labels_of, outputs)])
                 before = [
@@ -93,7 +93,7 @@ class Test:
             self.take(before, advance)
 
     def predicted(self, alike: list[tuple[sampling.Sample, Any]]) -> list[Any]:
-        # By the image, so that it does not matter which process has it, nor after which other.
+        # Seeded by image, so that it does not matter which process has it, or in which order.
         sampling.seed_everything(alike[0][0].seed)
         return predict(self.model, batch_of([sample for _, sample in alike]))
 
@@ -121,7 +121,7 @@ class Test:
         )
 
     def gathered(self) -> Gathered | None:
-        """What all have counted, on rank 0; None on the others."""
+        """The counts of all, on rank 0; None on the others."""
         parts = ranks.gather(self.us, self.matrix.tobytes() + self.each.tobytes())
         if parts is None:
             return None
@@ -135,12 +135,12 @@ class Test:
         return Gathered(matrix, counts, order, scores, per_image.completed(found, counts, self.beta))
 
     def draw(self, order: list[int]) -> list[tuple[int, str]]:
-        """Every process draws its part. Returns `order`, which rank 0 knows, with the name of each image's
+        """Draws this process's pictures. Returns `order`, which rank 0 knows, with the name of each image's
         picture, "" without one."""
         shared = ranks.share(self.us, np.array(order, np.int64).tobytes())
         order = np.frombuffer(shared, np.int64).tolist()
         drawn = timed(self.spent, "pictures", lambda: self.pictures.finish(order))
-        ranks.gather(self.us, b"")  # all are there before the result says so
+        ranks.gather(self.us, b"")  # all pictures exist before the result says so
         return [(index, drawn.get(index, "")) for index in order]
 
     def paths(self) -> list[str]:
@@ -148,7 +148,7 @@ class Test:
 
 
 def repeatable() -> None:
-    """Has cuDNN compute the same each time."""
+    """Makes cuDNN deterministic."""
     import torch
 
     torch.backends.cudnn.benchmark = False
@@ -173,7 +173,7 @@ def test_dataset(cfg: Any) -> Any:
 
 
 def loaded(cfg: Any, dataset: Any, indices: list[sampling.Sample], spent: dict[str, float]) -> Iterator[Any]:
-    """The samples, in order, made ready by the config's number of workers."""
+    """The samples, in order, loaded by the config's number of workers."""
     from torch.utils.data import DataLoader, Subset
 
     workers = int(cfg.test_dataloader.get("num_workers", 0))
@@ -190,7 +190,7 @@ def as_it_is(sample: Any) -> Any:
 
 
 def predict(model: Any, batch: dict[str, Any]) -> list[Any]:
-    """What the model says of each of a batch."""
+    """The model's result for each sample of a batch."""
     import torch
 
     with torch.no_grad():
@@ -199,7 +199,7 @@ def predict(model: Any, batch: dict[str, Any]) -> list[Any]:
 
 def labels_of(result: Any) -> np.ndarray:
     """Class numbers (int64, H × W) in the size of the original image."""
-    # Of a model with one output (`use_sigmoid`) mmseg gives them as floats.
+    # For a model with one output (`use_sigmoid`), mmseg returns floats.
     return np.asarray(result.pred_sem_seg.data.squeeze(0).cpu().numpy()).astype(np.int64, copy=False)
 
 
@@ -217,7 +217,7 @@ def counted(
     found: Any, truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """figures.confusion of an image, and of its pixels near boundaries. Raises UserError, naming it, for a
-    label that is no class, and for an annotation of another size."""
+    label that is not a class, or an annotation of another size."""
     meta = found.metainfo
     if truth.shape != prediction.shape:
         raise UserError(data.unequal(meta, prediction.shape, truth.shape))

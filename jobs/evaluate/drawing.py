@@ -19,8 +19,8 @@ from jobs.run.errors import UserError, one_line
 
 
 class Pictures:
-    """Draws what is asked for of one process's images. Which are the worst is known when all have been
-    counted: until then the predictions of those that may be among them are kept, compressed."""
+    """Draws the requested pictures of one process's images. The worst are only known once all have been
+    counted: until then, the predictions of candidates are kept, compressed."""
 
     def __init__(self, where: Path, dataset: Any, asked: list[str], palette: Any, turned: bool) -> None:
         """`asked`: a number (the worst), `all`, or image ids. Raises UserError for an id that the dataset
@@ -32,12 +32,12 @@ class Pictures:
         self.kept: list[tuple[float, int, str, tuple[int, ...], bytes]] = []
 
     def seen(self, index: int, score: float, source: str, truth: np.ndarray, prediction: np.ndarray) -> None:
-        """One image of this process has been counted; `score`: its mIoU, `source`: its path."""
+        """Handles an image of this process that has been counted; `score`: its mIoU, `source`: its path."""
         if index in self.chosen:
             if self.draw(self.chosen[index], source, truth, prediction):
                 self.drawn.add(index)
         elif self.worst:
-            # A heap whose first is the best of those kept: that goes when there are too many.
+            # A heap with the best of those kept first, which is dropped if there are too many.
             full = len(self.kept) == self.worst
             if full and (-score, -index) < self.kept[0][:2]:
                 return
@@ -48,8 +48,8 @@ class Pictures:
                 heapq.heappop(self.kept)
 
     def finish(self, order: Sequence[int]) -> dict[int, str]:
-        """Gives this process's pictures their names, by their image's place in `order` (the worst first), and
-        draws those of the worst. Returns number of an image -> name of its picture."""
+        """Names this process's pictures, by their image's place in `order` (worst first), and draws those of
+        the worst. Returns image number -> name of its picture."""
         if self.worst is not None:
             self.chosen = pictures_of(self.dataset, [], list(order[: self.worst]))
         place = {index: number for number, index in enumerate(order, 1)}
@@ -66,7 +66,7 @@ class Pictures:
         return found
 
     def draw(self, name: str, source: str, truth: np.ndarray, prediction: np.ndarray) -> bool:
-        """A picture of the image; False for one that cannot be, which is said: the figures need none."""
+        """Draws a picture. Prints a message and returns False if that fails: the figures need none."""
         from jobs.mmseg import packed
         from jobs.prepare.own import images as prepared
 
@@ -81,7 +81,7 @@ class Pictures:
 
 
 def how_many(asked: list[str], count: int) -> int | None:
-    """The number of worst images that is asked for; None if these are named in another way."""
+    """The number of worst images requested; None if images are requested in another way."""
     if len(asked) != 1 or not asked[0].isdecimal():
         return None
     if int(asked[0]) > count and len(asked[0]) >= 5:

@@ -1,5 +1,5 @@
-"""The config's own metrics, those that are not counted here: each is run as mmengine's Evaluator would run
-it, on any number of processes as on one."""
+"""The config's other metrics, which are not counted here: each is run as by mmengine's Evaluator, with the
+same result for any number of processes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jobs.engine import ranks, wire
 from jobs.run.errors import UserError, in_a_line
 
 MOST_BYTES = 60 << 20
-"""Of one process's results of all metrics; a message holds 64 MiB."""
+"""The most bytes of one process's results for all metrics; a message can have 64 MiB."""
 
 
 class Others:
-    """What one process's images give to each metric."""
+    """The results of one process's images for each metric."""
 
     def __init__(self, descriptions: Sequence[Any], meta: Any) -> None:
-        """`meta`: the dataset's, which metrics take class names from."""
+        """`meta`: the dataset's, from which metrics take class names."""
         self.names = [name_of(one.get("type")) for one in descriptions]
         self.failed: dict[int, str] = {}
         """Number of a metric -> why it is not computed."""
         self.metrics: dict[int, Any] = {}
         self.found: dict[int, list[tuple[int, list[Any]]]] = {}
-        """Number of a metric -> of each image what its `process` added to its results."""
+        """Number of a metric -> for each image, what `process` added to the metric's results."""
         for number, description in enumerate(descriptions):
             try:
                 self.metrics[number] = _built(description)
@@ -39,7 +39,7 @@ class Others:
         return bool(self.names)
 
     def process(self, index: int, batch: Any, results: Sequence[Any]) -> None:
-        """`batch` and `results`: what the model was given and what it gave, for the image `index`."""
+        """`batch` and `results`: the model's input and output for the image `index`."""
         for number, metric in list(self.metrics.items()):
             before = len(metric.results)
             try:
@@ -52,9 +52,9 @@ class Others:
     def computed(
         self, us: ranks.Ranks, size: int, taken: Collection[str]
     ) -> tuple[dict[str, Any], list[str]] | None:
-        """On rank 0: (name of a figure -> value, "METRIC: why" of those that are not computed); None on the
-        others, once rank 0 has their results. `size`: images of the dataset; a figure whose name is `taken`
-        gets its metric's before it."""
+        """On rank 0: (figure name -> value, "METRIC: why" for those not computed); None on the others, once
+        rank 0 has their results. `size`: images of the dataset; a figure whose name is `taken` is prefixed
+        with its metric's."""
         parts = [self.found]
         if us.size > 1:
             packed = ranks.gather(us, self._packed())
@@ -68,7 +68,7 @@ class Others:
         for number, metric in list(self.metrics.items()):
             if number in self.failed:
                 continue
-            # As a single process would have added them, whichever process saw which image.
+            # In the order in which a single process would have added them.
             images = sorted((one for found in parts for one in found[number]), key=lambda image: image[0])
             metric.results = [result for _, results in images for result in results]
             try:
@@ -82,7 +82,7 @@ class Others:
         return values, [f"{self.names[number]}: {why}" for number, why in sorted(self.failed.items())]
 
     def _packed(self) -> bytes:
-        """What `computed` reads; a metric whose results cannot be sent has failed."""
+        """The message for `computed`; a metric whose results cannot be sent has failed."""
         found: dict[int, bytes] = {}
         for number, results in list(self.found.items()):
             try:

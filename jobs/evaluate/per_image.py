@@ -1,5 +1,5 @@
-"""What an evaluation counted on each image: from that, intervals and differences are drawn (bootstrap) in
-seconds, without the model (jobs/run/counts.py), and the worst images are known."""
+"""An evaluation's counts per image: they yield intervals and differences (bootstrap) in seconds, without the
+model (jobs/run/counts.py), and the worst images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jobs.run import files
 from jobs.run.directory import write_atomically
 
 KINDS = (*counted.KINDS, *(f"boundary_{kind}" for kind in counted.KINDS))
-"""Of each class; the last three of the pixels near boundaries alone (figures.near_boundaries)."""
+"""Counts per class; the last three only for pixels near boundaries (figures.near_boundaries)."""
 
 
 class PerImage:
@@ -35,7 +35,7 @@ class PerImage:
         return row
 
     def tobytes(self) -> bytes:
-        """By number, compressed, for the other processes: of most classes an image has no pixel."""
+        """The counts by image number, compressed (most are 0), to be sent to other processes."""
         return zlib.compress(b"".join(row.tobytes() for _, row in sorted(self.rows.items())), 1)
 
 
@@ -44,7 +44,7 @@ def _sums(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def joined(parts: Sequence[bytes], images: int, classes: int) -> np.ndarray:
-    """All counts (images × KINDS × classes, uint32), from each process's; process r has images r, r + n, …"""
+    """All counts (images × KINDS × classes, uint32), from those of n processes; r has images r, r + n, …"""
     found = np.empty((images, len(KINDS), classes), np.uint32)
     for rank, part in enumerate(parts):
         found[rank :: len(parts)] = np.frombuffer(zlib.decompress(part), np.uint32).reshape(
@@ -54,8 +54,8 @@ def joined(parts: Sequence[bytes], images: int, classes: int) -> np.ndarray:
 
 
 def score(row: np.ndarray) -> tuple[float, float]:
-    """(mIoU, aAcc) of an image in percent, over the classes that its truth or its prediction has; infinite
-    where nothing counts. `row`: what `PerImage.add` returns."""
+    """(mIoU, aAcc) of an image in percent, over the classes in its truth or prediction; infinite if all its
+    pixels are ignored. `row`: as from `PerImage.add`."""
     three = row[: len(counted.KINDS)].astype(np.int64)
     if not three[1].any():
         return math.inf, math.inf
@@ -63,14 +63,14 @@ def score(row: np.ndarray) -> tuple[float, float]:
 
 
 def worst_first(counts: np.ndarray) -> tuple[list[int], list[tuple[float, float]]]:
-    """The numbers of the images, that with the lowest mIoU first; and each image's score."""
+    """The images' numbers, lowest mIoU first; and each image's score."""
     scores = [score(row) for row in counts]
     return sorted(range(len(scores)), key=lambda index: (scores[index][0], index)), scores
 
 
 def completed(found: dict[str, Any], counts: np.ndarray, beta: float) -> dict[str, Any]:
-    """figures.figures with `intervals`: of each figure [low, high] in percent, and in `classes` of each
-    class's. The same whatever the number of processes: the draws are seeded, the counts are in order."""
+    """figures.figures with `intervals`: [low, high] in percent for each figure, and in `classes` for each
+    class's. Independent of the number of processes: the draws are seeded, and the counts in order."""
     random = np.random.default_rng(0)
     sums = counted.resampled([counts[:, number] for number in range(len(KINDS))], random)
     hits, truth, predicted, near_hits, near_truth, near_predicted = sums

@@ -1,4 +1,4 @@
-"""Writes the run's report anew after an evaluation, by the launcher's command in the run's snapshot."""
+"""Rewrites the run's report after an evaluation, with the command in the run's snapshot."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ COMMAND = Path(__file__).resolve().parents[2] / "launch" / "report.py"
 
 
 def write(run: Run) -> None:
-    """Writes RUN/report.html. A report that fails says so and leaves the evaluation as it is: done."""
-    if not COMMAND.exists():  # a run that an older checkout made
+    """Writes RUN/report.html. If that fails, prints a message: the evaluation is done nevertheless."""
+    if not COMMAND.exists():  # made by an older checkout
         return
     try:
         done = subprocess.run(

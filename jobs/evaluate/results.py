@@ -1,5 +1,5 @@
 """The folder of one evaluation: metrics.json, per_class.csv, per_image.csv, confusion.csv, pictures/.
-metrics.json comes last, so where it is, all is."""
+metrics.json is written last: if it exists, everything does."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from jobs.run.directory import Run, write_atomically
 
 
 def folder(run: Run, checkpoint: Path, digest: str, tta: bool) -> Path:
-    """One folder a checkpoint's content: evaluating the same one twice finds the first result."""
+    """One folder per checkpoint content: evaluating the same one again finds the first result."""
     return run.eval / f"{checkpoint.stem}-{digest[:8]}{'-tta' if tta else ''}"
 
 
 def finished(where: Path) -> dict[str, Any] | None:
-    """The metrics of an evaluation that is whole, or None."""
+    """The metrics of a complete evaluation, or None."""
     try:
         return dict(json.loads((where / files.EVAL_METRICS).read_text()))
     except (FileNotFoundError, ValueError):
@@ -54,7 +54,7 @@ def write(where: Path, found: dict[str, Any], matrix: np.ndarray) -> None:
 def write_images(
     where: Path, order: Sequence[tuple[int, str]], paths: Sequence[str], scores: Sequence[tuple[float, float]]
 ) -> None:
-    """per_image.csv: mIoU and aAcc (in percent, empty where nothing counts) of each image, the worst first.
+    """Writes per_image.csv: mIoU and aAcc (in percent, empty if all is ignored) of each image, worst first.
     `order`: the images' numbers, each with its picture's name, "" without; `scores` by number."""
     rows: list[list[Any]] = []
     for place, (index, name) in enumerate(order, 1):
@@ -74,7 +74,7 @@ def table(rows: list[list[Any]]) -> bytes:
 def picture(
     where: Path, name: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, palette: Any
 ) -> None:
-    """Image, truth and prediction side by side, as pictures/NAME.jpg. `image` is RGB (H × W × 3, uint8)."""
+    """Writes image, truth, prediction side by side to pictures/NAME.jpg. `image`: RGB, H × W × 3, uint8."""
     target = where / files.EVAL_PICTURES / f"{name}.jpg"
     target.parent.mkdir(parents=True, exist_ok=True)
     parts = [
@@ -87,7 +87,7 @@ def picture(
 
 
 def show(found: dict[str, Any]) -> None:
-    """The per-class table and the summary, on a terminal or in a log."""
+    """Prints the per-class table and the summary."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -110,7 +110,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def shown(found: dict[str, Any], key: str) -> str:
-    """A figure in percent with its interval; another metric's as it is."""
+    """A figure in percent with its interval; another metric's unchanged."""
     if key in found.get("intervals", {}) and (ends := found["intervals"][key]):
         return f"{percent(found[key])} [{ends[0]:.2f}, {ends[1]:.2f}]"
     value = found[key]

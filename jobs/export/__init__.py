@@ -1,1 +1,1 @@
-"""What others take of a run: the best weights with their config, and the model as ONNX."""
+"""Exports a run for use elsewhere: the best weights with their config, and the model as ONNX."""

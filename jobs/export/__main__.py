@@ -26,7 +26,7 @@ from jobs.run.errors import UserError, one_line, run_command
 from jobs.run.task import job_id
 
 CHECKED = 8
-"""Images of the test dataset on which the two are compared, spread over it."""
+"""Number of images, spread over the test dataset, on which the two are compared."""
 
 
 def main() -> int:
@@ -61,10 +61,10 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
     own = run.path / files.EXPORT()
     folder = (arguments.out or own / f"{checkpoint.stem}-{digest[:8]}").resolve()
     output.claim(folder, "--out", own)
-    for name in (exported.RECORD, exported.ONNX):  # of another checkpoint, as the folder may be
+    for name in (exported.RECORD, exported.ONNX):  # the folder may have those of another checkpoint
         (folder / name).unlink(missing_ok=True)
 
-    # Only now what takes seconds to import.
+    # Imported late, because it takes seconds.
     compat.prepare()
     cfg = models.config(run)
     model = models.load(cfg, checkpoint, "cpu")
@@ -91,7 +91,7 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def write_weights(path: Path, checkpoint: Path, meta: Any) -> None:
-    """The checkpoint's weights, nothing else of it, with the classes as mmseg's own checkpoints have them."""
+    """Writes only the checkpoint's weights, with the classes as in mmseg's own checkpoints."""
     import torch
 
     weights = {name: value.detach().cpu().clone() for name, value in models.weights_of(checkpoint).items()}
@@ -102,8 +102,8 @@ def write_weights(path: Path, checkpoint: Path, meta: Any) -> None:
 
 
 def portable(cfg: Any, meta: Any) -> Any:
-    """The config as another machine can use it: no weights to begin from, and the classes by name where only
-    the dataset's files would tell them."""
+    """The config for use on another machine: without pretrained weights, and with class names if only the
+    dataset's files have them."""
     cfg = copy.deepcopy(cfg)
     pretrained.forget(cfg.model)
     for key in ("resume", "load_from", "work_dir"):
@@ -119,8 +119,8 @@ def portable(cfg: Any, meta: Any) -> Any:
 
 
 def no_code(folder: str, names: list[str]) -> set[str]:
-    """What of a package is none: what is hidden, caches, and the folders of data that a run only links; what
-    it links may be gone by now."""
+    """The names in a package that are not code: hidden ones, caches, and data folders that a run only links,
+    whose targets may be gone."""
     return {
         name
         for name in names
@@ -131,7 +131,7 @@ def no_code(folder: str, names: list[str]) -> set[str]:
 
 
 def copy_modules(run: Run, folder: Path) -> list[str]:
-    """Copies the user's own modules; returns their files' names below `folder`."""
+    """Copies the user's own modules; returns their file names below `folder`."""
     found = []
     for module in run.modules():
         if module.is_dir():
@@ -157,7 +157,7 @@ def versions() -> dict[str, str]:
 
 
 def write_onnx(path: Path, cfg: Any, model: Any, given: Sequence[str] | None) -> dict[str, Any]:
-    """model.onnx, checked; what export.json says of it."""
+    """Writes and checks model.onnx; returns what export.json says about it."""
     from jobs.export import to_onnx
 
     inputs = [ready(model, sample) for sample in samples(cfg, given)]
@@ -184,7 +184,7 @@ def write_onnx(path: Path, cfg: Any, model: Any, given: Sequence[str] | None) ->
             "name": "scores",
             "classes": len(model.dataset_meta["classes"]),
             "size": "the input's",
-            # Of one channel: the second class is where its sigmoid is higher than this.
+            # For one channel: the second class is where its sigmoid exceeds this.
             "threshold": to_onnx.threshold(model),
         },
     }
@@ -196,13 +196,13 @@ def values(module: Any, name: str) -> list[float] | None:
 
 
 def ready(model: Any, sample: Any) -> Any:
-    """What a model gets of an image (1 × channels × H × W)."""
+    """The model's input for an image (1 × channels × H × W)."""
     batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
     return model.data_preprocessor(batch, False)["inputs"]
 
 
 def samples(cfg: Any, given: Sequence[str] | None) -> list[Any]:
-    """Real images after the steps of the config's test pipeline. Raises UserError where there are none."""
+    """Real images after the config's test pipeline. Raises UserError if there are none."""
     from jobs.mmseg import data, packed
 
     if given:
@@ -225,7 +225,7 @@ def sample(load: Any, prepare: Any, path: Path) -> Any:
     image = images.loaded(load, path)
     try:
         return prepare(image)
-    except Exception as error:  # so narrow that nothing of it is left, say
+    except Exception as error:  # such as one so narrow that nothing of it is left
         raise UserError(f"{path} cannot be used for the check: {one_line(error, 200)}") from None
 
 

@@ -1,4 +1,4 @@
-"""A run's model as ONNX, and how far what onnxruntime makes of it is from PyTorch.
+"""Exports a run's model as ONNX, and compares onnxruntime's results with PyTorch's.
 
 The graph takes what the config's data_preprocessor gives (N × channels × H × W, float32, normalised) and
 gives the scores of each class in the same size (N × classes × H × W; of a model with one output
@@ -21,19 +21,19 @@ import torch
 from jobs.run.errors import UserError, one_line
 
 OPSET = 17
-"""The newest that torch 2.1 writes."""
+"""The newest opset that torch 2.1 writes."""
 AXES = {0: "batch", 2: "height", 3: "width"}
 FREE: tuple[set[int], ...] = ({0, 2, 3}, {2, 3}, {0}, set())
-"""Which axes may have any size: as many as the model allows."""
+"""Sets of dynamic axes to try: the first that the model allows is used."""
 FURTHER = (64, 128)
-"""By how much an image is made higher and wider to prove an axis free of which all images have one length: as
-multiples of what networks halve an image by, so that a model which takes multiples alone takes it, too."""
+"""By how much an image is enlarged to test a dynamic axis if all images have the same length: multiples of
+networks' strides, so that models that only accept these accept it, too."""
 ROUNDING = 1e-3
-"""Of the largest score: what float32 sums in another order may differ by, and no more."""
+"""Relative to the largest score: the most by which float32 sums in another order may differ."""
 
 
 class Scores(torch.nn.Module):
-    """What is exported: a segmentor's scores of each class in the size of its input, whole (not in tiles)."""
+    """The exported module: a segmentor's scores for each class at the size of its input, in whole mode."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ class Scores(torch.nn.Module):
 
 
 def export(model: Any, path: Path, images: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Writes `path` with as many free axes as the model allows and as `images` (each 1 × channels × H × W,
-    made ready) prove. Returns what `compare` found, and `free`, the names of these axes.
+    """Writes `path` with as many dynamic axes as the model allows and `images` (each 1 × channels × H × W,
+    preprocessed) confirm. Returns the result of `compare`, and `free`, the names of these axes.
 
     Raises UserError for a model that cannot be written, or whose graph gives something else than PyTorch.
     """
@@ -73,8 +73,8 @@ def export(model: Any, path: Path, images: Sequence[torch.Tensor]) -> dict[str, 
 
 
 def shaped(images: Sequence[torch.Tensor], free: set[int]) -> list[torch.Tensor]:
-    """The images as a graph with these free axes takes them: in a batch of two, if that may be, and all in
-    the first one's size, if it has to be. Of two heights and two widths at least, if these may be any."""
+    """The images as inputs for a graph with these dynamic axes: in a batch of two if possible, and all at the
+    first one's size if necessary. With at least two heights and widths if these are dynamic."""
     size = images[0].shape[2:]
     if not free & {2, 3}:
         images = [_resized(image, size) for image in images]
@@ -95,7 +95,7 @@ def write(scores: torch.nn.Module, path: Path, example: torch.Tensor, free: set[
         {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     )
     with torch.no_grad(), warnings.catch_warnings(), poolable():
-        warnings.simplefilter("ignore")  # of the tracer, about shapes; `compare` is what tells
+        warnings.simplefilter("ignore")  # the tracer's, about shapes; `compare` decides
         torch.onnx.export(
             scores, (example,), str(path), opset_version=OPSET, input_names=["image"],
             output_names=["scores"], dynamic_axes=axes, **options,
@@ -104,8 +104,8 @@ def write(scores: torch.nn.Module, path: Path, example: torch.Tensor, free: set[
 
 @contextlib.contextmanager
 def poolable() -> Iterator[None]:
-    """ONNX has no adaptive pooling, which PSPNet and UPerNet do: here it is a product with the matrix that
-    averages, whatever the size."""
+    """Replaces adaptive pooling, which PSPNet and UPerNet use and ONNX lacks, by a product with an averaging
+    matrix, for any size."""
     functional: Any = torch.nn.functional
     original = functional.adaptive_avg_pool2d
     functional.adaptive_avg_pool2d = average
@@ -137,15 +137,15 @@ def _averages(length: Any, parts: Any, like: torch.Tensor) -> torch.Tensor:
 
 
 def threshold(model: Any) -> float | None:
-    """The probability above which a pixel is of a model's one class; None for a model with more outputs."""
+    """The probability above which a pixel has the class of a model with one output; None for others."""
     return float(model.decode_head.threshold) if getattr(model, "out_channels", None) == 1 else None
 
 
 def compare(
     scores: torch.nn.Module, path: Path, batches: Sequence[torch.Tensor], above: float | None
 ) -> dict[str, Any]:
-    """How far onnxruntime's scores are from PyTorch's: the largest difference, the largest score, and the
-    share of pixels whose class is another one. `above`: as `threshold`."""
+    """Compares onnxruntime's scores with PyTorch's: the largest difference, the largest score, the fraction
+    of pixels with another class. `above`: as from `threshold`. Raises ValueError for different shapes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -172,5 +172,5 @@ def compare(
 
 
 def classes(scores: np.ndarray, above: float | None) -> np.ndarray:
-    """N × H × W; of a model with one output whether it is that class."""
+    """The classes, N × H × W; for a model with one output, whether it is that class."""
     return np.asarray(scores.argmax(1) if above is None else 1 / (1 + np.exp(-scores[:, 0])) > above)

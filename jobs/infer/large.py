@@ -1,8 +1,7 @@
-"""Segmenting an image in tiles, with memory for some of them and not for the image, and going on after an
-interruption.
+"""Segments an image in tiles, with memory only for some of them, and resumes after an interruption.
 
-Labels go to .NAME.part beside the result, as they become known, and how far that is to .NAME.part.json; when
-all are there, the mask is written from them, read again, and takes its name.
+Labels go to .NAME.part beside the result as they are computed, and the progress to .NAME.part.json; when all
+are there, the mask is written from them, read back, and gets its name.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ from jobs.run.errors import MALFORMED, UserError, one_line
 
 DEFAULT_TILE = 1024
 RECORD_SECONDS = 5.0
-"""Between two notes of how far an image is; what came after the last is done again."""
+"""Seconds between records of an image's progress; what came after the last is repeated."""
 SAY_SECONDS = 15.0
 TILES = f"baton-tiles-of-{os.uname().nodename}-"
 PREVIEW = 2048
 """The longer side of a large image's overlay."""
 MOST_TILES = 32
-"""In a batch on a GPU."""
+"""The most tiles in a batch on a GPU."""
 
 
 class Left(Exception):
-    """The job was asked to leave; a later start goes on."""
+    """The job was asked to exit; a later start continues."""
 
 
 def tiling_of(cfg: Any, tile: int | None, overlap: int | None) -> Tiling:
-    """The tiles as asked for; else the crops of a config that slides; else as large as a Resize of the
-    config's leaves them, or DEFAULT_TILE."""
+    """The tiles as requested; else the crops of a config in slide mode; else the size of the config's Resize,
+    or DEFAULT_TILE."""
     resized = resize_of(cfg)
     test = cfg.model.get("test_cfg") or {}
     if tile is None and resized is None and test.get("mode") == "slide":
@@ -58,7 +57,7 @@ def tiling_of(cfg: Any, tile: int | None, overlap: int | None) -> Tiling:
 
 
 def resize_of(cfg: Any) -> tuple[int, int] | None:
-    """The size to which the config's test pipeline resizes an image, whatever size it has."""
+    """The size to which the config's test pipeline resizes an image of any size; None if it does not."""
     for step in models.test_pipeline(cfg):
         scale = step.get("scale") if models.name_of(step.get("type")).endswith("Resize") else None
         if scale:
@@ -68,7 +67,7 @@ def resize_of(cfg: Any) -> tuple[int, int] | None:
 
 @dataclass
 class Large:
-    """How large images are segmented: what all of them have in common."""
+    """Segments large images: what these have in common."""
 
     model: Any
     load: Any
@@ -77,15 +76,15 @@ class Large:
     device: str
     asked_to_leave: Callable[[], bool]
     look: Callable[[Path, str], None] = lambda *_: None
-    """At a tile's file, before it is read, and whose it is."""
+    """Called with a tile's file, before it is read, and its image's name."""
 
     def __post_init__(self) -> None:
         self.classes = int(getattr(self.model, "out_channels", 0) or len(self.model.dataset_meta["classes"]))
         self.dtype = whole.dtype_of(self.model)
 
     def segment(self, path: Path, name: Path, stamped: str) -> None:
-        """Writes the mask, and an overlay of the image made smaller. Raises UserError for an image that
-        cannot be segmented in tiles, Left between two rows of tiles."""
+        """Writes the mask, and an overlay on the reduced image. Raises UserError for an image that cannot be
+        segmented in tiles, Left between two rows of tiles."""
         if images.is_turned(path):
             raise UserError(
                 f"{path} is rotated by its EXIF tag: to be segmented in tiles it must be saved upright"
@@ -97,7 +96,7 @@ class Large:
         with raster.opened(path, cache) as source:
             if source.driver == "JPEG" and source.count == 4:
                 raise UserError(f"{path} is a CMYK JPEG: save it as RGB")
-            # What GDAL makes RGB of, OpenCV does too, and the others leave as it is, but for JPEG's YCbCr.
+            # What GDAL converts to RGB, OpenCV does, too, but others leave as it is, except JPEG's YCbCr.
             steps = getattr(self.load, "transforms", [self.load])
             other = [one for one in steps if getattr(one, "imdecode_backend", "cv2") != "cv2"]
             stored = source.tags(ns="IMAGE_STRUCTURE")
@@ -153,7 +152,7 @@ class Large:
 
 
 def preview(source: Any) -> np.ndarray:
-    """A large image as people see it, small (h × w × 3, uint8)."""
+    """A large image, reduced, as people see it (h × w × 3, uint8)."""
     from jobs.prepare.own import images as prepared
 
     found = raster.reduced(source, PREVIEW)
@@ -161,7 +160,7 @@ def preview(source: Any) -> np.ndarray:
 
 
 class Reader:
-    """Gives the scores of tiles: the next batch of them is read while the model is at the last."""
+    """Computes the scores of tiles: the next batch is read while the model processes the last."""
 
     def __init__(self, large: Large, source: Any, folder: Path, part: Part) -> None:
         self.large, self.source, self.folder, self.part = large, source, folder, part
@@ -182,7 +181,7 @@ class Reader:
                 ahead = following
 
     def batches(self, todo: list[tuple[Span, Span]]) -> list[list[tuple[Span, Span]]]:
-        """In the same order; tiles of one size together."""
+        """The tiles in batches, in the same order, each with tiles of one size."""
         found: list[list[tuple[Span, Span]]] = []
         for one in todo:
             if found and len(found[-1]) < self.part.batch and shape(found[-1][0]) == shape(one):
@@ -192,13 +191,13 @@ class Reader:
         return found
 
     def ready(self, tile: tuple[Span, Span]) -> Any:
-        """The config's own steps on a tile, which they read from a file as any image."""
+        """Applies the config's own steps to a tile, which they read from a file like any image."""
         file = self.folder / f"tile.{'tif' if self.source.driver == 'GTiff' else 'png'}"
         raster.write_window(self.source, *tile, file)
         try:
             self.large.look(file, self.source.name)
             return self.large.prepare(images.loaded(self.large.load, file))
-        except UserError as error:  # nobody knows of the tile's file
+        except UserError as error:  # users do not know the tile's file
             raise UserError(str(error).replace(str(file), self.source.name)) from None
         finally:
             file.unlink()
@@ -216,7 +215,7 @@ class Reader:
             yield result.seg_logits.data.float()
 
     def fitting(self) -> int:
-        """How many tiles the device has room for at once; 1 on the CPU, which gains nothing by more."""
+        """How many tiles fit on the device at once; 1 on the CPU, which gains nothing from more."""
         from jobs.engine import devices
 
         return max(1, min(MOST_TILES, devices.fitting(self.large.device)))
@@ -224,8 +223,8 @@ class Reader:
 
 @contextlib.contextmanager
 def own_folder() -> Iterator[Path]:
-    """A temporary folder for tiles. It is locked as long as its process lives, so that what killed ones have
-    left on this machine is known for that, and removed; another machine's locks may not be seen here."""
+    """A temporary folder for tiles, locked until its process exits: so folders left on this machine by killed
+    processes are recognised and removed. (Another machine's locks may not be visible here.)"""
     for left in Path(tempfile.gettempdir()).glob(f"{TILES}*"):
         with contextlib.suppress(OSError, UserError), locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(left)
@@ -234,16 +233,16 @@ def own_folder() -> Iterator[Path]:
             tempfile.TemporaryDirectory(prefix=TILES, ignore_cleanup_errors=True) as folder,
             contextlib.ExitStack() as held,
         ):
-            with contextlib.suppress(OSError):  # a file system without locks, where none is removed either
+            with contextlib.suppress(OSError):  # without locks, none are removed either
                 held.enter_context(locked(Path(folder), fcntl.LOCK_EX))
-            if os.path.isdir(folder):  # no other process has found it before it was locked
+            if os.path.isdir(folder):  # no other process has removed it before it was locked
                 yield Path(folder)
                 return
 
 
 @contextlib.contextmanager
 def locked(folder: Path, how: int) -> Iterator[None]:
-    """Raises OSError where that is impossible, UserError for another user's."""
+    """Locks a folder. Raises OSError if that is impossible, UserError for another user's."""
     file = private.open_folder(folder, make=False)
     try:
         fcntl.flock(file, how)
@@ -258,19 +257,19 @@ def shape(tile: tuple[Span, Span]) -> tuple[int, int]:
 
 
 class Part:
-    """The labels of an image that are known so far, in a file, row by row, and how far they go."""
+    """The labels of an image computed so far, in a file, row by row, and the progress."""
 
     def __init__(self, path: Path, source: Any, dtype: np.dtype[Any], stamped: str) -> None:
         self.path, self.height, self.width = path, source.height, source.width
         self.note = path.with_name(f"{path.name}.json")
         self.dtype, self.stamped = dtype, stamped
         self.panel = self.row = self.batch = 0
-        """All panels before `panel` are done, and of it all rows before `row`. `batch`: tiles at once, which
-        stays, for a GPU may compute a batch of another size in another way."""
+        """All panels before `panel` are done, and in it all rows before `row`. `batch`: tiles per batch,
+        which is kept, because a GPU may compute a batch of another size differently."""
         self.recorded = time.monotonic()
 
     def __enter__(self) -> Part:
-        """Raises UserError if another process is at this image."""
+        """Raises UserError if another process is working on this image."""
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if not private.lock_alone(self.file):
@@ -310,7 +309,7 @@ class Part:
                 data, place = data[written:], place + written
 
     def get(self, top: int, stop: int) -> np.ndarray:
-        """The rows from `top` to before `stop` (h × W)."""
+        """The rows from `top` up to, but not including, `stop` (h × W)."""
         size = self.width * self.dtype.itemsize
         data = b"".join(os.pread(self.file, size, number * size) for number in range(top, stop))
         return np.frombuffer(data, self.dtype).reshape(stop - top, self.width)
@@ -327,7 +326,7 @@ class Part:
             self.record()
 
     def record(self) -> None:
-        """First what is known, then how far it is known."""
+        """Records the progress, after syncing the labels."""
         os.fdatasync(self.file)
         note = {"stamp": self.stamped, "panel": self.panel, "row": self.row, "batch": self.batch}
         write_atomically(self.note, json.dumps(note).encode())
@@ -339,7 +338,7 @@ class Part:
 
 
 class Said:
-    """A line on an image's progress now and then."""
+    """Prints an image's progress occasionally."""
 
     def __init__(self, path: Path, total: int, part: Part) -> None:
         self.path, self.total, self.due = path, total, time.monotonic() + SAY_SECONDS

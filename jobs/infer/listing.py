@@ -1,7 +1,7 @@
-"""The images that an inference is asked for, and where the results of each go.
+"""The images for an inference, and where the results of each go.
 
-A folder of 100,000 images is walked as often as its list is wanted: in memory are the names of one folder at
-a time.
+A folder of 100,000 images is walked whenever its list is needed: only one folder's names are in memory at a
+time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from jobs.run.output import is_marked
 
 
 class Listing:
-    """Iterating gives (image, path of its results below the output folder, without ending), sorted by folder.
+    """Iterating yields (image, path of its results below the output folder, no suffix), sorted by folder.
 
-    The path is that below what all arguments have in common, so that equal names in different folders do not
-    meet; a repeated stem keeps its ending. Each image comes once.
+    The path is relative to the arguments' common folder, so that equal names in different folders do not
+    collide; a repeated stem keeps its suffix. Each image comes once.
     """
 
     def __init__(self, asked: Sequence[str], leave_out: Path | None = None) -> None:
@@ -33,7 +33,7 @@ class Listing:
         self.passed = Passed()
         folders: list[str] = []
         self.files: dict[str, set[str]] = {}
-        """Folder -> names in it that are asked for one by one."""
+        """Folder -> names in it that are requested individually."""
         for text in asked:
             if os.path.isdir(text):
                 folders.append(os.path.realpath(text))
@@ -70,7 +70,7 @@ class Listing:
         yield from ((folder, sorted(names)) for folder, names in sorted(rest.items()))
 
     def _walked(self, top: str) -> Iterator[tuple[str, list[str]]]:
-        """Every folder from `top` on, sorted, with the names of the images in it."""
+        """Every folder from `top` down, sorted, with the names of the images in it."""
         if top == str(self.leave_out):
             return
         for folder, names in walk(Path(top), self._is_left_out, self.passed.unreadable):
@@ -81,7 +81,7 @@ class Listing:
             yield folder, list(found)
 
     def _is_left_out(self, folder: str) -> bool:
-        """Results; and what a link leads to if that is listed anyway, by its own name or another link's."""
+        """Whether a folder has results, or is reached by a link although it is listed anyway."""
         real = os.path.realpath(folder)
         if self.leave_out is not None and real == str(self.leave_out):
             return True
@@ -96,7 +96,7 @@ class Listing:
         return False
 
     def counted(self) -> tuple[int, int]:
-        """(how many there are, a checksum of their names). Raises UserError for a folder without any."""
+        """(number of images, checksum of their names). Raises UserError for a folder without any."""
         number, sum = 0, 0
         for folder, names in self._by_folder():
             number, sum = number + len(names), zlib.crc32(os.fsencode(folder), sum)
@@ -106,13 +106,13 @@ class Listing:
 
 
 class Passed:
-    """What a walk through all folders has met and not taken."""
+    """What a walk through all folders has skipped."""
 
     def __init__(self) -> None:
         self.linked: set[str] = set()
-        """Folders that were listed by way of a link."""
+        """Folders that were listed through a link."""
         self.kinds: dict[str, tuple[int, str]] = {}
-        """Of each kind how many, and the first one's path."""
+        """Kind -> number, and the first one's path."""
 
     def note(self, kind: str, path: str) -> None:
         number, first = self.kinds.get(kind, (0, path))

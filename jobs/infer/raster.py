@@ -1,4 +1,4 @@
-"""Reading an image by windows and writing a mask by blocks, with its place on the earth (rasterio, GDAL)."""
+"""Reads images by windows and writes masks by blocks, with their georeference (rasterio, GDAL)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ DRIVERS = {
     b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
     b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG",
 }  # fmt: skip
-"""What is read by windows, by how a file begins. GDAL knows many more formats, of which some read whatever
-another file names."""
+"""Formats read by windows, by the start of the file. GDAL has many more, some of which read whatever other
+files they name."""
 
 GEOGRAPHIC = {".tif", ".tiff"}
 STAMP = "BATON"
 BLOCK = 512
 ROWS = 512
-"""Rows of a finished mask that are in memory at a time."""
+"""Rows of a finished mask in memory at a time."""
 
 
 @contextlib.contextmanager
 def opened(path: Path, cache: int = 1 << 28) -> Iterator[Any]:
-    """An image of which any window can be read; `cache`: bytes that GDAL may keep of it.
+    """An image from which any window can be read; `cache`: bytes of it that GDAL may cache.
 
     Raises UserError without rasterio, and for a file that it cannot read.
     """
@@ -55,7 +55,7 @@ def opened(path: Path, cache: int = 1 << 28) -> Iterator[Any]:
 
 
 def check_name(path: Path) -> None:
-    """Raises UserError for a path that GDAL takes in no form."""
+    """Raises UserError for a path that cannot be passed to GDAL."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -63,7 +63,7 @@ def check_name(path: Path) -> None:
 
 
 def driver_of(path: Path) -> str:
-    """Raises UserError for a file that is none of DRIVERS."""
+    """The driver for a file. Raises UserError if it is none of DRIVERS."""
     try:
         with path.open("rb") as file:
             begin = file.read(4)
@@ -76,7 +76,7 @@ def driver_of(path: Path) -> str:
 
 
 def size(path: Path) -> tuple[int, int] | None:
-    """Width and height of what GDAL knows, such as a TIFF with many bands; None of anything else."""
+    """Width and height of what GDAL can read, such as a TIFF with many bands; else None."""
     try:
         with opened(path) as source:
             return source.width, source.height
@@ -85,14 +85,14 @@ def size(path: Path) -> tuple[int, int] | None:
 
 
 def cache_for(source: Any, rows: int) -> int:
-    """Bytes for a row of tiles: a PNG, and a TIFF in strips, is decoded by whole rows of pixels."""
+    """Cache bytes for a row of tiles: PNGs, and TIFFs in strips, are decoded by whole rows of pixels."""
     row = source.width * source.count * np.dtype(source.dtypes[0]).itemsize
     return int(min(1 << 30, (1 << 26) + row * (rows * 5 // 4 + BLOCK)))
 
 
 def is_georeferenced(path: Path) -> bool:
-    """Whether a file is a TIFF that says where on the earth it lies, as far as can be told here. Raises
-    UserError for one that may be, but for its name."""
+    """Whether a file is a georeferenced TIFF, as far as can be determined here. Raises UserError for one that
+    may be but whose name GDAL cannot take."""
     if path.suffix.lower() not in GEOGRAPHIC or windows.lacking():
         return False
     check_name(path)
@@ -104,7 +104,7 @@ def is_georeferenced(path: Path) -> bool:
 
 
 def place(source: Any) -> dict[str, Any]:
-    """What of its georeferencing an image has: `crs`, `transform`, `gcps` (in the CRS of `crs`), `rpcs`."""
+    """An image's georeference, as far as it has one: `crs`, `transform`, `gcps` (in `crs`), `rpcs`."""
     points, crs = source.gcps
     found = {"crs": source.crs or crs, "gcps": points, "rpcs": source.rpcs}
     if not source.transform.is_identity and not points:
@@ -113,10 +113,10 @@ def place(source: Any) -> dict[str, Any]:
 
 
 def write_window(source: Any, rows: Span, columns: Span, path: Path) -> None:
-    """A window as an image of its own, with the same bands, bits and values, uncompressed.
+    """Writes a window as an image of its own, with the same bands, bits and values, uncompressed.
 
-    Of fewer than 8 bits GDAL gives the bare values, 0 and 1 for black and white. It is the loader that makes
-    0 to 255 of them, or not: so they have to lie in the tile as they lie in the image.
+    For fewer than 8 bits, GDAL returns the raw values, such as 0 and 1 for black and white. Whether these
+    become 0 to 255 is up to the loader: so they have to be stored in the tile as in the image.
 
     Raises UserError for what cannot be read.
     """
@@ -126,11 +126,11 @@ def write_window(source: Any, rows: Span, columns: Span, path: Path) -> None:
 
     try:
         values = source.read(window=Window.from_slices(rows, columns))
-    except RasterioError as error:  # it says only that there was one
+    except RasterioError as error:  # its own message says nothing
         raise images.unreadable(Path(source.name), error.__cause__ or error) from None
     kinds: dict[str, Any]
     if source.driver == "GTiff":
-        # Of CMYK and the like GDAL makes RGBA, which fewer loaders read in planes.
+        # GDAL converts CMYK and the like to RGBA, which fewer loaders can read in planes.
         as_is = source.count > 1 and "SOURCE_COLOR_SPACE" not in source.tags(ns="IMAGE_STRUCTURE")
         planes = source.interleaving.value.lower() if as_is else "pixel"
         kinds = {"driver": "GTiff", "interleave": planes, "photometric": photometric(source)}
@@ -153,14 +153,14 @@ def write_window(source: Any, rows: Span, columns: Span, path: Path) -> None:
 
 
 def photometric(source: Any) -> str:
-    """What the bands of an uncompressed TIFF with the same colours are called."""
+    """The photometric interpretation for an uncompressed TIFF with the same colours."""
     names = {"red": "rgb", "palette": "palette"}
     return colourless(source) or names.get(source.colorinterp[0].name, "minisblack")
 
 
 def is_premultiplied(source: Any) -> bool:
-    """Whether a TIFF's colours have their opacity in them already, which GDAL does not tell: a reader would
-    put it into a tile's once more."""
+    """Whether a TIFF's colours are premultiplied with alpha, which GDAL does not tell: a reader would
+    multiply a tile's again."""
     if all(one.name != "alpha" for one in source.colorinterp):
         return False
     import tifffile
@@ -171,7 +171,7 @@ def is_premultiplied(source: Any) -> bool:
 
 
 def colourless(source: Any) -> str:
-    """What a grey TIFF is called for which GDAL gives a palette that is not in the file; "" for others."""
+    """The photometric interpretation of a grey TIFF for which GDAL makes up a palette; "" for others."""
     if source.driver != "GTiff":
         return ""
     if source.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES":
@@ -183,14 +183,14 @@ def colourless(source: Any) -> str:
 
 
 RowsOf = Callable[[int, int], np.ndarray]
-"""Gives the labels of the rows from one number to another (h × W)."""
+"""Returns the labels of a range of rows (h × W)."""
 
 
 def write_mask(path: Path, labels: RowsOf, like: Any, dtype: Any, colours: np.ndarray, stamp: str) -> None:
-    """Writes a mask of the size of the image `like`, a GeoTIFF or (by the path's ending) a PNG, and reads it
-    again: it is there whole and as it should be, or not at all.
+    """Writes a mask of the size of the image `like`, as GeoTIFF or (by the path's suffix) PNG, and verifies
+    it by reading it back: it exists complete and correct, or not at all.
 
-    `colours`: pictures.table, of up to 256 classes. Raises OSError for one that reads otherwise.
+    `colours`: from pictures.table, for up to 256 classes. Raises OSError if it reads back differently.
     """
     import rasterio
     from rasterio import shutil
@@ -230,7 +230,7 @@ def write_mask(path: Path, labels: RowsOf, like: Any, dtype: Any, colours: np.nd
 
 
 def is_stamped(path: Path, stamp: str) -> bool:
-    """Whether a TIFF was written as what `stamp` says."""
+    """Whether a TIFF has this stamp."""
     try:
         with opened(path) as mask:
             return bool(mask.tags().get(STAMP) == stamp)
@@ -239,8 +239,8 @@ def is_stamped(path: Path, stamp: str) -> bool:
 
 
 def reduced(source: Any, most: int) -> np.ndarray:
-    """An image (h × w × 3), or one of one band or a mask (h × w), with every N-th pixel, `most` a side. A
-    palette's colours, and 0 to 255 of fewer than 8 bits."""
+    """An image (h × w × 3), or a single-band one or mask (h × w), subsampled to at most `most` pixels per
+    side. Palettes are resolved, and fewer than 8 bits scaled to 0 to 255."""
     step = max(1, -(-max(source.width, source.height) // most))
     shape = (-(-source.height // step), -(-source.width // step))
     bands = [1, 2, 3] if source.count >= 3 else [1]

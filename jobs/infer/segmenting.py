@@ -1,4 +1,4 @@
-"""One process's part of an inference: which way each image goes, and what has come of all of them."""
+"""One process's part of an inference: how each image is segmented, and the result of all."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from jobs.run.exit_codes import FAILED, RESUME, USER_ERROR
 from jobs.run.task import job_id
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What a disk says that takes no result of any image."""
+"""Errors of a disk that has no space for any result."""
 UNFINISHED = re.compile(r"\..+\.((png|jpg|json)\.\d+\.tmp|[0-9a-f]{8}\.tmp\.(tif|png)(\.aux\.xml)?)")
 LOOKS = 30
-"""Images, or tiles, of which a process looks whether they are read as they are stored. It takes longer than
-reading them does."""
+"""Number of images, or tiles, for which a process checks that they are read as stored, which takes longer
+than reading them."""
 TOLD = 1000
-"""Problems of a process that are told one by one."""
+"""The most problems of a process that are reported individually."""
 MOST_SECONDS = 20 * 86400.0
-"""A rank waits for the others, of which one may have the largest image. (If that dies, it is noticed at
-once.) epoll knows no longer time."""
+"""How long a rank waits for the others, one of which may have the largest image. (Its death is noticed at
+once.) epoll allows no longer time."""
 
 
 @dataclass
 class Done:
-    """What has come of a process's images."""
+    """The results of a process's images."""
 
     segmented: int = 0
     before: int = 0
-    """Were there already."""
+    """Number of images that were done already."""
     failed: int = 0
     problems: list[str] = field(default_factory=list)
     defect: str = ""
-    """The last error that is not said to be the image's own."""
+    """The last error that is not known to be the image's own fault."""
     left: bool = False
-    """It was asked to leave before all was done."""
+    """Whether it was asked to exit before all was done."""
     full: bool = False
-    """There is no room for results; what came after was not tried."""
+    """Whether there was no space for results; then the rest was not tried."""
 
 
 class Segmenting:
@@ -63,8 +63,8 @@ class Segmenting:
         tile: tuple[int | None, int | None],
         asked_to_leave: Callable[[], bool],
     ) -> None:
-        """`tile`: its size and overlap, as asked for. Raises UserError for a checkpoint that does not fit,
-        and for a config that reads no images."""
+        """`tile`: requested size and overlap. Raises UserError for a checkpoint that does not fit, and for a
+        config that does not read images."""
         windows.check_tile(*tile)
         images.start_no_ghostscript()
         self.out, self.tile, self.asked_to_leave = out, tile[0], asked_to_leave
@@ -82,9 +82,9 @@ class Segmenting:
         self.looks = LOOKS
 
     def one(self, path: Path, name: Path) -> bool:
-        """Segments an image; what is wrong with it is noted. False when it was asked to leave, and when there
-        is no room."""
-        # Not before something is done: a job that began within its grace time would come back for ever.
+        """Segments an image; records what is wrong with it. Returns False if it was asked to exit, or if
+        there is no space."""
+        # Not before something is done: a job that starts within its grace time would come back for ever.
         if self.asked_to_leave() and self.done.segmented:
             self.done.left = True
             return False
@@ -117,7 +117,7 @@ class Segmenting:
             self.done.problems.append(problem)
 
     def _segment(self, path: Path, name: Path) -> bool:
-        """False if it was done before."""
+        """Segments an image; False if it was done already."""
         tiled = self._in_tiles(path)
         try:
             stamped = stamp.of(self.tiled_stamp if tiled else self.whole_stamp, path)
@@ -134,8 +134,8 @@ class Segmenting:
         return True
 
     def _look(self, path: Path, named: str = "") -> None:
-        """Says of the first image, or tile of the one `named`, that is given otherwise than it is stored, if
-        that is one of the first."""
+        """Warns of the first image, or tile of the image `named`, that is read differently from how it is
+        stored; checks only the first few."""
         if not self.looks or path.suffix.lower() not in raster.GEOGRAPHIC:
             return
         from jobs.prepare.own import reading
@@ -160,9 +160,9 @@ class Segmenting:
 
 
 def conclude(run: Run, us: ranks.Ranks, work: Segmenting, out: Path, alone: bool) -> int:
-    """Waits for the other ranks and tells what has come of all images. Returns the exit code: rank 0's says
-    it, the others, which end before, have 0. `alone`: no other job writes here. Raises the error that kept
-    all images from being segmented."""
+    """Waits for the other ranks, and reports the result of all images. Returns the exit code: rank 0's tells
+    the outcome; the others, which exit before, have 0. `alone`: no other job writes here. Raises the error
+    that kept all images from being segmented."""
     heard = ranks.gather(us, json.dumps(asdict(work.done)).encode(), MOST_SECONDS)
     ranks.rank_0_ends_last(us)
     if heard is None:
@@ -215,8 +215,8 @@ def tell(run: Run, done: Done, code: int, out: Path) -> None:
 
 
 def sweep(out: Path) -> None:
-    """Removes what killed processes were just writing (directory.write_atomically, raster.write_mask), unless
-    another inference is writing there. All ranks have ended."""
+    """Removes temporary files of killed processes (directory.write_atomically, raster.write_mask), unless
+    another inference is writing there. All ranks have exited."""
     with contextlib.suppress(OSError), output.held(out, alone=True):
         for folder, _, names in os.walk(out):
             for name in names:

@@ -1,4 +1,4 @@
-"""What a mask says of how it came about, so that an inference that is started again knows what is done."""
+"""How a mask was made, stored in it, so that an inference that is started again knows what is done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.run.digests import digest
 from jobs.run.directory import Run
 
 KEY = "Description"
-"""Of a PNG's text, as GDAL calls it too."""
+"""The key of a PNG's text chunk, also used by GDAL."""
 
 
 def common(run: Run, checkpoint: Path, tiling: Any) -> str:
@@ -26,14 +26,14 @@ def common(run: Run, checkpoint: Path, tiling: Any) -> str:
 
 
 def of(inference: str, image: Path) -> str:
-    """`common`, and which state of the image. Raises OSError if it is not there."""
+    """`common` with the state of the image. Raises OSError if it does not exist."""
     status = os.stat(image)
-    # Capitals, for rasterio makes them of what it hands to GDAL's PNG writer.
+    # In capitals, because rasterio capitalises what it passes to GDAL's PNG writer.
     return f"BATON {inference.upper()} {status.st_size} {status.st_mtime_ns}"
 
 
 def is_on(mask: Path, stamp: str) -> bool:
-    """Whether a mask is there, whole, and was made as `stamp` says."""
+    """Whether a mask exists, is intact, and has this stamp."""
     if not mask.is_file():
         return False
     if mask.suffix == ".tif":

@@ -1,9 +1,9 @@
-"""Where the tiles of a large image lie, and how what the model says of each becomes one label map.
+"""The positions of a large image's tiles, and how their scores are combined into one label map.
 
-Scores are added up, each weighted, row of tiles by row of tiles; a row of pixels that no later tile touches
-is divided by the sum of its weights and becomes labels. So no more than a row of tiles is in memory, of a
-very wide image only a panel of it. Which tiles a pixel gets, and in which order, depends on the image's size
-alone: a map whose making was interrupted is the same to the last bit.
+Weighted scores are summed, row of tiles by row of tiles; a row of pixels that no later tile touches is
+divided by the sum of its weights and becomes labels. So at most one row of tiles is in memory, and for a very
+wide image only a panel of it. Which tiles cover a pixel, and in which order, depends only on the image's
+size: a map that was interrupted is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 MOST_SCORES = 1 << 27
-"""Scores (4 bytes each) that are kept at once, unless a single tile has more."""
+"""The most scores (4 bytes each) in memory, unless a single tile has more."""
 
 ALIGNED = 32
-"""Tiles begin at multiples of it, as deep as most networks halve an image: so each sees the same pixels
-together as in the whole image. A tile of less than four times as much begins at multiples of 8."""
+"""Tiles start at multiples of this, the stride of most networks: so each groups the same pixels as for the
+whole image. A tile smaller than four times this starts at multiples of 8."""
 
 Span = tuple[int, int]
-"""From the first pixel to behind the last."""
+"""From the first pixel to one after the last."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Axis:
 
     spans: list[Span]
     weights: list[np.ndarray]
-    """Of each span's pixels (float32)."""
+    """The weights of each span's pixels (float32)."""
     total: np.ndarray
-    """Their sum for each pixel of the side."""
+    """The sum of the weights for each pixel of the side."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Tiling:
     """Height and width of a tile."""
     stride: Span
     even: bool
-    """All pixels of a tile count the same and the last tile is moved back to the edge, as in mmseg's slide
-    mode; otherwise the outer quarter of an overlap counts nothing, and in between the weight grows."""
+    """If so, all pixels of a tile have the same weight and the last tile is moved back to the edge, as in
+    mmseg's slide mode; otherwise the outer quarter of an overlap has weight 0, from where it grows."""
 
     def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
         rows, columns = (
@@ -73,14 +73,14 @@ def axis(length: int, size: int, stride: int, even: bool) -> Axis:
 
 
 def sliding(length: int, size: int, stride: int) -> list[Span]:
-    """As EncoderDecoder.slide_inference has it (mmseg/models/segmentors/encoder_decoder.py)."""
+    """The spans of EncoderDecoder.slide_inference (mmseg/models/segmentors/encoder_decoder.py)."""
     number = max(length - size + stride - 1, 0) // stride + 1
     stops = [min(index * stride + size, length) for index in range(number)]
     return [(max(stop - size, 0), stop) for stop in stops]
 
 
 def aligned(length: int, size: int, stride: int) -> list[Span]:
-    """The last may be a little larger, so that it begins at a multiple of ALIGNED too."""
+    """Aligned spans; the last may be a little larger, so that it also starts at a multiple of ALIGNED."""
     unit = ALIGNED if stride % ALIGNED == 0 else 8
     if length < size + unit:
         return [(0, length)]
@@ -89,7 +89,7 @@ def aligned(length: int, size: int, stride: int) -> list[Span]:
 
 
 def ramp(start: int, stop: int, length: int, overlap: int) -> np.ndarray:
-    """The weights of a span: at an inner edge 0 for a quarter of the overlap, then growing to 1 over half of
+    """The weights of a span: at an inner edge 0 for a quarter of the overlap, then rising to 1 over half of
     it."""
     margin = overlap // 4
     rising = ((np.arange(stop - start) - margin + 0.5) / max(1, overlap - 2 * margin)).clip(0, 1)
@@ -102,8 +102,8 @@ def ramp(start: int, stop: int, length: int, overlap: int) -> np.ndarray:
 
 
 def panels(columns: Axis, classes: int, height: int) -> list[Span]:
-    """The columns of an image that are segmented from top to bottom at a time; `height`: of the highest
-    tile. Neighbours compute the tiles between them twice."""
+    """The ranges of columns that are segmented from top to bottom one after the other; `height`: of the
+    tallest tile. Tiles that two neighbours share are computed twice."""
     most = max(1, MOST_SCORES // (classes * height))
     cuts = [0]
     for number, (start, _) in enumerate(columns.spans):
@@ -114,15 +114,15 @@ def panels(columns: Axis, classes: int, height: int) -> list[Span]:
 
 
 Scores = Callable[[Sequence[tuple[Span, Span]]], Iterator[Any]]
-"""Gives the model's scores (classes × h × w, a tensor, which is written to) of each of these tiles (rows,
+"""Yields the model's scores (a classes × h × w tensor, which is modified) for each of these tiles (rows,
 columns)."""
 
 
 def blended(
     rows: Axis, columns: Axis, panel: Span, first: int, classes: int, scores: Scores
 ) -> Iterator[tuple[int, Any]]:
-    """Goes through a panel from row of pixels `first` on, where a row of tiles begins, and yields (row,
-    scores of all rows that are now complete, classes × rows × the panel's columns; good until the next)."""
+    """Processes a panel from pixel row `first` on, where a row of tiles starts, and yields (row, scores of
+    all rows that are now complete, classes × rows × the panel's columns; valid until the next)."""
     import torch
 
     left, right = panel
@@ -145,7 +145,7 @@ def blended(
                 along = torch.from_numpy(columns.weights[one][begin - start : end - start]).to(part.device)
                 part = part.mul_(down[:, None] * along)
             sums[:, high - base : bottom - base, begin - left : end - left] += part
-        if top < first:  # only what reaches below was wanted
+        if top < first:  # only the part below was needed
             following = first
         else:
             following = rows.spans[number + 1][0] if number + 1 < len(rows.spans) else bottom

@@ -1,4 +1,4 @@
-"""Segmenting an image that is read at once, by the steps of the config's test pipeline, whatever they are."""
+"""Segments an image that is read at once, with any steps of the config's test pipeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.run.errors import UserError, one_line
 
 
 def results_of(model: Any, prepared: list[Any]) -> list[Any]:
-    """What the model says of images of one size that the config's steps have made ready."""
+    """The model's results for images of one size that the config's steps have prepared."""
     import torch
 
     with torch.no_grad():
@@ -22,7 +22,7 @@ def results_of(model: Any, prepared: list[Any]) -> list[Any]:
 
 
 def segment(model: Any, prepare: Any, image: Any) -> np.ndarray:
-    """Class numbers (H × W, uint8; uint16 with more than 256 classes) of a `loaded` image, in its own
+    """The labels (H × W, uint8; uint16 with more than 256 classes) of a `loaded` image, at its own
     size."""
     (result,) = results_of(model, [prepare(image)])
     labels = result.pred_sem_seg.data.squeeze(0).cpu().numpy()
@@ -34,7 +34,7 @@ def dtype_of(model: Any) -> np.dtype[Any]:
 
 
 def mask_of(name: Path, path: Path) -> Path:
-    """The file of an image's mask: a GeoTIFF if the image says where on the earth it lies, else a PNG."""
+    """The file of an image's mask: a GeoTIFF if the image is georeferenced, else a PNG."""
     return name.with_name(f"{name.name}{'.tif' if raster.is_georeferenced(path) else '.png'}")
 
 
@@ -43,13 +43,13 @@ def overlay_of(name: Path) -> Path:
 
 
 def targets(name: Path) -> tuple[Path, Path, Path]:
-    """All files that an image's results may be written to."""
+    """All files to which an image's results may be written."""
     return name.with_name(f"{name.name}.png"), name.with_name(f"{name.name}.tif"), overlay_of(name)
 
 
 def write(name: Path, path: Path, labels: np.ndarray, palette: Any, turned: bool, stamped: str = "") -> None:
-    """The overlay on what people see of the image (of one that they cannot see it is said), and then the
-    mask: where it is, both are."""
+    """Writes the overlay on the image as people see it (or prints why that is impossible), and then the mask:
+    if that exists, both do."""
     from jobs.mmseg import pictures
 
     name.parent.mkdir(parents=True, exist_ok=True)

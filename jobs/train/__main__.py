@@ -1,7 +1,7 @@
 """`python -m jobs.train RUN`: one task of a training job. It supervises; its worker trains
 (jobs/mmseg/rank.py, or the program that `train.py --worker` was given).
 
-Started N times by srun or by the local chain. Read downwards; then supervise.py, coordinate.py, and what the
+Started N times by srun or by the local chain. Read downwards; then supervisor.py, coordinate.py, and what the
 batch script does afterwards: afterwards.py.
 """
 
@@ -31,9 +31,9 @@ from jobs.supervise.supervisor import supervise
 
 RENDEZVOUS_SECONDS = 300.0
 LAST_WORDS_SECONDS = 2.0
-"""How long events that a full disk held up may take at the end."""
+"""How long to retry events that a full disk has delayed, at the end."""
 CANCELLED = "the run was cancelled; python launch/train.py --resume {run} goes on with it"
-"""While its job was being requeued, say: a cancelled run must not train again for that."""
+"""Said if, for example, a run was cancelled while its job was being requeued: it must not train again."""
 FINISHED = "the training is finished"
 """Said to all ranks by the start of a job that Slurm has requeued although it was done, or of its successor
 (jobs/supervise/afterwards.py)."""
@@ -43,7 +43,7 @@ T = TypeVar("T")
 def main() -> int:
     arguments = _arguments()
     sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
-    # First of all, so that a preemption is not missed: it is passed on when the worker can hear it.
+    # First of all, so that no preemption is missed: it is forwarded once the worker can handle it.
     signals: list[signal.Signals] = []
     wakeup = processes.wake_on_signals(signals.append, *processes.CATCHABLE)
     processes.adopt_orphans()
@@ -52,7 +52,7 @@ def main() -> int:
     if not run.path.is_dir():
         raise UserError(f"there is no run directory {run.path}")
     run.job.mkdir(exist_ok=True)
-    # Rank 0 has the word: what the run's events say, which start this is, and whether it may be.
+    # Rank 0 decides: it reads the run's events, which start this is, and whether it may run.
     past = story.attempt(run.events) if task.rank == 0 else None
     start, stop, cancelled = None, None, False
     writer = events.Writer(run.events, stage="train", job=task.job)
@@ -98,8 +98,8 @@ def main() -> int:
 
 
 def unfit() -> str | None:
-    """Why this interpreter could not train and resume; None if it can. At every start: the environment may be
-    another than it was, and what was submitted without a launcher was not looked at before."""
+    """Why this interpreter could not train and resume; None if it can. Checked at every start: the
+    environment may have changed, and a job submitted without a launcher has not been checked."""
     wrong = environment.problems()
     return f"{sys.executable} could not train and resume a run: {', '.join(wrong)}" if wrong else None
 
@@ -115,14 +115,14 @@ def worker_command(run: Run) -> tuple[list[str], Path | None]:
 
 
 def worker_environment() -> dict[str, str]:
-    """This process's, with what lies in this folder (the run's `code/`) to be imported from anywhere."""
+    """This process's environment, with this folder (the run's `code/`) on PYTHONPATH."""
     more = os.environ.get("PYTHONPATH")
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *([more] if more else [])])}
 
 
 def claim_start(run: Run, task: Task) -> int:
-    """The next number of a start of this run. The file that claims it also says who: an older start that
-    finds a newer one here knows that it is no longer the one (fencing)."""
+    """Claims the run's next start number with a file that also names the owner: an older start that finds a
+    newer one here knows that it has been fenced off."""
     number = newest_start(run.job) + 1
     owner = {
         "job": task.job,
@@ -137,29 +137,29 @@ def claim_start(run: Run, task: Task) -> int:
         except FileExistsError:
             number += 1
             continue
-        # On a full disk a mark may stay empty: it is there, which is what claims.
+        # On a full disk, the file may stay empty: its existence is the claim.
         with contextlib.suppress(OSError), os.fdopen(fd, "w") as file:
             json.dump(owner | {"time": events.now()}, file)
         return number
 
 
 def is_finished(run: Run, job: str, past: History) -> bool:
-    """Whether this very job, or the one that it goes on for, has finished the training. Any other job that
-    begins a finished run was submitted to train on, for more epochs, say."""
+    """Whether this job, or the one that it continues, has finished the training. Any other job that starts a
+    finished run was submitted to train on, for example for more epochs."""
     ours = {job, successor.predecessor(run, job)}
     return past.finished_by in (ours | past.predecessors(job)) - {None}
 
 
 def note_predecessor(run: Run, task: Task, writer: events.Writer, past: History) -> None:
-    """A job that was killed could not say who goes on with it: its successor does."""
+    """Records, on behalf of a job that was killed, that this job is its successor."""
     before = successor.predecessor(run, task.job)
     if before and not past.predecessors(task.job):
         writer.append("requeued", job=before, start=None, how="successor", successor=task.job)
 
 
 def with_retries(action: Callable[[], T]) -> T:
-    """What `action` returns, tried again for half the time in which the ranks must meet while the disk is
-    full. Raises its OSError after that."""
+    """The result of `action`, retried while the disk is full, for half the time in which the ranks must meet.
+    Then raises its OSError."""
     deadline = time.monotonic() + rendezvous_seconds() / 2
     while True:
         try:

@@ -122,9 +122,9 @@ def refuse_immovable(root: Path) -> None:
 
 
 def keep_strangers(root: Path, staging: Path) -> None:
-    """Copies what somebody has added to the dataset at `root`, such as VOC 2010 beside 2012, to the staged
-    one that will replace it. Raises UserError if both have a file of the same path, and as `refuse_immovable`
-    does."""
+    """Links (or copies) what somebody has added to the dataset at `root`, such as VOC 2010 beside 2012, into
+    the staged one that will replace it. Raises UserError if both have a file of the same path, and as
+    `refuse_immovable` does."""
     refuse_immovable(root)
     found, made = manifest.read(root), manifest.read(staging)
     assert made is not None
