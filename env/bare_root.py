@@ -48,7 +48,7 @@ CLONE = "baton"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# Which of this machine's variables are package settings: proxies, certificates, pip's and uv's.
+# The environment variables that are package settings: proxies, certificates, pip's and uv's.
 SETTINGS = re.compile(
     r"(https?|ftp|all|no)_proxy|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|GIT_SSL_CAINFO"
     r"|PIP_(?!CACHE_DIR|TARGET|USER|PREFIX|CONFIG_FILE|REQUIRE_VIRTUALENV)\w+"
@@ -56,8 +56,8 @@ SETTINGS = re.compile(
     re.IGNORECASE,
 )
 
-# The first process in a root. Its mounts are in a namespace of their own and end with it. It waits for the
-# command as a child, and so clears up after daemons whose parents have gone, as init does.
+# The first process in a root. Its mounts are in a namespace of their own and end with it. The command is its
+# child, so that it reaps orphaned daemons, as init does.
 INIT = r"""
 set -eu
 umask 022
@@ -98,15 +98,15 @@ exit $?
 
 
 class NotHere(Exception):
-    """What this machine or user lacks to make a root, in one line."""
+    """This machine or user cannot make a root; the message, one line, says what is missing."""
 
 
 class Stopped(BaseException):
-    """A signal asks this program to end; its number is the argument."""
+    """Raised when a signal asks this program to end; the argument is the signal's number."""
 
 
 def tool(*names: str) -> str:
-    """The first of these programs that is installed. Raises NotHere if none is."""
+    """The path of the first of these programs that is installed. Raises NotHere if none is."""
     for name in names:
         if path := shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), PATH])):
             return path
@@ -114,9 +114,9 @@ def tool(*names: str) -> str:
 
 
 def sources(release: str, mirror: str | None, etc: Path = Path("/etc")) -> str:
-    """The lines of sources.list for `release`: those of this machine's own Debian, or of `mirror`.
+    """The text of sources.list for `release`, from this machine's own Debian mirrors or from `mirror`.
 
-    Raises UserError where this machine has none and no mirror is named.
+    Raises UserError if this machine's apt has no Debian mirror and `mirror` is None.
     """
     if mirror:
         return f"deb {mirror} {release} main\n"
@@ -125,7 +125,7 @@ def sources(release: str, mirror: str | None, etc: Path = Path("/etc")) -> str:
     lines = []
     for uri, suite in apt_entries(etc / "apt"):
         own, _, pocket = suite.partition("-")
-        # Rolling releases have no updates beside them.
+        # Rolling releases have no separate updates.
         pockets = ("",) if release in ROLLING else ("", "updates", "security")
         if match and own in (match[1], "stable") and pocket in pockets:
             lines.append(f"deb {uri} {release}{'-' if pocket else ''}{pocket} main\n")
@@ -135,7 +135,7 @@ def sources(release: str, mirror: str | None, etc: Path = Path("/etc")) -> str:
 
 
 def apt_entries(apt: Path) -> Iterator[tuple[str, str]]:
-    """(address, suite) of each binary archive that apt knows; formats: sources.list(5)."""
+    """Yields (address, suite) of each binary archive in apt's sources; formats: sources.list(5)."""
     folder = apt / "sources.list.d"
     for file in [apt / "sources.list", *sorted(folder.glob("*.list"))]:
         for line in file.read_text().splitlines() if file.exists() else ():
@@ -154,14 +154,14 @@ def apt_entries(apt: Path) -> Iterator[tuple[str, str]]:
 
 
 def apt_settings() -> str:
-    """How apt reaches the mirror, as this machine's does, and that a snapshot of one may be old."""
+    """An apt.conf: this machine's HTTP and retry settings; expired Release files are accepted (snapshots)."""
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True).stdout
     kept = re.findall(r"(?m)^Acquire::(?:https?|Retries)\b.* \".+\";$", dump)
     return "\n".join([*kept, 'Acquire::Check-Valid-Until "false";']) + "\n"
 
 
 def pip_files() -> dict[Path, str]:
-    """This machine's pip configuration: each file, and where it lies in a root ("~": its user's home)."""
+    """This machine's pip configuration files -> their paths in a root ("~": the home of the root's user)."""
     home = Path.home()
     places = {
         Path("/etc/pip.conf"): "/etc/pip.conf",
@@ -175,9 +175,9 @@ def pip_files() -> dict[Path, str]:
 
 
 def on_disk(texts: Sequence[str]) -> set[Path]:
-    """What settings name on this machine's disk, by path or file: address."""
+    """Existing files and folders on this machine that settings refer to, by path or file:// URL."""
     found = re.findall(r"(?:^|[\s=,])(?:file://)?(/[^\s,]+)", "\n".join(texts))
-    # The pages of an index in a folder "simple" link to files beside that.
+    # The pages of an index in a folder "simple" link to files next to that folder.
     paths = (path.parent if path.name == "simple" else path for path in map(Path, found))
     return {path for path in paths if path.exists() and path != Path("/")}
 
@@ -206,7 +206,7 @@ def make(release: str, include: Sequence[str], lines: str, target: Path) -> None
 
 
 def fill(release: str, include: Sequence[str], mirror: str | None, cache: Path | None, target: Path) -> None:
-    """Makes the root in `target`, or takes it from `cache`, and puts it there for the next time."""
+    """Unpacks the root from `cache` into `target`; if it is not there, makes it and adds it to the cache."""
     lines = sources(release, mirror)
     if cache is None:
         return make(release, include, lines, target)
@@ -228,7 +228,7 @@ def fill(release: str, include: Sequence[str], mirror: str | None, cache: Path |
 
 
 def bring_settings(root: Path, home: Path, variables: Mapping[str, str], name: str) -> set[Path]:
-    """Writes the package settings into a root; returns the folders that they name, to be shared with it."""
+    """Writes the package settings into a root; returns the folders they refer to, to be shared with it."""
     (root / "etc/apt/apt.conf.d/99outer").write_text(apt_settings())
     for pattern in ("etc/apt/auth.conf", "etc/apt/auth.conf.d/*", "usr/local/share/ca-certificates/*.crt"):
         for file in Path("/").glob(pattern):
@@ -247,7 +247,7 @@ def bring_settings(root: Path, home: Path, variables: Mapping[str, str], name: s
 
 
 def holds_something(folder: Path) -> bool:
-    """A root has its own /etc/ssl/certs; where something is shared, an empty folder is left of it."""
+    """False for an empty mount point left by an earlier share; a root's own /etc/ssl/certs is not empty."""
     return folder.is_dir() and any(folder.iterdir())
 
 
@@ -262,7 +262,7 @@ def put(file: Path, place: Path) -> None:
 
 
 def clone(root: Path, home: Path) -> None:
-    """A clone of this checkout's last commit in the home of a root's user."""
+    """Clones this checkout's last commit into the home of a root's user; replaces an earlier clone."""
     place = inside(root, home / CLONE)
     if place.exists():
         shutil.rmtree(place)
@@ -272,12 +272,12 @@ def clone(root: Path, home: Path) -> None:
 
 @contextmanager
 def the_root(arguments: argparse.Namespace, include: Sequence[str]) -> Iterator[Path]:
-    """A folder with the root: a temporary one, or the one that is named, made if it is not there.
+    """Yields the folder of the root: a temporary one, or --root, which is made if it does not exist.
 
-    Raises UserError if the one named is something else, or in use.
+    Raises UserError if --root is not a root of that release, or is in use.
     """
     if arguments.root is None:
-        # Not the temporary folder itself: nobody else may enter that, and a root must be for all its users.
+        # Not the temporary folder itself: its mode is 0700, and all of a root's users must be able to enter.
         with tempfile.TemporaryDirectory(prefix="baton-root-") as folder:
             root = Path(folder) / "root"
             root.mkdir(mode=0o755)
@@ -330,7 +330,7 @@ def settings(variables: Mapping[str, str]) -> dict[str, str]:
 def enter(
     root: Path, name: str, shares: Sequence[Path], environment: Mapping[str, str], command: Sequence[str]
 ) -> int:
-    """Runs a command in a root, in namespaces of its own, as host `name`; returns its exit code."""
+    """Runs a command in a root, in its own namespaces, with host name `name`; returns its exit code."""
     with tempfile.NamedTemporaryFile("w") as list_of_shares:
         list_of_shares.write("".join(f"{path}\n" for path in shares))
         list_of_shares.flush()
@@ -344,9 +344,9 @@ def contained(
     given: IO[str] | None = None,
     output: IO[str] | None = None,
 ) -> int:
-    """Runs unshare(1) with a mount and a process namespace and what else `argv` says; returns its exit code.
+    """Runs unshare(1) with a mount and a PID namespace and the arguments `argv`; returns its exit code.
 
-    Whatever ends this program ends all that it has started; when this returns, nothing of it runs.
+    However this program ends, all that it started ends too; nothing of it is running when this returns.
     """
     namespaces = ["--mount", "--pid", "--fork", "--kill-child=KILL"]
     command = [tool("setpriv"), "--pdeathsig", "KILL", tool("unshare"), *namespaces, *argv]
@@ -360,14 +360,14 @@ def contained(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends the namespace's first process, with which the kernel ends all others, and waits for that."""
+    """Kills the namespace's first process, whereupon the kernel kills all others, and waits for the end."""
     if process.poll() is not None:
         return
     for first in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         os.kill(int(first), signal.SIGKILL)
     try:
         process.wait(10)
-    except subprocess.TimeoutExpired:  # killed before it had a child
+    except subprocess.TimeoutExpired:  # it had no child yet
         process.kill()
         process.wait()
 
@@ -378,7 +378,7 @@ def as_user(command: Sequence[str]) -> list[str]:
 
 def play(arguments: argparse.Namespace) -> int:
     name = f"bare-{arguments.release}"
-    venv = ("python3-venv",) if arguments.user else ()  # the set-up installs it itself, as root
+    venv = ("python3-venv",) if arguments.user else ()  # as root, the set-up installs it itself
     include = [*dict.fromkeys([*BASE, *venv, *arguments.include])]
     shares = [path.absolute() for path in arguments.share]
     for path in shares:
@@ -403,7 +403,7 @@ def play(arguments: argparse.Namespace) -> int:
         environment = {"PATH": PATH, "HOME": str(home), "USER": user, "LOGNAME": user, "SHELL": "/bin/bash"}
         environment |= {"TERM": os.environ.get("TERM", "dumb")} | variables | dict(arguments.set_env)
         start = place if inside(root, place).exists() else home
-        # The certificates are put together as root; then the user's command.
+        # update-ca-certificates needs root, so it runs before the user's command.
         enter(root, name, [], environment, ["sh", "-c", "exec update-ca-certificates >/dev/null 2>&1"])
         command = ["env", "-C", str(start), *arguments.command]
         if arguments.user:
@@ -412,7 +412,7 @@ def play(arguments: argparse.Namespace) -> int:
 
 
 def stop(number: int, _frame: FrameType | None) -> None:
-    for further in SIGNALS:  # a second one would leave half of it uncleared
+    for further in SIGNALS:  # a second signal would interrupt the cleanup
         signal.signal(further, signal.SIG_IGN)
     raise Stopped(number)
 

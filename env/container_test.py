@@ -30,21 +30,21 @@ PACKAGES = "apptainer,slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname,sq
 
 
 def header(name: str, text: str) -> str:
-    """A field at the top of a definition. Raises UserError if it is not there."""
+    """A header field of a definition file. Raises UserError if it is missing."""
     if match := re.search(rf"(?m)^{name}: (.+)$", text):
         return match[1].strip()
     raise UserError(f"{DEFINITION} has no line {name}: …")
 
 
 def section(name: str, text: str) -> str:
-    """What stands below %name. Raises UserError if there is no such section."""
+    """The text of the section %name. Raises UserError if there is no such section."""
     if match := re.search(rf"(?ms)^%{name}\n(.*?)(?=^%\w|\Z)", text):
         return match[1]
     raise UserError(f"{DEFINITION} has no section %{name}")
 
 
 def recipe(text: str) -> str:
-    """The shell script that does, in a bare root, what a definition's %files, %post and %test say."""
+    """A shell script that carries out a definition's %files, %post and %test in a bare root."""
     lines = ["set -e"]
     for entry in section("files", text).splitlines():
         if entry.strip():

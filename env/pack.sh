@@ -48,8 +48,8 @@ trap 'rm -f "$part" "$part.sqfs"' EXIT
 trap 'exit 130' HUP INT TERM
 tar --create --file "$part" --numeric-owner --directory "$environment" . || fail "$environment could not be packed"
 
-# The Python below: where it lies, its library there, the interpreter, and whether the environment sees its packages.
-# Only what a training may import, or compile against.
+# The base Python: its prefix, its library there, the interpreter, and whether the environment sees its packages.
+# Only what a training may import or compile against.
 below=$("$environment/bin/python" -I -S -c '
 import os, sys, sysconfig
 prefix, config = sys.base_prefix, os.path.join(sys.argv[1], "pyvenv.cfg")

@@ -1,10 +1,10 @@
-"""Tells uv what pip is told, as `export` lines for a shell: the index, further ones, folders of wheels,
-certificates, a proxy. uv reads none of pip's configuration, and a site's mirror stands only there.
+"""Prints pip's settings as `export` lines of uv's variables: index, extra indexes, folders of wheels,
+certificates, proxy. uv does not read pip's configuration, often the only place that names a site's mirror.
 
     eval "$(python env/pip_settings.py)"
 
-What pip's own files and PIP_* variables say comes from `pip config list`; a variable of uv's that is set
-already is left alone. Sources: https://pip.pypa.io/en/stable/topics/configuration/ and
+pip's files and PIP_* variables are read with `pip config list`; variables that are already set are left
+alone, except SSL_CERT_FILE. Sources: https://pip.pypa.io/en/stable/topics/configuration/ and
 https://docs.astral.sh/uv/reference/environment/
 """
 
@@ -17,7 +17,7 @@ import subprocess
 import sys
 
 UV = {
-    # pip's option: (uv's variables, what stands between several values)
+    # pip's option: (uv's variables, separator of several values)
     "index-url": (("UV_DEFAULT_INDEX",), " "),
     "extra-index-url": (("UV_INDEX",), " "),
     "find-links": (("UV_FIND_LINKS",), ","),
@@ -30,14 +30,14 @@ UV = {
 
 
 def variables(listed: str) -> dict[str, str]:
-    """uv's variables from what `pip config list` prints: lines such as global.index-url='https://…'."""
+    """uv's variables from the output of `pip config list`: lines such as global.index-url='https://…'."""
     options: dict[str, str] = {}
-    for section in ("global", "install", ":env:"):  # the later wins
+    for section in ("global", "install", ":env:"):  # later sections win
         for line in listed.splitlines():
             key, equals, value = line.partition("=")
             if equals and key.startswith(f"{section}."):
                 options[key.removeprefix(f"{section}.")] = str(ast.literal_eval(value))
-    # As pip does it: the best version of all places, not the first place that has the package.
+    # As pip does: the best version of all indexes, not the first index that has the package.
     found = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
     for option, (names, separator) in UV.items():
         if values := options.get(option, "").split():
@@ -51,7 +51,7 @@ def main() -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name, value in variables(listed).items():
-        # pip's certificates are not the ones of SSL_CERT_FILE, which may be set for others.
+        # pip's `cert` wins: SSL_CERT_FILE may have been set for other programs.
         if name == "SSL_CERT_FILE" or name not in os.environ:
             print(f"export {name}={shlex.quote(value)}")
 

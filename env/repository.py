@@ -1,5 +1,5 @@
-"""The first import of every command here; after it the checkout is importable. `python3 env/NAME.py` looks
-for modules in this folder first, which is how this one is found."""
+"""The first import of every command here: it makes the checkout importable. `python3 env/NAME.py` looks for
+modules in this folder first, which is how this one is found."""
 
 import sys
 from pathlib import Path

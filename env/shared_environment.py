@@ -12,10 +12,10 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def environment() -> tuple[str, list[Path]]:
-    """(a shell command that readies it in the clone, what of this machine a root must see for that).
+    """(a shell command that sets it up in the clone, this machine's folders that the root needs for that).
 
-    Debian's own Python is another version in each release: where `.venv` is made of that, the root makes an
-    environment of its own. Raises UserError if there is no environment.
+    Debian's Python differs between releases: if `.venv` was made with it, the root makes its own environment
+    and needs no folders. Raises UserError if there is no environment.
     """
     venv = (CHECKOUT / ".venv").resolve()
     if not (venv / "bin/python").exists():

@@ -31,10 +31,10 @@ CHECKOUT: Path = repository.ROOT
 RELEASES = ("bookworm", "trixie", "testing")
 PACKAGES = (
     "slurm-wlm,slurmdbd,mariadb-server,munge,procps,hostname,python3-venv,"
-    "squashfs-tools,squashfuse,fuse3"  # of env/test-tools.sh, what tests/slurm wants
+    "squashfs-tools,squashfuse,fuse3"  # the part of env/test-tools.sh that tests/slurm needs
 )
-# All that these tests need of a version is its own. Several workers, and the versions at once: most of it is
-# waiting.
+# Only the tests whose results depend on Slurm's version. Several workers, and all versions at once: the tests
+# mostly wait.
 DIFFERING = ("-m", "versions", "-n", "4")
 NOT_HERE = 3
 
@@ -71,8 +71,8 @@ def main() -> int:
 
 
 def play(release: str, root: Path, options: list[str], capture: bool) -> tuple[int, str]:
-    """Runs the tests on a release's Slurm: (exit code, what to say of it). `capture`: prints what they print
-    when they are done, for others are printing, too."""
+    """Runs the tests on a release's Slurm: (exit code, summary line). `capture`: prints output at the end,
+    because other releases print at the same time."""
     asked = bare(release, root, ["slurmctld", "-V"], capture=True)
     if asked.returncode:
         return asked.returncode, f"{release}: no root"

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs, where this user may, what tests/local wants beyond Python: Chromium, to look at the report in a
-# real browser, zsh, to complete commands in it, strace, to count what a start asks a file system for, and what
-# makes and mounts a squashfs image (env/pack.sh).
-# `make test` calls this; without root or apt-get it says so, and those tests skip.
+# Installs, if this user may, what tests/local needs beyond Python: Chromium (to test the report in a real
+# browser), zsh (completion), strace (to count a start's file system calls), and the tools that make and mount a
+# squashfs image (env/pack.sh).
+# `make test` calls this; without root or apt-get it says so, and those tests are skipped.
 set -eu
 lacking=
 command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || lacking=chromium

@@ -26,10 +26,10 @@ from jobs.supervise import rendezvous
 
 SECONDS = 60.0
 BLOCK = 64 << 20
-"""Bytes that are written and read to measure a disk."""
+"""Bytes written and read to measure a disk's speed."""
 MOST_OPENED = 500
 PLACES = ("$TMPDIR", "/local/$USER", "/scratch/local/$USER", "/tmp", "/dev/shm")
-"""Where a node's own disk may be, if the profile does not say."""
+"""Where a node's local disk may be, if the profile does not say."""
 
 
 def main() -> None:
@@ -41,11 +41,11 @@ def main() -> None:
     try:
         token = (folder / "token").read_text()
     except OSError as error:
-        # There is no place to answer but the log.
+        # Without the folder, only the log can be answered in.
         sys.exit(f"error: {me.host} does not see {folder}: {error}")
     answer["token"] = token
     answer["interpreter"] = sys.executable
-    if me.rank == 0:  # before anything of what it reads is in this node's memory
+    if me.rank == 0:  # before the imports, so that nothing is in this node's page cache
         with contextlib.suppress(OSError):
             answer["files"] = measured_files(folder)
     answer["environment"] = tried(imports)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def tried(work: Callable[[], str]) -> dict[str, Any]:
-    """{ok, text, seconds} of something that may fail in any way; the probe's purpose is to say how."""
+    """{ok, text, seconds} of `work`; text: its result, or its exception, of whatever kind, in one line."""
     began = time.monotonic()
     try:
         ok, text = True, work()
@@ -93,11 +93,11 @@ def imports() -> str:
 
 
 def measured_files(folder: Path) -> dict[str, Any]:
-    """The file system of FOLDER, which the login node has just filled, and the folders of this node's own.
+    """The file system of FOLDER, which the login node has just filled, and this node's local folders.
 
-    `kind`, `opens`: files opened and closed a second; `read`: bytes a second of one sequential read, None
-    where there was nothing to read; `left`: bytes and files that may be written; `places`: PATH -> kind,
-    room (bytes) and read, or the error: of the folder that `stage` names, else of those that may be there.
+    `kind`, `opens`: files opened and closed per second; `read`: bytes/s of a sequential read, None if there
+    was nothing to read; `left`: bytes and files that may still be written; `places`: PATH -> kind, room
+    (bytes) and read, of the folder that `stage` names (or its error), else of those in PLACES that exist.
     """
     found: dict[str, Any] = {"kind": file_systems.kind(folder), "left": quotas.left(folder)}
     found["read"] = read_speed(folder / "block") if (folder / "block").exists() else None
@@ -111,7 +111,7 @@ def measured_files(folder: Path) -> dict[str, Any]:
     for text in dict.fromkeys([setting] if setting else PLACES):
         try:
             place = staged.expand(text, os.environ)
-            there = place if place.is_dir() else place.parent  # whose last folder is made
+            there = place if place.is_dir() else place.parent  # staging makes the last folder
             kind, room = file_systems.kind(there), file_systems.room(there)
         except (UserError, OSError) as error:
             if setting:
@@ -123,7 +123,7 @@ def measured_files(folder: Path) -> dict[str, Any]:
 
 
 def written_and_read(folder: Path) -> float | None:
-    """Bytes a second of a sequential read there; None where nothing can be written."""
+    """Bytes/s of a sequential read of a file written there; None if it cannot be written or read."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             file.write(os.urandom(BLOCK))
@@ -135,7 +135,7 @@ def written_and_read(folder: Path) -> float | None:
 
 
 def read_speed(path: Path) -> float:
-    """Bytes a second, past what this node has in memory of the file where the file system lets that go."""
+    """Bytes/s of a sequential read, after asking the kernel to drop the file from the page cache."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -148,11 +148,11 @@ def read_speed(path: Path) -> float:
 
 
 def gpus() -> dict[str, Any]:
-    """What Slurm gave this task, and what torch makes of it.
+    """The GPUs that Slurm allocated to this task, and those that torch can use.
 
-    `given`: devices in CUDA_VISIBLE_DEVICES (or AMD's); `cuda`: what torch was built for (devices.build);
-    `driver`: the newest that the node's driver takes, or None; `usable`: GPUs that torch sees; `names`:
-    theirs.
+    `given`: number of devices in CUDA_VISIBLE_DEVICES (or AMD's); `cuda`: what torch was built for
+    (devices.build); `driver`: the newest CUDA version that the node's driver supports, or None; `usable`:
+    number of GPUs that torch sees; `names`: theirs, each once.
     """
     from jobs.engine import devices
 
@@ -163,7 +163,7 @@ def gpus() -> dict[str, Any]:
 
 
 def device(me: task.Task) -> Any:
-    """The rank's GPU, as a training takes it."""
+    """The rank's GPU (a torch.device), chosen as in training."""
     import torch
 
     from jobs.engine import devices
@@ -172,7 +172,7 @@ def device(me: task.Task) -> Any:
 
 
 def compute(me: task.Task) -> str:
-    """A product on the GPU, against the same on the CPU."""
+    """Compares a matrix product on the GPU and the CPU; returns the GPU's name, or raises RuntimeError."""
     import torch
 
     from jobs.engine import devices
@@ -184,7 +184,7 @@ def compute(me: task.Task) -> str:
 
 
 def together(me: task.Task, meeting: rendezvous.Meeting, on_gpu: bool) -> dict[str, Any]:
-    """What the ranks reach together: {"gloo": …}, and {"nccl": …} where each has a GPU of its own."""
+    """An all-reduce over all ranks: {"gloo": …}, and "nccl" if each rank has its own GPU; see `tried`."""
     import torch
     import torch.distributed as dist
 
@@ -204,7 +204,7 @@ def together(me: task.Task, meeting: rendezvous.Meeting, on_gpu: bool) -> dict[s
     if on_gpu and found["gloo"]["ok"] and devices.count() >= me.local_world_size:
 
         def nccl() -> str:
-            # Both at once: NCCL over the same store, as a training does it.
+            # A second group over the same store, as in training.
             group = dist.new_group(
                 backend=devices.backend(devices.kind()), timeout=timedelta(seconds=SECONDS)
             )
@@ -217,7 +217,7 @@ def together(me: task.Task, meeting: rendezvous.Meeting, on_gpu: bool) -> dict[s
 
 
 def summed(me: task.Task, value: Any, group: Any) -> str:
-    """Each rank gives another number, so that a sum of the right size is a right sum."""
+    """All-reduces `value` (rank + 1, so a missing rank shows). Raises RuntimeError if the sum is wrong."""
     import torch.distributed as dist
 
     dist.all_reduce(value, group=group)
