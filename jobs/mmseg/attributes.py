@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from io import IOBase
 from typing import Any
@@ -11,31 +11,38 @@ import numpy as np
 import torch
 
 from jobs.mmseg import values
-from jobs.mmseg.reach import attributes
-from jobs.mmseg.values import Passing, Unholdable, decoded, encoded, held_of, is_number, is_switch, same
+from jobs.mmseg.reach import attributes, of_process, slots
+from jobs.mmseg.values import Decoder, Encoder, Passing, Place, Unholdable, is_number, is_switch, same
 
 KINDS = ("numbers", "data", "new")
 """Of attributes: numbers as ever, data that began as such, and what was something else at first."""
 
 NOTHING = object()
 
+LARGE = 1 << 26
+"""Bytes of an attribute's tensors and arrays from which on no second copy is held to compare it with."""
+
+TRACED = 20
+"""Draws of a start in which transforms show what they note for the moment."""
+
 
 class _First:
-    """What an attribute was when this start of the training began."""
+    """What an attribute was when this start of the training began; `held`: encoded, where that goes."""
 
-    def __init__(self, value: Any, weights: Collection[int]) -> None:
-        self.value, self.held = value, None
+    def __init__(self, value: Any, held: Any) -> None:
+        self.value = value
         self.number, self.switch = is_number(value), is_switch(value)
         self.parts = [id(part) for _, part in values.parts(value)]
-        if not (self.number or self.switch):
-            self.held = copy.deepcopy(held_of(value, weights))
+        self.large = values.bytes_of(held) >= LARGE
+        self.known = held is not None
+        self.held = None if self.large else values.copied(held)
         stream = isinstance(value, Iterator)
         plain = type(value) is tuple and all(is_number(part) or is_switch(part) for part in value)
-        unknown = self.held is None and not self.parts and not stream
+        unknown = not self.known and not self.parts and not stream
         self.fixed = self.number or self.switch or plain or unknown
         """Whether the same object is the same value, or none to be looked at."""
         self.size = [*value.shape] if isinstance(value, (torch.Tensor, np.ndarray)) else None
-        if self.held is not None and self.size is None:
+        if self.known and isinstance(value, values.CONTAINERS):
             self.size = [len(value)]
 
     def is_other(self, value: Any) -> bool:
@@ -43,14 +50,14 @@ class _First:
         return value is not self.value or self.parts != [id(part) for _, part in values.parts(value)]
 
     def is_like(self, value: Any) -> bool:
-        return self.held is not None and type(value) is type(self.value)
+        return self.known and type(value) is type(self.value)
 
 
-def _put(owner: Any, name: str, old: Any, saved: Any, home: torch.device) -> None:
-    """Gives an owner its data back, in place where that goes: others may know the same object."""
-    value = decoded(saved, old, home)
-    if value is old:
-        return
+def _filled(old: Any, value: Any, saved: Any) -> Any:
+    """What stands for the `value` that was `saved`: the `old` object, which others may know, with the content
+    of that, where it goes."""
+    if value is old or values.refers(saved):
+        return value
     if isinstance(old, torch.Tensor) and isinstance(saved, torch.Tensor):
         value = value.to(old.device)  # checkpoints of earlier versions do not say where it was
     if isinstance(old, (dict, set)):
@@ -65,7 +72,8 @@ def _put(owner: Any, name: str, old: Any, saved: Any, home: torch.device) -> Non
         with torch.no_grad():
             old.copy_(value)
     else:
-        _set(owner, name, value)
+        return value
+    return old
 
 
 def _is_like(a: Any, b: Any) -> bool:
@@ -77,6 +85,9 @@ def _set(owner: Any, name: str, value: Any) -> None:
         setattr(owner, name, value)
         return
     # As it was read: a property of that name may have no setter.
+    if slot := slots(owner).get(name):
+        slot.__set__(owner, value)
+        return
     buffers = getattr(owner, "_buffers", {}) if isinstance(owner, torch.nn.Module) else {}
     (buffers if name in buffers else vars(owner))[name] = value
 
@@ -84,6 +95,8 @@ def _set(owner: Any, name: str, value: Any) -> None:
 def _remove(owner: Any, name: str) -> None:
     if isinstance(owner, type):
         delattr(owner, name)
+    elif slot := slots(owner).get(name):
+        slot.__delete__(owner)
     else:
         vars(owner).pop(name, None)
 
@@ -92,17 +105,25 @@ class Attributes:
     """What is in the attributes of `owners`, by the ways to them, and changes.
 
     `weights`: where the memory of weights lies. `shy`: owners whose switches stand for what each process has
-    to do itself.
+    to do itself. `of_data`: what is large is none of the state, unless it is replaced.
     """
 
     def __init__(
-        self, owners: dict[str, Any], weights: Collection[int] = (), shy: Collection[str] = ()
+        self,
+        owners: dict[str, Any],
+        weights: Collection[int] = (),
+        shy: Collection[str] = (),
+        of_data: bool = False,
     ) -> None:
         self.owners, self.weights, self.shy = owners, weights, shy
+        held = self._all_held()
         self.first = {
-            key: {name: _First(value, weights) for name, value in attributes(owner).items()}
+            key: {name: _First(value, held[key].get(name)) for name, value in attributes(owner).items()}
             for key, owner in owners.items()
         }
+        for of in self.first.values():
+            for began in of.values():
+                began.fixed |= of_data and began.large
         self.given: dict[str, set[str]] = {}
         """What a resume has given back: it is saved again, even if each start begins with the same."""
         self.lost: dict[str, str] = {}
@@ -110,20 +131,41 @@ class Attributes:
         self.said: set[str] = set()
         self.scratch: set[tuple[str, str]] = set()
         """What is no state, but notes for the moment."""
+        self.traced = 0
+
+    def _encoder(self) -> Encoder:
+        return Encoder(self.weights, {id(owner): (key,) for key, owner in self.owners.items()})
+
+    def _all_held(self) -> dict[str, dict[str, Any]]:
+        """The attributes of all, encoded, but those that a checkpoint cannot hold."""
+        encode = self._encoder()
+        found: dict[str, dict[str, Any]] = {}
+        for key, owner in self.owners.items():
+            found[key] = {}
+            for name, value in attributes(owner).items():
+                if not (is_number(value) or is_switch(value)):
+                    with contextlib.suppress(Unholdable):
+                        found[key][name] = encode(value, (key, name))
+        return found
 
     def of_owners(self, rewired: bool = False) -> dict[str, Any]:
         """What has changed since this object was made. `rewired`: no switch tells what was done."""
         self.lost = {}
         found: dict[str, Any] = {kind: {} for kind in KINDS}
+        encode = self._encoder()
+        changed: set[tuple[str, str]] = set()
         for key, owner in self.owners.items():
-            for kind, parts in self._of(key, owner, rewired).items():
+            for kind, parts in self._of(key, owner, rewired, encode, changed).items():
                 if parts:
                     found[kind][key] = parts
         return found
 
     def without_trace(self, work: Callable[[], Any]) -> Any:
         """What `work` gives; what it changes is `scratch`."""
-        before, lost = copy.deepcopy(self.of_owners()), self.lost
+        if self.traced == TRACED:
+            return work()
+        self.traced += 1
+        before, lost = values.copied(self.of_owners()), self.lost
         result = work()
         now_found = self.of_owners()
         self.scratch |= {(way.rpartition(".")[0], way.rpartition(".")[2]) for way in self.lost.keys() - lost}
@@ -135,16 +177,35 @@ class Attributes:
                 }
         return result
 
-    def _of(self, key: str, owner: Any, rewired: bool) -> dict[str, Any]:
-        """What one owner has otherwise than at first, by KINDS."""
+    def while_given(self, state: dict[str, Any], work: Callable[[], Any]) -> Any:
+        """What `work` gives while the owners have what `state` says; then they have what they had again."""
+        now = values.copied(self.of_owners())
+        before = {key: dict(attributes(owner)) for key, owner in self.owners.items()}
+        home = torch.device("cpu")
+        self.give_owners(state, home)
+        result = work()
+        self.give_owners(now, home)
+        for key, owner in self.owners.items():
+            for name, value in before[key].items():
+                if attributes(owner).get(name, NOTHING) is not value:
+                    _set(owner, name, value)
+        return result
+
+    def _of(
+        self, key: str, owner: Any, rewired: bool, encode: Encoder, changed: set[tuple[str, str]]
+    ) -> dict[str, Any]:
+        """What one owner has otherwise than at first, by KINDS; what has `changed` so far grows."""
         numbers, data, new, switches = {}, {}, {}, {}
         shy, whole = key in self.shy, True
         first, given = self.first[key], self.given.get(key, ())
         for name, value in attributes(owner).items():
             began = first.get(name)
-            if began and began.fixed and value is began.value and not given:
+            if began and began.fixed and value is began.value and name not in given:
                 continue
             if (key, name) in self.scratch:
+                continue
+            if of_process(value):
+                whole &= began is not None and value is began.value
                 continue
             again = name in given
             if began and began.number and is_number(value):
@@ -152,7 +213,7 @@ class Attributes:
                     numbers[name] = value
                 continue
             try:
-                now = encoded(value, self.weights)
+                now = encode(value, (key, name))
             except Unholdable as why:
                 # A stream of data begins anew, whether or not it is the one that was there at first.
                 stream = isinstance(value, Iterator) and not isinstance(value, IOBase)
@@ -160,16 +221,24 @@ class Attributes:
                     self.lost[f"{key}.{name}"] = type(value).__name__
                     whole &= stream
                 continue
-            if shy and began and began.is_like(value) and values.has_switches(now):
-                if not same(now, began.held):
+            stands = is_switch(value) or values.is_owner(now) or (shy and values.has_switches(now))
+            if began and began.is_like(value):
+                # What lies in a place that is changed lies in another object then.
+                moves = any((way, its) in changed for way, its, *_ in values.places_in(now))
+                again |= began.large or moves or (shy and values.has_tensors(now))
+                if not (again or not same(now, began.held)):
+                    continue
+                if stands:
                     switches[name] = now
-            elif began and began.is_like(value):
-                if again or (shy and values.has_tensors(now)) or not same(now, began.held):
-                    data[name] = {"began": began.size, "now": now}
-            elif not is_switch(value) and not (shy and values.has_switches(now)):
+                else:
+                    data[name] = {"began": began.size, "now": now, "same": value is began.value}
+            elif not stands:
                 new[name] = now
-            elif again or not (began and began.switch and began.value == value):
+            elif again or not (began and began.switch and same(began.value, now)):
                 switches[name] = now
+            else:
+                continue
+            changed.add((key, name))
         # In a hook, a switch such as `done` stands for something that each process has still to do;
         # elsewhere, it may where something has changed that is not given back.
         if shy or rewired or not whole:
@@ -198,6 +267,7 @@ class Attributes:
     def give_owners(self, state: dict[str, Any], home: torch.device) -> None:
         """Gives back what was saved, and makes the rest what it was at first. A checkpoint of an earlier
         version has less of it."""
+        held, decode, later = self._all_held(), Decoder(home, self._look), []
         for key, owner in self.owners.items():
             of = {kind: state.get(kind, {}).get(key, {}) for kind in KINDS}
             first, here = self.first[key], attributes(owner)
@@ -206,19 +276,36 @@ class Attributes:
                 if (key, name) in self.scratch:
                     continue
                 if name in of["new"]:
-                    _set(owner, name, decoded(of["new"][name], now, home))
+                    later.append((key, name, now, of["new"][name], False))
                 elif began is None:
                     _remove(owner, name)
                 elif began.number and is_number(now):
                     if not same(now, value := of["numbers"].get(name, began.value)):
                         _set(owner, name, value)
-                elif not began.is_like(now):
+                elif not began.known:
                     if now is not began.value:
                         _set(owner, name, began.value)
                 # One that began with another size is another: of so many ranks, say.
                 elif name in of["data"] and of["data"][name]["began"] == began.size:
-                    _put(owner, name, now, of["data"][name]["now"], home)
-                elif not same(held_of(now, self.weights), began.held):
-                    _put(owner, name, now, began.held, home)
+                    entry = of["data"][name]
+                    later.append((key, name, began.value, entry["now"], entry.get("same", True)))
+                elif now is not began.value or not (began.large or same(held[key].get(name), began.held)):
+                    later.append((key, name, began.value, began.held, True))
             if names := {name for parts in of.values() for name in parts}:
                 self.given.setdefault(key, set()).update(names)
+        # What lies somewhere else as well, when that is there.
+        for key, name, old, saved, in_place in sorted(later, key=lambda one: bool(values.places_in(one[3]))):
+            with contextlib.suppress(LookupError, TypeError):  # of what is none of this start
+                value = decode(saved, old, (key, name))
+                decode.made[key, name] = value = _filled(old, value, saved) if in_place else value
+                if value is not attributes(self.owners[key]).get(name, NOTHING):
+                    _set(self.owners[key], name, value)
+
+    def _look(self, place: Place) -> Any:
+        key, *inside = place
+        if not inside:
+            return self.owners[key]
+        value = attributes(self.owners[key])[inside[0]]
+        for one in inside[1:]:
+            value = value[one]
+        return value

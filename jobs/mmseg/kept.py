@@ -10,7 +10,6 @@ large frozen network, networks that it hides, and the state of an optimizer insi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from jobs.mmseg import values
 from jobs.mmseg.attributes import KINDS, Attributes
 from jobs.mmseg.reach import Reached, data_owners, is_known, remembers
+from jobs.mmseg.things import give_state, state_of
 from jobs.mmseg.values import memory
 from jobs.run.errors import UserError, one_line
 
@@ -156,8 +156,7 @@ class Kept(Attributes):
         shy = {key for key in reached.owners if key.startswith(("hook ", "class "))} - modules
         super().__init__(reached.owners, self.weights, shy)
         self.wiring = self._wiring()
-        self.heavy = bool(self.hidden or self.things)
-        self.dataset = Attributes(data_owners(dataset))
+        self.dataset = Attributes(data_owners(dataset), of_data=True)
         optim_wrappers = [one for _, one in optimizers if hasattr(one, "_accumulative_counts")]
         self.accumulating = {one: one._accumulative_counts for one in optim_wrappers}
         self.handed: dict[str, Any] | None = None
@@ -176,16 +175,23 @@ class Kept(Attributes):
                         if name in built.first[key]:
                             mine[name] = built.first[key][name]
 
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Of the model, and of what is hidden."""
+        yield from self.model.named_parameters()
+        for way, found in self.hidden.items():
+            for name, value in found.items():
+                if isinstance(value, torch.nn.Parameter):
+                    yield f"{way}/{name}", value
+
     def state(self) -> dict[str, Any]:
-        """What has `changed`, and which parameters are frozen."""
-        frozen = [name for name, value in self.model.named_parameters() if not value.requires_grad]
+        """What has `changed`, and which parameters are frozen, and which modules not training."""
+        frozen = [name for name, value in self.parameters() if not value.requires_grad]
         modules = ((key, one) for key, one in self.owners.items() if isinstance(one, torch.nn.Module))
         resting = [key for key, one in modules if not one.training]
         return self.changed() | {"frozen": frozen, "resting": resting}
 
-    def changed(self, elsewhere: dict[str, Any] | None = None) -> dict[str, Any]:
-        """What has changed since this object was made, and all that has a state of its own; of the latter
-        only what rank 0, whose `marks` are `elsewhere`, has otherwise."""
+    def changed(self) -> dict[str, Any]:
+        """What has changed since this object was made, and all that has a state of its own."""
         found = self.of_owners(rewired=self._wiring() != self.wiring)
         dataset = self.dataset.of_owners()
         self.lost |= self.dataset.lost
@@ -193,24 +199,14 @@ class Kept(Attributes):
         for one, count in self.accumulating.items():
             if one._accumulative_counts != count:
                 self.lost["optim_wrapper._accumulative_counts"] = "int"
-        return found | self._heavy(elsewhere) | {"dataset": dataset, "handed": handed}
-
-    def _heavy(self, elsewhere: dict[str, Any] | None) -> dict[str, Any]:
-        found: dict[str, Any] = {"things": {}, "hidden": self.hidden}
+        things = {}
         for way, thing in self.things.items():
             try:
-                found["things"][way] = values.state_of(thing)
+                things[way] = state_of(thing)
             except Exception:  # whatever somebody's state_dict raises
                 self.lost[way] = type(thing).__name__
-        if elsewhere is None:
-            return found
-        return {
-            kind: {way: one for way, one in of.items() if values.mark(one) != elsewhere[kind].get(way)}
-            for kind, of in found.items()
-        }
-
-    def marks(self) -> dict[str, Any]:
-        return {k: {way: values.mark(one) for way, one in of.items()} for k, of in self._heavy(None).items()}
+        own = {"dataset": dataset, "handed": handed, "things": things, "hidden": self.hidden}
+        return found | own
 
     def _wiring(self) -> list[Any]:
         """Which modules the networks have, and how many hooks torch calls for each."""
@@ -225,7 +221,7 @@ class Kept(Attributes):
         for way, thing in self.things.items():
             if way in state.get("things", {}):
                 try:
-                    values.give_state(thing, state["things"][way])
+                    give_state(thing, state["things"][way], home)
                 except Exception as error:  # whatever somebody's load_state_dict raises
                     print(f"{way} does not take its state back: {one_line(error)}", flush=True)
         with torch.no_grad():
@@ -235,21 +231,34 @@ class Kept(Attributes):
                     if name in saved and saved[name].shape == value.shape:
                         value.copy_(saved[name])
         frozen = set(state["frozen"])
-        for name, parameter in self.model.named_parameters():
+        parameters = self.parameters() if "hidden" in state else self.model.named_parameters()
+        for name, parameter in parameters:
             if parameter.requires_grad != (name not in frozen):
                 parameter.requires_grad_(name not in frozen)
+        self.restore_modes(state, of_model=False)
 
-    def restore_modes(self, state: dict[str, Any]) -> None:
-        """In the midst of an epoch: which modules were not training (`eval`)."""
+    def restore_modes(self, state: dict[str, Any], of_model: bool = True) -> None:
+        """Which modules were not training (`eval`): those of the model in the midst of an epoch, which begins
+        with `train`; others whenever it is."""
+        registered = {id(one) for one in self.model.modules()}
         for key, one in self.owners.items():
-            if isinstance(one, torch.nn.Module) and "resting" in state:
+            if (
+                isinstance(one, torch.nn.Module)
+                and (id(one) in registered) is of_model
+                and "resting" in state
+            ):
                 one.training = key not in state["resting"]
+
+    def give_gradients(self, found: dict[str, torch.Tensor | None]) -> None:
+        for name, parameter in self.parameters():
+            if (gradient := found.get(name)) is not None:
+                parameter.grad = gradient.to(parameter.device, copy=True)
 
     def restore_dataset(self, state: dict[str, Any], anew: bool) -> None:
         """Gives back what hooks had changed in the data set and its transforms. `anew`: workers begin with an
         epoch, and see what hooks change before it."""
         self.dataset.give_owners(state.get("dataset", {}), CPU)
-        same_as_now = None if anew else copy.deepcopy(self.dataset.of_owners())
+        same_as_now = None if anew else values.copied(self.dataset.of_owners())
         self.handed = state.get("handed") or same_as_now
 
     def hand_out(self, loader: Any, first: bool) -> Iterator[Any]:
@@ -257,14 +266,10 @@ class Kept(Attributes):
         start, in the midst of an epoch, what they had, whatever hooks have changed since."""
         if not loader.num_workers or (self.handed is not None and not first and loader.persistent_workers):
             return iter(loader)
-        now = copy.deepcopy(self.dataset.of_owners())
         if first and self.handed is not None:
-            self.dataset.give_owners(self.handed, CPU)
-        else:
-            self.handed = now
-        iterator = iter(loader)
-        self.dataset.give_owners(now, CPU)
-        return iterator
+            return self.dataset.while_given(self.handed, lambda: iter(loader))
+        self.handed = values.copied(self.dataset.of_owners())
+        return iter(loader)
 
     def workers_end(self, loader: Any) -> None:
         """At the end of an epoch: the next begins with the data set as it is then."""
@@ -272,9 +277,25 @@ class Kept(Attributes):
             self.handed = None
 
 
+HEAVY = ("things", "hidden")
+"""What a rank has as rank 0 has it, mostly."""
+
+
+def marks(heavy: dict[str, Any]) -> dict[str, Any]:
+    return {kind: {way: values.mark(one) for way, one in of.items()} for kind, of in heavy.items()}
+
+
+def differing(heavy: dict[str, Any], elsewhere: dict[str, Any]) -> dict[str, Any]:
+    """What rank 0, whose `marks` are `elsewhere`, has otherwise, or not."""
+    return {
+        kind: {way: one for way, one in of.items() if values.mark(one) != elsewhere[kind].get(way)}
+        for kind, of in heavy.items()
+    }
+
+
 def of_rank(own: dict[str, Any], its: dict[str, Any]) -> dict[str, Any]:
     """What a rank is given: rank 0's, with what it had otherwise."""
     if not own:
         return {}  # an earlier version's
-    heavy = {kind: own.get(kind, {}) | its.get(kind, {}) for kind in ("things", "hidden")}
+    heavy = {kind: own.get(kind, {}) | its.get(kind, {}) for kind in HEAVY}
     return own | its | heavy

@@ -15,7 +15,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.utils import calc_dynamic_intervals
 
-from jobs.mmseg import data, state
+from jobs.mmseg import data, state, values
 from jobs.mmseg.sampling import HOOKS, STEP, Batches, Plan, mix, seed_everything
 
 
@@ -60,8 +60,9 @@ class Exact:
         if resumed and self.runner.session.ranks > 2:
             rounds = self.drawn(iterator)
             if self._iter >= max(w._accumulative_counts for w in state.wrappers(self.runner.optim_wrapper)):
-                before = copy.deepcopy(self.runner.kept.state())
-                settle_buckets(self.runner.model, rounds[0])
+                before = values.copied(self.runner.kept.state())
+                trained = [one for _, one in self.runner.kept.parameters()]
+                settle_buckets(self.runner.model, trained, rounds[0])
                 self.runner.kept.restore(before)
             yield rounds
         for _ in range(self._iter, stop):
@@ -135,7 +136,7 @@ class Exact:
     val_interval: int
 
 
-def settle_buckets(model: Any, batch: Any) -> None:
+def settle_buckets(model: Any, parameters: list[Any], batch: Any) -> None:
     """Brings a fresh DistributedDataParallel to where it is after its first step, leaving no trace.
 
     In that step it orders the gradients anew in its buckets. With three ranks or more, the order in which a
@@ -143,16 +144,16 @@ def settle_buckets(model: Any, batch: Any) -> None:
     differ in the last bits from the uninterrupted run's.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for parameter in model.parameters():
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
         parameter.grad = None
     # The preprocessor pads annotations in place: the real step needs its own.
     model.train_step(copy.deepcopy(batch), optim_wrapper=BackwardOnly())
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    for name, parameter in model.named_parameters():
-        parameter.grad = gradients[name]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
 
 
 class BackwardOnly:

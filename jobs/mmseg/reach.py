@@ -7,14 +7,19 @@ whatever has a state of its own (a second optimizer, a generator).
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import types
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmengine.utils import ManagerMixin
 
-from jobs.mmseg import values
+from jobs.mmseg import things, values
 
 STOCK = ("mmengine", "mmseg", "jobs", "torch")
 """Packages whose hooks and optimizers are known."""
@@ -42,7 +47,7 @@ def package(value: Any) -> str:
 
 def is_known(value: Any) -> bool:
     """Whether it is none of the user's, and nobody adds anything to it."""
-    return package(value) in STOCK and not hasattr(value, "own_attributes")
+    return package(value) in STOCK and not isinstance(value, Runner)
 
 
 def remembers(hook: Any) -> bool:
@@ -57,24 +62,57 @@ def attributes(owner: Any) -> dict[str, Any]:
         for name in owner._non_persistent_buffers_set:
             found[name] = owner._buffers.get(name)
         return found
-    known: Iterable[str] = getattr(owner, "own_attributes", ())
+    known: Iterable[str] = ()
     if isinstance(owner, type):
         return {n: one for n, one in vars(owner).items() if not (n.startswith("__") or _is_code(one))}
     if isinstance(owner, torch.optim.Optimizer):
         known = OF_OPTIMIZERS
-    elif hasattr(owner, "optim_context"):
+    elif hasattr(type(owner), "optim_context"):
         known = OF_WRAPPERS
     elif is_dataset(owner):
         known = (*OF_DATASETS, *INNER)
-    return {name: one for name, one in vars(owner).items() if name not in known}
+    elif isinstance(owner, Runner):
+        known = owner.own_attributes
+    found = vars(owner) if has_attributes(owner) else {}
+    return {name: one for name, one in {**found, **_in_slots(owner)}.items() if name not in known}
+
+
+def slots(owner: Any) -> dict[str, Any]:
+    """The descriptors of an object's `__slots__`."""
+    of_kinds = [vars(kind).items() for kind in type(owner).__mro__]
+    kind = types.MemberDescriptorType
+    return {n: one for of in of_kinds for n, one in of if isinstance(one, kind) and not n.startswith("__")}
+
+
+def _in_slots(owner: Any) -> dict[str, Any]:
+    found = {}
+    for name, one in slots(owner).items():
+        with contextlib.suppress(AttributeError):  # of one that is empty
+            found[name] = one.__get__(owner)
+    return found
+
+
+def of_process(value: Any) -> bool:
+    """Whether each process makes it anew, and nothing is lost without it: a logger, a writer of curves, a
+    lock, the runner."""
+    kinds = (logging.Logger, weakref.ref, ManagerMixin, Runner)
+    kind = type(value)
+    if isinstance(value, kinds) or hasattr(kind, "add_histogram"):
+        return True
+    return kind.__module__ in ("_thread", "threading")
 
 
 def _is_code(value: Any) -> bool:
     return callable(value) or hasattr(type(value), "__get__") or type(value).__name__ == "_abc_data"
 
 
+def has_attributes(value: Any) -> bool:
+    return bool(type(value).__dictoffset__)
+
+
 def is_dataset(value: Any) -> bool:
-    return isinstance(value, torch.utils.data.Dataset) or hasattr(value, "full_init")
+    # The class is asked: an object's own __getattr__ may raise anything (a dict's does, of what is no key).
+    return isinstance(value, torch.utils.data.Dataset) or hasattr(type(value), "full_init")
 
 
 def data_owners(dataset: Any) -> dict[str, Any]:
@@ -87,7 +125,7 @@ def data_owners(dataset: Any) -> dict[str, Any]:
         seen.add(id(one))
         if isinstance(one, (list, tuple)):
             left += [(f"{way}[{n}]", part) for n, part in enumerate(one)] if len(one) <= MOST else []
-        elif hasattr(one, "__dict__") and (is_dataset(one) or callable(one) or way == "dataset"):
+        elif has_attributes(one) and (is_dataset(one) or callable(one) or way == "dataset"):
             found[way] = one
             names = [n for n in INNER if n in vars(one)] if is_dataset(one) else [*vars(one)]
             left += [(f"{way}.{name}", vars(one)[name]) for name in names]
@@ -143,7 +181,7 @@ class Reached:
         self.seen.add(id(value))
         if isinstance(value, torch.nn.Module):
             return self._network(way, value)
-        if values.has_state(value):
+        if things.has_state(value):
             self.things[way] = value
             return []
         if (package(value) in self.users or kind is types.SimpleNamespace) and _is_plain(value):
@@ -165,4 +203,8 @@ class Reached:
 def _is_plain(value: Any) -> bool:
     """Whether what it keeps is in its attributes, and no data set."""
     of_data = (torch.utils.data.Sampler, torch.utils.data.DataLoader)
-    return hasattr(value, "__dict__") and not isinstance(value, of_data) and not is_dataset(value)
+    return (
+        bool(has_attributes(value) or slots(value))
+        and not isinstance(value, of_data)
+        and not is_dataset(value)
+    )

@@ -53,8 +53,6 @@ class TrainingRunner(Runner):
     """That, and what the initialisation of the weights has changed of it."""
     kept: kept.Kept
     """Set when the hooks have begun (survival.py)."""
-    heavy: bool
-    """Whether rank 0 keeps networks, or what has a state, in attributes."""
     resumed: dict[str, Any] | None = None
     """What `state.restore` says of the checkpoint that this start goes on from."""
 

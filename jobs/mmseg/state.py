@@ -71,7 +71,8 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
     The tensors are the live ones: `snapshot` them before the next step.
     """
     kept.check_groups(runner.groups, kept.groups(wrappers(runner.optim_wrapper)))
-    locals_ = gather_local(runner, session)
+    own = runner.kept.state()
+    locals_ = gather_local(runner, session, own)
     if not session.main:
         return None
     loop = runner.train_loop
@@ -96,7 +97,7 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
             "hooks": hook_state(runner),
             "updates": updates(runner),
             "evolved": schedules.evolved(runner.param_schedulers, runner.schedules),
-            "kept": runner.kept.state(),
+            "kept": own,
             # The model's own are in `state_dict`.
             "left_out": {key: kept.left_out(one) for key, one in networks(runner).items() if key},
             "inner": [
@@ -122,24 +123,24 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
     return checkpoint
 
 
-def gather_local(runner: Any, session: Session) -> list[Tree]:
+def gather_local(runner: Any, session: Session, own: Tree) -> list[Tree]:
     """What differs from rank to rank, in rank order (rank 0 only): running statistics of batch norms that
-    are not synchronised, what is `kept` (rank 0's stands for itself), and gradients that are still being
-    accumulated."""
-    mine = {}
+    are not synchronised, what is kept (`own`; rank 0's stands for itself), and gradients that are still
+    there after the step: being accumulated, mostly."""
+    mine: Tree = {}
+    gradients: Tree = {name: one.grad.cpu() for name, one in runner.kept.parameters() if one.grad is not None}
     if session.ranks > 1:
         mine["statistics"] = {name: tensor.cpu() for name, tensor in statistics(runner).items()}
         # Where each rank has a network of its own, or an optimizer, it is sent only if it differs.
-        marks = (
-            distributed.everywhere(session, runner.kept.marks() if session.main else None)
-            if runner.heavy
-            else {}
-        )
+        heavy: Tree = {kind: own[kind] for kind in kept.HEAVY} | {"gradients": gradients}
+        marks = distributed.everywhere(session, kept.marks(heavy) if session.main else None)
         if not session.main:
-            mine["kept"] = runner.kept.changed(marks)
-    if accumulating(runner.optim_wrapper):
-        named = bare(runner.model).named_parameters()
-        mine["gradients"] = {name: p.grad.cpu() for name, p in named if p.grad is not None}
+            missing = dict.fromkeys(marks["gradients"].keys() - gradients.keys())
+            its = kept.differing(heavy, marks)
+            gradients = its.pop("gradients") | missing
+            mine["kept"] = own | its
+    if gradients:
+        mine["gradients"] = gradients
     if session.ranks == 1 and not any(mine.values()):
         return []
     return distributed.gather(session, mine) or []
@@ -174,11 +175,6 @@ def average_statistics(runner: Any, session: Session) -> None:
 
 def wrappers(optim_wrapper: OptimWrapper | OptimWrapperDict) -> list[OptimWrapper]:
     return list(optim_wrapper.values()) if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
-
-
-def accumulating(optim_wrapper: Any) -> bool:
-    """Whether gradients of earlier iterations wait for the next update."""
-    return any(w._inner_count % w._accumulative_counts for w in wrappers(optim_wrapper))
 
 
 def updates(runner: Any) -> list[int]:
@@ -253,7 +249,8 @@ def named_hooks(runner: Any) -> Iterator[tuple[str, Any]]:
 
 def restore(runner: Any, session: Session, path: str) -> Tree:
     """Puts the state of a checkpoint into a freshly built runner. Returns what the loop has to know: whether
-    the `validation_due` at that step is still to come, and what `kept` is to be given.
+    the `validation_due` at that step is still to come, and what is to be given when all is there: to `kept`,
+    and `gradients`.
 
     The world size may differ from the one that saved. Raises RuntimeError if the model has changed, UserError
     if the checkpoint holds more than data.
@@ -298,6 +295,7 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     return {
         "validation_due": own["validation_due"],
         "kept": kept.of_rank(own.get("kept", {}), its.get("kept", {})),
+        "gradients": _gradients(session, own["ranks"]),
     }
 
 
@@ -322,13 +320,18 @@ def _restore_local(runner: Any, session: Session, ranks: list[Tree]) -> None:
             saved = [rank["statistics"][name] for rank in ranks if name in rank["statistics"]]
             if saved:
                 tensor.copy_(saved[session.rank] if same else torch.stack(saved).mean(0))
-    if ranks[0].get("gradients"):
-        for name, parameter in bare(runner.model).named_parameters():
-            grads = [rank["gradients"][name] for rank in ranks if name in rank["gradients"]]
-            if grads:
-                # Other ranks than before: each takes the mean, of which the reduction is the same again.
-                grad = grads[session.rank] if same else torch.stack(grads).mean(0)
-                parameter.grad = grad.clone().to(parameter.device)
+
+
+def _gradients(session: Session, ranks: list[Tree]) -> dict[str, torch.Tensor | None]:
+    of_rank = [{**ranks[0].get("gradients", {}), **rank.get("gradients", {})} for rank in ranks]
+    if len(ranks) == session.ranks:
+        return of_rank[session.rank]
+    found: dict[str, torch.Tensor | None] = {}
+    for name in {name for one in of_rank for name in one}:
+        # Other ranks than before: each takes the mean, of which the reduction is the same again.
+        if those := [one[name] for one in of_rank if one.get(name) is not None]:
+            found[name] = torch.stack(those).mean(0)
+    return found
 
 
 def cloned(tree: Tree) -> Tree:

@@ -48,12 +48,13 @@ class Survival:
         if self.runner.initialised:
             self.runner.kept.count_from(*self.runner.initialised)
             self.runner.initialised = None
-        self.runner.heavy = distributed.everywhere(self.session, self.runner.kept.heavy)
         if saved := (self.runner.resumed or {}).get("kept"):
             self.runner.kept.restore(saved)
             loop = self.runner.train_loop
             anew = loop.by_epoch and loop.position == 0 and not loop.dataloader.persistent_workers
             self.runner.kept.restore_dataset(saved, anew)
+        if self.runner.resumed:
+            self.runner.kept.give_gradients(self.runner.resumed["gradients"])
         if self.session.main:
             state.check_hooks(self.runner)
         self.saver.on_disk = (self.runner.train_loop.iter, self.runner.train_loop.epoch)

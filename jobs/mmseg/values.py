@@ -6,10 +6,8 @@ into a file, and from rank to rank (wire.py), in the few types that both know.
 
 from __future__ import annotations
 
-import random
-import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,10 +17,10 @@ from mmengine.structures import BaseDataElement
 from jobs.engine import storable
 
 MAPPINGS: dict[str, Any] = {kind.__name__: kind for kind in (dict, OrderedDict, Counter, defaultdict)}
-SEQUENCES: dict[str, Any] = {kind.__name__: kind for kind in (tuple, set, frozenset)}
+SEQUENCES: dict[str, Any] = {kind.__name__: kind for kind in (tuple, torch.Size, set, frozenset)}
 CHANGING = (list, deque, set, *MAPPINGS.values())
 """Containers that are given back their content in place."""
-GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
+CONTAINERS: tuple[Any, ...] = (tuple, frozenset, *CHANGING)
 
 
 class Unholdable(Exception):
@@ -42,44 +40,98 @@ def is_number(value: Any) -> bool:
 
 
 def is_switch(value: Any) -> bool:
-    return value is None or type(value) in (bool, str)
+    return value is None or type(value) in (bool, str, np.bool_)
 
 
 def memory(value: torch.Tensor) -> int:
     return value.untyped_storage().data_ptr() if value.layout is torch.strided else 0
 
 
-def encoded(value: Any, weights: Collection[int] = ()) -> Any:
-    """A value as a checkpoint can hold it. Raises Unholdable. `weights`: where the memory of weights lies,
-    which are no values."""
-    try:
-        return _encoded(value, weights, None)
-    except RecursionError:  # of what holds itself
-        raise Unholdable from None
+Place = tuple[Any, ...]
+"""Where a value lies: the way to its owner, its attribute, and the keys inside that."""
 
 
-def _encoded(value: Any, weights: Collection[int], inside: Any) -> Any:
-    kind = type(value)
-    if is_switch(value) or is_number(value):
-        return value
-    if isinstance(value, torch.Tensor):
-        return _tensor(value, weights)
-    if kind is np.ndarray:
-        return _array(value, weights)
-    if kind is defaultdict and inside is not None and not _makes_alike(inside, value):
-        raise Unholdable  # what it makes of a new key could not be given back
-    if kind in MAPPINGS.values():
-        values = [_encoded(one, weights, value) for one in value.values()]
-        if kind is dict and all(type(key) is str or (type(key) is int and is_number(key)) for key in value):
-            return dict(zip(value, values, strict=True))
-        return kind.__name__, [encoded(key) for key in value], values
-    if kind is list:
-        return [_encoded(one, weights, value) for one in value]
-    if kind is deque:
-        return "deque", [_encoded(one, weights, value) for one in value], value.maxlen
-    if kind in SEQUENCES.values():
-        return kind.__name__, [_encoded(one, weights, value) for one in value]
-    raise Passing if isinstance(value, BaseDataElement) else Unholdable
+class Encoder:
+    """Makes of values what a checkpoint can hold. What lies in several places is saved at the first.
+
+    `weights`: where the memory of weights lies, which are no values; `places`: what lies somewhere already,
+    by its id.
+    """
+
+    def __init__(self, weights: Collection[int] = (), places: dict[int, Place] | None = None) -> None:
+        self.weights, self.places = weights, dict(places or {})
+
+    def __call__(self, value: Any, place: Place | None = None) -> Any:
+        """Raises Unholdable."""
+        known = len(self.places)
+        try:
+            return self._value(value, None, place)
+        except (Unholdable, RecursionError) as error:
+            for one in [*self.places][known:]:
+                del self.places[one]
+            if isinstance(error, Unholdable):
+                raise
+            raise Unholdable from None  # of what holds itself
+
+    def _value(self, value: Any, inside: Any, place: Place | None) -> Any:
+        kind = type(value)
+        if is_switch(value) or is_number(value):
+            return value
+        if kind is torch.dtype:
+            return "dtype", str(value).removeprefix("torch.")
+        if kind is torch.device:
+            return "device", value.type, value.index
+        if where := self.places.get(id(value)):
+            if len(where) == 1 and inside is not None:
+                # An owner in a list: whoever takes it out may do so in each process.
+                raise Unholdable
+            return "same", *where
+        found = self._content(value, inside, place)
+        if place is not None and isinstance(value, (*CHANGING, torch.Tensor, np.ndarray)):
+            self.places[id(value)] = place
+        return found
+
+    def _content(self, value: Any, inside: Any, place: Place | None) -> Any:
+        kind = type(value)
+        if kind in (list, dict) and _is_simple(value):
+            return value.copy()
+        if isinstance(value, torch.Tensor):
+            return _tensor(value, self.weights)
+        if kind is np.ndarray:
+            return _array(value, self.weights)
+        if kind is defaultdict and inside is not None and not _makes_alike(inside, value):
+            raise Unholdable  # what it makes of a new key could not be given back
+        if kind in MAPPINGS.values():
+            values = [self._value(one, value, below(place, key)) for key, one in value.items()]
+            if kind is dict and all(
+                type(key) is str or (type(key) is int and is_number(key)) for key in value
+            ):
+                return dict(zip(value, values, strict=True))
+            return kind.__name__, [self._value(key, None, None) for key in value], values
+        if kind in (set, frozenset):
+            return kind.__name__, [self._value(one, value, None) for one in value]
+        if kind not in (list, deque, *SEQUENCES.values()):
+            raise Passing if isinstance(value, BaseDataElement) else Unholdable
+        values = [self._value(one, value, below(place, n)) for n, one in enumerate(value)]
+        if kind is list:
+            return values
+        return ("deque", values, value.maxlen) if kind is deque else (kind.__name__, values)
+
+
+SIMPLE = {type(None), bool, str, float}
+
+
+def _is_simple(value: Any) -> bool:
+    """Whether it holds text and numbers alone: in an instant, for there may be many (paths, labels)."""
+    if isinstance(value, dict):
+        return {*map(type, value)} <= {str} and _is_simple([*value.values()])
+    kinds = {*map(type, value)}
+    whole = [one for one in value if type(one) is int] if int in kinds else [0]
+    return kinds <= SIMPLE | {int} and is_number(max(whole)) and is_number(min(whole))
+
+
+def below(place: Place | None, key: Any) -> Place | None:
+    return (*place, key) if place is not None and type(key) in (str, int) else None
 
 
 def _makes_alike(outer: Any, value: Any) -> bool:
@@ -112,36 +164,76 @@ def _array(value: np.ndarray[Any, Any], weights: Collection[int]) -> Any:
     return value
 
 
-def decoded(saved: Any, like: Any, home: torch.device) -> Any:
-    """The value that was `encoded`. `like`: what is in its place now; `home`: where tensors that were not on
-    the CPU belong."""
-    kind = type(saved)
-    if kind is torch.Tensor:
-        return saved.clone()  # nothing of the checkpoint's memory map
-    if kind is np.ndarray:
-        return saved.copy()
-    if kind is list:
-        return [decoded(one, at(like, n), home) for n, one in enumerate(saved)]
-    if kind is dict:
-        return {key: decoded(one, at(like, key), home) for key, one in saved.items()}
-    if kind is not tuple:
-        return saved
-    name, *parts = saved or ("",)
-    if name == "on":
-        return parts[1].to(home, copy=True)
-    if name == "leaf":
-        return _leaf(like, home, *parts)
-    if name == "deque":
-        return deque((decoded(one, None, home) for one in parts[0]), parts[1])
-    if name in SEQUENCES:
-        return SEQUENCES[name](decoded(one, at(like, n), home) for n, one in enumerate(parts[0]))
-    if name in MAPPINGS:
-        keys = [decoded(key, None, home) for key in parts[0]]
-        values = {k: decoded(one, at(like, k), home) for k, one in zip(keys, parts[1], strict=True)}
-        if name != "defaultdict":
-            return MAPPINGS[name](values)
-        return defaultdict(like.default_factory if type(like) is defaultdict else None, values)
-    return saved  # an earlier version's: of numbers
+class Decoder:
+    """Makes values of what an `Encoder` has made of them. `home`: where tensors that were not on the CPU
+    belong; `look`: finds what lies in a place, which may raise LookupError."""
+
+    def __init__(self, home: torch.device, look: Callable[[Place], Any] | None = None) -> None:
+        self.home, self.look = home, look
+        self.made: dict[Place, Any] = {}
+
+    def __call__(self, saved: Any, like: Any = None, place: Place | None = None) -> Any:
+        """`like`: what is in its place now."""
+        kind = type(saved)
+        if kind not in (torch.Tensor, np.ndarray, list, dict, tuple):
+            return saved
+        if refers(saved):
+            where = saved[1:]
+            if where not in self.made and self.look is None:
+                raise LookupError(where)
+            return self.made[where] if where in self.made else self.look(where)  # type: ignore[misc]
+        value = self._content(saved, like, place)
+        if place is not None:
+            self.made[place] = value
+        return value
+
+    def _content(self, saved: Any, like: Any, place: Place | None) -> Any:
+        kind = type(saved)
+        if kind is torch.Tensor:
+            return saved.clone()  # nothing of the checkpoint's memory map
+        if kind is np.ndarray:
+            return saved.copy()
+        if kind is list:
+            return [self(one, at(like, n), below(place, n)) for n, one in enumerate(saved)]
+        if kind is dict:
+            return {key: self(one, at(like, key), below(place, key)) for key, one in saved.items()}
+        name, *parts = saved or ("",)
+        if name == "dtype":
+            return getattr(torch, parts[0])
+        if name == "device":
+            return self._device(*parts)
+        if name == "on":
+            return parts[1].to(self.home, copy=True)
+        if name == "leaf":
+            return self._leaf(like, *parts)
+        if name == "deque":
+            return deque((self(one, None, below(place, n)) for n, one in enumerate(parts[0])), parts[1])
+        if name in SEQUENCES:
+            return SEQUENCES[name](
+                [self(one, at(like, n), below(place, n)) for n, one in enumerate(parts[0])]
+            )
+        if name in MAPPINGS:
+            keys = [self(key) for key in parts[0]]
+            pairs = zip(keys, parts[1], strict=True)
+            values = {key: self(one, at(like, key), below(place, key)) for key, one in pairs}
+            if name != "defaultdict":
+                return MAPPINGS[name](values)
+            return defaultdict(like.default_factory if type(like) is defaultdict else None, values)
+        return saved  # an earlier version's: of numbers
+
+    def _device(self, where: str, index: int | None) -> torch.device:
+        if where == "cpu":
+            return torch.device(where)
+        return self.home if index is not None else torch.device(self.home.type)
+
+    def _leaf(self, like: Any, where: str, value: Any, parameter: bool, trains: bool) -> Any:
+        """One that is trained: an optimizer may know it, so that it is changed in place."""
+        if isinstance(like, torch.Tensor) and like.is_leaf and like.shape == value.shape:
+            with torch.no_grad():
+                like.copy_(value)
+            return like
+        value = value.to("cpu" if where == "cpu" else self.home, copy=True)
+        return torch.nn.Parameter(value, trains) if parameter else value.requires_grad_(trains)
 
 
 def at(like: Any, key: Any) -> Any:
@@ -154,14 +246,23 @@ def at(like: Any, key: Any) -> Any:
         return None
 
 
-def _leaf(like: Any, home: torch.device, where: str, value: Any, parameter: bool, trains: bool) -> Any:
-    """One that is trained: an optimizer may know it, so that it is changed in place."""
-    if isinstance(like, torch.Tensor) and like.is_leaf and like.shape == value.shape:
-        with torch.no_grad():
-            like.copy_(value)
-        return like
-    value = value.to("cpu" if where == "cpu" else home, copy=True)
-    return torch.nn.Parameter(value, trains) if parameter else value.requires_grad_(trains)
+def refers(held: Any) -> bool:
+    """Whether an encoded value is but the place of one."""
+    return type(held) is tuple and held[:1] == ("same",)
+
+
+def is_owner(held: Any) -> bool:
+    """Whether it is the way to what has attributes itself."""
+    return refers(held) and len(held) == 2
+
+
+def places_in(held: Any) -> list[Place]:
+    """The places that an encoded value refers to, but owners."""
+    if refers(held):
+        return [] if is_owner(held) else [held[1:]]
+    if not isinstance(held, (list, tuple, dict)) or (type(held) is not tuple and _is_simple(held)):
+        return []
+    return [place for one in (held.values() if type(held) is dict else held) for place in places_in(one)]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -173,10 +274,23 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and np.array_equal(a, b)
     if isinstance(a, dict):
-        return list(a) == list(b) and all(same(one, b[key]) for key, one in a.items())
+        return list(a) == list(b) and same([*a.values()], [*b.values()])
+    if type(a) is list and _is_simple(a) and a == b and [*map(type, a)] == [*map(type, b)]:
+        return True
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     return bool(a == b) or (a != a and b != b)
+
+
+def copied(held: Any) -> Any:
+    """An encoded value without anything that a training goes on changing."""
+    if isinstance(held, torch.Tensor):
+        return held.detach().clone()
+    if isinstance(held, np.ndarray):
+        return held.copy()
+    if isinstance(held, (list, tuple)):
+        return held if type(held) is list and _is_simple(held) else type(held)(map(copied, held))
+    return {key: copied(one) for key, one in held.items()} if isinstance(held, dict) else held
 
 
 def parts(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -186,20 +300,18 @@ def parts(value: Any) -> Iterable[tuple[Any, Any]]:
     return enumerate(value) if type(value) in (list, tuple, deque) else ()
 
 
-def held_of(value: Any, weights: Collection[int]) -> Any:
-    """`encoded`; None for what a checkpoint cannot hold."""
-    try:
-        return encoded(value, weights)
-    except Unholdable:
-        return None
-
-
 def _leaves(held: Any) -> Iterator[Any]:
-    """The plain values, tensors and arrays in an encoded value."""
+    """The plain values, tensors and arrays in an encoded value, and the places that it refers to."""
+    if refers(held):
+        yield held
+        return
     if isinstance(held, dict):
         held = list(held.values())
     elif isinstance(held, tuple):
         held = held[2:3] if held and held[0] in ("on", "leaf", *MAPPINGS) else list(held[1:])
+    if type(held) is list and _is_simple(held):
+        yield from held
+        return
     for one in held if isinstance(held, (list, tuple)) else ():
         yield from _leaves(one)
     if not isinstance(held, (list, tuple)):
@@ -211,20 +323,23 @@ def has_tensors(held: Any) -> bool:
 
 
 def has_switches(held: Any) -> bool:
-    """Or text: the names of what has been done, say."""
-    return any(type(one) in (bool, str) for one in _leaves(held))
+    """Or text: the names of what has been done, say; or an owner, to which something may have been done."""
+    return any(type(one) in (bool, str) or is_owner(one) for one in _leaves(held))
+
+
+def bytes_of(held: Any) -> int:
+    return sum(one.nbytes for one in _leaves(held) if isinstance(one, (torch.Tensor, np.ndarray)))
 
 
 SMALL = 4096
 
 
 def mark(held: Any) -> list[Any]:
-    """What tells an encoded value from another: of large tensors, sums."""
+    """What tells an encoded value from another: of large tensors, a sum."""
     found: list[Any] = []
     for one in _leaves(held):
         if isinstance(one, torch.Tensor) and one.numel() > SMALL:
-            wide = one.double()
-            found += torch.stack((wide.sum(), wide.square().sum())).tolist()
+            found.append([str(one.dtype), [*one.shape], _digest(one)])
         elif isinstance(one, torch.Tensor):
             found.append(one.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         else:
@@ -232,58 +347,16 @@ def mark(held: Any) -> list[Any]:
     return found
 
 
-# --------------------------------------------------------------------------------- things that have a state
+AT_ONCE = 1 << 20
 
 
-def is_generator(value: Any) -> bool:
-    # Those of everybody are seeded in each step.
-    shared = (getattr(random, "_inst", None), np.random.mtrand._rand, torch.default_generator)
-    return isinstance(value, GENERATORS) and all(value is not one for one in shared)
-
-
-def has_state(value: Any) -> bool:
-    """Whether it can say what it holds, and be given it: an optimizer, a scaler, a generator."""
-    if isinstance(value, (type, types.ModuleType, torch.utils.data.DataLoader)):
-        return False
-    kind = type(value)
-    return is_generator(value) or (hasattr(kind, "state_dict") and hasattr(kind, "load_state_dict"))
-
-
-def state_of(thing: Any) -> Any:
-    """Raises Unholdable."""
-    if isinstance(thing, random.Random):
-        return encoded(thing.getstate())
-    if isinstance(thing, np.random.RandomState):
-        return _in_digits(thing.get_state(legacy=False))
-    if isinstance(thing, np.random.Generator):
-        return _in_digits(thing.bit_generator.state)
-    if isinstance(thing, torch.Generator):
-        return thing.get_state()
-    return encoded(thing.state_dict())
-
-
-def give_state(thing: Any, saved: Any) -> None:
-    found = decoded(saved, None, torch.device("cpu"))
-    if isinstance(thing, random.Random):
-        thing.setstate(found)
-    elif isinstance(thing, np.random.RandomState):
-        thing.set_state(_from_digits(found))
-    elif isinstance(thing, np.random.Generator):
-        thing.bit_generator.state = _from_digits(found)
-    elif isinstance(thing, torch.Generator):
-        thing.set_state(found)
-    else:
-        thing.load_state_dict(found)
-
-
-def _in_digits(state: Any) -> Any:
-    """Numbers of 128 bits as text: see `is_number`."""
-    if isinstance(state, dict):
-        return {key: _in_digits(value) for key, value in state.items()}
-    return f"#{state}" if type(state) is int else encoded(state)
-
-
-def _from_digits(state: Any) -> Any:
-    if isinstance(state, dict):
-        return {key: _from_digits(value) for key, value in state.items()}
-    return int(state[1:]) if type(state) is str and state.startswith("#") else state
+def _digest(tensor: torch.Tensor) -> int:
+    """Of all bits, each in its place: their sum, times odd numbers that differ, modulo 2**64."""
+    flat = tensor.detach().contiguous().view(-1)
+    bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64))
+    factors = torch.arange(min(AT_ONCE, len(bits)), device=bits.device) * -7046029254386353131 | 1
+    sums = [((one.long() + 1) * factors[: len(one)]).sum() for one in bits.split(AT_ONCE)]
+    total = 0
+    for one in torch.stack(sums).tolist():
+        total = (total * 6364136223846793005 + one) % (1 << 63)
+    return total

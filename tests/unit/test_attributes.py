@@ -19,7 +19,7 @@ from torch import nn
 from jobs.engine import safe_load, wire
 from jobs.engine.snapshots import Snapshots
 from jobs.mmseg import schedules
-from jobs.mmseg.kept import Kept, check_groups, groups, of_rank
+from jobs.mmseg.kept import HEAVY, Kept, check_groups, differing, groups, marks, of_rank
 from jobs.run.errors import UserError
 
 
@@ -282,10 +282,14 @@ def test_a_rank_sends_what_it_has_otherwise() -> None:
         return Kept({"": model}, ())
 
     main, other = make(), make()
-    assert other.heavy
-    assert other.changed(main.marks())["hidden"] == other.changed(main.marks())["things"] == {}
-    next(iter(other.hidden[".value[1]"].values())).data.add_(1)
-    its = other.changed(main.marks())
+
+    def heavy(kept: Kept) -> dict[str, Any]:
+        return {kind: kept.changed()[kind] for kind in HEAVY}
+
+    assert differing(heavy(other), marks(heavy(main))) == {"things": {}, "hidden": {}}
+    weight = next(iter(other.hidden[".value[1]"].values()))
+    weight.data = weight.data.flip(0)  # the same numbers, in other places
+    its = differing(heavy(other), marks(heavy(main)))
     assert (its["hidden"].keys(), its["things"]) == ({".value[1]"}, {})
     given = of_rank(main.changed(), its)
     assert given["hidden"][".value[0]"] is main.hidden[".value[0]"]
@@ -302,7 +306,8 @@ def test_modules_that_rest_go_on_resting_in_the_midst_of_an_epoch() -> None:
 
 class Resize:
     def __init__(self) -> None:
-        self.scale, self.note = (64, 64), 0
+        self.scale: Any = (64, 64)
+        self.note = 0
 
     def __call__(self, sample: int) -> int:
         self.note += sample
@@ -357,14 +362,17 @@ def test_workers_of_a_resumed_start_get_what_those_before_had(persistent: bool, 
         data.pipeline[0].scale = (96, 96)
     again.restore_dataset(copy.deepcopy(kept.state()), anew=False)
     assert fresh.pipeline[0].scale == data.pipeline[0].scale
-    fresh.pipeline[0].scale = (96, 96)
+    mine = fresh.pipeline[0].scale, fresh.weights = [96, 96], np.zeros(2)  # which a hook goes on changing
     loader = Loader(fresh, persistent)
     again.hand_out(loader, first=True)
-    assert fresh.pipeline[0].scale == (96, 96)
+    assert mine[0] is fresh.pipeline[0].scale
+    assert mine[1] is fresh.weights
+    assert (*mine[0], *mine[1]) == (96, 96, 0, 0)
     again.workers_end(loader)
     again.hand_out(loader, first=False)
     # (Of workers that live on, torch resets what they have.)
-    assert loader.seen == [(64, 64), (96, 96)]
+    assert loader.seen == [(64, 64), [96, 96]]
+    assert mine[0] is fresh.pipeline[0].scale
 
 
 def test_workers_of_a_resumed_epoch_see_what_hooks_do_before_it() -> None:

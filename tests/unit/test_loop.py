@@ -38,7 +38,7 @@ def test_the_first_step_of_ddp_is_tried_whatever_the_model_asks_of_its_optimizer
     model = Own()
     gradient = model.layer.weight.grad = torch.ones(2, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    settle_buckets(model, torch.rand(4, 2))
+    settle_buckets(model, [*model.parameters()], torch.rand(4, 2))
     assert len(model.losses) == 2
     assert model.layer.weight.grad is gradient
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
