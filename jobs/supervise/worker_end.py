@@ -71,7 +71,11 @@ def _place(log: Path, begin: int) -> str:
 def users_mistake(log: Path, begin: int) -> str:
     """What a program that exited with the code of a user's mistake, without an error file, wrote about it to
     `log` after byte `begin`, such as argparse's last line; "" if it wrote nothing."""
-    return _said(log, begin, re.compile(r"\berror:"), LAST_LINES) or _said(log, begin, re.compile(r"\S"))
+    if said := _said(log, begin, re.compile(r"\berror:"), LAST_LINES):
+        return said
+    # After an os._exit without a message, the last line may be about anything.
+    last = _said(log, begin, re.compile(r"\S"))
+    return f"ended with exit code 2; the last line of its log: {last}" if last else ""
 
 
 def _said(log: Path, begin: int, what: re.Pattern[str], most: int | None = None) -> str:

@@ -13,6 +13,8 @@ from jobs.run import exit_codes, task
 from jobs.run.directory import Run
 from jobs.supervise import supervisor, worker_end
 
+LAST = "ended with exit code 2; the last line of its log: "
+
 
 @pytest.mark.parametrize(
     "before", ["step 200 train_error=0.30\n", "errors: 0\n", "a.py: error: an old one\n" + "x\n" * 20]
@@ -20,7 +22,7 @@ from jobs.supervise import supervisor, worker_end
 def test_what_only_sounds_like_one_does_not_hide_the_last_words(tmp_path: Path, before: str) -> None:
     log = tmp_path / "log"
     log.write_text(f"{before}/data/x.yaml has no section [model]\n\n")
-    assert worker_end.users_mistake(log, 0) == "/data/x.yaml has no section [model]"
+    assert worker_end.users_mistake(log, 0) == f"{LAST}/data/x.yaml has no section [model]"
 
 
 def test_a_users_mistake_is_the_last_line_that_speaks_of_an_error(tmp_path: Path) -> None:
@@ -30,7 +32,7 @@ def test_a_users_mistake_is_the_last_line_that_speaks_of_an_error(tmp_path: Path
     assert worker_end.users_mistake(log, len(before)) == ""
     assert worker_end.users_mistake(tmp_path / "none", 0) == ""
     log.write_text(f"{before}usage: a.py\na.py: unknown word\n\n")
-    assert worker_end.users_mistake(log, len(before)) == "a.py: unknown word"
+    assert worker_end.users_mistake(log, len(before)) == f"{LAST}a.py: unknown word"
     log.write_text(f"{before}usage: a.py\na.py: error: no such thing\nbye\n")
     assert worker_end.users_mistake(log, len(before)) == "a.py: error: no such thing"
 
