@@ -26,6 +26,7 @@ from jobs.catalog import pretrained
 from jobs.catalog.installed import has_compiled_mmcv, is_installed
 from jobs.engine import safe_load
 from jobs.mmseg import late
+from jobs.run import checkpoint_files
 from jobs.run.errors import UserError, one_line
 
 
@@ -253,9 +254,17 @@ def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
     path = pretrained.placed(filename, pretrained.PLACE) if "://" in filename else Path(filename)
     try:
         return load(path, map_location)
-    except pickle.UnpicklingError as error:
-        reason = one_line(error, 200)
-        raise UserError(f"{path} is not loaded, because it holds more than weights: {reason}") from None
+    except OSError:
+        raise
+    except Exception as error:  # whatever a file that is none makes the reader stumble over
+        if not checkpoint_files.is_saved(path):
+            raise UserError(f"{path} is not a checkpoint as torch.save writes it") from None
+        if isinstance(error, pickle.UnpicklingError):
+            more = f"{path} is not loaded, because it holds more than weights"
+            raise UserError(f"{more}: {one_line(error, 200)}") from None
+        if "PytorchStreamReader failed" in str(error):
+            raise UserError(f"{path} is damaged, or was not copied whole: {one_line(error, 80)}") from None
+        raise
 
 
 def load_backbone(filename: str, map_location: Any = "cpu", **_: Any) -> Any:

@@ -39,7 +39,7 @@ def put_in(cfg: Config) -> None:
         hook.setdefault("log_metric_by_epoch", False)
     kept, sent = [], False
     for backend in cfg.visualizer.vis_backends:
-        kind = name_of(backend["type"])
+        kind = name_of(backend.get("type"))
         sent |= kind in trackers.BACKENDS
         if kind in OURS:
             backend = {**backend, "type": OURS[kind]}

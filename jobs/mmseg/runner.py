@@ -13,13 +13,14 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPERS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.runner import Runner
 
 from jobs.engine.session import Session
 from jobs.mmseg import backbone_weights, compiling, curves, kept, sampling, schedules, state
 from jobs.mmseg import loop as _loops  # noqa: F401 - registers the loops
 from jobs.run.checkpoint_files import Checkpoint
+from jobs.run.errors import UserError
 
 DATASETS.register_module(module=sampling.SeededDataset, force=True)
 DATA_SAMPLERS.register_module(module=sampling.ExactSampler, force=True)
@@ -65,6 +66,10 @@ class TrainingRunner(Runner):
         super().__init__(*args, **kwargs)
         self.own_attributes = {*vars(self), *TrainingRunner.__annotations__}
 
+    def begins(self) -> bool:
+        """Whether no step of the run has been done yet. (`iter` would build the loop.)"""
+        return self.resume_from is None and not getattr(self._train_loop, "iter", 0)
+
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         """Logs the essentials. mmengine's own takes a second (it starts nvcc and gcc), and fails if
         torchvision does not match torch; run.yaml has the versions."""
@@ -96,6 +101,15 @@ class TrainingRunner(Runner):
             # Activations adopt the memory format of the weights from the first convolution on.
             model = model.to(memory_format=torch.channels_last)
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """Of a type that it does not know mmengine would say "None is not a callable object"."""
+        given = optim_wrapper.get("optimizer") if isinstance(optim_wrapper, dict) else None
+        obj_type = given.get("type") if isinstance(given, dict) else None
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            if isinstance(obj_type, str) and registry.get(obj_type) is None:
+                raise KeyError(f"{obj_type} is not in the {registry.scope}::{registry.name} registry")
+        return super().build_optim_wrapper(optim_wrapper)
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
         """Scales by the global batch, which stays the same when the run resumes on other GPUs."""
@@ -132,6 +146,21 @@ class TrainingRunner(Runner):
             compiling.compile_parts(state.bare(self.model), self.cfg.compile)
             self.logger.info("the network is compiled: the first iterations are slow")
 
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
+        """Of a file that has none of the model's weights mmengine tells the log, and trains from scratch."""
+        weights = state.bare(self.model).state_dict()
+        # Not the counts of batch norm, which it gives a value of its own.
+        floats = [weight for weight in weights.values() if weight.is_floating_point()]
+        before = [weight._version for weight in floats]
+        checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        if floats and [weight._version for weight in floats] == before:
+            held = checkpoint.get("state_dict", checkpoint)
+            raise UserError(
+                f"load_from: none of the {len(held)} weights in {filename} fits the model: it has "
+                f"{_some(held)}, the model {_some(weights)}"
+            )
+        return checkpoint
+
     def load_or_resume(self) -> None:
         if self.resume_from is None:
             super().load_or_resume()
@@ -140,6 +169,12 @@ class TrainingRunner(Runner):
             return
         self.resumed = state.restore(self, self.session, str(self.resume_from))
         self._has_loaded = True
+
+
+def _some(weights: Any) -> str:
+    """The first of them, with their shapes."""
+    first = [f"{name} {tuple(getattr(one, 'shape', ()))}" for name, one in [*weights.items()][:2]]
+    return ", ".join(first) + (", …" if len(weights) > 2 else "")
 
 
 def say_nothing_of_dead_writers() -> None:

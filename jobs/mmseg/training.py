@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
-import re
 import signal
 import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from jobs.engine.session import Session, from_environment
 from jobs.mmseg import compat
 from jobs.run import files
 from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UserError, described, one_line
+from jobs.run.errors import UserError, described
 from jobs.run.exit_codes import FINISHED, USER_ERROR
 from jobs.run.streams import TolerantStream
 from jobs.supervise.heartbeat import Heartbeat
@@ -79,7 +77,7 @@ def train(session: Session, preemption: Preemption) -> None:
 
     # Build the runner from the config, with exact sampling, loop and saving.
     prepared = config.prepare(cfg, session, global_batch)
-    with user_errors(session):
+    with user_errors(session, lambda: checkpoint is None):
         runner_ = runner.build(prepared, session, checkpoint, weights)
     saver = saving.Saver(session, settings, config.digest(cfg), heart, state.collect)
     log_interval = (prepared.default_hooks.get("logger") or {}).get("interval", 10)
@@ -90,7 +88,7 @@ def train(session: Session, preemption: Preemption) -> None:
     runner_.register_hook(numbers)
     runner_.register_hook(curves.Flush())
     if session.main and own["check_data"]:
-        with user_errors(session):
+        with user_errors(session, runner_.begins):
             if checkpoint is None:
                 data.look(runner_)
             elif checkpoint.manifest["world_size"] != session.ranks:
@@ -100,8 +98,8 @@ def train(session: Session, preemption: Preemption) -> None:
     if checkpoint and session.main:
         say_resumed(session, checkpoint, prepared)
 
-    # The whole training: loading, every epoch and validation, every save.
-    with user_errors(session):
+    # All of it: loading, every epoch and validation, every save.
+    with user_errors(session, runner_.begins):
         runner_.train()
 
     # The training is finished, its state on disk.
@@ -145,35 +143,22 @@ def say_resumed(session: Session, checkpoint: checkpoints.Checkpoint, prepared: 
 
 
 @contextlib.contextmanager
-def user_errors(session: Session) -> Iterator[None]:
-    """Turns errors from building an unknown type, or one with an unexpected, missing or invalid argument,
-    into a UserError."""
+def user_errors(session: Session, begins: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Turns what a mistake in a config, or in the user's code, raises into the user's error that it is: in
+    building whenever that is, and of any code as long as the run `begins`, for the next start would compute
+    the same from the same. What a machine may be to blame for stays as it is."""
     try:
         yield
-    except (TypeError, ValueError, AssertionError) as error:
-        from jobs.engine import devices
-        from jobs.mmseg import data
+    except MISTAKES as error:
+        from jobs.mmseg import mistakes
 
-        steps = [
-            (str(frame.f_globals.get("__name__")), frame.f_code, line)
-            for frame, line in traceback.walk_tb(error.__traceback__)
-        ]
-        # Only mmengine's: others, during a training, have functions with such names, too.
-        building = any(m.startswith("mmengine.") and code.co_name.startswith("build") for m, code, _ in steps)
-        reason = one_line(error)
-        if isinstance(error, TypeError):
-            wrong = bool(re.search(r"unexpected keyword argument|missing \d+ required", reason))
-        else:
-            wrong = not data.transient(error) and not steps[-1][0].startswith(devices.RAISING)
-            if str(error).strip():
-                # A message that does not say where it comes from, such as one of Python's library.
-                outside = [one for one in steps if one[0].partition(".")[0] not in sys.stdlib_module_names]
-                reason += f" ({Path(outside[-1][1].co_filename).name}:{outside[-1][2]})"
-        if not wrong or not building:
+        if (what := mistakes.told(error, begins())) is None:
             raise
-        raise UserError(f"{session.request.config}: {reason}") from error
-    except KeyError as error:
-        if "registry" not in str(error):
-            raise
-        reason = " ".join(str(error.args[0]).split()).split(". ")[0]
-        raise UserError(f"{session.request.config}: {reason}") from error
+        raise UserError(f"{session.request.named}: {what}") from error
+
+
+MISTAKES = (
+    *(TypeError, ValueError, AssertionError, LookupError, AttributeError, NameError, ArithmeticError),
+    *(ImportError, NotImplementedError, RecursionError),
+)
+"""What a mistake in a config, or in code, raises."""

@@ -36,9 +36,9 @@ MOST_SEED = 2**32 - 1
 
 
 def check_seed(seed: Any, where: str) -> None:
-    """Raises UserError for an integer that is no valid seed; other types are checked elsewhere."""
-    if isinstance(seed, int) and not 0 <= seed <= MOST_SEED:
-        raise UserError(f"{where}: a seed must be 0 to {MOST_SEED}, not {seed}")
+    """Raises UserError for a seed that no generator takes; what is not known yet is another's matter."""
+    if isinstance(seed, (str, float)) or (isinstance(seed, int) and not 0 <= seed <= MOST_SEED):
+        raise UserError(f"{where}: a seed must be 0 to {MOST_SEED}, not {seed!r}")
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -47,6 +47,8 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     name: str
     config: str
     """Path of the config below `code/`; "" for a run with a `worker`."""
+    source: str = ""
+    """Where that was copied from, which messages name; "" in runs of older versions."""
     data_root: str
     """The absolute path that `data/` means in configs."""
     created: str
@@ -79,6 +81,11 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What trains instead of MMSegmentation: the program's path below `code/`, and its arguments."""
     sweep: str = ""
     """The name of the sweep that the run belongs to, if any."""
+
+    @property
+    def named(self) -> str:
+        """The config by the name that its owner knows."""
+        return self.source or self.config
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -155,7 +162,7 @@ class Run:
         content = {
             key: value
             for key, value in msgspec.to_builtins(request).items()
-            if value is not None and (value or key not in ("tuples", "worker", "sweep"))
+            if value is not None and (value or key not in ("source", "tuples", "worker", "sweep"))
         }
         content["cluster"] = {
             key: value

@@ -130,9 +130,14 @@ _NOT_THE_USERS = (os.path.dirname(os.__file__) + os.sep, os.path.dirname(os.path
 
 def _words(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception:  # somebody's own class
+        said = str(error)
+    except Exception:  # a class of somebody's own
         return ""
+    if " object at 0x" not in said:
+        return said
+    import re
+
+    return re.sub(r"<(?:[\w.<>]+\.)?(\w+) object at 0x[0-9a-f]+>", r"\1", said)
 
 
 def _place(error: BaseException) -> str:

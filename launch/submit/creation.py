@@ -51,6 +51,7 @@ def request(spec: TrainingSpec, name: str, config: str, versions: dict[str, str]
     return Request(
         name=name,
         config="" if spec.worker is not None else config,
+        source="" if spec.worker is not None else str(spec.config),
         worker=[] if spec.worker is None else [config, *spec.worker],
         data_root=str(spec.data_root),
         created=events.now(),

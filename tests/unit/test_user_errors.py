@@ -12,16 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmcv.cnn import build_norm_layer
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import Runner
 
-from jobs.mmseg import data
+from jobs.mmseg import compat, data
+from jobs.mmseg.runner import TrainingRunner
 from jobs.mmseg.training import user_errors
 from jobs.run import failure
 from jobs.run.directory import Run, write_atomically
-from jobs.run.errors import UNREACHABLE, UserError
+from jobs.run.errors import UNREACHABLE, UserError, described
 from tests.unit.test_checkpoints import fill
 
-SESSION: Any = SimpleNamespace(request=SimpleNamespace(config="mine.py"))
+SESSION: Any = SimpleNamespace(request=SimpleNamespace(named="mine.py"))
 
 
 def refuses() -> None:
@@ -47,8 +52,8 @@ def reads() -> None:
     ("what", "words"), [(refuses, "classes must be positive"), (reads, r"Expecting value: .*\(char 0\)")]
 )
 def test_a_value_that_is_refused_is_told_with_its_place(what: Any, words: str) -> None:
-    place = r" \(test_user_errors\.py:\d+\)"
-    with pytest.raises(UserError, match=rf"^mine\.py: {words}{place}$"), user_errors(SESSION):
+    told = rf"^mine\.py: {what.__name__}: {words} \(test_user_errors\.py:\d+\)$"
+    with pytest.raises(UserError, match=told), user_errors(SESSION):
         MODELS.build({"type": what})
 
 
@@ -56,6 +61,110 @@ def test_a_value_that_is_refused_is_told_with_its_place(what: Any, words: str) -
 def test_a_fault_of_a_machine_is_none_of_the_users(fault: Any) -> None:
     with pytest.raises((ValueError, RuntimeError)), user_errors(SESSION):
         MODELS.build({"type": fault})
+
+
+def divides() -> float:
+    return 1 / 0
+
+
+def looks_up() -> str:
+    return {"wide": ""}["width"]
+
+
+class Needs:
+    def __init__(self, width: int) -> None:
+        self.width = width + 0
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": divides}, "divides: ZeroDivisionError: division by zero"),
+        ({"type": looks_up}, "looks_up: KeyError: 'width'"),
+        ({"type": Needs, "width": "8"}, "Needs: TypeError: can only concatenate .*"),
+    ],
+)
+def test_an_error_of_code_is_known_to_come_again_as_long_as_a_run_begins(part: Any, words: str) -> None:
+    told = rf"^mine\.py: {words} \(test_user_errors\.py:\d+\)$"
+    with pytest.raises(UserError, match=told), user_errors(SESSION, lambda: True):
+        MODELS.build(part)
+    with pytest.raises((ArithmeticError, LookupError, TypeError)), user_errors(SESSION, lambda: False):
+        MODELS.build(part)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory"),
+        ValueError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("Connection closed by peer"),
+    ],
+)
+def test_but_not_what_may_be_a_machines(fault: Exception) -> None:
+    with pytest.raises(type(fault)), user_errors(SESSION, lambda: True):
+        raise fault
+
+
+def test_what_a_hook_raises_is_told_without_the_hooks_address() -> None:
+    class Own(Hook):
+        def before_run(self, runner: Any) -> None:  # noqa: ARG002
+            MODELS.build({"type": Needs, "widht": 3})
+
+    runner: Any = SimpleNamespace(_hooks=[Own()])
+    with pytest.raises(UserError) as error, user_errors(SESSION, lambda: True):
+        Runner.call_hook(runner, "before_run")
+    assert str(error.value) == "mine.py: Needs.__init__() got an unexpected keyword argument 'widht'"
+    assert described(TypeError(f"no number in {Own()}")) == "TypeError: no number in Own"
+
+
+@pytest.mark.parametrize(
+    ("registry", "kind", "words"),
+    [
+        (MODELS, "Conv2D", "Conv2D is not in the {}::model registry: did you mean Conv2d?"),
+        (HOOKS, "EMAHok", "EMAHok is not in the {}::hook registry: did you mean EMAHook?"),
+        (HOOKS, "Unlike", "Unlike is not in the {}::hook registry"),
+    ],
+)
+def test_of_a_type_that_is_not_known_the_nearest_one_is_named(registry: Any, kind: str, words: str) -> None:
+    told = "^mine\\.py: " + words.replace("?", "\\?").format(r"mm\w+") + "$"  # by the scope that is set
+    with pytest.raises(UserError, match=told), user_errors(SESSION):
+        registry.build({"type": kind})
+
+
+def test_nor_is_a_layer_or_an_optimizer() -> None:
+    """Of which mmcv and mmengine say that they know no None."""
+    told = r"BNN in registry under scope name \w+: did you mean BN?"
+    with pytest.raises(UserError, match=told), user_errors(SESSION):
+        build_norm_layer({"type": "BNN"}, 8)
+    bare = object.__new__(TrainingRunner)
+    with pytest.raises(UserError, match=r"SDG is not .*: did you mean SGD\?"), user_errors(SESSION):
+        bare.build_optim_wrapper({"optimizer": {"type": "SDG"}})
+
+
+def test_weights_of_which_none_is_the_models_are_refused(tmp_path: Path) -> None:
+    runner: Any = object.__new__(TrainingRunner)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    runner.model, runner.logger, runner._hooks = model, MMLogger.get_instance("test"), []
+    for name, content in {"other": {"a.b": torch.zeros(3)}, "shape": {"0.weight": torch.zeros(9)}}.items():
+        torch.save({"state_dict": content}, tmp_path / name)
+        with pytest.raises(UserError, match=r"none of the 1 weights in .* the model 0.weight \(3, 2\), 0"):
+            runner.load_checkpoint(str(tmp_path / name))
+    torch.save({"module.1.bias": torch.zeros(3)}, tmp_path / "good")
+    runner.load_checkpoint(str(tmp_path / "good"))
+
+
+@pytest.mark.parametrize("content", [b"a text\n", b""])
+def test_nor_is_a_file_loaded_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.pth is not a checkpoint"):
+        compat.load_named(str(tmp_path / "a.pth"))
+
+
+def test_nor_one_that_was_not_copied_whole(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(99)}, tmp_path / "a.pth")
+    (tmp_path / "b.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:400])
+    with pytest.raises(UserError, match=r"b\.pth is damaged, or was not copied whole"):
+        compat.load_named(str(tmp_path / "b.pth"))
 
 
 def test_who_builds_something_else_in_a_training_is_not_meant() -> None:
