@@ -92,7 +92,7 @@ def evaluate_new(arguments: argparse.Namespace) -> int:
         )
     resolved = options.settings(arguments, options.profile(arguments), "evaluate")
     config = configs.locate(arguments.config)
-    chain = configs.check(config, here=interpreters.is_this(resolved))
+    chain = configs.check(config, here=interpreters.is_this(resolved), trained=False)
     data_root = options.data_root(arguments)
     data_ready.check(data_root, chain)
     spec = requests.TrainingSpec(

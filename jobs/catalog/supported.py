@@ -78,6 +78,8 @@ NEEDS = {
 """Types of mmseg that fail without a package that it does not require: what is imported, what to install."""
 WITH = ("mmdet", "mmpretrain")
 """What env/setup.sh can install beside a set."""
+SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder", "MultimodalEncoderDecoder")
+"""Types of mmseg that predict as `model.test_cfg` says."""
 COMPILED = {"DCN": "deform_conv", "DCNv2": "modulated_deform_conv", "SAC": "deform_conv", "carafe": "carafe"}
 """Types that need one of mmcv's compiled operations that pure_ops.py does not have."""
 READ = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "optim_wrapper", "custom_hooks")
@@ -104,10 +106,13 @@ MOST_PLACES = 3
 """That are named of where a variable of a config has gone."""
 
 
-def check(values: dict[str, Any], begun: bool = False) -> None:
+def check(values: dict[str, Any], begun: bool = False, trained: bool = True) -> None:
     """Raises UserError for what could not be resumed exactly, or is not known. `begun`: the run's own code,
-    which may be an earlier version's, has taken the config: what does no harm is not refused now."""
+    which may be an earlier version's, has taken the config: what does no harm is not refused now. Of a config
+    that is not `trained` here, only Baton's own settings matter."""
     settings(values)
+    if not trained:
+        return
     if values.get("resume"):
         raise UserError("the config sets resume: runs always resume by themselves; remove it")
     if (runner := values.get("runner_type")) not in (None, "Runner") and not begun:
@@ -282,6 +287,41 @@ def figures_of(evaluator: Any) -> list[str]:
     return [figure for name in names for figure in FIGURES[name]]
 
 
+def check_written(values: dict[str, Any]) -> None:
+    """Raises UserError for what mmengine, or one of mmseg's segmentors, says late, or not in plain words.
+    `values` may hold what stands for something that is not known: that is taken as right."""
+    loader, scale = values.get("train_dataloader"), values.get("auto_scale_lr")
+    size = loader.get("batch_size", 1) if isinstance(loader, dict) else 1
+    if isinstance(size, (str, int, float)) and (type(size) is not int or size < 1):
+        raise UserError(f"train_dataloader.batch_size is {size!r}: it must be a whole number of at least 1")
+    if isinstance(scale, dict) and scale.get("enable") is True:
+        base = scale.get("base_batch_size")
+        if base is None or isinstance(base, str) or (type(base) in (int, float) and base <= 0):
+            raise UserError(f"auto_scale_lr.base_batch_size is {base!r}: it must be a number above 0")
+    if values.get("val_dataloader") is not None and isinstance(model := values.get("model"), dict):
+        _check_testing(model)
+
+
+def _check_testing(model: dict[str, Any]) -> None:
+    """Raises UserError for a `test_cfg` that one of mmseg's segmentors cannot predict with, which otherwise
+    only the first validation says."""
+    if name_of(model.get("type")) not in SEGMENTORS or "test_cfg" not in model:
+        return
+    given = model["test_cfg"]
+    if given is None or (isinstance(given, dict) and given.get("mode", "") in ("", None)):
+        raise UserError("model.test_cfg has no mode: use test_cfg=dict(mode='whole') or mode='slide'")
+    mode = given.get("mode") if isinstance(given, dict) else None
+    if isinstance(mode, str) and mode not in ("whole", "slide"):
+        raise UserError(f"model.test_cfg.mode is {mode!r}: use 'whole' or 'slide'")
+    for key in ("crop_size", "stride") if mode == "slide" else ():
+        value = given.get(key)
+        if value is None or isinstance(value, (int, float, str)):
+            raise UserError(
+                f"model.test_cfg has mode='slide', which needs {key} as two numbers, not {value!r}: as in "
+                "mode='slide', crop_size=(512, 512), stride=(341, 341)"
+            )
+
+
 def _only(hook: dict[str, Any], key: str) -> str | None:
     """The value of an option that may be a list of one. Raises UserError for a longer list."""
     value = hook.get(key)
@@ -301,7 +341,10 @@ def unmarked(node: Any) -> dict[str, Any]:
 
 
 def imported(given: Any) -> list[str]:
-    """The modules that a config's `custom_imports` names, if it names any."""
+    """The modules that a config's `custom_imports` names, if it names any. Raises UserError for a list of
+    them alone."""
+    if isinstance(given, (str, list, tuple)) and given:
+        raise UserError(f"custom_imports is {given!r}: write custom_imports=dict(imports=[…])")
     named = given.get("imports") if isinstance(given, dict) else None
     return [one for one in (named if isinstance(named, (list, tuple)) else [named]) if isinstance(one, str)]
 

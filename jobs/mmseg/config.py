@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import importlib
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ NEEDED = ("model", "train_dataloader", "train_cfg", "optim_wrapper")
 # ----------------------------------------------------------------------------------------------- resolving
 
 
-def resolve(session: Session) -> Config:
+def resolve(session: Session, trained: bool = True) -> Config:
     """The config of a run, from its code snapshot and the request's overrides.
 
     Raises UserError for a file that is missing, that does not parse or that is no training config.
@@ -50,19 +51,20 @@ def resolve(session: Session) -> Config:
     cfg = read(session.run.code / request.config)
     if request.overrides:
         override(cfg, session)
-    import_modules(cfg, request.config)
+    import_modules(cfg, request.named)
     if absent := [key for key in NEEDED if key not in cfg]:
         raise UserError(
-            f"{request.config} is not an MMSegmentation training config: it has no {', '.join(absent)}"
+            f"{request.named} is not an MMSegmentation training config: it has no {', '.join(absent)}"
         )
     content = cfg.to_dict()
-    with named(request.config):
-        supported.check(content)
+    with named(request.named):
+        supported.check(content, trained=trained)
+        supported.check_written(content)
         supported.check_packages(content)
     randomness = dict(cfg.get("randomness") or {})
     if randomness.get("seed") is None or request.seed:
         randomness["seed"] = request.seed
-    check_seed(randomness["seed"], request.config)
+    check_seed(randomness["seed"], request.named)
     cfg.randomness = randomness
     cfg.work_dir = str(session.run.path / files.MMENGINE())
     add_tensorboard(cfg, session)
@@ -76,7 +78,7 @@ def override(cfg: Config, session: Session) -> None:
     try:
         cfg.merge_from_dict(dict(request.overrides))
     except (KeyError, TypeError, IndexError, AssertionError, ValueError, AttributeError) as error:
-        raise UserError(f"--set does not fit {request.config}: {one_line(error)}") from None
+        raise UserError(f"--set does not fit {request.named}: {one_line(error)}") from None
     modules = [path for path in run.modules() if path != run.code / request.config]
     own = bool(modules) or supported.of_others(cfg.to_dict())
     for key in request.overrides:
@@ -105,21 +107,25 @@ def read(path: Path) -> Config:
     try:
         cfg = Config.fromfile(str(path), import_custom_modules=False)
         content = cfg.to_dict()
-    except (ConfigParsingError, FileNotFoundError, ModuleNotFoundError, OSError) as error:
+    except (ConfigParsingError, OSError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     except (Exception, SystemExit) as error:
-        # A config is the user's program: it may raise anything.
-        raise UserError(f"{path} cannot be read: {_what_raised(error)}") from None
-    # It is None in pure Python configs; here, names such as mmseg's "IoUMetric" are always understood.
+        # A config is a program of the user's: it may raise anything.
+        raise UserError(f"{path} cannot be read: {_what_raised(error, path)}") from None
+    # Configs in pure Python have None there; names such as mmseg's "IoUMetric" are always understood here.
     content["default_scope"] = content.get("default_scope") or "mmseg"
     return Config(_without_marks(content, content["default_scope"]))
 
 
-def _what_raised(error: BaseException) -> str:
-    """The error in one line, with the line of the pure Python config, or of its base, that raised it."""
+def _what_raised(error: BaseException, path: Path) -> str:
+    """The error in one line, with that of the config, or of its base, which raised it."""
     lines = [one for one in traceback.extract_tb(error.__traceback__) if one.name == "<module>" and one.line]
     said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     if not lines:
+        named = str(error.args[0]) if isinstance(error, KeyError) else ""
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if named else ():
+            if re.search(rf"_base_\.(\w+\.)*{re.escape(named)}\b", line):  # a template's
+                return f"line {number}: {line.strip()}: no base has {named}"
         return said
     # mmengine's stand-in for an imported name raises this, without a message, when it is called.
     why = " (only what is imported from the standard library can be called)" if said == "RuntimeError" else ""
@@ -141,10 +147,11 @@ def _without_marks(node: Any, scope: str) -> Any:
 
 
 def import_modules(cfg: Config, config: str) -> None:
-    """Imports the config's `custom_imports`. Raises UserError, with the reason, if one cannot be imported."""
+    """Imports what `custom_imports` names. Raises UserError, with the reason, for what cannot be imported."""
+    with named(config):
+        names = supported.imported(cfg.get("custom_imports"))
     given = supported.unmarked(cfg.get("custom_imports"))
-    names = given.get("imports") or []
-    for name in [names] if isinstance(names, str) else names:
+    for name in names:
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -175,13 +182,14 @@ def add_tensorboard(cfg: Config, session: Session) -> None:
     # One folder for all starts: one curve in TensorBoard.
     visualizer.setdefault("save_dir", str(session.run.path / files.TENSORBOARD()))
     backends = list(visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}])
-    for backend in list(backends):
-        package = trackers.BACKENDS.get(name_of(backend["type"]))
+    kinds = [name_of(one.get("type")) if isinstance(one, dict) else "" for one in backends]
+    for kind, backend in zip(kinds, list(backends), strict=True):
+        package = trackers.BACKENDS.get(kind)
         if package and not installed.is_installed(package):
             backends.remove(backend)
             if session.main:
-                print(f"{name_of(backend['type'])} is left out: {package} is not installed", flush=True)
-    if all(name_of(backend["type"]) != "TensorboardVisBackend" for backend in backends):
+                print(f"{kind} is left out: {package} is not installed", flush=True)
+    if "TensorboardVisBackend" not in kinds:
         backends.append({"type": "TensorboardVisBackend"})
     visualizer["vis_backends"] = backends
     cfg.visualizer = visualizer

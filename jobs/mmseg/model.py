@@ -44,7 +44,7 @@ def config(run: Run) -> Any:
         from jobs.engine.session import Session
         from jobs.mmseg.config import resolve
 
-        cfg = resolve(Session(run, run.request(), 0, 1, 0, 1, start=0, job=None))
+        cfg = resolve(Session(run, run.request(), 0, 1, 0, 1, start=0, job=None), trained=False)
     for what in ("dataloader", "evaluator"):
         cfg[f"test_{what}"] = cfg.get(f"test_{what}") or cfg.get(f"val_{what}")
     if not cfg.test_dataloader:

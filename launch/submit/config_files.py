@@ -49,6 +49,8 @@ def locate(config: str) -> Path:
     for path in (given.absolute(), CHECKOUT / given):
         if path.is_file():
             return path.resolve()
+        if path.is_dir():
+            raise UserError(f"--config {config}: that is a folder, not a config")
     near = difflib.get_close_matches(given.name, [path.name for path in given.parent.glob("*.py")], 1)
     if near:
         raise UserError(f"there is no config {config!r}: did you mean {given.parent / near[0]}?")

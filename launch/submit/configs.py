@@ -52,10 +52,12 @@ def check(
     here: bool = True,
     asked: Sequence[tuple[str, str]] = (),
     code: Path | None = None,
+    trained: bool = True,
 ) -> Chain:
     """Reads the config's chain; `overrides` are those of `--set`. `here`: the jobs run in this environment,
-    so a package missing from it is an error. `asked`: the new overrides as (option, key), each of which must
-    change something. `code`: the run's code directory, if the config is the copy in a run.
+    so that a package which is missing in it is a mistake. `asked`: overrides that are new, as (option, key),
+    each of which has to change something. `code`: the run's, if the config is the copy that a run has.
+    `trained`: not only used with weights from elsewhere.
 
     Raises UserError unless it is an MMSegmentation config that can be read, trained exactly and, if it is to
     be `evaluated`, tested.
@@ -77,7 +79,8 @@ def check(
     _check_kind(config, chain)
     known = _known(chain.values)
     try:
-        supported.check(known, begun=code is not None)
+        supported.check(known, begun=code is not None, trained=trained)
+        supported.check_written(chain.values)
         if here:
             supported.check_packages(known, {module.stem for module in chain.modules})
     except UserError as error:
@@ -187,9 +190,12 @@ def _modules(config: Path, chain: Chain, here: bool, code: Path | None) -> list[
     """The user's modules that the configs need. Raises UserError if one of `custom_imports` is neither among
     them nor installed."""
     given = _known(chain.values.get("custom_imports"))
+    try:
+        names = supported.imported(given)
+    except UserError as error:
+        raise UserError(f"{config}: {error}") from None
     given = given if isinstance(given, dict) else {}
-    names = supported.imported(given)
-    # A run has its modules in one place (launch/submit/snapshot.py), wherever below it its configs lie.
+    # A run has its modules in one place (launch/submit/snapshot.py), wherever its configs lie below it.
     places = [code] if code else [*dict.fromkeys(file.parent for file in chain.files), CHECKOUT]
     outer = [] if code else config_files.above(chain.files)
     found = config_files.modules([*names, *chain.imports], places, outer)
@@ -235,7 +241,10 @@ def _read(path: Path, chain: Chain, above: list[Path], here: bool, taken: bool =
         chain.imports += config_files.imports(tree)
     bases: list[dict[str, Any]] = []
     modules: list[dict[str, Any]] = []
-    for base in config_files.bases(tree, path):
+    named = list(config_files.bases(tree, path))
+    if len({bool(base.written) for base in named}) > 1:
+        raise UserError(f"{path} has both _base_ and `with read_base():`, which mmengine cannot mix: use one")
+    for base in named:
         if base.path is None:
             if here:
                 raise UserError(
@@ -278,7 +287,9 @@ def _parsed(path: Path, above: list[Path]) -> ast.Module:
         by = f", which {above[-1]} inherits from" if above else ""
         raise UserError(f"there is no config {path}{by}") from None
     except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: not Python: {error.msg}") from None
+        line = f", line {error.lineno}" if error.lineno else ""
+        mark = ": save it as UTF-8 without a byte order mark" if text.startswith("\ufeff") else ""
+        raise UserError(f"{path}{line}: not Python: {error.msg}{mark}") from None
     except (UnicodeDecodeError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as a config: {error}") from None
 

@@ -36,7 +36,7 @@ def new_run(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[Run, 
     resolved = options.settings(arguments, options.profile(arguments), "infer")
     config = folder / exported.CONFIG
     runs.check_path(config, "the exported folder")
-    chain = configs.check(config, evaluated=False, here=interpreters.is_this(resolved))
+    chain = configs.check(config, evaluated=False, here=interpreters.is_this(resolved), trained=False)
     spec = requests.TrainingSpec(
         train=resolved, evaluate=resolved, infer=resolved, config=config, chain=chain,
         data_root=runs.CHECKOUT / "data",

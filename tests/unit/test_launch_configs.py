@@ -19,6 +19,9 @@ SEG = (
 )
 
 
+TEST = "model = dict(type='EncoderDecoder', decode_head=dict(), test_cfg={})\n"
+
+
 @pytest.mark.parametrize("config", sorted((configs.CHECKOUT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_the_configs_of_the_checkout_pass(config: Path) -> None:
     chain = configs.check(config)
@@ -45,6 +48,18 @@ def test_the_configs_of_the_checkout_pass(config: Path) -> None:
         (SEG + "val_dataloader = None\n", "set test_dataloader or val_dataloader; add it, or train with"),
         (SEG.replace("val_evaluator", "x"), "set test_evaluator or val_evaluator"),
         ("_base_ = [name for name in ()]\n", "must be written out"),
+        ("\ufeffx = 1\n", "line 1: not Python: invalid non-printable character U+FEFF: save it as UTF-8"),
+        ("x = '\0'\n", "bad.py: not Python: source code string cannot contain null bytes"),
+        (
+            "_base_ = './a.py'\nwith read_base():\n    from .a import *\n",
+            "has both _base_ and `with read_base():`",
+        ),
+        (SEG + "custom_imports = ['mine']\n", "write custom_imports=dict(imports=[…])"),
+        (SEG + "train_dataloader = dict(batch_size=0)\n", "batch_size is 0: it must be a whole number"),
+        (SEG + "auto_scale_lr = dict(enable=True)\n", "base_batch_size is None: it must be a number"),
+        (SEG + TEST.format("None"), "model.test_cfg has no mode"),
+        (SEG + TEST.format("dict(mode='slid')"), "model.test_cfg.mode is 'slid': use 'whole' or 'slide'"),
+        (SEG + TEST.format("dict(mode='slide', crop_size=8)"), "needs crop_size as two numbers, not 8"),
     ],
 )
 def test_what_is_no_mmsegmentation_config_is_refused(text: str, said: str, tmp_path: Path) -> None:
@@ -54,6 +69,36 @@ def test_what_is_no_mmsegmentation_config_is_refused(text: str, said: str, tmp_p
         configs.check(file)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEST.format("dict(mode='slide', crop_size=open(0), stride=(2, 2))"),  # only running it would tell
+        TEST.format("dict(mode='slide', crop_size=(8, 8), stride=[4, 4])"),
+        TEST.format("dict(mode='slid')") + "val_dataloader = None\ntest_dataloader = dict()\n",
+        TEST.format("dict(mode=open(0))"),
+        TEST.format("None").replace("EncoderDecoder", "Own"),
+        "auto_scale_lr = dict(enable=False)\n",
+    ],
+)
+def test_what_may_be_right_is_taken(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SEG + text)
+    configs.check(tmp_path / "mine.py")
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    (tmp_path / "a.py").mkdir()
+    with pytest.raises(UserError, match=r"a\.py: that is a folder, not a config"):
+        configs.locate(str(tmp_path / "a.py"))
+
+
+def test_what_only_hinders_a_training_keeps_no_weights_from_being_evaluated(tmp_path: Path) -> None:
+    text = SEG + "runner_type = 'Own'\ntrain_dataloader = dict(sampler=dict(type='OwnSampler'))\n"
+    (tmp_path / "mine.py").write_text(text)
+    configs.check(tmp_path / "mine.py", trained=False)
+    with pytest.raises(UserError, match="runner_type Own"):
+        configs.check(tmp_path / "mine.py")
 
 
 VARIABLES = (
