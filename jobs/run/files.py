@@ -29,7 +29,7 @@ LAUNCHER, TRAINING, BOTH = "the launcher", "the training", "launchers and jobs"
 
 REQUEST = File(
     "run.yaml",
-    "the request: config (or the program of `--worker`), "
+    "the request: config (a copy in `code/`, and where it was copied from; or the program of `--worker`), "
     "overrides, data root, seed, resources, resolved cluster profile, versions, the "
     "command that made it",
     "the launcher, once (again by `--resume`)",
