@@ -16,7 +16,7 @@ from typing import Any
 from jobs.catalog.supported import LOOPS, name_of
 from jobs.engine import devices
 from jobs.mmseg import data
-from jobs.run.errors import described, limited, one_line, users_place
+from jobs.run.errors import described, limited, one_line, said_by, users_place
 from jobs.supervise import budget
 
 ARGUMENTS = re.compile(r"unexpected keyword argument|missing \d+ required")
@@ -34,9 +34,9 @@ def told(raised: Exception, begins: bool) -> str | None:
     """
     error = _unwrapped(raised)
     steps = list(traceback.walk_tb(error.__traceback__))
-    if isinstance(error, KeyError) and "registry" in str(error):
+    if isinstance(error, KeyError) and "registry" in said_by(error):
         return _unknown(str(error.args[0]), steps[-1][0].f_locals)
-    arguments = isinstance(error, TypeError) and ARGUMENTS.search(str(error))
+    arguments = isinstance(error, TypeError) and ARGUMENTS.search(said_by(error))
     machines = data.transient(error) or _module(steps[-1]).startswith(devices.RAISING)
     refuses = isinstance(error, (ValueError, AssertionError))
     if not (_builds(steps) and (arguments or (refuses and not machines))):
@@ -52,14 +52,14 @@ def told(raised: Exception, begins: bool) -> str | None:
         reason = f"{_kind(error)}: {reason}"
     part = _part(steps)
     reason = f"{part}: {reason}" if part and part not in reason else reason
-    placed = not str(error).strip() or (arguments and _builds(steps))
+    placed = not said_by(error).strip() or (arguments and _builds(steps))
     return reason if placed else reason + _place(error, steps)
 
 
 def _unwrapped(error: Exception) -> Exception:
     """The error that a hook has raised, which mmengine tells anew, without where it came from."""
     inner = error.__context__
-    wrapped = isinstance(inner, TypeError) and str(error).startswith(f"{inner} in <")
+    wrapped = isinstance(inner, TypeError) and said_by(error).startswith(f"{said_by(inner)} in ")
     return inner if wrapped and isinstance(inner, Exception) else error
 
 

@@ -53,9 +53,9 @@ def refusal(error: OSError) -> str:
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:
-    """The error's message in one line of at most so many characters; if it has none, its type and where it
-    was raised."""
-    return " ".join(_words(error).split())[:most] or f"{type(error).__name__}{_place(error)}"[:most]
+    """Its message in one line of at most so many characters; if it says nothing, what kind of error it is
+    and where it was raised."""
+    return " ".join(said_by(error).split())[:most] or f"{type(error).__name__}{_place(error)}"[:most]
 
 
 def described(error: BaseException, most: int = MOST) -> str:
@@ -65,7 +65,7 @@ def described(error: BaseException, most: int = MOST) -> str:
         return str(error)
     kind = type(error)
     module = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
-    words = limited(_words(error), most)
+    words = limited(said_by(error), most)
     first, newline, more = f"{module}{kind.__qualname__}: {words}".rstrip().partition("\n")
     first, end = (first[:-1], ":" if newline else "") if first.endswith(":") else (first, "")
     if "Traceback (most" not in more:  # unless it says so itself, as torch's does for a DataLoader worker
@@ -128,7 +128,8 @@ _NOT_THE_USERS = (os.path.dirname(os.__file__) + os.sep, os.path.dirname(os.path
 """The folders of Python's library, and of the jobs."""
 
 
-def _words(error: BaseException) -> str:
+def said_by(error: BaseException) -> str:
+    """Its words, with an object's type instead of its address; "" if it raises instead."""
     try:
         said = str(error)
     except Exception:  # a class of somebody's own
