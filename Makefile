@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 OF_PYTHON = $(PYTHON_A) -c 'import sys; minor = sys.version_info[1]; print($(1))'
 OLDEST = $$($(call OF_PYTHON,"2.1" if minor < 12 else "2.2" if minor < 13 else "2.6"))
 MIDDLE = $$($(call OF_PYTHON,"2.4" if minor < 13 else "2.8"))
-NEWEST := 2.14.1
+NEWEST := 2.15.0
 ROW := tests/slurm/test_acceptance.py::test_no_run_is_lost[preempted with grace and user signal-1]
 
 # All ways in which Slurm ends a job, on one rank and on 2x2, take most of an hour on two cores

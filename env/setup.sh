@@ -102,11 +102,13 @@ if [ "$torch" != locked ]; then
     [ -n "$minor" ] && [ "$minor" -ge 1 ] || fail "--torch $torch: name a version from 2.1 on, such as 2.4.1 or 2.4.1+cu121"
 fi
 
-# torch 2.N and torchvision 0.(N+15) are released together; those before 2.3 were built for NumPy 1. The last
-# Python for which both were released: https://github.com/pytorch/pytorch/blob/main/RELEASE.md (torchvision came
-# for 3.13 one release later).
+# torch 2.N and torchvision 0.(N+15) were released in pairs up to torch 2.13; a torchvision from 0.29 on is for torch
+# 2.14 and later ones, and pip knows which fits. Those before torch 2.3 were built for NumPy 1. The last Python for
+# which both were released: https://github.com/pytorch/pytorch/blob/main/RELEASE.md (torchvision came for 3.13 one
+# release later).
 lock=$root/env/lock-$set_name.txt
 newest=99
+if [ "${minor:-0}" -lt 14 ]; then torchvision="torchvision==0.$((minor + 15)).*"; else torchvision="torchvision>=0.29"; fi
 case $minor in
     1) newest=11 ;;
     2|3|4|5) newest=12 ;;
@@ -131,8 +133,8 @@ install_torch() {
     fi
     case $torch in
         locked) set -- "$@" -r "$locked" -c "$locked_with" ;;
-        *.*.*) set -- "$@" "torch==$torch" "torchvision==0.$((minor + 15)).*" -c "$lock" ;;
-        *) set -- "$@" "torch==$torch.*" "torchvision==0.$((minor + 15)).*" -c "$lock" ;;
+        *.*.*) set -- "$@" "torch==$torch" "$torchvision" -c "$lock" ;;
+        *) set -- "$@" "torch==$torch.*" "$torchvision" -c "$lock" ;;
     esac
     pip install "$@" || fail "pip could not install torch ($torch); what it says is above. --torch-index names another place"
 }

@@ -144,6 +144,15 @@ def test_a_build_from_a_place_of_its_own_wins(checkout: Path, index: str, tmp_pa
     assert version(checkout, "numpy") == "2.2.6"
 
 
+def test_one_torchvision_fits_many_releases_of_torch(checkout: Path, index: str, tmp_path: Path) -> None:
+    """From torch 2.14 on they no longer come in pairs: there is no torchvision 0.30 for torch 2.15."""
+    wheel(tmp_path / "index", "torch", "2.15.0", TORCH, "numpy")
+    wheel(tmp_path / "index", "torchvision", "0.29.2", needs="torch>=2.14.0")
+    done = set_up(checkout, index, "--torch", "2.15.0")
+    assert done.returncode == 0, done.stderr
+    assert [version(checkout, name) for name in ("torch", "torchvision")] == ["2.15.0", "0.29.2"]
+
+
 def test_what_is_asked_for_beside_the_set_stays_until_it_is_not(checkout: Path, index: str) -> None:
     def there() -> list[str]:
         return [name for name in ("mmdet", "mmpretrain") if list(checkout.glob(f".venv/lib/*/*/{name}.py"))]
