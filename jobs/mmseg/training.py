@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import gc
@@ -61,6 +62,7 @@ def train(session: Session, preemption: Preemption) -> None:
 
     # mmengine itself collects garbage for each dataset: exclude what exists already.
     gc.freeze()
+    atexit.register(thaw)
 
     # Connect the ranks; the run directory says what to resume from.
     distributed.join(session)
@@ -118,6 +120,16 @@ def keep_global_batch(session: Session, cfg: Any, checkpoint: checkpoints.Checkp
     batch = session.ranks * int(cfg.train_dataloader.get("batch_size", 1))
     write_atomically(path, f"{batch}\n".encode())
     return batch
+
+
+def thaw() -> None:
+    """Undoes `gc.freeze` at the end of the process, which costs a second, if an extension module was built with
+    nanobind, as Triton's is from 3.9 on: that prints a list of all objects that are never freed
+    (https://nanobind.readthedocs.io/en/latest/refleaks.html)."""
+    modules = [getattr(one, "__dict__", {}) for one in list(sys.modules.values())]
+    extensions = [one for one in modules if str(one.get("__file__")).endswith(".so")]
+    if any(type(value).__module__ == "nanobind" for one in extensions for value in one.values()):
+        gc.unfreeze()
 
 
 def say_resumed(session: Session, checkpoint: checkpoints.Checkpoint, prepared: Any) -> None:
