@@ -123,8 +123,8 @@ def keep_global_batch(session: Session, cfg: Any, checkpoint: checkpoints.Checkp
 
 
 def thaw() -> None:
-    """Undoes `gc.freeze` at the end of the process, which costs a second, if an extension module was built with
-    nanobind, as Triton's is from 3.9 on: that prints a list of all objects that are never freed
+    """Undoes `gc.freeze` at the end of the process, which costs a second, if an extension module was built
+    with nanobind, as Triton's is from 3.9 on: that lists on standard error what is never freed
     (https://nanobind.readthedocs.io/en/latest/refleaks.html)."""
     modules = [getattr(one, "__dict__", {}) for one in list(sys.modules.values())]
     extensions = [one for one in modules if str(one.get("__file__")).endswith(".so")]
