@@ -32,6 +32,7 @@ def main(preemption: Preemption) -> int:
     run = Run(Path(sys.argv[1]).resolve())
     run.job.mkdir(parents=True, exist_ok=True)
     session = None
+    atexit.register(thaw)
     try:
         session = from_environment(run)
         stacks = (run.job / files.STACKS(START=session.start, RANK=session.rank)).open("a")
@@ -62,7 +63,6 @@ def train(session: Session, preemption: Preemption) -> None:
 
     # mmengine itself collects garbage for each dataset: exclude what exists already.
     gc.freeze()
-    atexit.register(thaw)
 
     # Connect the ranks; the run directory says what to resume from.
     distributed.join(session)
