@@ -121,9 +121,10 @@ class Attributes:
             key: {name: _First(value, held[key].get(name)) for name, value in attributes(owner).items()}
             for key, owner in owners.items()
         }
-        for of in self.first.values():
-            for began in of.values():
-                began.fixed |= of_data and began.large
+        for key, of in self.first.items() if of_data else ():
+            for name, began in of.items():
+                elsewhere = [self.first[way][its] for way, its, *_ in values.places_in(held[key].get(name))]
+                began.fixed |= began.large or any(one.large for one in elsewhere)
         self.given: dict[str, set[str]] = {}
         """What a resume has given back: it is saved again, even if each start begins with the same."""
         self.lost: dict[str, str] = {}
@@ -282,21 +283,22 @@ class Attributes:
                 elif began.number and is_number(now):
                     if not same(now, value := of["numbers"].get(name, began.value)):
                         _set(owner, name, value)
-                elif not began.known:
-                    if now is not began.value:
-                        _set(owner, name, began.value)
                 # One that began with another size is another: of so many ranks, say.
-                elif name in of["data"] and of["data"][name]["began"] == began.size:
+                elif began.known and name in of["data"] and of["data"][name]["began"] == began.size:
                     entry = of["data"][name]
                     later.append((key, name, began.value, entry["now"], entry.get("same", True)))
-                elif now is not began.value or not (began.large or same(held[key].get(name), began.held)):
+                elif began.held is None:
+                    if now is not began.value:
+                        _set(owner, name, began.value)
+                elif now is not began.value or not same(held[key].get(name), began.held):
                     later.append((key, name, began.value, began.held, True))
             if names := {name for parts in of.values() for name in parts}:
                 self.given.setdefault(key, set()).update(names)
         # What lies somewhere else as well, when that is there.
         for key, name, old, saved, in_place in sorted(later, key=lambda one: bool(values.places_in(one[3]))):
             with contextlib.suppress(LookupError, TypeError):  # of what is none of this start
-                value = decode(saved, old, (key, name))
+                like = old if in_place or isinstance(old, values.CONTAINERS) else None
+                value = decode(saved, like, (key, name))
                 decode.made[key, name] = value = _filled(old, value, saved) if in_place else value
                 if value is not attributes(self.owners[key]).get(name, NOTHING):
                     _set(self.owners[key], name, value)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from jobs.engine import storable
 from jobs.mmseg import values
 from jobs.mmseg.attributes import KINDS, Attributes
 from jobs.mmseg.reach import Reached, data_owners, is_known, remembers
@@ -184,11 +185,11 @@ class Kept(Attributes):
                     yield f"{way}/{name}", value
 
     def state(self) -> dict[str, Any]:
-        """What has `changed`, and which parameters are frozen, and which modules not training."""
-        frozen = [name for name, value in self.parameters() if not value.requires_grad]
+        """What has `changed`, which parameters train, and which modules are not in training mode."""
+        trains = {name: value.requires_grad for name, value in self.parameters()}
         modules = ((key, one) for key, one in self.owners.items() if isinstance(one, torch.nn.Module))
         resting = [key for key, one in modules if not one.training]
-        return self.changed() | {"frozen": frozen, "resting": resting}
+        return self.changed() | {"trains": trains, "resting": resting}
 
     def changed(self) -> dict[str, Any]:
         """What has changed since this object was made, and all that has a state of its own."""
@@ -230,11 +231,12 @@ class Kept(Attributes):
                 for name, value in weights.items():
                     if name in saved and saved[name].shape == value.shape:
                         value.copy_(saved[name])
-        frozen = set(state["frozen"])
-        parameters = self.parameters() if "hidden" in state else self.model.named_parameters()
-        for name, parameter in parameters:
-            if parameter.requires_grad != (name not in frozen):
-                parameter.requires_grad_(name not in frozen)
+        trains = state.get("trains")
+        if trains is None:  # an earlier version's, which knew only the model's
+            trains = {name: name not in state["frozen"] for name, _ in self.model.named_parameters()}
+        for name, parameter in self.parameters():
+            if parameter.requires_grad != trains.get(name, parameter.requires_grad):
+                parameter.requires_grad_(trains[name])
         self.restore_modes(state, of_model=False)
 
     def restore_modes(self, state: dict[str, Any], of_model: bool = True) -> None:
@@ -248,6 +250,13 @@ class Kept(Attributes):
                 and "resting" in state
             ):
                 one.training = key not in state["resting"]
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """What is there between two steps: being accumulated, mostly."""
+        found = {name: one.grad for name, one in self.parameters() if one.grad is not None}
+        unusual = {name: one for name, one in found.items() if not storable.is_usual(one)}
+        self.lost |= {f"{name}.grad": str(one.layout) for name, one in unusual.items()}
+        return {name: one for name, one in found.items() if name not in unusual}
 
     def give_gradients(self, found: dict[str, torch.Tensor | None]) -> None:
         for name, parameter in self.parameters():

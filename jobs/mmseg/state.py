@@ -128,7 +128,7 @@ def gather_local(runner: Any, session: Session, own: Tree) -> list[Tree]:
     are not synchronised, what is kept (`own`; rank 0's stands for itself), and gradients that are still
     there after the step: being accumulated, mostly."""
     mine: Tree = {}
-    gradients: Tree = {name: one.grad.cpu() for name, one in runner.kept.parameters() if one.grad is not None}
+    gradients: Tree = runner.kept.gradients()
     if session.ranks > 1:
         mine["statistics"] = {name: tensor.cpu() for name, tensor in statistics(runner).items()}
         # Where each rank has a network of its own, or an optimizer, it is sent only if it differs.
@@ -141,9 +141,11 @@ def gather_local(runner: Any, session: Session, own: Tree) -> list[Tree]:
             mine["kept"] = own | its
     if gradients:
         mine["gradients"] = gradients
-    if session.ranks == 1 and not any(mine.values()):
-        return []
-    return distributed.gather(session, mine) or []
+    if session.ranks == 1:
+        return [mine] if mine else []
+    # Rank 0 keeps its own: each would have to send as many bytes as the one with most.
+    others = distributed.gather(session, {} if session.main else mine)
+    return [mine, *others[1:]] if others else []
 
 
 def statistics(runner: Any) -> dict[str, torch.Tensor]:
@@ -328,9 +330,10 @@ def _gradients(session: Session, ranks: list[Tree]) -> dict[str, torch.Tensor | 
         return of_rank[session.rank]
     found: dict[str, torch.Tensor | None] = {}
     for name in {name for one in of_rank for name in one}:
-        # Other ranks than before: each takes the mean, of which the reduction is the same again.
+        # Other ranks than before: each takes the mean, of which the reduction is the same again. To that, a
+        # rank without a gradient adds 0.
         if those := [one[name] for one in of_rank if one.get(name) is not None]:
-            found[name] = torch.stack(those).mean(0)
+            found[name] = torch.stack(those).sum(0) / len(of_rank)
     return found
 
 

@@ -61,7 +61,7 @@ def test_numbers_and_what_is_frozen_come_back() -> None:
     model.frozen.weight.requires_grad_(True)
     state = kept.state()
     assert state["numbers"] == {"": {"local_iter": 7}, "hook Counting/0": {"best": 0.25}}
-    assert state["frozen"] == ["frozen.bias"]
+    assert [name for name, trains in state["trains"].items() if not trains] == ["frozen.bias"]
 
     fresh, other, timer = Warming(), Counting(), IterTimerHook()
     Kept({"": fresh}, hooks(other, timer)).restore(state)

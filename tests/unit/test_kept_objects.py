@@ -78,6 +78,24 @@ def test_what_began_as_one_object_is_one_after_a_trial_step() -> None:
     assert rows[0] is rows[1]
 
 
+def test_what_is_trained_by_itself_too() -> None:
+    """Where it is replaced, another that began as the same keeps its own."""
+    model: Any = Holding(None)
+    model.before = model.now = torch.zeros(1, requires_grad=True)
+    kept = Kept({"": model}, ())
+    model.before, model.now = torch.ones(1, requires_grad=True), torch.tensor([2.0], requires_grad=True)
+    kept.restore(values.copied(kept.state()))
+    assert (model.before.tolist(), model.now.tolist()) == ([1], [2])
+
+
+class Drawing:
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __call__(self, results: Any) -> Any:
+        return results
+
+
 class Lookup(dict):
     __getattr__ = dict.__getitem__
 
@@ -174,6 +192,18 @@ def test_networks_that_are_hidden_rest_whenever_a_run_is_resumed(tmp_path: Path)
     assert fresh.training
 
 
+def test_a_checkpoint_of_an_earlier_version_thaws_no_hidden_network() -> None:
+    """It says which parameters of the model are frozen, and of no others."""
+    model = Holding([nn.Linear(1, 1).requires_grad_(False)])
+    model.layer = nn.Linear(1, 1)
+    kept = Kept({"": model}, ())
+    saved = kept.state() | {"frozen": ["layer.bias"]}
+    del saved["trains"]
+    kept.restore(saved)
+    trains = [value.requires_grad for value in (*model.value[0].parameters(), *model.layer.parameters())]
+    assert trains == [False, False, True, False]
+
+
 def test_gradients_that_are_left_after_a_step_come_back() -> None:
     def make() -> Any:
         model = Holding([nn.Linear(1, 1)])
@@ -192,6 +222,32 @@ def test_gradients_that_are_left_after_a_step_come_back() -> None:
     assert fresh.model.layer.weight.grad is None
 
 
+def test_a_gradient_that_no_checkpoint_can_hold_is_said() -> None:
+    layer = nn.Embedding(9, 2, sparse=True)
+    layer(torch.tensor([1])).sum().backward()
+    kept = Kept({"": layer}, ())
+    kept.state()
+    assert (kept.gradients(), kept.lost) == ({}, {"weight.grad": "torch.sparse_coo"})
+
+
+def test_what_rank_0_has_is_not_sent_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the bytes that one rank sends, all send as many."""
+    sent: list[Any] = []
+
+    def gather(_: Any, value: Any) -> list[Any]:
+        sent.append(value)
+        return [value, {}]
+
+    monkeypatch.setattr(state.distributed, "everywhere", lambda _, value: value)
+    monkeypatch.setattr(state.distributed, "gather", gather)
+    model = nn.Linear(1, 1)
+    model.weight.grad = torch.ones(1, 1)
+    runner: Any = SimpleNamespace(kept=Kept({"": model}, ()), model=model, hooks=[])
+    session: Any = SimpleNamespace(ranks=2, rank=0, main=True)
+    saved = state.gather_local(runner, session, runner.kept.state())
+    assert (sent, saved[0]["gradients"], saved[1]) == ([{}], {"weight": model.weight.grad}, {})
+
+
 def test_gradients_of_ranks() -> None:
     a, b = torch.ones(1), torch.ones(1) * 3
     saved: list[Any] = [{"gradients": {"x": a, "y": a}}, {"gradients": {"x": None, "z": b}}]
@@ -203,7 +259,7 @@ def test_gradients_of_ranks() -> None:
 
     assert of(0, 2) == {"x": 1, "y": 1}
     assert of(1, 2) == {"x": None, "y": 1, "z": 3}
-    assert of(0, 1) == {"x": 1, "y": 1, "z": 3}
+    assert of(0, 1) == {"x": 0.5, "y": 1, "z": 1.5}
     saved[1]["gradients"]["x"] = b
     assert of(0, 1)["x"] == 2
 
@@ -229,6 +285,25 @@ def test_no_second_copy_is_held_of_what_is_large(monkeypatch: pytest.MonkeyPatch
     assert of_data.of_owners()["data"] == {}
     _, fresh, _ = resumed(lambda: Holding(torch.zeros(1000)), lambda model: model.value.add_(1), tmp_path)
     assert fresh.value.min() == 1
+
+
+def test_what_is_large_is_replaced_for_the_workers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attributes, "LARGE", 1000)
+    data: Any = Data()
+    data.images = old = np.zeros(1000)
+    kept = Attributes(data_owners(data), of_data=True)
+    handed = values.copied(kept.of_owners())
+    data.images = np.ones(1000)
+    assert kept.while_given(handed, lambda: data.images) is old
+    assert data.images[0] == 1
+
+
+def test_nor_is_what_is_large_saved_for_another_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attributes, "LARGE", 1000)
+    data: Any = Data()
+    data.images = [np.zeros(1000)]
+    data.pipeline = [Drawing(data.images[0])]
+    assert Attributes(data_owners(data), of_data=True).of_owners()["data"] == {}
 
 
 def test_marks_tell_the_same_numbers_in_other_places() -> None:
