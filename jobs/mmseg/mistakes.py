@@ -9,6 +9,7 @@ import difflib
 import re
 import sys
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,8 @@ ARGUMENTS = re.compile(r"unexpected keyword argument|missing \d+ required")
 
 MOST = 500
 """Characters of an error's words that are told: mmengine's may hold half a config."""
+LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy"}
+"""Packages whose errors are mistakes of those who call them."""
 Steps = list[tuple[FrameType, int]]
 
 
@@ -38,9 +41,12 @@ def told(raised: Exception, begins: bool) -> str | None:
         return _unknown(str(error.args[0]), steps[-1][0].f_locals)
     arguments = isinstance(error, TypeError) and ARGUMENTS.search(said_by(error))
     machines = data.transient(error) or _module(steps[-1]).startswith(devices.RAISING)
+    # A shared library may be there on another node; of a worker's error the causes are not known here.
+    machines |= isinstance(error, ImportError) and ".so" in said_by(error)
+    machines |= "in DataLoader worker process" in said_by(error)
     refuses = isinstance(error, (ValueError, AssertionError))
     if not (_builds(steps) and (arguments or (refuses and not machines))):
-        ours = _module(steps[-1]).startswith("jobs.")
+        ours = _module(_outside(steps, LIBRARIES)[-1]).startswith("jobs.")
         if not begins or ours or machines or budget.is_hardware(described(error)):
             return None
         # The line alone may be too little to find it by.
@@ -108,9 +114,12 @@ def _unknown(words: str, found: dict[str, Any]) -> str:
     return reason + (f": did you mean {near[0]}?" if near else "")
 
 
+def _outside(steps: Steps, packages: Collection[str]) -> Steps:
+    return [one for one in steps if _module(one).partition(".")[0] not in packages]
+
+
 def _place(error: Exception, steps: Steps) -> str:
     """Where it was raised: of the user's own code, or the innermost that is not of Python and its library,
     whose words do not tell where they come from."""
-    outside = [one for one in steps if _module(one).partition(".")[0] not in sys.stdlib_module_names]
-    frame, line = outside[-1]
+    frame, line = _outside(steps, sys.stdlib_module_names)[-1]
     return users_place(error) or f" ({Path(frame.f_code.co_filename).name}:{line})"

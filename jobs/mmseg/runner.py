@@ -103,13 +103,17 @@ class TrainingRunner(Runner):
         return super().wrap_model(model_wrapper_cfg, model)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        """Of a type that it does not know mmengine would say "None is not a callable object"."""
-        given = optim_wrapper.get("optimizer") if isinstance(optim_wrapper, dict) else None
-        obj_type = given.get("type") if isinstance(given, dict) else None
-        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
-            if isinstance(obj_type, str) and registry.get(obj_type) is None:
-                raise KeyError(f"{obj_type} is not in the {registry.scope}::{registry.name} registry")
-        return super().build_optim_wrapper(optim_wrapper)
+        """Of a type that it does not know mmengine says "None is not a callable object"."""
+        try:
+            return super().build_optim_wrapper(optim_wrapper)
+        except TypeError:
+            given = optim_wrapper.get("optimizer") if isinstance(optim_wrapper, dict) else None
+            obj_type = given.get("type") if isinstance(given, dict) else None
+            with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+                if isinstance(obj_type, str) and registry.get(obj_type) is None:
+                    said = f"{obj_type} is not in the {registry.scope}::{registry.name} registry"
+                    raise KeyError(said) from None
+            raise
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
         """Scales by the global batch, which stays the same when the run resumes on other GPUs."""
@@ -149,11 +153,9 @@ class TrainingRunner(Runner):
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> Any:
         """Of a file that has none of the model's weights mmengine tells the log, and trains from scratch."""
         weights = state.bare(self.model).state_dict()
-        # Not the counts of batch norm, which it gives a value of its own.
-        floats = [weight for weight in weights.values() if weight.is_floating_point()]
-        before = [weight._version for weight in floats]
+        before = _versions(weights)
         checkpoint = super().load_checkpoint(filename, *args, **kwargs)
-        if floats and [weight._version for weight in floats] == before:
+        if before and _versions(state.bare(self.model).state_dict()) == before:
             held = checkpoint.get("state_dict", checkpoint)
             raise UserError(
                 f"load_from: none of the {len(held)} weights in {filename} fits the model: it has "
@@ -169,6 +171,12 @@ class TrainingRunner(Runner):
             return
         self.resumed = state.restore(self, self.session, str(self.resume_from))
         self._has_loaded = True
+
+
+def _versions(weights: dict[str, Any]) -> list[tuple[int, int]]:
+    """What shows whether one is changed or replaced. Not counts of batch norm, which mmengine sets itself."""
+    tensors = [one for one in weights.values() if isinstance(one, torch.Tensor)]  # not an extra state
+    return [(one.data_ptr(), one._version) for one in tensors if one.is_floating_point()]
 
 
 def _some(weights: Any) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +15,8 @@ import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.registry import HOOKS, MODELS
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
 
 from jobs.mmseg import compat, data
@@ -98,11 +99,19 @@ def test_an_error_of_code_is_known_to_come_again_as_long_as_a_run_begins(part: A
         FileNotFoundError(errno.ENOENT, "No such file or directory"),
         ValueError("CUDA error: an illegal memory access was encountered"),
         RuntimeError("Connection closed by peer"),
+        ImportError("libGL.so.1: cannot open shared object file: No such file or directory"),
+        ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback …"),
     ],
 )
 def test_but_not_what_may_be_a_machines(fault: Exception) -> None:
     with pytest.raises(type(fault)), user_errors(SESSION, lambda: True):
         raise fault
+
+
+def test_nor_what_our_own_code_makes_a_library_raise() -> None:
+    ours = FunctionType(reads.__code__, {"__name__": "jobs.engine.any", "json": json})
+    with pytest.raises(ValueError, match="Expecting value"), user_errors(SESSION, lambda: True):
+        ours()
 
 
 def test_what_a_hook_raises_is_told_without_the_hooks_address() -> None:
@@ -136,9 +145,24 @@ def test_nor_is_a_layer_or_an_optimizer() -> None:
     told = r"BNN in registry under scope name \w+: did you mean BN?"
     with pytest.raises(UserError, match=told), user_errors(SESSION):
         build_norm_layer({"type": "BNN"}, 8)
-    bare = object.__new__(TrainingRunner)
+    bare: Any = object.__new__(TrainingRunner)
+    bare.model = torch.nn.Linear(1, 1)
     with pytest.raises(UserError, match=r"SDG is not .*: did you mean SGD\?"), user_errors(SESSION):
         bare.build_optim_wrapper({"optimizer": {"type": "SDG"}})
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class Knowing:
+    def __init__(self, optim_wrapper_cfg: Any, paramwise_cfg: Any = None) -> None: ...
+
+    def __call__(self, model: torch.nn.Module) -> OptimWrapper:
+        return OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_an_optimizer_that_only_its_constructor_knows_is_built() -> None:
+    runner: Any = object.__new__(TrainingRunner)
+    runner.model = torch.nn.Linear(1, 1)
+    runner.build_optim_wrapper({"constructor": "Knowing", "optimizer": {"type": "SAM of SGD"}})
 
 
 def test_weights_of_which_none_is_the_models_are_refused(tmp_path: Path) -> None:
@@ -151,6 +175,30 @@ def test_weights_of_which_none_is_the_models_are_refused(tmp_path: Path) -> None
             runner.load_checkpoint(str(tmp_path / name))
     torch.save({"module.1.bias": torch.zeros(3)}, tmp_path / "good")
     runner.load_checkpoint(str(tmp_path / "good"))
+
+
+class Replacing(torch.nn.Module):
+    """Takes its weights by replacing them, and has more than weights to take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def get_extra_state(self) -> Any:
+        return {}
+
+    def set_extra_state(self, _: Any) -> None: ...
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *_: Any) -> None:
+        self.weight.data = state_dict[f"{prefix}weight"].clone()
+
+
+def test_however_a_model_takes_its_weights(tmp_path: Path) -> None:
+    runner: Any = object.__new__(TrainingRunner)
+    runner.model, runner.logger, runner._hooks = Replacing(), MMLogger.get_instance("test"), []
+    torch.save({"weight": torch.ones(2)}, tmp_path / "good")
+    runner.load_checkpoint(str(tmp_path / "good"))
+    assert runner.model.weight.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("content", [b"a text\n", b""])
