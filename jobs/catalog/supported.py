@@ -1,8 +1,8 @@
-"""What a config may ask for so that it can be resumed exactly, and which packages its parts need.
+"""Checks that a config can be resumed exactly, and that the packages it needs are installed.
 
-Plain dicts in, no mmengine: the launcher asks the same of what it can read of a config
-(launch/submit/configs.py) as the job does of the resolved one (config.py). A missing `type` means nothing to
-object to: mmengine's default, or something that only the job will know.
+The input is plain dicts, without mmengine, because the launcher makes the same checks on what it can read of
+a config (launch/submit/configs.py) as the job does on the resolved one (config.py). A missing `type` is
+accepted: it is mmengine's default, or something that only the job will know.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ BATON: dict[str, Any] = {
 }
 
 SAMPLERS = {"DefaultSampler": False, "InfiniteSampler": True}
-"""Samplers that the exact one stands in for, and whether they are endless."""
+"""Samplers that ExactSampler replaces, and whether they are endless."""
 LOOPS = {"EpochBasedTrainLoop": "ExactEpochLoop", "IterBasedTrainLoop": "ExactIterLoop"}
 HONOURED = ("interval", "by_epoch", "save_begin", "max_keep_ckpts", "save_best", "rule")
-"""CheckpointHook's options that saving.py follows."""
+"""Options of CheckpointHook that saving.py supports."""
 _WHOLE = "a run resumes from its whole state"
 _RULE = "say what is better by rule='greater' or rule='less'"
 NOT_OURS: dict[str, tuple[Any, str]] = {
@@ -53,16 +53,16 @@ NOT_OURS: dict[str, tuple[Any, str]] = {
     "backend_args": (None, "checkpoints are local files"),
     "file_client_args": (None, "checkpoints are local files"),
 }
-"""Those that it does not: the one value that they may have, and why."""
+"""Those that it does not support: the only value allowed, and why."""
 IOU_METRICS = ("IoUMetric", "FastIoUMetric")
 FIGURES = {
     "mIoU": ("mIoU", "mAcc"),
     "mDice": ("mDice", "mAcc"),
     "mFscore": ("mFscore", "mPrecision", "mRecall"),
 }
-"""What IoUMetric computes for each of its `iou_metrics`, beside aAcc."""
+"""What IoUMetric computes for each of its `iou_metrics`, besides aAcc."""
 MARKS = ("_scope_", "_delete_")
-"""What mmengine itself writes into a config; no part of what it says."""
+"""Keys that mmengine itself adds to a config."""
 
 NEEDS = {
     "MaskFormerHead": ("mmdet", "mmdet"),
@@ -75,15 +75,15 @@ NEEDS = {
     "DSDLSegDataset": ("dsdl", "dsdl"),
     "VPD": ("ldm", "ldm, the code of Stable Diffusion"),
 }
-"""Types of mmseg that fail without a package that it does not require: what is imported, what to install."""
+"""Types of mmseg that need a package which mmseg does not require: its module, and what to install."""
 WITH = ("mmdet", "mmpretrain")
-"""What env/setup.sh can install beside a set."""
+"""What env/setup.sh can install with --with."""
 SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder", "MultimodalEncoderDecoder")
-"""Types of mmseg that predict as `model.test_cfg` says."""
+"""Types of mmseg that follow `model.test_cfg`."""
 COMPILED = {"DCN": "deform_conv", "DCNv2": "modulated_deform_conv", "SAC": "deform_conv", "carafe": "carafe"}
 """Types that need one of mmcv's compiled operations that pure_ops.py does not have."""
 READ = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "optim_wrapper", "custom_hooks")
-"""Parts of a config whose types are looked at."""
+"""Parts of a config whose types are checked."""
 RUNNER = (
     *("model", "work_dir", "train_dataloader", "val_dataloader", "test_dataloader"),
     *("train_cfg", "val_cfg", "test_cfg", "auto_scale_lr", "optim_wrapper", "param_scheduler"),
@@ -91,25 +91,24 @@ RUNNER = (
     *("resume", "launcher", "env_cfg", "log_processor", "log_level", "visualizer", "default_scope"),
     *("randomness", "experiment_name"),
 )
-"""Parts of a config that mmengine's Runner is made of."""
+"""Parts of a config that mmengine's Runner takes as arguments."""
 LOOKED_UP = (
     *("custom_imports", "model_wrapper_cfg", "find_unused_parameters", "sync_bn", "compile"),
     *("activation_checkpointing", "efficient_conv_bn_eval", "tta_model", "tta_pipeline", "baton"),
 )
-"""Those that the Runner, or Baton, looks up in the config itself."""
+"""Those that the Runner or Baton looks up in the config itself."""
 OPENMMLAB = ("mmseg", "mmengine", "mmcv", "torch", "torchvision", *WITH)
-"""Packages of which it is known that they look up no other."""
+"""Packages that are known to look up no other keys."""
 LIKE = 0.8
-"""How much a key is like one that is known (difflib), if it is a typo of it though code of the user's might
-read it."""
+"""A key this similar (difflib) to a known one counts as a typo, even where the user's code might read it."""
 MOST_PLACES = 3
-"""That are named of where a variable of a config has gone."""
+"""The most uses of a config's variable that a message names."""
 
 
 def check(values: dict[str, Any], begun: bool = False, trained: bool = True) -> None:
-    """Raises UserError for what could not be resumed exactly, or is not known. `begun`: the run's own code,
-    which may be an earlier version's, has taken the config: what does no harm is not refused now. Of a config
-    that is not `trained` here, only Baton's own settings matter."""
+    """Raises UserError for settings that cannot be resumed exactly, or are unknown. `begun`: the run has
+    begun, maybe with an earlier version, so harmless settings are accepted. Of a config that is not to be
+    `trained`, only Baton's own settings are checked."""
     settings(values)
     if not trained:
         return
@@ -135,7 +134,7 @@ def check(values: dict[str, Any], begun: bool = False, trained: bool = True) -> 
 
 
 def settings(values: Any) -> dict[str, Any]:
-    """Baton's own settings, defaults filled in. Raises UserError for an unknown one, or a value of no use."""
+    """Baton's own settings, with defaults. Raises UserError for an unknown one or an invalid value."""
     own = unmarked(values.get("baton"))
     for key, value in own.items():
         if key not in BATON:
@@ -150,10 +149,10 @@ def settings(values: Any) -> dict[str, Any]:
 
 def unread(key: str, values: dict[str, Any], own: bool) -> str:
     """Why an override of `key` (dotted) would change nothing, and what would; "" if something reads it.
-    `values`: those of the config without its overrides. `own`: code of the user's comes along, or may.
+    `values`: the config without overrides. `own`: there is, or may be, code of the user's.
 
-    A config's variables have long gone into its parts by then; only code of the user's may look one up, or
-    ask for one that the config does not have. Of that, what is like another key is taken for a typo.
+    The config's parts have already been made from its variables; only the user's code may look up a variable,
+    or a key that the config does not have. Even then, a key similar to a known one counts as a typo.
     """
     top = key.partition(".")[0]
     model = values.get("model")
@@ -176,11 +175,11 @@ def unread(key: str, values: dict[str, Any], own: bool) -> str:
 
 
 def _places(key: str, values: dict[str, Any]) -> list[str]:
-    """Where `key` (dotted) stands in the parts of a config, or what its variable holds; by its name first."""
+    """Where the parts of a config have `key` (dotted), or, after these, the value of that variable."""
     top, dot, rest = key.partition(".")
     held = values.get(top)
     named, equal = [], []
-    # The model's own stands in it.
+    # The data_preprocessor is in the model.
     for where, value in _walk({part: values.get(part) for part in RUNNER if part != "data_preprocessor"}):
         if f".{where}".endswith(f".{key}"):
             named.append(where)
@@ -190,7 +189,7 @@ def _places(key: str, values: dict[str, Any]) -> list[str]:
 
 
 def _walk(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything within nested dicts and lists: (dotted key, value)."""
+    """Everything in nested dicts and lists: (dotted key, value)."""
     pairs = (
         node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
     )
@@ -201,14 +200,14 @@ def _walk(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def of_others(values: dict[str, Any]) -> bool:
-    """Whether the config names code that is none of OpenMMLab's."""
+    """Whether the config names code from outside OpenMMLab."""
     names = imported(values.get("custom_imports"))
     names += [kind for kind in types(values) if "." in kind]
     return any(name.partition(".")[0] not in OPENMMLAB for name in names)
 
 
 def sampler(loader: Any) -> bool:
-    """Whether the training's sampler is endless. Raises UserError for one that cannot be resumed exactly."""
+    """Whether the training sampler is endless. Raises UserError if it cannot be resumed exactly."""
     if loader.get("batch_sampler") is not None:
         raise UserError("train_dataloader.batch_sampler cannot be resumed exactly: remove it")
     given = unmarked(loader.get("sampler"))
@@ -225,7 +224,7 @@ def sampler(loader: Any) -> bool:
 
 
 def train_loop(loop: Any, endless: bool) -> str:
-    """The loop's type. Raises UserError for one that cannot be resumed exactly."""
+    """The type of the loop. Raises UserError if it cannot be resumed exactly."""
     for key in ("max_epochs", "max_iters", "val_interval"):
         value = loop.get(key)
         if value is not None and (type(value) not in (int, float) or value != value // 1 or value < 1):
@@ -241,8 +240,8 @@ def train_loop(loop: Any, endless: bool) -> str:
 
 
 def checkpoint_hook(given: Any) -> dict[str, Any]:
-    """The options of CheckpointHook that are honoured, `save_best` and `rule` among them as plain strings.
-    Raises UserError for others, and for a hook of another type."""
+    """The supported options of CheckpointHook, `save_best` and `rule` as plain strings. Raises UserError for
+    others, and for another type of hook."""
     hook = unmarked(given)
     kind = name_of(hook.pop("type", "CheckpointHook"))
     if kind != "CheckpointHook":
@@ -261,13 +260,13 @@ def checkpoint_hook(given: Any) -> dict[str, Any]:
 
 
 def metric(evaluator: Any, best: str | None) -> None:
-    """Raises UserError for `iou_metrics` that mmseg does not know, and for a `save_best` that no metric of
-    the validation computes."""
+    """Raises UserError for `iou_metrics` that mmseg does not know, or a `save_best` that the validation does
+    not compute."""
     given = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     computed: list[str] = []
     for one in given:
         if not isinstance(one, dict) or name_of(one.get("type")) not in IOU_METRICS:
-            return  # one of the user's may compute anything
+            return  # a user's metric may compute anything
         prefix = f"{one['prefix']}/" if one.get("prefix") else ""
         computed += [prefix + name for name in ("aAcc", *figures_of(one))]
     known = {name for full in computed for name in (full, full.rpartition("/")[2])}
@@ -279,7 +278,7 @@ def metric(evaluator: Any, best: str | None) -> None:
 
 
 def figures_of(evaluator: Any) -> list[str]:
-    """The figures that an IoUMetric is asked for. Raises UserError for an unknown one."""
+    """The figures that an IoUMetric will compute. Raises UserError for an unknown one."""
     given = evaluator.get("iou_metrics", ["mIoU"])
     names = [given] if isinstance(given, str) else list(given)
     if unknown := [name for name in names if name not in FIGURES]:
@@ -288,8 +287,8 @@ def figures_of(evaluator: Any) -> list[str]:
 
 
 def check_written(values: dict[str, Any]) -> None:
-    """Raises UserError for what mmengine, or one of mmseg's segmentors, says late, or not in plain words.
-    `values` may hold what stands for something that is not known: that is taken as right."""
+    """Raises UserError for mistakes that mmengine or mmseg would report late, or unclearly. Values that are
+    not known yet (launch/submit/literals.py) are accepted."""
     loader, scale = values.get("train_dataloader"), values.get("auto_scale_lr")
     size = loader.get("batch_size", 1) if isinstance(loader, dict) else 1
     if isinstance(size, (str, int, float)) and (type(size) is not int or size < 1):
@@ -303,8 +302,8 @@ def check_written(values: dict[str, Any]) -> None:
 
 
 def _check_testing(model: dict[str, Any]) -> None:
-    """Raises UserError for a `test_cfg` that one of mmseg's segmentors cannot predict with, which otherwise
-    only the first validation says."""
+    """Raises UserError for a `test_cfg` with which mmseg's segmentors could not predict: otherwise, the first
+    validation would fail."""
     if name_of(model.get("type")) not in SEGMENTORS or "test_cfg" not in model:
         return
     given = model["test_cfg"]
@@ -323,7 +322,7 @@ def _check_testing(model: dict[str, Any]) -> None:
 
 
 def _only(hook: dict[str, Any], key: str) -> str | None:
-    """The value of an option that may be a list of one. Raises UserError for a longer list."""
+    """The value of an option that may also be a list of one value. Raises UserError for other lists."""
     value = hook.get(key)
     if not isinstance(value, (list, tuple)):
         return None if value is None else str(value)
@@ -336,13 +335,12 @@ def _only(hook: dict[str, Any], key: str) -> str | None:
 
 
 def unmarked(node: Any) -> dict[str, Any]:
-    """A dict of the config ({} for none), without mmengine's marks at its top."""
+    """A dict of the config ({} for None), without mmengine's marks at its top level."""
     return {key: value for key, value in dict(node or {}).items() if key not in MARKS}
 
 
 def imported(given: Any) -> list[str]:
-    """The modules that a config's `custom_imports` names, if it names any. Raises UserError for a list of
-    them alone."""
+    """The modules in a config's `custom_imports`. Raises UserError if that is a plain name or list."""
     if isinstance(given, (str, list, tuple)) and given:
         raise UserError(f"custom_imports is {given!r}: write custom_imports=dict(imports=[…])")
     named = given.get("imports") if isinstance(given, dict) else None
@@ -350,13 +348,13 @@ def imported(given: Any) -> list[str]:
 
 
 def name_of(kind: Any) -> str:
-    """The class name of a registry type, given as a name, with a scope, or as the class itself."""
+    """The class name of a type that is given as a name, a name with a scope, or the class itself."""
     return kind.__name__ if isinstance(kind, type) else str(kind).rsplit(".", 1)[-1]
 
 
 def check_packages(values: dict[str, Any], own: set[str] | frozenset[str] = frozenset()) -> None:
-    """Raises UserError if a part of the config needs a package that this environment does not have. `own`:
-    top-level names of the user's modules, which come along."""
+    """Raises UserError if a part of the config needs a package that is not installed here. `own`: top-level
+    names of the user's modules in the run."""
     for kind in types({key: values.get(key) for key in READ}):
         top, dot, _ = kind.partition(".")
         needed = NEEDS.get(name_of(kind))

@@ -1,4 +1,4 @@
-"""The attributes of objects: what a training has changed in them, for a checkpoint, and giving it back."""
+"""Finds what a training has changed in the attributes of objects, for a checkpoint, and restores it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from jobs.mmseg.reach import attributes, of_process, slots
 from jobs.mmseg.values import Decoder, Encoder, Passing, Place, Unholdable, is_number, is_switch, same
 
 KINDS = ("numbers", "data", "new")
-"""Of attributes: numbers as ever, data that began as such, and what was something else at first."""
+"""Of changed attributes: numbers; data of the same type as at the beginning; everything else."""
 
 NOTHING = object()
 
 LARGE = 1 << 26
-"""Bytes of an attribute's tensors and arrays from which on no second copy is held to compare it with."""
+"""Of an attribute with this many bytes of tensors and arrays, no copy is held for comparison."""
 
 TRACED = 20
-"""Draws of a start in which transforms show what they note for the moment."""
+"""The first draws of a start, in which attributes that transforms use as scratch are detected."""
 
 
 class _First:
-    """What an attribute was when this start of the training began; `held`: encoded, where that goes."""
+    """An attribute when this start of the training began. `held`: its encoded value; None if it has none."""
 
     def __init__(self, value: Any, held: Any) -> None:
         self.value = value
@@ -40,13 +40,13 @@ class _First:
         plain = type(value) is tuple and all(is_number(part) or is_switch(part) for part in value)
         unknown = not self.known and not self.parts and not stream
         self.fixed = self.number or self.switch or plain or unknown
-        """Whether the same object is the same value, or none to be looked at."""
+        """Whether the same object need not be looked at: its value is the same, or unknown."""
         self.size = [*value.shape] if isinstance(value, (torch.Tensor, np.ndarray)) else None
         if self.known and isinstance(value, values.CONTAINERS):
             self.size = [len(value)]
 
     def is_other(self, value: Any) -> bool:
-        """Whether this, which cannot be compared, is another object, or has other parts."""
+        """Whether a value that cannot be compared is another object, or has other parts."""
         return value is not self.value or self.parts != [id(part) for _, part in values.parts(value)]
 
     def is_like(self, value: Any) -> bool:
@@ -54,12 +54,12 @@ class _First:
 
 
 def _filled(old: Any, value: Any, saved: Any) -> Any:
-    """What stands for the `value` that was `saved`: the `old` object, which others may know, with the content
-    of that, where it goes."""
+    """`old` filled with the content of `value`, since others may hold `old`; `value` itself if that is not
+    possible. `saved`: `value`, encoded."""
     if value is old or values.refers(saved):
         return value
     if isinstance(old, torch.Tensor) and isinstance(saved, torch.Tensor):
-        value = value.to(old.device)  # checkpoints of earlier versions do not say where it was
+        value = value.to(old.device)  # checkpoints of earlier versions have no device
     if isinstance(old, (dict, set)):
         old.clear()
         old.update(value)
@@ -84,7 +84,7 @@ def _set(owner: Any, name: str, value: Any) -> None:
     if isinstance(owner, type):
         setattr(owner, name, value)
         return
-    # As it was read: a property of that name may have no setter.
+    # Where it was read: a property of that name may have no setter.
     if slot := slots(owner).get(name):
         slot.__set__(owner, value)
         return
@@ -102,10 +102,10 @@ def _remove(owner: Any, name: str) -> None:
 
 
 class Attributes:
-    """What is in the attributes of `owners`, by the ways to them, and changes.
+    """Follows changes in the attributes of `owners` (by key).
 
-    `weights`: where the memory of weights lies. `shy`: owners whose switches stand for what each process has
-    to do itself. `of_data`: what is large is none of the state, unless it is replaced.
+    `weights`: addresses of the weights' memory. `shy`: keys of owners whose switches (`done`) stand for
+    something that each process must do itself. `of_data`: large attributes count only when replaced.
     """
 
     def __init__(
@@ -126,19 +126,19 @@ class Attributes:
                 elsewhere = [self.first[way][its] for way, its, *_ in values.places_in(held[key].get(name))]
                 began.fixed |= began.large or any(one.large for one in elsewhere)
         self.given: dict[str, set[str]] = {}
-        """What a resume has given back: it is saved again, even if each start begins with the same."""
+        """What a resume has restored: saved again, even if each start begins with the same."""
         self.lost: dict[str, str] = {}
-        """What could not be saved the last time, and what it is, by the way to it."""
+        """What the last call could not save: key and attribute -> type."""
         self.said: set[str] = set()
         self.scratch: set[tuple[str, str]] = set()
-        """What is no state, but notes for the moment."""
+        """Attributes that are scratch, not state."""
         self.traced = 0
 
     def _encoder(self) -> Encoder:
         return Encoder(self.weights, {id(owner): (key,) for key, owner in self.owners.items()})
 
     def _all_held(self) -> dict[str, dict[str, Any]]:
-        """The attributes of all, encoded, but those that a checkpoint cannot hold."""
+        """All attributes, encoded, except those that a checkpoint cannot hold."""
         encode = self._encoder()
         found: dict[str, dict[str, Any]] = {}
         for key, owner in self.owners.items():
@@ -150,7 +150,7 @@ class Attributes:
         return found
 
     def of_owners(self, rewired: bool = False) -> dict[str, Any]:
-        """What has changed since this object was made. `rewired`: no switch tells what was done."""
+        """What has changed since this object was created; without switches if the networks are `rewired`."""
         self.lost = {}
         found: dict[str, Any] = {kind: {} for kind in KINDS}
         encode = self._encoder()
@@ -162,7 +162,7 @@ class Attributes:
         return found
 
     def without_trace(self, work: Callable[[], Any]) -> Any:
-        """What `work` gives; what it changes is `scratch`."""
+        """Returns `work()`; what that changes is `scratch`."""
         if self.traced == TRACED:
             return work()
         self.traced += 1
@@ -179,7 +179,7 @@ class Attributes:
         return result
 
     def while_given(self, state: dict[str, Any], work: Callable[[], Any]) -> Any:
-        """What `work` gives while the owners have what `state` says; then they have what they had again."""
+        """Returns `work()`, called while the owners have the attributes in `state`; then restores theirs."""
         now = values.copied(self.of_owners())
         before = {key: dict(attributes(owner)) for key, owner in self.owners.items()}
         home = torch.device("cpu")
@@ -195,7 +195,7 @@ class Attributes:
     def _of(
         self, key: str, owner: Any, rewired: bool, encode: Encoder, changed: set[tuple[str, str]]
     ) -> dict[str, Any]:
-        """What one owner has otherwise than at first, by KINDS; what has `changed` so far grows."""
+        """What has changed in one owner, by KINDS. Adds it to `changed`."""
         numbers, data, new, switches = {}, {}, {}, {}
         shy, whole = key in self.shy, True
         first, given = self.first[key], self.given.get(key, ())
@@ -216,7 +216,7 @@ class Attributes:
             try:
                 now = encode(value, (key, name))
             except Unholdable as why:
-                # A stream of data begins anew, whether or not it is the one that was there at first.
+                # An iterator begins anew in each start, whether or not it is the one of the beginning.
                 stream = isinstance(value, Iterator) and not isinstance(value, IOBase)
                 if not isinstance(why, Passing) and (stream or not began or began.is_other(value)):
                     self.lost[f"{key}.{name}"] = type(value).__name__
@@ -224,7 +224,7 @@ class Attributes:
                 continue
             stands = is_switch(value) or values.is_owner(now) or (shy and values.has_switches(now))
             if began and began.is_like(value):
-                # What lies in a place that is changed lies in another object then.
+                # A reference to a changed place is a reference to another object.
                 moves = any((way, its) in changed for way, its, *_ in values.places_in(now))
                 again |= began.large or moves or (shy and values.has_tensors(now))
                 if not (again or not same(now, began.held)):
@@ -240,8 +240,8 @@ class Attributes:
             else:
                 continue
             changed.add((key, name))
-        # In a hook, a switch such as `done` stands for something that each process has still to do;
-        # elsewhere, it may where something has changed that is not given back.
+        # In a hook, a switch such as `done` stands for something that each process must do itself. Elsewhere
+        # it may, too, if something has changed that is not restored.
         if shy or rewired or not whole:
             self._lose(key, owner, switches)
             switches = {}
@@ -255,7 +255,7 @@ class Attributes:
         self.lost |= {f"{key}.{name}": type(here[name]).__name__ for name in names}
 
     def say_lost(self) -> None:
-        """Says, once, what a resume will not give back."""
+        """Prints, once, what a resume will not restore."""
         if new := [f"{way.lstrip('.')} ({kind})" for way, kind in self.lost.items() if way not in self.said]:
             more = f" and {len(new) - 5} more" if len(new) > 5 else ""
             print(
@@ -266,8 +266,8 @@ class Attributes:
         self.said |= self.lost.keys()
 
     def give_owners(self, state: dict[str, Any], home: torch.device) -> None:
-        """Gives back what was saved, and makes the rest what it was at first. A checkpoint of an earlier
-        version has less of it."""
+        """Restores what was saved, and resets the rest to the beginning. Checkpoints of earlier versions have
+        fewer keys."""
         held, decode, later = self._all_held(), Decoder(home, self._look), []
         for key, owner in self.owners.items():
             of = {kind: state.get(kind, {}).get(key, {}) for kind in KINDS}
@@ -283,7 +283,7 @@ class Attributes:
                 elif began.number and is_number(now):
                     if not same(now, value := of["numbers"].get(name, began.value)):
                         _set(owner, name, value)
-                # One that began with another size is another: of so many ranks, say.
+                # Not if it began with another size, by the number of ranks for example.
                 elif began.known and name in of["data"] and of["data"][name]["began"] == began.size:
                     entry = of["data"][name]
                     later.append((key, name, began.value, entry["now"], entry.get("same", True)))
@@ -294,9 +294,9 @@ class Attributes:
                     later.append((key, name, began.value, began.held, True))
             if names := {name for parts in of.values() for name in parts}:
                 self.given.setdefault(key, set()).update(names)
-        # What lies somewhere else as well, when that is there.
+        # References come last, when what they refer to is there.
         for key, name, old, saved, in_place in sorted(later, key=lambda one: bool(values.places_in(one[3]))):
-            with contextlib.suppress(LookupError, TypeError):  # of what is none of this start
+            with contextlib.suppress(LookupError, TypeError):  # what it refers to may not exist in this start
                 like = old if in_place or isinstance(old, values.CONTAINERS) else None
                 value = decode(saved, like, (key, name))
                 decode.made[key, name] = value = _filled(old, value, saved) if in_place else value

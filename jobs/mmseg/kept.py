@@ -1,11 +1,11 @@
-"""What a training changes in the user's models and hooks beside weights: what they keep, and what is frozen.
+"""Saves and restores what a training changes in the user's models and hooks beside the weights.
 
-A model that counts its steps in an attribute (a warm-up of pseudo labels, a loss whose weight changes) or
-keeps past losses, prototypes or a bank of features there, or a hook that thaws the backbone at one epoch,
-would train otherwise after a resume. Such values (values.py), wherever they are reached (reach.py), and the
-frozen parameters are saved with the weights, and given back; what changes and cannot be saved is said. So
-are weights that a model leaves out of its `state_dict`, as those do that train a few of their own beside a
-large frozen network, networks that it hides, and the state of an optimizer inside another.
+A model may count its steps in an attribute (for a warm-up of pseudo labels, say), or keep past losses,
+prototypes or a bank of features there; a hook may thaw the backbone at some epoch. Without these, training
+after a resume would differ. Such values (values.py), wherever they are found (reach.py), and the frozen
+parameters are saved with the weights; what has changed and cannot be saved is reported. Also saved: weights
+that a model leaves out of its `state_dict` (as adapters do with those of a large frozen network), networks
+that it hides, and the state of an optimizer inside another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All weights of a model by name, those too that its `state_dict` leaves out."""
+    """All weights of a model by name, including those that its `state_dict` leaves out."""
     known = dict(model.state_dict())
     return known | _lacking(model, known)
 
@@ -42,7 +42,7 @@ def _lacking(model: torch.nn.Module, known: dict[str, Any]) -> dict[str, torch.T
 
 
 def put_left_out(networks: dict[str, Any], saved: dict[str, dict[str, torch.Tensor]]) -> None:
-    """Gives networks, by the beginnings of their names, back what was `left_out` of them."""
+    """Restores what was `left_out` of each network. Both are by the prefix of its names."""
     with torch.no_grad():
         for prefix, network in networks.items():
             for name, value in _all(network) if saved.get(prefix) else ():
@@ -59,7 +59,7 @@ def _all(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def check_weights(before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Raises UserError if a hook took weights out of a checkpoint, or named them otherwise."""
+    """Raises UserError if a hook removed or renamed weights in a checkpoint."""
     if gone := [name for name in before if name not in after]:
         raise UserError(
             f"a hook's before_save_checkpoint leaves {len(gone)} weights out of the checkpoint that the "
@@ -69,7 +69,7 @@ def check_weights(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 
 def check_names(built: Collection[str], now: Collection[str]) -> None:
-    """Raises UserError if a model has other weights than when it was built, as a resume builds it."""
+    """Raises UserError if a model has other weights than when it was built: a resume builds it so."""
     if other := [name for name in now if name not in built]:
         raise UserError(
             f"the model has made {len(other)} weights since it was built ({other[0]}, …), which could not "
@@ -83,12 +83,12 @@ def check_names(built: Collection[str], now: Collection[str]) -> None:
 
 
 def groups(optim_wrappers: list[Any]) -> list[list[int]]:
-    """How many parameters the groups of each optimizer have."""
+    """The number of parameters in each group of each optimizer."""
     return [[len(group["params"]) for group in one.optimizer.param_groups] for one in optim_wrappers]
 
 
 def check_groups(built: list[list[int]], now: list[list[int]]) -> None:
-    """Raises UserError if an optimizer has other parameters than when it was built, as a resume builds it."""
+    """Raises UserError if an optimizer has other parameters than when it was built: a resume builds it so."""
     if built != now:
         raise UserError(
             f"an optimizer has groups of {now} parameters, and had {built} when it was built "
@@ -98,9 +98,9 @@ def check_groups(built: list[list[int]], now: list[list[int]]) -> None:
 
 
 def inner(optimizer: Any) -> list[Any]:
-    """The optimizers that one is made around, as SAM and Lookahead are: its state lacks theirs."""
+    """The optimizers inside another, such as SAM or Lookahead, whose state lacks theirs."""
     found = [optimizer]
-    for outer in found:  # which may know of each other
+    for outer in found:  # they may refer to each other
         for one in vars(outer).values():
             if isinstance(one, torch.optim.Optimizer) and all(one is not other for other in found):
                 found.append(one)
@@ -108,8 +108,8 @@ def inner(optimizer: Any) -> list[Any]:
 
 
 def load_optimizers(optim_wrapper: Any, wrappers: list[Any], state: Any, of_inner: list[Any]) -> None:
-    """Gives a training's optimizers (`wrappers`) their state, and those inside them theirs (`of_inner`). One
-    that had its groups of parameters from the outer one follows its learning rate as before."""
+    """Restores the optimizers of `wrappers` and those inside them (`of_inner`). An inner one that shares the
+    parameter groups of the outer one, and so its learning rate, does so again."""
     pairs = [(wrapper.optimizer, one) for wrapper in wrappers for one in inner(wrapper.optimizer)]
     following = [_groups(one) == _groups(outer) for outer, one in pairs]
     optim_wrapper.load_state_dict(state)
@@ -125,11 +125,11 @@ def _groups(optimizer: Any) -> list[int]:
 
 
 class Kept(Attributes):
-    """What is in the attributes of all modules, of the user's hooks, optimizers and other objects; what has a
-    state there; networks that are hidden there; and the parameters that train.
+    """The attributes of all modules, and of the user's hooks, optimizers and other objects; objects with a
+    state and hidden networks in them; and which parameters train.
 
-    `networks`: by what the names of their modules begin with; `hooks` and `optimizers`: by their keys;
-    `known`: what is saved as it is.
+    `networks`: by the prefix of their modules' names. `hooks`, `optimizers`: by key. `known`: objects that
+    are saved otherwise.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Kept(Attributes):
         }
         self.networks = [*networks.values(), *reached.hidden.values()]
         self.weights = weights | {memory(v) for found in self.hidden.values() for v in found.values()} - {0}
-        # A network that a hook keeps is as any.
+        # A network in a hook is treated as any other.
         modules = {key for key, one in reached.owners.items() if isinstance(one, torch.nn.Module)}
         shy = {key for key in reached.owners if key.startswith(("hook ", "class "))} - modules
         super().__init__(reached.owners, self.weights, shy)
@@ -161,11 +161,11 @@ class Kept(Attributes):
         optim_wrappers = [one for _, one in optimizers if hasattr(one, "_accumulative_counts")]
         self.accumulating = {one: one._accumulative_counts for one in optim_wrappers}
         self.handed: dict[str, Any] | None = None
-        """What the data set's attributes were when the workers that load now got it."""
+        """The dataset's attributes when the current workers got it."""
 
     def count_from(self, built: Kept, initialised: dict[str, Any]) -> None:
-        """Takes for what was at first what was `built`, where the weights' initialisation has changed it, or
-        whatever has made tensors of it: a resume begins without."""
+        """Counts changes from what was `built`, where the initialisation of the weights has changed it, or
+        where tensors have come in since: a resume does not initialise."""
         now = built.changed()
         for kind in KINDS:
             for key, found in now[kind].items():
@@ -177,7 +177,7 @@ class Kept(Attributes):
                             mine[name] = built.first[key][name]
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Of the model, and of what is hidden."""
+        """Of the model and of hidden networks."""
         yield from self.model.named_parameters()
         for way, found in self.hidden.items():
             for name, value in found.items():
@@ -192,7 +192,7 @@ class Kept(Attributes):
         return self.changed() | {"trains": trains, "resting": resting}
 
     def changed(self) -> dict[str, Any]:
-        """What has changed since this object was made, and all that has a state of its own."""
+        """What has changed since this object was created, and the state of all things."""
         found = self.of_owners(rewired=self._wiring() != self.wiring)
         dataset = self.dataset.of_owners()
         self.lost |= self.dataset.lost
@@ -210,13 +210,13 @@ class Kept(Attributes):
         return found | own
 
     def _wiring(self) -> list[Any]:
-        """Which modules the networks have, and how many hooks torch calls for each."""
+        """The modules of the networks, and the number of torch's hooks on each."""
         modules = [one for network in self.networks for one in network.modules()]
         return [(id(one), len(one._forward_hooks), len(one._forward_pre_hooks)) for one in modules]
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Gives back what was saved, and makes the rest what it was at first. A checkpoint of an earlier
-        version has less of it."""
+        """Restores what was saved, and resets the rest to the beginning. Checkpoints of earlier versions have
+        fewer keys."""
         home = next((value.device for value in self.model.parameters()), torch.device("cpu"))
         self.give_owners(state, home)
         for way, thing in self.things.items():
@@ -232,7 +232,7 @@ class Kept(Attributes):
                     if name in saved and saved[name].shape == value.shape:
                         value.copy_(saved[name])
         trains = state.get("trains")
-        if trains is None:  # an earlier version's, which knew only the model's
+        if trains is None:  # an earlier version saved only the model's
             trains = {name: name not in state["frozen"] for name, _ in self.model.named_parameters()}
         for name, parameter in self.parameters():
             if parameter.requires_grad != trains.get(name, parameter.requires_grad):
@@ -240,8 +240,8 @@ class Kept(Attributes):
         self.restore_modes(state, of_model=False)
 
     def restore_modes(self, state: dict[str, Any], of_model: bool = True) -> None:
-        """Which modules were not training (`eval`): those of the model in the midst of an epoch, which begins
-        with `train`; others whenever it is."""
+        """Restores which modules are in eval mode: `of_model`, only within an epoch, since an epoch begins
+        with `train()`; of other networks, at any step."""
         registered = {id(one) for one in self.model.modules()}
         for key, one in self.owners.items():
             if (
@@ -252,7 +252,7 @@ class Kept(Attributes):
                 one.training = key not in state["resting"]
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """What is there between two steps: being accumulated, mostly."""
+        """The gradients that are left after a step, usually because they are being accumulated."""
         found = {name: one.grad for name, one in self.parameters() if one.grad is not None}
         unusual = {name: one for name, one in found.items() if not storable.is_usual(one)}
         self.lost |= {f"{name}.grad": str(one.layout) for name, one in unusual.items()}
@@ -264,15 +264,15 @@ class Kept(Attributes):
                 parameter.grad = gradient.to(parameter.device, copy=True)
 
     def restore_dataset(self, state: dict[str, Any], anew: bool) -> None:
-        """Gives back what hooks had changed in the data set and its transforms. `anew`: workers begin with an
-        epoch, and see what hooks change before it."""
+        """Restores what hooks changed in the dataset and its transforms. `anew`: the workers start with an
+        epoch, after the hooks that run before it."""
         self.dataset.give_owners(state.get("dataset", {}), CPU)
         same_as_now = None if anew else values.copied(self.dataset.of_owners())
         self.handed = state.get("handed") or same_as_now
 
     def hand_out(self, loader: Any, first: bool) -> Iterator[Any]:
-        """Begins to load, `first` in this start. Workers get the data set as it is now; those of a resumed
-        start, in the midst of an epoch, what they had, whatever hooks have changed since."""
+        """Starts loading; `first`: for the first time in this start. Workers get the dataset as it is now. If
+        the run resumes within an epoch, they get what they had, without later changes by hooks."""
         if not loader.num_workers or (self.handed is not None and not first and loader.persistent_workers):
             return iter(loader)
         if first and self.handed is not None:
@@ -281,13 +281,13 @@ class Kept(Attributes):
         return iter(loader)
 
     def workers_end(self, loader: Any) -> None:
-        """At the end of an epoch: the next begins with the data set as it is then."""
+        """At the end of an epoch: workers of the next get the dataset as it is then."""
         if not loader.persistent_workers:
             self.handed = None
 
 
 HEAVY = ("things", "hidden")
-"""What a rank has as rank 0 has it, mostly."""
+"""Parts that are mostly equal on all ranks, and sent only where they differ from rank 0."""
 
 
 def marks(heavy: dict[str, Any]) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def marks(heavy: dict[str, Any]) -> dict[str, Any]:
 
 
 def differing(heavy: dict[str, Any], elsewhere: dict[str, Any]) -> dict[str, Any]:
-    """What rank 0, whose `marks` are `elsewhere`, has otherwise, or not."""
+    """The parts that differ from those of rank 0, whose `marks` are `elsewhere`."""
     return {
         kind: {way: one for way, one in of.items() if values.mark(one) != elsewhere[kind].get(way)}
         for kind, of in heavy.items()
@@ -303,8 +303,8 @@ def differing(heavy: dict[str, Any], elsewhere: dict[str, Any]) -> dict[str, Any
 
 
 def of_rank(own: dict[str, Any], its: dict[str, Any]) -> dict[str, Any]:
-    """What a rank is given: rank 0's, with what it had otherwise."""
+    """What to restore on a rank: rank 0's (`own`), overridden by `its`."""
     if not own:
-        return {}  # an earlier version's
+        return {}  # a checkpoint of an earlier version
     heavy = {kind: own.get(kind, {}) | its.get(kind, {}) for kind in HEAVY}
     return own | its | heavy

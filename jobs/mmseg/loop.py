@@ -1,6 +1,6 @@
-"""The training loops: mmengine's, with batches by iteration number and a survival check at each step's end.
+"""The training loops: mmengine's, with batches by iteration number, and a check for preemption at each step.
 
-What both do between two steps is in survival.py.
+What happens between two steps is in survival.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jobs.mmseg.sampling import HOOKS, STEP, Batches, Plan, mix, seed_everything
 
 
 class Exact:
-    """What the two loops share. `runner.survival` (survival.py) is set before `run`."""
+    """Common to both loops. `runner.survival` (survival.py) must be set before `run`."""
 
     runner: Any
     dataloader: Any
@@ -30,7 +30,7 @@ class Exact:
     started = False
     """Whether this process has loaded anything."""
     before: Sequence[Any] = ()
-    """The rounds of the step before."""
+    """The batches of the previous step."""
 
     @property
     def batches(self) -> Batches:
@@ -44,19 +44,19 @@ class Exact:
 
     @property
     def position(self) -> int:
-        """Samples of the current epoch that all ranks together have seen."""
+        """The number of samples of the current epoch that all ranks together have seen."""
         if self.plan.endless:
             return self._iter * self.plan.batch % self.plan.samples
         return self._iter % self.plan.iterations * self.plan.batch
 
     def loaded(self, stop: int) -> Iterator[list[Any]]:
-        """The batches of this rank from the current iteration up to `stop`: a list of rounds for each."""
+        """This rank's batches from the current iteration up to `stop`: for each iteration, one per round."""
         self.batches.first, self.batches.stop = self._iter, stop
         if self._iter >= stop:
             return
         iterator = self.runner.kept.hand_out(self.dataloader, first=not self.started)
         self.started = True
-        resumed, self.runner.resumed = self.runner.resumed, None  # with all that it holds
+        resumed, self.runner.resumed = self.runner.resumed, None  # frees what it holds
         if resumed and self.runner.session.ranks > 2:
             rounds = self.drawn(iterator)
             if self._iter >= max(w._accumulative_counts for w in state.wrappers(self.runner.optim_wrapper)):
@@ -72,11 +72,11 @@ class Exact:
         def draw() -> list[Any]:
             return [next(iterator) for _ in range(self.batches.sampler.rounds)]
 
-        # What transforms note for a sample they may note in this process.
+        # Without workers, transforms change their attributes in this process.
         return draw() if self.dataloader.num_workers else self.runner.kept.dataset.without_trace(draw)
 
     def step(self, index: int, rounds: list[Any]) -> None:
-        """One iteration; then, if the ranks have agreed to, saves and leaves."""
+        """One iteration, in which the ranks agree whether to save or leave after it."""
         runner, survival = self.runner, self.runner.survival
         survival.step_begins()
         weights = self.batches.weights(self._iter)
@@ -85,7 +85,7 @@ class Exact:
         try:
             outputs = [self.round(number, batch, weights[number]) for number, batch in enumerate(rounds)]
         except (RuntimeError, IndexError, ValueError) as error:
-            # A GPU says so of a label that is no class when the next step has begun, perhaps.
+            # A GPU may report a bad label only in the next step.
             if found := data.blame(runner, [*rounds, *self.before]):
                 raise found from error
             raise
@@ -100,12 +100,12 @@ class Exact:
         survival.step_ends()
 
     def seed_hooks(self, *place: int) -> None:
-        """What a hook draws by chance depends on the place in the training, as everything else does: not on
-        what was drawn before, which a resumed run has not done."""
+        """Makes random numbers in hooks depend only on the place in the training: a resumed run has not drawn
+        the earlier ones."""
         seed_everything(mix(self.plan.seed, HOOKS, self.batches.sampler.rank, *place))
 
     def round(self, number: int, batch: Any, weight: float) -> Any:
-        """Forward and backward of one slot; the last round of an iteration updates the weights."""
+        """Forward and backward pass of one slot; the last round of an iteration updates the weights."""
         runner, sampler = self.runner, self.batches.sampler
         slot = number * sampler.ranks + sampler.rank
         seed_everything(mix(self.plan.seed, STEP, self._iter, slot))
@@ -115,18 +115,18 @@ class Exact:
             return runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
 
     def prepare_rounds(self) -> None:
-        """With several rounds an iteration, gradients are accumulated over that many more train steps."""
+        """Several rounds per iteration: gradients are accumulated over that many more train steps."""
         rounds, optimizer = self.batches.sampler.rounds, self.runner.optim_wrapper
         for wrapper in state.wrappers(optimizer) if rounds > 1 else []:
             wrapper._accumulative_counts *= rounds
             wrapper._inner_count *= rounds
-        if rounds > 1:  # of several optimizers mmengine does not know how often each is used
+        if rounds > 1:  # with several optimizers, mmengine does not know how often each is used
             optimizer.initialize_count_status(
                 self.runner.model, self._iter * rounds, self._max_iters * rounds
             )
 
     def validation_due(self, done: int, last: int) -> bool:
-        """Whether a validation follows on this epoch, or iteration, of `last`."""
+        """Whether a validation follows after `done` of `last` epochs or iterations."""
         if self.runner.val_loop is None or done < self.val_begin:
             return False
         return done % self.val_interval == 0 or done == last
@@ -137,17 +137,17 @@ class Exact:
 
 
 def settle_buckets(model: Any, parameters: list[Any], batch: Any) -> None:
-    """Brings a fresh DistributedDataParallel to where it is after its first step, leaving no trace.
+    """Brings a fresh DistributedDataParallel into its state after the first step, without other effects.
 
-    In that step it orders the gradients anew in its buckets. With three ranks or more, the order in which a
-    gradient's parts are added up depends on its place: without this, the first step after a resume would
-    differ in the last bits from the uninterrupted run's.
+    In that step, it rearranges the gradients in its buckets. With three or more ranks, the order of summation
+    depends on a gradient's position: without this, the first step after a resume would differ in the last
+    bits.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     gradients = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    # The preprocessor pads annotations in place: the real step needs its own.
+    # A copy, because the preprocessor pads annotations in place.
     model.train_step(copy.deepcopy(batch), optim_wrapper=BackwardOnly())
     with torch.no_grad():
         for name, buffer in model.named_buffers():
@@ -157,8 +157,8 @@ def settle_buckets(model: Any, parameters: list[Any], batch: Any) -> None:
 
 
 class BackwardOnly:
-    """An optimizer wrapper, or several, that updates nothing, whatever a `train_step` of the user's asks of
-    it or of its optimizer."""
+    """Stands for an optimizer wrapper, or several, but updates nothing, whatever a user's `train_step` calls
+    on it or its optimizer."""
 
     param_groups = ()
 
@@ -185,7 +185,7 @@ class BackwardOnly:
 
 
 class weighted:
-    """While it lasts, losses count `weight` times: a slot with fewer samples than the others."""
+    """Context in which losses are multiplied by `weight`, for a slot with fewer samples than the others."""
 
     def __init__(self, optim_wrapper: Any, weight: float) -> None:
         self.wrappers, self.weight = state.wrappers(optim_wrapper), weight
@@ -201,7 +201,7 @@ class weighted:
 
 
 def averaged(outputs: list[dict[str, Any]], weights: list[float]) -> dict[str, Any]:
-    """The log values of an iteration from those of its rounds."""
+    """The weighted mean of the rounds' log values."""
     total = sum(weights)
     return {
         key: sum(output[key] * weight for output, weight in zip(outputs, weights, strict=True)) / total
@@ -211,7 +211,7 @@ def averaged(outputs: list[dict[str, Any]], weights: list[float]) -> dict[str, A
 
 @LOOPS.register_module()
 class ExactEpochLoop(Exact, EpochBasedTrainLoop):
-    """mmengine's EpochBasedTrainLoop, exactly resumable at any step."""
+    """mmengine's EpochBasedTrainLoop; resumes exactly at any step."""
 
     by_epoch = True
 
@@ -251,7 +251,7 @@ class ExactEpochLoop(Exact, EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class ExactIterLoop(Exact, IterBasedTrainLoop):
-    """mmengine's IterBasedTrainLoop, exactly resumable at any step; nothing is replayed."""
+    """mmengine's IterBasedTrainLoop; resumes exactly at any step, without replaying batches."""
 
     by_epoch = False
 
@@ -264,7 +264,7 @@ class ExactIterLoop(Exact, IterBasedTrainLoop):
         val_interval: int = 1000,
         dynamic_intervals: list[tuple[int, int]] | None = None,
     ) -> None:
-        # Not IterBasedTrainLoop's own: it starts the workers at once, before the position is known.
+        # Not IterBasedTrainLoop's, which starts the workers at once, before the position is known.
         BaseLoop.__init__(self, runner, dataloader)
         self._max_iters = int(max_iters)
         self._max_epochs = 1

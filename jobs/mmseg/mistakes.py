@@ -1,6 +1,6 @@
-"""Whether an error of a training is a mistake in its config, or in the user's code, and how it is told.
+"""Decides whether an error is a mistake in the config or in the user's code, and describes it.
 
-Read only once there is an error.
+Imported only after an error.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from jobs.run.errors import described, limited, one_line, said_by, users_place
 from jobs.supervise import budget
 
 ARGUMENTS = re.compile(r"unexpected keyword argument|missing \d+ required")
-"""Python's words for arguments that a function does not take, or lacks."""
+"""Python's messages for arguments that are unknown or missing."""
 
 MOST = 500
-"""Characters of an error's words that are told: mmengine's may hold half a config."""
+"""Longest message that is shown, in characters: mmengine's may contain half a config."""
 LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy"}
-"""Packages whose errors are mistakes of those who call them."""
+"""Packages whose errors are blamed on their callers."""
 Steps = list[tuple[FrameType, int]]
 
 
 def told(raised: Exception, begins: bool) -> str | None:
-    """What is wrong and where, in one line, of an error that the next start would meet again. That is what
-    building raises for a type that mmengine does not know, or for an argument that a type does not take,
-    lacks, or whose value it refuses; where a run only `begins`, also what other code raises. None of others.
+    """What is wrong and where, in one line, if the next start would fail with the same error; else None.
+
+    These are errors in building: an unknown type, or an argument that is unknown, missing or refused. As long
+    as the run `begins`, they are also errors of other code.
     """
     error = _unwrapped(raised)
     steps = list(traceback.walk_tb(error.__traceback__))
@@ -41,7 +42,7 @@ def told(raised: Exception, begins: bool) -> str | None:
         return _unknown(str(error.args[0]), steps[-1][0].f_locals)
     arguments = isinstance(error, TypeError) and ARGUMENTS.search(said_by(error))
     machines = data.transient(error) or _module(steps[-1]).startswith(devices.RAISING)
-    # A shared library may be there on another node; of a worker's error the causes are not known here.
+    # Another node may have the shared library; a worker's error arrives without its causes.
     machines |= isinstance(error, ImportError) and ".so" in said_by(error)
     machines |= "in DataLoader worker process" in said_by(error)
     refuses = isinstance(error, (ValueError, AssertionError))
@@ -49,7 +50,7 @@ def told(raised: Exception, begins: bool) -> str | None:
         ours = _module(_outside(steps, LIBRARIES)[-1]).startswith("jobs.")
         if not begins or ours or machines or budget.is_hardware(described(error)):
             return None
-        # The line alone may be too little to find it by.
+        # One line may not be enough to find the mistake.
         traceback.print_exception(error)
     reason = limited(one_line(error), MOST)
     if isinstance(error, KeyError) and 'must contain the key "type"' in reason:
@@ -63,7 +64,7 @@ def told(raised: Exception, begins: bool) -> str | None:
 
 
 def _unwrapped(error: Exception) -> Exception:
-    """The error that a hook has raised, which mmengine tells anew, without where it came from."""
+    """The error that a hook raised, without mmengine's wrapping, which loses its place."""
     inner = error.__context__
     wrapped = isinstance(inner, TypeError) and said_by(error).startswith(f"{said_by(inner)} in ")
     return inner if wrapped and isinstance(inner, Exception) else error
@@ -78,16 +79,15 @@ def _module(step: tuple[FrameType, int]) -> str:
 
 
 def _builds(steps: Steps) -> bool:
-    """Whether that came up in mmengine's building: others, in the midst of a training, have functions of such
-    names, too."""
+    """Whether the error came from mmengine's building. Only its modules count: other code has functions with
+    such names, too."""
     return any(
         _module(one).startswith("mmengine.") and one[0].f_code.co_name.startswith("build") for one in steps
     )
 
 
 def _part(steps: Steps) -> str:
-    """The `type` of the config's innermost part that was being built, as the config has it; "" if there is
-    none."""
+    """The `type`, as in the config, of the innermost part that was being built; "" if there is none."""
     built = [one[0].f_locals for one in steps if one[0].f_code.co_name == "build_from_cfg"]
     kind = built[-1].get("obj_type") if built else None
     name = getattr(kind, "__name__", "") or name_of(kind or "")
@@ -98,13 +98,13 @@ def _part(steps: Steps) -> str:
 
 
 def _unknown(words: str, found: dict[str, Any]) -> str:
-    """That a type is not known, and the known one that was probably meant. `found`: what the function that
-    looked it up, one of mmengine's or mmcv's, has."""
+    """The message for an unknown type, with the one that was probably meant. `found`: the local variables of
+    the function that looked it up, in mmengine or mmcv."""
     kinds = [found[name] for name in ("obj_type", "scheduler_type", "layer_type") if name in found]
     reason = " ".join(words.split()).split(". ")[0]
     if not kinds:
         return reason
-    if "Cannot find None" in reason:  # mmcv's, of a layer
+    if "Cannot find None" in reason:  # mmcv's message for a layer
         reason = reason.replace("None", str(kinds[0]))
     registry, known = found.get("registry"), list[str]()
     while registry is not None:
@@ -119,7 +119,7 @@ def _outside(steps: Steps, packages: Collection[str]) -> Steps:
 
 
 def _place(error: Exception, steps: Steps) -> str:
-    """Where it was raised: of the user's own code, or the innermost that is not of Python and its library,
-    whose words do not tell where they come from."""
+    """Where the error was raised: the innermost line of the user's code, or else of any code but Python's
+    library."""
     frame, line = _outside(steps, sys.stdlib_module_names)[-1]
     return users_place(error) or f" ({Path(frame.f_code.co_filename).name}:{line})"

@@ -1,8 +1,8 @@
-"""What a training can be found to keep beside its weights: who has attributes, and what has a state.
+"""Finds where a training keeps state beside its weights.
 
-From the modules, the user's hooks and optimizers along their attributes: objects of the user's own classes,
-networks that no module is registered for (a teacher in a list, which is to be no part of the model), and
-whatever has a state of its own (a second optimizer, a generator).
+The search starts from the modules and the user's hooks and optimizers, and follows their attributes: to
+objects of the user's classes, to networks that are not registered as modules (a teacher in a list, which is
+not to be a part of the model), and to objects with a state of their own (a second optimizer, a generator).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from mmengine.utils import ManagerMixin
 from jobs.mmseg import things, values
 
 STOCK = ("mmengine", "mmseg", "jobs", "torch")
-"""Packages whose hooks and optimizers are known."""
+"""Packages whose hooks and optimizers need no search."""
 
 OF_MODULES = {*vars(torch.nn.Module()), "_is_init"}
-"""Attributes in which a module keeps its parts, and mmengine that it has initialised them."""
+"""Attributes in which torch keeps a module's parts, and mmengine a note that they are initialised."""
 
 OF_DATASETS = {"data_list", "data_bytes", "data_address", "_metainfo", "metainfo", "generators"}
 INNER = ("pipeline", "dataset", "datasets")
-"""What a dataset has of transforms, and of datasets inside it."""
+"""Attributes of a dataset that hold its transforms and inner datasets."""
 
 OF_OPTIMIZERS = frozenset((*vars(torch.optim.SGD([torch.ones(1)], lr=0.1)), "_global_step", "step"))
 OF_WRAPPERS = {
@@ -38,7 +38,7 @@ OF_WRAPPERS = {
 }
 
 MOST = 1000
-"""Parts of a container that are looked at; what has more is data."""
+"""A container with more items is data, and not searched."""
 
 
 def package(value: Any) -> str:
@@ -46,17 +46,17 @@ def package(value: Any) -> str:
 
 
 def is_known(value: Any) -> bool:
-    """Whether it is none of the user's, and nobody adds anything to it."""
+    """Whether its class is not the user's. (A Runner may get attributes from anyone.)"""
     return package(value) in STOCK and not isinstance(value, Runner)
 
 
 def remembers(hook: Any) -> bool:
-    """Whether a hook says itself what is to be saved."""
+    """Whether a hook saves its own state."""
     return hasattr(hook, "state_dict") and hasattr(hook, "load_state_dict")
 
 
 def attributes(owner: Any) -> dict[str, Any]:
-    """What an owner keeps, without what its kind has anyway; with buffers that are in no state_dict."""
+    """An owner's attributes, without those that its kind always has; with buffers that are not persistent."""
     if isinstance(owner, torch.nn.Module):
         found = {name: one for name, one in vars(owner).items() if name not in OF_MODULES}
         for name in owner._non_persistent_buffers_set:
@@ -87,13 +87,13 @@ def slots(owner: Any) -> dict[str, Any]:
 def _in_slots(owner: Any) -> dict[str, Any]:
     found = {}
     for name, one in slots(owner).items():
-        with contextlib.suppress(AttributeError):  # of one that is empty
+        with contextlib.suppress(AttributeError):  # an empty slot
             found[name] = one.__get__(owner)
     return found
 
 
 def of_process(value: Any) -> bool:
-    """Whether each process makes it anew, and nothing is lost without it: a logger, a writer of curves, a
+    """Whether each process creates it anew, so that it need not be saved: a logger, a writer of curves, a
     lock, the runner."""
     kinds = (logging.Logger, weakref.ref, ManagerMixin, Runner)
     kind = type(value)
@@ -111,12 +111,12 @@ def has_attributes(value: Any) -> bool:
 
 
 def is_dataset(value: Any) -> bool:
-    # The class is asked: an object's own __getattr__ may raise anything (a dict's does, of what is no key).
+    # Of the class: an object's own __getattr__ may raise anything (a KeyError, if it looks into a dict).
     return isinstance(value, torch.utils.data.Dataset) or hasattr(type(value), "full_init")
 
 
 def data_owners(dataset: Any) -> dict[str, Any]:
-    """A data set, with those inside it, and the transforms of all, by the ways to them."""
+    """A dataset, its inner datasets and their transforms, by the path to each."""
     found: dict[str, Any] = {}
     left, seen = [("dataset", dataset)], set()
     for way, one in left:  # which grows
@@ -133,8 +133,8 @@ def data_owners(dataset: Any) -> dict[str, Any]:
 
 
 class Reached:
-    """`owners`: whose attributes are looked at; `things`: what has a state; `hidden`: networks that are not
-    registered. All by the way to them."""
+    """`owners`: objects whose attributes are followed; `things`: objects with a state; `hidden`: networks
+    that are not registered. All by the path to them."""
 
     def __init__(self, networks: dict[str, Any], others: Iterable[tuple[str, Any]], known: Iterable[Any]):
         self.owners: dict[str, Any] = {}
@@ -154,7 +154,7 @@ class Reached:
                 left += self._visit(f"{key}.{name}", value)
 
     def _classes(self, owner: Any) -> list[str]:
-        """The user's classes that have attributes of an owner."""
+        """Adds the user's classes of an owner, which have attributes, too. Returns their keys."""
         found = [] if isinstance(owner, type) else [*type(owner).__mro__]
         new = {
             f"class {one.__module__}.{one.__qualname__}": one
@@ -166,7 +166,7 @@ class Reached:
         return [*new]
 
     def _visit(self, way: str, value: Any) -> list[str]:
-        """Returns the ways to the owners that were found."""
+        """Returns the keys of the owners that were found."""
         kind = type(value)
         if values.is_switch(value) or values.is_number(value) or isinstance(value, torch.Tensor):
             return []
@@ -201,7 +201,7 @@ class Reached:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether what it keeps is in its attributes, and no data set."""
+    """Whether it keeps its state in attributes, and is not a dataset, sampler or loader."""
     of_data = (torch.utils.data.Sampler, torch.utils.data.DataLoader)
     return (
         bool(has_attributes(value) or slots(value))

@@ -1,8 +1,8 @@
-"""The state of a training as plain data, and back: what a checkpoint holds.
+"""Collects the state of a training for a checkpoint, and restores it.
 
 The layout is mmengine's (meta, state_dict, optimizer, param_schedulers, message_hub, and what hooks add), so
-that its tools read the file; `baton` holds what mmengine leaves out. Everything is tensors and plain Python
-values: such a file is read without running any code of it.
+that its tools can read the file; `baton` holds what mmengine leaves out. Everything is tensors and plain
+Python values, so loading a file cannot run code from it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jobs.run.errors import UserError
 Tree = Any
 
 HOOK_STATE = {"EarlyStoppingHook": ("wait_count", "best_score")}
-"""State that mmengine's own hooks forget. Any hook with state_dict and load_state_dict keeps its own."""
+"""State that mmengine's hooks do not save. Hooks with state_dict and load_state_dict save their own."""
 
 
 def bare(model: Any) -> Any:
@@ -39,7 +39,7 @@ def bare(model: Any) -> Any:
 
 
 def networks(runner: Any) -> dict[str, Any]:
-    """The model, and the averaged copies of it that hooks keep (EMAHook), by what their names begin with."""
+    """The model and its averaged copies in hooks (EMAHook), by the prefix of their names."""
     found = {"": bare(runner.model)}
     for hook in runner.hooks:
         if isinstance(averaged := getattr(hook, "ema_model", None), torch.nn.Module):
@@ -48,7 +48,7 @@ def networks(runner: Any) -> dict[str, Any]:
 
 
 def kept_by(runner: Any) -> kept.Kept:
-    """What the model, and the user's hooks and optimizers, keep beside the weights, as it is now."""
+    """Starts following what the model and the user's hooks and optimizers keep beside the weights."""
     optimizers = [
         part
         for one in wrappers(runner.optim_wrapper)
@@ -107,7 +107,7 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
         },
     }
     schedulers = runner.param_schedulers
-    # What of them is no plain value, a function say, comes from the config (see EVOLVING).
+    # Other than plain values, such as functions, come from the config (see EVOLVING).
     if isinstance(schedulers, dict):
         checkpoint["param_schedulers"] = {
             k: [plain(s.state_dict()) for s in v] for k, v in schedulers.items()
@@ -118,20 +118,19 @@ def collect(runner: Any, session: Session, manifest: dict[str, Any]) -> Tree | N
     whole = checkpoint["state_dict"].copy()
     runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
     kept.check_weights(whole, checkpoint["state_dict"])
-    checkpoint["meta"] = plain(checkpoint["meta"])  # to be read, by people
+    checkpoint["meta"] = plain(checkpoint["meta"])  # only for people to read
     runner.kept.say_lost()
     return checkpoint
 
 
 def gather_local(runner: Any, session: Session, own: Tree) -> list[Tree]:
-    """What differs from rank to rank, in rank order (rank 0 only): running statistics of batch norms that
-    are not synchronised, what is kept (`own`; rank 0's stands for itself), and gradients that are still
-    there after the step: being accumulated, mostly."""
+    """What differs between ranks, as a list by rank (on rank 0; [] on others): running statistics of batch
+    norms that are not synchronised, what is kept (`own`; rank 0's is saved elsewhere), and gradients."""
     mine: Tree = {}
     gradients: Tree = runner.kept.gradients()
     if session.ranks > 1:
         mine["statistics"] = {name: tensor.cpu() for name, tensor in statistics(runner).items()}
-        # Where each rank has a network of its own, or an optimizer, it is sent only if it differs.
+        # Hidden networks, optimizers and gradients are sent only where they differ from rank 0's.
         heavy: Tree = {kind: own[kind] for kind in kept.HEAVY} | {"gradients": gradients}
         marks = distributed.everywhere(session, kept.marks(heavy) if session.main else None)
         if not session.main:
@@ -143,13 +142,13 @@ def gather_local(runner: Any, session: Session, own: Tree) -> list[Tree]:
         mine["gradients"] = gradients
     if session.ranks == 1:
         return [mine] if mine else []
-    # Rank 0 keeps its own: each would have to send as many bytes as the one with most.
+    # Rank 0 does not send its own, since every rank sends as many bytes as the largest.
     others = distributed.gather(session, {} if session.main else mine)
     return [mine, *others[1:]] if others else []
 
 
 def statistics(runner: Any) -> dict[str, torch.Tensor]:
-    """Running means and variances that each rank keeps for itself (SyncBN's are equal anyway)."""
+    """Running means and variances that may differ between ranks (those of SyncBN are equal)."""
     found = {}
     for prefix, network in networks(runner).items():
         for name, module in network.named_modules():
@@ -161,9 +160,9 @@ def statistics(runner: Any) -> dict[str, torch.Tensor]:
 
 
 def average_statistics(runner: Any, session: Session) -> None:
-    """Gives all ranks the mean of their running statistics: before a validation and at the end of an epoch.
+    """Sets the running statistics of all ranks to their mean, before a validation and at the end of an epoch.
 
-    So every rank validates the same network, which is also the one in the checkpoint.
+    So all ranks validate the same network, which is also the one in the checkpoint.
     """
     tensors = list(statistics(runner).values()) if session.ranks > 1 else []
     if not tensors:
@@ -180,8 +179,8 @@ def wrappers(optim_wrapper: OptimWrapper | OptimWrapperDict) -> list[OptimWrappe
 
 
 def updates(runner: Any) -> list[int]:
-    """How many losses each of several optimizers has seen, by which it accumulates, as if an iteration had
-    one round. Of a single optimizer mmengine knows it by the iteration."""
+    """How many losses each of several optimizers has seen (for gradient accumulation), counted as if each
+    iteration had one round. For a single optimizer, mmengine computes it from the iteration."""
     if not isinstance(runner.optim_wrapper, OptimWrapperDict):
         return []
     rounds = runner.train_loop.batches.sampler.rounds
@@ -189,22 +188,22 @@ def updates(runner: Any) -> list[int]:
 
 
 def hub_state(hub: Any) -> Tree:
-    """The message hub without its histories (their class could not be read without running code; `history`
-    has them) and without the text of the config."""
+    """The message hub without the text of the config and without its histories, whose class could not be
+    loaded without running code: see `history`."""
     info = {
         key: value.item() if isinstance(value, np.generic) else value
         for key, value in hub.runtime_info.items()
         if hub._resumed_keys.get(key) and key != "cfg"
     }
     for key in info:
-        # Each start has the first from its dataset, the others say what a validation found.
+        # Not needed exactly: dataset_meta comes from the dataset, the others are results of validations.
         if key == "dataset_meta" or key.startswith(("val/", "test/")):
             info[key] = plain(info[key])
     return {"log_scalars": {}, "runtime_info": info, "resumed_keys": dict.fromkeys(info, True)}
 
 
 def history(hub: Any) -> Tree:
-    """Logged values and their weights, by key: two float64 tensors of at most the bounded length."""
+    """Logged values and their counts, by key: two float64 tensors, of at most the buffer's length."""
     return {
         key: [torch.from_numpy(np.array(part, dtype=np.float64)) for part in buffer.data]
         for key, buffer in hub.log_scalars.items()
@@ -213,7 +212,7 @@ def history(hub: Any) -> Tree:
 
 
 def hook_state(runner: Any) -> Tree:
-    """What hooks remember, by their keys. Raises UserError for what could not be given back to them."""
+    """The state of hooks, by key. Raises UserError for what could not be restored."""
     found: Tree = {}
     for key, hook in named_hooks(runner):
         kept = HOOK_STATE.get(type(hook).__name__)
@@ -226,19 +225,19 @@ def hook_state(runner: Any) -> Tree:
 
 
 def check_hooks(runner: Any) -> None:
-    """Raises UserError before the first step, if what a hook, or the message hub, would have saved now could
-    not be given back to it."""
+    """Raises UserError, before the first step, if the state of a hook or of the message hub could not be
+    restored."""
     try:
         hook_state(runner)
         Snapshots().take({"message_hub": hub_state(runner.message_hub)})
     except UserError:
         raise
     except Exception:
-        return  # one that has no state before the first step: the first save looks again
+        return  # a hook without state before the first step: the first save checks again
 
 
 def named_hooks(runner: Any) -> Iterator[tuple[str, Any]]:
-    """Every hook with its key in a checkpoint: its class, and its number among the hooks of that class."""
+    """Every hook with its key in a checkpoint: its class and its number among the hooks of that class."""
     counts: Counter[str] = Counter()
     for hook in runner.hooks:
         name = type(hook).__name__
@@ -250,12 +249,11 @@ def named_hooks(runner: Any) -> Iterator[tuple[str, Any]]:
 
 
 def restore(runner: Any, session: Session, path: str) -> Tree:
-    """Puts the state of a checkpoint into a freshly built runner. Returns what the loop has to know: whether
-    the `validation_due` at that step is still to come, and what is to be given when all is there: to `kept`,
-    and `gradients`.
+    """Loads a checkpoint into a newly built runner. Returns what remains to be done: whether there is a
+    `validation_due` at that step; and what to restore once everything is built, in `kept` and `gradients`.
 
-    The world size may differ from the one that saved. Raises RuntimeError if the model has changed, UserError
-    if the checkpoint holds more than data.
+    The number of ranks may differ from that of the save. Raises RuntimeError if the model has changed,
+    UserError if the checkpoint holds more than data.
     """
     checkpoint = safe_load.load_own(path)
     # Hooks (EMA) take their part, and swap weights, before the model is loaded.
@@ -268,8 +266,8 @@ def restore(runner: Any, session: Session, path: str) -> Tree:
     loop = runner.train_loop
     loop._epoch, loop._iter = checkpoint["meta"]["epoch"], checkpoint["meta"]["iter"]
     loop.stop_training = own["stop_training"]
-    # Nothing that stays may be a part of the file's memory map: once the file is pruned, it would keep its
-    # room on the disk.
+    # Cloned, because the file is memory-mapped: a tensor that stays would keep its space on the disk after
+    # the file is deleted.
     runner.message_hub.load_state_dict(cloned(checkpoint["message_hub"]))
     for key, (values, counts) in own["history"].items():
         runner.message_hub.log_scalars[key] = HistoryBuffer(values.tolist(), counts.tolist())
@@ -330,8 +328,8 @@ def _gradients(session: Session, ranks: list[Tree]) -> dict[str, torch.Tensor | 
         return of_rank[session.rank]
     found: dict[str, torch.Tensor | None] = {}
     for name in {name for one in of_rank for name in one}:
-        # Other ranks than before: each takes the mean, of which the reduction is the same again. To that, a
-        # rank without a gradient adds 0.
+        # Another number of ranks: each takes the mean, so that the reduction gives the same. A rank without a
+        # gradient counts as 0, as it does there.
         if those := [one[name] for one in of_rank if one.get(name) is not None]:
             found[name] = torch.stack(those).sum(0) / len(of_rank)
     return found

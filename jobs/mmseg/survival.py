@@ -1,4 +1,4 @@
-"""What stands between two steps, and around a validation: where a preempted run saves and leaves."""
+"""What happens between two steps and around a validation, where a preempted run saves and leaves."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Survival:
     # -- the start
 
     def begin(self) -> bool:
-        """Before the first step. Returns whether the validation of the resumed step is still to be done."""
+        """Before the first step. Returns whether the validation at the resumed step is still due."""
         gc.freeze()
         gc.enable()
         for loop in (self.runner.train_loop, self.runner.val_loop):
             if loop is not None:
                 preemption.outlive(loop.dataloader)
                 delivery.through_buffers(loop.dataloader)
-        # After `before_train`, in which hooks set what every start begins with.
+        # After `before_train`, in which hooks may set attributes at every start.
         self.runner.kept = state.kept_by(self.runner)
         if self.runner.initialised:
             self.runner.kept.count_from(*self.runner.initialised)
@@ -58,7 +58,7 @@ class Survival:
         if self.session.main:
             state.check_hooks(self.runner)
         self.saver.on_disk = (self.runner.train_loop.iter, self.runner.train_loop.epoch)
-        # Asked to leave while starting: nothing new to save.
+        # Preempted while starting: there is nothing new to save.
         (leave,) = self.agreement.now(self.preempted.asked)
         if leave:
             self._leave()
@@ -77,14 +77,14 @@ class Survival:
         self.saver.check_fence()
 
     def between_steps(self, validation_due: bool = False) -> None:
-        """After a step that does not end an epoch."""
+        """After a step that is not the last of an epoch."""
         loop = self.runner.train_loop
         by_epoch = self.saver.settings.by_epoch
         asked = not by_epoch and self._asked(loop.iter, loop.iter == loop.max_iters)
         self._boundary(asked, validation_due)
 
     def epoch_ended(self, validation_due: bool) -> None:
-        """After the last step of an epoch and everything that hooks do there."""
+        """After the last step of an epoch and its hooks."""
         loop = self.runner.train_loop
         state.average_statistics(self.runner, self.session)
         self.metrics.epoch_done()
@@ -111,14 +111,14 @@ class Survival:
             self.saver.save(self.runner, why, asked=asked, validation_due=validation_due)
 
     def _leave(self) -> None:
-        """All ranks are here: ends this one when rank 0 has written what it holds."""
+        """Called on all ranks together: ends this process once rank 0 has written its state."""
         self.saver.check_fence()
         distributed.barrier(self.session)
         self._say_preempted()
         preemption.leave()
 
     def _say_preempted(self) -> None:
-        # Once: at the end of a validation both threads may be here. The other waits until this process ends.
+        # At the end of a validation, both threads may get here: the second waits until the process ends.
         self.ending.acquire()
         if self.session.main:
             step, epoch = self.saver.on_disk
@@ -141,7 +141,7 @@ class Survival:
             self._leave()
 
     def _leave_validation(self) -> None:
-        """On the listening thread: the state before the validation is saved, or about to be."""
+        """On the listening thread. The state before the validation is saved, or being written."""
         if self.together:
             self.together.go(self._last_words)
         self._last_words()
@@ -157,7 +157,7 @@ class Survival:
     # -- the end
 
     def end(self) -> None:
-        """After the last step and validation: the final state is on disk when this returns."""
+        """After the last step and validation. The final state is on disk when this returns."""
         loop = self.runner.train_loop
         self.heart.beat("save", loop.iter)
         self.saver.save(self.runner, "end", asked=True, wait=0.0)

@@ -1,4 +1,4 @@
-"""Things in attributes that can say what they hold, and be given it: optimizers, scalers, generators."""
+"""Saves and restores objects in attributes that have a state: optimizers, scalers, random generators."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.G
 
 
 def is_generator(value: Any) -> bool:
-    # Those of everybody are seeded in each step.
+    # The global generators are seeded at each step.
     shared = (getattr(random, "_inst", None), np.random.mtrand._rand, torch.default_generator)
     return isinstance(value, GENERATORS) and all(value is not one for one in shared)
 
 
 def has_state(value: Any) -> bool:
-    """Whether it can say what it holds, and be given it: an optimizer, a scaler, a generator."""
+    """Whether its state can be read and set: an optimizer, a scaler, a generator."""
     if isinstance(value, (type, types.ModuleType, torch.utils.data.DataLoader)):
         return False
     kind = type(value)
@@ -56,7 +56,7 @@ def give_state(thing: Any, saved: Any, home: torch.device) -> None:
 
 
 def _in_digits(state: Any) -> Any:
-    """Numbers of 128 bits as text: see `is_number`."""
+    """128-bit integers become text: see `is_number`."""
     if isinstance(state, dict):
         return {key: _in_digits(value) for key, value in state.items()}
     return f"#{state}" if type(state) is int else Encoder()(state)

@@ -1,7 +1,7 @@
-"""Values that a training keeps in attributes, as a checkpoint can hold them, and back.
+"""Encodes the values that a training keeps in attributes for a checkpoint, and decodes them.
 
-What is no plain value, list or dict becomes a tuple that says what it was: ("deque", [1, 2], 5). So it goes
-into a file, and from rank to rank (wire.py), in the few types that both know.
+Anything but a plain value, a list or a dict becomes a tuple that starts with its kind: ("deque", [1, 2], 5).
+The result has only types that both a checkpoint and wire.py (from rank to rank) support.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from jobs.engine import storable
 MAPPINGS: dict[str, Any] = {kind.__name__: kind for kind in (dict, OrderedDict, Counter, defaultdict)}
 SEQUENCES: dict[str, Any] = {kind.__name__: kind for kind in (tuple, torch.Size, set, frozenset)}
 CHANGING = (list, deque, set, *MAPPINGS.values())
-"""Containers that are given back their content in place."""
+"""Containers whose content is restored in place."""
 CONTAINERS: tuple[Any, ...] = (tuple, frozenset, *CHANGING)
 
 
 class Unholdable(Exception):
-    """Of a value that a checkpoint cannot hold."""
+    """Raised for a value that a checkpoint cannot hold."""
 
 
 class Passing(Unholdable):
-    """Of one that belongs to a step that is over, or to the weights: nothing is lost without it."""
+    """Raised for a value that belongs to a finished step or to the weights: not saving it loses nothing."""
 
 
 def is_number(value: Any) -> bool:
-    # What is more than a number (an IntEnum) could not be loaded back, one that is too large not be told to
-    # another rank.
+    # A subclass (IntEnum) could not be loaded back; a larger int could not be sent to another rank.
     if type(value) is int:
         return value.bit_length() < 64
     return type(value) is float or (isinstance(value, np.number) and storable.is_usual(value))
@@ -48,14 +47,15 @@ def memory(value: torch.Tensor) -> int:
 
 
 Place = tuple[Any, ...]
-"""Where a value lies: the way to its owner, its attribute, and the keys inside that."""
+"""Where a value is: its owner's key, the attribute, and the keys inside it."""
 
 
 class Encoder:
-    """Makes of values what a checkpoint can hold. What lies in several places is saved at the first.
+    """Encodes values for a checkpoint. An object found in several places is saved at the first; at the
+    others, a reference to that place is.
 
-    `weights`: where the memory of weights lies, which are no values; `places`: what lies somewhere already,
-    by its id.
+    `weights`: addresses of the weights' memory, which is not encoded. `places`: objects with a known place,
+    by id.
     """
 
     def __init__(self, weights: Collection[int] = (), places: dict[int, Place] | None = None) -> None:
@@ -71,7 +71,7 @@ class Encoder:
                 del self.places[one]
             if isinstance(error, Unholdable):
                 raise
-            raise Unholdable from None  # of what holds itself
+            raise Unholdable from None  # it contains itself
 
     def _value(self, value: Any, inside: Any, place: Place | None) -> Any:
         kind = type(value)
@@ -83,7 +83,7 @@ class Encoder:
             return "device", value.type, value.index
         if where := self.places.get(id(value)):
             if len(where) == 1 and inside is not None:
-                # An owner in a list: whoever takes it out may do so in each process.
+                # An owner in a list: each process may take it out itself.
                 raise Unholdable
             return "same", *where
         found = self._content(value, inside, place)
@@ -100,7 +100,7 @@ class Encoder:
         if kind is np.ndarray:
             return _array(value, self.weights)
         if kind is defaultdict and inside is not None and not _makes_alike(inside, value):
-            raise Unholdable  # what it makes of a new key could not be given back
+            raise Unholdable  # its default_factory could not be restored
         if kind in MAPPINGS.values():
             values = [self._value(one, value, below(place, key)) for key, one in value.items()]
             if kind is dict and all(
@@ -122,7 +122,7 @@ SIMPLE = {type(None), bool, str, float}
 
 
 def _is_simple(value: Any) -> bool:
-    """Whether it holds text and numbers alone: in an instant, for there may be many (paths, labels)."""
+    """Whether it holds only text and numbers. Fast, because there may be many (paths, labels)."""
     if isinstance(value, dict):
         return {*map(type, value)} <= {str} and _is_simple([*value.values()])
     kinds = {*map(type, value)}
@@ -165,15 +165,15 @@ def _array(value: np.ndarray[Any, Any], weights: Collection[int]) -> Any:
 
 
 class Decoder:
-    """Makes values of what an `Encoder` has made of them. `home`: where tensors that were not on the CPU
-    belong; `look`: finds what lies in a place, which may raise LookupError."""
+    """Decodes what an `Encoder` made. `home`: the device for tensors that were not on the CPU. `look`:
+    returns the object at a place, or raises LookupError."""
 
     def __init__(self, home: torch.device, look: Callable[[Place], Any] | None = None) -> None:
         self.home, self.look = home, look
         self.made: dict[Place, Any] = {}
 
     def __call__(self, saved: Any, like: Any = None, place: Place | None = None) -> Any:
-        """`like`: what is in its place now."""
+        """`like`: what is at this place now."""
         kind = type(saved)
         if kind not in (torch.Tensor, np.ndarray, list, dict, tuple):
             return saved
@@ -190,7 +190,7 @@ class Decoder:
     def _content(self, saved: Any, like: Any, place: Place | None) -> Any:
         kind = type(saved)
         if kind is torch.Tensor:
-            return saved.clone()  # nothing of the checkpoint's memory map
+            return saved.clone()  # not a part of the checkpoint's memory map
         if kind is np.ndarray:
             return saved.copy()
         if kind is list:
@@ -219,7 +219,7 @@ class Decoder:
             if name != "defaultdict":
                 return MAPPINGS[name](values)
             return defaultdict(like.default_factory if type(like) is defaultdict else None, values)
-        return saved  # an earlier version's: of numbers
+        return saved  # a tuple of numbers, from an earlier version
 
     def _device(self, where: str, index: int | None) -> torch.device:
         if where == "cpu":
@@ -227,7 +227,7 @@ class Decoder:
         return self.home if index is not None else torch.device(self.home.type)
 
     def _leaf(self, like: Any, where: str, value: Any, parameter: bool, trains: bool) -> Any:
-        """One that is trained: an optimizer may know it, so that it is changed in place."""
+        """A leaf tensor that trains: changed in place, because an optimizer may hold it."""
         if isinstance(like, torch.Tensor) and like.is_leaf and like.shape == value.shape:
             with torch.no_grad():
                 like.copy_(value)
@@ -237,7 +237,7 @@ class Decoder:
 
 
 def at(like: Any, key: Any) -> Any:
-    """What lies in a container at a place; what a defaultdict would put there."""
+    """The item of a container, or what a defaultdict would put there; None if there is none."""
     if type(like) is defaultdict and key not in like and like.default_factory:
         return like.default_factory()
     try:
@@ -247,17 +247,17 @@ def at(like: Any, key: Any) -> Any:
 
 
 def refers(held: Any) -> bool:
-    """Whether an encoded value is but the place of one."""
+    """Whether an encoded value is only a reference to a place."""
     return type(held) is tuple and held[:1] == ("same",)
 
 
 def is_owner(held: Any) -> bool:
-    """Whether it is the way to what has attributes itself."""
+    """Whether it is a reference to an owner of attributes."""
     return refers(held) and len(held) == 2
 
 
 def places_in(held: Any) -> list[Place]:
-    """The places that an encoded value refers to, but owners."""
+    """The places that an encoded value refers to, without owners."""
     if refers(held):
         return [] if is_owner(held) else [held[1:]]
     if not isinstance(held, (list, tuple, dict)) or (type(held) is not tuple and _is_simple(held)):
@@ -283,7 +283,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def copied(held: Any) -> Any:
-    """An encoded value without anything that a training goes on changing."""
+    """A copy of an encoded value that shares no memory with the training."""
     if isinstance(held, torch.Tensor):
         return held.detach().clone()
     if isinstance(held, np.ndarray):
@@ -294,14 +294,14 @@ def copied(held: Any) -> Any:
 
 
 def parts(value: Any) -> Iterable[tuple[Any, Any]]:
-    """What lies in a container, with its places."""
+    """The items of a container, with their keys."""
     if type(value) in MAPPINGS.values():
         return value.items()
     return enumerate(value) if type(value) in (list, tuple, deque) else ()
 
 
 def _leaves(held: Any) -> Iterator[Any]:
-    """The plain values, tensors and arrays in an encoded value, and the places that it refers to."""
+    """The plain values, tensors, arrays and references in an encoded value."""
     if refers(held):
         yield held
         return
@@ -323,7 +323,7 @@ def has_tensors(held: Any) -> bool:
 
 
 def has_switches(held: Any) -> bool:
-    """Or text: the names of what has been done, say; or an owner, to which something may have been done."""
+    """Whether it holds a bool, text (such as the names of finished stages) or a reference to an owner."""
     return any(type(one) in (bool, str) or is_owner(one) for one in _leaves(held))
 
 
@@ -335,7 +335,7 @@ SMALL = 4096
 
 
 def mark(held: Any) -> list[Any]:
-    """What tells an encoded value from another: of large tensors, a sum."""
+    """What distinguishes an encoded value from others: its bytes, or a digest of a large tensor."""
     found: list[Any] = []
     for one in _leaves(held):
         if isinstance(one, torch.Tensor) and one.numel() > SMALL:
@@ -351,7 +351,7 @@ AT_ONCE = 1 << 20
 
 
 def _digest(tensor: torch.Tensor) -> int:
-    """Of all bits, each in its place: their sum, times odd numbers that differ, modulo 2**64."""
+    """A hash of all bits and their order: sums of the words, each multiplied by another odd number."""
     flat = tensor.detach().contiguous().view(-1)
     bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64))
     factors = torch.arange(min(AT_ONCE, len(bits)), device=bits.device) * -7046029254386353131 | 1
