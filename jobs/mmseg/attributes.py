@@ -35,7 +35,7 @@ class _First:
         self.parts = [id(part) for _, part in values.parts(value)]
         self.large = values.bytes_of(held) >= LARGE
         self.known = held is not None
-        self.held = None if self.large else values.copied(held)
+        self.held = values.mark(held) if self.large else values.copied(held)
         stream = isinstance(value, Iterator)
         plain = type(value) is tuple and all(is_number(part) or is_switch(part) for part in value)
         unknown = not self.known and not self.parts and not stream
@@ -48,6 +48,10 @@ class _First:
     def is_other(self, value: Any) -> bool:
         """Whether a value that cannot be compared is another object, or has other parts."""
         return value is not self.value or self.parts != [id(part) for _, part in values.parts(value)]
+
+    def is_same(self, now: Any) -> bool:
+        """Whether the encoded value `now` is that of the beginning."""
+        return bool(values.mark(now) == self.held) if self.large else same(now, self.held)
 
     def is_like(self, value: Any) -> bool:
         return self.known and type(value) is type(self.value)
@@ -149,14 +153,15 @@ class Attributes:
                         found[key][name] = encode(value, (key, name))
         return found
 
-    def of_owners(self, rewired: bool = False) -> dict[str, Any]:
-        """What has changed since this object was created; without switches if the networks are `rewired`."""
+    def of_owners(self, rewired: bool = False, large: bool = False) -> dict[str, Any]:
+        """What has changed since this object was created; without switches if the networks are `rewired`.
+        `large`: with large attributes even if unchanged, for a restore in this start, which has no copy."""
         self.lost = {}
         found: dict[str, Any] = {kind: {} for kind in KINDS}
         encode = self._encoder()
-        changed: set[tuple[str, str]] = set()
+        changed: set[Place] = set()
         for key, owner in self.owners.items():
-            for kind, parts in self._of(key, owner, rewired, encode, changed).items():
+            for kind, parts in self._of(key, owner, rewired, large, encode, changed).items():
                 if parts:
                     found[kind][key] = parts
         return found
@@ -193,7 +198,7 @@ class Attributes:
         return result
 
     def _of(
-        self, key: str, owner: Any, rewired: bool, encode: Encoder, changed: set[tuple[str, str]]
+        self, key: str, owner: Any, rewired: bool, large: bool, encode: Encoder, changed: set[Place]
     ) -> dict[str, Any]:
         """What has changed in one owner, by KINDS. Adds it to `changed`."""
         numbers, data, new, switches = {}, {}, {}, {}
@@ -226,8 +231,8 @@ class Attributes:
             if began and began.is_like(value):
                 # A reference to a changed place is a reference to another object.
                 moves = any((way, its) in changed for way, its, *_ in values.places_in(now))
-                again |= began.large or moves or (shy and values.has_tensors(now))
-                if not (again or not same(now, began.held)):
+                again |= (large and began.large) or moves or (shy and values.has_tensors(now))
+                if not again and began.is_same(now):
                     continue
                 if stands:
                     switches[name] = now
@@ -287,7 +292,7 @@ class Attributes:
                 elif began.known and name in of["data"] and of["data"][name]["began"] == began.size:
                     entry = of["data"][name]
                     later.append((key, name, began.value, entry["now"], entry.get("same", True)))
-                elif began.held is None:
+                elif began.large or not began.known:
                     if now is not began.value:
                         _set(owner, name, began.value)
                 elif now is not began.value or not same(held[key].get(name), began.held):

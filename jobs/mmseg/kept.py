@@ -184,16 +184,16 @@ class Kept(Attributes):
                 if isinstance(value, torch.nn.Parameter):
                     yield f"{way}/{name}", value
 
-    def state(self) -> dict[str, Any]:
+    def state(self, large: bool = False) -> dict[str, Any]:
         """What has `changed`, which parameters train, and which modules are not in training mode."""
         trains = {name: value.requires_grad for name, value in self.parameters()}
         modules = ((key, one) for key, one in self.owners.items() if isinstance(one, torch.nn.Module))
         resting = [key for key, one in modules if not one.training]
-        return self.changed() | {"trains": trains, "resting": resting}
+        return self.changed(large) | {"trains": trains, "resting": resting}
 
-    def changed(self) -> dict[str, Any]:
+    def changed(self, large: bool = False) -> dict[str, Any]:
         """What has changed since this object was created, and the state of all things."""
-        found = self.of_owners(rewired=self._wiring() != self.wiring)
+        found = self.of_owners(self._wiring() != self.wiring, large)
         dataset = self.dataset.of_owners()
         self.lost |= self.dataset.lost
         handed = None if values.same(self.handed, dataset) else self.handed

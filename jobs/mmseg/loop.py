@@ -60,7 +60,7 @@ class Exact:
         if resumed and self.runner.session.ranks > 2:
             rounds = self.drawn(iterator)
             if self._iter >= max(w._accumulative_counts for w in state.wrappers(self.runner.optim_wrapper)):
-                before = values.copied(self.runner.kept.state())
+                before = values.copied(self.runner.kept.state(large=True))
                 trained = [one for _, one in self.runner.kept.parameters()]
                 settle_buckets(self.runner.model, trained, rounds[0])
                 self.runner.kept.restore(before)

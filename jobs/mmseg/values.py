@@ -331,29 +331,32 @@ def bytes_of(held: Any) -> int:
     return sum(one.nbytes for one in _leaves(held) if isinstance(one, (torch.Tensor, np.ndarray)))
 
 
-SMALL = 4096
+SMALL = 1 << 14
 
 
 def mark(held: Any) -> list[Any]:
-    """What distinguishes an encoded value from others: its bytes, or a digest of a large tensor."""
+    """What distinguishes an encoded value from others: its bytes, or a digest of large tensors and arrays."""
     found: list[Any] = []
     for one in _leaves(held):
-        if isinstance(one, torch.Tensor) and one.numel() > SMALL:
-            found.append([str(one.dtype), [*one.shape], _digest(one)])
-        elif isinstance(one, torch.Tensor):
-            found.append(one.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        if not isinstance(one, (torch.Tensor, np.ndarray)):
+            found.append(repr(one))
+            continue
+        if isinstance(one, np.ndarray):
+            bits = torch.from_numpy(np.require(one, None, ("C", "W")).reshape(-1).view(np.uint8))
         else:
-            found.append(one.tobytes() if isinstance(one, np.ndarray) else repr(one))
+            bits = one.detach().contiguous().view(-1).view(torch.uint8)
+        content = _digest(bits) if len(bits) > SMALL else bits.cpu().numpy().tobytes()
+        found.append([str(one.dtype), [*one.shape], content])
     return found
 
 
 AT_ONCE = 1 << 20
 
 
-def _digest(tensor: torch.Tensor) -> int:
-    """A hash of all bits and their order: sums of the words, each multiplied by another odd number."""
-    flat = tensor.detach().contiguous().view(-1)
-    bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(flat.element_size(), torch.int64))
+def _digest(bits: torch.Tensor) -> int:
+    """A hash of bytes and their order: sums of the words, each multiplied by another odd number."""
+    if len(bits) % 8 == 0 == bits.storage_offset() % 8:
+        bits = bits.view(torch.int64)
     factors = torch.arange(min(AT_ONCE, len(bits)), device=bits.device) * -7046029254386353131 | 1
     sums = [((one.long() + 1) * factors[: len(one)]).sum() for one in bits.split(AT_ONCE)]
     total = 0

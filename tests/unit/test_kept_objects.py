@@ -277,12 +277,16 @@ def test_no_second_copy_is_held_of_what_is_large(monkeypatch: pytest.MonkeyPatch
     bank, data = Holding(torch.zeros(1000)), Data()
     data.images = [np.zeros(1000)]  # type: ignore[attr-defined]
     kept, of_data = Kept({"": bank}, ()), Attributes(data_owners(data), of_data=True)
-    assert kept.first[""]["value"].held is None
-    assert of_data.first["dataset"]["images"].held is None
+    for first in (kept.first[""]["value"], of_data.first["dataset"]["images"]):
+        assert values.bytes_of(first.held) == 0
+    assert kept.state()["data"] == {}
+    before = values.copied(kept.state(large=True))
     bank.value += 1
     data.images[0] += 1  # type: ignore[attr-defined]
     assert kept.state()["data"][""]["value"]["now"] is not None
     assert of_data.of_owners()["data"] == {}
+    kept.restore(before)
+    assert bank.value.max() == 0
     _, fresh, _ = resumed(lambda: Holding(torch.zeros(1000)), lambda model: model.value.add_(1), tmp_path)
     assert fresh.value.min() == 1
 
@@ -310,3 +314,9 @@ def test_marks_tell_the_same_numbers_in_other_places() -> None:
     numbers = torch.arange(10_000)
     for one in (numbers, numbers.float(), numbers.half(), numbers.double(), numbers > 5_000):
         assert values.mark([one]) == values.mark([one.clone()]) != values.mark([one.flip(0)])
+        assert (
+            values.mark([one.numpy()])
+            == values.mark([one.numpy().copy()])
+            != values.mark([one.flip(0).numpy()])
+        )
+    assert values.mark([numbers.bfloat16()[1:]]) != values.mark([numbers.bfloat16()[:-1]])
