@@ -9,7 +9,6 @@ import sys
 import checkout
 
 from jobs.run.directory import Run
-from jobs.run.errors import UserError
 from launch.observe import history, sweeps
 from launch.submit import cancelling
 
@@ -33,17 +32,14 @@ def main() -> int:
         "--json", action="store_true", help="JSON instead of text: an object, of several runs a list of them"
     )
     arguments = parser.parse_args()
-    found, code = sweeps.find(arguments.runs), 0
-    ended: list[tuple[Run, list[str]]] = []
-    for run in found:  # signal all of them before waiting for any
-        try:
-            ended.append((run, cancelling.cancel(run, lost=arguments.lost)))
-        except UserError as error:  # the others are still cancelled
-            print(f"error: {error}", file=sys.stderr)
-            code = 2
+    found = sweeps.find(arguments.runs)
+    ended, refused = cancelling.cancel(found, lost=arguments.lost)
+    for error in refused:
+        print(f"error: {error}", file=sys.stderr)
+    code = 2 if refused else 0
     told = []
-    for run, jobs in ended:
-        left = cancelling.wait(run, jobs) if jobs and not arguments.now else []
+    remaining = [[] for _ in ended] if arguments.now else cancelling.wait(ended)
+    for (run, jobs), left in zip(ended, remaining, strict=True):
         told.append({"run": run.name, "jobs": jobs, "left": left})
         if not arguments.json:
             tell(run, jobs, left)

@@ -55,7 +55,7 @@ def main() -> int:
         arguments.out = output.check_file(arguments.out, "--out")
         if not arguments.out.parent.is_dir():
             raise UserError(f"--out {arguments.out}: there is no directory {arguments.out.parent}")
-    found = [report_data.gather(run) for run in chosen]
+    found = report_data.gather(chosen)
     if arguments.compare:
         found = comparable(found)
     if arguments.table:

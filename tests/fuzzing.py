@@ -157,7 +157,7 @@ def _evaluation(folder: Path, name: str) -> Target:
 
     def read(content: bytes) -> None:
         file.write_bytes(content)
-        both = [report_data.gather(run) for run in found]
+        both = report_data.gather(found)
         page.page(both[1])
         comparison.comparison(both)
         groups.FORMATS["csv"](groups.grouped(both))

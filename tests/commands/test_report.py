@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_rows_that_a_later_start_did_again_count_once(tmp_path: Path) -> None:
     run = with_everything(tmp_path / "run")
-    data = report_data.gather(run)
+    data = report_data.gather([run])[0]
     steps = [row["step"] for row in data.train]
     assert steps == sorted(set(steps))
     assert {row["start"] for row in data.train if row["step"] > 200} == {3}
@@ -40,7 +40,7 @@ def test_rows_that_a_later_start_did_again_count_once(tmp_path: Path) -> None:
 
 def test_the_page_holds_what_it_should(tmp_path: Path) -> None:
     run = with_everything(tmp_path / "run")
-    page = report_page.page(report_data.gather(run))
+    page = report_page.page(report_data.gather([run])[0])
     for part in (
         "Loss",
         "Learning rate",
@@ -65,7 +65,7 @@ def test_the_page_holds_what_it_should(tmp_path: Path) -> None:
 
 
 def test_nothing_in_the_page_points_elsewhere(tmp_path: Path) -> None:
-    page = report_page.page(report_data.gather(with_everything(tmp_path / "run")))
+    page = report_page.page(report_data.gather([with_everything(tmp_path / "run")])[0])
 
     class Links(HTMLParser):
         def __init__(self) -> None:
@@ -91,14 +91,14 @@ def test_a_run_of_which_there_is_next_to_nothing(tmp_path: Path) -> None:
     run.events.unlink()
     (run.path / "progress.json").unlink()
     run.request_file.write_text("{")
-    page = report_page.page(report_data.gather(run))
+    page = report_page.page(report_data.gather([run])[0])
     assert "run.yaml is damaged" in page
 
 
 def test_comparison(tmp_path: Path) -> None:
     first, second = with_everything(tmp_path / "one"), with_everything(tmp_path / "two")
     second.write_request(_changed(second))
-    page = comparison.comparison([report_data.gather(first), report_data.gather(second)])
+    page = comparison.comparison(report_data.gather([first, second]))
     assert "IoU by class" in page
     assert re.search(r"<td[^>]*>seed</td><td[^>]*>0</td><td[^>]*>7</td>", page)
     assert "colour of its run" in page
@@ -111,7 +111,7 @@ def _changed(run: Run):  # type: ignore[no-untyped-def]
 
 
 def test_interruptions_are_marked_where_they_happened(tmp_path: Path) -> None:
-    data = report_data.gather(with_everything(tmp_path / "run"))
+    data = report_data.gather([with_everything(tmp_path / "run")])[0]
     assert [mark.x for mark in report_page.interruptions(data)] == [150, 250]
     page = report_page.page(data)
     assert page.count('class="mark"') == 2 * 3
@@ -124,7 +124,7 @@ def test_figures_that_are_none_break_nothing(tmp_path: Path) -> None:
         file.write('\n{"step": 301, "epoch": 3, "start": 3, "kind": "train", "loss": NaN, "lr": null}\n')
     metrics = run.eval / "epoch_4-abcdef12" / "metrics.json"
     metrics.write_text(metrics.read_text().replace("51.0", "NaN", 1))
-    page = report_page.page(report_data.gather(run))
+    page = report_page.page(report_data.gather([run])[0])
     assert not re.search(r"\b(nan|NaN|None)\b", re.sub(r"base64,[^\"]+", "", page))
     assert "Confusion matrix" in page
 
@@ -154,7 +154,7 @@ def test_the_command_that_repeats_a_run_is_accepted_as_it_stands(tmp_path: Path)
         "--wait",
     ]
     run = made_run(tmp_path / "one", command=[*command, "--set", "randomness.seed=1"])
-    page = report_page.page(report_data.gather(run))
+    page = report_page.page(report_data.gather([run])[0])
     shown = re.findall(r"<pre>(.*)</pre>", page)
     assert len(shown) == 1
     typed = shlex.split(shown[0].replace("&#x27;", "'"))
@@ -236,7 +236,7 @@ def test_an_evaluation_is_told_with_its_intervals_and_the_worst_images_first(tmp
     )
     about = {"asked": ["mIoU", "own/kind"], "own/kind": "<odd>", "augmented": "the config's"}
     results.write(where, found | about | {"not_computed": ["Mine: <no>"]}, total)
-    page = report_page.page(report_data.gather(run))
+    page = report_page.page(report_data.gather([run])[0])
     low, high = found["intervals"]["mIoU"]
     assert f"mIoU {found['mIoU']:.2f} [{low:.2f}, {high:.2f}] · own/kind &lt;odd&gt;" in page
     assert "augmented (the config&#x27;s)" in page

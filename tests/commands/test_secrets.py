@@ -111,7 +111,7 @@ def test_no_secret_is_in_a_report(tmp_path: Path) -> None:
     request.set = {"visualizer.init_kwargs.api_key": KEY, "seed": 3}
     request.command = ["launch/train.py", "--set", f"a.api_key={KEY}", f"--set=b.token={KEY}", "--seed", "3"]
     run.write_request(request)
-    both = [report_data.gather(one) for one in (run, other)]
+    both = report_data.gather((run, other))
     for page in (report_page.page(both[0]), comparison.comparison(both)):
         assert KEY not in page
         assert "s3cr3t" not in page

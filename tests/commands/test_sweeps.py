@@ -230,7 +230,7 @@ def test_a_sweeps_name_is_all_of_its_runs_or_they_are_named(site: Site) -> None:
         run = made_run(site.runs / f"lr-{number}", sweep="lr")
         write(run, 0, "submitted", stage="train", job=str(12 + number), executor="slurm", nodes=1, ranks=1)
         rows.append(row(f"{run.path}/job/train.sbatch", run.name, number=str(12 + number)))
-    told = f'[ "$(grep -c ^scancel {site.log})" -ge 2 ] || printf "%s\\n" ' + " ".join(map(shlex.quote, rows))
+    told = f'grep -q ^scancel {site.log} || printf "%s\\n" ' + " ".join(map(shlex.quote, rows))
     site.command("squeue", told)
     one_line(site("logs", "lr"), "lr is a sweep of 2 runs, lr-0 … lr-1: name one of them")
     for command in (["evaluate", "lr"], ["train", "--resume", "lr"], ["report", "lr"]):
@@ -241,8 +241,36 @@ def test_a_sweeps_name_is_all_of_its_runs_or_they_are_named(site: Site) -> None:
     assert json.loads(done.stdout) == [
         {"run": f"lr-{number}", "jobs": [str(12 + number)], "left": []} for number in range(2)
     ]
+    assert site.calls("scancel") == ["scancel 12 13"], "one call, however many runs the sweep has"
     assert json.loads(site("cancel", "lr-1", "lr-0", "--json").stdout)[0]["run"] == "lr-1"
     assert json.loads(site("cancel", "lr-1", "--json").stdout)["jobs"] == []
+
+
+def test_slurm_is_asked_once_about_all_runs_of_a_sweep(site: Site) -> None:
+    for number in range(4):
+        run = made_run(site.runs / f"lr-{number}", sweep="lr")
+        write(run, 0, "submitted", stage="train", job=f"12_{number}", executor="slurm", element=number)
+    assert site("cancel", "lr").returncode == 0
+    assert len(site.calls("squeue")) == 1
+    site.log.write_text("")
+    assert site("report", "--compare", "lr").returncode == 0
+    assert (len(site.calls("squeue")), len(site.calls("sacct"))) == (1, 2)
+
+
+def test_one_job_that_slurm_will_not_cancel_keeps_no_other_going(site: Site) -> None:
+    rows = []
+    for name, job in (("a", "12"), ("b", "13"), ("c", "14")):
+        run = made_run(site.runs / name)
+        write(run, 0, "submitted", stage="train", job=job, executor="slurm", nodes=1, ranks=1)
+        rows.append(row(f"{run.path}/job/train.sbatch", name, number=job))
+    site.command("squeue", "printf '%s\\n' " + " ".join(map(shlex.quote, rows)))
+    refused = 'echo "scancel: error: Kill job error on job id 13: Access/permission denied" >&2; exit 1'
+    site.command("scancel", f'case "$*" in *13*) {refused};; esac')
+    done = site("cancel", "a", "b", "c", "--now", "--json")
+    one_line(done, "cannot cancel 13", "only the user who submitted them can")
+    assert [one["run"] for one in json.loads(done.stdout)] == ["a", "c"]
+    assert site.calls("scancel")[1:] == ["scancel 12", "scancel 13", "scancel 14"]
+    assert [(site.runs / name / "job/cancelled").exists() for name in "abc"] == [True, False, True]
 
 
 def test_one_that_cannot_be_cancelled_keeps_no_other_going(site: Site) -> None:

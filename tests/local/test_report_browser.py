@@ -25,7 +25,7 @@ MUST = os.geteuid() == 0 and shutil.which("apt-get") is not None
 def test_a_browser_shows_it(tmp_path: Path, dark: bool) -> None:
     assert BROWSER, "no browser: sh env/test-tools.sh installs it"
     run = with_everything(tmp_path / "run")
-    run.report.write_text(report_page.page(report_data.gather(run)))
+    run.report.write_text(report_page.page(report_data.gather([run])[0]))
     picture, log = tmp_path / "page.png", tmp_path / "net.json"
     done = subprocess.run(
         [

@@ -53,7 +53,7 @@ def evaluated(path: Path, lr: float, seed: int, skill: float, counts: bool = Tru
 
 
 def gathered(*runs: Run) -> list[groups.Group]:
-    return groups.grouped([report_data.gather(run) for run in runs])
+    return groups.grouped(report_data.gather(runs))
 
 
 def grid(folder: Path, skills: dict[float, float], seeds: int = 3, **more: bool) -> list[Run]:
@@ -149,7 +149,7 @@ def test_a_run_goes_by_the_evaluation_of_its_best_checkpoint(tmp_path: Path) -> 
     shutil.rmtree(run.eval)
 
     def told() -> tuple[str, str]:
-        data = report_data.gather(run)
+        data = report_data.gather([run])[0]
         assert data.evaluation is not None
         assert str(data.evaluation.metrics["mIoU"]) in str(data.status.evaluated)
         return str(data.status.evaluated), groups._asked(data)["checkpoint"]

@@ -63,7 +63,7 @@ def test_a_stranger_is_neither_shown_nor_waited_for_nor_cancelled(
     other = (f"{tmp_path}/runs/second/job/train.sbatch", "first", ME)
     command, name, user = STRANGERS.get(kind, other)
     site.says("squeue", row(command, name, user))
-    assert cancelling.cancel(run) == []
+    assert cancelling.cancel([run]) == ([(run, [])], [])
     assert "job 12 now belongs to something else" in capsys.readouterr().err
     assert not site.calls("scancel")
     assert not (run.job / "cancelled").exists()
@@ -90,7 +90,7 @@ def test_our_own_is_known_however_it_was_submitted(kind: str, run: Run, site: Fa
     command, name = OURS[kind]
     site.says("squeue", row(command.format(run=run.path), name))
     assert liveness.is_alive(run, "12")
-    assert cancelling.cancel(run) == ["12"]
+    assert cancelling.cancel([run]) == ([(run, ["12"])], [])
     assert site.calls("scancel") == ["scancel 12"]
 
 

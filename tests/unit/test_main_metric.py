@@ -125,13 +125,13 @@ def test_before_the_first_event_what_progress_says_counts(tmp_path: Path) -> Non
 
 def test_the_report_and_what_is_tracked_name_it(tmp_path: Path) -> None:
     run = dice(tmp_path / "dice")
-    html = report_page.page(report_data.gather(run))
+    html = report_page.page(report_data.gather([run])[0])
     assert "<b>60.00</b><span>best mDice in validation</span>" in html
     assert "<b>59.50</b><span>mDice, evaluated</span>" in html
     assert "mDice of the validations, in percent" in html
     assert "mIoU of the validations" not in html
     worker = trained(tmp_path / "own", {"accuracy": 0.5}, {"accuracy": 0.75}, metric="accuracy")
-    html = report_page.page(report_data.gather(worker))
+    html = report_page.page(report_data.gather([worker])[0])
     assert "<h2>accuracy of the validations</h2>" in html
     facts = content.facts(story.read(run.events), T0 + 100)
     assert (facts["best/mDice"], facts["best/step"]) == (60.0, 10.0)
@@ -146,7 +146,7 @@ def test_runs_are_compared_by_it(tmp_path: Path) -> None:
         for lr in (1, 5)
         for seed in (0, 1)
     ]
-    found = [report_data.gather(run) for run in runs]
+    found = report_data.gather(runs)
     best, other = groups.grouped(found)
     assert (best.name, str(best.estimates["mDice"])) == ("lr=5", "64.38 ± 0.18")
     assert str(other.estimates["best mDice"]) == "60.88 ± 0.18"
@@ -158,14 +158,14 @@ def test_runs_are_compared_by_it(tmp_path: Path) -> None:
     assert "| group | runs | mDice | mIoU | mAcc | aAcc | best mDice |" in groups.as_markdown([best, other])
     losses = [trained(tmp_path / f"l-{lr}", {"loss": lr}, metric="loss", less=True, set={"lr": lr})
               for lr in (0.5, 0.25)]  # fmt: skip
-    assert [one.name for one in groups.grouped([report_data.gather(run) for run in losses])] == [
+    assert [one.name for one in groups.grouped(report_data.gather(losses))] == [
         "lr=0.25", "lr=0.5",
     ]  # fmt: skip
 
 
 def test_one_of_another_metric_is_compared_by_what_both_have(tmp_path: Path) -> None:
     usual = trained(tmp_path / "usual", {"mIoU": 41.5}, evaluated={"mIoU": 42.0}, set={"a": 1})
-    found = [report_data.gather(run) for run in (dice(tmp_path / "dice"), usual)]
+    found = report_data.gather((dice(tmp_path / "dice"), usual))
     assert groups.compared(found) == "mIoU"
     assert groups.grouped(found)[0].runs[0].run.name == "usual"
     html = comparison.comparison(found)

@@ -7,6 +7,7 @@ import csv
 import math
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,21 @@ class Data(msgspec.Struct):
     problems: list[str]
 
 
-def gather(run: Run) -> Data:
+def gather(chosen: Sequence[Run]) -> list[Data]:
+    """What there is of each run; Slurm is asked about all of them together."""
     now = time.time()
-    past = states.past_of(run)
-    accounting.add(past, slurm_queries.incarnations(past.job_ids()))
-    answer = slurm_queries.ask(states.jobs_to_ask(past))
+    pasts = [states.past_of(run) for run in chosen]
+    accounted = slurm_queries.incarnations(id for past in pasts for id in past.job_ids())
+    for past in pasts:
+        accounting.add(past, accounted)
+    answer = slurm_queries.ask(id for past in pasts for id in states.jobs_to_ask(past))
+    return [_gathered(run, past, answer, now) for run, past in zip(chosen, pasts, strict=True)]
+
+
+def _gathered(run: Run, past: History, answer: slurm_queries.Answer, now: float) -> Data:
     status = states.status(run, past, answer, now)
     until = now if status.state in ("running", "starting", "requeueing", "suspended") else past.last
-    problems = list(answer.problems)
+    problems = list(answer.problems) if states.jobs_to_ask(past) else []
     try:
         request = run.request()
     except UserError as error:

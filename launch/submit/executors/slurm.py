@@ -116,7 +116,8 @@ def end(run: Run, jobs: Sequence[str]) -> None:  # noqa: ARG001
         slurm.call("scancel", *jobs)
     except slurm.SlurmError as error:
         text = str(error).lower()
-        if any(known in text for known in ("already completing", "invalid job id", "completed")):
+        denied = "permission denied" in text
+        if not denied and any(over in text for over in ("already completing", "invalid job id", "completed")):
             return
-        whose = "; only the user who submitted them can" if "permission denied" in text else ""
+        whose = "; only the user who submitted them can" if denied else ""
         raise UserError(f"cannot cancel {', '.join(jobs)}: {error}{whose}") from None
