@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -134,9 +135,17 @@ class Taken(UserError):
     """The name of a run is taken."""
 
 
+ENDING = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+"""Signals that end a command: Ctrl-C, the end of its terminal (a lost connection), and kill."""
+
+
 def named(given: str | None, free: Callable[[], str], work: Callable[[str], T]) -> T:
     """`work(given)`; without a given name, `work` of a free one, and of another if a concurrent launcher
-    takes that first."""
+    takes that first. Whatever ends the command is an interruption from here on, so that what was made until
+    then, such as half of a sweep, goes again."""
+    for one in ENDING:
+        if signal.getsignal(one) is signal.SIG_DFL:
+            signal.signal(one, signal.default_int_handler)
     while True:
         try:
             return work(given or free())

@@ -12,11 +12,12 @@ import dataclasses
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from jobs.run.settings import Settings
 from jobs.run.stages import Stage
 from jobs.slurm import commands
 from jobs.slurm import login as slurm
-from launch.submit import profiles, programs
+from launch.submit import profiles, programs, runs
 
 LATE_SECONDS = 2.0
 """How long a job is looked for in the queue when sbatch's answer got lost."""
+ENDING_SECONDS = 30.0
+"""How long a local chain that has only just begun may take to end."""
 GPUS = "; --gres says how GPUs are asked for (none: not at all), launch/doctor.py what this cluster has"
 YEARS = 60 * 24 * 365 * 10  # minutes; submitit's local executor requires a time limit
 
@@ -174,6 +177,41 @@ def withdrawn_on_error(job: str) -> Iterator[None]:
         raise
 
 
+STARTED: list[subprocess.Popen[bytes]] = []
+"""The controllers of this command's local chains."""
+
+
+@contextmanager
+def ended_on_error() -> Iterator[None]:
+    """Ends this command's local chains if the body raises: their run directories are about to be deleted."""
+    try:
+        yield
+    except BaseException:
+        for process in STARTED:
+            process.terminate()  # the controller tells its chain
+        for process in STARTED:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(ENDING_SECONDS)
+        raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Has Ctrl-C (and what runs.named treats alike) take effect after the body: in the middle of Popen, it
+    leaves a process that nobody knows. (Blocked instead, the signal would stay so in the process.)"""
+    came: list[int] = []
+    handled = [one for one in runs.ENDING if signal.getsignal(one) is signal.default_int_handler]
+    for one in handled:
+        signal.signal(one, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for one in handled:
+            signal.signal(one, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
+
+
 class LocalExecutor(submitit.LocalExecutor):
     """submitit's, but its controller gets its own session, environment, working directory and log, for which
     submitit has no option. See submitit's `start_controller` for how it starts `submitit.local._local`."""
@@ -200,7 +238,7 @@ class LocalExecutor(submitit.LocalExecutor):
         }
         if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
             environment["BATON_VISIBLE_GPUS"] = visible
-        with (self.folder / files.CONTROLLER()).open("ab") as log:
+        with (self.folder / files.CONTROLLER()).open("ab") as log, _uninterrupted():
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "submitit.local._local", str(self.folder)],
                 env=environment | self.environment,
@@ -210,6 +248,7 @@ class LocalExecutor(submitit.LocalExecutor):
                 stderr=log,
                 start_new_session=True,
             )
+            STARTED.append(self.process)
         id = str(self.process.pid)
         return submitit.LocalJob(folder=self.folder, job_id=id, process=self.process, tasks=[0])
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -145,6 +148,45 @@ def test_a_submission_that_is_interrupted_leaves_no_job(
     with pytest.raises(KeyboardInterrupt):
         submission.submit_script(script)
     assert asked == ["srun", "sbatch", "squeue", "scancel"]
+
+
+def interrupted(site: Site, sign: signal.Signals, until: Path, *arguments: str) -> str:
+    """A command that gets a signal once `until` is there; what it said on standard error."""
+    environment = os.environ | {"PATH": f"{site.bin}:{os.environ['PATH']}", "BATON_RUNS": str(site.runs)}
+    command = [sys.executable, "launch/train.py", "--config", "tests/support/configs/tiny.py", *arguments]
+    conf = {"SLURM_CONF": str(site.bin.parent / "slurm.conf")}
+    with subprocess.Popen(
+        [*command, "--data-root", str(site.data), "--run", "g"],
+        cwd=ROOT, env=environment | conf, stderr=subprocess.PIPE, text=True,
+    ) as launcher:  # fmt: skip
+        while not until.exists():
+            assert launcher.poll() is None
+            time.sleep(0.002)
+        launcher.send_signal(sign)
+        said = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 130, said
+    return said
+
+
+def test_jobs_that_their_runs_do_not_know_yet_are_withdrawn(site: Site) -> None:
+    """The events are about to be written (the name of the cluster, for them, is read from a pipe): the runs
+    go, so must the jobs."""
+    os.mkfifo(site.bin.parent / "slurm.conf")
+    for_training = f'case "$*" in *dependency*) touch {site.bin}/both; echo Submitted batch job 6;; '
+    site.command("sbatch", for_training + "*) echo Submitted batch job 5;; esac")
+    interrupted(site, signal.SIGINT, site.bin / "both", "--cluster", "slurm", "--seeds", "0,1")
+    assert sorted(site.calls("scancel")) == ["scancel 5", "scancel 6"]
+    assert list(site.runs.iterdir()) == []
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGHUP])
+def test_half_of_a_local_sweep_ends_with_its_launcher(sign: signal.Signals, site: Site) -> None:
+    begun = site.runs / "g-1" / "events.jsonl"
+    said = interrupted(site, sign, begun, "--cluster", "local", "--seeds", "0-11")
+    assert "Traceback" not in said
+    assert list(site.runs.iterdir()) == []
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [one for one in commands if os.fsencode(site.runs) in one]
 
 
 @pytest.mark.parametrize("lacks", ["srun", "a version"])

@@ -74,11 +74,14 @@ def wait_behind(job: str, holder: bool, arguments: list[str], prerequisites: Pre
 
 def submit(made: Sequence[Run], batches: Sequence[Batch], prerequisites: Prerequisites) -> list[Submitted]:
     """One chain per run. Chains on one machine share its GPUs; without GPUs they run side by side."""
+    from launch.submit import submission
+
     sweep = bool(batches[0].elements)
-    return [
-        _submit_chain(run, number if sweep else None, batches, prerequisites)
-        for number, run in enumerate(made)
-    ]
+    with submission.ended_on_error():
+        return [
+            _submit_chain(run, number if sweep else None, batches, prerequisites)
+            for number, run in enumerate(made)
+        ]
 
 
 def _submit_chain(

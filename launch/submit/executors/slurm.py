@@ -51,10 +51,10 @@ def submit(made: Sequence[Run], batches: Sequence[Batch], prerequisites: Prerequ
             jobs[stage] = after = job
             how = "aftercorr" if sweep else "afterok"
             stack.enter_context(submission.withdrawn_on_error(job))
-    return [
-        (_noted(run, number if sweep else None, jobs, batches, prerequisites), None)
-        for number, run in enumerate(made)
-    ]
+        return [
+            (_noted(run, number if sweep else None, jobs, batches, prerequisites), None)
+            for number, run in enumerate(made)
+        ]
 
 
 def _noted(
