@@ -1,15 +1,14 @@
 """Frees disk space: old checkpoints and unfinished leftovers of runs that are not active.
 
 Only lists what it would delete, unless --yes is given. Always kept: the newest checkpoints (with older ones,
-if none of them is whole), the best one, events, metrics, logs and evaluations; and everything of a run that
-is active or whose state is unknown.
+if none of them is whole), the best one, one that the run's --checkpoint names, events, metrics, logs and
+evaluations; and everything of a run that is active or whose state is unknown.
 """
 
 import argparse
 import json
 import shlex
 import sys
-from pathlib import Path
 
 import checkout
 
@@ -25,9 +24,6 @@ EXAMPLES = """\
   python launch/clean.py --keep 1 --yes     only the newest and the best checkpoint of each run
 """
 
-Found = list[tuple[str, Path, str, int]]
-"""(run, path, why, bytes) of each."""
-
 
 def main() -> int:
     parser = checkout.parser(__doc__, EXAMPLES)
@@ -41,11 +37,12 @@ def main() -> int:
     if arguments.keep < 1:
         raise UserError("--keep must be 1 or more: without a checkpoint a run cannot resume")
     chosen = sweeps.find(arguments.runs) or runs.all_runs()
+    marks = [(run, leftovers.mark(run)) for run in chosen]
     pasts = [history.attempt(run) for run in chosen]
     answer = slurm_queries.ask(
         id for past in pasts if isinstance(past, History) for id in leftovers.open_jobs(past)
     )
-    found: Found = []
+    found: leftovers.Found = []
     skipped: list[tuple[str, str]] = []
     for run, past in zip(chosen, pasts, strict=True):
         if isinstance(past, Exception):
@@ -69,28 +66,17 @@ def main() -> int:
             ("doctor", path, "a probe that is over", leftovers.size_of(path))
             for path in leftovers.old_probes()
         ]
-    found, refused = delete(found) if arguments.yes else (found, {})
+    refused: dict[str, str] = {}
+    if arguments.yes:
+        found, refused, active = leftovers.delete_all(found, marks)
+        skipped += active
     show(found, skipped + (list(refused.items()) if arguments.json else []), arguments)
     for why in refused.values():
         print(f"error: {why}", file=sys.stderr)
     return 2 if refused else 0
 
 
-def delete(found: Found) -> tuple[Found, dict[str, str]]:
-    """Deletes; returns what was deleted, and run -> why it refused (the rest of that run is skipped)."""
-    deleted: Found = []
-    refused: dict[str, str] = {}
-    for name, path, why, size in found:
-        try:
-            if name not in refused:
-                leftovers.delete(path)
-                deleted.append((name, path, why, size))
-        except OSError as error:
-            refused[name] = refusal(error)
-    return deleted, refused
-
-
-def show(found: Found, skipped: list[tuple[str, str]], arguments: argparse.Namespace) -> None:
+def show(found: leftovers.Found, skipped: list[tuple[str, str]], arguments: argparse.Namespace) -> None:
     total = sum(size for *_, size in found)
     if arguments.json:
         files = [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.run import checkpoint_files, files
 from jobs.run.directory import Run
+from jobs.run.errors import UserError, refusal
 from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, local_jobs, states
@@ -22,6 +25,8 @@ LEFTOVER = re.compile(
 )
 OLDER = "older checkpoint"
 """Why an intact checkpoint may be deleted."""
+Found = list[tuple[str, Path, str, int]]
+"""(run, path, why, bytes) of each that may be deleted."""
 TEMPORARY_SECONDS = 600.0
 """Minimum age of an unfinished file: a command at work right now (a report) has younger ones."""
 PROBE_SECONDS = 86400.0
@@ -116,6 +121,37 @@ def delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def mark(run: Run) -> tuple[int, int] | None:
+    """Changes with whatever happens to the run: each of its jobs, from its submission on, writes events."""
+    try:
+        found = run.events.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def delete_all(
+    found: Found, marks: Sequence[tuple[Run, tuple[int, int] | None]]
+) -> tuple[Found, dict[str, str], list[tuple[str, str]]]:
+    """Deletes. Returns what was deleted; run -> why it refused (the rest of that run is skipped); and the
+    runs left alone because something has happened to them since their `marks` were taken: verifying
+    checkpoints takes minutes, in which a run may have been resumed."""
+    deleted: Found = []
+    refused: dict[str, str] = {}
+    active: dict[str, str] = {}
+    for name, path, why, size in found:
+        if any(run.name == name and mark(run) != before for run, before in marks):
+            active[name] = "something has happened to it just now"
+        if name in refused or name in active:
+            continue
+        try:
+            delete(path)
+            deleted.append((name, path, why, size))
+        except OSError as error:
+            refused[name] = refusal(error)
+    return deleted, refused, list(active.items())
+
+
 def removable(run: Run, keep: int, doubts: dict[str, list[str]]) -> list[tuple[Path, str]]:
     """(file, why it may be deleted) for a run that is not active. `doubts`: from `doubtful`. Raises OSError.
 
@@ -132,6 +168,8 @@ def removable(run: Run, keep: int, doubts: dict[str, list[str]]) -> list[tuple[P
     valid = checkpoint_files.listed(run.checkpoints)
     kept = {one.path.name for one in valid[-keep:]}.union(*doubts.values())
     kept.add(checkpoint_files.noted_name(run.checkpoints) or "")
+    with contextlib.suppress(UserError):  # a damaged request names none
+        kept.add(Path(run.request().checkpoint).name)
     lacks = _lacks_its_note(run)
     if best := (checkpoint_files.of_told_best if lacks else checkpoint_files.best)(run.checkpoints):
         kept.add(best.path.name)

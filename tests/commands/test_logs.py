@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -416,6 +417,33 @@ def test_clean_asks_whether_a_cancelled_job_is_still_saving(tmp_path: Path) -> N
     done = subprocess.run(clean_all, env=over, capture_output=True, text=True, timeout=60)
     assert "deleted 3 files" in done.stdout, done.stdout + done.stderr
     assert {path.suffix for path in run.checkpoints.iterdir()} == {".pth", ".json"}
+
+
+def test_a_run_that_is_resumed_while_clean_looks_is_left_alone(tmp_path: Path) -> None:
+    """Here while squeue answers; with many large checkpoints to verify, it is minutes."""
+    run = made_run(tmp_path / "run")
+    submitted(run)
+    for step in (1, 2, 3):
+        _checkpoint(run, f"epoch_{step}.pth", step)
+    (run.checkpoints / ".epoch_4.pth.1.99.tmp").write_text("being written")
+    write(run, 9, "cancelled", by="me")
+    resumed = run.events.read_text().splitlines()[0]
+    slurm = with_programs(tmp_path, squeue=f"echo {shlex.quote(resumed)} >> {run.events}", sacct=SACCT)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch/clean.py"), "--yes"],
+        env=slurm, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "left alone: run (something has happened to it just now)\ndeleted 0 files" in done.stdout
+    assert len(list(run.checkpoints.iterdir())) == 7
+
+
+def test_a_checkpoint_that_is_to_be_evaluated_stays(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", checkpoint="epoch_1.pth")
+    for step in (1, 2, 3, 4):
+        _checkpoint(run, f"epoch_{step}.pth", step)
+    found = leftovers.removable(run, 2, leftovers.doubtful(run))
+    assert [path.name for path, _ in found] == ["epoch_2.pth", "epoch_2.pth.json"]
 
 
 def test_clean_finds_what_is_left_elsewhere(tmp_path: Path) -> None:
