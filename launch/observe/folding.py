@@ -9,12 +9,12 @@ import msgspec
 
 from launch.observe import figures, wording
 from launch.observe.overview import cells, of_total
-from launch.observe.states import Status
+from launch.observe.states import UNSUBMITTED, Status
 
 # A line that stands for several runs is coloured for the first of these states that one of them has; the
 # counts are in this order, too.
 URGENT = ("failed", "stuck", "stopped", "unreadable", "unknown")
-MOVING = ("running", "starting", "evaluating", "requeueing", "suspended", "queued", "waiting")
+MOVING = ("running", "starting", "evaluating", "requeueing", "suspended", "queued", "waiting", UNSUBMITTED)
 DONE = ("finished", "prepared", "cancelled")
 ORDER = (*URGENT, *MOVING, *DONE)
 
@@ -41,7 +41,7 @@ def lines(found: Sequence[Status], heads: tuple[str, str], fold: bool = True) ->
 
 def folded(name: str, elements: Sequence[Status], heads: tuple[str, str]) -> Line:
     """One line for a sweep: the best figures of its runs, and the sums of their steps and interruptions."""
-    states = Counter(one.state for one in elements)
+    states = Counter(map(_counted, elements))
     known = [state for state in ORDER if states[state]] + sorted(states.keys() - set(ORDER))
     done = sum(one.step or 0 for one in elements)
     totals = [one.max_steps for one in elements if one.max_steps]
@@ -91,6 +91,11 @@ def fitting(table: Sequence[Line], height: int) -> tuple[list[Line], str]:
 
 def summary(found: Sequence[Status]) -> str:
     """The number of runs in each state, in one line."""
-    states = Counter(one.state for one in found)
+    states = Counter(map(_counted, found))
     known = [state for state in ORDER if states[state]] + sorted(states.keys() - set(ORDER))
     return f"{wording.plural(len(found), 'run')}: " + ", ".join(f"{states[state]} {state}" for state in known)
+
+
+def _counted(one: Status) -> str:
+    """What a run counts as: none waits in a queue that it was never submitted to."""
+    return UNSUBMITTED if one.words == UNSUBMITTED else one.state

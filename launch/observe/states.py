@@ -20,6 +20,8 @@ from jobs.slurm.queries import UNKNOWN, Answer, Job, is_slurm
 from launch.observe import efficiency, evaluations, history, local_jobs, sweeps, wording
 from launch.submit import identity
 
+UNSUBMITTED = "not submitted"
+
 SILENT = 600.0
 """Seconds without progress after which a running training is called silent."""
 
@@ -36,15 +38,8 @@ class State(msgspec.Struct, frozen=True):
     def lives(self) -> bool:
         """Whether one of its jobs is queued or running, as far as is known."""
         return self.code in {
-            "queued",
-            "waiting",
-            "starting",
-            "running",
-            "suspended",
-            "requeueing",
-            "evaluating",
-            "unreadable",
-            "unknown",
+            *("queued", "waiting", "starting", "running", "suspended", "requeueing", "evaluating"),
+            *("unreadable", "unknown"),
         }
 
 
@@ -112,7 +107,8 @@ def status(run: Run, past: History, answer: Answer, now: float) -> Status:
         words=state.words,
         stage=state.stage,
         job=job.id if job else "",
-        sweep=sweeps.stem_of(run.name) if past.element else "",
+        # The events of what was only made, perhaps by a launcher that was killed, name no element.
+        sweep=sweeps.stem_of(run.name) if past.element else "" if past.jobs else sweeps.of(run),
         step=step,
         epoch=epoch,
         max_epochs=progress.get("max_epochs"),
@@ -371,7 +367,11 @@ def _other_stage(run: Run, past: History, answer: Answer) -> State:
     """The state of a run without a training: a preparation, an evaluation, or one never submitted."""
     job = next(reversed(list(past.jobs.values())), None)
     if job is None:
-        return State("finished", "prepared", "prepare") if past.prepared else State("queued", "not submitted")
+        if past.prepared:
+            return State("finished", "prepared", "prepare")
+        if (run.path / files.PROGRESS()).exists():
+            return State("unknown", f"{files.EVENTS()} is gone or damaged, so what happened to it is unknown")
+        return State("queued", UNSUBMITTED)
     if job.state == "finished":
         made: dict[type, str] = {kinds.Prepared: "prepared", kinds.Verified: "verified"}
         return State("finished", made.get(type(past.prepared), "finished"), job.stage)

@@ -79,7 +79,11 @@ def find(name: str) -> Run:
         raise UserError(
             f"{name} is a sweep of {of}: name one of them (whole sweeps are for status.py, cancel.py, "
             "clean.py and report.py --compare)"
+            if len(elements) > 1
+            else f"{name} is a sweep of a single run: name {elements[0].name}"
         )
+    if name and (folder := runs_root() / name).is_dir():
+        raise UserError(f"{folder} has no {files.REQUEST()}, so it is not a run, or not any more")
     names = [run.name for run in all_runs() if NAME.fullmatch(run.name)]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`python launch/status.py` lists all"

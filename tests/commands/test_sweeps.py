@@ -19,7 +19,7 @@ from jobs.run.directory import Run
 from launch.observe.report.data import repeat_command
 from tests.support.terminal import Terminal
 from tests.unit.fake_slurm import Site, one_line
-from tests.unit.made_runs import common, made_run, started, write
+from tests.unit.made_runs import common, made_run, started, write, write_progress
 from tests.unit.test_groups import grid
 from tests.unit.test_identity import row
 
@@ -244,6 +244,24 @@ def test_a_sweeps_name_is_all_of_its_runs_or_they_are_named(site: Site) -> None:
     assert site.calls("scancel") == ["scancel 12 13"], "one call, however many runs the sweep has"
     assert json.loads(site("cancel", "lr-1", "lr-0", "--json").stdout)[0]["run"] == "lr-1"
     assert json.loads(site("cancel", "lr-1", "--json").stdout)["jobs"] == []
+
+
+def test_a_sweep_that_was_never_submitted_is_one_line_too(tmp_path: Path) -> None:
+    """--no-submit makes one, and a launcher that is killed."""
+    for name, sweep in (("g-0", "g"), ("g-1", "g"), ("one-1", "")):
+        made_run(tmp_path / name, sweep=sweep)
+    shown = [line.split("  ")[:2] for line in call(tmp_path, "status").splitlines()[1:3]]
+    assert shown == [["g (2 runs)", "2 not submitted"], ["one-1", ""]]
+
+
+def test_what_is_left_of_a_run_is_called_that(tmp_path: Path) -> None:
+    gone, half = made_run(tmp_path / "gone"), made_run(tmp_path / "half")
+    write_progress(gone, 1, step=5)
+    half.request_file.unlink()
+    made_run(tmp_path / "s-0", sweep="s")
+    assert "events.jsonl is gone or damaged" in call(tmp_path, "status", "gone")
+    assert "half has no run.yaml, so it is not a run" in call(tmp_path, "status", "half", code=2)
+    assert "s is a sweep of a single run: name s-0" in call(tmp_path, "logs", "s", code=2)
 
 
 def test_slurm_is_asked_once_about_all_runs_of_a_sweep(site: Site) -> None:
