@@ -41,16 +41,20 @@ def main() -> int:
     remaining = [[] for _ in ended] if arguments.now else cancelling.wait(ended)
     for (run, jobs), left in zip(ended, remaining, strict=True):
         told.append({"run": run.name, "jobs": jobs, "left": left})
-        if not arguments.json:
-            tell(run, jobs, left)
+        if not arguments.json and (jobs or len(ended) == 1):
+            tell(run, jobs, left, alone=len(ended) == 1)
         code = code or (1 if left else 0)
+    if not arguments.json and len(ended) > 1:
+        sweep = arguments.runs[0] if len(arguments.runs) == 1 else ""
+        tell_rest(sweep, sum(not jobs for _, jobs in ended), len(ended))
     several = len(arguments.runs) > 1 or sweeps.of(found[0]) == arguments.runs[0]
     if arguments.json and (told or several):
         print(json.dumps(told if several else told[0]))
     return code
 
 
-def tell(run: Run, jobs: list[str], left: list[str]) -> None:
+def tell(run: Run, jobs: list[str], left: list[str], alone: bool) -> None:
+    """What became of a run and, if it is `alone`, what to do next."""
     if not jobs:
         print(f"{run.name}: none of its jobs was queued or running")
         print(f"how it stands: python launch/status.py {run.name}")
@@ -58,12 +62,19 @@ def tell(run: Run, jobs: list[str], left: list[str]) -> None:
     print(f"{run.name}: cancelled {', '.join(jobs)}")
     if left:
         print(f"error: still there: {', '.join(left)}; python launch/status.py {run.name}", file=sys.stderr)
-        return
-    past = history.read(run)
-    if past.finished is None and past.newest_job("train") is not None:
+    elif alone and (past := history.read(run)).finished is None and past.newest_job("train") is not None:
         print(f"to resume it: python launch/train.py --resume {run.name}")
-    else:
+    elif alone:
         print(f"next: python launch/status.py {run.name}")
+
+
+def tell_rest(sweep: str, idle: int, of: int) -> None:
+    """The end of what is told of several runs, which may be hundreds; `sweep`: whose, if of one."""
+    if idle:
+        print(f"{idle} of {of} runs had no job that was queued or running")
+    print(f"how they stand: python launch/status.py{f' {sweep}' if sweep else ''}")
+    if idle < of:
+        print("to resume one: python launch/train.py --resume RUN")
 
 
 if __name__ == "__main__":
