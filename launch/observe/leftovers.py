@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from jobs.run import checkpoint_files, files
 from jobs.run.directory import Run
-from jobs.run.errors import UserError, refusal
+from jobs.run.errors import refusal
 from jobs.run.past import History
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, local_jobs, states
@@ -102,6 +101,17 @@ def _lacks_its_note(run: Run) -> bool:
     return run.config.exists() and not checkpoint_files.noted_name(run.checkpoints)
 
 
+def _to_be_evaluated(run: Run) -> str:
+    """The name of the checkpoint that the run's request has evaluated; "" if it names none."""
+    try:
+        text = run.request_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    # Not parsed as YAML, because hundreds are read at a time.
+    found = re.search(r"^checkpoint: ['\"]?(.+?)['\"]?$", text, re.MULTILINE)
+    return Path(found[1]).name if found else ""
+
+
 def old_probes() -> list[Path]:
     """doctor's probe folders, except those into which a job may still write."""
     found = [path for path in probe_job.probes_root().glob("probe-*") if path.is_dir()]
@@ -109,9 +119,12 @@ def old_probes() -> list[Path]:
 
 
 def size_of(path: Path) -> int:
+    """The bytes that are free once it is deleted: none of a file that has another name, as in a copy by
+    `cp -al`."""
     if path.is_dir() and not path.is_symlink():
         return sum(size_of(inner) for inner in path.iterdir())
-    return path.lstat().st_size
+    found = path.lstat()
+    return found.st_size if found.st_nlink == 1 else 0
 
 
 def delete(path: Path) -> None:
@@ -168,8 +181,7 @@ def removable(run: Run, keep: int, doubts: dict[str, list[str]]) -> list[tuple[P
     valid = checkpoint_files.listed(run.checkpoints)
     kept = {one.path.name for one in valid[-keep:]}.union(*doubts.values())
     kept.add(checkpoint_files.noted_name(run.checkpoints) or "")
-    with contextlib.suppress(UserError):  # a damaged request names none
-        kept.add(Path(run.request().checkpoint).name)
+    kept.add(_to_be_evaluated(run))
     lacks = _lacks_its_note(run)
     if best := (checkpoint_files.of_told_best if lacks else checkpoint_files.best)(run.checkpoints):
         kept.add(best.path.name)

@@ -446,6 +446,13 @@ def test_a_checkpoint_that_is_to_be_evaluated_stays(tmp_path: Path) -> None:
     assert [path.name for path, _ in found] == ["epoch_2.pth", "epoch_2.pth.json"]
 
 
+def test_a_file_that_a_copy_shares_frees_nothing(tmp_path: Path) -> None:
+    (tmp_path / "alone").write_bytes(b"12345")
+    (tmp_path / "shared").write_bytes(b"123")
+    os.link(tmp_path / "shared", tmp_path / "copy")
+    assert leftovers.size_of(tmp_path) == 5
+
+
 def test_clean_finds_what_is_left_elsewhere(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     run = interrupted_run(runs / "run")
