@@ -62,9 +62,7 @@ def main() -> int:
     if bool(arguments.run) == bool(arguments.config):
         raise UserError("name a run to evaluate, or a config with --config: one of the two")
     if arguments.tta and arguments.batch > 1:
-        raise UserError(
-            "--batch does not work with --tta, which passes each image several times: leave out one"
-        )
+        raise UserError("--batch does not go with --tta, which passes each image several times")
     options.check_pictures(arguments.pictures or [])
     if arguments.config:
         return evaluate_new(arguments)
@@ -77,6 +75,7 @@ def main() -> int:
         programs.require(run, "jobs/evaluate/batches.py", "--batch")
     resolved = options.settings(arguments, options.profile_of(arguments, run, "evaluate"), "evaluate")
     job = batch(arguments, run, resolved, options.checkpoint(arguments.checkpoint, run))
+    data_ready.check_run(run, interpreters.is_this(resolved))
     if arguments.dry_run:
         return single_job.show(job, arguments.json)
     number, process = single_job.submit(run, job)

@@ -255,7 +255,8 @@ def _pending(past: History, job: StageJob, seen: Job, now: float) -> State:
     if stuck := _stuck(seen):
         return State("stuck", stuck)
     behind = _behind(seen)
-    if past.incarnations:
+    resumed = past.rests and past.rests[-1][1] == job.submitted and job.started is None  # by the user
+    if past.incarnations and not resumed:
         if seen.reason in ("BeginTime", "") or seen.state == "REQUEUED":
             return State("requeueing", f"waiting for requeue{when}")
         return State("requeueing", f"waiting for requeue, {behind}{when}")

@@ -75,6 +75,14 @@ def check(data_root: Path, chain: configs.Chain) -> None:
             )
 
 
+def check_run(run: Run, here: bool) -> None:
+    """Raises UserError, with the fix, if what a run's config evaluates on is gone with its data root."""
+    request = run.request()
+    root = Path(request.data_root)
+    if not root.is_dir():  # else the job itself sees what is missing, as the data may have changed since
+        check(root, configs.check(run.code / request.config, request.overrides, here=here, code=run.code))
+
+
 def check_relative(chain: configs.Chain) -> None:
     """Raises UserError for a relative data root that is neither below data/ nor part of the snapshot: it
     would be relative to the directory in which training was once started."""

@@ -119,6 +119,7 @@ def _tell(
     gc.enable()  # which launch/train.py has disabled
     codes = []
     for run, (ids, process) in zip(made, submitted, strict=True):
+        print(f"==> {run.name}", file=sys.stderr if arguments.json else sys.stdout, flush=True)
         codes.append(waiting.wait(run, ids, process, arguments.json))
     if any(codes):
         print(f"{sum(map(bool, codes))} of {len(codes)} runs did not finish successfully", file=sys.stderr)

@@ -114,6 +114,15 @@ def test_a_successor_is_the_job_that_counts(tmp_path: Path) -> None:
     assert states.jobs_to_ask(history.read(run)) == ["19"]
 
 
+def test_a_job_with_which_the_user_goes_on_waits_for_no_requeue(tmp_path: Path) -> None:
+    run = interrupted_run(tmp_path / "run")
+    write(run, 700, "submitted", stage="train", job="15", executor="slurm")
+    waiting = Job(id="15", state="PENDING", reason="Priority", ahead=3)
+    assert (judge(run, waiting).code, judge(run, waiting).words) == ("queued", "queued behind 3 jobs")
+    started(run, 800, 4, job="15")
+    assert judge(run, waiting).code == "requeueing"
+
+
 def test_ended(tmp_path: Path) -> None:
     run = interrupted_run(tmp_path / "run")
     assert judge(run).words == "finished"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,21 @@ def test_a_refused_resume_or_evaluation_changes_nothing(site: Site) -> None:
     assert site.contents() == before
 
 
+def test_nothing_is_evaluated_on_data_that_is_gone(site: Site) -> None:
+    site.train("--no-submit")
+    run = Run(site.runs / "mine")
+    request = run.request()
+    request.data_root = str(site.runs / "gone")
+    run.write_request(request)
+    run.checkpoints.mkdir()
+    (run.checkpoints / "epoch_1.pth").write_bytes(b"PK\x03\x04")
+    site.command("sbatch", "echo Submitted batch job 5")
+    one_line(
+        site("evaluate", "mine", "--checkpoint", "epoch_1.pth"), "no prepared dataset in", "/gone makes it"
+    )
+    assert not site.log.exists() or not site.calls("sbatch")
+
+
 def test_what_the_user_asked_for_wins_over_the_shells_variables(site: Site) -> None:
     site.command("sbatch", f'env > "{site.runs}/../environment"; echo Submitted batch job 5')
     given = {"SBATCH_PARTITION": "old", "SBATCH_QUIET": "1", "SBATCH_TIMELIMIT": "1", "SBATCH_ACCOUNT": "me"}
@@ -150,8 +167,8 @@ def test_a_submission_that_is_interrupted_leaves_no_job(
     assert asked == ["srun", "sbatch", "squeue", "scancel"]
 
 
-def interrupted(site: Site, sign: signal.Signals, until: Path, *arguments: str) -> str:
-    """A command that gets a signal once `until` is there; what it said on standard error."""
+def interrupted(site: Site, sign: signal.Signals, until: Callable[[], bool], *arguments: str) -> str:
+    """A command that gets a signal as soon as `until` holds; what it said on standard error."""
     environment = os.environ | {"PATH": f"{site.bin}:{os.environ['PATH']}", "BATON_RUNS": str(site.runs)}
     command = [sys.executable, "launch/train.py", "--config", "tests/support/configs/tiny.py", *arguments]
     conf = {"SLURM_CONF": str(site.bin.parent / "slurm.conf")}
@@ -159,7 +176,7 @@ def interrupted(site: Site, sign: signal.Signals, until: Path, *arguments: str) 
         [*command, "--data-root", str(site.data), "--run", "g"],
         cwd=ROOT, env=environment | conf, stderr=subprocess.PIPE, text=True,
     ) as launcher:  # fmt: skip
-        while not until.exists():
+        while not until():
             assert launcher.poll() is None
             time.sleep(0.002)
         launcher.send_signal(sign)
@@ -171,10 +188,18 @@ def interrupted(site: Site, sign: signal.Signals, until: Path, *arguments: str) 
 def test_jobs_that_their_runs_do_not_know_yet_are_withdrawn(site: Site) -> None:
     """The events are about to be written (the name of the cluster, for them, is read from a pipe): the runs
     go, so must the jobs."""
-    os.mkfifo(site.bin.parent / "slurm.conf")
-    for_training = f'case "$*" in *dependency*) touch {site.bin}/both; echo Submitted batch job 6;; '
-    site.command("sbatch", for_training + "*) echo Submitted batch job 5;; esac")
-    interrupted(site, signal.SIGINT, site.bin / "both", "--cluster", "slurm", "--seeds", "0,1")
+    pipe = site.bin.parent / "slurm.conf"
+    os.mkfifo(pipe)
+    site.command("sbatch", 'case "$*" in *dependency*) id=6;; *) id=5;; esac; echo Submitted batch job $id')
+    opened: list[int] = []
+
+    def is_read() -> bool:
+        with contextlib.suppress(OSError):  # ENXIO: nobody reads
+            opened.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    interrupted(site, signal.SIGINT, is_read, "--cluster", "slurm", "--seeds", "0,1")
+    os.close(*opened)
     assert sorted(site.calls("scancel")) == ["scancel 5", "scancel 6"]
     assert list(site.runs.iterdir()) == []
 
@@ -182,7 +207,7 @@ def test_jobs_that_their_runs_do_not_know_yet_are_withdrawn(site: Site) -> None:
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGHUP])
 def test_half_of_a_local_sweep_ends_with_its_launcher(sign: signal.Signals, site: Site) -> None:
     begun = site.runs / "g-1" / "events.jsonl"
-    said = interrupted(site, sign, begun, "--cluster", "local", "--seeds", "0-11")
+    said = interrupted(site, sign, begun.exists, "--cluster", "local", "--seeds", "0-11")
     assert "Traceback" not in said
     assert list(site.runs.iterdir()) == []
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from jobs.run.errors import UserError
-from launch.submit import options, sweep_options
+from launch.submit import options, sweep, sweep_options
+from tests.unit.made_runs import common, made_run, submitted, write
 
 
 @pytest.mark.parametrize(
@@ -129,3 +130,15 @@ def test_a_value_may_be_there_twice_beside_another_one() -> None:
 def test_what_is_no_grid(words: tuple[str, ...], error: str) -> None:
     with pytest.raises(UserError, match=error):
         sweep_options.elements(given(*words))
+
+
+def test_each_run_that_is_waited_for_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [made_run(tmp_path / f"g-{number}") for number in range(2)]
+    for run in made:
+        submitted(run)
+        write(run, 1, "finished", step=1, epoch=1, **common(1))
+    waits = argparse.Namespace(json=False, wait=True)
+    assert sweep._tell(waits, made, [{"a": 1}, {"a": 2}], [({"train": "12"}, None)] * 2) == 0
+    lines = capsys.readouterr().out.splitlines()
+    named = [lines.index(f"==> {run.name}") for run in made]
+    assert [line.split()[2] for line in lines[named[0] + 1 : named[1]]] == ["submitted", "finished"]
