@@ -108,6 +108,8 @@ def main() -> int:
         return sweep.main(arguments, spec)
     if arguments.zip:
         raise UserError("--zip pairs the values of several --sweep, or of --sweep and --seeds")
+    if arguments.run and arguments.dry_run != "evaluate":
+        training.check_no_sweep(arguments.run)
     if arguments.dry_run:
         return training.dry_run(arguments, spec)
     return training.submit_new(arguments, spec)

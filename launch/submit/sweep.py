@@ -43,8 +43,11 @@ def _submit(
     arguments: argparse.Namespace, spec: creation.TrainingSpec, values: list[dict[str, Any]], name: str
 ) -> int:
     taken = [f"{name}-{number}" for number in range(len(values)) if runs.is_taken(f"{name}-{number}")]
-    if taken and arguments.element is None and arguments.dry_run != "evaluate":
-        raise UserError(f"the run name {taken[0]!r} is taken: choose another --run for the sweep")
+    if arguments.element is None and arguments.dry_run != "evaluate":
+        if taken:
+            raise UserError(f"the run name {taken[0]!r} is taken: choose another --run for the sweep")
+        if runs.is_taken(name):
+            raise UserError(f"{name!r} is the name of a run, and would mean that one: choose another --run")
     runs.check_name(f"{name}-{len(values) - 1}")
     prefix = runs.runs_root() / f"{name}-"
     if arguments.dry_run:
@@ -83,7 +86,7 @@ def _submit(
 def _free(stem: str) -> str:
     stem = runs.free_name(f"{stem}-sweep").rpartition("-")[0]
     number = 1
-    while runs.is_taken(f"{stem}-{number}-0"):
+    while runs.is_taken(f"{stem}-{number}") or runs.is_taken(f"{stem}-{number}-0"):
         number += 1
     return f"{stem}-{number}"
 

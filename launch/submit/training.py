@@ -13,7 +13,7 @@ from typing import Any
 from jobs.run import files
 from jobs.run.directory import Run, check_seed
 from jobs.run.errors import UserError
-from launch.observe import ending
+from launch.observe import ending, sweeps
 from launch.submit import batch_script as script
 from launch.submit import (
     configs,
@@ -103,6 +103,12 @@ def batches(
             **common,
         ),
     )
+
+
+def check_no_sweep(name: str) -> None:
+    """Raises UserError if a sweep has the name of a new run: status.py and cancel.py would mean the run."""
+    if elements := sweeps.members(name):
+        raise UserError(f"--run {name} is a sweep's name, of {elements[0].name} and others: choose another")
 
 
 def submit_new(arguments: argparse.Namespace, spec: creation.TrainingSpec) -> int:

@@ -246,6 +246,16 @@ def test_a_sweeps_name_is_all_of_its_runs_or_they_are_named(site: Site) -> None:
     assert json.loads(site("cancel", "lr-1", "--json").stdout)["jobs"] == []
 
 
+def test_a_run_and_a_sweep_have_no_name_in_common(tmp_path: Path) -> None:
+    """`cancel.py lr` would end the one instead of the other."""
+    made_run(tmp_path / "lr-0", sweep="lr")
+    made_run(tmp_path / "one")
+    said = call(tmp_path, *TRAIN, "--run", "lr", "--no-submit", code=2)
+    assert said == "error: --run lr is a sweep's name, of lr-0 and others: choose another\n"
+    said = call(tmp_path, *TRAIN, "--seeds", "0,1", "--run", "one", "--no-submit", code=2)
+    assert said == "error: 'one' is the name of a run, and would mean that one: choose another --run\n"
+
+
 def test_a_sweep_that_was_never_submitted_is_one_line_too(tmp_path: Path) -> None:
     """--no-submit makes one, and a launcher that is killed."""
     for name, sweep in (("g-0", "g"), ("g-1", "g"), ("one-1", "")):
