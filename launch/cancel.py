@@ -62,9 +62,12 @@ def tell(run: Run, jobs: list[str], left: list[str], alone: bool) -> None:
     print(f"{run.name}: cancelled {', '.join(jobs)}")
     if left:
         print(f"error: still there: {', '.join(left)}; python launch/status.py {run.name}", file=sys.stderr)
-    elif alone and (past := history.read(run)).finished is None and past.newest_job("train") is not None:
+    if left or not alone:
+        return
+    past = history.read(run)
+    if past.finished is None and past.newest_job("train") is not None:
         print(f"to resume it: python launch/train.py --resume {run.name}")
-    elif alone:
+    else:
         print(f"next: python launch/status.py {run.name}")
 
 
