@@ -72,7 +72,7 @@ def about(run: Run) -> About:
     try:
         text = run.config.read_text(encoding="utf-8")
         values = literals.values(ast.parse(text))
-    except (OSError, UnicodeDecodeError, SyntaxError, RecursionError):  # none with a --worker
+    except (OSError, ValueError, SyntaxError, RecursionError):  # none with a --worker
         text, values = "", {}
     asked = report.public(request)
     kept = ("config", "seed", "nodes", "gpus", "data_root", "set", "versions", "command", "worker")
