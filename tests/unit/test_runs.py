@@ -135,14 +135,14 @@ def test_a_name_that_nobody_asked_for_may_be_taken_meanwhile() -> None:
 def test_a_file_system_without_modes_and_links_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """exFAT, say, or a share of Windows."""
 
-    def refuse(path: str, *_: object, **__: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+    def refuse(path: str | Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
 
     def take(run: Run) -> None:
         snapshot.take(run.code, root)
 
-    for name in ("chmod", "symlink"):
-        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(Path, "symlink_to", refuse)  # which has os's own in Python 3.10
     why = f"^{root} is on a file system without symbolic links, .*: set BATON_RUNS"
     with pytest.raises(UserError, match=why), runs.new_run("a", take):
         pass
