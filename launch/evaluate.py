@@ -62,7 +62,7 @@ def main() -> int:
     if bool(arguments.run) == bool(arguments.config):
         raise UserError("name a run to evaluate, or a config with --config: one of the two")
     if arguments.tta and arguments.batch > 1:
-        raise UserError("--batch does not work with --tta, which passes each image several times")
+        raise UserError("--batch does not work with --tta (several passes an image): leave out one")
     options.check_pictures(arguments.pictures or [])
     if arguments.config:
         return evaluate_new(arguments)

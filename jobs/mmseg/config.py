@@ -110,15 +110,15 @@ def read(path: Path) -> Config:
     except (ConfigParsingError, OSError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from None
     except (Exception, SystemExit) as error:
-        # A config is a program of the user's: it may raise anything.
+        # A config is the user's program: it may raise anything.
         raise UserError(f"{path} cannot be read: {_what_raised(error, path)}") from None
-    # Configs in pure Python have None there; names such as mmseg's "IoUMetric" are always understood here.
+    # It is None in pure Python configs; here, names such as mmseg's "IoUMetric" are always understood.
     content["default_scope"] = content.get("default_scope") or "mmseg"
     return Config(_without_marks(content, content["default_scope"]))
 
 
 def _what_raised(error: BaseException, path: Path) -> str:
-    """The error in one line, with that of the config, or of its base, which raised it."""
+    """The error in one line, with the line of the config, or of its base, that raised it."""
     lines = [one for one in traceback.extract_tb(error.__traceback__) if one.name == "<module>" and one.line]
     said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     if not lines:
@@ -147,7 +147,7 @@ def _without_marks(node: Any, scope: str) -> Any:
 
 
 def import_modules(cfg: Config, config: str) -> None:
-    """Imports what `custom_imports` names. Raises UserError, with the reason, for what cannot be imported."""
+    """Imports the config's `custom_imports`. Raises UserError, with the reason, if one cannot be imported."""
     with named(config):
         names = supported.imported(cfg.get("custom_imports"))
     given = supported.unmarked(cfg.get("custom_imports"))
@@ -182,7 +182,7 @@ def add_tensorboard(cfg: Config, session: Session) -> None:
     # One folder for all starts: one curve in TensorBoard.
     visualizer.setdefault("save_dir", str(session.run.path / files.TENSORBOARD()))
     backends = list(visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}])
-    kinds = [name_of(one.get("type")) if isinstance(one, dict) else "" for one in backends]
+    kinds = [curves.kind_of(one) for one in backends]
     for kind, backend in zip(kinds, list(backends), strict=True):
         package = trackers.BACKENDS.get(kind)
         if package and not installed.is_installed(package):

@@ -31,6 +31,11 @@ OURS = {"TensorboardVisBackend": "ExactTensorboard", "LocalVisBackend": "OpenLoc
 """mmengine's backend -> our replacement."""
 
 
+def kind_of(backend: Any) -> str:
+    """The class name of a config's backend; "" for what mmengine will refuse."""
+    return name_of(backend.get("type")) if isinstance(backend, dict) else ""
+
+
 def put_in(cfg: Config) -> None:
     """Puts this module's backends into a config, and logs every scalar by step (by default, mmengine logs
     those of a validation by epoch, which would not continue the curve)."""
@@ -39,7 +44,7 @@ def put_in(cfg: Config) -> None:
         hook.setdefault("log_metric_by_epoch", False)
     kept, sent = [], False
     for backend in cfg.visualizer.vis_backends:
-        kind = name_of(backend.get("type"))
+        kind = kind_of(backend)
         sent |= kind in trackers.BACKENDS
         if kind in OURS:
             backend = {**backend, "type": OURS[kind]}

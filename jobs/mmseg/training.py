@@ -100,7 +100,7 @@ def train(session: Session, preemption: Preemption) -> None:
     if checkpoint and session.main:
         say_resumed(session, checkpoint, prepared)
 
-    # All of it: loading, every epoch and validation, every save.
+    # The whole training: loading, every epoch and validation, every save.
     with user_errors(session, runner_.begins):
         runner_.train()
 
@@ -156,9 +156,9 @@ def say_resumed(session: Session, checkpoint: checkpoints.Checkpoint, prepared: 
 
 @contextlib.contextmanager
 def user_errors(session: Session, begins: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Turns what a mistake in a config, or in the user's code, raises into the user's error that it is: in
-    building whenever that is, and of any code as long as the run `begins`, for the next start would compute
-    the same from the same. What a machine may be to blame for stays as it is."""
+    """Turns errors from a mistake in a config or in the user's code into a UserError: always while something
+    is built from the config, and of any code as long as the run `begins`, since the next start would compute
+    the same. Errors that a machine may be to blame for stay as they are."""
     try:
         yield
     except MISTAKES as error:
@@ -173,4 +173,4 @@ MISTAKES = (
     *(TypeError, ValueError, AssertionError, LookupError, AttributeError, NameError, ArithmeticError),
     *(ImportError, NotImplementedError, RecursionError),
 )
-"""What a mistake in a config, or in code, raises."""
+"""Errors that a mistake in a config or in code raises."""

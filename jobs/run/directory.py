@@ -36,7 +36,7 @@ MOST_SEED = 2**32 - 1
 
 
 def check_seed(seed: Any, where: str) -> None:
-    """Raises UserError for a seed that no generator takes; what is not known yet is another's matter."""
+    """Raises UserError for a number or text that is no valid seed; other types are checked elsewhere."""
     if isinstance(seed, (str, float)) or (isinstance(seed, int) and not 0 <= seed <= MOST_SEED):
         raise UserError(f"{where}: a seed must be 0 to {MOST_SEED}, not {seed!r}")
 
@@ -84,7 +84,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def named(self) -> str:
-        """The config by the name that its owner knows."""
+        """The config's path as the user knows it."""
         return self.source or self.config
 
     @property

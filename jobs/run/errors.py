@@ -53,8 +53,8 @@ def refusal(error: OSError) -> str:
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:
-    """Its message in one line of at most so many characters; if it says nothing, what kind of error it is
-    and where it was raised."""
+    """The error's message in one line of at most so many characters; if it has none, its type and where it
+    was raised."""
     return " ".join(said_by(error).split())[:most] or f"{type(error).__name__}{_place(error)}"[:most]
 
 
@@ -129,10 +129,10 @@ _NOT_THE_USERS = (os.path.dirname(os.__file__) + os.sep, os.path.dirname(os.path
 
 
 def said_by(error: BaseException) -> str:
-    """Its words, with an object's type instead of its address; "" if it raises instead."""
+    """The error's message, with objects' types instead of their addresses; "" if it cannot be had."""
     try:
         said = str(error)
-    except Exception:  # a class of somebody's own
+    except Exception:  # somebody's own class
         return ""
     if " object at 0x" not in said:
         return said

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,11 @@ def test_files_folders_and_globs_of_every_kind(random_run: Run, tmp_path: Path) 
     rotated.save(inputs / "turned.jpg", exif=exif)
     (inputs / "broken.jpg").write_bytes(b"<html>not found</html>")
 
+    def failures() -> list[dict[str, Any]]:
+        found = [event for event in events.read(random_run.events) if event["event"] == "failed"]
+        return [event for event in found if event["stage"] == "infer"]
+
+    before = len(failures())  # other tests share the run
     done = infer(
         random_run,
         *("--out", str(out), "--"),
@@ -54,9 +60,7 @@ def test_files_folders_and_globs_of_every_kind(random_run: Run, tmp_path: Path) 
     assert done.returncode == 2, done.stderr
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "broken.jpg cannot be read as an image" in error
-    # Other tests share the run, in which more may have failed.
-    failures = [event for event in events.read(random_run.events) if event["event"] == "failed"]
-    failed = [event for event in failures if event["stage"] == "infer"][-1]
+    (failed,) = failures()[before:]
     assert failed["exit_code"] == 2
     assert failed["reason"] == error.removeprefix("error: ")
     assert "Traceback" not in done.stderr

@@ -19,6 +19,9 @@ SEG = (
 )
 
 
+NOT_PYTHON = ": not Python" if sys.version_info >= (3, 11, 4) else " cannot be read as a config"
+"""What ast.parse raises for a NUL byte was a ValueError before."""
+
 TEST = "model = dict(type='EncoderDecoder', decode_head=dict(), test_cfg={})\n"
 
 
@@ -49,7 +52,7 @@ def test_the_configs_of_the_checkout_pass(config: Path) -> None:
         (SEG.replace("val_evaluator", "x"), "set test_evaluator or val_evaluator"),
         ("_base_ = [name for name in ()]\n", "must be written out"),
         ("\ufeffx = 1\n", "line 1: not Python: invalid non-printable character U+FEFF: save it as UTF-8"),
-        ("x = '\0'\n", "source code string cannot contain null bytes"),
+        ("x = '\0'\n", f"bad.py{NOT_PYTHON}: source code string cannot contain null bytes"),
         (
             "_base_ = './a.py'\nwith read_base():\n    from .a import *\n",
             "has both _base_ and `with read_base():`",
