@@ -1,8 +1,8 @@
 """Frees disk space: old checkpoints and unfinished leftovers of runs that are not active.
 
 Only lists what it would delete, unless --yes is given. Always kept: the newest checkpoints (with older ones,
-if none of them is whole), the best one, one that the run's --checkpoint names, events, metrics, logs and
-evaluations; and everything of a run that is active or whose state is unknown.
+if none of them is whole), the best one, one that the run's --checkpoint or the config of any run names,
+events, metrics, logs and evaluations; and everything of a run that is active or whose state is unknown.
 """
 
 import argparse
@@ -42,6 +42,7 @@ def main() -> int:
     answer = slurm_queries.ask(
         id for past in pasts if isinstance(past, History) for id in leftovers.open_jobs(past)
     )
+    named = leftovers.weights_in_configs(runs.all_runs())
     found: leftovers.Found = []
     skipped: list[tuple[str, str]] = []
     for run, past in zip(chosen, pasts, strict=True):
@@ -53,7 +54,7 @@ def main() -> int:
             skipped.append((run.name, why))
             continue
         try:
-            left = leftovers.doubtful(run, arguments.keep * arguments.yes)
+            left = leftovers.doubtful(run, arguments.keep * arguments.yes, named)
             found += [
                 (run.name, path, why, leftovers.size_of(path))
                 for path, why in leftovers.removable(run, arguments.keep, left)

@@ -6,7 +6,7 @@ import itertools
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from jobs.run import checkpoint_files, files
@@ -22,6 +22,7 @@ OURS = re.compile(r"(epoch|iter)_\d+\.pth")
 LEFTOVER = re.compile(
     r"\..+\.tmp|.+\.save_tmp|.+\.damaged(\.json|-\d+|\.\d+)?|(epoch|iter)_\d+\.pth\..*tmp.*"
 )
+WEIGHTS = re.compile(r"[^/'\"\n]+/checkpoints/(epoch|iter)_\d+\.pth")
 OLDER = "older checkpoint"
 """Why an intact checkpoint may be deleted."""
 Found = list[tuple[str, Path, str, int]]
@@ -63,11 +64,24 @@ def in_use(run: Run, past: History, answer: slurm_queries.Answer) -> str:
     return ""
 
 
-def doubtful(run: Run, keep: int = 0) -> dict[str, list[str]]:
+def weights_in_configs(runs: Iterable[Run]) -> set[str]:
+    """RUN/checkpoints/NAME of each checkpoint that the config of one of `runs` names, as `load_from` does:
+    without it, such a run could not start again."""
+    found: set[str] = set()
+    for run in runs:
+        try:
+            text = run.config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        found.update(one[0] for one in WEIGHTS.finditer(text))
+    return found
+
+
+def doubtful(run: Run, keep: int = 0, named: Collection[str] = ()) -> dict[str, list[str]]:
     """Reason -> checkpoints kept for it, because they may be worth more than they seem. Raises OSError.
 
-    `keep`: if others would be deleted, at least one of that many newest ones has to be intact, which is
-    checked by reading it; 0: none is read.
+    `named`: from `weights_in_configs`. `keep`: if others would be deleted, at least one of that many newest
+    ones has to be intact, which is checked by reading it; 0: none is read.
     """
     if not run.checkpoints.is_dir():
         return {}
@@ -79,6 +93,11 @@ def doubtful(run: Run, keep: int = 0) -> dict[str, list[str]]:
         and checkpoint_files.read(checkpoint_files.beside(path)) is None
     ]
     found = {"a damaged manifest, and it may be whole": damaged} if damaged else {}
+    folder = f"{run.path.name}/{run.checkpoints.name}"
+    if weights := [
+        path.name for path in sorted(run.checkpoints.iterdir()) if f"{folder}/{path.name}" in named
+    ]:
+        found["the config of a run names it"] = weights
     told = checkpoint_files.told_best(run.checkpoints) if _lacks_its_note(run) else None
     if told and checkpoint_files.of_told_best(run.checkpoints) is None:
         listed = [one.path.name for one in checkpoint_files.listed(run.checkpoints)]

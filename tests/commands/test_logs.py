@@ -368,6 +368,17 @@ def test_clean_never_deletes_the_last_whole_one(tmp_path: Path) -> None:
     assert sorted(path.stem[-1] for path in run.checkpoints.glob("*.pth")) == ["1", "3", "4", "5"]
 
 
+def test_clean_keeps_what_another_run_starts_from(tmp_path: Path) -> None:
+    run = interrupted_run(tmp_path / "first")
+    for step in (1, 2, 3):
+        _checkpoint(run, f"iter_{step}.pth", step)
+    other = interrupted_run(tmp_path / "second")
+    other.config.write_text("load_from = 'logs/first/checkpoints/iter_1.pth'\n")
+    said = command(tmp_path, "clean.py", "first", "--keep", "1", "--yes").stdout
+    assert "left alone: first: iter_1.pth (the config of a run names it)" in said
+    assert sorted(path.stem for path in run.checkpoints.glob("*.pth")) == ["iter_1", "iter_3"]
+
+
 def test_clean_leaves_a_run_alone_of_which_nobody_knows(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     submitted(run)
