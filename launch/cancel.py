@@ -10,7 +10,7 @@ import checkout
 
 from jobs.run.directory import Run
 from launch.observe import history, sweeps
-from launch.submit import cancelling
+from launch.submit import cancelling, runs
 
 EXAMPLES = """\
   python launch/cancel.py first
@@ -57,18 +57,21 @@ def tell(run: Run, jobs: list[str], left: list[str], alone: bool) -> None:
     """What became of a run and, if it is `alone`, what to do next."""
     if not jobs:
         print(f"{run.name}: none of its jobs was queued or running")
-        print(f"how it stands: python launch/status.py {run.name}")
+        print(f"how it stands: python launch/status.py {runs.typed(run)}")
         return
     print(f"{run.name}: cancelled {', '.join(jobs)}")
     if left:
-        print(f"error: still there: {', '.join(left)}; python launch/status.py {run.name}", file=sys.stderr)
+        print(
+            f"error: still there: {', '.join(left)}; python launch/status.py {runs.typed(run)}",
+            file=sys.stderr,
+        )
     if left or not alone:
         return
     past = history.read(run)
     if past.finished is None and past.newest_job("train") is not None:
-        print(f"to resume it: python launch/train.py --resume {run.name}")
+        print(f"to resume it: python launch/train.py --resume {runs.typed(run)}")
     else:
-        print(f"next: python launch/status.py {run.name}")
+        print(f"next: python launch/status.py {runs.typed(run)}")
 
 
 def tell_rest(sweep: str, idle: int, of: int) -> None:

@@ -53,10 +53,11 @@ def main() -> int:
     if not files and arguments.rank is not None:
         check_rank(run, past, arguments.job or "", arguments.rank)
     if not files:
-        print(f"no log yet; python launch/status.py {run.name} says where it stands")
+        print(f"no log yet; python launch/status.py {runs.typed(run)} says where it stands")
         return 0
     show(files, arguments.lines, arguments.all)
-    print(f"next: python launch/logs.py {run.name} -f follows it; python launch/status.py {run.name}")
+    typed = runs.typed(run)
+    print(f"next: python launch/logs.py {typed} -f follows it; python launch/status.py {typed}")
     return 0
 
 

@@ -13,6 +13,7 @@ from jobs.run.errors import MALFORMED
 from jobs.slurm import queries as slurm_queries
 from launch.observe import history, log_files, states
 from launch.observe.log_files import Growing, LogFile
+from launch.submit import runs
 
 LOOK = 0.3
 """Seconds between reads of the log files."""
@@ -63,7 +64,7 @@ def follow(run: Run, arguments: argparse.Namespace, shown: list[str]) -> int:
             left = sieve.left_out()
             if left:
                 print(f"-- left out: {left}; --all shows them")
-            print(f"-- {state.words}; next: python launch/status.py {run.name}")
+            print(f"-- {state.words}; next: python launch/status.py {runs.typed(run)}")
             return 0 if trained or state.code == "finished" else 1
         time.sleep(LOOK)
 

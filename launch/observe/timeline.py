@@ -158,7 +158,7 @@ ENDINGS = {"timeout": "at the time limit", "hang": "hanging"}
 
 def next_command(run: Run, one: states.Status) -> str:
     """What to type next, given the state and the stage that it is about."""
-    name, stage = run.name, one.stage
+    name, stage = runs.typed(run), one.stage
     look = f"python launch/logs.py {name}"
     again = {
         "prepare": _typed(run) if stage == "prepare" else "",
@@ -197,7 +197,7 @@ def _submission(run: Run) -> str:
     try:
         return executors.named(run.request().executor).by_hand([run])
     except UserError:
-        return f"python launch/train.py --resume {run.name}"
+        return f"python launch/train.py --resume {runs.typed(run)}"
 
 
 def _is_mmseg(run: Run) -> bool:

@@ -21,6 +21,7 @@ from jobs.slurm import login as slurm
 from jobs.slurm import queries as slurm_queries
 from launch.observe import evaluation_table as figures
 from launch.observe import history, tables, wording
+from launch.submit import runs
 
 ASK_SECONDS = 10.0
 """Seconds between queries to Slurm; events are read more often, because that costs nothing."""
@@ -41,8 +42,7 @@ def wait(
     except KeyboardInterrupt:
         print(
             "\nThe run goes on without this command. To see how it is doing: python launch/status.py "
-            f"{run.name}; "
-            f"to end it: python launch/cancel.py {run.name}",
+            f"{runs.typed(run)}; to end it: python launch/cancel.py {runs.typed(run)}",
             file=sys.stderr,
         )
         raise
@@ -181,7 +181,7 @@ def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | N
         code = 2 if _exit_code(answer.job(last)) == "2" else 1  # such as a wrong option
     if finished:
         return 0
-    print(f"error: {how}; python launch/logs.py {run.name} shows why", file=sys.stderr)
+    print(f"error: {how}; python launch/logs.py {runs.typed(run)} shows why", file=sys.stderr)
     return code
 
 

@@ -18,7 +18,7 @@ from jobs.run import checkpoint_files, output, secrets
 from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from launch.submit import executors, job_environment, machine, profiles, ranges
-from launch.submit.runs import CHECKOUT, check_path, runs_root
+from launch.submit.runs import CHECKOUT, check_path, runs_root, typed
 
 # option -> (setting, help)
 SETTINGS = {
@@ -212,7 +212,7 @@ def checkpoint(which: str, run: Run | None = None, address: bool = True) -> str:
     if which in ("best", "last"):
         if run is not None and not any(run.checkpoints.glob("*.pth.json")):
             raise UserError(
-                f"{run.name} has no checkpoint yet: python launch/status.py {run.name} shows how far it is"
+                f"{run.name} has no checkpoint yet: python launch/status.py {typed(run)} shows how far it is"
             )
         return which
     if which.startswith(ADDRESSES):

@@ -146,12 +146,14 @@ def check_resumable(run: Run, trains_on: bool) -> None:
     past = story.read(run.events)
     if past.was_finished() and not trains_on:
         command = "report" if run.request().worker else "evaluate"
-        raise UserError(f"the training of {run.name} is finished: python launch/{command}.py {run.name}")
+        raise UserError(
+            f"the training of {run.name} is finished: python launch/{command}.py {runs.typed(run)}"
+        )
     from launch.observe import liveness
 
     job = past.newest.get("train", "")
     if liveness.is_alive(run, job):
         raise UserError(
-            f"{run.name} is already queued or running as job {job}: python launch/cancel.py {run.name} "
-            "ends it"
+            f"{run.name} is already queued or running as job {job}: "
+            f"python launch/cancel.py {runs.typed(run)} ends it"
         )

@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -88,6 +89,15 @@ def find(name: str) -> Run:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`python launch/status.py` lists all"
     raise UserError(f"there is no run {name!r} in {runs_root()}: {hint}")
+
+
+def typed(run: Run) -> str:
+    """What a command is to be given to find the run: its name, or its path if no run or another one is found
+    by that name, as with a run of another checkout."""
+    for path in (runs_root() / run.name, prepare_root() / run.name):
+        if os.path.isfile(path / files.REQUEST()):
+            return run.name if path.samefile(run.path) else shlex.quote(str(run.path))
+    return shlex.quote(str(run.path))
 
 
 def check_name(name: str) -> None:

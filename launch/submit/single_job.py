@@ -80,8 +80,8 @@ def tell(arguments: argparse.Namespace, run: Run, stage: str, job: str, process:
     else:
         print(f"run      {run.path}")
         print(f"job      {job}")
-        print(f"status   python launch/status.py {run.name}")
-        print(f"logs     python launch/logs.py {run.name} -f", flush=True)
+        print(f"status   python launch/status.py {runs.typed(run)}")
+        print(f"logs     python launch/logs.py {runs.typed(run)} -f", flush=True)
     if not arguments.wait:
         return 0
     from launch.observe import waiting

@@ -227,7 +227,7 @@ def tell(arguments: argparse.Namespace, run: Run, jobs: dict[str, str], process:
         print(f"run      {run.path}")
         print(f"jobs     {'  '.join(f'{stage} {id}' for stage, id in jobs.items())}")
         for word, command in (("status", ""), ("logs", " -f"), ("cancel", "")):
-            print(f"{word:8} python launch/{word}.py {run.name}{command}", flush=True)
+            print(f"{word:8} python launch/{word}.py {runs.typed(run)}{command}", flush=True)
     if not arguments.wait:
         return 0
     from launch.observe import waiting

@@ -276,7 +276,10 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("told", "slurm", "command"), NEXT)
-def test_the_next_command(tmp_path: Path, told: list[tuple[str, str]], slurm: str, command: str) -> None:
+def test_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, str]], slurm: str, command: str
+) -> None:
+    monkeypatch.setenv("BATON_RUNS", str(tmp_path))
     run = made_run(tmp_path / "run")
     submitted(run)
     for at, (event, stage) in enumerate(told):
@@ -288,8 +291,9 @@ def test_the_next_command(tmp_path: Path, told: list[tuple[str, str]], slurm: st
     assert ("--resume" in timeline.next_command(run, shown)) == ("--resume" in command)
 
 
-def test_what_would_not_put_it_right_is_not_advised(tmp_path: Path) -> None:
+def test_what_would_not_put_it_right_is_not_advised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's config is a copy, and what has a checkpoint takes no other one."""
+    monkeypatch.setenv("BATON_RUNS", str(tmp_path))
     run = made_run(tmp_path / "run")
     submitted(run)
     write(run, 1, "stopped", stage="train", job="12", reason="a batch of one sample")

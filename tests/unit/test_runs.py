@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -114,6 +115,19 @@ def test_a_run_is_found_by_name_and_by_path(root: Path) -> None:
     (root / "firs\nt" / "run.yaml").touch()  # a name that no command gives
     with pytest.raises(UserError, match=r"did you mean first\?"):
         runs.find("fisrt")
+
+
+def test_a_command_to_type_never_means_another_run_of_the_same_name(root: Path, tmp_path: Path) -> None:
+    elsewhere = Run(tmp_path / "their's" / "first")
+    elsewhere.path.mkdir(parents=True)
+    fill(elsewhere)
+    for make_mine in (False, True):
+        if make_mine:
+            with runs.new_run("first", fill):
+                pass
+        (typed,) = shlex.split(runs.typed(elsewhere))
+        assert runs.find(typed).path == elsewhere.path
+    assert runs.typed(Run(root / "first")) == "first"
 
 
 def test_a_name_that_nobody_asked_for_may_be_taken_meanwhile() -> None:

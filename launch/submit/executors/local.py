@@ -12,7 +12,7 @@ from jobs.run import events
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 from jobs.run.stages import Stage
-from launch.submit import machine
+from launch.submit import machine, runs
 from launch.submit.executors import Submitted
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def shown(batches: Sequence[Batch]) -> str:
 
 def by_hand(made: Sequence[Run]) -> str:
     if len(made) == 1:
-        return f"python launch/train.py --resume {made[0].name}"
-    names = " ".join(run.name for run in made)
+        return f"python launch/train.py --resume {runs.typed(made[0])}"
+    names = " ".join(map(runs.typed, made))
     return f"for run in {names}; do python launch/train.py --resume $run; done"
 
 
