@@ -55,6 +55,11 @@ NOT_OURS: dict[str, tuple[Any, str]] = {
 }
 """Those that it does not support: the only value allowed, and why."""
 IOU_METRICS = ("IoUMetric", "FastIoUMetric")
+IOU_OPTIONS = {
+    *("type", "_scope_", "prefix", "ignore_index", "iou_metrics", "beta", "collect_device", "collect_dir"),
+    *("nan_to_num", "output_dir", "format_only"),
+}
+"""All options of an IoUMetric, which itself accepts and ignores any other."""
 FIGURES = {
     "mIoU": ("mIoU", "mAcc"),
     "mDice": ("mDice", "mAcc"),
@@ -78,8 +83,6 @@ NEEDS = {
 """Types of mmseg that need a package which mmseg does not require: its module, and what to install."""
 WITH = ("mmdet", "mmpretrain")
 """What env/setup.sh can install with --with."""
-SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder", "MultimodalEncoderDecoder")
-"""Types of mmseg that follow `model.test_cfg`."""
 COMPILED = {"DCN": "deform_conv", "DCNv2": "modulated_deform_conv", "SAC": "deform_conv", "carafe": "carafe"}
 """Types that need one of mmcv's compiled operations that pure_ops.py does not have."""
 READ = ("model", "train_dataloader", "val_dataloader", "test_dataloader", "optim_wrapper", "custom_hooks")
@@ -284,41 +287,6 @@ def figures_of(evaluator: Any) -> list[str]:
     if unknown := [name for name in names if name not in FIGURES]:
         raise UserError(f"iou_metrics has {unknown[0]!r}: IoUMetric knows {', '.join(FIGURES)}")
     return [figure for name in names for figure in FIGURES[name]]
-
-
-def check_written(values: dict[str, Any]) -> None:
-    """Raises UserError for mistakes that mmengine or mmseg would report late, or unclearly. Values that are
-    not known yet (launch/submit/literals.py) are accepted."""
-    loader, scale = values.get("train_dataloader"), values.get("auto_scale_lr")
-    size = loader.get("batch_size", 1) if isinstance(loader, dict) else 1
-    if isinstance(size, (str, int, float)) and (type(size) is not int or size < 1):
-        raise UserError(f"train_dataloader.batch_size is {size!r}: it must be a whole number of at least 1")
-    if isinstance(scale, dict) and scale.get("enable") is True:
-        base = scale.get("base_batch_size")
-        if base is None or isinstance(base, str) or (type(base) in (int, float) and base <= 0):
-            raise UserError(f"auto_scale_lr.base_batch_size is {base!r}: it must be a number above 0")
-    if values.get("val_dataloader") is not None and isinstance(model := values.get("model"), dict):
-        _check_testing(model)
-
-
-def _check_testing(model: dict[str, Any]) -> None:
-    """Raises UserError for a `test_cfg` with which mmseg's segmentors could not predict: otherwise, the first
-    validation would fail."""
-    if name_of(model.get("type")) not in SEGMENTORS or "test_cfg" not in model:
-        return
-    given = model["test_cfg"]
-    if given is None or (isinstance(given, dict) and given.get("mode", "") in ("", None)):
-        raise UserError("model.test_cfg has no mode: use test_cfg=dict(mode='whole') or mode='slide'")
-    mode = given.get("mode") if isinstance(given, dict) else None
-    if isinstance(mode, str) and mode not in ("whole", "slide"):
-        raise UserError(f"model.test_cfg.mode is {mode!r}: use 'whole' or 'slide'")
-    for key in ("crop_size", "stride") if mode == "slide" else ():
-        value = given.get(key)
-        if value is None or isinstance(value, (int, float, str)):
-            raise UserError(
-                f"model.test_cfg has mode='slide', which needs {key} as two numbers, not {value!r}: as in "
-                "mode='slide', crop_size=(512, 512), stride=(341, 341)"
-            )
 
 
 def _only(hook: dict[str, Any], key: str) -> str | None:

@@ -8,7 +8,7 @@ from jobs.catalog import supported
 from jobs.catalog.supported import name_of
 from jobs.run.metrics import EVALUATED, FIGURES
 
-OURS = {"type", "iou_metrics", "ignore_index", "beta", "prefix", "collect_device", "collect_dir"}
+OURS = supported.IOU_OPTIONS - {"nan_to_num", "output_dir", "format_only"}
 """Options of an IoUMetric that is computed from the confusion matrix; with others, it is run itself."""
 
 

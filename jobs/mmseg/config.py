@@ -22,7 +22,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 
-from jobs.catalog import installed, pretrained, supported
+from jobs.catalog import installed, pretrained, sanity, supported
 from jobs.catalog.supported import name_of, settings
 from jobs.engine import distributed, kernels
 from jobs.engine.saving import Settings
@@ -59,7 +59,7 @@ def resolve(session: Session, trained: bool = True) -> Config:
     content = cfg.to_dict()
     with named(request.named):
         supported.check(content, trained=trained)
-        supported.check_written(content)
+        sanity.check(content)
         supported.check_packages(content)
     randomness = dict(cfg.get("randomness") or {})
     if randomness.get("seed") is None or request.seed:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.catalog import installed, pretrained, supported
+from jobs.catalog import installed, pretrained, sanity, supported
 from jobs.run.errors import UserError
 from launch.submit import config_files, literals
 from launch.submit.config_files import locate
@@ -80,7 +80,9 @@ def check(
     known = _known(chain.values)
     try:
         supported.check(known, begun=code is not None, trained=trained)
-        supported.check_written(chain.values)
+        sanity.check(chain.values)
+        if code is None:
+            sanity.check_options(chain.values)
         if here:
             supported.check_packages(known, {module.stem for module in chain.modules})
     except UserError as error:

@@ -60,6 +60,11 @@ def test_the_configs_of_the_checkout_pass(config: Path) -> None:
         (SEG + "custom_imports = ['mine']\n", "write custom_imports=dict(imports=[…])"),
         (SEG + "train_dataloader = dict(batch_size=0)\n", "batch_size is 0: it must be a whole number"),
         (SEG + "auto_scale_lr = dict(enable=True)\n", "base_batch_size is None: it must be a number"),
+        (
+            SEG + "val_evaluator = dict(type='IoUMetric', iou_metric=['mDice'])\n",
+            "val_evaluator: IoUMetric has no option 'iou_metric': did you mean iou_metrics?",
+        ),
+        (SEG + "test_evaluator = [dict(type='IoUMetric', x=1)]\n", "no option 'x', and would ignore it"),
         (SEG + TEST.format("None"), "model.test_cfg has no mode"),
         (SEG + TEST.format("dict(mode='slid')"), "model.test_cfg.mode is 'slid': use 'whole' or 'slide'"),
         (SEG + TEST.format("dict(mode='slide', crop_size=8)"), "needs crop_size as two numbers, not 8"),
