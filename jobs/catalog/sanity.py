@@ -11,6 +11,13 @@ from jobs.run.errors import UserError
 
 SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder", "MultimodalEncoderDecoder")
 """Types of mmseg that follow `model.test_cfg`."""
+PARAMWISE = {
+    *("custom_keys", "bypass_duplicate", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult"),
+    *("dwconv_decay_mult", "flat_decay_mult", "dcn_offset_lr_mult"),
+}
+"""All options of the paramwise_cfg of mmengine's DefaultOptimWrapperConstructor."""
+FACTORS = ("lr_mult", "decay_mult")
+"""Those of each of its custom_keys."""
 
 
 def check(values: dict[str, Any]) -> None:
@@ -49,14 +56,31 @@ def _check_testing(model: dict[str, Any]) -> None:
 
 
 def check_options(values: dict[str, Any]) -> None:
-    """Raises UserError for an option that IoUMetric would ignore, such as a misspelt one. Not for a run that
-    has begun, which does what it did."""
+    """Raises UserError for an option that IoUMetric or mmengine's paramwise_cfg would ignore, such as a
+    misspelt one. Not for a run that has begun, which does what it did."""
     for key in ("val_evaluator", "test_evaluator"):
         given = values.get(key)
         for one in given if isinstance(given, (list, tuple)) else [given]:
-            if not isinstance(one, dict) or name_of(one.get("type")) not in IOU_METRICS:
-                continue
-            if unknown := sorted(set(one) - IOU_OPTIONS):
-                near = difflib.get_close_matches(unknown[0], IOU_OPTIONS, 1)
-                what = f": did you mean {near[0]}?" if near else ", and would ignore it"
-                raise UserError(f"{key}: IoUMetric has no option {unknown[0]!r}{what}")
+            if isinstance(one, dict) and name_of(one.get("type")) in IOU_METRICS:
+                _check_known(f"{key}: IoUMetric", one, IOU_OPTIONS)
+    optimizer = values.get("optim_wrapper")
+    optimizer = optimizer if isinstance(optimizer, dict) else {}
+    paramwise = optimizer.get("paramwise_cfg")
+    if not isinstance(paramwise, dict):
+        return
+    if optimizer.get("constructor") in (None, "DefaultOptimWrapperConstructor"):
+        _check_known("optim_wrapper.paramwise_cfg", paramwise, PARAMWISE)
+    named = paramwise.get("custom_keys")
+    for name, one in named.items() if isinstance(named, dict) else ():
+        # Any of the optimizer's options is right here, so that only what looks like a factor is a mistake.
+        for option in set(one) - set(FACTORS) if isinstance(one, dict) else ():
+            if near := difflib.get_close_matches(option, FACTORS, 1, 0.8):
+                where = f"optim_wrapper.paramwise_cfg.custom_keys[{name!r}]"
+                raise UserError(f"{where} has no option {option!r}: did you mean {near[0]}?")
+
+
+def _check_known(where: str, given: dict[str, Any], known: set[str]) -> None:
+    if unknown := sorted(set(given) - known):
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        what = f": did you mean {near[0]}?" if near else ", and would ignore it"
+        raise UserError(f"{where} has no option {unknown[0]!r}{what}")

@@ -23,6 +23,7 @@ NOT_PYTHON = ": not Python" if sys.version_info >= (3, 11, 4) else " cannot be r
 """What ast.parse raises for a NUL byte was a ValueError before."""
 
 TEST = "model = dict(type='EncoderDecoder', decode_head=dict(), test_cfg={})\n"
+PARAMWISE = "optim_wrapper = dict(optimizer=dict(type='SGD', lr=1), paramwise_cfg=dict({}))\n"
 
 
 @pytest.mark.parametrize("config", sorted((configs.CHECKOUT / "configs").glob("*.py")), ids=lambda p: p.stem)
@@ -65,6 +66,14 @@ def test_the_configs_of_the_checkout_pass(config: Path) -> None:
             "val_evaluator: IoUMetric has no option 'iou_metric': did you mean iou_metrics?",
         ),
         (SEG + "test_evaluator = [dict(type='IoUMetric', x=1)]\n", "no option 'x', and would ignore it"),
+        (
+            SEG + PARAMWISE.format("custom_key={}"),
+            "paramwise_cfg has no option 'custom_key': did you mean custom_",
+        ),
+        (
+            SEG + PARAMWISE.format("custom_keys=dict(head=dict(lr_multi=9.0, betas=(0, 1)))"),
+            "custom_keys['head'] has no option 'lr_multi': did you mean lr_mult?",
+        ),
         (SEG + TEST.format("None"), "model.test_cfg has no mode"),
         (SEG + TEST.format("dict(mode='slid')"), "model.test_cfg.mode is 'slid': use 'whole' or 'slide'"),
         (SEG + TEST.format("dict(mode='slide', crop_size=8)"), "needs crop_size as two numbers, not 8"),
