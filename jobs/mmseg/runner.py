@@ -135,6 +135,8 @@ class TrainingRunner(Runner):
         self.schedules = schedules.states(self.param_schedulers)
         if self.resume_from is not None:
             return
+        if self.session.main:
+            self._tell_unmatched()
         self.as_built = kept.Kept(state.networks(self), ())
         partly = (self.cfg.get("baton") or {}).get("partly_pretrained")
         sampling.seed_everything(sampling.mix(self.seed, 0))
@@ -144,6 +146,16 @@ class TrainingRunner(Runner):
             ):
                 stack.enter_context(backbone_weights.every_weight_loaded(backbone))
             super()._init_model_weights()
+
+    def _tell_unmatched(self) -> None:
+        """Tells of learning rates set for parts that the model does not have, for example misspelt ones."""
+        given = self.cfg.get("optim_wrapper") or {}
+        keys = (given.get("paramwise_cfg") or {}).get("custom_keys") or {}
+        names = [f".{name}" for name, _ in state.bare(self.model).named_parameters()]
+        for key, options in keys.items():
+            if "lr_mult" in options and not any(key in name for name in names):
+                where = f"optim_wrapper.paramwise_cfg.custom_keys[{key!r}]"
+                print(f"{where} has no effect: it is in the name of no parameter", flush=True)
 
     def _maybe_compile(self, target: str) -> None:  # noqa: ARG002
         if self.cfg.get("compile"):

@@ -66,14 +66,23 @@ def test_the_backbone_begins_with_its_file_and_the_rate_follows_the_global_batch
         "model__pretrained": "data/pretrained/mine.pth",
         "auto_scale_lr": {"enable": True, "base_batch_size": 8},
         # The rate is told, but no weight follows it: what comes out is what went in.
-        "optim_wrapper__paramwise_cfg": {"custom_keys": {"backbone": {"lr_mult": 0.0}}},
+        "optim_wrapper__paramwise_cfg": {
+            "custom_keys": {
+                "backbone": {"lr_mult": 0.0},
+                "heads": {"lr_mult": 10.0},
+                "ape": {"momentum": 0},
+            }
+        },
     }
     run = tiny.make_run(tmp_path / "run", data, **settings)
     assert tiny.start(run, ranks) == [FINISHED] * ranks, tiny.log_of(run, 1)
     # 4 images a rank; 0.01 is for 8.
     assert tiny.metrics(run)["train", 1]["base_lr"] == pytest.approx(0.01 * 4 * ranks / 8)
     said = f"learning rate × {ranks / 2:g}: global batch {4 * ranks}, made for 8 (auto_scale_lr)"
-    assert said in (run.job / "1_0_log.out").read_text()
+    log = (run.job / "1_0_log.out").read_text()
+    assert said in log
+    told = "optim_wrapper.paramwise_cfg.custom_keys['heads'] has no effect: it is in the name of no parameter"
+    assert [line for line in log.splitlines() if "has no effect" in line] == [told]
     newest = checkpoints.newest(run.checkpoints)
     assert newest is not None
     trained, file = compat.load(newest.path)["state_dict"], compat.load(data / "pretrained" / "mine.pth")
