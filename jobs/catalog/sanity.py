@@ -4,6 +4,7 @@ never. The input is plain dicts, as in supported.py."""
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any
 
 from jobs.catalog.supported import IOU_METRICS, IOU_OPTIONS, name_of
@@ -16,6 +17,11 @@ PARAMWISE = {
     *("dwconv_decay_mult", "flat_decay_mult", "dcn_offset_lr_mult"),
 }
 """All options of the paramwise_cfg of mmengine's DefaultOptimWrapperConstructor."""
+SCHEDULERS = re.compile(
+    "(Constant|CosineAnnealing|CosineRestart|Exponential|Linear|MultiStep|OneCycle|Poly|Step)"
+    "(LR|Momentum|ParamScheduler)"
+)
+"""Those of mmengine, but for ReduceOnPlateau, which follows the validations."""
 FACTORS = ("lr_mult", "decay_mult")
 """Those of each of its custom_keys."""
 
@@ -56,13 +62,15 @@ def _check_testing(model: dict[str, Any]) -> None:
 
 
 def check_options(values: dict[str, Any]) -> None:
-    """Raises UserError for an option that IoUMetric or mmengine's paramwise_cfg would ignore, such as a
-    misspelt one. Not for a run that has begun, which does what it did."""
+    """Raises UserError for what mmengine or mmseg would ignore: an option of IoUMetric or of paramwise_cfg,
+    such as a misspelt one, and a scheduler that is never stepped. Not for a run that has begun, which does
+    what it did."""
     for key in ("val_evaluator", "test_evaluator"):
         given = values.get(key)
         for one in given if isinstance(given, (list, tuple)) else [given]:
             if isinstance(one, dict) and name_of(one.get("type")) in IOU_METRICS:
                 _check_known(f"{key}: IoUMetric", one, IOU_OPTIONS)
+    _check_schedulers(values.get("train_cfg"), values.get("param_scheduler"))
     optimizer = values.get("optim_wrapper")
     optimizer = optimizer if isinstance(optimizer, dict) else {}
     paramwise = optimizer.get("paramwise_cfg")
@@ -77,6 +85,21 @@ def check_options(values: dict[str, Any]) -> None:
             if near := difflib.get_close_matches(option, FACTORS, 1, 0.8):
                 where = f"optim_wrapper.paramwise_cfg.custom_keys[{name!r}]"
                 raise UserError(f"{where} has no option {option!r}: did you mean {near[0]}?")
+
+
+def _check_schedulers(loop: Any, schedulers: Any) -> None:
+    """Raises UserError for one that counts epochs, as all do by default, where there are none."""
+    if not isinstance(loop, dict) or name_of(loop.get("type")) != "IterBasedTrainLoop":
+        return
+    for one in schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]:
+        kind = name_of(one.get("type")) if isinstance(one, dict) else ""
+        if not SCHEDULERS.fullmatch(kind) or one.get("convert_to_iter_based"):
+            continue
+        if one.get("by_epoch", True) is True:
+            raise UserError(
+                f"param_scheduler: {kind} counts epochs, and an IterBasedTrainLoop has none, so that it "
+                "would change nothing: set by_epoch=False"
+            )
 
 
 def _check_known(where: str, given: dict[str, Any], known: set[str]) -> None:

@@ -74,6 +74,11 @@ def test_the_configs_of_the_checkout_pass(config: Path) -> None:
             SEG + PARAMWISE.format("custom_keys=dict(head=dict(lr_multi=9.0, betas=(0, 1)))"),
             "custom_keys['head'] has no option 'lr_multi': did you mean lr_mult?",
         ),
+        (
+            SEG
+            + "train_cfg = dict(type='IterBasedTrainLoop')\nparam_scheduler = [dict(type='PolyLR', end=9)]\n",
+            "param_scheduler: PolyLR counts epochs, and an IterBasedTrainLoop has none",
+        ),
         (SEG + TEST.format("None"), "model.test_cfg has no mode"),
         (SEG + TEST.format("dict(mode='slid')"), "model.test_cfg.mode is 'slid': use 'whole' or 'slide'"),
         (SEG + TEST.format("dict(mode='slide', crop_size=8)"), "needs crop_size as two numbers, not 8"),
