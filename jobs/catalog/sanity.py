@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from jobs.catalog.supported import IOU_METRICS, IOU_OPTIONS, name_of
@@ -61,15 +62,17 @@ def _check_testing(model: dict[str, Any]) -> None:
             )
 
 
-def check_options(values: dict[str, Any]) -> None:
+def check_options(values: dict[str, Any], trained: bool = True) -> None:
     """Raises UserError for what mmengine or mmseg would ignore: an option of IoUMetric or of paramwise_cfg,
     such as a misspelt one, and a scheduler that is never stepped. Not for a run that has begun, which does
-    what it did."""
+    what it did. `trained`: not only used with weights from elsewhere."""
     for key in ("val_evaluator", "test_evaluator"):
         given = values.get(key)
         for one in given if isinstance(given, (list, tuple)) else [given]:
             if isinstance(one, dict) and name_of(one.get("type")) in IOU_METRICS:
                 _check_known(f"{key}: IoUMetric", one, IOU_OPTIONS)
+    if not trained:
+        return
     _check_schedulers(values.get("train_cfg"), values.get("param_scheduler"))
     optimizer = values.get("optim_wrapper")
     optimizer = optimizer if isinstance(optimizer, dict) else {}
@@ -85,6 +88,37 @@ def check_options(values: dict[str, Any]) -> None:
             if near := difflib.get_close_matches(option, FACTORS, 1, 0.8):
                 where = f"optim_wrapper.paramwise_cfg.custom_keys[{name!r}]"
                 raise UserError(f"{where} has no option {option!r}: did you mean {near[0]}?")
+
+
+def hints(values: dict[str, Any]) -> list[str]:
+    """What is allowed, and rarely meant."""
+    model = values.get("model")
+    given = model.get("data_preprocessor") if isinstance(model, dict) else None
+    size = _size(given.get("size")) if isinstance(given, dict) else None
+    crops = {_size(crop) for crop in _crops(values.get("train_dataloader"))}
+    crop = crops.pop() if len(crops) == 1 else None
+    if size is None or crop is None or (size[0] <= crop[0] and size[1] <= crop[1]):
+        return []
+    return [
+        f"model.data_preprocessor.size is {size}, and RandomCrop's crop_size {crop}: what is between them is "
+        "trained on as padding"
+    ]
+
+
+def _crops(node: Any) -> Iterator[Any]:
+    """The crop_size of each RandomCrop."""
+    if isinstance(node, dict) and name_of(node.get("type")) == "RandomCrop":
+        yield node.get("crop_size")
+    for one in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        yield from _crops(one)
+
+
+def _size(given: Any) -> tuple[int, int] | None:
+    """(height, width); None for what is neither a size nor known."""
+    pair = (given, given) if isinstance(given, int) else given
+    if not isinstance(pair, (list, tuple)) or [type(one) for one in pair] != [int, int]:
+        return None
+    return pair[0], pair[1]
 
 
 def _check_schedulers(loop: Any, schedulers: Any) -> None:

@@ -82,7 +82,7 @@ def check(
         supported.check(known, begun=code is not None, trained=trained)
         sanity.check(chain.values)
         if code is None:
-            sanity.check_options(chain.values)
+            sanity.check_options(chain.values, trained)
         if here:
             supported.check_packages(known, {module.stem for module in chain.modules})
     except UserError as error:

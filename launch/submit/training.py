@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.catalog import sanity
 from jobs.run import files
 from jobs.run.directory import Run, check_seed
 from jobs.run.errors import UserError
@@ -78,7 +79,7 @@ def read_spec(
     )
     interpreters.check(spec.train, spec.evaluate)
     tracking.check(spec.train, arguments.track if spec.worker is not None else None)
-    for hint in spec.train.hints:
+    for hint in [*spec.train.hints, *sanity.hints(chain.values)]:
         print(hint, file=sys.stderr)
     return spec
 

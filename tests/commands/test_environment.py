@@ -227,7 +227,10 @@ def test_what_the_set_up_lines_may_bring_is_not_missed(tmp_path: Path, voc_small
     assert done.returncode == 2
     assert "torch is missing" in done.stderr
     lines.append("setup: [module load pytorch]")
-    assert train(tmp_path / "runs", voc_small, profile(tmp_path, *lines), "--dry-run").returncode == 0
+    larger = ("--set", "model.data_preprocessor.size=(96, 32)")
+    done = train(tmp_path / "runs", voc_small, profile(tmp_path, *lines), "--dry-run", *larger)
+    assert done.returncode == 0
+    assert "model.data_preprocessor.size is (96, 32), and RandomCrop's crop_size (" in done.stderr
 
 
 def test_a_training_looks_for_itself_at_its_start(tmp_path: Path, old_torch: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.catalog import sanity
 from jobs.run.errors import UserError
 from launch.submit import configs, snapshot
 
@@ -91,6 +92,22 @@ def test_what_is_no_mmsegmentation_config_is_refused(text: str, said: str, tmp_p
         configs.check(file)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop", "told"),
+    [("(8, 8)", "(8, 8)", False), ("(8, 9)", "8", True), ("(8, 8)", "(16, 8)", False), ("f()", "8", False)],
+)
+def test_what_is_padded_for_nothing_is_told(size: str, crop: str, told: bool, tmp_path: Path) -> None:
+    file = tmp_path / "padded.py"
+    file.write_text(
+        f"model = dict(type='EncoderDecoder', decode_head=dict(), data_preprocessor=dict(size={size}))\n"
+        f"steps = [dict(type='RandomCrop', crop_size={crop})]\n"
+        "train_dataloader = dict(dataset=dict(type='RepeatDataset', dataset=dict(pipeline=steps)))\n"
+        "train_cfg = dict()\nval_dataloader = dict()\nval_evaluator = dict()\n"
+    )
+    found = sanity.hints(configs.check(file).values)
+    assert ["padding" in hint for hint in found] == [True] * told
 
 
 @pytest.mark.parametrize(
