@@ -1,8 +1,9 @@
 """Frees disk space: old checkpoints and unfinished leftovers of runs that are not active.
 
 Only lists what it would delete, unless --yes is given. Always kept: the newest checkpoints (with older ones,
-if none of them is whole), the best one, one that the run's --checkpoint or the config of any run names,
-events, metrics, logs and evaluations; and everything of a run that is active or whose state is unknown.
+if none of them is whole), the best one, one that the run's --checkpoint names, one with which another run is
+to begin, events, metrics, logs and evaluations; and everything of a run that is active or whose state is
+unknown.
 """
 
 import argparse

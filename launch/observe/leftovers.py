@@ -65,10 +65,12 @@ def in_use(run: Run, past: History, answer: slurm_queries.Answer) -> str:
 
 
 def weights_in_configs(runs: Iterable[Run]) -> set[str]:
-    """RUN/checkpoints/NAME of each checkpoint that the config of one of `runs` names, as `load_from` does:
-    without it, such a run could not start again."""
+    """RUN/checkpoints/NAME of each checkpoint that the config of one of `runs` names, as `load_from` does.
+    Only a run that has no checkpoint of its own yet needs it."""
     found: set[str] = set()
     for run in runs:
+        if any(run.checkpoints.glob("*.pth.json")):
+            continue
         try:
             text = run.config.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
@@ -97,7 +99,7 @@ def doubtful(run: Run, keep: int = 0, named: Collection[str] = ()) -> dict[str, 
     if weights := [
         path.name for path in sorted(run.checkpoints.iterdir()) if f"{folder}/{path.name}" in named
     ]:
-        found["the config of a run names it"] = weights
+        found["a run that has none yet begins with it"] = weights
     told = checkpoint_files.told_best(run.checkpoints) if _lacks_its_note(run) else None
     if told and checkpoint_files.of_told_best(run.checkpoints) is None:
         listed = [one.path.name for one in checkpoint_files.listed(run.checkpoints)]

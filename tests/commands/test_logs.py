@@ -375,8 +375,11 @@ def test_clean_keeps_what_another_run_starts_from(tmp_path: Path) -> None:
     other = interrupted_run(tmp_path / "second")
     other.config.write_text("load_from = 'logs/first/checkpoints/iter_1.pth'\n")
     said = command(tmp_path, "clean.py", "first", "--keep", "1", "--yes").stdout
-    assert "left alone: first: iter_1.pth (the config of a run names it)" in said
+    assert "left alone: first: iter_1.pth (a run that has none yet begins with it)" in said
     assert sorted(path.stem for path in run.checkpoints.glob("*.pth")) == ["iter_1", "iter_3"]
+    _checkpoint(other, "iter_1.pth", 1)
+    command(tmp_path, "clean.py", "first", "--keep", "1", "--yes")
+    assert [path.stem for path in run.checkpoints.glob("*.pth")] == ["iter_3"]
 
 
 def test_clean_leaves_a_run_alone_of_which_nobody_knows(tmp_path: Path) -> None:
