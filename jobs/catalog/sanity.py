@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from jobs.catalog.supported import IOU_METRICS, IOU_OPTIONS, name_of
+from jobs.catalog.supported import IOU_METRICS, IOU_OPTIONS, name_of, unmarked
 from jobs.run.errors import UserError
 
 SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder", "MultimodalEncoderDecoder")
@@ -137,7 +137,7 @@ def _check_schedulers(loop: Any, schedulers: Any) -> None:
 
 
 def _check_known(where: str, given: dict[str, Any], known: set[str]) -> None:
-    if unknown := sorted(set(given) - known):
+    if unknown := sorted(set(unmarked(given)) - known):
         near = difflib.get_close_matches(unknown[0], known, 1)
         what = f": did you mean {near[0]}?" if near else ", and would ignore it"
         raise UserError(f"{where} has no option {unknown[0]!r}{what}")

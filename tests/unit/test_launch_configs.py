@@ -114,6 +114,7 @@ def test_what_is_padded_for_nothing_is_told(size: str, crop: str, told: bool, tm
     "text",
     [
         TEST.format("dict(mode='slide', crop_size=open(0), stride=(2, 2))"),  # only running it would tell
+        "val_evaluator = dict(_delete_=True, type='IoUMetric')\n" + PARAMWISE.format("_delete_=True"),
         TEST.format("dict(mode='slide', crop_size=(8, 8), stride=[4, 4])"),
         TEST.format("dict(mode='slid')") + "val_dataloader = None\ntest_dataloader = dict()\n",
         TEST.format("dict(mode=open(0))"),
