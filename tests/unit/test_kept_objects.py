@@ -272,6 +272,25 @@ def test_states_go_where_the_training_is() -> None:
     assert (given[0]["a"].device.type, given[0]["b"].device.type) == ("meta", "cpu")
 
 
+def test_tensors_go_where_they_were() -> None:
+    decode = values.Decoder(torch.device("meta"))
+    for place, device in (("cpu", "cpu"), ("cuda", "meta")):
+        leaf = decode(("leaf", place, torch.ones(2), True, True))
+        assert (leaf.device.type, type(leaf), leaf.requires_grad) == (device, nn.Parameter, True)
+    assert decode(("device", "cpu", None)).type == "cpu"
+
+
+def test_a_file_in_memory_is_lost_and_said(tmp_path: Path) -> None:
+    """What a np.memmap shows is on a disk: a copy of it would no longer be that file."""
+    np.zeros(2).tofile(tmp_path / "bank")
+
+    def train(model: Holding) -> None:
+        model.value = np.asarray(np.memmap(tmp_path / "bank", mode="r"))
+
+    _, fresh, kept = resumed(lambda: Holding(None), train, tmp_path)
+    assert (fresh.value, kept.lost) == (None, {".value": "ndarray"})
+
+
 def test_no_second_copy_is_held_of_what_is_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(attributes, "LARGE", 1000)
     bank, data = Holding(torch.zeros(1000)), Data()
