@@ -231,6 +231,36 @@ def test_a_graph_that_gives_something_else_is_no_export(tmp_path: Path) -> None:
 
 
 @needs_onnx
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_not_passed_over(
+    value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NaN is larger than nothing: a graph that gave some differed by 0 from PyTorch."""
+    import onnxruntime
+    import torch
+
+    from jobs.export import to_onnx
+    from jobs.run.errors import UserError
+
+    class Model(torch.nn.Module):
+        def encode_decode(self, inputs: torch.Tensor, metas: list[Any]) -> torch.Tensor:  # noqa: ARG002
+            return torch.where(inputs > 0, inputs, -float("inf"))  # as of a class that is masked out
+
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def run(self, *arguments: Any) -> list[Any]:
+            (scores,) = super().run(*arguments)
+            scores.flat[0] = value
+            return [scores]
+
+    images = [torch.randn(1, 3, 8, 12), torch.randn(1, 3, 10, 6)]
+    assert 0 < to_onnx.export(Model(), tmp_path / "a.onnx", images)["largest_score"] < 10
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    with pytest.raises(UserError, match="cannot be exported as ONNX: some scores are NaN, or infinite in"):
+        to_onnx.export(Model(), tmp_path / "a.onnx", images)
+    assert not (tmp_path / "a.onnx").exists()
+
+
+@needs_onnx
 def test_of_one_output_the_models_threshold_makes_the_class(tmp_path: Path) -> None:
     import torch
 
