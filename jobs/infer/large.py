@@ -48,21 +48,24 @@ class Left(Exception):
 def tiling_of(cfg: Any, tile: int | None, overlap: int | None) -> Tiling:
     """The tiles as requested; else the crops of a config in slide mode; else the size of the config's Resize,
     or DEFAULT_TILE."""
-    resized = resize_of(cfg)
+    resized = resizes(cfg)
     test = cfg.model.get("test_cfg") or {}
-    if tile is None and resized is None and test.get("mode") == "slide":
+    if tile is None and not resized and test.get("mode") == "slide":
         return Tiling(tuple(test["crop_size"]), tuple(test["stride"]), even=True)
-    size = tile or (min(resized) if resized else DEFAULT_TILE)
+    sides = [min(scale) if isinstance(scale, (list, tuple)) else int(scale) for scale in resized if scale]
+    size = tile or (sides[0] if sides else DEFAULT_TILE)
     return tiles.overlapping(size, size // 4 if overlap is None else overlap)
 
 
-def resize_of(cfg: Any) -> tuple[int, int] | None:
-    """The size to which the config's test pipeline resizes an image of any size; None if it does not."""
-    for step in models.test_pipeline(cfg):
-        scale = step.get("scale") if models.name_of(step.get("type")).endswith("Resize") else None
-        if scale:
-            return (int(scale), int(scale)) if isinstance(scale, (int, float)) else (scale[0], scale[1])
-    return None
+def resizes(cfg: Any) -> list[Any]:
+    """The sizes to which the config's test pipeline resizes an image of any size; None where it is resized by
+    a factor."""
+    steps = [
+        step
+        for step in models.test_pipeline(cfg)
+        if (name := models.name_of(step.get("type"))).endswith("Resize") or name == "ResizeShortestEdge"
+    ]
+    return [step.get("scale") for step in steps if step.get("scale") or step.get("scale_factor", 1) != 1]
 
 
 @dataclass

@@ -457,3 +457,19 @@ def test_the_tiles_of_a_config() -> None:
     cfg.test_dataloader.dataset.pipeline.insert(1, {"type": "Resize", "scale": (2048, 512)})
     assert large.tiling_of(cfg, None, None).size == (512, 512)
     assert large.tiling_of(cfg, 256, 64).stride == (192, 192)
+
+
+@pytest.mark.parametrize(
+    ("resize", "size"),
+    [
+        ({"type": "Resize", "scale_factor": 1.0}, (32, 48)),  # its own crops
+        ({"type": "Resize", "scale_factor": 0.5}, (large.DEFAULT_TILE, large.DEFAULT_TILE)),
+        ({"type": "mmseg.ResizeShortestEdge", "scale": 640, "max_size": 2560}, (640, 640)),
+    ],
+)
+def test_crops_of_a_resized_image_are_no_tiles(resize: dict[str, Any], size: tuple[int, int]) -> None:
+    """The network saw each as an image to be resized: at another scale than of the whole image."""
+    cfg = config()
+    cfg.model.test_cfg = {"mode": "slide", "crop_size": (32, 48), "stride": (20, 30)}
+    cfg.test_dataloader.dataset.pipeline.insert(1, resize)
+    assert large.tiling_of(cfg, None, None).size == size
