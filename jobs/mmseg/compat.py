@@ -254,11 +254,11 @@ def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
     path = pretrained.placed(filename, pretrained.PLACE) if "://" in filename else Path(filename)
     try:
         return load(path, map_location)
-    except OSError:
+    except FileNotFoundError:
         raise
     except Exception as error:  # whatever a file that is none makes the reader stumble over
-        if not checkpoint_files.is_saved(path):
-            raise UserError(f"{path} is not a checkpoint as torch.save writes it") from None
+        if why := checkpoint_files.why_unsaved(path):
+            raise UserError(f"{path} {why}") from None
         if isinstance(error, pickle.UnpicklingError):
             more = f"{path} is not loaded, because it holds more than weights"
             raise UserError(f"{more}: {one_line(error, 200)}") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
     if device == "cpu":
         synchronised_to_plain(description)
     model = MODELS.build(description)
-    weights = weights_of(checkpoint)
+    weights, classes = read(checkpoint)
     try:
         missing, unknown = put(model, weights)
     except RuntimeError as error:
@@ -87,7 +89,26 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
             f"{len(unknown)} unknown (for example {example})"
         )
     model.dataset_meta = meta(cfg)
+    for doubt in doubts(weights, classes, model.dataset_meta["classes"]):
+        print(f"warning: {checkpoint}: {doubt}", flush=True)
     return model.to(device).eval()
+
+
+def doubts(weights: dict[str, Any], trained: Sequence[str], tested: Sequence[str]) -> list[str]:
+    """Why results of a checkpoint that fits may mean nothing. `trained`: its own class names, if it has any;
+    `tested`: those of the config's test dataset."""
+    found = []
+    if trained and list(trained) != list(tested):
+        pairs = enumerate(itertools.zip_longest(trained, tested, fillvalue="none"))
+        number, (theirs, ours) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+        found.append(
+            f"it was trained with other classes than the config's test dataset has: class {number} is "
+            f"{theirs} there, {ours} here"
+        )
+    tensors = {name: value for name, value in weights.items() if hasattr(value, "isnan")}
+    if broken := [name for name, value in tensors.items() if value.isnan().any()]:
+        found.append(f"{len(broken)} of its weights are NaN (such as {broken[0]}): its training has diverged")
+    return found
 
 
 def put(model: Any, weights: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -102,18 +123,30 @@ def put(model: Any, weights: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 def weights_of(checkpoint: Path) -> dict[str, Any]:
     """Name -> weight of a checkpoint's model. Raises UserError if it is damaged or not a checkpoint."""
+    return read(checkpoint)[0]
+
+
+def read(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
+    """`weights_of`, and the names of the classes that it was trained with, as mmseg saves them ([] if it does
+    not say)."""
     try:
         content = compat.load(checkpoint)
     except Exception as error:
         # A damaged file may make the reader raise anything; it never executes code from it.
-        known = isinstance(error, OSError) or checkpoint_files.is_saved(checkpoint)
-        why = one_line(error, 200) if known else "this is not a checkpoint as torch.save writes it"
+        why = checkpoint_files.why_unsaved(checkpoint) if checkpoint.is_file() else ""
+        why = f"it {why}" if why else one_line(error, 200)
         raise UserError(f"{checkpoint} cannot be loaded: {why}") from None
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{checkpoint} is not a model checkpoint: it has no named weights")
     # The prefix of a model that was saved inside its multi-GPU wrapper.
-    return {name.removeprefix("module."): value for name, value in weights.items()}
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    saved = content.get("meta")
+    saved = saved if isinstance(saved, dict) else {}
+    known = saved.get("dataset_meta")
+    # Before mmseg 1.0, `meta` itself had them.
+    classes = known.get("classes") if isinstance(known, dict) else saved.get("CLASSES")
+    return weights, [str(one) for one in classes] if isinstance(classes, (list, tuple)) else []
 
 
 def meta(cfg: Any) -> dict[str, Any]:

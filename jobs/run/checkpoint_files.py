@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,17 @@ def read(manifest: Path) -> Checkpoint | None:
     return Checkpoint(manifest.with_name(manifest.name.removesuffix(".json")), record)
 
 
-def is_saved(path: Path) -> bool:
-    """Whether a file starts like one of torch.save: a zip archive, before torch 1.6 a pickle. Raises
-    OSError."""
+def why_unsaved(path: Path) -> str:
+    """What is wrong with a file that torch.save has not written, as a whole zip archive or, before torch 1.6,
+    as a pickle; "" if it may have. Raises OSError."""
     with path.open("rb") as file:
-        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
+        begin = file.read(4)
+    if begin.startswith(b"\x80"):
+        return ""
+    if not begin.startswith(b"PK\x03\x04"):
+        return "is not a checkpoint as torch.save writes it"
+    # An archive's table of contents is its end.
+    return "" if zipfile.is_zipfile(path) else "is damaged, or was not copied whole"
 
 
 def beside(path: Path) -> Path:

@@ -228,11 +228,12 @@ def checkpoint(which: str, run: Run | None = None, address: bool = True) -> str:
     if file.is_file():
         check_path(file, "--checkpoint")
         try:
-            if checkpoint_files.is_saved(file):
-                return str(file)
+            why = checkpoint_files.why_unsaved(file)
         except OSError as error:
             raise UserError(f"--checkpoint {file} cannot be read: {error.strerror}") from None
-        raise UserError(f"--checkpoint {file}: this is not a checkpoint as torch.save writes it")
+        if why:
+            raise UserError(f"--checkpoint {file} {why}")
+        return str(file)
     own = [name for name in (which, f"{which}.pth") if re.fullmatch(r"(epoch|iter)_[0-9]+\.pth", name)]
     if run is not None:
         own = [name for name in own if (run.checkpoints / name).is_file()]

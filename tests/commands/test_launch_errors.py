@@ -101,7 +101,7 @@ CASES = {
     "a file that is no checkpoint": (
         "evaluate",
         [*LOCAL, *TINY, "--checkpoint", "/etc/passwd"],
-        "--checkpoint /etc/passwd: this is not a checkpoint",
+        "--checkpoint /etc/passwd is not a checkpoint",
     ),
     "a bad sweep": ("train", [*LOCAL, *TINY, "--sweep", "lr="], "write KEY=A,B,C"),
     "unknown profile": ("train", ["--cluster", "locl", *TINY], "did you mean 'local'?"),

@@ -161,7 +161,7 @@ def test_what_is_no_training_is_not_resumed(site: Site, tmp_path: Path) -> None:
     site.command("sbatch", "echo Submitted batch job 5")
     weights, photo = tmp_path / "w.pth", tmp_path / "p.jpg"
     for file in (weights, photo):
-        file.write_bytes(b"PK\x03\x04")
+        file.write_bytes(b"\x80")
     tiny = ("--config", "tests/support/configs/tiny.py", "--data-root", str(site.data))
     evaluated = site("evaluate", *tiny, "--checkpoint", str(weights), "--json")
     prepared = site("prepare", "--data-root", str(site.data), "--check", tiny[1], "--json")

@@ -99,7 +99,7 @@ def test_a_refused_resume_or_evaluation_changes_nothing(site: Site) -> None:
     (run.job / "cancelled").write_text("{}")
     checkpoint = run.path / "checkpoints" / "epoch_1.pth"
     checkpoint.parent.mkdir()
-    checkpoint.write_bytes(b"PK\x03\x04")  # as one begins
+    checkpoint.write_bytes(b"\x80")  # as one begins of before torch 1.6
     before = site.contents()
     site.command("sbatch", REFUSED)
     one_line(site("train", "--resume", "mine", "--partition", "nowhere", "--gpus", "3"), "sbatch refused")
@@ -114,7 +114,7 @@ def test_nothing_is_evaluated_on_data_that_is_gone(site: Site) -> None:
     request.data_root = str(site.runs / "gone")
     run.write_request(request)
     run.checkpoints.mkdir()
-    (run.checkpoints / "epoch_1.pth").write_bytes(b"PK\x03\x04")
+    (run.checkpoints / "epoch_1.pth").write_bytes(b"\x80")
     site.command("sbatch", "echo Submitted batch job 5")
     one_line(
         site("evaluate", "mine", "--checkpoint", "epoch_1.pth"), "no prepared dataset in", "/gone makes it"
@@ -260,7 +260,7 @@ def test_two_launchers_that_make_up_a_name_do_not_refuse_each_other(
 ) -> None:
     (tmp_path / "patched").mkdir()
     (tmp_path / "patched" / "sitecustomize.py").write_text(TAKES_THE_FIRST)
-    (tmp_path / "x.pth").write_bytes(b"PK\x03\x04")
+    (tmp_path / "x.pth").write_bytes(b"\x80")
     site.command("sbatch", "echo Submitted batch job 5")
     given = [str(tmp_path / one) if one == "x.pth" else one for one in arguments]
     data = tmp_path / "new" if command == "prepare" else site.data
@@ -305,7 +305,7 @@ def test_each_job_is_told_where_output_takes_nothing(site: Site, tmp_path: Path)
     data = ["--data-root", str(site.data), "--cluster", "slurm"]
     sweep = site("train", *TINY, *data, "--run", "s", "--seeds", "0,1", redirected=">/dev/full")
     assert "s-0 is submitted all the same: train 5_0, evaluate 5_0; s-1 is submitted" in sweep.stderr
-    (tmp_path / "x.pth").write_bytes(b"PK\x03\x04")
+    (tmp_path / "x.pth").write_bytes(b"\x80")
     given = [*TINY, *data, "--checkpoint", str(tmp_path / "x.pth")]
     evaluation = site("evaluate", *given, redirected=">/dev/full")
     assert f"{FULL}; tiny-1 is submitted all the same: evaluate 5\n" == evaluation.stderr

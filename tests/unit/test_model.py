@@ -19,6 +19,9 @@ from jobs.run.errors import UserError
 compat.prepare()
 
 from mmengine.config import Config  # noqa: E402
+from mmengine.registry import init_default_scope  # noqa: E402
+from mmseg.datasets import PascalVOCDataset  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
 
 from jobs.evaluate.counting import counted  # noqa: E402
 from jobs.evaluate.drawing import how_many, pictures_of  # noqa: E402
@@ -54,11 +57,11 @@ def test_a_file_with_something_else_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "this is not a checkpoint"),
-        (b"no checkpoint", "this is not a checkpoint"),
-        (b"root:x:0:0:root:/root:/bin/bash\n", "this is not a checkpoint"),
+        (b"", "it is not a checkpoint"),
+        (b"no checkpoint", "it is not a checkpoint"),
+        (b"root:x:0:0:root:/root:/bin/bash\n", "it is not a checkpoint"),
         (pickle.dumps({"a": 1})[:-3], ""),
-        (b"PK\x03\x04" + bytes(99), ""),
+        (b"PK\x03\x04" + bytes(99), "it is damaged, or was not copied whole"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(content: bytes, said: str, tmp_path: Path) -> None:
@@ -66,6 +69,30 @@ def test_a_damaged_file_is_refused_in_one_line(content: bytes, said: str, tmp_pa
     with pytest.raises(UserError, match=rf"x\.pth cannot be loaded: {said}") as error:
         model.weights_of(tmp_path / "x.pth")
     assert "\n" not in str(error.value)
+
+
+def test_results_that_mean_nothing_are_told(
+    cfg: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of classes in another order, or of weights that are NaN, there were figures without a word."""
+    init_default_scope("mmseg")
+    names = PascalVOCDataset.METAINFO["classes"]
+    weights = {f"module.{name}": value for name, value in MODELS.build(cfg.model).state_dict().items()}
+    same, other = (
+        {"dataset_meta": {"classes": names}},
+        {"CLASSES": (*names[:2], "bird", "bicycle", *names[4:])},
+    )
+    for meta in ({}, same, other):
+        torch.save({"state_dict": weights, "meta": meta}, tmp_path / "x.pth")
+        assert model.load(cfg, tmp_path / "x.pth", "cpu").dataset_meta["classes"] == names
+    assert capsys.readouterr().out == (
+        f"warning: {tmp_path}/x.pth: it was trained with other classes than the config's test dataset has: "
+        "class 2 is bird there, bicycle here\n"
+    )
+    weights["module.decode_head.conv_seg.bias"][3] = torch.nan
+    torch.save(weights, tmp_path / "x.pth")
+    model.load(cfg, tmp_path / "x.pth", "cpu")
+    assert "1 of its weights are NaN (such as decode_head.conv_seg.bias)" in capsys.readouterr().out
 
 
 def test_what_is_tested_on_is_what_is_validated_on_unless_the_config_says_otherwise(tmp_path: Path) -> None:
