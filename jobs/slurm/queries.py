@@ -36,8 +36,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """As in the events: 12, or 12_3 for an array element."""
     state: str = UNKNOWN
     reason: str = ""
-    partition: str = ""
-    priority: int = 0
     user: str = ""
     start: float | None = None
     """When it started; for a pending job, when Slurm expects it to start, if it does."""
@@ -108,7 +106,7 @@ def ask(ids: Iterable[str], patience: float = 5.0) -> Answer:
     return answer
 
 
-def incarnations(ids: Iterable[str], patience: float = 5.0) -> dict[str, list[Job]]:
+def incarnations(ids: Iterable[str]) -> dict[str, list[Job]]:
     """Every start of the jobs that accounting has recorded, in order; {} if it tells nothing.
 
     A requeued job keeps its id; only `sacct --duplicates` shows that it previously ended as PREEMPTED,
@@ -118,7 +116,7 @@ def incarnations(ids: Iterable[str], patience: float = 5.0) -> dict[str, list[Jo
     if not wanted or shutil.which("sacct") is None:
         return {}
     try:
-        text = _sacct(wanted, "--duplicates", patience=patience)
+        text = _sacct(wanted, "--duplicates", patience=5.0)
     except slurm.SlurmError:
         return {}
     found: dict[str, list[Job]] = {}
@@ -170,13 +168,11 @@ def parse_squeue(text: str) -> dict[str, Job]:
         place = (-_number(rank), order)
         ahead = 0
         if state == "PENDING":
-            ahead = min(_before(queues.get(one, []), place) for one in partition.split(","))
+            ahead = min(bisect_left(queues.get(one, []), place) for one in partition.split(","))
         jobs[id] = Job(
             id=id,
             state=state,
             reason="" if reason == "None" else reason,
-            partition=partition,
-            priority=_number(rank),
             user=user,
             start=_time(start),
             submit=_time(submit),
@@ -213,10 +209,6 @@ def parse_sacct(text: str) -> list[Job]:
             )
         )
     return jobs
-
-
-def _before(queue: list[tuple[int, int]], place: tuple[int, int]) -> int:
-    return bisect_left(queue, place)
 
 
 def _number(text: str) -> int:
