@@ -46,7 +46,7 @@ def evaluate(run: Run, arguments: argparse.Namespace) -> int:
     where = arguments.out or results.folder(run, checkpoint, digest, arguments.tta)
     where = where.resolve()
     if arguments.out:
-        output.claim(where, "--out")
+        output.claim(where)
     done = None if arguments.again else results.finished(where)
 
     # Imported late, because it takes seconds.

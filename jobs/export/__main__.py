@@ -60,7 +60,7 @@ def export(run: Run, arguments: argparse.Namespace) -> None:
     digest = checkpoints.digest(checkpoint)
     own = run.path / files.EXPORT()
     folder = (arguments.out or own / f"{checkpoint.stem}-{digest[:8]}").resolve()
-    output.claim(folder, "--out", own)
+    output.claim(folder, own)
     for name in (exported.RECORD, exported.ONNX):  # the folder may have those of another checkpoint
         (folder / name).unlink(missing_ok=True)
 

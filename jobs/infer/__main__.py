@@ -86,7 +86,7 @@ def infer(run: Run, arguments: argparse.Namespace, leave: Leave) -> int:
     listing = Listing(arguments.images, out)
     total, checksum = listing.counted()
     passed = str(listing.passed)
-    output.claim(out, "--out", run.path / files.INFER())
+    output.claim(out, run.path / files.INFER())
     output.check_apart(
         (path for path, _ in listing), (file for _, name in listing for file in whole.targets(out / name))
     )

@@ -35,8 +35,8 @@ def is_marked(folder: str) -> bool:
     return os.path.lexists(os.path.join(folder, MARK))
 
 
-def check(folder: Path, option: str, own: Path | None = None) -> None:
-    """Raises UserError unless `folder` may be written into; `own`: a folder that is ours anyway."""
+def check(folder: Path, own: Path | None) -> None:
+    """Raises UserError unless --out may be `folder`; `own`: a folder that is ours anyway."""
     if own is not None and folder.resolve().is_relative_to(own.resolve()):
         return
     try:
@@ -44,22 +44,22 @@ def check(folder: Path, option: str, own: Path | None = None) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"{option} {folder}: {error.strerror}; name a folder that is new or empty") from None
+        raise UserError(f"--out {folder}: {error.strerror}; name a folder that is new or empty") from None
     if names and MARK not in names:
         raise UserError(
-            f"{option} {folder} contains other files, which results could overwrite: name a folder that is "
+            f"--out {folder} contains other files, which results could overwrite: name a folder that is "
             "new or empty"
         )
 
 
-def claim(folder: Path, option: str, own: Path | None = None) -> None:
+def claim(folder: Path, own: Path | None = None) -> None:
     """Makes the folder and leaves the mark. Raises UserError as `check`, and if it cannot be written."""
-    check(folder, option, own)
+    check(folder, own)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).touch()
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"{option} {folder} cannot be written to: {error.strerror}") from None
+        raise UserError(f"--out {folder} cannot be written to: {error.strerror}") from None
 
 
 @contextlib.contextmanager

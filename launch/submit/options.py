@@ -256,7 +256,7 @@ def check_pictures(asked: list[str]) -> None:
 def out_folder(given: str, own: Path | None = None) -> Path:
     """--out as an absolute path. Raises UserError if the folder has other files; `own`: see output.check."""
     out = Path(given).expanduser().absolute()
-    output.check(out, "--out", own)
+    output.check(out, own)
     check_path(out, "--out")
     return out
 

@@ -151,7 +151,7 @@ def test_whatever_is_segmented_has_an_overlay(
 
 def test_what_killed_processes_left_is_removed_by_the_last_that_writes_there(tmp_path: Path) -> None:
     """Of two equal commands the first to end took the files that the other was just writing."""
-    output.claim(tmp_path, "--out")
+    output.claim(tmp_path)
     left = {".a.png.12.tmp", ".b.part.json.12.tmp", ".c.0a1b2c3d.tmp.tif", ".c.0a1b2c3d.tmp.png.aux.xml"}
     kept = {"a.png", ".b.part", ".c.tmp", output.MARK}
     for name in left | kept:

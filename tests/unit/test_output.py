@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_folder_is_taken_if_it_is_new_or_empty_and_again_once_it_is_ours(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("new/deep", "empty"):
-        output.claim(tmp_path / name, "--out")
+        output.claim(tmp_path / name)
         (tmp_path / name / "result.png").touch()
-        output.claim(tmp_path / name, "--out")
+        output.claim(tmp_path / name)
 
 
 def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path: Path) 
     (tmp_path / "file").touch()
     for name in ("mine", "file"):
         with pytest.raises(UserError, match=r"--out .* name a folder that is new or empty"):
-            output.claim(tmp_path / name, "--out")
+            output.claim(tmp_path / name)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["photo.png"]
 
 
