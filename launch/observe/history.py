@@ -1,4 +1,4 @@
-"""A run's history, for display: what its events say, and what progress.json and Slurm's accounting add."""
+"""A run's history, for display: what its events say, and what progress.json adds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ from jobs.run.events import seconds_of
 from jobs.run.metrics import USUAL, Figure, less_is_better
 from jobs.run.past import History, Incarnation
 from jobs.run.records import content, number, read_json
-from jobs.slurm.queries import Job
-from launch.observe import accounting
 
 
-def read(run: Run, slurm: dict[str, list[Job]] | None = None) -> History:
-    """The history of a run. `slurm`: accounting's rows for each start of a job, to fill in its endings."""
+def read(run: Run) -> History:
     history = story.read(run.events)
     add_progress(history, progress(run))
     training = [job.id for job in history.jobs.values() if job.stage == "train"]
     history.reserve = reserve(run, training[-1]) if training and history.finished is None else None
-    if slurm:
-        accounting.add(history, slurm)
     return history
 
 
