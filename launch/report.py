@@ -25,8 +25,6 @@ EXAMPLES = """\
   python launch/report.py --compare lr-sweep --table latex     a sweep's groups, as a table for a paper
 """
 
-ELSEWHERE = "--out FILE writes it elsewhere"
-
 
 def main() -> int:
     parser = checkout.parser(__doc__, EXAMPLES)
@@ -66,7 +64,7 @@ def main() -> int:
         html, out = report_page.page(found[0]), arguments.out or found[0].run.report
     if arguments.out and not may_replace(out):
         raise UserError(f"--out {out} already exists and is not a report: choose another name")
-    ending.write(out, html, ELSEWHERE)
+    ending.write(out, html)
     if arguments.json:
         print(json.dumps({"report": str(out), "bytes": len(html.encode())}))
     else:
@@ -98,7 +96,7 @@ def print_table(found: list[report_data.Data], form: str, out: Path | None) -> i
     elif out.exists():
         raise UserError(f"--out {out} is there already: choose another name")
     else:
-        ending.write(out, text, ELSEWHERE)
+        ending.write(out, text)
     return 0
 
 

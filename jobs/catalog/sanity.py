@@ -62,7 +62,7 @@ def _check_testing(model: dict[str, Any]) -> None:
             )
 
 
-def check_options(values: dict[str, Any], trained: bool = True) -> None:
+def check_options(values: dict[str, Any], trained: bool) -> None:
     """Raises UserError for what mmengine or mmseg would ignore: an option of IoUMetric or of paramwise_cfg,
     such as a misspelt one, and a scheduler that is never stepped. Not for a run that has begun, which does
     what it did. `trained`: not only used with weights from elsewhere."""

@@ -77,7 +77,7 @@ def no_bytes() -> bytes:
     return b""
 
 
-def made(tree: Any, holding: tuple[type, ...] = ()) -> Any:
+def made(tree: Any, holding: tuple[type, ...]) -> Any:
     """A file's content with its arrays filled in. Lists, dicts and the attributes of instances of `holding`
     are changed in place."""
     return _made(tree, holding, set())

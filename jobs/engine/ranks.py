@@ -74,13 +74,13 @@ def share(ranks: Ranks, what: bytes) -> bytes:
     return what
 
 
-def rank_0_ends_last(ranks: Ranks, seconds: float = 60.0) -> None:
-    """Makes rank 0 wait until the other ranks have exited, for at most so many seconds. All must call it.
+def rank_0_ends_last(ranks: Ranks) -> None:
+    """Makes rank 0 wait until the other ranks have exited, for a minute at most. All must call it.
 
     srun kills the others as soon as one process exits with a code other than 0, and then reports a killed
     task. So if rank 0's exit code tells the outcome, it has to exit last.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 60
     for connection in ranks.peers.values():
         if ranks.rank:
             os.dup(connection.socket.fileno())  # open until this process has exited, whatever Python closes

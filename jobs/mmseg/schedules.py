@@ -83,7 +83,7 @@ def replay(runner: Any) -> bool:
     return True
 
 
-def restore(schedulers: Any, saved: Any, evolved: Any = ()) -> None:
+def restore(schedulers: Any, saved: Any, evolved: Any) -> None:
     """Restores the schedulers' state from the training."""
     before = flat(saved)
     for one, state, own in zip(flat(schedulers), before, of_each(evolved, before), strict=False):

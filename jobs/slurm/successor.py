@@ -201,7 +201,7 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 # In advance
 
 
-def presubmit(run: Run, if_ending: bool = False) -> str:
+def presubmit(run: Run, if_ending: bool) -> str:
     """Submits the successor in advance; returns what was done, in words.
 
     Jobs that depend on this one then accept either. With `if_ending`, only if the job's end is near and Slurm
@@ -296,7 +296,7 @@ def _waiting() -> dict[str, str]:
     return {one: of_element(text.strip(), one) for one, _, text in lines}
 
 
-def move_dependents(job: str, change: Callable[[str], str], but: str = "") -> list[str]:
+def move_dependents(job: str, change: Callable[[str], str], but: str) -> list[str]:
     """Changes the dependency of each of our jobs that depends on `job`; returns the ids of those changed."""
     moved = []
     for identifier, before in _waiting().items():

@@ -111,15 +111,15 @@ def _below(root: int) -> list[tuple[int, str]]:
     return found
 
 
-def end_all(seconds: float = 10.0, spare: Collection[int] = ()) -> dict[int, int]:
+def end_all(spare: Collection[int] = ()) -> dict[int, int]:
     """Kills and reaps every descendant of this process, however deep: pid -> wait status.
 
     `spare` and their descendants are left alone.
     Needs `adopt_orphans`: a child of a killed process becomes ours, and is found in the next round. Gives up
-    after `seconds` (a process in uninterruptible sleep on a dead file system cannot be killed).
+    after 10 s (a process in uninterruptible sleep on a dead file system cannot be killed).
     """
     ended: dict[int, int] = {}
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 10
     while True:
         spared = {pid for one in spare for pid in (one, *(below for below, _ in _below(one)))}
         left = [pid for pid, _ in _below(os.getpid()) if pid not in spared]

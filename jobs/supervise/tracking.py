@@ -82,15 +82,15 @@ def command(run: Run, name: str, *rest: str) -> list[str]:
     return [sys.executable, "-u", str(COMMAND), str(run.path), "--to", name, *rest]
 
 
-def once(run: Run, seconds: float = SECONDS_ONCE) -> None:
-    """Sends what the services lack, for at most `seconds`. Never raises."""
+def once(run: Run) -> None:
+    """Sends what the services lack, for at most SECONDS_ONCE. Never raises."""
     try:
         names = trackers.wanted(run) if COMMAND.exists() else []
         begun = [subprocess.Popen(command(run, name), stdin=subprocess.DEVNULL) for name in names]
     except (OSError, UserError) as error:
         print(f"no curves are sent: {error}", file=sys.stderr, flush=True)
         return
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + SECONDS_ONCE
     for name, process in zip(names, begun, strict=True):
         try:
             process.wait(max(0.0, deadline - time.monotonic()))

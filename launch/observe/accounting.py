@@ -17,16 +17,14 @@ _ACCOUNTED = {
 }
 
 
-def _start(row: Job) -> float:
-    return row.start or 0.0
-
-
 def add(history: History, slurm: dict[str, list[Job]]) -> None:
     """Fills in endings that the events leave open, from accounting's rows for each start of a job."""
     rows_of: dict[str, deque[Job]] = {}
     for one in history.incarnations:
         if one.job not in rows_of:
-            rows_of[one.job] = deque(sorted((r for r in slurm.get(one.job, []) if r.start), key=_start))
+            rows_of[one.job] = deque(
+                sorted((r for r in slurm.get(one.job, []) if r.start), key=lambda r: r.start or 0.0)
+            )
         rows = rows_of[one.job]
         while rows and rows[0].end is not None and rows[0].end < one.began:
             rows.popleft()

@@ -196,7 +196,7 @@ def expected_ettr(interval: float, save: float, restart: float, mtbi: float, que
     return interval / segment
 
 
-def best_interval(save: float, mtbi: float, restart: float = 0.0, queue: float = 0.0) -> float:
+def best_interval(save: float, mtbi: float, restart: float, queue: float) -> float:
     """The interval with the highest `expected_ettr`, by golden-section search around Young's.
 
     `restart` and `queue` hardly change it, but keep it consistent with the estimate shown beside it.

@@ -20,12 +20,12 @@ DONE: list[str] = []
 """What this command has done that must not be done twice, to be told even if its output cannot be written."""
 
 
-def write(file: Path, text: str, instead: str) -> None:
-    """Writes a file for the user. If that fails, raises UserError, which ends with what to do `instead`."""
+def write(file: Path, text: str) -> None:
+    """Writes the file that --out names, or one in its default place. Raises UserError if that fails."""
     try:
         write_atomically(file, text.encode())
     except OSError as error:
-        raise UserError(f"{refusal(error)}; {instead}") from None
+        raise UserError(f"{refusal(error)}; --out FILE writes it elsewhere") from None
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -96,9 +96,9 @@ def tail(path: Path, lines: int) -> list[str]:
 class Growing:
     """Reads the complete lines added to a file since the last read."""
 
-    def __init__(self, path: Path, skip: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.position = path.stat().st_size if skip else 0
+        self.position = 0
 
     def lines(self, last: bool = False) -> list[str]:
         """New lines; with `last` also an incomplete one. A file that has shrunk is read from its start."""

@@ -65,7 +65,7 @@ def asked_now_and_then() -> Slurm:
     return Slurm(ask, incarnations)
 
 
-def all_statuses(now: float, slurm: Slurm, chosen: Sequence[Run] = ()) -> tuple[list[states.Status], Answer]:
+def all_statuses(now: float, slurm: Slurm, chosen: Sequence[Run]) -> tuple[list[states.Status], Answer]:
     """Every run and preparation, newest first, and Slurm's answer (at most two calls). `chosen`: only these,
     in their order."""
     everything = list(chosen) or [*runs.all_runs(runs.prepare_root()), *runs.all_runs()]

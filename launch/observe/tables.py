@@ -170,5 +170,5 @@ def _fit(cell: str, column: str, width: int) -> str:
     return cell.rjust(width) if column.startswith(">") else cell.ljust(width)
 
 
-def paint(text: str, colour: str, coloured: bool = True) -> str:
+def paint(text: str, colour: str, coloured: bool) -> str:
     return f"\033[{colour}m{text}\033[0m" if colour and coloured else text

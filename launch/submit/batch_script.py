@@ -124,7 +124,8 @@ def _no_pattern(path: Path) -> str:
 def _header(batch: Batch) -> str:
     lines = []
     for key, value in directives(batch).items():
-        lines.append(f"#SBATCH --{key}" if value is None else f"#SBATCH --{key}={_directive(value)}")
+        # sbatch reads its directives like a shell, but a quote ends at the next one of its kind.
+        lines.append(f"#SBATCH --{key}" if value is None else f"#SBATCH --{key}={shlex.quote(value)}")
     sources = batch.resolved.sources
     values = msgspec.to_builtins(batch.resolved.settings)
     if sources:
@@ -144,11 +145,6 @@ def _header(batch: Batch) -> str:
 
 UNTOLD = {"env", "secrets", "notify", "setup", "container", "srun"}
 """Settings whose values appear in no comment."""
-
-
-def _directive(value: str) -> str:
-    """Quoted as sbatch reads its directives: like a shell, but a quote ends at the next one of its kind."""
-    return shlex.quote(value)
 
 
 USAGE = {

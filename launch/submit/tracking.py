@@ -23,7 +23,7 @@ def add_option(to: argparse.ArgumentParser) -> None:
     )
 
 
-def check(train: Resolved, of_worker: list[str] | None = None) -> None:
+def check(train: Resolved, of_worker: list[str] | None) -> None:
     """Raises UserError for a service whose package the job lacks or whose server is not configured.
 
     `of_worker`: the values of --track, if a --worker trains. (The profile's are for every training.)"""

@@ -137,7 +137,7 @@ def tidy(data_root: Path, work: str) -> None:
         shutil.rmtree(data_root / work)
 
 
-def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.STALE) -> Manifest:
+def wait_only(data_root: Path, folder: str, preparer: int) -> Manifest:
     """Makes nothing: returns once others have made the dataset and ended (they may have more to do there).
 
     `preparer`: id of a process on this machine that makes it, or is about to; 0 for none. Raises UserError if
@@ -155,7 +155,7 @@ def wait_only(data_root: Path, folder: str, preparer: int, stale: float = locks.
         if held and held[0].folder in ("", folder) and not owners.is_dead(held[0]):
             if held != (owner, beat):
                 (owner, beat), since = held, time.monotonic()
-            lives = lives or time.monotonic() - since < stale
+            lives = lives or time.monotonic() - since < locks.STALE
         # Between two holds of the lock, a process on this machine is still seen to be alive.
         lives = lives or (held is None and owner is not None and owners.is_alive(owner))
         found = look()

@@ -15,6 +15,7 @@ from jobs.slurm import login as slurm
 from launch.submit import machine
 
 Style = Literal["gpus-per-node", "gres", "none"]
+PATIENCE = 20.0
 
 
 class Partition(msgspec.Struct, kw_only=True):
@@ -75,7 +76,7 @@ class Facts(msgspec.Struct, kw_only=True):
         return next((one for one in self.partitions if one.name == name), None)
 
 
-def gather(charge: dict[str, str] | None = None, patience: float = 20.0) -> Facts:
+def gather(charge: dict[str, str]) -> Facts:
     """Asks scontrol, sinfo, sacct, sacctmgr and `sbatch --test-only`, which submits nothing.
 
     `charge`: sbatch options (account, qos) for the latter.
@@ -83,18 +84,18 @@ def gather(charge: dict[str, str] | None = None, patience: float = 20.0) -> Fact
     Raises SlurmError if the controller does not answer at all.
     """
     facts = Facts()
-    facts.config = parse_config(slurm.call("scontrol", "show", "config", patience=patience))
+    facts.config = parse_config(slurm.call("scontrol", "show", "config", patience=PATIENCE))
     facts.version = facts.config.get("SLURM_VERSION", "")
     facts.partitions = parse_partitions(
-        slurm.call("scontrol", "--oneliner", "show", "partition", patience=patience)
+        slurm.call("scontrol", "--oneliner", "show", "partition", patience=PATIENCE)
     )
-    nodes = slurm.call("sinfo", "--noheader", "--Node", "--format=%R|%N|%c|%m|%G|%T", patience=patience)
+    nodes = slurm.call("sinfo", "--noheader", "--Node", "--format=%R|%N|%c|%m|%G|%T", patience=PATIENCE)
     add_nodes(facts.partitions, nodes)
     _mark_preemptible(facts)
-    _ask_accounting(facts, patience)
+    _ask_accounting(facts)
     for one in facts.partitions:
         if one.up:
-            _test_start(facts, one, charge or {}, patience)
+            _test_start(facts, one, charge)
     return facts
 
 
@@ -182,12 +183,12 @@ def _mark_preemptible(facts: Facts) -> None:
             one.preemptible = one.preempt_mode != "OFF"
 
 
-def _ask_accounting(facts: Facts, patience: float) -> None:
+def _ask_accounting(facts: Facts) -> None:
     if shutil.which("sacct") is None:
         facts.accounting_error = "sacct is not on PATH"
         return
     try:
-        slurm.call("sacct", "--noheader", "--parsable2", "--format=JobID", "--jobs=1", patience=patience)
+        slurm.call("sacct", "--noheader", "--parsable2", "--format=JobID", "--jobs=1", patience=PATIENCE)
         facts.accounting = True
     except slurm.SlurmError as error:
         facts.accounting_error = str(error)
@@ -195,30 +196,24 @@ def _ask_accounting(facts: Facts, patience: float) -> None:
     try:
         user = f"user={machine.user()}"
         text = slurm.call(
-            "sacctmgr",
-            "--noheader",
-            "--parsable2",
-            "show",
-            "assoc",
-            user,
-            "format=Account",
-            patience=patience,
+            *("sacctmgr", "--noheader", "--parsable2", "show", "assoc", user, "format=Account"),
+            patience=PATIENCE,
         )
         facts.accounts = list(dict.fromkeys(line for line in text.splitlines() if line))
         text = slurm.call(
-            "sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=Name,Preempt", patience=patience
+            "sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=Name,Preempt", patience=PATIENCE
         )
         facts.qos_preempt = [line.split("|")[0] for line in text.splitlines() if line.partition("|")[2]]
     except slurm.SlurmError as error:
         facts.problems.append(f"sacctmgr: {error}")
 
 
-def _test_start(facts: Facts, one: Partition, charge: dict[str, str], patience: float) -> None:
+def _test_start(facts: Facts, one: Partition, charge: dict[str, str]) -> None:
     """Notes when a job of one small task would start. `--test-only` answers on standard error."""
     options = {"partition": one.name, "time": "10", "ntasks": "1", "output": "/dev/null"}
     options |= one_gpu(facts, one) | {key: value for key, value in charge.items() if value}
     command = ["sbatch", "--test-only", *(f"--{key}={value}" for key, value in options.items())]
-    answer = commands.once([*command, "--wrap", "true"], slurm.clean_environment(), max(patience, 30))
+    answer = commands.once([*command, "--wrap", "true"], slurm.clean_environment(), 30)
     said = " ".join(answer.errors.split()) if answer.ok else answer.text
     when = re.search(r"to start at (\S+)", said)
     if answer.ok and when:

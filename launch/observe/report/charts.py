@@ -47,10 +47,8 @@ class Bar(msgspec.Struct, frozen=True):
     text: str
 
 
-def lines(
-    title: str, series: Sequence[Series], x_name: str, marks: Sequence[Mark] = (), logarithmic: bool = False
-) -> str:
-    """A line chart of the finite points (of the positive ones, if `logarithmic`); "" if there are none."""
+def lines(title: str, series: Sequence[Series], marks: Sequence[Mark], logarithmic: bool) -> str:
+    """A line chart of the finite points (of the positive ones, if `logarithmic`) by step; "" without any."""
     series = [msgspec.structs.replace(one, points=_finite(one.points, logarithmic)) for one in series]
     series = [one for one in series if one.points]
     if not series:
@@ -73,7 +71,7 @@ def lines(
         parts.append(
             f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>'
         )
-    parts += _x_axis(low_x, high_x, place_x, HEIGHT, x_name)
+    parts += _x_axis(low_x, high_x, place_x, HEIGHT, "step")
     for mark in marks:
         x = place_x(mark.x)
         parts.append(
@@ -90,7 +88,7 @@ def lines(
         )
         if one.dots or len(drawn) == 1:
             for (x, y), (at, value) in zip(drawn, thinned(one.points), strict=True):
-                text = f"{one.name} {_number(value)} at {x_name} {_number(at)}"
+                text = f"{one.name} {_number(value)} at step {_number(at)}"
                 parts.append(
                     f'<circle class="dot s{index % 8}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
                     f"<title>{escape(text)}</title></circle>"

@@ -50,7 +50,7 @@ def comparison(all_data: Sequence[Data]) -> str:
         shown = [(data, points) for data in all_data if (points := page.points_of(getattr(data, kind), key))]
         series = [Series(data.run.name, points, kind == "val") for data, points in shown]
         marks = [mark for index, (data, _) in enumerate(shown) for mark in page.interruptions(data, index)]
-        if chart := report_charts.lines(title, series, "step", marks, logarithmic):
+        if chart := report_charts.lines(title, series, marks, logarithmic):
             parts.append(f"<h2>{escape(title)}</h2>{chart}")
             marked = marked or bool(marks)
     if marked:

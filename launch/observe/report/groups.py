@@ -177,7 +177,7 @@ def figure(data: Data, name: str) -> float | None:
     return records.number(data.evaluation.metrics.get(name)) if data.evaluation else None
 
 
-def estimate(values: Sequence[float], metric: str = USUAL) -> Estimate:
+def estimate(values: Sequence[float], metric: str) -> Estimate:
     count = len(values)
     mean = math.fsum(values) / count
     if count < 2:

@@ -96,7 +96,7 @@ def _curves(data: Data) -> str:
     parts = []
     for title, key, kind, logarithmic in curves([data.status]):
         series = [Series(title.split(",")[0], points_of(getattr(data, kind), key), kind == "val")]
-        if chart := report_charts.lines(title, series, "step", marks, logarithmic):
+        if chart := report_charts.lines(title, series, marks, logarithmic):
             parts.append(f"<h2>{escape(title)}</h2>{chart}")
     if parts and marks:
         parts.append(

@@ -79,7 +79,7 @@ class Service(Protocol):
         """Returns when the service has everything. `state`: see Content."""
 
 
-def send(run: Run, name: str, ending: Callable[[float], bool], once: bool = False) -> int:
+def send(run: Run, name: str, ending: Callable[[float], bool], once: bool) -> int:
     """Sends to the service of that name until `ending(seconds)`, which waits at most that long, returns True.
     `once`: prints what it waits for, and exits with 1 if the service never answers.
 
