@@ -10,7 +10,6 @@ import argparse
 import copy
 import io
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from jobs.catalog import pretrained
 from jobs.engine import checkpoints
 from jobs.mmseg import compat, images
 from jobs.mmseg import model as models
-from jobs.run import digests, environment, events, exported, failure, files, output, story
+from jobs.run import code_files, digests, environment, events, exported, failure, files, output, story
 from jobs.run.directory import Run, write_atomically
 from jobs.run.errors import UserError, one_line, run_command
 from jobs.run.task import job_id
@@ -118,32 +117,17 @@ def portable(cfg: Any, meta: Any) -> Any:
     return cfg
 
 
-def no_code(folder: str, names: list[str]) -> set[str]:
-    """The names in a package that are not code: hidden ones, caches, and data folders that a run only links,
-    whose targets may be gone."""
-    return {
-        name
-        for name in names
-        if name.startswith(".")
-        or name == "__pycache__"
-        or (os.path.islink(path := os.path.join(folder, name)) and not os.path.isfile(path))
-    }
-
-
 def copy_modules(run: Run, folder: Path) -> list[str]:
-    """Copies the user's own modules; returns their file names below `folder`."""
+    """Copies the user's own modules, without data folders, which a run only links; returns their file names
+    below `folder`."""
     found = []
     for module in run.modules():
-        if module.is_dir():
-            shutil.copytree(
-                module, folder / module.name, dirs_exist_ok=True, copy_function=shutil.copyfile,
-                ignore=no_code,
-            )  # fmt: skip
-            inner = [path for path in sorted((folder / module.name).rglob("*")) if path.is_file()]
-            found += [str(path.relative_to(folder)) for path in inner]
-        elif module.name != exported.CONFIG:
-            shutil.copyfile(module, folder / module.name)
-            found.append(module.name)
+        for path in code_files.files(module) if module.is_dir() else [module]:
+            name = path.relative_to(run.code)
+            if str(name) != exported.CONFIG:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / name)
+                found.append(str(name))
     return found
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from jobs.catalog import installed
+from jobs.run import code_files
 from jobs.run.errors import UserError, one_line
-from launch.submit import code_files
 from launch.submit.literals import is_read_base
 from launch.submit.runs import CHECKOUT
 

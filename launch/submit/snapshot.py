@@ -20,8 +20,9 @@ import os
 import shutil
 from pathlib import Path
 
+from jobs.run import code_files
 from jobs.run.errors import UserError
-from launch.submit import code_files, config_files
+from launch.submit import config_files
 from launch.submit.configs import Chain
 from launch.submit.runs import CHECKOUT
 

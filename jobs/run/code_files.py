@@ -51,14 +51,17 @@ def is_large(file: os.DirEntry[str]) -> bool:
 
 def python(module: Path) -> list[Path]:
     """The Python files of a module: a file, or a package's folder."""
-    if not module.is_dir():
-        return [module]
+    return files(module, ".py") if module.is_dir() else [module]
+
+
+def files(folder: Path, suffix: str = "") -> list[Path]:
+    """The files with that suffix in a folder and those below it, except linked ones."""
     found: list[Path] = []
-    rest: list[str | Path] = [module]
+    rest: list[str | Path] = [folder]
     while rest:
         for entry in entries(rest.pop()):
             if entry.is_dir(follow_symlinks=False):
                 rest.append(entry.path)
-            elif entry.name.endswith(".py"):
+            elif entry.name.endswith(suffix) and not entry.is_dir():
                 found.append(Path(entry.path))
     return sorted(found)
