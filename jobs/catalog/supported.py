@@ -202,9 +202,9 @@ def _walk(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:
         yield from _walk(value, where)
 
 
-def of_others(values: dict[str, Any]) -> bool:
-    """Whether the config names code from outside OpenMMLab."""
-    names = imported(values.get("custom_imports"))
+def of_others(values: dict[str, Any], config: object) -> bool:
+    """Whether the config names code from outside OpenMMLab. Raises UserError as `imported` does."""
+    names = imported(values.get("custom_imports"), config)
     names += [kind for kind in types(values) if "." in kind]
     return any(name.partition(".")[0] not in OPENMMLAB for name in names)
 
@@ -307,10 +307,10 @@ def unmarked(node: Any) -> dict[str, Any]:
     return {key: value for key, value in dict(node or {}).items() if key not in MARKS}
 
 
-def imported(given: Any) -> list[str]:
-    """The modules in a config's `custom_imports`. Raises UserError if that is a plain name or list."""
+def imported(given: Any, config: object) -> list[str]:
+    """The modules in the `config`'s `custom_imports`. Raises UserError if that is a plain name or list."""
     if isinstance(given, (str, list, tuple)) and given:
-        raise UserError(f"custom_imports is {given!r}: write custom_imports=dict(imports=[…])")
+        raise UserError(f"{config}: custom_imports is {given!r}: write custom_imports=dict(imports=[…])")
     named = given.get("imports") if isinstance(given, dict) else None
     return [one for one in (named if isinstance(named, (list, tuple)) else [named]) if isinstance(one, str)]
 

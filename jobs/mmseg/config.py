@@ -9,13 +9,11 @@ Baton's own settings stand in the config's `baton` (or `--set baton.KEY=…`): s
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import os
 import re
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +55,12 @@ def resolve(session: Session, trained: bool = True) -> Config:
             f"{request.named} is not an MMSegmentation training config: it has no {', '.join(absent)}"
         )
     content = cfg.to_dict()
-    with named(request.named):
+    try:
         supported.check(content, trained=trained)
         sanity.check(content)
         supported.check_packages(content)
+    except UserError as error:
+        raise UserError(f"{request.named}: {error}") from None
     randomness = dict(cfg.get("randomness") or {})
     if randomness.get("seed") is None or request.seed:
         randomness["seed"] = request.seed
@@ -80,20 +80,11 @@ def override(cfg: Config, session: Session) -> None:
     except (KeyError, TypeError, IndexError, AssertionError, ValueError, AttributeError) as error:
         raise UserError(f"--set does not fit {request.named}: {one_line(error)}") from None
     modules = [path for path in run.modules() if path != run.code / request.config]
-    own = bool(modules) or supported.of_others(cfg.to_dict())
+    own = bool(modules) or supported.of_others(cfg.to_dict(), request.named)
     for key in request.overrides:
         # If a base cannot be read on the login node, only this check finds it.
         if why := supported.unread(key, written, own):
             raise UserError(f"--set {key}: {why}")
-
-
-@contextlib.contextmanager
-def named(config: str) -> Iterator[None]:
-    """Prefixes UserErrors about a config's content with its name."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{config}: {error}") from None
 
 
 def read(path: Path) -> Config:
@@ -148,8 +139,7 @@ def _without_marks(node: Any, scope: str) -> Any:
 
 def import_modules(cfg: Config, config: str) -> None:
     """Imports the config's `custom_imports`. Raises UserError, with the reason, if one cannot be imported."""
-    with named(config):
-        names = supported.imported(cfg.get("custom_imports"))
+    names = supported.imported(cfg.get("custom_imports"), config)
     given = supported.unmarked(cfg.get("custom_imports"))
     for name in names:
         try:

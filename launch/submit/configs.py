@@ -72,7 +72,7 @@ def check(
     chain.modules = _modules(config, chain, here, code)
     if not chain.complete:
         return chain
-    own = bool(asked) and _brings_code(chain)
+    own = bool(asked) and _brings_code(config, chain)
     for option, key in asked:
         if why := supported.unread(key, written, own):
             raise UserError(f"{option} {key}: {why}")
@@ -91,11 +91,11 @@ def check(
     return chain
 
 
-def _brings_code(chain: Chain) -> bool:
+def _brings_code(config: Path, chain: Chain) -> bool:
     """Whether the config brings code of the user's, or may do so in values that it computes: the job, which
     knows these, checks again."""
     parts = {key: chain.values.get(key) for key in ("custom_imports", "custom_hooks")}
-    return bool(chain.modules) or _computes(parts) or supported.of_others(_known(chain.values))
+    return bool(chain.modules) or _computes(parts) or supported.of_others(_known(chain.values), config)
 
 
 def _computes(node: Any) -> bool:
@@ -192,10 +192,7 @@ def _modules(config: Path, chain: Chain, here: bool, code: Path | None) -> list[
     """The user's modules that the configs need. Raises UserError if one of `custom_imports` is neither among
     them nor installed."""
     given = _known(chain.values.get("custom_imports"))
-    try:
-        names = supported.imported(given)
-    except UserError as error:
-        raise UserError(f"{config}: {error}") from None
+    names = supported.imported(given, config)
     given = given if isinstance(given, dict) else {}
     # A run has its modules in one place (launch/submit/snapshot.py), wherever its configs lie below it.
     places = [code] if code else [*dict.fromkeys(file.parent for file in chain.files), CHECKOUT]
