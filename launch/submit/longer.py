@@ -124,10 +124,10 @@ def in_proportion(scheduler: dict[str, Any], begin: int, factor: float) -> Itera
 
 
 def resolved(run: Run) -> dict[str, Any]:
-    """The values of RUN/config.py; {} before the first start has written it."""
+    """The values of RUN/config.py; {} before the first start has written it, and if it cannot be read."""
     try:
         return dict(literals.values(ast.parse(run.config.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, RecursionError):
         return {}
 
 

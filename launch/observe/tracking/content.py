@@ -6,7 +6,6 @@ sent once, however a start ends, which suits services that never take anything b
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from pathlib import Path
@@ -19,7 +18,7 @@ from jobs.run.directory import Run
 from jobs.run.past import History
 from launch.observe import efficiency, history, sweeps
 from launch.observe.report import data as report
-from launch.submit import literals
+from launch.submit import longer
 
 MOST_PARAMETERS = 500
 """The most values of the config that are sent as parameters."""
@@ -69,11 +68,7 @@ class Content(msgspec.Struct):
 def about(run: Run) -> About:
     """The run's name, request and config. Raises UserError if run.yaml cannot be read."""
     request = run.request()
-    try:
-        text = run.config.read_text(encoding="utf-8")
-        values = literals.values(ast.parse(text))
-    except (OSError, ValueError, SyntaxError, RecursionError):  # none with a --worker
-        text, values = "", {}
+    values = longer.resolved(run)  # {} with a --worker
     asked = report.public(request)
     kept = ("config", "seed", "nodes", "gpus", "data_root", "set", "versions", "command", "worker")
     parameters = report.flat({key: asked[key] for key in kept if asked[key]}) | report.flat(values, "config")
@@ -84,7 +79,7 @@ def about(run: Run) -> About:
         group=sweeps.of(run),
         tags=["baton", what],
         parameters=dict(list(parameters.items())[:MOST_PARAMETERS]),
-        config=text,
+        config=run.config.read_text(encoding="utf-8") if values else "",
         backends=backends(values),
     )
 
