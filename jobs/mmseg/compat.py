@@ -311,15 +311,11 @@ def keep_config_text_plain() -> None:
 
 def formatted(cfg: Any) -> str:
     """The text of a config, formatted for people, and escaped so that mmengine finds no templates in it."""
-    _format_with(_yapf)
+    _format_with(lambda text, **options: _original_format(text, **options))
     try:
         return str(cfg.pretty_text).replace("{{", "{\\x7b")
     finally:
         keep_config_text_plain()
-
-
-def _yapf(text: str, **options: Any) -> Any:
-    return _original_format(text, **options)
 
 
 def _format_with(function: Any) -> None:

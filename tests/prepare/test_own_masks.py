@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import struct
 import zlib
 from collections.abc import Callable
@@ -313,21 +314,26 @@ def test_a_dataset_is_not_made_among_what_it_is_made_of(tmp_path: Path, kind: st
     assert not (folder / kind / "data").exists()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "LA"])
-def test_a_mask_that_loadannotations_reads_in_several_bands_is_told_by_check(
-    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It looks like labels, and no head can learn from height × width × bands of them."""
-    folder = own_images.write(tmp_path, 4)
+def asked_to_check(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> argparse.Namespace:
+    """--check of a config that reads the images and masks of `folder`, now the working directory, so."""
     (folder / "config.py").write_text(
-        "data = dict(type='BaseSegDataset', data_root='.', img_suffix='.png', pipeline=[],\n"
+        f"data = dict(type='BaseSegDataset', data_root='.', {how},\n"
         "            data_prefix=dict(img_path='images', seg_map_path='masks'),\n"
         "            metainfo=dict(classes=('background', 'disc', 'square')))\n"
         "train_dataloader = val_dataloader = test_dataloader = dict(dataset=data)\n"
         "model = dict(decode_head=dict(num_classes=3))\n"
     )
     monkeypatch.chdir(folder)
-    asked = command.parser().parse_args(["--check", "config.py", "--processes", "1"])
+    return command.parser().parse_args(["--check", "config.py", "--processes", "1"])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "LA"])
+def test_a_mask_that_loadannotations_reads_in_several_bands_is_told_by_check(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks like labels, and no head can learn from height × width × bands of them."""
+    folder = own_images.write(tmp_path, 4)
+    asked = asked_to_check(folder, monkeypatch, "img_suffix='.png', pipeline=[]")
     assert check.check_config(asked) == 4
     saved_by(folder, lambda labels, path: Image.fromarray(labels).convert(mode).save(path), 2)
     with pytest.raises(UserError, match=r"masks/scene_002\.png: has several bands, and a training reads one"):
@@ -407,16 +413,8 @@ def test_an_image_that_the_configs_reader_does_not_give_is_told_by_check(
     for path in (folder / "images").iterdir():
         Image.open(path).convert("RGB").save(path.with_suffix(".tif"))
         path.unlink()
-    (folder / "config.py").write_text(
-        "data = dict(type='BaseSegDataset', data_root='.', img_suffix='.tif',\n"
-        "            data_prefix=dict(img_path='images', seg_map_path='masks'),\n"
-        "            pipeline=[dict(type='LoadImageFromFile')],\n"
-        "            metainfo=dict(classes=('background', 'disc', 'square')))\n"
-        "train_dataloader = val_dataloader = test_dataloader = dict(dataset=data)\n"
-        "model = dict(decode_head=dict(num_classes=3))\n"
-    )
-    monkeypatch.chdir(folder)
-    asked = command.parser().parse_args(["--check", "config.py", "--processes", "1"])
+    steps = "pipeline=[dict(type='LoadImageFromFile')]"
+    asked = asked_to_check(folder, monkeypatch, f"img_suffix='.tif', {steps}")
     pixels = tifffile.imread("images/scene_002.tif")
     tifffile.imwrite("images/scene_002.tif", pixels, photometric="minisblack", planarconfig="contig")
     assert check.check_config(asked) == 4
