@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from jobs.run import kinds
 from jobs.run.events import of_line
@@ -367,13 +368,11 @@ def _prepared(
     history.prepared = event
 
 
-def _not_finite(
-    history: History, one: Incarnation | None, event: kinds.NotFinite, stage: str, time: float
-) -> None:
+def _not_finite(history: History, one: Incarnation | None, event: kinds.NotFinite, time: float) -> None:
     history.not_finite = event.step
 
 
-_ENDINGS: dict[type, Callable[..., None]] = {
+_ENDINGS: dict[type, Callable[[History, Incarnation | None, Any, float], None]] = {
     kinds.NotFinite: _not_finite,
     kinds.Preempted: _preempted,
     kinds.Hang: _hang,

@@ -242,6 +242,12 @@ def test_a_loss_that_is_none(tmp_path: Path, loss: float | None) -> None:
     assert (shown.loss, shown.step, shown.max_steps) == (None, 80, 100)
 
 
+def test_a_training_that_finished_without_a_loss_says_so(tmp_path: Path) -> None:
+    run = evaluated_run(tmp_path / "run")
+    write(run, 570, "not_finite", step=1380, loss="nan", **common(3))
+    assert judge(run).words == "finished, evaluated, but the loss was no number from step 1,380 on"
+
+
 def test_before_the_first_step_there_is_no_loss_yet(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     submitted(run)
