@@ -75,8 +75,8 @@ class Segmenting:
         self.turned = models.turns(cfg)
         tiling = tiling_of(cfg, *tile)
         self.large = Large(self.model, self.load, self.prepare, tiling, device, asked_to_leave, self._look)
-        self.whole_stamp = stamp.common(run, checkpoint, None)
-        self.tiled_stamp = stamp.common(run, checkpoint, tiling)
+        self.whole_stamp = stamp.common(run, cfg, checkpoint, None)
+        self.tiled_stamp = stamp.common(run, cfg, checkpoint, tiling)
         self.done = Done()
         self.error: Exception | None = None
         self.looks = LOOKS

@@ -11,6 +11,7 @@ import xxhash
 from jobs.engine import checkpoints
 from jobs.infer import raster
 from jobs.mmseg import images
+from jobs.mmseg import model as models
 from jobs.run.digests import digest
 from jobs.run.directory import Run
 
@@ -18,11 +19,23 @@ KEY = "Description"
 """The key of a PNG's text chunk, also used by GDAL."""
 
 
-def common(run: Run, checkpoint: Path, tiling: Any) -> str:
+def common(run: Run, cfg: Any, checkpoint: Path, tiling: Any) -> str:
     """What all images of an inference have in common: weights, config, tiles."""
-    config = run.config if run.config.is_file() else run.code / run.request().config
-    parts = (checkpoints.digest(checkpoint), digest(config, "sha256"), repr(tiling))
+    parts = (checkpoints.digest(checkpoint), _of_config(run, cfg), repr(tiling))
     return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
+
+
+def _of_config(run: Run, cfg: Any) -> str:
+    """Of an untrained run, which has no resolved config yet, its overrides and bases count, too; its own
+    folder, which `cfg` names, does not: each inference with an exported model has another."""
+    if run.config.is_file():
+        return digest(run.config, "sha256")
+    # Imported late, because it takes seconds, and needs compat.prepare().
+    from mmengine.config import Config
+
+    from jobs.mmseg import config
+
+    return config.digest(Config({"model": cfg.model, "test": models.innermost(cfg.test_dataloader.dataset)}))
 
 
 def of(inference: str, image: Path) -> str:

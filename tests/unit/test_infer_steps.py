@@ -17,6 +17,7 @@ from jobs.mmseg import compat
 from jobs.run import output
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
+from tests.support import tiny
 
 compat.prepare()
 
@@ -25,7 +26,7 @@ from mmengine.registry import DATASETS, DefaultScope, init_default_scope  # noqa
 from mmseg.utils import register_all_modules  # noqa: E402
 
 from jobs.export import __main__ as export  # noqa: E402
-from jobs.infer import segmenting, whole  # noqa: E402
+from jobs.infer import segmenting, stamp, whole  # noqa: E402
 from jobs.mmseg import images  # noqa: E402
 from jobs.mmseg import model as models  # noqa: E402
 from jobs.prepare.own import reading  # noqa: E402
@@ -219,3 +220,14 @@ def test_no_image_starts_ghostscript(tmp_path: Path) -> None:
     read, _ = models.reading(config(tmp_path, ".png", imdecode_backend="pillow"))
     with pytest.raises(UserError, match=r"x\.png cannot be read as an image: cannot identify"):
         images.loaded(read, tmp_path / "x.png")
+
+
+def test_masks_of_another_model_are_not_taken_for_those_of_an_untrained_run(tmp_path: Path) -> None:
+    """Its config file may be the same, and its overrides not. Its folder does not count: each inference with
+    an exported model has a run of its own."""
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    marks = []
+    for name, settings in (("a", {}), ("b", {}), ("c", {"model__decode_head__align_corners": True})):
+        run = tiny.make_run(tmp_path / name, tmp_path, **settings)
+        marks.append(stamp.common(run, models.config(run), tmp_path / "w.pth", None))
+    assert marks[0] == marks[1] != marks[2]
