@@ -15,7 +15,6 @@ import errno
 import json
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from jobs.run.checkpoint_files import (
     Checkpoint,
     beside,
     best,
+    damage,
     digest,
     listed,
     read,
@@ -145,15 +145,14 @@ def _naming(path: Path) -> Iterator[None]:
 def _rebuilt(path: Path) -> Checkpoint | None:
     """The checkpoint of a file that is complete by its own content, with a new manifest; None if it is not.
 
-    torch writes a ZIP archive with a CRC-32 for each member, and the state itself says which state it is.
+    The state itself says which state it is.
     Raises OSError if the file cannot be read.
     """
     from jobs.engine import safe_load
 
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return None
+        if damage(path):
+            return None
         own = safe_load.load(path)["baton"]
         record = {key: own[key] for key in FIELDS}
     except OSError as error:

@@ -58,12 +58,17 @@ def load_own(path: str | os.PathLike[str]) -> Any:
     try:
         return load(path)
     except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL ([\w.]+)|asks for ([\w.]+)", str(error))
-        what = (name[1] or name[2]) if name else one_line(error, 200)
+        what = unknown(error) or one_line(error, 200)
         raise UserError(
             f"{path} cannot be loaded, because it holds more than data ({what}): train a new run whose "
             "state does not hold this"
         ) from None
+
+
+def unknown(error: Exception) -> str:
+    """The name of what `load` refused in a file; "" for another error."""
+    name = re.search(r"GLOBAL ([\w.]+)|asks for ([\w.]+)", str(error))
+    return (name[1] or name[2]) if name else ""
 
 
 def round_trip(state: Any) -> Any:

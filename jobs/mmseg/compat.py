@@ -249,11 +249,11 @@ def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
     """Loads what mmengine is told to: a file's path, or a name or URL that stands for a file below
     data/pretrained.
 
-    Raises UserError if it is missing, or contains anything but data.
+    Raises UserError if it is missing or damaged, or contains anything but data.
     """
     path = pretrained.placed(filename, pretrained.PLACE) if "://" in filename else Path(filename)
     try:
-        return load(path, map_location)
+        content = load(path, map_location)
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever a file that is none makes the reader stumble over
@@ -261,10 +261,15 @@ def load_named(filename: str, map_location: Any = "cpu", **_: Any) -> Any:
             raise UserError(f"{path} {why}") from None
         if isinstance(error, pickle.UnpicklingError):
             more = f"{path} is not loaded, because it holds more than weights"
-            raise UserError(f"{more}: {one_line(error, 200)}") from None
+            if name := safe_load.unknown(error):
+                raise UserError(f"{more} ({name}): save its state_dict() alone") from None
+            raise UserError(f"{more}, or is damaged: {one_line(error, 200)}") from None
         if "PytorchStreamReader failed" in str(error):
             raise UserError(f"{path} is damaged, or was not copied whole: {one_line(error, 80)}") from None
         raise
+    if why := checkpoint_files.damage(path):
+        raise UserError(f"{path} {why}: copy or download it again")
+    return content
 
 
 def load_backbone(filename: str, map_location: Any = "cpu", **_: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.catalog.supported import name_of
+from jobs.engine import safe_load
 from jobs.mmseg import compat
 from jobs.run import checkpoint_files
 from jobs.run.directory import Run
@@ -134,8 +135,12 @@ def read(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
     except Exception as error:
         # A damaged file may make the reader raise anything; it never executes code from it.
         why = checkpoint_files.why_unsaved(checkpoint) if checkpoint.is_file() else ""
+        if name := safe_load.unknown(error):
+            why = f"holds more than weights ({name}): save its state_dict() alone"
         why = f"it {why}" if why else one_line(error, 200)
         raise UserError(f"{checkpoint} cannot be loaded: {why}") from None
+    if why := checkpoint_files.damage(checkpoint):
+        raise UserError(f"{checkpoint} {why}: copy it again, or choose another with --checkpoint")
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{checkpoint} is not a model checkpoint: it has no named weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import zipfile
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run import files, story
-from jobs.run.errors import MALFORMED
+from jobs.run.errors import MALFORMED, one_line
 from jobs.run.metrics import Figure
 
 DAMAGED = (FileNotFoundError, *MALFORMED)
@@ -124,6 +125,31 @@ def why_unsaved(path: Path) -> str:
         return "is not a checkpoint as torch.save writes it"
     # An archive's table of contents is its end.
     return "" if zipfile.is_zipfile(path) else "is damaged, or was not copied whole"
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the content of a zip archive of torch.save; "" if nothing, or for an older pickle.
+
+    It has a CRC-32 for each member, which torch does not look at when it reads. Raises OSError.
+    """
+    if why := why_unsaved(path):
+        return why
+    if not zipfile.is_zipfile(path):
+        return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.CRC:  # torch.serialization.set_crc32_options(False) leaves them 0
+                    with archive.open(member) as content:
+                        while content.read(1 << 20):
+                            pass
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of the offsets in a damaged directory
+            raise
+        return "has a damaged directory"
+    except Exception as error:  # readers may raise anything for a damaged file
+        return f"is damaged: {one_line(error, 80)}"
+    return ""
 
 
 def beside(path: Path) -> Path:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from jobs.mmseg import compat, model
+from jobs.run import checkpoint_files
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
 
@@ -93,6 +94,29 @@ def test_results_that_mean_nothing_are_told(
     torch.save(weights, tmp_path / "x.pth")
     model.load(cfg, tmp_path / "x.pth", "cpu")
     assert "1 of its weights are NaN (such as decode_head.conv_seg.bias)" in capsys.readouterr().out
+
+
+def test_weights_that_changed_on_the_disk_are_refused(tmp_path: Path) -> None:
+    """torch reads them without looking at the archive's checksums."""
+    file = tmp_path / "x.pth"
+    torch.save({"state_dict": {"x": torch.zeros(1000)}}, file)
+    assert not checkpoint_files.damage(file)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert torch.load(file, weights_only=True)["state_dict"]["x"].any()
+    for read in (model.weights_of, lambda path: compat.load_named(str(path))):
+        with pytest.raises(UserError, match=r"x\.pth is damaged: Bad CRC-32 .*: copy "):
+            read(file)
+
+
+def test_a_whole_model_is_refused_by_its_name(tmp_path: Path) -> None:
+    torch.save({"model": SimpleNamespace()}, tmp_path / "x.pth")
+    for read in (model.weights_of, lambda path: compat.load_named(str(path))):
+        with pytest.raises(
+            UserError, match=r"more than weights \(types\.SimpleNamespace\): save its state_d"
+        ):
+            read(tmp_path / "x.pth")
 
 
 def test_what_is_tested_on_is_what_is_validated_on_unless_the_config_says_otherwise(tmp_path: Path) -> None:
