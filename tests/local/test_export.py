@@ -246,7 +246,7 @@ def test_scores_that_are_no_numbers_are_not_passed_over(
         def encode_decode(self, inputs: torch.Tensor, metas: list[Any]) -> torch.Tensor:  # noqa: ARG002
             return torch.where(inputs > 0, inputs, -float("inf"))  # as of a class that is masked out
 
-    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+    class Session(onnxruntime.InferenceSession):
         def run(self, *arguments: Any) -> list[Any]:
             (scores,) = super().run(*arguments)
             scores.flat[0] = value
