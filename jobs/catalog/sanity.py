@@ -25,6 +25,13 @@ SCHEDULERS = re.compile(
 """Those of mmengine, but for ReduceOnPlateau, which follows the validations."""
 FACTORS = ("lr_mult", "decay_mult")
 """Those of each of its custom_keys."""
+READ_BY_KEY = {
+    "auto_scale_lr": {"enable", "base_batch_size"},
+    "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"},
+}
+"""Parts of a config that mmengine's Runner looks these keys up in, and ignores the rest of."""
+TESTING = ("mode", "crop_size", "stride")
+"""What SEGMENTORS look up in `model.test_cfg`; a head may look up more."""
 
 
 def check(values: dict[str, Any]) -> None:
@@ -63,14 +70,19 @@ def _check_testing(model: dict[str, Any]) -> None:
 
 
 def check_options(values: dict[str, Any], trained: bool) -> None:
-    """Raises UserError for what mmengine or mmseg would ignore: an option of IoUMetric or of paramwise_cfg,
-    such as a misspelt one, and a scheduler that is never stepped. Not for a run that has begun, which does
-    what it did. `trained`: not only used with weights from elsewhere."""
+    """Raises UserError for what mmengine or mmseg would ignore: an option of IoUMetric, of paramwise_cfg and
+    the like, such as a misspelt one, and a scheduler that is never stepped. Not for a run that has begun,
+    which does what it did. `trained`: not only used with weights from elsewhere."""
     for key in ("val_evaluator", "test_evaluator"):
         given = values.get(key)
         for one in given if isinstance(given, (list, tuple)) else [given]:
             if isinstance(one, dict) and name_of(one.get("type")) in IOU_METRICS:
                 _check_known(f"{key}: IoUMetric", one, IOU_OPTIONS)
+    for key, known in READ_BY_KEY.items():
+        if isinstance(given := values.get(key), dict):
+            _check_known(key, given, known)
+    if isinstance(model := values.get("model"), dict) and name_of(model.get("type")) in SEGMENTORS:
+        _check_misspelt("model.test_cfg", model.get("test_cfg"), TESTING)
     if not trained:
         return
     _check_schedulers(values.get("train_cfg"), values.get("param_scheduler"))
@@ -83,11 +95,8 @@ def check_options(values: dict[str, Any], trained: bool) -> None:
         _check_known("optim_wrapper.paramwise_cfg", paramwise, PARAMWISE)
     named = paramwise.get("custom_keys")
     for name, one in named.items() if isinstance(named, dict) else ():
-        # Any of the optimizer's options is right here, so that only what looks like a factor is a mistake.
-        for option in set(one) - set(FACTORS) if isinstance(one, dict) else ():
-            if near := difflib.get_close_matches(option, FACTORS, 1, 0.8):
-                where = f"optim_wrapper.paramwise_cfg.custom_keys[{name!r}]"
-                raise UserError(f"{where} has no option {option!r}: did you mean {near[0]}?")
+        # Any of the optimizer's options is right here, too.
+        _check_misspelt(f"optim_wrapper.paramwise_cfg.custom_keys[{name!r}]", one, FACTORS)
 
 
 def hints(values: dict[str, Any]) -> list[str]:
@@ -141,3 +150,10 @@ def _check_known(where: str, given: dict[str, Any], known: set[str]) -> None:
         near = difflib.get_close_matches(unknown[0], known, 1)
         what = f": did you mean {near[0]}?" if near else ", and would ignore it"
         raise UserError(f"{where} has no option {unknown[0]!r}{what}")
+
+
+def _check_misspelt(where: str, given: Any, known: tuple[str, ...]) -> None:
+    """Raises UserError for a key that is probably meant as a known one, where others may be right, too."""
+    for key in set(given) - set(known) if isinstance(given, dict) else ():
+        if near := difflib.get_close_matches(key, known, 1, 0.8):
+            raise UserError(f"{where} has no option {key!r}: did you mean {near[0]}?")

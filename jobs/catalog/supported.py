@@ -100,6 +100,11 @@ LOOKED_UP = (
     *("activation_checkpointing", "efficient_conv_bn_eval", "tta_model", "tta_pipeline", "baton"),
 )
 """Those that the Runner or Baton looks up in the config itself."""
+REPLACED = {
+    "work_dir": "a run has a directory of its own (BATON_RUNS says where runs are kept)",
+    "launcher": "Baton starts the ranks itself",
+}
+"""Those of the Runner's that a config may have, and that a run replaces: by what."""
 OPENMMLAB = ("mmseg", "mmengine", "mmcv", "torch", "torchvision", *WITH)
 """Packages that are known to look up no other keys."""
 LIKE = 0.8
@@ -158,6 +163,8 @@ def unread(key: str, values: dict[str, Any], own: bool) -> str:
     or a key that the config does not have. Even then, a key similar to a known one counts as a typo.
     """
     top = key.partition(".")[0]
+    if top in REPLACED:
+        return f"nothing reads it: {REPLACED[top]}"
     model = values.get("model")
     placed = top == "data_preprocessor" and isinstance(model, dict) and model.get(top) is not None
     if top in (*RUNNER, *LOOKED_UP) and not placed:

@@ -76,6 +76,18 @@ def test_the_configs_of_the_checkout_pass(config: Path) -> None:
             "custom_keys['head'] has no option 'lr_multi': did you mean lr_mult?",
         ),
         (
+            SEG + "auto_scale_lr = dict(enabled=False)\n",
+            "auto_scale_lr has no option 'enabled': did you mean",
+        ),
+        (
+            SEG + "env_cfg = dict(cudnn_benchmrk=True)\n",
+            "env_cfg has no option 'cudnn_benchmrk': did you mean",
+        ),
+        (
+            SEG + TEST.format("dict(mode='whole', crop_sze=(8, 8))"),
+            "model.test_cfg has no option 'crop_sze': did you mean crop_size?",
+        ),
+        (
             SEG
             + "train_cfg = dict(type='IterBasedTrainLoop')\nparam_scheduler = [dict(type='PolyLR', end=9)]\n",
             "param_scheduler: PolyLR counts epochs, and an IterBasedTrainLoop has none",
@@ -119,6 +131,10 @@ def test_what_is_padded_for_nothing_is_told(size: str, crop: str, told: bool, tm
         TEST.format("dict(mode='slid')") + "val_dataloader = None\ntest_dataloader = dict()\n",
         TEST.format("dict(mode=open(0))"),
         TEST.format("None").replace("EncoderDecoder", "Own"),
+        TEST.format(
+            "dict(mode='whole', subdivision_steps=2, scale_factor=2)"
+        ),  # PointRend's head reads these
+        "env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(opencv_num_threads=0), dist_cfg=dict())\n",
         "auto_scale_lr = dict(enable=False)\n",
     ],
 )
@@ -176,6 +192,7 @@ def asked(text: str, key: str, folder: Path) -> str:
         ),
         ("max_epochs", "nothing reads max_epochs: did you mean train_cfg.max_epochs?"),
         ("zzz.zzz", "nothing reads zzz"),
+        ("work_dir", "--set work_dir: nothing reads it: a run has a directory of its own"),
         ("crop_size", "set train_dataloader.dataset.pipeline.1.crop_size, model.data_preprocessor.size, or"),
         ("norm_cfg.type", "set model.decode_head.norm_cfg.type, or edit the config"),
         ("optimizer.lr", "set optim_wrapper.optimizer.lr, or edit the config"),
