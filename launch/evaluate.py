@@ -56,7 +56,7 @@ def main() -> int:
         help="images of one size at once (default 1): faster on a GPU, the last digit of a figure may differ",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
-    options.add_common(parser)
+    options.add_common(parser, leaves=False)
     arguments = parser.parse_args()
 
     if bool(arguments.run) == bool(arguments.config):

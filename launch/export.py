@@ -30,7 +30,7 @@ def main() -> int:
         help="with --onnx: images to compare on (default: 8 of the config's test dataset)",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
-    options.add_common(parser, gpus=False)
+    options.add_common(parser, gpus=False, leaves=False)
     arguments = parser.parse_args()
 
     run = runs.find(arguments.run)

@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("run", metavar="RUN", help="a run's name or path, or a folder of export.py")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, glob patterns")
     parser.add_argument(
-        "--out", metavar="DIR", help="a new or empty folder for the masks (default: one in the run)"
+        "--out", metavar="DIR", help="where the masks go: a new, empty or earlier --out (default: in the run)"
     )
     parser.add_argument("--checkpoint", default="best", metavar="WHICH", help=options.WHICH)
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")

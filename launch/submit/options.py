@@ -42,8 +42,8 @@ OF_TRAINING = {
 COMMON = ("partition", "account", "qos", "reservation", "constraint", "gres", "gpu_type", "exclude", "sbatch")
 
 
-def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
-    """Adds the options of every submitting command."""
+def add_common(to: argparse.ArgumentParser, gpus: bool = True, leaves: bool = True) -> None:
+    """Adds the options of every submitting command. `leaves`: its job does so before its time limit."""
     to.add_argument(
         "--cluster", default="", metavar="NAME", help="profile configs/clusters/NAME.yaml, `slurm` or `local`"
     )
@@ -63,6 +63,8 @@ def add_common(to: argparse.ArgumentParser, gpus: bool = True) -> None:
             help="GPUs per node, one rank each (processes if there are none)",
         )
     for option, (setting, help) in SETTINGS.items():
+        if setting == "signal_delay" and not leaves:
+            continue
         group.add_argument(option, dest=f"job_{setting}", metavar="X", help=help)
     group.add_argument("--exclude", action="append", metavar="NODES", help="nodes to avoid (may be repeated)")
     group.add_argument(

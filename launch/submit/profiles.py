@@ -332,7 +332,8 @@ def _check_values(settings: Settings, sources: dict[str, str]) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
             raise wrong(f"sbatch.{key}", f"has {key!r}: write sbatch's long option without its dashes")
         if instead := _own_option(key, settings):
-            raise wrong(f"sbatch.{key}", f"must not set {key!r}: use {instead}")
+            instead = f"use {instead}".removeprefix("use nothing: ")
+            raise wrong(f"sbatch.{key}", f"must not set {key!r}: {instead}")
     for field in settings.__struct_fields__:
         value = getattr(settings, field)
         if field == "setup":  # shell lines may have tabs

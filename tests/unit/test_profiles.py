@@ -97,7 +97,7 @@ def test_the_section_of_the_evaluation_wins_over_what_the_training_was_told() ->
         ("sbatch: {--nice: 1}", "write sbatch's long option without its dashes"),
         ("sbatch: {output: x}", "must not set 'output'"),
         ("sbatch: {clusters: lab}", "use the environment variable SLURM_CLUSTERS"),
-        ("sbatch: {quiet: true}", "must not set 'quiet': use nothing: sbatch's answer names the job"),
+        ("sbatch: {quiet: true}", "must not set 'quiet': sbatch's answer names the job"),
         ("sbatch: {partition: gpu}", "must not set 'partition': use `partition`"),
         ("sbatch: {parti: gpu}", "must not set 'parti': use `partition`"),
         ("sbatch: {test-only: true}", "must not set 'test-only': use --dry-run"),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.run.stages import LEAVING
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / "README.md",
@@ -55,6 +57,7 @@ def test_every_command_has_help_with_examples_and_is_in_the_readme(command: str)
     ).stdout
     assert f"python launch/{command}" in shown.lower().partition("examples:")[2]
     assert f"launch/{command}" in (ROOT / "README.md").read_text()
+    assert ("--signal-delay" in shown) == (command.removesuffix(".py") in LEAVING), "where it does something"
 
 
 def test_launchers_import_no_training_library() -> None:
