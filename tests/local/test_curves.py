@@ -32,11 +32,6 @@ def make(path: Path, data: Path, **settings: object) -> Run:
     return tiny.make_run(path, data, custom_imports=imports, custom_hooks=[{"type": "Interrupt"}], **settings)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_data(tmp_path_factory.mktemp("data"))
-
-
 def test_one_curve(data: Path, tmp_path: Path) -> None:
     whole = make(tmp_path / "whole", data)
     assert tiny.start(whole) == [0], tiny.log_of(whole, 1)

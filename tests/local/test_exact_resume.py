@@ -28,11 +28,6 @@ State = Callable[[str, int], dict[str, Any]]
 """Gives the final state of a run, by its config and its ranks."""
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_data(tmp_path_factory.mktemp("data"))
-
-
 def make(path: Path, data: Path, config: str, ranks: int = 1, ema: dict = EMA, /, **settings: Any) -> Run:
     settings["train_dataloader__batch_size"] = 4 // ranks
     hooks = [{"type": "Interrupt"}, {"type": "RecordDraws"}]

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from jobs.run import events
 from jobs.run.directory import Run
 from jobs.run.exit_codes import FINISHED, RESUME
 from jobs.supervise import processes
+from tests.stages import wait_until
 from tests.support import tiny
 
 pytestmark = pytest.mark.slow
@@ -53,20 +52,13 @@ def supervisors(run: Run, plan: dict | None = None) -> list[subprocess.Popen]:
     return started
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
-
-
 def test_everybody_is_signalled(tmp_path: Path) -> None:
     data = tiny.make_data(tmp_path / "data")
     run = tiny.make_run(tmp_path / "run", data, CONFIG, **SETTINGS)
     here = tmp_path / "here"
     tasks = supervisors(run, {"at": "step", "step": STEP, "pause": str(here), "rank": 0})
     try:
-        wait_for(lambda: here.exists() or any(t.poll() is not None for t in tasks), f"step {STEP}")
+        wait_until(lambda: here.exists() or any(t.poll() is not None for t in tasks), 300)
         assert here.exists(), tiny.log_of(run, 1)
         everybody = {t.pid for t in tasks} | {pid for t in tasks for pid in processes.descendants(t.pid)}
         # A supervisor, a worker, two workers of its data loader: for each rank.

@@ -8,13 +8,12 @@ import pty
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs.run import events
+from tests.stages import wait_until
 from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,13 +34,6 @@ def launch(environment: dict[str, str], *arguments: object) -> subprocess.Comple
     return subprocess.run(
         command(*map(str, arguments)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not true within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 def names(run: Path) -> list[str]:
@@ -126,7 +118,7 @@ def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(end)
-    wait_for(lambda: (run / "job" / "local.json").exists(), "the chain runs")
+    wait_until(lambda: (run / "job" / "local.json").exists(), 180)
     os.killpg(launcher.pid, signal.SIGINT)
     assert launcher.wait(timeout=60) == 130
     assert launcher.stderr is not None
@@ -136,7 +128,7 @@ def test_the_run_survives_its_launcher_and_edits_of_the_working_tree(
     busy = launch(environment, "train", "--resume", "kept")
     assert busy.returncode == 2
     assert "is already queued or running as job local-" in busy.stderr
-    wait_for(lambda: {"finished", "stopped"} & set(names(run)), "the training ends")
+    wait_until(lambda: {"finished", "stopped"} & set(names(run)), 180)
     assert "finished" in names(run)
     lines = imported.read_text().splitlines()
     assert all(line.startswith(f"{run}/code/jobs/") for line in lines)

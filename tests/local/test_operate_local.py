@@ -6,12 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jobs.run import events
+from tests.stages import wait_until
 from tests.support.cluster import processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,13 +27,6 @@ def call(runs: Path, script: str, *arguments: object) -> str:
     return done.stdout
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def test_a_run_is_cancelled_resumed_evaluated_and_reported(tmp_path: Path, voc_small: Path) -> None:
     runs, run = tmp_path / "runs", tmp_path / "runs" / "mine"
 
@@ -48,7 +40,7 @@ def test_a_run_is_cancelled_resumed_evaluated_and_reported(tmp_path: Path, voc_s
         runs, "train", "--cluster", "local", "--config", "tests/support/configs/tiny.py", "--gpus", 1,
         "--run", "mine", "--data-root", voc_small, "--set", "train_cfg.max_epochs=40",
     )  # fmt: skip
-    wait_for(lambda: named("epoch"), "it trains")
+    wait_until(lambda: named("epoch"), 120)
     assert status()["state"] == "running"
     chain = json.loads((run / "job/local.json").read_text())
     assert f"cancelled {chain['job']}" in call(runs, "cancel", "mine")

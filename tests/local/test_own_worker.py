@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 
 from jobs.run import events
 from tests import plain
-from tests.stages import ROOT
+from tests.stages import ROOT, wait_until
 
 
 class Launcher:
@@ -44,13 +42,6 @@ class Launcher:
         return [one for one in events.iterate(self.runs / run / "events.jsonl") if one["event"] == name]
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not true within {seconds} s: {what}"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_interrupted_it_ends_with_the_same_bits(tmp_path: Path, ranks: int) -> None:
     """By a preemption that it is warned of, and by a cancellation."""
@@ -58,10 +49,10 @@ def test_interrupted_it_ends_with_the_same_bits(tmp_path: Path, ranks: int) -> N
     own = ("--steps", 400, "--save-every", 50)
     launch.train("alone", ranks, *own)
     launch.train("often", ranks, *own, wait=False)
-    wait_for(lambda: launch.events("often", "checkpoint"), "a checkpoint")
+    wait_until(lambda: launch.events("often", "checkpoint"), 180)
     controller = json.loads((launch.runs / "often/job/local.json").read_text())["pid"]
     os.kill(controller, signal.SIGUSR2)
-    wait_for(lambda: launch.events("often", "resumed"), "the run goes on")
+    wait_until(lambda: launch.events("often", "resumed"), 180)
     (left,) = launch.events("often", "preempted")
     assert [one["step"] for one in launch.events("often", "resumed")] == [left["step"]]
     assert 50 <= left["step"] < 400

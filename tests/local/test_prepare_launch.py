@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from jobs.catalog.readiness import state
 from jobs.run import events
 from tests.local.test_prepare_others import ade  # noqa: F401 (a fixture)
+from tests.stages import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,13 +87,6 @@ sys.addaudithook(hold)
 """
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline, f"not true: {what}"
-        time.sleep(0.05)
-
-
 def test_a_training_waits_for_a_preparation_and_makes_nothing_itself(
     environment: dict[str, str], tmp_path: Path, voc_archives: Path
 ) -> None:
@@ -105,7 +97,7 @@ def test_a_training_waits_for_a_preparation_and_makes_nothing_itself(
     options = ["--cluster", "local", "--data-root", data]
     made = launch(held, "prepare", *options, "--archives", voc_archives, "--no-weights", "--json")
     assert made.returncode == 0, made.stderr
-    wait_for((tmp_path / "held").exists, "the preparation is at work")
+    wait_until((tmp_path / "held").exists, 90)
 
     config = ["--config", "tests/support/configs/tiny.py", "--gpus", "1", "--run", "behind", "--wait"]
     training = subprocess.Popen(
@@ -117,7 +109,7 @@ def test_a_training_waits_for_a_preparation_and_makes_nothing_itself(
     def waits() -> bool:
         return any("waiting for it" in log.read_text() for log in run.glob("job/local-*-prepare_0_log.out"))
 
-    wait_for(waits, "the training's chain waits")
+    wait_until(waits, 90)
     cancelled = launch(environment, "cancel", json.loads(made.stdout)["run"])
     assert cancelled.returncode == 0, cancelled.stderr
     out, error = training.communicate(timeout=90)

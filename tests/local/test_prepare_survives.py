@@ -21,6 +21,7 @@ from jobs.prepare import verify
 from jobs.run import events
 from jobs.run.exit_codes import RESUME
 from tests.conftest import run_module
+from tests.stages import wait_until
 from tests.support.cluster import processes
 from tests.support.datasets import contents
 
@@ -89,10 +90,7 @@ def test_kill_9_twenty_times_then_complete_and_equal(
             met += len(workers)
             process.kill()
             process.wait()
-        deadline = time.monotonic() + 10
-        while any(map(processes.alive, workers)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not any(map(processes.alive, workers)), "a worker outlived its parent"
+        wait_until(lambda: not any(map(processes.alive, workers)))  # noqa: B023 (called at once)
         # What is published is whole, at every moment.
         if (root / "VOCdevkit").exists():
             assert verify.deep(root / "VOCdevkit", processes=1) == []

@@ -27,11 +27,6 @@ SETTINGS = {
 # Six steps an epoch; a save, then a validation, at the end of each.
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_data(tmp_path_factory.mktemp("data"))
-
-
 def wait_for(condition: Callable[[], object], run: Run, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -22,11 +22,6 @@ ONE = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_data(tmp_path_factory.mktemp("data"))
-
-
 def place_weights(path: Path, kind: str) -> None:
     """A file with weights of the tiny config's backbone, or of one with another stem."""
     import torch

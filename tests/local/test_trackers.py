@@ -11,10 +11,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import pytest
 
 from jobs.run import events, trackers
 from jobs.run.directory import Run
+from tests.stages import wait_until
 from tests.unit.made_runs import common, made_run, started, submitted, with_everything, write
 from tests.wandb_files import Told
 from tests.wandb_server import WandbServer
@@ -75,13 +75,6 @@ def trained(environment: dict[str, str], data: Path, *arguments: object) -> Run:
     return run
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 180
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def without_waiting(said: str) -> list[str]:
     """All but that a service is waited for: on a busy machine the import of its package takes that long."""
     return [line for line in said.splitlines() if " has not answered yet" not in line]
@@ -117,7 +110,7 @@ def test_wandb(environment: dict[str, str], voc_small: Path, wandb_server: Wandb
     backends = "[{'type':'LocalVisBackend'},{'type':'WandbVisBackend','init_kwargs':{'project':'mine'}}]"
     drawn = ("default_hooks.visualization.draw=True", "default_hooks.visualization.interval=4")
     run = trained(environment, voc_small, "--set", f"visualizer.vis_backends={backends}", *drawn)
-    wait_for(lambda: state_of(run, "wandb").get("evaluation") and not state_of(run, "wandb")["open"], "sent")
+    wait_until(lambda: state_of(run, "wandb").get("evaluation") and not state_of(run, "wandb")["open"], 180)
     told = Told(run.path / "track" / "wandb")
     assert told.ids == {trackers.id_of("mine", run.request().created)}
     assert (told.run.project, told.run.display_name, list(told.run.tags)) == (
@@ -155,7 +148,7 @@ def test_wandb_online(environment: dict[str, str], voc_small: Path, wandb_server
     environment |= {"WANDB_BASE_URL": wandb_server.address, "WANDB_API_KEY": "0" * 40}
     run = trained(environment, voc_small, "--track", "wandb")
     name = trackers.id_of("mine", run.request().created)
-    wait_for(lambda: state_of(run, "wandb").get("evaluation") and not state_of(run, "wandb")["open"], "sent")
+    wait_until(lambda: state_of(run, "wandb").get("evaluation") and not state_of(run, "wandb")["open"], 180)
     assert wandb_server.runs.keys() == {name}
     rows = wandb_server.rows(name)
     assert [row["_step"] for row in rows] == list(range(1, 19))
@@ -171,7 +164,7 @@ def test_what_a_killed_process_had_written_is_written_anew(environment: dict[str
     run = begun(environment, 5)
     command = [sys.executable, "launch/track.py", "mine", "--to", "wandb", "--follow"]
     sender = subprocess.Popen(command, cwd=ROOT, env=environment)
-    wait_for(lambda: state_of(run, "wandb").get("sent") == 5, "the first steps are sent")
+    wait_until(lambda: state_of(run, "wandb").get("sent") == 5, 180)
     sender.send_signal(signal.SIGKILL)
     sender.wait()
     # Another was killed before it could note that it had begun, and has left a file that ends in its middle.
@@ -264,7 +257,7 @@ def mlflow_server(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
             except OSError:
                 return False
 
-        wait_for(healthy, "the server answers")
+        wait_until(healthy, 180)
         yield address
     finally:
         os.killpg(server.pid, signal.SIGKILL)
@@ -284,7 +277,7 @@ def test_mlflow(environment: dict[str, str], voc_small: Path, mlflow_server: str
         (one,) = client.search_runs([experiment.experiment_id])
         return one
 
-    wait_for(lambda: "eval/mIoU" in told().data.metrics and told().info.status == "FINISHED", "all is sent")
+    wait_until(lambda: "eval/mIoU" in told().data.metrics and told().info.status == "FINISHED", 180)
     one = told()
     assert (one.info.run_name, one.data.tags["baton.id"]) == (
         "mine",

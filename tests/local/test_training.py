@@ -21,11 +21,6 @@ HOOKS = {"imports": ["tests.interrupting"], "allow_failed_imports": False}
 POLY = {"type": "PolyLR", "eta_min": 1e-4, "power": 0.9, "begin": 0, "by_epoch": True}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make_data(tmp_path_factory.mktemp("data"))
-
-
 def change(run: Run, **settings: object) -> None:
     """Adds overrides to a run's request."""
     request = run.request()
