@@ -18,6 +18,7 @@ import numpy as np
 
 from jobs.catalog import listing
 from jobs.catalog.classes import differ
+from jobs.mmseg import pictures
 from jobs.run.errors import UNREACHABLE, UserError, in_a_line
 
 SECONDS = 3.0
@@ -226,8 +227,8 @@ class Reader:
             swapped = image.shape[:2] == mask.shape[::-1]
             hint = " (does its EXIF turn the image?)" if swapped else ""
             raise DataError(
-                f"{info.get('img_path')} has {size(image)} pixels and its mask {file} has "
-                f"{size(mask)}{hint}: their sizes must be equal"
+                f"{info.get('img_path')} has {pictures.size(image)} pixels and its mask {file} has "
+                f"{pictures.size(mask)}{hint}: their sizes must be equal"
             )
         labels = {int(label) for label in np.flatnonzero(np.bincount(mask.reshape(-1)))}
         count = self.classes
@@ -238,10 +239,6 @@ class Reader:
                 f"{count - 1}, and {self.ignored} is ignored; correct the masks, or num_classes"
             )
         return labels
-
-
-def size(array: np.ndarray) -> str:
-    return f"{array.shape[1]} × {array.shape[0]}"
 
 
 def look_at(dataset: Any, where: str, classes: int | None, ignored: int) -> None:

@@ -47,7 +47,7 @@ def overlay(
     """The labels' colours over an RGB image (H × W × 3, uint8) of the same size; class 0 keeps the image
     where the palette paints it black (VOC's background). Raises ValueError for labels of another size."""
     if image.shape[:2] != labels.shape:
-        raise ValueError(f"the image is {_size(image)}, its labels are {_size(labels)}")
+        raise ValueError(f"the image is {size(image)}, its labels are {size(labels)}")
     colours = table(palette)
     shown = np.empty(image.shape, np.uint8)
     # In bands: as floats, a large image would take 24 bytes per pixel.
@@ -59,7 +59,7 @@ def overlay(
     return Image.fromarray(shown)
 
 
-def _size(array: np.ndarray) -> str:
+def size(array: np.ndarray) -> str:
     return f"{array.shape[1]} × {array.shape[0]}"
 
 

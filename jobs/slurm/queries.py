@@ -65,7 +65,6 @@ class Answer(msgspec.Struct, kw_only=True):
 
     jobs: dict[str, Job] = {}
     problems: list[str] = []
-    calls: int = 0
 
     def job(self, id: str) -> Job:
         """The job, or one in state UNKNOWN."""
@@ -85,7 +84,6 @@ def ask(ids: Iterable[str], patience: float = 5.0) -> Answer:
         answer.problems.append("squeue is not on PATH here: the state of Slurm jobs is unknown")
         return answer
     try:
-        answer.calls += 1
         text = slurm.call(
             "squeue", "--noheader", "--array", "--states=all", "--format", _SQUEUE, patience=patience
         )
@@ -98,7 +96,6 @@ def ask(ids: Iterable[str], patience: float = 5.0) -> Answer:
             answer.problems.append("sacct is not on PATH here: how jobs that left the queue ended is unknown")
         return answer
     try:
-        answer.calls += 1
         for job in parse_sacct(_sacct(gone, patience=patience)):
             answer.jobs[job.id] = job
     except slurm.SlurmError as error:

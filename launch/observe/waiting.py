@@ -174,7 +174,7 @@ def _after_it_has_gone(run: Run, own: _Own, process: subprocess.Popen[bytes] | N
     finished = alone and bool(story.read(run.events).finishes_of(own.last_stage, last))
     how, code = "the run has ended unfinished", 1
     if process is None:
-        answer = _slurm(own)
+        answer = slurm_queries.ask(own.current.values(), patience=60)
         finished = finished and answer.job(last).state == "COMPLETED"
         states = ", ".join(f"{stage} job {id} {answer.job(id).state}" for stage, id in own.current.items())
         how = f"the run has left the queue unfinished: {states}"
@@ -195,10 +195,6 @@ def _exit_code(job: slurm_queries.Job) -> str:
         return ""
     found = re.search(r"\bExitCode=(\d+):", shown)
     return found[1] if found else ""
-
-
-def _slurm(own: _Own) -> slurm_queries.Answer:
-    return slurm_queries.ask(own.current.values(), patience=60)
 
 
 class _ProgressLine:

@@ -68,10 +68,8 @@ def moment(seconds: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds is not None else ""
 
 
-def clock(seconds: float | None, now: float) -> str:
+def clock(seconds: float, now: float) -> str:
     """A time near `now`: 14:05 if within 20 hours, Tue 14:05 within 6 days, otherwise with the date."""
-    if seconds is None:
-        return ""
     local = time.localtime(seconds)
     if abs(seconds - now) < 20 * 3600:
         return time.strftime("%H:%M", local)
