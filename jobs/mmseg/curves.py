@@ -148,9 +148,6 @@ class ForTrackers(BaseVisBackend):
 
     session: Session
 
-    def __init__(self, save_dir: str) -> None:
-        super().__init__(save_dir)
-
     def _init_env(self) -> None:
         """Nothing has to be opened."""
 

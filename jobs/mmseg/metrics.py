@@ -45,7 +45,6 @@ class Metrics(Hook):
         self.stop_at_nan, self.diverged = stop_at_nan, False
         self.session, self.heart, self.log_interval = session, heart, log_interval
         self.stood_still, self.known_still = stood_still, 0.0
-        self.history = HISTORY
         self.runner: Any = None
         self.validation: dict[str, float | None] = {}
         self.validation_began = 0.0
@@ -85,7 +84,7 @@ class Metrics(Hook):
         runner, session = self.runner, self.session
         buffers = runner.message_hub.log_scalars
         for buffer in buffers.values():
-            buffer.max_length = min(buffer.max_length, self.history)
+            buffer.max_length = min(buffer.max_length, HISTORY)
         self.forget_suspension()
         if not session.main:
             return

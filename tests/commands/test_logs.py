@@ -157,6 +157,17 @@ def alive(run: Run, job: str) -> None:
     (run.job / "local.json").write_text(json.dumps(chain))
 
 
+def of_two_ranks(root: Path, said: str = "") -> tuple[Run, str]:
+    """A local run at work, whose ranks have begun their logs with `said`; and its job."""
+    run, job = made_run(root / "run"), "local-1"
+    submitted(run, job=job, executor="local")
+    alive(run, job)
+    started(run, 1, 1, job=job)
+    for rank in (0, 1):
+        (run.job / f"{job}-train_{rank}_log.out").write_text(f"{said}rank {rank} begins\n")
+    return run, job
+
+
 def following(root: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "launch/logs.py"), "run", "-f", *arguments],
@@ -190,12 +201,7 @@ def test_following_goes_on_over_a_requeue_to_the_end(tmp_path: Path) -> None:
 
 
 def test_following_a_run_that_fails_ends_with_the_error_and_its_traceback(tmp_path: Path) -> None:
-    run, job = made_run(tmp_path / "run"), "local-1"
-    submitted(run, job=job, executor="local")
-    alive(run, job)
-    started(run, 1, 1, job=job)
-    for rank in (0, 1):
-        (run.job / f"{job}-train_{rank}_log.out").write_text(f"rank {rank} begins\n")
+    run, job = of_two_ranks(tmp_path)
     process = following(tmp_path)
     assert _until(process, "[train 1] rank 1 begins")
     trace = {"error": "KeyError: 'a'", "traceback": "Traceback\n  File x\nKeyError: 'a'"}
@@ -210,12 +216,7 @@ def test_following_a_run_that_fails_ends_with_the_error_and_its_traceback(tmp_pa
 
 
 def test_following_leaves_the_same_out(tmp_path: Path) -> None:
-    run, job = made_run(tmp_path / "run"), "local-1"
-    submitted(run, job=job, executor="local")
-    alive(run, job)
-    started(run, 1, 1, job=job)
-    for rank in (0, 1):
-        (run.job / f"{job}-train_{rank}_log.out").write_text(f"{DEPRECATED}{ONCE}rank {rank} begins\n")
+    run, job = of_two_ranks(tmp_path, f"{DEPRECATED}{ONCE}")
     process = following(tmp_path)
     assert _until(process, "[train 1] rank 1 begins")
     with (run.job / f"{job}-train_1_log.out").open("a") as file:
@@ -229,13 +230,8 @@ def test_following_leaves_the_same_out(tmp_path: Path) -> None:
 
 
 def test_following_one_rank_and_one_job(tmp_path: Path) -> None:
-    run, job = made_run(tmp_path / "run"), "local-1"
-    submitted(run, job=job, executor="local")
+    run, job = of_two_ranks(tmp_path)
     write(run, 0, "submitted", stage="evaluate", job=job, executor="local")
-    alive(run, job)
-    started(run, 1, 1, job=job)
-    for rank in (0, 1):
-        (run.job / f"{job}-train_{rank}_log.out").write_text(f"rank {rank} begins\n")
     (run.job / f"{job}-evaluate_0_log.out").write_text("evaluating\n")
     process = following(tmp_path, "--rank", "1", "--job", "train")
     assert _until(process, "rank 1 begins")
