@@ -80,10 +80,13 @@ def target(
 
 
 def place(given: str) -> str:
-    """What an IMAGE argument names, as an absolute path. Raises UserError if there is no such thing."""
+    """What an IMAGE argument names, as an absolute path. Raises UserError if there is no such thing, or
+    no image in it."""
     path = Path(given).expanduser().absolute()
     if output.special(path):
         raise UserError(f"{path} is a device or a pipe: give image files, folders or patterns")
+    if path.is_dir():
+        large_images.check_folder(path)
     if path.exists():
         return str(path)
     # A pattern that the shell did not expand. The job expands it: a batch script cannot hold 100,000 names.

@@ -1,4 +1,4 @@
-"""Checks whether a dataset's folder has images, for both launcher and job."""
+"""Checks whether folders have images, for both launcher and job."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+ENDINGS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".geotiff", ".bmp", ".dib", ".webp"),
+    *(".ppm", ".pgm", ".pnm", ".gif", ".jp2", ".j2k", ".tga"),
+}
+"""Of what is an image in a folder: all that a preparation takes (jobs/prepare/own/images.py). One that the
+config's own step cannot read is told as such."""
 
 
 def nothing_there(folder: Path, suffix: str) -> str:

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from jobs.catalog.listing import walk
+from jobs.catalog.listing import ENDINGS, walk
 from jobs.mmseg import images
 from jobs.run.errors import UserError
 from jobs.run.output import is_marked
@@ -131,7 +131,7 @@ class Passed:
 
 
 def is_image(folder: str, name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in images.ENDINGS and os.path.isfile(os.path.join(folder, name))
+    return os.path.splitext(name)[1].lower() in ENDINGS and os.path.isfile(os.path.join(folder, name))
 
 
 def matches(pattern: str) -> Iterable[str]:

@@ -17,17 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from jobs.catalog.listing import walk
+from jobs.catalog.listing import ENDINGS, walk
 from jobs.run.errors import UserError, one_line
 from jobs.run.output import is_marked
 from jobs.run.windows import MOST_PIXELS
-
-ENDINGS = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".geotiff", ".bmp", ".dib", ".webp"),
-    *(".ppm", ".pgm", ".pnm", ".gif", ".jp2", ".j2k", ".tga"),
-}
-"""Of what is an image in a folder: all that a preparation takes (jobs/prepare/own/images.py). One that the
-config's own step cannot read is told as such."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000")
 """Formats that are read, by content, whatever the name says. Pillow has forty more, and for one of them (EPS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from jobs.catalog.listing import ENDINGS, walk
 from jobs.run import windows
 from jobs.run.directory import Run
 from jobs.run.errors import UserError
@@ -55,6 +57,13 @@ def check_job(arguments: argparse.Namespace, run: Run, resolved: Resolved, image
             raise UserError(
                 f"{path} has {pixels(path):,} pixels; at most {windows.MOST_PIXELS:,} are read whole: {why}"
             )
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError if there is no image below a folder; the job looks more closely."""
+    below = (name for _, names in walk(folder, lambda _: False) for name in names)
+    if not any(os.path.splitext(name)[1].lower() in ENDINGS for name in below):
+        raise UserError(f"no images at {folder}: give files, folders of images, or globs")
 
 
 def pixels(path: Path) -> int:

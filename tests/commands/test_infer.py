@@ -102,6 +102,16 @@ def test_a_run_whose_code_is_older_is_not_given_what_it_does_not_know(made: Site
     assert made("infer", "mine", photo).returncode == 0
 
 
+def test_nothing_is_submitted_for_a_folder_without_images(made: Site, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "raw").mkdir(parents=True)
+    (photos / "notes.txt").touch()
+    one_line(made("infer", "mine", str(photos)), f"no images at {photos}: give files, folders")
+    assert len(made.calls("sbatch")) == 1
+    header(photos / "raw" / "X.PNG", 5)
+    assert made("infer", "mine", str(photos)).returncode == 0
+
+
 def test_an_image_is_not_waited_for_in_a_pipe(made: Site, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     one_line(made("infer", "mine", str(tmp_path / "x.png")), "x.png is a device or a pipe")

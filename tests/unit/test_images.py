@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.catalog import listing
 from jobs.mmseg import images, pictures
 from jobs.prepare.own import images as prepared
 from jobs.run.errors import UserError
@@ -57,7 +58,7 @@ def test_what_a_name_is_made_of_another_has_already(names: list[str], expected: 
 
 
 def test_every_image_that_a_preparation_takes_is_one_in_a_folder() -> None:
-    assert set(prepared.SUFFIXES) == images.ENDINGS
+    assert set(prepared.SUFFIXES) == listing.ENDINGS
 
 
 def test_an_empty_file_is_said_to_be_that(tmp_path: Path) -> None:
