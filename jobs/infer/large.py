@@ -283,8 +283,9 @@ class Part:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if not (self.panel or self.row):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Of an image that cannot be segmented, nothing is worth being kept.
+        if not (self.panel or self.row) or (kind is not None and issubclass(kind, UserError)):
             self.remove()
         os.close(self.file)
 

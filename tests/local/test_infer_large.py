@@ -425,6 +425,7 @@ def test_an_unreadable_image_in_tiles_is_named_as_the_user_knows_it(
         assert problem.startswith(f"{path} cannot be read as an image: ")
         assert large.TILES not in problem
         assert "previous exception" not in problem
+        assert not list((tmp_path / "out").iterdir()), "the labels of what was read before"
 
 
 def test_what_a_killed_process_left_of_its_tiles_is_removed(
