@@ -61,9 +61,11 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
     """The segmentor of `cfg` with the weights of `checkpoint`, on `device`, in evaluation mode.
 
     Its `dataset_meta` has `classes` and `palette`. Every weight must be there and have its place: raises
-    UserError for a checkpoint of another model, or one that is damaged.
+    UserError for a checkpoint of another model, or one that is damaged, and for a model of something else
+    than classes.
     """
     from mmengine.registry import init_default_scope
+    from mmseg.models import DepthEstimator
     from mmseg.registry import MODELS
     from mmseg.utils import register_all_modules
 
@@ -76,6 +78,8 @@ def load(cfg: Any, checkpoint: Path, device: str) -> Any:
     if device == "cpu":
         synchronised_to_plain(description)
     model = MODELS.build(description)
+    if isinstance(model, DepthEstimator):
+        raise UserError("the config's model estimates depth, and only models of classes are used here")
     weights, classes = read(checkpoint)
     try:
         missing, unknown = put(model, weights)

@@ -72,6 +72,13 @@ def test_a_damaged_file_is_refused_in_one_line(content: bytes, said: str, tmp_pa
     assert "\n" not in str(error.value)
 
 
+def test_a_model_of_depth_is_refused(cfg: Any, tmp_path: Path) -> None:
+    changed = Config(cfg._cfg_dict.to_dict())
+    changed.model.type = "DepthEstimator"
+    with pytest.raises(UserError, match="estimates depth"):
+        model.load(changed, tmp_path / "x.pth", "cpu")
+
+
 def test_results_that_mean_nothing_are_told(
     cfg: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
