@@ -6,7 +6,7 @@ Only the syntax trees are read; nothing is imported or run, so a wrong config is
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,38 @@ def _check_parts(config: Path, chain: Chain, evaluated: bool) -> None:
             f"{config} cannot be evaluated: its model estimates depth, and only classes can be evaluated "
             "here; train with --no-evaluation"
         )
+    loader = "test_dataloader" if "test_dataloader" in names else "val_dataloader"
+    if evaluated and any(map(_loads_none, _pipelines(chain.values.get(loader)))):
+        raise UserError(
+            f"{config} cannot be evaluated: the pipeline in its {loader} loads no annotations; add "
+            "LoadAnnotations, or train with --no-evaluation"
+        )
+
+
+LOADS_NONE = {
+    *("LoadImageFromFile", "Resize", "ResizeToMultiple", "ResizeShortestEdge", "RandomFlip", "Pad"),
+    *("CenterCrop", "Normalize", "Rerange", "CLAHE", "AdjustGamma", "RGB2Gray", "PackSegInputs"),
+}
+"""Transforms of mmseg and mmcv, as in test pipelines, that load no annotation."""
+
+
+def _pipelines(node: Any) -> Iterator[Any]:
+    """The pipelines of a data loader's datasets, within wrappers too."""
+    if isinstance(node, (list, tuple)):
+        for one in node:
+            yield from _pipelines(one)
+    elif isinstance(node, dict):
+        yield node.get("pipeline")
+        for key in ("dataset", "datasets"):
+            yield from _pipelines(node.get(key))
+
+
+def _loads_none(pipeline: Any) -> bool:
+    """Whether it is known that a pipeline loads no annotation."""
+    if not isinstance(pipeline, (list, tuple)) or not pipeline:
+        return False
+    kinds = [step.get("type") if isinstance(step, dict) else None for step in pipeline]
+    return all(isinstance(kind, str) and supported.name_of(kind) in LOADS_NONE for kind in kinds)
 
 
 def _known(node: Any) -> Any:

@@ -150,6 +150,11 @@ SEGFORMER = "mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py"
         ("resume = True", "runs always resume by themselves"),
         ("model = dict(type='DepthEstimator')", "its model estimates depth"),
         (
+            "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile'), "
+            "dict(type='mmseg.PackSegInputs')]))",
+            "the pipeline in its test_dataloader loads no annotations",
+        ),
+        (
             "model = dict(type='MultimodalEncoderDecoder', pretrained=None)",
             "mmseg cannot begin SAN without CLIP's weights",
         ),
