@@ -50,7 +50,7 @@ class Done:
     left: bool = False
     """Whether it was asked to exit before all was done."""
     full: bool = False
-    """Whether there was no space for results; then the rest was not tried."""
+    """Whether no more results could be written; then the rest was not tried."""
 
 
 class Segmenting:
@@ -83,7 +83,11 @@ class Segmenting:
 
     def one(self, path: Path, name: Path) -> bool:
         """Segments an image; records what is wrong with it. Returns False if it was asked to exit, or if
-        there is no space."""
+        nothing can be written: there is no space, or the output folder has gone."""
+        if self.done.segmented and not (self.out / output.MARK).exists():
+            self.done.full = True
+            self._failed(f"{self.out} was removed or renamed meanwhile: start again, with a new --out")
+            return False
         # Not before something is done: a job that starts within its grace time would come back for ever.
         if self.asked_to_leave() and self.done.segmented:
             self.done.left = True

@@ -179,6 +179,23 @@ def test_whether_images_are_read_as_they_are_stored_is_looked_at_for_a_while(
     assert len(looked) == segmenting.LOOKS
 
 
+def test_a_folder_of_results_that_goes_meanwhile_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was made again, and all images were said to be in it, where the first had gone."""
+    out = tmp_path / "out"
+    output.claim(out)
+    work = segmenting.Segmenting.__new__(segmenting.Segmenting)
+    work.out, work.done, work.asked_to_leave = out, segmenting.Done(), lambda: False
+    monkeypatch.setattr(work, "_segment", lambda *_: True)
+    assert [work.one(tmp_path / "x.png", Path("x")) for _ in range(2)] == [True, True]
+    out.rename(tmp_path / "renamed")
+    out.mkdir()  # as the next result's
+    assert not work.one(tmp_path / "x.png", Path("x"))
+    assert (work.done.segmented, work.done.full) == (2, True)
+    assert work.done.problems == [f"{out} was removed or renamed meanwhile: start again, with a new --out"]
+
+
 def test_a_pipeline_that_reads_no_file_is_refused(tmp_path: Path) -> None:
     cfg = config(tmp_path, ".png")
     cfg.test_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline[2:3]
