@@ -22,7 +22,9 @@ EXAMPLES = """\
 def main() -> int:
     parser = checkout.parser(__doc__, EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="a run's name or path")
-    parser.add_argument("--out", metavar="DIR", help="a new or empty folder (default: one in the run)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="a new, empty or earlier --out (default: one in the run)"
+    )
     parser.add_argument("--checkpoint", default="best", metavar="WHICH", help=options.WHICH)
     parser.add_argument("--onnx", action="store_true", help="model.onnx too, checked with onnxruntime")
     parser.add_argument(

@@ -151,7 +151,7 @@ CHAIN = File(
     "namespace) where that pid counts; all must match before anybody signals it",
 )
 OTHER_CHAIN = File(
-    "{LOCALJOB}.json", "the same of an evaluation or inference by hand, `local-PID`, while it lives"
+    "{LOCALJOB}.json", "the same of an evaluation, inference or export by hand, `local-PID`, while it lives"
 )
 CONTROLLER = File("controller.out", "what submitit said that started a local chain")
 SUBMITIT = File("{PID}_{WHAT}.pkl", "submitit's own files of a local chain")
@@ -167,16 +167,18 @@ CANCELLED = File(
 )
 TURN = File(
     "turn",
-    "locked by a launcher that submits a job of the run, so that two commands come one after the other",
+    "locked by a launcher that submits a job of the run, so that two commands do so one after the other",
 )
 GLOBAL_BATCH = File(
-    "global-batch", "images a step on all ranks, kept where a later start has another number of ranks"
+    "global-batch", "images a step on all ranks: a later start on another number of ranks keeps to it"
 )
 FAILURES_NOTED = File(
-    "failures-noted", "how many failures the events had when the last one was counted, so that each is once"
+    "failures-noted",
+    "how many failures the events had when the last one was counted, so that each is counted once",
 )
 TOLD = File(
-    "told-{STAGE}-{JOB}-{RESTART}", "that somebody was notified of this job's failure: the other ranks do not"
+    "told-{STAGE}-{JOB}-{RESTART}",
+    "that somebody was notified of this job's failure: the other ranks do not notify again",
 )
 
 
