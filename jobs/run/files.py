@@ -155,15 +155,14 @@ OTHER_CHAIN = File(
 )
 CONTROLLER = File("controller.out", "what submitit said that started a local chain")
 SUBMITIT = File("{PID}_{WHAT}.pkl", "submitit's own files of a local chain")
-SUCCESSOR = File(
-    "successor-{JOB}.sbatch", "the script of a job that could not be requeued, as it was submitted again"
-)
+SUCCESSOR = File("successor-{JOB}.sbatch", "a job's script as it was submitted again, for a successor")
 PRESUBMITTED = File(
     "presubmitted-{JOB}", "the job that was submitted in advance, to go on if this one is killed"
 )
 CANCELLED = File(
     "cancelled",
-    "`launch/cancel.py` was here: no requeue, no successor. `train.py --resume` removes it",
+    "by `launch/cancel.py`, or after a plain `scancel`: no requeue, no successor, no start. "
+    "`train.py --resume` removes it",
 )
 TURN = File(
     "turn",

@@ -15,6 +15,7 @@ successor, finds that there is nothing left to do (jobs/train/__main__.py) and e
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -291,10 +292,12 @@ def _past(run: Run) -> History:
 
 
 def _cancelled(run: Run, job: str) -> str | None:
-    """As `cancelled_by`, but also detects a plain scancel, and records it as an event."""
+    """As `cancelled_by`, but also detects a plain scancel, and records it as cancel.py does."""
     by = cancelled_by(run)
     if by is None and slurm.is_cancelled(slurm.this_job()):
         by = "scancel"
+        with contextlib.suppress(OSError):  # the event says so, too
+            (run.job / files.CANCELLED()).touch()
         _say(run, job, "cancelled", by=by)
     return by
 

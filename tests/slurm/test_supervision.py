@@ -245,6 +245,9 @@ def test_a_cancelled_job_does_not_come_back(variant: Callable[..., Slurm], tmp_p
     cluster.wait_no_processes(job)
     assert not of(run, "requeued")
     assert cluster.run("squeue", "-h", "-n", "train", "-o", "%i") == ""
+    if how == "scancel":
+        assert cluster.wait_ended(submit(cluster, run)) == "FAILED", "only train.py --resume takes it back"
+        assert len(of(run, "started")) == 1
 
 
 def test_only_the_element_of_an_array_comes_back(cluster: Slurm, tmp_path: Path) -> None:

@@ -144,6 +144,14 @@ def test_a_cancelled_run_is_left_alone(run: Run, how: str, code: int) -> None:
     assert "requeued" not in names(run)
 
 
+def test_a_plain_scancel_leaves_the_mark_of_a_cancelled_run(run: Run, slurm: FakeSlurm) -> None:
+    start(run, 1)
+    slurm.says("scontrol show job", answer="JobId=1 JobName=x JobState=CANCELLED WorkDir=/")
+    assert after_srun(run, RESUME).code == RESUME
+    assert (run.job / "cancelled").exists(), "a start by plain sbatch would be lost at its first preemption"
+    assert names(run)[-1] == "cancelled"
+
+
 def mark(run: Run, number: int, job: str, restart: int = 0) -> None:
     (run.job / f"start-{number}").write_text(json.dumps({"job": job, "restart": restart}))
 
