@@ -71,11 +71,9 @@ def _submit(
             for number in wanted
         ]
         if arguments.no_submit:
-            print(
-                f"made {', '.join(run.name for run in made)} in {runs.runs_root()}; to submit all: "
-                f"{executors.named(spec.train.executor).by_hand(made)}",
-                file=sys.stderr,
-            )
+            names = ", ".join(run.name for run in made)
+            by_hand = executors.named(spec.train.executor).by_hand(made)
+            training.tell_made(f"{names} in {runs.runs_root()}", "all", by_hand)
             if arguments.json:
                 print(as_json(made, [values[number] for number in wanted], [({}, None)] * len(made)))
             return 0

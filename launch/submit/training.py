@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,13 +137,18 @@ def submit_named(
 
     with runs.new_run(name, fill) as run:
         if arguments.no_submit:
-            by_hand = executors.named(spec.train.executor).by_hand([run])
-            print(f"made {run.path}; to submit it: {by_hand}", file=sys.stderr)
+            tell_made(str(run.path), "it", executors.named(spec.train.executor).by_hand([run]))
             if arguments.json:
                 print(json.dumps(creation.summary(run, {})))
             return 0
         jobs, process = submit([run], both, prerequisites, not arguments.no_evaluation)[0]
     return tell(arguments, run, jobs, process)
+
+
+def tell_made(what: str, whom: str, by_hand: str) -> None:
+    """Says that runs were made, and how to submit them; not in a batch script, which has made its own run."""
+    in_job = os.environ.get("ENVIRONMENT") == "BATCH"  # set by sbatch
+    print(f"made {what}" + ("" if in_job else f"; to submit {whom}: {by_hand}"), file=sys.stderr)
 
 
 def submit(

@@ -107,6 +107,13 @@ def test_a_refused_resume_or_evaluation_changes_nothing(site: Site) -> None:
     assert site.contents() == before
 
 
+def test_a_job_that_makes_its_own_run_is_not_told_to_submit_it(site: Site) -> None:
+    made = f"made {site.runs / 'mine'}"
+    assert site.train("--no-submit", ENVIRONMENT="BATCH").stderr.splitlines()[-1] == made
+    site.runs.joinpath("mine").rename(site.runs / "other")
+    assert f"{made}; to submit it: " in site.train("--no-submit").stderr
+
+
 def test_nothing_is_evaluated_on_data_that_is_gone(site: Site) -> None:
     site.train("--no-submit")
     run = Run(site.runs / "mine")
