@@ -15,9 +15,9 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 
 
 @contextlib.contextmanager
-def stranger(work: Callable[[], object], uid: int = UID) -> Iterator[None]:
+def stranger(work: Callable[[], object]) -> Iterator[None]:
     """While the block runs, so does `work` in another user's process, which is then killed."""
-    pid = _fork(work, uid)
+    pid = _fork(work, UID)
     try:
         yield
     finally:

@@ -127,8 +127,8 @@ ANSWER = {"host": "n1", "token": "t", "environment": GOOD, "meeting": GOOD, "glo
 ON_GPU = ANSWER | {"compute": GOOD, "nccl": GOOD}
 
 
-def meant(*answers: dict[str, Any], tasks: int = 2, wants: int = 1, log: str = "") -> dict[str, Any]:
-    found = probe_job.meaning(list(answers), "t", tasks, wants, Path("/probe"), log)
+def meant(*answers: dict[str, Any], wants: int = 1, log: str = "") -> dict[str, Any]:
+    found = probe_job.meaning(list(answers), "t", 2, wants, Path("/probe"), log)
     assert all(one.means and (one.fix or one.level == "good") for one in found)
     return {one.topic: one for one in found}
 

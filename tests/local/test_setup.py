@@ -117,9 +117,9 @@ def set_up(checkout: Path, index: str, *options: str, **more: str) -> subprocess
     )  # fmt: skip
 
 
-def version(checkout: Path, module: str, venv: str = ".venv") -> str:
+def version(checkout: Path, module: str) -> str:
     code = f"import {module}; print({module}.__version__)"
-    command: list[str | Path] = [checkout / venv / "bin" / "python", "-c", code]
+    command: list[str | Path] = [checkout / ".venv" / "bin" / "python", "-c", code]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

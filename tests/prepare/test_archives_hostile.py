@@ -109,9 +109,9 @@ def tar_with(path: Path, *members: tarfile.TarInfo, content: bytes = b"content")
     return path
 
 
-def member(name: str, type: bytes = tarfile.REGTYPE, linkname: str = "") -> tarfile.TarInfo:
+def member(name: str, type: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
     found = tarfile.TarInfo(name)
-    found.type, found.linkname, found.mode = type, linkname, 0o6777
+    found.type, found.mode = type, 0o6777
     return found
 
 

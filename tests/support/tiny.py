@@ -111,7 +111,7 @@ def start(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 300) -> l
     return [process.exitcode for process in processes]  # type: ignore[misc]
 
 
-def start_commands(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 300) -> list[int]:
+def start_commands(run: Run, ranks: int = 1, plan: Any = None) -> list[int]:
     """As `start`, with real `python -m jobs.mmseg.rank RUN` commands: slower, nothing inherited."""
     number = claim(run)
     processes = []
@@ -127,7 +127,7 @@ def start_commands(run: Run, ranks: int = 1, plan: Any = None, timeout: float = 
                 )
             )
     try:
-        return [process.wait(timeout) for process in processes]
+        return [process.wait(300) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -161,9 +161,9 @@ def environments(ranks: int, number: int, plan: Any) -> list[dict[str, str]]:
     ]
 
 
-def beats_of(run: Run, number: int, rank: int = 0) -> list[tuple[str, int]]:
-    """The heartbeats of a rank in start `number`: phase and step."""
-    text = (run.job / f"{number}_{rank}_log.beats").read_text()
+def beats_of(run: Run, number: int) -> list[tuple[str, int]]:
+    """The heartbeats of rank 0 in start `number`: phase and step."""
+    text = (run.job / f"{number}_0_log.beats").read_text()
     return [(beat["phase"], beat["step"]) for beat in map(json.loads, text.splitlines())]
 
 

@@ -113,8 +113,8 @@ def at(start: int, event: str, **fields: Any) -> dict[str, Any]:
     return {"event": event, "start": start, **fields}
 
 
-def fault(start: int, kind: str, newest: int, place: str = "step") -> dict[str, Any]:
-    return {"start": start, "kind": kind, "newest": newest, "place": place, "touched": [], "detail": ""}
+def fault(start: int, kind: str, newest: int) -> dict[str, Any]:
+    return {"start": start, "kind": kind, "newest": newest, "place": "step", "touched": [], "detail": ""}
 
 
 STORY = [

@@ -38,11 +38,11 @@ def scope() -> None:
         init_default_scope("mmseg")
 
 
-def made(root: Path, mask: Change = lambda m, _: m, count: int = 4, suffix: str = ".png") -> dict[str, Any]:
+def made(root: Path, mask: Change = lambda m, _: m, suffix: str = ".png") -> dict[str, Any]:
     """Pictures of 64 × 48 with masks 0, 1, 2, changed by `mask`; a dataset's description of them."""
     for folder in ("img", "ann"):
         (root / folder).mkdir(parents=True)
-    for number in range(count):
+    for number in range(4):
         Image.fromarray(SCENE * 80).convert("RGB").save(root / "img" / f"{number}{suffix}")
         if (changed := mask(SCENE, number)) is not None:
             Image.fromarray(changed).save(root / "ann" / f"{number}.png")

@@ -13,8 +13,8 @@ def status(name: str, state: str = "finished", **more: object) -> Status:
     return Status(name=name, state=state, words=state, **more)  # type: ignore[arg-type]
 
 
-def sweep(states: list[str], name: str = "lr") -> list[Status]:
-    return [status(f"{name}-{number}", state, sweep=name) for number, state in enumerate(states)]
+def sweep(states: list[str]) -> list[Status]:
+    return [status(f"lr-{number}", state, sweep="lr") for number, state in enumerate(states)]
 
 
 def lines(found: list[Status], fold: bool = True) -> list[folding.Line]:

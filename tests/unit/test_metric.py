@@ -32,13 +32,13 @@ def computed(kind: type[IoUMetric], samples: list[tuple[np.ndarray, np.ndarray]]
     return metric.evaluate(len(samples))
 
 
-def samples(highest: int, ignored: float = 0.1) -> list[tuple[np.ndarray, np.ndarray]]:
+def samples(highest: int) -> list[tuple[np.ndarray, np.ndarray]]:
     random = np.random.default_rng(highest)
     made = []
     for _ in range(12):
         shape = tuple(random.integers(2, 60, 2))
         truth = random.integers(0, highest, shape)
-        truth[random.random(shape) < ignored] = 255
+        truth[random.random(shape) < 0.1] = 255
         made.append((truth, random.integers(0, min(highest, 6), shape)))
     return made
 

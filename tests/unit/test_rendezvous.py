@@ -44,8 +44,8 @@ def close(meetings: list[Meeting]) -> None:
         meeting.close()
 
 
-def publication(folder: Path, job: str = "job") -> Path:
-    return folder / f"meeting-{job}.0.0"
+def publication(folder: Path) -> Path:
+    return folder / "meeting-job.0.0"
 
 
 def published(folder: Path) -> tuple[int, bytes]:

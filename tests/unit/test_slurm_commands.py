@@ -80,12 +80,10 @@ def test_a_slurm_that_takes_no_more_jobs_is_asked_again(
     fake.says("sbatch", answer="7")
     said: list[str] = []
 
-    def asked(patience: float) -> commands.Answer:
-        return commands.run(
-            ["sbatch"], None, patience=patience, limit=60, again=False, say=said.append, every=60
-        )
+    def asked() -> commands.Answer:
+        return commands.run(["sbatch"], None, patience=30, limit=60, again=False, say=said.append, every=60)
 
-    answer = asked(30)
+    answer = asked()
     assert (answer.ok, answer.text) == (True, "7\n")
     assert "takes no more jobs" in said[0]
 
@@ -93,4 +91,4 @@ def test_a_slurm_that_takes_no_more_jobs_is_asked_again(
     lost = full.replace("Resource temporarily unavailable", "Socket timed out on send/recv operation")
     fake.says("sbatch", error=lost, times=1)
     fake.says("sbatch", answer="8")
-    assert asked(30).unanswered
+    assert asked().unanswered

@@ -59,12 +59,12 @@ def start(cluster: Cluster, name: str, wait: bool = True) -> None:
         _make_account(cluster)
 
 
-def stop(layout: Layout, name: str, patience: float = 10.0) -> None:
+def stop(layout: Layout, name: str) -> None:
     """Ends one daemon; jobs run on, as they would where a daemon is restarted."""
     file = layout.pids / f"{name}.start"
     process = processes.recall(file)
     if process:
-        processes.end([process], patience)
+        processes.end([process])
     file.unlink(missing_ok=True)
 
 
@@ -213,15 +213,13 @@ def _ready(cluster: Cluster, name: str) -> bool:
     return state in ("idle", "mixed", "allocated")
 
 
-def _until(
-    cluster: Cluster, name: str, condition: Callable[[], bool], what: str, seconds: float = 60
-) -> None:
-    deadline = time.monotonic() + seconds
+def _until(cluster: Cluster, name: str, condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
     while not condition():
         if not running(cluster.layout, name):
             raise StartError(f"{name} ended: {_last_words(cluster.layout, name)}")
         if time.monotonic() > deadline:
-            raise StartError(f"not true after {seconds:.0f} s: {what}; {_last_words(cluster.layout, name)}")
+            raise StartError(f"not true after 60 s: {what}; {_last_words(cluster.layout, name)}")
         time.sleep(0.05)
 
 
