@@ -68,7 +68,7 @@ def _build(lines: Iterable[tuple[Mark, bytes]]) -> History:
             continue  # one of our events with a field of the wrong type
     history.last = clock(last) if last else 0.0
     for one in starts.values():
-        _sum_up(history, one, clock)
+        _sum_up(history, one)
     _settle(history)
     return history
 
@@ -165,7 +165,7 @@ def _happened(history: History, one: Incarnation, event: Event, time: float) -> 
         one.signals.append((time, event.signal))
 
 
-def _sum_up(history: History, one: Incarnation, clock: Clock) -> None:
+def _sum_up(history: History, one: Incarnation) -> None:
     """Sums up a start's marks. Signals and failures say nothing about steps done, and are left out."""
     if not one.marks:
         return
