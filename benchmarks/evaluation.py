@@ -99,7 +99,7 @@ def main() -> None:
         )
 
 
-def metric_alone(rounds: int, images: int = 50) -> None:
+def metric_alone(rounds: int) -> None:
     compat.prepare()
     import torch
     from mmengine.logging import MMLogger
@@ -109,7 +109,7 @@ def metric_alone(rounds: int, images: int = 50) -> None:
 
     torch.set_num_threads(1)
     MMLogger.get_instance("benchmark", log_level="ERROR")  # no tables
-    maps = [(label_map(2 * number, 255), label_map(2 * number + 1, 0)) for number in range(images)]
+    maps = [(label_map(2 * number, 255), label_map(2 * number + 1, 0)) for number in range(50)]
     samples = [
         {
             "gt_sem_seg": {"data": torch.from_numpy(truth.astype(np.int64))[None]},
@@ -126,7 +126,7 @@ def metric_alone(rounds: int, images: int = 50) -> None:
         for sample in samples:
             metric.process({}, [sample])
         found[kind.__name__] = metric.evaluate(len(samples))
-        return images / (time.process_time() - begin)
+        return len(samples) / (time.process_time() - begin)
 
     harness.compare(
         "evaluation_metric",

@@ -221,12 +221,12 @@ def epochs(
     return functools.partial(images_a_second, True), functools.partial(images_a_second, False)
 
 
-def odd_samples(folder: Path, number: int = 100) -> list[dict[str, Any]]:
+def odd_samples(folder: Path) -> list[dict[str, Any]]:
     """Samples of all sorts of sizes, up to VOC's, every fifth with a mask that is void all over."""
     folder.mkdir()
     random = np.random.RandomState(0)
     samples = []
-    for index in range(number):
+    for index in range(100):
         small = (40, 200) if index % 4 == 0 else (200, 501)
         height, width = (int(side) for side in random.randint(*small, 2))
         samples.append(make_sample(folder, index, (height, width), void=index % 5 == 0))

@@ -79,7 +79,7 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
 
 
-def render(page: str, records: list[dict[str, Any]], expected: set[str] = frozenset()) -> str:  # type: ignore[assignment]
+def render(page: str, records: list[dict[str, Any]], expected: set[str]) -> str:
     """The page with the table between its two markers made anew, and the names of results in `expected` that
     are still to be measured below it. Raises UserError without the markers."""
     lines = ["| what | against | measured | goal | command |", "|---|---|---|---|---|"]

@@ -247,7 +247,7 @@ def read(name: str) -> History:
 # ------------------------------------------------------------------------------------------------ the checks
 
 
-def check_formula(seeds: int = 40) -> list[dict[str, float]]:
+def check_formula(seeds: int) -> list[dict[str, float]]:
     """Simulated against expected ETTR where nothing is announced; the two differ only by chance."""
     rows = []
     for mtbi, save, restart, queue, interval in (
@@ -263,7 +263,7 @@ def check_formula(seeds: int = 40) -> list[dict[str, float]]:
     return rows
 
 
-def check_optimum(seeds: int = 20) -> list[dict[str, float]]:
+def check_optimum(seeds: int) -> list[dict[str, float]]:
     """The best of many intervals by simulation, against Young/Daly's: their places, and their ETTR."""
     rows = []
     for mtbi, save, restart, queue in (

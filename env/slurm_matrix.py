@@ -91,9 +91,7 @@ def play(release: str, root: Path, options: list[str], capture: bool) -> tuple[i
     return done.returncode, f"Slurm {version:8} ({release:8}): {result} in {minutes} min {seconds:02} s"
 
 
-def bare(
-    release: str, root: Path, command: list[str], capture: bool = False
-) -> subprocess.CompletedProcess[str]:
+def bare(release: str, root: Path, command: list[str], capture: bool) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, str(CHECKOUT / "env/bare_root.py"), release, "--root", str(root)]
     argv += ["--include", PACKAGES, "--set-env", "BATON_REQUIRE_SLURM=1"]
     if shares := environment()[1]:

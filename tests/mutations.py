@@ -17,7 +17,7 @@ VALUES = (
 TOKEN = re.compile(rb"\"(?:[^\"\\]|\\.)*\"|-?\d+(?:\.\d+)?|\b[a-z_A-Z]+\b")
 
 
-def mutations(good: bytes, number: int, seed: int = 0, text: bool = False) -> Iterator[bytes]:
+def mutations(good: bytes, number: int, seed: int, text: bool) -> Iterator[bytes]:
     """`number` variants of a file; of `text` also with other values in the place of its own."""
     dice = random.Random(seed)
     ways = [_flipped, _cut, _doubled, _filled, _inserted, _swapped, _edges]
@@ -105,7 +105,7 @@ def attack(
     allowed: tuple[type[Exception], ...],
     number: int,
     *,
-    text: bool = False,
+    text: bool,
     seed: int = 0,
 ) -> int:
     """Has `read` read every mutation: it may raise what is `allowed`, in one line, and nothing else, soon.

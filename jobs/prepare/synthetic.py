@@ -135,10 +135,10 @@ def write_archives(
     lists: Lists,
     *,
     size: int = 500,
-    classes: int = 4,
+    classes: int,
     seed: int = 0,
-    pool: int = 0,
-    full: bool = False,
+    pool: int,
+    full: bool,
 ) -> None:
     """Writes both archives and SHA256SUMS into `out`.
 

@@ -28,7 +28,7 @@ class Scene:
     object_png: bytes
 
 
-def make_scene(seed: int, number: int, size: int, classes: int, jpeg_bytes: int = 0) -> Scene:
+def make_scene(seed: int, number: int, size: int, classes: int, jpeg_bytes: int) -> Scene:
     """Draws scene `number`: one to three objects of `classes` classes on a grey ground.
 
     `jpeg_bytes` > 0 adds noise until the JPEG is about as large as that.

@@ -171,7 +171,7 @@ def log_of(run: Run, number: int) -> str:
     return "\n".join(path.read_text()[-3000:] for path in sorted(run.job.glob(f"{number}_*_log.out")))
 
 
-def run_job(run: Run, job: str, *arguments: str, timeout: float = 300) -> None:
+def run_job(run: Run, job: str, *arguments: str, timeout: float) -> None:
     """What `python -m jobs.JOB RUN …` does in RUN/code, in a process that has torch already.
 
     Raises AssertionError, with its output, if it does not end well.

@@ -207,7 +207,7 @@ def make(
     checksum: bool,
     processes: int | None,
     lock: Lock,
-    pack: bool = False,
+    pack: bool,
 ) -> Manifest:
     work = work_folder(data_root / WORK)
     both = (sources.VOC, sources.SBD)

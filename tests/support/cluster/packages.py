@@ -38,7 +38,7 @@ def program(name: str) -> str:
     return path
 
 
-def missing(accounting: bool = True) -> list[str]:
+def missing(accounting: bool) -> list[str]:
     """Debian packages that a cluster needs and this machine lacks."""
     wanted = PROGRAMS | (ACCOUNTING_PROGRAMS if accounting else {})
     return sorted({package for name, package in wanted.items() if shutil.which(name, path=PATH) is None})
