@@ -236,7 +236,7 @@ def _make(batch: Batch) -> str:
         f"BATON_RUNS={_quote(place or '')}",
         '"$host_python"',
         _quote(f"{batch.checkout}/launch/{launcher}.py"),
-        _join(arguments),
+        shlex.join(arguments),
     ]
     if batch.elements:
         command.append('--element "$SLURM_ARRAY_TASK_ID"')
@@ -288,7 +288,7 @@ def _command(batch: Batch) -> str:
         srun += flags
         python = " ".join([*prefix, python])
     given = " ".join(
-        filter(None, [_join(batch.arguments), '"$@"' if batch.run is None and stage != "train" else ""])
+        filter(None, [shlex.join(batch.arguments), '"$@"' if batch.run is None and stage != "train" else ""])
     )
     cd = (
         'cd "$run/code" || exit 2'
@@ -363,7 +363,3 @@ def _container(container: Container, folders: list[Path]) -> tuple[list[str], li
 
 def _quote(value: object) -> str:
     return shlex.quote(str(value))
-
-
-def _join(arguments: list[str]) -> str:
-    return " ".join(shlex.quote(argument) for argument in arguments)
