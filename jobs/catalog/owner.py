@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from jobs.run import place
 from jobs.run.errors import MALFORMED
 
 NAME = ".prepare.lock"
@@ -38,7 +39,7 @@ def myself(folder: str = "") -> Owner:
     return Owner(
         host=socket.gethostname(),
         pid=os.getpid(),
-        process_start=process_start(os.getpid()) or 0,
+        process_start=place.process_start(os.getpid()) or 0,
         namespace=namespace(),
         job=os.environ.get("SLURM_JOB_ID", ""),
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
@@ -47,20 +48,10 @@ def myself(folder: str = "") -> Owner:
     )
 
 
-def process_start(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None if there is no such live process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else int(fields[18])
-
-
 def namespace() -> str:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        here = place.here()
+        return f"{here['boot']} {here['pids']}"
     except OSError:
         return ""
 
@@ -96,12 +87,12 @@ def is_dead(owner: Owner) -> bool:
     if same_job and owner.restart < int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         # Slurm restarts a job only after its earlier start has ended.
         return True
-    return is_here(owner) and process_start(owner.pid) != owner.process_start
+    return is_here(owner) and place.process_start(owner.pid) != owner.process_start
 
 
 def is_alive(owner: Owner) -> bool:
     """Whether the owner is visibly alive. False if it has exited, or is not visible from here."""
-    return is_here(owner) and process_start(owner.pid) == owner.process_start
+    return is_here(owner) and place.process_start(owner.pid) == owner.process_start
 
 
 def is_here(owner: Owner) -> bool:

@@ -34,7 +34,7 @@ from mmseg.registry import TRANSFORMS
 
 from jobs.mmseg import packed
 from jobs.mmseg.transforms import LoadAnnotationsFast, swap_in
-from jobs.run import file_systems, staged
+from jobs.run import file_systems, place, staged
 from jobs.run import packed as containers
 from jobs.run.deflate import crc32
 from jobs.run.errors import UserError
@@ -46,7 +46,6 @@ SLOT = struct.Struct("<QIIIII")
 LOCK = "lock-pixels"
 KEPT_FREE = 0.2
 """Fraction of the file system that is left to others, including copies of other datasets."""
-BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Pixels:
@@ -141,7 +140,7 @@ class Pixels:
 
 
 def name(container: containers.Container) -> str:
-    of = f"{BOOT.read_text()} {cv2.getBuildInformation()} {PIL.__version__}"
+    of = f"{place.BOOT.read_text()} {cv2.getBuildInformation()} {PIL.__version__}"
     return staged.name(container.path, container.status, staged.PIXELS, of)
 
 

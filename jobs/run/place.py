@@ -30,3 +30,20 @@ def elsewhere(there: Mapping[str, Any]) -> str:
         return "" if there.get("pids") == me["pids"] else str(there.get("host") or "another container")
     restarted = there.get("host") == me["host"] and not me["host"].startswith("localhost")
     return "" if restarted else str(there.get("host") or "another host")
+
+
+def stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat (proc(5)) from the state on, after the command's name, which may contain
+    anything; [] if there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return text.rpartition(")")[2].split()
+
+
+def process_start(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; together with its pid, this identifies it uniquely.
+    None if there is no such live process."""
+    fields = stat(pid)
+    return int(fields[19]) if fields and fields[0] not in "ZX" else None

@@ -74,7 +74,7 @@ class _Chain:
             processes.adopt_orphans()
             wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
             self.wakeup = processes.wake_on_signals(self.signals.append, *wanted)
-            me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "job": self.job}
+            me = {"pid": os.getpid(), "start_time": place.process_start(os.getpid()), "job": self.job}
             me |= place.here()
             name = run.job / (files.CHAIN() if owner else files.OTHER_CHAIN(LOCALJOB=self.job))
             write_atomically(name, json.dumps(me).encode())

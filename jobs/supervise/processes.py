@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from jobs.run import place
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # Loaded before any fork: loading a library between fork and exec is not safe.
@@ -150,18 +152,6 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
-def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; together with its pid, this identifies it uniquely.
-
-    None if there is no such process.
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(text.rpartition(")")[2].split()[19])
-
-
 def ignore_signals() -> None:
     """For the last moments of a process whose exit code matters: Python removes its handlers before it exits,
     and the exit codes of other tasks make srun send SIGTERM to those that are still running."""
@@ -183,10 +173,5 @@ def wake_on_signals(handle: Callable[[signal.Signals], None], *numbers: signal.S
 
 
 def _state_and_parent(pid: int) -> tuple[str, int]:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return "", 0
-    # The command name in brackets may itself contain spaces and brackets.
-    fields = text.rpartition(")")[2].split()
-    return fields[0], int(fields[1])
+    fields = place.stat(pid)
+    return (fields[0], int(fields[1])) if fields else ("", 0)

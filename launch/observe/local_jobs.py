@@ -38,13 +38,11 @@ def _living(file: Path) -> int | None:
     if place.elsewhere(chain):
         return None
     try:
-        stat = Path(f"/proc/{int(chain['pid'])}/stat").read_text()
+        pid = int(chain["pid"])
+        started = place.process_start(pid)
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
-    # proc(5): after the command's name, which may contain anything; field 3 is the state, 22 the start time.
-    fields = stat.rpartition(")")[2].split()
-    alive = fields[0] not in "ZX" and str(fields[19]) == str(chain.get("start_time"))
-    return int(chain["pid"]) if alive else None
+    return pid if started is not None and str(started) == str(chain.get("start_time")) else None
 
 
 def elsewhere(run: Run, job: str) -> str:
@@ -59,8 +57,8 @@ def elsewhere(run: Run, job: str) -> str:
 def is_stopped(pid: int | None) -> bool:
     """Whether a process is stopped, by a signal or a debugger."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
-    except OSError:
+        return pid is not None and place.stat(pid)[0] in "tT"
+    except (OSError, IndexError):
         return False
 
 

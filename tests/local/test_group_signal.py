@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.engine import checkpoints
-from jobs.run import events
+from jobs.run import events, place
 from jobs.run.directory import Run
 from jobs.run.exit_codes import FINISHED, RESUME
 from jobs.supervise import processes
@@ -63,12 +63,12 @@ def test_everybody_is_signalled(tmp_path: Path) -> None:
         everybody = {t.pid for t in tasks} | {pid for t in tasks for pid in processes.descendants(t.pid)}
         # A supervisor, a worker, two workers of its data loader: for each rank.
         assert len(everybody) >= RANKS * 4
-        born = {pid: processes.start_time(pid) for pid in everybody}
+        born = {pid: place.process_start(pid) for pid in everybody}
         for pid in everybody:
             os.kill(pid, signal.SIGUSR2)
         here.unlink()
         assert [t.wait(30) for t in tasks] == [RESUME] * RANKS, tiny.log_of(run, 1)
-        assert [pid for pid in everybody if processes.start_time(pid) == born[pid]] == []
+        assert [pid for pid in everybody if place.process_start(pid) == born[pid]] == []
     finally:
         here.unlink(missing_ok=True)
         for task in tasks:

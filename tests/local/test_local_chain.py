@@ -14,7 +14,6 @@ import pytest
 
 from jobs.run import events, place
 from jobs.run.directory import Run
-from jobs.supervise import processes
 from jobs.supervise.local import _FreeGpus, visible_gpus
 from tests.stages import ROOT, make_run, of, processes_of, train_command, wait_until
 
@@ -95,7 +94,7 @@ def test_a_cancelled_chain_saves_and_can_be_resumed(tmp_path: Path) -> None:
     me = json.loads((run.job / "local.json").read_text())
     assert me == {
         "pid": chain.pid,
-        "start_time": processes.start_time(chain.pid),
+        "start_time": place.process_start(chain.pid),
         "job": f"local-{chain.pid}",
         **place.here(),
     }

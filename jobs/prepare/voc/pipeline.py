@@ -35,7 +35,7 @@ from jobs.prepare.progress import say
 from jobs.prepare.voc import build
 from jobs.prepare.voc import lists as voc
 from jobs.prepare.voc.writing import keep_strangers, put_manifest
-from jobs.run import packed
+from jobs.run import packed, place
 from jobs.run.errors import UserError
 
 WORK = ".prepare"
@@ -144,13 +144,13 @@ def wait_only(data_root: Path, folder: str, preparer: int) -> Manifest:
     neither that process nor an owner of the data root's lock is left, and there is no dataset.
     """
     look = watcher(data_root, folder)
-    started = owners.process_start(preparer) if preparer else None
+    started = place.process_start(preparer) if preparer else None
     owner: Owner | None = None
     beat, since = 0.0, time.monotonic()
     announced = False
     while True:
         # Check whether they are alive before checking their work, so that the end of it is not missed.
-        lives = started is not None and owners.process_start(preparer) == started
+        lives = started is not None and place.process_start(preparer) == started
         held = owners.read(data_root)
         if held and held[0].folder in ("", folder) and not owners.is_dead(held[0]):
             if held != (owner, beat):
