@@ -97,13 +97,15 @@ def datasets(cfg: Any, path: Path) -> Iterator[Read]:
     import mmseg.datasets
     from mmengine.registry import DATASETS, init_default_scope
 
-    from jobs.mmseg import packed
+    from jobs.mmseg import data, packed
 
     assert mmseg.datasets
     init_default_scope(cfg.get("default_scope") or "mmseg")
     for split, loaders in LOADERS.items():
         for loader in loaders:
-            for leaf in leaves((cfg.get(loader) or {}).get("dataset")):
+            for leaf in data.descriptions((cfg.get(loader) or {}).get("dataset")):
+                if "type" not in leaf:
+                    continue
                 description = {**leaf, "pipeline": [], "lazy_init": False}
                 packed.read_packed(description)
                 try:
@@ -114,19 +116,6 @@ def datasets(cfg: Any, path: Path) -> Iterator[Read]:
                     raise UserError(
                         f"{path}: {loader}: its dataset {leaf.get('type')} cannot be read: {text}"
                     ) from None
-
-
-def leaves(node: Any) -> Iterator[dict[str, Any]]:
-    """The datasets inside wrappers such as ConcatDataset and RepeatDataset."""
-    if isinstance(node, (list, tuple)):
-        for one in node:
-            yield from leaves(one)
-    elif isinstance(node, dict):
-        inner = [node[key] for key in ("dataset", "datasets") if key in node]
-        if inner:
-            yield from leaves(inner)
-        elif "type" in node:
-            yield dict(node)
 
 
 def missing(leaf: dict[str, Any]) -> str:
