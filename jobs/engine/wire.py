@@ -129,7 +129,7 @@ def _read_tensor(name: str, shape: list[int], content: bytes) -> torch.Tensor:
 
 def _read_array(name: str, shape: list[int], content: bytes) -> np.ndarray[Any, Any]:
     dtype = np.dtype(name)
-    if dtype.kind not in _KINDS or dtype.hasobject:
+    if dtype.kind not in _KINDS:
         raise WireError(f"unknown type of array {name!r}")
     _check_size(shape, dtype.itemsize, content)
     return np.frombuffer(content, dtype).reshape(shape).copy() if content else np.empty(shape, dtype)

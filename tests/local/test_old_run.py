@@ -72,6 +72,8 @@ def test_it_is_shown_resumed_and_evaluated(old: Path) -> None:
 def test_its_batch_scripts_call_what_its_code_has(old: Path) -> None:
     for which in ("train", "evaluate"):
         script = launch(old, "train", "--resume", old.name, "--cluster", "slurm", f"--dry-run={which}")
-        for name in (line.split(" -m ")[1].split()[0] for line in script.splitlines() if " -m jobs." in line):
+        names = [line.split(" -m ")[1].split()[0] for line in script.splitlines() if " -m jobs." in line]
+        assert names
+        for name in names:
             module = old / "code" / name.replace(".", "/")
             assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), name

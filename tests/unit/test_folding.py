@@ -45,6 +45,8 @@ def test_a_sweep_is_a_line() -> None:
     assert line.cells[3:] == ["150/500", "", "45.00", "44.00", "3×", "0.70", "10 min", "12"]
     assert len(lines(elements, fold=False)) == 5
     assert lines(elements[:1])[0].cells[0] == "lr-0", "of one run nothing is folded"
+    for state in ("failed", "stuck", "stopped", "unreadable", "unknown"):
+        assert lines(sweep(["finished", "running", state]))[0].state == state, "somebody must look at it"
 
 
 def test_what_fits_on_a_screen_is_what_matters() -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.mmseg import sampling
 from jobs.mmseg.sampling import Plan, Sample, SeededDataset, deal, mix, order, rounds_for
 from jobs.run.errors import UserError
 
@@ -64,9 +65,13 @@ def test_orders_and_seeds_differ_by_epoch_position_and_seed() -> None:
     assert mix(1, 2) != mix(2, 1)
 
 
-def test_order_stays_what_it_was() -> None:
+def test_order_and_seeds_stay_what_they_were() -> None:
     """Running trainings depend on it: a change here would break their resuming exactly."""
     assert list(order(7, 3, 8)) == ORDER_7_3_8
+    drawn = Plan(8, 2, seed=7).global_batch(13)
+    assert [(int(sample), sample.seed) for sample in drawn] == [(1, 3992587118), (3, 3254593673)]
+    streams = (sampling.STEP, sampling.VALIDATION, sampling.HOOKS, sampling.EVALUATION)
+    assert [mix(7, stream, 3) for stream in streams] == [1449780438, 1148427050, 3413105667, 578654523]
 
 
 ORDER_7_3_8 = [0, 6, 1, 3, 4, 5, 7, 2]

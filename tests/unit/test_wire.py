@@ -60,7 +60,17 @@ class Code:
 
 @pytest.mark.parametrize(
     "value",
-    [Code(), [Code()], {"a": (Code(),)}, np.array([Code()], dtype=object), {Code(): 1}, 2**70, lambda: 0],
+    [
+        Code(),
+        [Code()],
+        {"a": (Code(),)},
+        np.array([Code()], dtype=object),
+        {Code(): 1},
+        2**70,
+        lambda: 0,
+        torch.eye(2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    ],
 )
 def test_what_cannot_be_sent_is_the_users_to_mend(value: Any) -> None:
     with pytest.raises(UserError):
@@ -86,6 +96,8 @@ def test_what_cannot_be_sent_is_the_users_to_mend(value: Any) -> None:
                 (wire._TENSOR, "float32"),
                 (wire._ARRAY, ["O", [1], bytes(8)]),
                 (wire._ARRAY, ["O,i4", [1], bytes(12)]),
+                (wire._ARRAY, ["O", [0], b""]),
+                (wire._ARRAY, ["V4", [1], bytes(4)]),
                 (wire._ARRAY, ["", [1], b"1"]),
                 (wire._NUMBER, ["<f8", [1, 2], b"1"]),
                 (wire._SET, [[1]]),
