@@ -1,5 +1,6 @@
 """Checkpoints under everything that can happen to a writer or to a file."""
 
+import codecs
 import collections
 import errno
 import io
@@ -596,6 +597,16 @@ def test_what_torch_would_hand_to_another_reader_is_refused(load: Callable[..., 
     with pytest.raises((pickle.UnpicklingError, RuntimeError)):
         load(path)
     assert not (tmp_path / "was-here").exists()
+    if load is load_before_2_6:
+        with pytest.raises(pickle.UnpicklingError, match="is a tar archive"):
+            load(path)
+
+
+def test_bytes_in_another_encoding_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "iter_1.pth"
+    torch.save({"x": Calls(codecs.encode, "x", "utf-16")}, path)
+    with pytest.raises(pickle.UnpicklingError, match="bytes in 'utf-16'"):
+        load_before_2_6(path)
 
 
 @pytest.mark.parametrize("load", LOADERS)
