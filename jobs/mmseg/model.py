@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ def config(run: Run) -> Any:
             f"{run.config} has neither test_dataloader nor val_dataloader: there is nothing to test on"
         )
     return cfg
+
+
+WRAPPERS = [(r"_orig_mod\.", ""), (r"^module\.", "")]
+"""Prefixes in the names of weights that were saved inside a wrapper (torch.compile's, one for several GPUs),
+and what replaces them."""
 
 
 def load(cfg: Any, checkpoint: Path, device: str) -> Any:
@@ -148,8 +154,8 @@ def read(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
     weights = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{checkpoint} is not a model checkpoint: it has no named weights")
-    # The prefix of a model that was saved inside its multi-GPU wrapper.
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    for prefix, without in WRAPPERS:
+        weights = {re.sub(prefix, without, name): value for name, value in weights.items()}
     saved = content.get("meta")
     saved = saved if isinstance(saved, dict) else {}
     known = saved.get("dataset_meta")

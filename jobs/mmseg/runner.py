@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from jobs.engine.session import Session
 from jobs.mmseg import backbone_weights, compiling, curves, kept, sampling, schedules, state
 from jobs.mmseg import loop as _loops  # noqa: F401 - registers the loops
+from jobs.mmseg.model import WRAPPERS
 from jobs.run.checkpoint_files import Checkpoint
 from jobs.run.errors import UserError
 
@@ -166,7 +167,7 @@ class TrainingRunner(Runner):
         """Of a file that has none of the model's weights mmengine tells the log, and trains from scratch."""
         weights = state.bare(self.model).state_dict()
         before = _versions(weights)
-        checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        checkpoint = super().load_checkpoint(filename, *args, **{"revise_keys": WRAPPERS} | kwargs)
         if before and _versions(state.bare(self.model).state_dict()) == before:
             held = checkpoint.get("state_dict", checkpoint)
             raise UserError(

@@ -85,7 +85,9 @@ def test_results_that_mean_nothing_are_told(
     """Of classes in another order, or of weights that are NaN, there were figures without a word."""
     init_default_scope("mmseg")
     names = PascalVOCDataset.METAINFO["classes"]
-    weights = {f"module.{name}": value for name, value in MODELS.build(cfg.model).state_dict().items()}
+    weights = {
+        f"module._orig_mod.{name}": value for name, value in MODELS.build(cfg.model).state_dict().items()
+    }
     same, other = (
         {"dataset_meta": {"classes": names}},
         {"CLASSES": (*names[:2], "bird", "bicycle", *names[4:])},
@@ -97,7 +99,7 @@ def test_results_that_mean_nothing_are_told(
         f"warning: {tmp_path}/x.pth: it was trained with other classes than the config's test dataset has: "
         "class 2 is bird there, bicycle here\n"
     )
-    weights["module.decode_head.conv_seg.bias"][3] = torch.nan
+    weights["module._orig_mod.decode_head.conv_seg.bias"][3] = torch.nan
     torch.save(weights, tmp_path / "x.pth")
     model.load(cfg, tmp_path / "x.pth", "cpu")
     assert "1 of its weights are NaN (such as decode_head.conv_seg.bias)" in capsys.readouterr().out

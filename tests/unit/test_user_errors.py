@@ -174,8 +174,9 @@ def test_weights_of_which_none_is_the_models_are_refused(tmp_path: Path) -> None
         torch.save({"state_dict": content}, tmp_path / name)
         with pytest.raises(UserError, match=r"none of the 1 weights in .* the model 0.weight \(3, 2\), 0"):
             runner.load_checkpoint(str(tmp_path / name))
-    torch.save({"module.1.bias": torch.zeros(3)}, tmp_path / "good")
-    runner.load_checkpoint(str(tmp_path / "good"))
+    for prefix in ("module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."):
+        torch.save({f"{prefix}1.bias": torch.zeros(3)}, tmp_path / "good")
+        runner.load_checkpoint(str(tmp_path / "good"))
 
 
 class Replacing(torch.nn.Module):
