@@ -27,7 +27,8 @@ def looks_secret(name: str) -> bool:
 def in_text(text: str) -> str:
     """The name of the first secret that a shell line or option sets to a literal value; "" if there is none.
     `KEY=$(cat file)` and `KEY=$OTHER` do not."""
-    for name, value in re.findall(r"([A-Za-z_][A-Za-z0-9_]*)=([^\s,]*)", text):
+    # The value is only looked at: in `--env=KEY=abc`, it holds the name.
+    for name, value in re.findall(r"([A-Za-z_][A-Za-z0-9_]*)=(?=([^\s,]*))", text):
         if looks_secret(name) and not value.strip("'\"").startswith(("$", "`")) and value.strip("'\""):
             return str(name)
     return ""

@@ -198,6 +198,7 @@ def test_what_looks_like_a_secret() -> None:
         assert not secrets.looks_secret(name), name
     assert secrets.in_text("export WANDB_API_KEY=abc") == "WANDB_API_KEY"
     assert secrets.in_text("x --env HF_TOKEN='abc' y") == "HF_TOKEN"
+    assert secrets.in_text("--env=HF_TOKEN=abc") == "HF_TOKEN"
     for line in ("export A_TOKEN=$(cat ~/.t)", 'export A_TOKEN="$OTHER"', "module load a", "A_TOKEN="):
         assert secrets.in_text(line) == ""
 
