@@ -63,7 +63,7 @@ EVENTS = File("events.jsonl", "what happened, see below", BOTH)
 METRICS = File("metrics.jsonl", "training and validation scalars by step, see below", "the training, rank 0")
 PROGRESS = File(
     "progress.json",
-    "where the training is at this moment, written anew every few seconds",
+    "where the training is at this moment, overwritten every few seconds, at a constant size",
     "the training, rank 0",
 )
 JOB = File("job", "batch scripts (`train.sbatch`, …), one log a rank, marks, see below", BOTH)
@@ -154,7 +154,9 @@ OTHER_CHAIN = File(
     "{LOCALJOB}.json", "the same of an evaluation, inference or export by hand, `local-PID`, while it lives"
 )
 CONTROLLER = File("controller.out", "what submitit said that started a local chain")
-SUBMITIT = File("{PID}_{WHAT}.pkl", "submitit's own files of a local chain")
+SUBMITIT = File(
+    "{PID}_{WHAT}.pkl", "submitit's own files of a local chain; what this one said is in `PID_0_log.out`"
+)
 SUCCESSOR = File("successor-{JOB}.sbatch", "a job's script as it was submitted again, for a successor")
 PRESUBMITTED = File(
     "presubmitted-{JOB}", "the job that was submitted in advance, to go on if this one is killed"

@@ -141,7 +141,7 @@ class Checkpoint(_Event):
     path: Annotated[str, "file name"]
     bytes: Annotated[int, "size"]
     seconds: Annotated[float | None, "from the snapshot until it was on disk"]
-    why: Annotated[str, "what made it: the epoch, the interval, a preemption, the end"]
+    why: Annotated[str, "interval (as the config asks), time, validation (one follows), preemption or end"]
     stall_seconds: Annotated[
         float | None, "how long it held the training up; without it, all of `seconds`"
     ] = None
@@ -175,7 +175,7 @@ class CheckpointFailed(_Event):
 class Signal(_Event):
     """A rank was asked to leave; it does so at the next step boundary, together with all others."""
 
-    signal: Annotated[str, "USR2, TERM, …"]
+    signal: Annotated[str, "SIGUSR2, SIGTERM, …"]
     rank: Annotated[int, "that got it first"]
     host: Annotated[str, "its host"]
 
@@ -217,7 +217,7 @@ class Failed(_Event):
 
 
 class Requeued(_Event):
-    """The training will be started again in the queue."""
+    """The job will be started again in the queue."""
 
     how: Annotated[str, "slurm: by Slurm itself; scontrol; successor: another job; local"]
     successor: Annotated[str | None, "the job that goes on"] = None
@@ -238,7 +238,7 @@ class Stopped(_Event):
 
 
 class Finished(_Event):
-    """The stage is done; only of a training that reached its last step."""
+    """The stage is done; a training's only once it has reached its last step."""
 
     step: Annotated[int | None, "steps finished"] = None
     epoch: Annotated[int | None, "epochs finished"] = None
