@@ -192,11 +192,17 @@ def test_a_file_server_that_does_not_answer_for_a_while_does_not_cost_the_lock(
     assert not (tmp_path / NAME).exists()
 
 
-def test_owner_that_was_superseded_notices(tmp_path: Path) -> None:
+def test_owner_that_was_superseded_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with hold(tmp_path) as mine:
         assert mine is not None
         mine.check()
         path = write(tmp_path, ELSEWHERE)
+        os.utime(path, (1, 1))
+        monkeypatch.setattr(lock, "BEAT", 0.02)
+        heart = threading.Thread(target=mine.beat, daemon=True)
+        heart.start()
+        heart.join(10)
+        assert path.stat().st_mtime == 1  # beating, it would keep a dead one's lock
         with pytest.raises(UserError, match="taken over by job 811 on node17"):
             mine.check()
     # And leaves the other's lock alone.

@@ -255,6 +255,7 @@ def test_without_a_whole_one_a_run_does_not_begin_again(
     for path in tmp_path.iterdir():
         path.unlink()
     assert checkpoints.newest(tmp_path) is None
+    assert checkpoints.newest(tmp_path / "missing") is None
 
 
 def lead_nowhere(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import threading
@@ -12,10 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mmengine.hooks import CheckpointHook
 
 from jobs.engine import checkpoints, saving
 from jobs.engine.session import Session
+from jobs.run import events
 from jobs.run.directory import Request, Run
+from jobs.run.metrics import Figure
 from tests.unit.test_checkpoints import fill, manifest, names, write
 
 
@@ -27,6 +31,88 @@ def saver(tmp_path: Path) -> saving.Saver:
     session = Session(run, request, rank=0, ranks=1, local_rank=0, local_ranks=1, start=1, job=None)
     heart: Any = SimpleNamespace(beat=lambda *_: None)
     return saving.Saver(session, saving.Settings(), "x", heart, lambda *_: {"step": 6})
+
+
+@pytest.mark.parametrize("begin", [0, 3, 4])
+@pytest.mark.parametrize("every", [-1, 0, 1, 3])
+def test_the_interval_is_mmengines(every: int, begin: int) -> None:
+    settings = saving.Settings(interval=every, save_begin=begin)
+    theirs = [
+        CheckpointHook().every_n_epochs(SimpleNamespace(epoch=done - 1), every, begin) for done in range(1, 9)
+    ]
+    assert [settings.asks(done) for done in range(1, 9)] == theirs
+
+
+def at(step: int) -> Any:
+    plan = SimpleNamespace(batch=4)
+    return SimpleNamespace(
+        train_loop=SimpleNamespace(iter=step, epoch=1, position=2, by_epoch=True, plan=plan)
+    )
+
+
+def told(saver: saving.Saver, event: str) -> list[Any]:
+    return [one["step"] for one in events.read(saver.session.run.events) if one["event"] == event]
+
+
+def test_a_save_that_failed_is_told_and_tried_again(
+    saver: saving.Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver.directory.touch()  # instead of a folder
+    saver.save(at(6), "interval", asked=True)
+    saver.retry_for(0.0)
+    assert told(saver, "checkpoint_failed") == [6]
+    assert saving.RETRY - 30 < saver.next - time.monotonic() <= saving.RETRY
+    with pytest.raises(OSError, match=r"iter_6\.pth: "):
+        saver.check_finished()
+    saver.directory.unlink()
+    saver.save(at(6), "end", asked=True, wait=0.0)  # which tries once
+    saver.check_finished()
+    assert saver.on_disk == (6, 1)
+
+    saver.directory.rename(aside := saver.directory.with_name("aside"))
+    saver.directory.touch()
+
+    def mend(_: float) -> None:
+        saver.directory.unlink()
+        aside.rename(saver.directory)
+
+    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=time.monotonic, sleep=mend))
+    saver.save(at(7), "preemption", wait=600.0)
+    assert told(saver, "checkpoint_failed") == [6, 7]
+    assert told(saver, "checkpoint") == [6, 7]
+    assert saver.on_disk == (7, 1)
+
+
+def test_a_save_is_waited_for_only_where_it_must_be(
+    saver: saving.Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    beats: list[tuple[str, int]] = []
+
+    def beat(*told: Any) -> None:
+        beats.append(told)
+        go_on.set()
+
+    monkeypatch.setattr(checkpoints, "on_phase", lambda _: go_on.wait(10))
+    monkeypatch.setattr(saver.heart, "beat", beat)
+    saver.save(at(6), "time")
+    assert saver.busy()
+    saver.save(at(7), "end", wait=0.0)
+    assert beats[0] == ("save", 7)
+    assert not saver.busy()
+    stalls = [one.get("stall_seconds") for one in events.read(saver.session.run.events)]
+    assert [stall is None for stall in stalls] == [False, True]
+
+
+def test_what_cannot_be_pruned_is_told_and_left(saver: saving.Saver) -> None:
+    stays = saver.directory / "iter_1.pth"
+    stays.mkdir(parents=True)
+    checkpoints.beside(stays).write_text(json.dumps(manifest(1, bytes=stays.stat().st_size)))
+    for step in (2, 3):
+        saver.save(at(step), "end", wait=0.0)
+    assert told(saver, "checkpoint_failed") == [3]
+    assert saver.on_disk == (3, 1)
+    assert saver.next > time.monotonic()
 
 
 def test_both_threads_that_leave_know_what_came_of_the_save(
@@ -63,8 +149,7 @@ def test_both_threads_that_leave_know_what_came_of_the_save(
     monkeypatch.setattr(checkpoints, "write", write)
     monkeypatch.setattr(checkpoints, "prune", lambda *_: None)
     monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
-    loop = SimpleNamespace(iter=6, epoch=1, position=0, by_epoch=True, plan=SimpleNamespace(batch=4))
-    saver.save(SimpleNamespace(train_loop=loop), "validation", validation_due=True)
+    saver.save(at(6), "validation", validation_due=True)
     saver.finish()
     with ThreadPoolExecutor(2) as threads:
         both = [threads.submit(leave, late) for late in (False, True)]
@@ -105,6 +190,18 @@ def test_a_better_one_is_found_while_the_one_before_is_noted(
     best = checkpoints.best(saver.directory)
     assert best is not None
     assert best.step == 2
+
+
+def test_after_the_best_is_gone_the_next_validation_is_the_best(saver: saving.Saver) -> None:
+    write(saver.directory, 1)
+    saver.validated(1, {"mIoU": 60.0})
+    write(saver.directory, 2)
+    saver.validated(2, {"mIoU": 40.0})
+    assert checkpoints.best_figure(saver.directory) == Figure("mIoU", 60.0)
+    (saver.directory / "iter_1.pth").unlink()
+    assert checkpoints.best(saver.directory) is None
+    saver.validated(2, {"mIoU": 40.0})
+    assert checkpoints.best_figure(saver.directory) == Figure("mIoU", 40.0)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
