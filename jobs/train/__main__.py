@@ -26,6 +26,7 @@ from jobs.run.settings import Settings
 from jobs.run.streams import TolerantStream
 from jobs.run.task import Task, read
 from jobs.slurm import successor
+from jobs.slurm.commands import SBATCH_SECONDS
 from jobs.supervise import budget, processes, rendezvous
 from jobs.supervise.supervisor import supervise
 
@@ -59,6 +60,7 @@ def main() -> int:
     try:
         if task.rank == 0:
             start = writer.common["start"] = with_retries(lambda: claim_start(run, task))
+            past = announced(run, task.job, past)
             cancelled = (run.job / files.CANCELLED()).exists()
             stop = CANCELLED.format(run=run.name) if cancelled else unfit() or budget.verdict(past).stop
             stop = FINISHED if is_finished(run, task.job, past or History()) else stop
@@ -141,6 +143,22 @@ def claim_start(run: Run, task: Task) -> int:
         with contextlib.suppress(OSError), os.fdopen(fd, "w") as file:
             json.dump(owner | {"time": events.now()}, file)
         return number
+
+
+def announced(run: Run, job: str, past: History | None) -> History | None:
+    """The run's history; of one that was stopped and has been resumed, with this job's submission, which the
+    launcher notes only when the evaluation is submitted, too: until then the run would still be stopped."""
+    deadline = time.monotonic() + SBATCH_SECONDS
+    while past and f"train {job}" not in past.jobs and os.environ.get("SLURM_JOB_ID"):
+        try:
+            resumed = run.request_file.stat().st_mtime > (past.stopped_at or 0.0)
+        except OSError:
+            break
+        if not resumed or not budget.verdict(past).stop or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+        past = story.attempt(run.events)
+    return past
 
 
 def is_finished(run: Run, job: str, past: History) -> bool:

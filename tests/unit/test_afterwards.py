@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,9 @@ from jobs.run import events, story
 from jobs.run.directory import Request, Run
 from jobs.run.exit_codes import FAILED, RESUME, SUPERSEDED, USER_ERROR
 from jobs.run.settings import Notify, RunSettings
-from jobs.supervise import afterwards
+from jobs.supervise import afterwards, budget
 from jobs.supervise.afterwards import AGAIN_HERE, after_srun
-from jobs.train.__main__ import is_finished
+from jobs.train.__main__ import announced, is_finished
 from tests.unit.slurm_answers import FakeSlurm
 
 
@@ -142,6 +143,30 @@ def test_a_cancelled_run_is_left_alone(run: Run, how: str, code: int) -> None:
         (run.job / "cancelled").touch()
     assert after_srun(run, code).code == code
     assert "requeued" not in names(run)
+
+
+def test_a_job_that_starts_before_its_submission_is_noted_is_not_stopped_by_what_stopped_the_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    start(run, 1)
+    say(run, "failed", start=1, reason="no such model", exit_code=2)
+    say(run, "stopped", start=1, reason="no such model")
+
+    def stop() -> str | None:
+        return budget.verdict(announced(run, "7", story.attempt(run.events))).stop
+
+    run.request_file.touch()
+    os.utime(run.request_file, (0, 0))
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("nobody has resumed it"))
+    assert stop() == "no such model"
+    os.utime(run.request_file, (time.time() + 9, time.time() + 9))  # as --resume writes it, before it submits
+    monkeypatch.setattr(
+        time,
+        "sleep",
+        lambda _: events.append(run.events, "submitted", stage="train", job="7", executor="slurm"),
+    )
+    assert stop() is None
 
 
 def test_a_plain_scancel_leaves_the_mark_of_a_cancelled_run(run: Run, slurm: FakeSlurm) -> None:
