@@ -223,7 +223,7 @@ class Worker:
         pace = (now - since) / (step - first) if step > first else None
         progress.show(
             self.session, step=step, epoch=epoch, max_steps=steps, seconds_per_step=pace,
-            loss=self._scalars.get("loss"), lr=self._scalars.get("lr"), phase="train",
+            phase="train", **{name: self._scalars[name] for name in ("loss", "lr") if name in self._scalars},
         )  # fmt: skip
 
     # ----------------------------------------------------------------------------------------------- saving

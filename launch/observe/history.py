@@ -51,9 +51,11 @@ def progress(run: Run) -> dict[str, Any]:
     for key in ("start", "step", "epoch", "max_steps", "max_epochs"):
         found[key] = found.get(key) if isinstance(found.get(key), int) else None
     # The loss of a finished step is finite unless the training diverged (NaN, infinite, or null: strict JSON
-    # has neither).
+    # has neither), or nothing has logged one, as in a training of one's own.
     found["diverged"] = (
-        number(found.get("seconds_per_step")) is not None and number(found.get("loss")) is None
+        "loss" in found
+        and number(found.get("seconds_per_step")) is not None
+        and number(found.get("loss")) is None
     )
     for key in ("seconds_per_step", "loss", "lr"):
         found[key] = number(found.get(key))

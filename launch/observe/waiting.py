@@ -220,7 +220,8 @@ class _ProgressLine:
         try:
             now = json.loads((self.run.path / files.PROGRESS()).read_text())
             total = f"/{now['max_steps']}" if now.get("max_steps") else ""
-            return f"{now.get('phase', '')} step {now.get('step')}{total}  loss {_short(now.get('loss'))}"
+            loss = f"  loss {_short(now['loss'])}" if "loss" in now else ""
+            return f"{now.get('phase', '')} step {now.get('step')}{total}{loss}"
         except (FileNotFoundError, *MALFORMED):
             return ""
 

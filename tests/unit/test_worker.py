@@ -23,6 +23,7 @@ from jobs.run.directory import Request, Run
 from jobs.run.errors import UserError
 from jobs.supervise.heartbeat import Heartbeat
 from jobs.worker import Worker
+from launch.observe import history
 
 
 def made(path: Path, rank: int = 0) -> Worker:
@@ -96,6 +97,16 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) 
     with pytest.raises(UserError, match=r"iter_7\.pth cannot be loaded, .*collections\.deque") as caught:
         worker.load()
     assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_nobody_logged_is_not_nan(tmp_path: Path) -> None:
+    worker = made(tmp_path)
+    logged: Any
+    for step, logged, diverged in ((1, {}, False), (2, {"other": 0.5}, False), (3, {"loss": math.nan}, True)):
+        worker.log(step, **logged)
+        worker._shown = -math.inf
+        worker._show(step, 0)
+        assert history.progress(worker.run)["diverged"] == diverged, step
 
 
 @pytest.mark.parametrize("number", [float, np.float32, np.array, torch.tensor])
