@@ -4,6 +4,7 @@
 # it after editing the requirements and commit the result. The hashes of the locked packages, for all platforms,
 # go into env/hashes.txt; torch and its dependencies are a site's own build and are checked by version only.
 set -eu
+[ $# -eq 0 ] || { sed -n '2,/^set/s/^# //p' "$0"; [ "$1" = --help ] && exit; exit 2; }
 cd "$(dirname "$0")"
 uv=../.venv/bin/uv
 compile() {

@@ -4,6 +4,7 @@
 # squashfs image (env/pack.sh).
 # `make test` calls this; without root or apt-get it says so, and those tests are skipped.
 set -eu
+[ $# -eq 0 ] || { sed -n '2,/^set/s/^# //p' "$0"; [ "$1" = --help ] && exit; exit 2; }
 lacking=
 command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || lacking=chromium
 command -v zsh >/dev/null 2>&1 || lacking="$lacking zsh"

@@ -239,6 +239,16 @@ def test_help_is_there(checkout: Path) -> None:
 # ----------------------------------------------------------------------------------------- where uv looks
 
 
+@pytest.mark.parametrize("script", ["lock.sh", "test-tools.sh"])
+def test_a_script_without_options_does_nothing_for_one(script: str) -> None:
+    for option, code in (("--help", 0), ("--no-such", 2)):
+        done = subprocess.run(
+            ["sh", f"env/{script}", option], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (code, "")
+        assert "env/" in done.stdout
+
+
 def test_uv_is_told_what_pip_is_told() -> None:
     spec = importlib.util.spec_from_file_location("pip_settings", ROOT / "env" / "pip_settings.py")
     assert spec is not None
