@@ -87,18 +87,17 @@ def doubtful(run: Run, keep: int = 0, named: Collection[str] = ()) -> dict[str, 
     """
     if not run.checkpoints.is_dir():
         return {}
+    present = sorted(run.checkpoints.iterdir())
     damaged = [
         path.name
-        for path in sorted(run.checkpoints.iterdir())
+        for path in present
         if OURS.fullmatch(path.name)
         and checkpoint_files.beside(path).exists()
         and checkpoint_files.read(checkpoint_files.beside(path)) is None
     ]
     found = {"a damaged manifest, and it may be whole": damaged} if damaged else {}
     folder = f"{run.path.name}/{run.checkpoints.name}"
-    if weights := [
-        path.name for path in sorted(run.checkpoints.iterdir()) if f"{folder}/{path.name}" in named
-    ]:
+    if weights := [path.name for path in present if f"{folder}/{path.name}" in named]:
         found["a run that has none yet begins with it"] = weights
     told = checkpoint_files.told_best(run.checkpoints) if _lacks_its_note(run) else None
     if told and checkpoint_files.of_told_best(run.checkpoints) is None:
